@@ -1,0 +1,113 @@
+"""Federated averaging, and what is a choice of its slots: FedSGD, FedAvgM, FedAdam, DiLoCo, training alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.algorithms.algorithm import InnerState
+from trainer.cohort import Round
+from trainer.flat import FlatModel
+from trainer.optimizers import optimizer_state, restore_optimizer_state
+
+ServerOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+class FedAvg:
+    """w <- server(w, sum_k (n_k / n) (w - w_k)): the weighted mean of the clients' deltas, as a gradient of the server.
+
+    McMahan et al. 2017 (arXiv 1602.05629); with a server optimizer other than SGD at rate 1: Reddi et al. 2021 (arXiv
+    2003.00295); with inner AdamW kept and a Nesterov server: DiLoCo, Douillard et al. 2023 (arXiv 2311.08105).
+
+    weight       `examples`: n_k is the number of the client's training examples; `equal`: 1
+    server       makes a torch optimizer, which must be elementwise, for the one vector of global parameters
+    shared       a regular expression: the parameters and buffers whose names it finds travel, the others stay with
+                 their client; `.*` is all, `$^` none
+    inner_state  what becomes of a client's optimizer state between its rounds: `reset` or `keep`
+    """
+
+    pools_data = False
+
+    def __init__(
+        self,
+        server: ServerOptimizer,
+        weight: Literal["examples", "equal"] = "examples",
+        shared: str = ".*",
+        inner_state: InnerState = "reset",
+    ):
+        self.make_server, self.weight, self.inner_state = server, weight, inner_state
+        self.shared_pattern = re.compile(shared)
+        self.has_personal = shared != ".*"
+
+    @property
+    def stateful(self) -> bool:
+        return self.inner_state == "keep" or self.has_personal
+
+    def is_shared(self, name: str) -> bool:
+        return self.shared_pattern.search(name) is not None
+
+    def setup(self, model: FlatModel) -> None:
+        self.model = model
+        # Combined in at least float32, whatever the model is trained in.
+        precision = torch.promote_types(model.shared.dtype, torch.float32)
+        self.parameters = torch.nn.Parameter(model.shared.to(precision, copy=True), requires_grad=False)
+        self.sum = torch.zeros_like(self.parameters)
+        self.weights: list[float] = []
+        self.norms: list[float] = []
+        self.server = self.make_server([self.parameters])
+
+    def begin_round(self, round: Round) -> None:
+        self.sum.zero_()
+        self.weights, self.norms = [], []
+
+    def begin_client(self, client: int) -> None:
+        self.model.shared.copy_(self.parameters)
+
+    def correct(self) -> None:
+        pass
+
+    def contribute(self, client: int, examples: int) -> float:
+        # delta = global - local: it points where a gradient points, so server optimizers need no minus sign.
+        delta = self.parameters - self.model.shared
+        norm = float(torch.linalg.vector_norm(delta))
+        if math.isfinite(norm):
+            weight = float(examples) if self.weight == "examples" else 1.0
+            # The sum stays a mean: n_k * delta would leave float32's exact integers and float16's range.
+            total = sum(self.weights) + weight
+            self.sum.lerp_(delta, weight / total)
+            self.weights.append(weight)
+            self.norms.append(norm)
+        return norm
+
+    def header(self) -> dict[str, float]:
+        pairs = list(zip(self.weights, self.norms, strict=True))
+        return {
+            "weight": math.fsum(self.weights),
+            "weighted_norms": math.fsum(w * d for w, d in pairs),
+            "squared_weighted_norms": math.fsum((w * d) ** 2 for w, d in pairs),
+        }
+
+    def payload(self, weight: float) -> Tensor:
+        return self.sum.mul_(math.fsum(self.weights) / weight)
+
+    @torch.no_grad()
+    def apply(self, total: Tensor) -> None:
+        self.parameters.grad = total
+        self.server.step()
+        self.parameters.grad = None
+        self.model.shared.copy_(self.parameters)
+
+    def skip(self) -> None:
+        self.model.shared.copy_(self.parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parameters": self.parameters.data, "server": optimizer_state(self.server)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.parameters.data.copy_(state["parameters"])
+        restore_optimizer_state(self.server, state["server"])

@@ -1,0 +1,86 @@
+"""The collectives of the trainer, besides DDP's own: everything else calls these and never torch.distributed.
+
+Every function here is a collective over the ranks it names: all of them must reach it, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.topology import Topology
+
+
+def sum_header(header: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sums over the world of every entry: float64 tensors on the CPU, sent as one vector in one all-reduce."""
+    packed = torch.cat([entry.reshape(-1) for entry in header.values()])
+    assert packed.dtype == torch.float64, packed.dtype
+    dist.all_reduce(packed)
+    parts = packed.split([entry.numel() for entry in header.values()])
+    return {name: part.view_as(header[name]) for name, part in zip(header, parts, strict=True)}
+
+
+def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
+    """The sum over the silos of one vector each, in place: leaders all-reduce, then tell their replicas.
+
+    Replicas of a silo hold equal vectors, so only the leader's counts. All ranks end with the same bits.
+    """
+    if topology.is_leader:
+        dist.all_reduce(vector, group=topology.leaders_group)
+    if topology.num_replicas > 1:
+        dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
+    return vector
+
+
+def maximum(values: Tensor) -> Tensor:
+    """The elementwise maximum over the world, in place."""
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def gather_rows(row: Tensor) -> Tensor:
+    """One row of every rank: [k] on each rank becomes [world size, k] on all."""
+    rows = torch.zeros(dist.get_world_size(), len(row), dtype=row.dtype)
+    rows[dist.get_rank()] = row
+    dist.all_reduce(rows)
+    return rows
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor, in place."""
+    dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def broadcast_text(text: str) -> str:
+    """Rank 0's text."""
+    encoded = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+    length = broadcast(torch.tensor([len(text.encode())]))
+    if dist.get_rank() != 0:
+        encoded = torch.empty(max(int(length), 1), dtype=torch.uint8)
+    return bytes(broadcast(encoded)[: int(length)].tolist()).decode()
+
+
+def gather_texts(text: str) -> list[str]:
+    """The text of every rank, in rank order, on all ranks. For faults at the start, not for hot paths."""
+    encoded = text.encode()
+    longest = int(maximum(torch.tensor([len(encoded)])))
+    row = torch.zeros(longest + 1, dtype=torch.uint8)
+    row[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else row[:0]
+    return [bytes(line.tolist()).rstrip(b"\0").decode() for line in gather_rows(row)]
+
+
+def barrier() -> None:
+    """Returns when every rank has come here."""
+    dist.all_reduce(torch.zeros(1))
+
+
+def has_lost_peers(error: BaseException) -> bool:
+    """Whether a collective failed because of another rank: that one knows the reason, this one does not."""
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

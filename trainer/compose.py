@@ -1,0 +1,144 @@
+"""From overrides to one resolved tree of plain values, with every fault said at once. Hydra's types stop here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.config import read_config
+from trainer.folder import flatten
+
+Tree = dict[str, Any]
+
+HERE = Path(__file__).parent
+# In a source tree conf/ lies beside the package, in an installed one inside it.
+CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.exists())
+
+USAGE = """\
+python -m trainer [--help | --cfg job] [key=value ...]          start the workers of this machine, and train
+torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with workers that torchrun starts
+./scripts/train [key=value ...]                                 the first of these, installing what it needs
+
+  python -m trainer                                             digits, a small CNN, synchronous, in half a minute
+  python -m trainer algorithm=fedavg silos=2 partition=dirichlet partition.alpha=0.1
+  python -m trainer data=mnist data.root=PATH model=mlp optimizer.lr=0.05 rounds=10
+  python -m trainer run_dir=outputs/mine                        again: continues it, or prints its result
+  python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
+  python -m trainer --cfg job ...                               prints the resolved configuration and ends
+
+Exit codes: 0 finished, 1 failed, 2 bad input."""
+
+
+def compose_tree(overrides: list[str]) -> Tree:
+    """The resolved configuration, checked; ValueError lists all that is wrong with the overrides."""
+    try:
+        config = _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError("\n".join(_faults(overrides) or [str(error)])) from error
+    choices = config.hydra.runtime.choices
+    config = _without_hydra(config)
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError("\n".join(f"{key} has no value\n  set {key}=..." for key in missing))
+    tree = _plain(config)
+    read_config(tree)
+    tree["name"] = tree["name"] or choices["experiment"] or f"{choices['data']}-{choices['algorithm']}"
+    tree["run_dir"] = tree["run_dir"] or str(_new_run_dir(tree["name"]))
+    return tree
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides, return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    return config
+
+
+def help_page() -> str:
+    """What can be said on the command line, read off the configuration itself."""
+    groups = "\n".join(f"  {group + '=':<12} {', '.join(options)}" for group, options in _groups().items())
+    spine = (CONF / "config.yaml").read_text().split("\n\n", maxsplit=1)[1].rstrip()
+    keys = "\n".join("  " + line if line else "" for line in spine.split("\n"))
+    title = "Groups (files in conf/; each has keys of its own, seen by --cfg job):"
+    return f"{USAGE}\n\n{title}\n{groups}\n\nKeys:\n{keys}"
+
+
+def _new_run_dir(name: str) -> Path:
+    """outputs/<name>/<time>, or under SLURM the job's id, by which a requeued job finds its run again."""
+    folder = Path("outputs") / name
+    if job := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return folder / f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return folder / job
+    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    names = [now, *(f"{now}-{number}" for number in range(2, 1000))]
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _groups() -> dict[str, list[str]]:
+    """The groups of the configuration and the choices in each, in the order of the defaults list."""
+    listed = [next(iter(entry)) for entry in OmegaConf.load(CONF / "config.yaml").defaults if entry != "_self_"]
+    return {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in listed}
+
+
+def _faults(overrides: Iterable[str]) -> list[str]:
+    """What is wrong with each override by itself: first the choices of groups, then the keys under good choices."""
+    groups, faults, choices, values = _groups(), [], [], []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            faults.append(f"{override} is no override\n  write key=value")
+        elif key not in groups:
+            values.append(override)
+        elif value in groups[key]:
+            choices.append(override)
+        else:
+            faults.append(f"{override}: there is no such choice{_nearest(value, groups[key])}")
+    return faults + _value_faults(choices, values)
+
+
+def _value_faults(choices: list[str], values: list[str]) -> list[str]:
+    known = flatten(_plain(_without_hydra(_compose(choices))))
+    faults, good = [], list(choices)
+    for override in values:
+        try:
+            _compose([*choices, override])
+            good.append(override)
+        except (HydraException, OmegaConfBaseException) as error:
+            key = override.partition("=")[0]
+            faults.append(f"{override}: {error}" if key in known else _unknown(key, list(known)))
+    try:
+        read_config(_plain(_without_hydra(_compose(good))))
+    except ValueError as error:
+        faults.append(str(error))
+    return faults
+
+
+def _plain(config: DictConfig) -> Tree:
+    return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    said = f"{key} is no key{_nearest(key, siblings or known)}"
+    return f"{said}\n  to hand a _target_ one more argument: +{key}=..." if parent in _groups() else said
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    """What the user may have meant, and what there is."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"{meant}\n  valid: {', '.join(valid)}"

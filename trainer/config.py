@@ -1,0 +1,162 @@
+"""The typed spine of the configuration: what the frame reads itself. Leaves with a `_target_` are built, not read.
+
+Faults are collected, so that a user mends all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
+
+Leaf = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be, and how that is said to a user."""
+
+    valid: str
+    accepts: Callable[[Any], bool]
+
+    def __or__(self, other: Kind) -> Kind:
+        return Kind(f"{self.valid}, or {other.valid}", lambda value: self.accepts(value) or other.accepts(value))
+
+
+def whole(least: int) -> Kind:
+    """Integers from `least` on."""
+    return Kind(f"a whole number from {least}", lambda value: type(value) is int and value >= least)
+
+
+def number(least: float, below: float = float("inf")) -> Kind:
+    """Numbers from `least` to, but not including, `below`."""
+    valid = f"a number from {least:g}" + (f" to below {below:g}" if below < float("inf") else "")
+    return Kind(valid, lambda value: type(value) in (int, float) and least <= value < below)
+
+
+def words(*choices: str | None) -> Kind:
+    """One of a few words; None is written null."""
+    return Kind(" or ".join("null" if choice is None else choice for choice in choices), lambda value: value in choices)
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(whole(1).accepts(size) for size in value)
+
+
+sizes = Kind("a list of sizes such as [3,1]", _is_sizes)
+switch = Kind("true or false", lambda value: type(value) is bool)
+text = Kind("a text", lambda value: isinstance(value, str))
+leaf = Kind(
+    "a mapping with a _target_", lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str)
+)
+
+
+def setting(kind: Kind) -> Any:
+    """A dataclass field that holds a value of this kind."""
+    return field(metadata={"kind": kind})
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    epochs: int = setting(whole(1))
+    steps: int | None = setting(whole(1) | words(None))
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = setting(whole(1))
+    batch_size: int = setting(whole(1))
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = setting(whole(1))
+    keep: int = setting(whole(1))
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    per_client: Literal["full", "scores", "none"] = setting(words("full", "scores", "none"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    smoke: bool = setting(switch)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    autocast: str | None = setting(words("bfloat16", None))
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    nproc: int | str = setting(whole(1) | words("auto"))
+    threads: int | str = setting(whole(1) | words("auto"))
+    device: str = setting(words("auto", "cpu", "cuda"))
+    silo_timeout_seconds: float = setting(number(1))
+    between_timeout_seconds: float = setting(number(1))
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration; conf/config.yaml says what each key means."""
+
+    round: RoundConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    report: ReportConfig
+    run: RunConfig
+    precision: PrecisionConfig
+    launch: LaunchConfig
+    name: str | None = setting(text | words(None))
+    seed: int = setting(whole(0))
+    rounds: int = setting(whole(1))
+    silos: int | str | list[int] = setting(whole(1) | sizes | words("node"))
+    clients: int | str = setting(whole(1) | words("auto"))
+    batch_size: int | str = setting(whole(1) | words("all"))
+    micro_batch_size: int | None = setting(whole(1) | words(None))
+    clip_norm: float | None = setting(number(1e-12) | words(None))
+    run_dir: str | None = setting(text | words(None))
+    resume: str = setting(words("auto", "never"))
+    data: Leaf = setting(leaf)
+    model: Leaf = setting(leaf)
+    task: Leaf = setting(leaf)
+    optimizer: Leaf = setting(leaf)
+    schedule: Leaf = setting(leaf)
+    server: Leaf = setting(leaf)
+    partition: Leaf = setting(leaf)
+    cohort: Leaf = setting(leaf)
+    algorithm: Leaf = setting(leaf)
+
+
+def read_config(values: Mapping[str, Any]) -> Config:
+    """The Config that a resolved tree of plain values describes; ValueError names every fault."""
+    faults: list[str] = []
+    config = _read(Config, values, "", faults)
+    validation = values.get("data", {}).get("validation", 0)
+    if not number(0, 1).accepts(validation):
+        faults.append(f"data.validation={validation}\n  valid: {number(0, 1).valid}")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return config
+
+
+def _read(kind: type, values: Mapping[str, Any], prefix: str, faults: list[str]) -> Any:
+    known = {item.name: item for item in fields(kind)}
+    faults += [f"{prefix}{name} is no key of the configuration" for name in values if name not in known]
+    hints = get_type_hints(kind)
+    read: dict[str, Any] = {}
+    for name, item in known.items():
+        value = values.get(name)
+        if is_dataclass(hints[name]):
+            read[name] = _read(hints[name], value or {}, f"{prefix}{name}.", faults)
+            continue
+        if not item.metadata["kind"].accepts(value):
+            faults.append(f"{prefix}{name}={_shown(value)}\n  valid: {item.metadata['kind'].valid}")
+        read[name] = value
+    return kind(**read)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,33 @@
+"""Data: sources of examples, the data sets that come along, and the clients that examples are dealt to."""
+
+from __future__ import annotations
+
+from trainer.data.clients import Clients, describe
+from trainer.data.idx import read_idx
+from trainer.data.images import digits, fashion_mnist, mnist
+from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Shards, natural_clients
+from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_source
+from trainer.data.texts import shakespeare, text
+
+__all__ = [
+    "Arrays",
+    "Clients",
+    "Dirichlet",
+    "Iid",
+    "MapStyle",
+    "Natural",
+    "Partition",
+    "Shards",
+    "Source",
+    "Splits",
+    "Windows",
+    "as_source",
+    "describe",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "natural_clients",
+    "read_idx",
+    "shakespeare",
+    "text",
+]

@@ -1,0 +1,58 @@
+"""Files that data sets are made from: a cache that ranks may race for, and data inside installed packages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+
+def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of the cached file `name`, made and written first where it is missing.
+
+    The file lies in $SILOTRAIN_CACHE, or else in silotrain/ under $XDG_CACHE_HOME or ~/.cache. It is written aside and
+    renamed: a rank that comes in between makes its own, and every rank reads a whole file.
+    """
+    path = cache_folder() / name
+    if not path.exists():
+        _write(path, save(make()))
+    return load_file(path)
+
+
+def cache_folder() -> Path:
+    """The folder of cached files; it need not exist."""
+    if chosen := os.environ.get("SILOTRAIN_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "silotrain"
+
+
+def package_folder(package: str, install: str) -> Path:
+    """The folder that holds an installed package's files, found without importing it.
+
+    Raises ValueError with the command `install` when the package is not there.
+    """
+    try:
+        return Path(str(distribution(package).locate_file("")))
+    except PackageNotFoundError as error:
+        raise ValueError(
+            f"this data set comes with the package {package}, which is not installed.\n  {install}"
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as aside, (Path(aside) / path.name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a folder that can be written"
+        ) from error

@@ -1,0 +1,120 @@
+"""The batches of one client, as one replica of its silo sees them.
+
+The order of examples is a pure function of (seed, client, epoch) and the place in it is a number of steps, so a run
+continues anywhere, also with another number of replicas: the batches of the silo stay the same, only their split
+between the replicas changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.source import Source
+from trainer.randomness import generator
+
+BLOCK_BYTES = 1 << 20  # small batches are fetched together, as many as stay in the cache: one index_select, not many
+
+Examples = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a silo's batch is divided: among its replicas, and on each into micro-batches.
+
+    A replica gets consecutive examples of the batch, and shares differ by at most one example. `least` is the fewest
+    examples a share may have: a last batch that would give fewer joins the one before.
+    """
+
+    replica: int = 0
+    num_replicas: int = 1
+    micro_batch_size: int | None = None
+    least: int = 0
+
+    def of(self, start: int, stop: int) -> tuple[int, int]:
+        """The replica's part of the batch [start, stop)."""
+        first, last = ((stop - start) * edge // self.num_replicas for edge in (self.replica, self.replica + 1))
+        return start + first, start + last
+
+    def bounds(self, examples: int, batch_size: int) -> list[int]:
+        """Where the batches of an epoch begin and end: [0, batch_size, ..., examples]."""
+        bounds = [*range(0, examples, batch_size), examples]
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] < self.least * self.num_replicas:
+            del bounds[-2]
+        return bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A replica's micro-batches, at least one though it may be empty.
+
+    examples  the examples of the silo's whole batch
+    own       those of them that are this replica's
+    """
+
+    micro_batches: list[Examples]
+    examples: int
+    own: int
+
+
+class Stream:
+    """The endless batches of one client, epoch after epoch; epochs never mix in a batch.
+
+    `ids` are the client's examples in `source`; `batch_size` counts examples of the whole silo, None is all of them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ids: np.ndarray,
+        client: int,
+        batch_size: int | None,
+        share: Share,
+        seed: int,
+        device: torch.device,
+    ):
+        self.source, self.client, self.share, self.seed, self.device = source, client, share, seed, device
+        self.ids = torch.from_numpy(ids)
+        self.bounds = share.bounds(len(ids), batch_size or len(ids))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.bounds) - 1
+
+    def batches(self, start: int, steps: int) -> Iterator[Batch]:
+        """Batches number `start` to `start + steps` of the stream."""
+        stop = start + steps
+        while start < stop:
+            epoch, first = divmod(start, self.steps_per_epoch)
+            last = min(first + stop - start, self.steps_per_epoch)
+            yield from self._of_epoch(epoch, self.bounds[first : last + 1])
+            start += last - first
+
+    def _of_epoch(self, epoch: int, bounds: list[int]) -> Iterator[Batch]:
+        order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
+        shares = [self.share.of(begin, end) for begin, end in pairwise(bounds)]
+        fetched = self._fetch(self.ids[order], shares)
+        for (begin, end), (inputs, targets) in zip(pairwise(bounds), fetched, strict=True):
+            yield Batch(self._micro_batches(inputs, targets), end - begin, len(targets))
+
+    def _fetch(self, ids: Tensor, shares: list[tuple[int, int]]) -> Iterator[Examples]:
+        position, together = 0, 1
+        while position < len(shares):
+            block = shares[position : position + together]
+            fetched = self.source.fetch(torch.cat([ids[begin:end] for begin, end in block]))
+            inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in fetched)
+            sizes = [end - begin for begin, end in block]
+            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
+            position += len(block)
+            together = max(1, BLOCK_BYTES * len(block) // max(inputs.nbytes, 1))
+
+    def _micro_batches(self, inputs: Tensor, targets: Tensor) -> list[Examples]:
+        size = self.share.micro_batch_size
+        if size is None or len(targets) <= size:
+            return [(inputs, targets)]
+        return list(zip(inputs.split(size), targets.split(size), strict=True))

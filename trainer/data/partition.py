@@ -1,0 +1,220 @@
+"""How examples are dealt to clients. Train and test are dealt alike, so that a client is tested on its own kind.
+
+A partition is a pure function of the labels or owners, the number of clients and the seed. Every example of train and
+of test goes to exactly one client, and every client gets at least `min_examples` to train on; test examples it may have
+none, where there are few. What cannot be dealt so is refused with a ValueError that names the keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol
+
+import numpy as np
+
+from trainer.data.clients import Clients
+from trainer.data.dealing import counted, dealt, even, in_proportion, merged, topped_up
+from trainer.data.source import Source
+from trainer.randomness import numpy_generator
+
+DIRICHLET_DRAWS = 100
+
+
+class Partition(Protocol):
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        """The examples of each of `clients` clients."""
+        ...
+
+
+@dataclass(frozen=True)
+class Iid:
+    """Every client gets as many examples as any other, give or take one, drawn from all."""
+
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        _refuse(_size_faults("iid", train, clients, self.min_examples))
+        generator = numpy_generator(seed, "partition", "iid")
+        train_clients, test_clients = (generator.permutation(even(len(source), clients)) for source in (train, test))
+        return Clients.of(train_clients, test_clients, clients)
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each label's examples are divided over the clients in proportions drawn from Dirichlet(alpha, ..., alpha).
+
+    A small alpha gives clients few labels and unequal sizes, a large one makes them alike. The proportions are drawn
+    again, up to 100 times, until every client has `min_examples`; then the largest clients give some of theirs. Test
+    examples are divided as the training examples of their label are. Yurochkin et al. 2019, Bayesian nonparametric
+    federated learning of neural networks.
+    """
+
+    alpha: float
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = _size_faults("dirichlet", train, clients, self.min_examples)
+        faults += _column_faults("dirichlet", "labels", train, test)
+        if not 0 < self.alpha < inf:
+            faults.append(
+                f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes clients more alike"
+            )
+        _refuse(faults)
+        labels = _Labels.of(train, test)
+        generator = numpy_generator(seed, "partition", "dirichlet")
+        return labels.deal(self._draw(labels.examples, clients, generator), self.min_examples, generator)
+
+    def _draw(self, examples: np.ndarray, clients: int, generator: np.random.Generator) -> np.ndarray:
+        """Training examples by label and client, int64 [labels, clients]; `examples` is their number by label."""
+        counts = np.zeros((len(examples), clients), np.int64)
+        for _ in range(DIRICHLET_DRAWS):
+            proportions = generator.dirichlet(np.full(clients, self.alpha), size=len(examples))
+            ends = np.rint(proportions.cumsum(axis=1) * examples[:, None]).astype(np.int64)
+            counts = np.diff(ends, prepend=0)
+            if counts.sum(axis=0).min() >= self.min_examples:
+                break
+        return counts
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The examples, sorted by label, are cut in clients * per_client equal shards; each client is dealt per_client.
+
+    So a client sees about per_client labels. The test examples of a label are dealt in proportion to the clients'
+    training examples of it. McMahan et al. 2017, Communication-efficient learning of deep networks from decentralized
+    data: 100 clients with 2 shards of 300 digits each.
+    """
+
+    per_client: int = 2
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = _size_faults("shards", train, clients, self.min_examples)
+        faults += _column_faults("shards", "labels", train, test)
+        if self.per_client < 1:
+            faults.append(f"partition.per_client={self.per_client}: a client gets at least 1 shard")
+        _refuse(faults)
+        labels = _Labels.of(train, test)
+        generator = numpy_generator(seed, "partition", "shards")
+        shards = clients * self.per_client
+        client_of_shard = generator.permutation(even(shards, clients))
+        client_of_sorted = client_of_shard[even(len(train), shards)]
+        counts = counted(np.sort(labels.train), client_of_sorted, labels.number, clients)
+        return labels.deal(counts, self.min_examples, generator)
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Every owner of examples is a client; owners are merged, never split, where there are fewer clients.
+
+    The largest owner left always joins the smallest client, which balances their training examples. Clients are
+    numbered by their first owner. Nothing is drawn: the seed has no effect.
+    """
+
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        _refuse(_size_faults("natural", train, clients, self.min_examples) or _owner_faults(train, test, clients))
+        assert train.owners is not None and test.owners is not None
+        owners, owner_of, examples = np.unique(train.owners, return_inverse=True, return_counts=True)
+        client_of = merged(examples, clients)
+        test_clients = client_of[np.searchsorted(owners, test.owners)]
+        split = Clients.of(client_of[owner_of], test_clients, clients)
+        _refuse(_smallest_faults(split, self.min_examples))
+        return split
+
+
+def natural_clients(train: Source) -> int:
+    """The number of owners of the training examples: the most clients that Natural can make of them."""
+    _refuse(_column_faults("natural", "owners", train))
+    assert train.owners is not None
+    return len(np.unique(train.owners))
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of train and test, numbered 0 .. number - 1 by what occurs in either."""
+
+    train: np.ndarray
+    test: np.ndarray
+    number: int
+
+    @staticmethod
+    def of(train: Source, test: Source) -> _Labels:
+        assert train.labels is not None and test.labels is not None
+        values, labels = np.unique(np.concatenate([train.labels, test.labels]), return_inverse=True)
+        return _Labels(labels[: len(train)], labels[len(train) :], len(values))
+
+    @property
+    def examples(self) -> np.ndarray:
+        """Training examples of each label, int64 [number]."""
+        return np.bincount(self.train, minlength=self.number)
+
+    def deal(self, counts: np.ndarray, min_examples: int, generator: np.random.Generator) -> Clients:
+        """Clients with these training examples by label and client, topped up, and test examples in proportion."""
+        counts = topped_up(counts, min_examples)
+        test_examples = np.bincount(self.test, minlength=self.number)
+        test_counts = in_proportion(counts, test_examples, generator)
+        train_clients, test_clients = dealt(self.train, counts, generator), dealt(self.test, test_counts, generator)
+        return Clients.of(train_clients, test_clients, counts.shape[1])
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _size_faults(partition: str, train: Source, clients: int, min_examples: int) -> list[str]:
+    faults = []
+    if clients < 1:
+        faults.append(f"clients={clients}: there is at least 1 client")
+    if min_examples < 1:
+        faults.append(f"partition.min_examples={min_examples}: a client has at least 1 example to train on")
+    if not faults and clients * min_examples > len(train):
+        fewer = f"  set clients={len(train) // min_examples} or fewer"
+        less = f", or partition.min_examples={len(train) // clients} or less" if clients <= len(train) else ""
+        faults.append(
+            f"partition={partition}: clients={clients} with partition.min_examples={min_examples} need "
+            f"{clients * min_examples} training examples, and there are {len(train)}.\n{fewer}{less}"
+        )
+    return faults
+
+
+def _column_faults(partition: str, column: str, *sources: Source) -> list[str]:
+    if all(getattr(source, column) is not None for source in sources):
+        return []
+    return [
+        f"partition={partition} deals examples by their {column}, and this data has no {column}.\n"
+        f"  set partition=iid, or give the train and the test source {column}: one integer an example"
+    ]
+
+
+def _owner_faults(train: Source, test: Source, clients: int) -> list[str]:
+    if missing := _column_faults("natural", "owners", train, test):
+        return missing
+    assert train.owners is not None and test.owners is not None
+    faults, owners = [], np.unique(train.owners)
+    if clients > len(owners):
+        faults.append(
+            f"partition=natural: clients={clients}, and the training examples have {len(owners)} owners.\n"
+            f"  set clients={len(owners)} or fewer"
+        )
+    strangers = np.setdiff1d(test.owners, owners)
+    if len(strangers):
+        faults.append(
+            f"partition=natural: {len(strangers)} owners have test examples and no training examples, such as owner "
+            f"{strangers[0]}.\n  leave their examples out, or set partition=iid"
+        )
+    return faults
+
+
+def _smallest_faults(clients: Clients, min_examples: int) -> list[str]:
+    smallest = int(clients.sizes.min())
+    if smallest >= min_examples:
+        return []
+    return [
+        f"partition=natural: the smallest of clients={len(clients)} has {smallest} training examples, fewer than "
+        f"partition.min_examples={min_examples}.\n  owners are not split: set fewer clients=, or a smaller "
+        "partition.min_examples="
+    ]

@@ -1,0 +1,173 @@
+"""Where examples come from: one small protocol, and the three sources that fulfil it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples numbered 0 .. N-1, fetched a batch at a time."""
+
+    def __len__(self) -> int:
+        """N, the number of examples."""
+        ...
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the examples `ids` (int64 [B]), both with B as their first dimension."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The label of every example, int64 [N]: what partitions by label cut. None where there are none."""
+        ...
+
+    @property
+    def owners(self) -> np.ndarray | None:
+        """The natural client of every example, int64 [N]. None where nobody owns them."""
+        ...
+
+
+class Arrays:
+    """Tensors in memory as a Source: inputs [N, ...], targets [N, ...].
+
+    The targets are the labels as well where they are a vector of integers. Raises ValueError when there are no examples
+    or when inputs, targets and owners disagree on their number.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, owners: np.ndarray | None = None) -> None:
+        if len(inputs) != len(targets):
+            raise ValueError(
+                f"{len(inputs)} inputs and {len(targets)} targets: every example needs one of each.\n"
+                f"  got inputs of shape {list(inputs.shape)} and targets of shape {list(targets.shape)}"
+            )
+        self.inputs = inputs
+        self.targets = targets
+        self.labels = _label_column(targets)
+        self.owners = _column("owners", owners, len(inputs))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs.index_select(0, ids), self.targets.index_select(0, ids)
+
+
+class Windows:
+    """Windows of a text as a Source: the inputs are `length` tokens, the targets the same tokens one place later.
+
+    `tokens` is uint8 [N, length + 1], a row for each window; it may be a view whose rows overlap. Batches are int64
+    [B, length]. Raises ValueError when there are no rows, when they are not length + 1 wide, or when the owners
+    are not N.
+    """
+
+    labels: np.ndarray | None = None
+
+    def __init__(self, tokens: Tensor, length: int, owners: np.ndarray | None = None) -> None:
+        if tokens.ndim != 2 or tokens.shape[1] != length + 1:
+            raise ValueError(
+                f"windows of length={length} need rows of {length + 1} tokens; got shape {list(tokens.shape)}"
+            )
+        self.tokens = tokens
+        self.length = length
+        self.owners = _column("owners", owners, len(tokens))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.tokens.index_select(0, ids)
+        return rows[:, :-1].long(), rows[:, 1:].long()
+
+
+class MapStyle:
+    """Any map-style torch Dataset of (input, target) pairs as a Source.
+
+    A batch is `dataset.__getitems__(ids)` where the data set has it, else an item at a time, collated by torch's
+    `default_collate`. `labels` and `owners` (int64 [N]) are what the data set cannot say of itself: without them it can
+    only be dealt out evenly. Raises ValueError when there are no examples or when a column's length is not N; `fetch`
+    raises it for items that are not pairs.
+    """
+
+    def __init__(self, dataset: Any, labels: np.ndarray | None = None, owners: np.ndarray | None = None) -> None:
+        self.dataset = dataset
+        self.labels = _column("labels", labels, len(dataset))
+        self.owners = _column("owners", owners, len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        # A replica may have no example of a batch: it still needs an empty one of the right shape.
+        batch = default_collate(self._items(ids.tolist() or [0]))
+        if not (isinstance(batch, Sequence) and len(batch) == 2):
+            raise ValueError(
+                f"{type(self.dataset).__name__} gives items that are not (input, target) pairs.\n"
+                "  wrap it in a Dataset whose items are pairs"
+            )
+        inputs, targets = batch
+        return inputs[: len(ids)], targets[: len(ids)]
+
+    def _items(self, ids: list[int]) -> list[Any]:
+        if hasattr(self.dataset, "__getitems__"):
+            return self.dataset.__getitems__(ids)
+        return [self.dataset[i] for i in ids]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: what is trained on, what is tested on, and what its labels and owners are called.
+
+    `classes` is the number of classes, or of tokens in the vocabulary; None where the task is not a classification.
+    """
+
+    train: Source
+    test: Source
+    classes: int | None
+    owner_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+
+
+def as_source(dataset: Any) -> Source:
+    """The data set as a Source: a Source stays, a TensorDataset of two is taken by its tensors, a Dataset is wrapped.
+
+    Raises ValueError for an IterableDataset and for anything else that cannot be indexed.
+    """
+    if isinstance(dataset, Source):
+        return dataset
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        return Arrays(*dataset.tensors)
+    if isinstance(dataset, Dataset) and isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
+        return MapStyle(dataset)
+    raise ValueError(
+        f"a data set must be one of these, got {type(dataset).__name__}:\n"
+        "  a Source (__len__, fetch, labels, owners), a TensorDataset of two tensors,\n"
+        "  or a map-style torch Dataset (__len__, __getitem__) of (input, target) pairs.\n"
+        "  An IterableDataset has no numbered examples to deal out: read it into tensors first"
+    )
+
+
+def _label_column(targets: Tensor) -> np.ndarray | None:
+    integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return targets.to("cpu", torch.int64).numpy() if integers and targets.ndim == 1 else None
+
+
+def _column(name: str, values: np.ndarray | None, examples: int) -> np.ndarray | None:
+    """The values as int64 [examples], or None for None."""
+    if examples == 0:
+        raise ValueError("a data set without a single example cannot be trained on or tested with")
+    if values is None:
+        return None
+    column = np.asarray(values)
+    if column.shape != (examples,) or not np.issubdtype(column.dtype, np.integer):
+        raise ValueError(
+            f"{name}= must be one integer for each of {examples} examples; got {column.dtype} {list(column.shape)}"
+        )
+    return column.astype(np.int64)

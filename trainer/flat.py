@@ -1,0 +1,135 @@
+"""A model whose trainable parameters are views into two vectors: one that travels between silos and one that stays.
+
+Copying, subtracting and sending a whole model is then one operation on one vector. The views are written with
+`copy_`; they are never rebound after DistributedDataParallel has wrapped the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as a tensor of its own would
+
+
+def everything(name: str) -> bool:
+    """True: the rule by which every tensor is shared."""
+    return True
+
+
+class FlatModel:
+    """A module, its trainable parameters as the vectors `shared` and `personal`, and its buffers beside them.
+
+    `is_shared` says of a parameter's or buffer's name whether it is combined between the silos; what is not stays with
+    its client. Frozen parameters are neither trained nor sent. Raises ValueError when the module has nothing to train
+    or trainable parameters of several dtypes.
+    """
+
+    def __init__(self, module: nn.Module, is_shared: Callable[[str], bool] = everything):
+        self.module = module
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        dtypes = sorted({str(p.dtype) for p in trainable.values()})
+        if len(dtypes) != 1:
+            found = "no parameter that trains" if not dtypes else f"trainable parameters of several types: {dtypes}"
+            raise ValueError(f"model= has {found}.\n  valid: one floating point type for all that trains")
+        self.trainable = list(trainable.values())
+        self.shared_names = [name for name in trainable if is_shared(name)]
+        self.personal_names = [name for name in trainable if not is_shared(name)]
+        self.shared = _flatten([trainable[name] for name in self.shared_names], self.trainable[0])
+        self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
+        buffers = dict(module.named_buffers())
+        self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)})
+        self.personal_buffers = {name: b for name, b in buffers.items() if not is_shared(name)}
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether a layer normalises by the statistics of the batch it is given."""
+        return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.module.modules())
+
+    def personal_state(self) -> dict[str, Tensor]:
+        """Copies of what belongs to the client being trained: the personal vector, and the personal buffers by name."""
+        return {name: tensor.clone() for name, tensor in self._personal_tensors().items()}
+
+    @torch.no_grad()
+    def load_personal_state(self, state: dict[str, Tensor]) -> None:
+        """Puts the personal tensors of a client in place."""
+        for name, tensor in self._personal_tensors().items():
+            tensor.copy_(state[name])
+
+    def _personal_tensors(self) -> dict[str, Tensor]:
+        return {"parameters": self.personal, **self.personal_buffers} if self.has_personal else {}
+
+    @property
+    def has_personal(self) -> bool:
+        """Whether anything of the model stays with its client."""
+        return bool(self.personal_names or self.personal_buffers)
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers by name, but for the personal ones: the global model."""
+        personal = {*self.personal_names, *self.personal_buffers}
+        return {name: t.clone() for name, t in self.module.state_dict().items() if name not in personal}
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Puts a `shared_state` back, into the vectors."""
+        unknown = self.module.load_state_dict(state, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"model= has no tensors named {unknown}: the checkpoint is of another model.")
+
+
+class Statistics:
+    """The buffers that are combined between ranks, as one float64 vector that may be averaged.
+
+    BatchNorm's running mean and variance are pooled by the law of total variance: the vector holds the mean and the
+    second moment, var + mean^2, whose averages are those of the union. Other floating point buffers are averaged as
+    they are; integer ones (counters) are combined by their maximum.
+    """
+
+    def __init__(self, buffers: dict[str, Tensor]):
+        self.counters = [b for b in buffers.values() if not b.is_floating_point()]
+        variances = [name for name in buffers if name.endswith("running_var")]
+        self.moments = [(buffers[name.removesuffix("var") + "mean"], buffers[name]) for name in variances]
+        paired = {id(buffer) for pair in self.moments for buffer in pair}
+        self.plain = [b for b in buffers.values() if b.is_floating_point() and id(b) not in paired]
+
+    def vector(self) -> Tensor:
+        """The float64 vector [k] on the CPU whose weighted averages `load` understands."""
+        parts = [buffer.double() for buffer in self.plain]
+        for mean, variance in self.moments:
+            parts += [mean.double(), variance.double() + mean.double().square()]
+        return torch.cat([part.reshape(-1).cpu() for part in parts] or [torch.zeros(0, dtype=torch.float64)])
+
+    def counts(self) -> Tensor:
+        """The integer buffers as one int64 vector on the CPU."""
+        parts = [buffer.reshape(-1).long().cpu() for buffer in self.counters]
+        return torch.cat(parts or [torch.zeros(0, dtype=torch.int64)])
+
+    @torch.no_grad()
+    def load(self, vector: Tensor, counts: Tensor) -> None:
+        """Writes an averaged `vector` and `counts` back into the buffers."""
+        rest = vector
+        for buffer in self.plain:
+            head, rest = rest.split([buffer.numel(), rest.numel() - buffer.numel()])
+            buffer.copy_(head.view_as(buffer))
+        for mean, variance in self.moments:
+            first, second, rest = rest.split([mean.numel(), mean.numel(), rest.numel() - 2 * mean.numel()])
+            mean.copy_(first.view_as(mean))
+            variance.copy_((second - first.square()).clamp_(min=0).view_as(variance))
+        for buffer, part in zip(self.counters, counts.split([b.numel() for b in self.counters]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def _flatten(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
+    step = ALIGNMENT_BYTES // like.element_size()
+    starts, total = [], 0
+    for parameter in parameters:
+        starts.append(total)
+        total += -(-parameter.numel() // step) * step
+    # The padding between parameters is zero in every silo, so it stays zero through every combination.
+    vector = torch.zeros(total, dtype=like.dtype, device=like.device)
+    for parameter, start in zip(parameters, starts, strict=True):
+        view = vector[start : start + parameter.numel()].view_as(parameter)
+        view.copy_(parameter.detach())
+        parameter.data = view
+    return vector

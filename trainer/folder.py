@@ -1,0 +1,115 @@
+"""The run folder: what is written there besides checkpoints and metrics, and whether a run may go on in it.
+
+outputs/digits-sync/2026-01-31_12-00-00/
+  config.yaml    the resolved configuration; its numbers are those of the run
+  state.json     running, finished, bad_input or crashed
+  metrics.jsonl  one object a round
+  result.json    the figures of the finished run
+  tensorboard/   the same figures as charts
+  checkpoints/   see checkpoint.py
+  logs/          one file a rank
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trainer.checkpoint import write_text
+from trainer.metrics import Metrics
+
+Status = Literal["running", "finished", "bad_input", "crashed"]
+
+# Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
+FREE = ("run_dir", "resume", "name", "run.", "launch.", "report.", "checkpoint.", "eval.batch_size", "data.root")
+
+
+class RunFolder:
+    """The files of one run. Rank 0 writes them, but for the logs and the report of a crash."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError if the folder holds anything else than the run that `config` describes."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        stored = self.path / "config.yaml"
+        if config["resume"] == "never":
+            raise ValueError(f"run_dir={self.path} is not empty, and resume=never.\n  choose another run_dir")
+        if not stored.exists():
+            raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
+        if self.status() != "bad_input" or self.checkpoints.exists():
+            _check_same(yaml.safe_load(stored.read_text()), config, self.path)
+
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not."""
+        self.check(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+    def has_finished(self, rounds: int) -> bool:
+        """Whether the run in this folder has come to the end, all these rounds."""
+        return self.status() == "finished" and self.result()["round"] >= rounds
+
+    def set_status(self, status: Status, **facts: Any) -> None:
+        """Writes state.json, by which scripts learn how the run stands."""
+        write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
+
+    def status(self) -> str:
+        """How the run stands; empty if there is none."""
+        path = self.path / "state.json"
+        return json.loads(path.read_text())["status"] if path.exists() else ""
+
+    def write_result(self, result: Metrics) -> None:
+        """Writes result.json; figures that are no numbers become null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
+        write_text(self.path / "result.json", json.dumps(finite, indent=1) + "\n")
+
+    def result(self) -> Metrics:
+        """The figures of the finished run."""
+        stored = json.loads((self.path / "result.json").read_text())
+        return {name: math.nan if value is None else value for name, value in stored.items()}
+
+    def start_log(self, rank: int) -> None:
+        """Sends this process's log records to logs/rank-<rank>.log, after what an earlier start wrote there."""
+        logs = self.path / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(filename=logs / f"rank-{rank}.log", format=layout, level=logging.INFO, force=True)
+
+
+def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    old, new = flatten(stored), flatten(config)
+    constant = new.get("schedule._target_", "").endswith(".Constant")
+    if constant and new["rounds"] >= old["rounds"]:
+        old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
+    changed = [
+        f"{key}={new.get(key)}, but the run in this folder has {old.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(FREE) and not (key == "rounds" and key not in old)
+    ]
+    if changed:
+        raise ValueError(
+            "\n".join(changed) + f"\n  go on with the run as it was, or choose another run_dir than {path}"
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of mappings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flatten(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves

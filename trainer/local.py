@@ -1,0 +1,190 @@
+"""The step: one client's local work in a round, by every replica of its silo in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from trainer import comm
+from trainer.cohort import Round
+from trainer.data.loader import Batch, Share, Stream
+from trainer.flat import FlatModel
+from trainer.optimizers import optimizer_state, restore_optimizer_state
+from trainer.randomness import default_generators
+from trainer.run import Run
+from trainer.topology import Topology
+
+# What torch 2.13 calls the option that was broadcast_buffers before.
+SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(DistributedDataParallel).parameters
+)
+
+
+@dataclass
+class Work:
+    """What a client did in a round. `loss_sum` and `units` are this replica's part, the rest is equal in the silo.
+
+    examples        n_k, the size of the client's training set
+    examples_seen   examples that went through the model, epochs counted
+    units           what the loss is summed over: examples or tokens
+    gradient_norm   of the last step, before clipping
+    """
+
+    client: int
+    examples: int
+    loss_sum: Tensor
+    examples_seen: int = 0
+    steps: int = 0
+    units: int = 0
+    gradient_norm: Tensor | float = 0.0
+    learning_rate: float = 0.0
+    seconds_data: float = 0.0
+    seconds_compute: float = 0.0
+
+    def add(self, batch: Batch, loss_sum: Tensor, units: int) -> None:
+        """Counts one step."""
+        self.steps += 1
+        self.examples_seen += batch.examples
+        self.units += units
+        self.loss_sum += loss_sum
+
+
+# Told after each step: the part done of the client's round, the examples of the step, and its mean loss when asked.
+Watch = Callable[[float, int, Callable[[], float]], None]
+
+
+class LocalTrainer:
+    """Trains one client after the other on one model and one optimizer, and keeps what is a client's own in between.
+
+    states      what clients keep between their rounds, by client: optimizer state and personal tensors
+    statistics  the global BatchNorm statistics and counters, from which every client starts its round
+    """
+
+    def __init__(self, run: Run, model: FlatModel):
+        self.run, self.model = run, model
+        self.wrapped = _wrap(model.module, run.topology)
+        self.no_sync = self.wrapped.no_sync if isinstance(self.wrapped, DistributedDataParallel) else nullcontext
+        self.autocast = partial(torch.autocast, run.topology.device.type, run.autocast) if run.autocast else nullcontext
+        self.optimizer = run.optimizer(model.trainable)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.generators = default_generators(run.topology.device)
+        self.states: dict[int, dict[str, Any]] = {}
+        self.fresh = model.personal_state()
+        self.statistics = (model.statistics.vector(), model.statistics.counts())
+
+    def train(self, client: int, round: Round, earlier_rounds: int, watch: Watch) -> Work:
+        """The Work of one client in this round, after it took part in so many earlier ones."""
+        stream = self._stream(client)
+        steps = self.run.length.of(stream.steps_per_epoch)
+        work = Work(client, len(stream.ids), torch.zeros((), dtype=torch.float64, device=self.run.topology.device))
+        self._begin(client)
+        self._steps(work, stream.batches(earlier_rounds * steps, steps), steps, round, watch)
+        self._end(client)
+        return work
+
+    def load_personal(self, client: int) -> None:
+        """Puts the client's personal tensors into the model; a client that never trained has the initial ones."""
+        self.model.load_personal_state(self.states.get(client, {}).get("personal", self.fresh))
+
+    def pool_statistics(self, vector: Tensor, counts: Tensor) -> None:
+        """Gives the model, and all clients of the next round, the pooled statistics. A collective."""
+        if len(counts):
+            comm.maximum(counts)
+        self.statistics = (vector, counts)
+        self.model.statistics.load(vector, counts)
+
+    def _stream(self, client: int) -> Stream:
+        run, topology = self.run, self.run.topology
+        # A batch statistic of a single example is no statistic.
+        least = 2 if self.model.has_batch_statistics else 0
+        share = Share(topology.replica, topology.num_replicas, run.micro_batch_size, least)
+        ids = run.training_sets[client]
+        return Stream(run.data.train, ids, client, run.batch_size, share, run.seed, topology.device)
+
+    def _begin(self, client: int) -> None:
+        self.run.algorithm.begin_client(client)
+        self.model.statistics.load(*self.statistics)
+        self.load_personal(client)
+        restore_optimizer_state(self.optimizer, self.states.get(client, {}).get("optimizer", {}))
+        self.model.module.train()
+
+    def _end(self, client: int) -> None:
+        if not self.run.algorithm.stateful:
+            return
+        self.states[client] = {"personal": self.model.personal_state()}
+        if self.run.algorithm.inner_state == "keep":
+            self.states[client]["optimizer"] = optimizer_state(self.optimizer)
+
+    def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch) -> None:
+        seed = round.seed_for("model", work.client, self.run.topology.replica)
+        began = mark = perf_counter()
+        for step, batch in enumerate(batches):
+            work.seconds_data += perf_counter() - mark
+            self._set_rates((round.index + step / steps) / self.run.rounds)
+            loss_sum, units = self._backward(batch, seed + (step << 16))
+            self.run.algorithm.correct()
+            work.gradient_norm = self._clip(measure=step + 1 == steps)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            work.add(batch, loss_sum, units)
+            watch((step + 1) / steps, batch.examples, lambda loss_sum=loss_sum, units=units: float(loss_sum) / units)
+            mark = perf_counter()
+        work.learning_rate = self.optimizer.param_groups[0]["lr"]
+        work.seconds_compute = perf_counter() - began - work.seconds_data
+
+    def _set_rates(self, progress: float) -> None:
+        factor = self.run.schedule(progress)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, int]:
+        """Adds the gradient of the mean loss over the silo's batch; this replica's loss sum and units."""
+        *earlier, last = batch.micro_batches
+        units = self.run.task.units(last[1])
+        # DDP averages over the replicas: each brings its sum times their number, over the units of the whole batch.
+        share = self.run.topology.num_replicas / (batch.examples * units)
+        losses = []
+        for index, micro_batch in enumerate(earlier):
+            with self.no_sync():
+                losses.append(self._micro_batch(*micro_batch, share, seed + index))
+        # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
+        loss_sum = self._micro_batch(*last, share, seed + len(earlier))
+        return sum(losses, start=loss_sum), batch.own * units
+
+    def _micro_batch(self, inputs: Tensor, targets: Tensor, share: float, seed: int) -> Tensor:
+        for generator in self.generators:
+            generator.manual_seed(seed)
+        if len(targets) == 0 and self.model.has_batch_statistics:
+            self.model.module.eval()
+        with self.autocast():
+            loss_sum = self.run.task.loss_sum(self.wrapped(inputs), targets)
+        (loss_sum * share).backward()
+        return loss_sum.detach()
+
+    def _clip(self, measure: bool) -> Tensor | float:
+        """The norm of the step's gradient, where it is limited or asked for: it costs a third of a small step."""
+        if self.run.clip_norm is not None:
+            return clip_grad_norm_(self.model.trainable, self.run.clip_norm)
+        return get_total_norm([p.grad for p in self.model.trainable if p.grad is not None]) if measure else 0.0
+
+
+def _wrap(module: nn.Module, topology: Topology) -> nn.Module:
+    """The module, averaging its gradients over the silo. A silo of one stays bare: DDP costs half of a small step."""
+    if topology.num_replicas == 1:
+        return module
+    # Replicas keep their batch statistics apart; they are pooled once a round.
+    options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+    devices = [topology.device] if topology.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, process_group=topology.silo_group, **options)

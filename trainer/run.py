@@ -1,0 +1,106 @@
+"""What a run consists of: every choice, made, as one frozen value that the loop and its parts read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.algorithms import Algorithm
+from trainer.cohort import All, Cohort, Round, assign
+from trainer.data import Clients, Splits
+from trainer.schedules import Constant, Schedule
+from trainer.tasks import Task
+from trainer.topology import Topology
+
+PerClient = Literal["full", "scores", "none"]
+
+
+@dataclass(frozen=True)
+class RoundLength:
+    """How much a client does in a round: local epochs, or a number of steps if that is given."""
+
+    epochs: int = 1
+    steps: int | None = None
+
+    def of(self, steps_per_epoch: int) -> int:
+        """The steps of a client whose epoch has so many."""
+        return self.steps or self.epochs * steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, ready for `fit`. Replicas and silos are those of `topology`; everything else is equal on all ranks.
+
+    batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
+    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
+    optimizer         makes the inner optimizer from a list of parameters
+    schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
+    clip_norm         largest 2-norm of a step's gradient; None: not clipped
+    autocast          dtype of the forward pass's matrix products; None: that of the parameters
+    evaluate_every    rounds between evaluations; the last round is always evaluated
+    save_every        rounds between checkpoints; the last round is always saved
+    per_client        what is reported of single clients: `full`, `scores` only, or `none`
+    """
+
+    topology: Topology
+    module: nn.Module
+    task: Task
+    data: Splits
+    clients: Clients
+    algorithm: Algorithm
+    optimizer: Callable[..., torch.optim.Optimizer]
+    rounds: int
+    batch_size: int | None
+    micro_batch_size: int | None = None
+    length: RoundLength = field(default_factory=RoundLength)
+    schedule: Schedule = field(default_factory=Constant)
+    cohort: Cohort = field(default_factory=All)
+    clip_norm: float | None = None
+    autocast: torch.dtype | None = None
+    seed: int = 0
+    evaluate_every: int = 1
+    save_every: int = 1
+    evaluation_batch_size: int = 1024
+    per_client: PerClient = "full"
+
+    @cached_property
+    def training_sets(self) -> tuple[np.ndarray, ...]:
+        """The ids of the examples that are trained together: one array a client, or one of all clients' examples."""
+        if self.algorithm.pools_data:
+            return (np.sort(np.concatenate(self.clients.train)),)
+        return self.clients.train
+
+    @cached_property
+    def training_sizes(self) -> list[int]:
+        """The number of training examples by client."""
+        return [len(ids) for ids in self.training_sets]
+
+    @cached_property
+    def homes(self) -> list[list[int]]:
+        """The clients that each silo evaluates and keeps the state of, balanced by their training examples."""
+        return assign(range(len(self.clients)), self.clients.sizes.tolist(), self.topology.silo_sizes)
+
+    def round(self, index: int) -> Round:
+        """The round of this index, equal on every rank."""
+        return Round(index, self.seed, self.cohort.draw(len(self.training_sets), self.seed, index))
+
+    def evaluates(self, index: int) -> bool:
+        """Whether the round of this index ends with an evaluation."""
+        return (index + 1) % self.evaluate_every == 0 or index + 1 == self.rounds
+
+    def saves(self, index: int) -> bool:
+        """Whether the round of this index ends with a checkpoint."""
+        return (index + 1) % self.save_every == 0 or index + 1 == self.rounds
+
+    def assignments(self, round: Round) -> list[list[int]]:
+        """The clients that each silo trains in a round; a client with state is trained where its state is."""
+        if not self.algorithm.stateful or self.algorithm.pools_data:
+            return assign(round.cohort, self.training_sizes, self.topology.silo_sizes)
+        members = set(round.cohort)
+        return [[client for client in home if client in members] for home in self.homes]

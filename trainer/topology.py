@@ -1,0 +1,192 @@
+"""Where this rank stands: its silo, its replica inside the silo, and the process groups of both levels.
+
+Made once, in one place, and always torn down: `with distributed(silos=2) as topology: ...`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+
+Silos = int | Sequence[int] | str  # how many, their sizes, or "node": one a machine
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the launcher told this process: its global rank, its rank on this node, and the node's index."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node: int = 0
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Frozen facts about this rank. Ranks of a silo are consecutive; replica 0 of each silo is its leader."""
+
+    rank: int
+    world_size: int
+    silo: int
+    replica: int
+    silo_sizes: tuple[int, ...]
+    device: torch.device
+    silo_group: dist.ProcessGroup | None
+    leaders_group: dist.ProcessGroup | None  # None on ranks that lead no silo
+
+    @property
+    def num_silos(self) -> int:
+        return len(self.silo_sizes)
+
+    @property
+    def num_replicas(self) -> int:
+        return self.silo_sizes[self.silo]
+
+    @property
+    def is_leader(self) -> bool:
+        return self.replica == 0
+
+    @property
+    def leader(self) -> int:
+        """The global rank of this silo's replica 0."""
+        return self.rank - self.replica
+
+
+def silo_sizes(silos: Silos, nodes: Sequence[int]) -> tuple[int, ...]:
+    """The number of ranks in each silo, for ranks that run on these nodes (one entry a rank, in rank order).
+
+    Raises ValueError when the silos do not fit the world.
+    """
+    world_size = len(nodes)
+    if isinstance(silos, str):
+        assert silos == "node", silos
+        return tuple(nodes.count(node) for node in sorted(set(nodes)))
+    if isinstance(silos, int):
+        if silos < 1 or world_size % silos:
+            valid = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+            raise ValueError(
+                f"silos={silos} does not divide the world of {world_size} ranks.\n"
+                f"  valid: {valid}, a list of sizes that add up to {world_size}, or silos=node; "
+                f"or start another number of ranks: launch.nproc={max(silos, 1)}"
+            )
+        return (world_size // silos,) * silos
+    sizes = tuple(silos)
+    if not sizes or min(sizes) < 1 or sum(sizes) != world_size:
+        listed = ",".join(map(str, sizes))
+        raise ValueError(
+            f"silos=[{listed}] adds up to {sum(sizes)} ranks, but the world has {world_size}.\n"
+            f"  valid: positive sizes that add up to {world_size}; or launch.nproc={sum(sizes)}"
+        )
+    return sizes
+
+
+@contextmanager
+def distributed(
+    silos: Silos = 1,
+    place: Place | None = None,
+    store: Store | None = None,
+    device: str = "auto",
+    silo_timeout_seconds: float = 1800,
+    between_timeout_seconds: float = 1800,
+) -> Iterator[Topology]:
+    """This rank's Topology, with its process groups open until the block is left.
+
+    A process group that the caller has opened already is used and left open. Without `place` and `store` (see `meet`)
+    they are read from the variables that torchrun sets; without those, the world is this process.
+    """
+    place = place or place_of_torchrun()
+    owned = not dist.is_initialized()
+    target = choose_device(device, place)
+    if owned:
+        _open(place, store or meet(place), target, timedelta(seconds=between_timeout_seconds))
+    groups: list[dist.ProcessGroup | None] = []
+    try:
+        topology = _divide(silos, place, target, timedelta(seconds=silo_timeout_seconds), groups)
+        yield topology
+    finally:
+        if owned:
+            dist.destroy_process_group()
+        else:
+            for group in filter(None, groups):
+                dist.destroy_process_group(group)
+
+
+def place_of_torchrun() -> Place:
+    """The Place that torchrun's environment variables describe; a world of one without them."""
+
+    def read(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
+
+    return Place(
+        rank=read("RANK", 0),
+        world_size=read("WORLD_SIZE", 1),
+        local_rank=read("LOCAL_RANK", 0),
+        local_world_size=read("LOCAL_WORLD_SIZE", 1),
+        node=read("GROUP_RANK", 0),
+    )
+
+
+def choose_device(device: str, place: Place) -> torch.device:
+    """The device of this rank: `auto` is the GPU of its local rank if there is one, else the CPU."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if place.local_world_size > visible:
+        raise ValueError(
+            f"launch.nproc={place.local_world_size} ranks want a GPU each, but {visible} are visible on this node.\n"
+            f"  set launch.nproc={visible}, or launch.device=cpu"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
+def meet(place: Place) -> Store:
+    """The store through which the ranks of this world find each other, at the address that the launcher gave."""
+    if "MASTER_ADDR" in os.environ:
+        return next(rendezvous("env://", place.rank, place.world_size))[0]
+    assert place.world_size == 1, "a world of several ranks needs a launcher: MASTER_ADDR is not set"
+    return HashStore()
+
+
+def share(store: Store, key: str, place: Place, make: Callable[[], str]) -> str:
+    """The text that rank 0 makes, on every rank, before there is a process group."""
+    if place.rank == 0:
+        store.set(key, make())
+    return store.get(key).decode()
+
+
+def _open(place: Place, store: Store, device: torch.device, timeout: timedelta) -> None:
+    # Headers are float64 vectors on the CPU, so gloo is there beside NCCL.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    world = PrefixStore("world", store)
+    dist.init_process_group(backend, store=world, rank=place.rank, world_size=place.world_size, timeout=timeout)
+
+
+def _divide(
+    silos: Silos, place: Place, device: torch.device, silo_timeout: timedelta, groups: list[dist.ProcessGroup | None]
+) -> Topology:
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    nodes = torch.zeros(world_size, dtype=torch.int64)
+    nodes[rank] = place.node
+    dist.all_reduce(nodes)
+    sizes = silo_sizes(silos, nodes.tolist())
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    # Every rank makes every group, in one order: new_group is a collective over the world.
+    for start, size in zip(starts, sizes, strict=True):
+        groups.append(_new_group(range(start, start + size), silo_timeout))
+    groups.append(_new_group(starts, None))
+    silo = max(index for index, start in enumerate(starts) if start <= rank)
+    return Topology(rank, world_size, silo, rank - starts[silo], sizes, device, groups[silo], groups[-1])
+
+
+def _new_group(ranks: Sequence[int], timeout: timedelta | None) -> dist.ProcessGroup | None:
+    group = dist.new_group(list(ranks), timeout=timeout)
+    return group if isinstance(group, dist.ProcessGroup) else None
