@@ -13,7 +13,7 @@ from trainer.cohort import Round
 from trainer.evaluate import check_agreement, client_sums, exhibits, fingerprint
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
-from trainer.report import Tally, evaluation_metrics, result_of, round_metrics
+from trainer.report import Tally, evaluation_metrics, round_metrics
 from trainer.run import Run
 from trainer.state import State
 
@@ -48,7 +48,7 @@ def fit(
             sink.record(metrics)
         if checkpoints and run.saves(index):
             state.save(checkpoints)
-    result = result_of(state.progress.metrics)
+    result = state.progress.result()
     if state.progress.rounds == run.rounds:
         shown = exhibits(state.trainer)
         for sink in sinks:

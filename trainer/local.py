@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from time import perf_counter
@@ -31,10 +31,12 @@ SYNC_BUFFERS = next(
     if name in signature(DistributedDataParallel).parameters
 )
 
+LOSSES_KEPT = 1024  # appending a step's loss to a list costs a tenth of adding it to a tensor
+
 
 @dataclass
 class Work:
-    """What a client did in a round. `loss_sum` and `units` are this replica's part, the rest is equal in the silo.
+    """What a client did in a round. losses and units are this replica's part, the rest is equal in the silo.
 
     examples        n_k, the size of the client's training set
     examples_seen   examples that went through the model, epochs counted
@@ -44,7 +46,7 @@ class Work:
 
     client: int
     examples: int
-    loss_sum: Tensor
+    losses: list[Tensor] = field(default_factory=list)
     examples_seen: int = 0
     steps: int = 0
     units: int = 0
@@ -58,7 +60,17 @@ class Work:
         self.steps += 1
         self.examples_seen += batch.examples
         self.units += units
-        self.loss_sum += loss_sum
+        self.losses.append(loss_sum)
+        if len(self.losses) == LOSSES_KEPT:
+            self.losses = [self._folded()]
+
+    @property
+    def loss_sum(self) -> float:
+        """The sum of the steps' losses over their units. Waits for the device."""
+        return float(self._folded()) if self.losses else 0.0
+
+    def _folded(self) -> Tensor:
+        return torch.stack([loss.double() for loss in self.losses]).sum()
 
 
 # Told after each step: the part done of the client's round, the examples of the step, and its mean loss when asked.
@@ -80,6 +92,7 @@ class LocalTrainer:
         self.optimizer = run.optimizer(model.trainable)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generators = default_generators(run.topology.device)
+        self.shares: dict[int, Tensor] = {}
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
         self.statistics = (model.statistics.vector(), model.statistics.counts())
@@ -88,7 +101,7 @@ class LocalTrainer:
         """The Work of one client in this round, after it took part in so many earlier ones."""
         stream = self._stream(client)
         steps = self.run.length.of(stream.steps_per_epoch)
-        work = Work(client, len(stream.ids), torch.zeros((), dtype=torch.float64, device=self.run.topology.device))
+        work = Work(client, len(stream.ids))
         self._begin(client)
         self._steps(work, stream.batches(earlier_rounds * steps, steps), steps, round, watch)
         self._end(client)
@@ -154,23 +167,30 @@ class LocalTrainer:
         *earlier, last = batch.micro_batches
         units = self.run.task.units(last[1])
         # DDP averages over the replicas: each brings its sum times their number, over the units of the whole batch.
-        share = self.run.topology.num_replicas / (batch.examples * units)
+        share = self._share(batch.examples * units)
         losses = []
         for index, micro_batch in enumerate(earlier):
             with self.no_sync():
                 losses.append(self._micro_batch(*micro_batch, share, seed + index))
         # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
         loss_sum = self._micro_batch(*last, share, seed + len(earlier))
-        return sum(losses, start=loss_sum), batch.own * units
+        return (sum(losses, start=loss_sum) if losses else loss_sum), batch.own * units
 
-    def _micro_batch(self, inputs: Tensor, targets: Tensor, share: float, seed: int) -> Tensor:
+    def _share(self, units: int) -> Tensor:
+        """What the loss sum of a batch of so many units is multiplied by, as the gradient that backward starts from."""
+        if units not in self.shares:
+            share = self.run.topology.num_replicas / units
+            self.shares[units] = torch.tensor(share, device=self.run.topology.device)
+        return self.shares[units]
+
+    def _micro_batch(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
         for generator in self.generators:
             generator.manual_seed(seed)
         if len(targets) == 0 and self.model.has_batch_statistics:
             self.model.module.eval()
         with self.autocast():
             loss_sum = self.run.task.loss_sum(self.wrapped(inputs), targets)
-        (loss_sum * share).backward()
+        loss_sum.backward(share)
         return loss_sum.detach()
 
     def _clip(self, measure: bool) -> Tensor | float:

@@ -59,7 +59,7 @@ class Tally:
         }
         header = {name: torch.tensor(value * once, dtype=torch.float64) for name, value in scalars.items()}
         counted = [work for work, norm in zip(self.works, self.norms, strict=True) if math.isfinite(norm)]
-        header["loss_sum"] = torch.tensor(sum(float(work.loss_sum) for work in counted), dtype=torch.float64)
+        header["loss_sum"] = torch.tensor(sum(work.loss_sum for work in counted), dtype=torch.float64)
         header["units"] = torch.tensor(sum(work.units for work in counted), dtype=torch.float64)
         header["silos"] = self._silo_table(once)
         header["cohort"] = self._client_table(once)
@@ -80,7 +80,7 @@ class Tally:
         for work, norm in zip(self.works, self.norms, strict=True):
             if rows:
                 row = self.round.cohort.index(work.client)
-                table[row] = torch.tensor([float(work.loss_sum), work.units, once * norm])
+                table[row] = torch.tensor([work.loss_sum, work.units, once * norm])
         return table
 
 
@@ -143,12 +143,6 @@ def evaluation_metrics(run: Run, name: str, table: Tensor) -> Metrics:
         worst = min if headline == "accuracy" else max
         metrics[f"clients/worst_{headline}"] = worst(judged.values())
     return metrics
-
-
-def result_of(metrics: Metrics) -> Metrics:
-    """What a finished run is known by: the last round's figures, without the single clients and silos."""
-    hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
-    return {name: value for name, value in metrics.items() if not name.startswith(hidden)}
 
 
 def slowest_silo(silos: Tensor) -> Metrics:

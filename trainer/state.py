@@ -39,6 +39,12 @@ class Progress:
         self.metrics = totals | metrics
         return self.metrics
 
+    def result(self) -> Metrics:
+        """What the run is known by: the last round's figures without single clients and silos, the rate of all rounds."""
+        hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
+        result = {name: value for name, value in self.metrics.items() if not name.startswith(hidden)}
+        return result | {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+
 
 class State:
     """The live objects of a run on this rank. Silos start equal: rank 0's initial model goes to all."""

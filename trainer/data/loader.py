@@ -49,7 +49,7 @@ class Share:
         return bounds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """A replica's micro-batches, at least one though it may be empty.
 

@@ -1,0 +1,28 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.pool import RankPool
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], RankPool]]:
+    """A world of so many live gloo ranks: `ranks(2).run(function, *arguments)`."""
+    pools: dict[int, RankPool] = {}
+
+    def of_size(size: int) -> RankPool:
+        return pools.setdefault(size, RankPool(size))
+
+    yield of_size
+    for pool in pools.values():
+        pool.stop()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets are cached for the session, not in the user's home."""
+    monkeypatch.setenv("SILOTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,95 @@
+"""Ranks that stay alive for a whole test session: a call costs milliseconds, where a start costs seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+DEADLINE_SECONDS = 120
+SECONDS_FOR_OTHER_ERRORS = 1
+
+
+class RankPool:
+    """A world of gloo ranks that runs any importable function; a rank's traceback becomes the assertion's text."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.workers: list[tuple[Any, Connection]] = []
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(*arguments)` returned on each rank, in rank order. The call itself is made on all of them."""
+        if not self.workers:
+            self._start()
+        for _, connection in self.workers:
+            connection.send_bytes(pickle.dumps((function, arguments)))
+        answers = self._collect()
+        errors = {rank: text for rank, (fine, text) in answers.items() if not fine}
+        missing = sorted(set(range(self.size)) - set(answers))
+        if errors or missing:
+            self.stop()
+            listed = "\n".join(f"rank {rank}:\n{text}" for rank, text in errors.items())
+            raise AssertionError(f"{listed}\nno answer from ranks {missing}" if missing else listed)
+        return [answers[rank][1] for rank in range(self.size)]
+
+    def stop(self) -> None:
+        """Ends the ranks; the next call starts new ones."""
+        for process, connection in self.workers:
+            connection.close()
+            process.kill()
+            process.join()
+        self.workers = []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        store = Path(tempfile.mkdtemp(prefix="ranks-")) / "store"
+        for rank in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, self.size, str(store)), daemon=True)
+            process.start()
+            theirs.close()
+            self.workers.append((process, ours))
+
+    def _collect(self) -> dict[int, tuple[bool, Any]]:
+        """The answers by rank. After the first error the others get a second to report theirs, not the deadline."""
+        answers: dict[int, tuple[bool, Any]] = {}
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(answers) < self.size and time.monotonic() < deadline:
+            for rank, (process, connection) in enumerate(self.workers):
+                if rank not in answers and connection.poll(0.001):
+                    answers[rank] = _receive(process, connection)
+                    if not answers[rank][0]:
+                        deadline = min(deadline, time.monotonic() + SECONDS_FOR_OTHER_ERRORS)
+        return answers
+
+
+def _receive(process: Any, connection: Connection) -> tuple[bool, Any]:
+    try:
+        return pickle.loads(connection.recv_bytes())
+    except EOFError:
+        process.join(1)
+        return False, f"the process ended with code {process.exitcode}"
+
+
+def _serve(connection: Connection, rank: int, size: int, store: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+    while True:
+        try:
+            function, arguments = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = (True, function(*arguments))
+        except Exception:
+            answer = (False, traceback.format_exc())
+        connection.send_bytes(pickle.dumps(answer))
