@@ -40,7 +40,7 @@ class Progress:
         return self.metrics
 
     def result(self) -> Metrics:
-        """What the run is known by: the last round's figures without single clients and silos, the rate of all rounds."""
+        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds."""
         hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
         result = {name: value for name, value in self.metrics.items() if not name.startswith(hidden)}
         return result | {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
