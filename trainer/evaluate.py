@@ -38,9 +38,7 @@ def client_sums(trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ..
             trainer.load_personal(group[0])
         for clients, examples in _batches(run, ids, group):
             inputs, targets = (tensor.to(run.topology.device) for tensor in source.fetch(examples))
-            with trainer.autocast():
-                outputs = model.module(inputs)
-            sums = run.task.score_sums(outputs, targets).cpu()
+            sums = run.task.score_sums(trainer.outputs(inputs), targets).cpu()
             units = sums.new_full((len(examples), 1), run.task.units(targets))
             table.index_add_(0, clients, torch.cat((units, sums), 1))
     return table
@@ -76,8 +74,7 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     trainer.model.module.eval()
     for _, examples in _batches(run, run.clients.test, run.homes[run.topology.silo]):
         inputs, targets = (tensor.to(run.topology.device) for tensor in run.data.test.fetch(examples))
-        with trainer.autocast():
-            predicted = trainer.model.module(inputs).argmax(1)
+        predicted = trainer.outputs(inputs).argmax(1)
         matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)
 

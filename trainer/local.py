@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from inspect import signature
 from time import perf_counter
 from typing import Any
@@ -82,13 +81,17 @@ class LocalTrainer:
 
     states      what clients keep between their rounds, by client: optimizer state and personal tensors
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
+    outputs     the bare model, in the precision of the run, for evaluation
     """
 
     def __init__(self, run: Run, model: FlatModel):
         self.run, self.model = run, model
         self.wrapped = _wrap(model.module, run.topology)
         self.no_sync = self.wrapped.no_sync if isinstance(self.wrapped, DistributedDataParallel) else nullcontext
-        self.autocast = partial(torch.autocast, run.topology.device.type, run.autocast) if run.autocast else nullcontext
+        self.loss_sum, self.outputs = self._loss_sum, model.module.__call__
+        if run.autocast:
+            autocast = torch.autocast(run.topology.device.type, run.autocast)
+            self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)
         self.optimizer = run.optimizer(model.trainable)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generators = default_generators(run.topology.device)
@@ -188,10 +191,12 @@ class LocalTrainer:
             generator.manual_seed(seed)
         if len(targets) == 0 and self.model.has_batch_statistics:
             self.model.module.eval()
-        with self.autocast():
-            loss_sum = self.run.task.loss_sum(self.wrapped(inputs), targets)
+        loss_sum = self.loss_sum(inputs, targets)
         loss_sum.backward(share)
-        return loss_sum.detach()
+        return loss_sum.detach_()
+
+    def _loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.run.task.loss_sum(self.wrapped(inputs), targets)
 
     def _clip(self, measure: bool) -> Tensor | float:
         """The norm of the step's gradient, where it is limited or asked for: it costs a third of a small step."""

@@ -33,9 +33,11 @@ def both(model: str, optimizer: str) -> tuple[list[torch.Tensor], list[torch.Ten
         fit(run)
         module = make_model(model)
         inputs, targets = make_data(model, examples).train.fetch(torch.arange(examples))
-        orders = [torch.randperm(examples, generator=generator(0, "order", 0, epoch)) for epoch in range(STEPS // 10)]
-        step = OPTIMIZERS[optimizer](module.parameters())
-        handwritten.train(module, step, loss_function(model), inputs, targets, orders, batch_size)
+        wrapped, step = handwritten.wrap(module), OPTIMIZERS[optimizer](module.parameters())
+        for epoch in range(STEPS // 10):
+            order = torch.randperm(examples, generator=generator(0, "order", 0, epoch))
+            batches = handwritten.shares(order, batch_size)
+            handwritten.steps(wrapped, step, loss_function(model), inputs, targets, batches)
     return parameters(run.module), parameters(module)
 
 

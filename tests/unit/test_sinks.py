@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import struct
 import subprocess
@@ -47,14 +48,13 @@ RESULT = {
     "test/loss": 0.1,
     "seconds": 12.5,
     "silos": [3, 3, 2],
-    "run_dir": "outputs/my digits",
 }
 
 
 @pytest.fixture(params=["console", "jsonl", "tensorboard"])
 def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Sink:
     sinks: dict[str, Callable[[], Sink]] = {
-        "console": lambda: Console(10, stream=io.StringIO()),
+        "console": lambda: Console(10, Path("outputs/my digits"), stream=io.StringIO()),
         "jsonl": lambda: JsonLines(tmp_path / "metrics.jsonl"),
         "tensorboard": lambda: TensorBoard(tmp_path / "events", {}),
     }
@@ -91,7 +91,7 @@ print(sorted({"torch", "numpy", "tensorboard", "matplotlib", "rich"} & set(sys.m
 # JSON lines
 
 numbers = st.integers() | st.floats()
-rounds = st.lists(st.dictionaries(st.text(), numbers), max_size=5)
+figures = st.lists(st.dictionaries(st.text(), numbers), max_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -99,42 +99,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("jsonl")
 
 
-def write(path: Path, metrics: list[Metrics], offset: int | None = None) -> int:
-    sink = JsonLines(path, offset)
+def numbered(figures: list[Metrics], first: int = 1) -> list[Metrics]:
+    """Consecutive rounds of these figures."""
+    return [{**each, "round": round} for round, each in enumerate(figures, start=first)]
+
+
+def write(path: Path, metrics: list[Metrics], keep_rounds: int = 0) -> None:
+    sink = JsonLines(path, keep_rounds)
     for each in metrics:
         sink.record(each)
     sink.close()
-    return path.stat().st_size
 
 
 @settings(deadline=None, max_examples=50)
-@given(metrics=rounds)
-def test_what_is_written_is_read_back_with_null_for_the_non_finite(folder: Path, metrics: list[Metrics]) -> None:
-    write(folder / "all.jsonl", metrics)
-    expected = [{key: value if math.isfinite(value) else None for key, value in each.items()} for each in metrics]
+@given(figures=figures)
+def test_what_is_written_is_read_back_with_null_for_the_non_finite(folder: Path, figures: list[Metrics]) -> None:
+    rounds = numbered(figures)
+    write(folder / "all.jsonl", rounds)
+    expected = [{key: value if math.isfinite(value) else None for key, value in each.items()} for each in rounds]
     assert read_jsonl(folder / "all.jsonl") == expected
 
 
 @settings(deadline=None, max_examples=50)
-@given(kept=rounds, lost=rounds, again=rounds)
+@given(kept=figures, lost=figures, again=figures, torn=st.integers(0, 30))
 def test_a_resumed_file_is_the_file_of_a_run_never_stopped(
-    folder: Path, kept: list[Metrics], lost: list[Metrics], again: list[Metrics]
+    folder: Path, kept: list[Metrics], lost: list[Metrics], again: list[Metrics], torn: int
 ) -> None:
+    """Rounds after the checkpoint are cut off, also when a kill tore the last of them."""
     whole, resumed = folder / "whole.jsonl", folder / "resumed.jsonl"
-    write(whole, kept + again)
-    offset = write(resumed, kept)
-    write(resumed, lost, offset)
-    write(resumed, again, offset)
+    following = len(kept) + 1
+    write(whole, numbered(kept) + numbered(again, following))
+    write(resumed, numbered(kept))
+    size = resumed.stat().st_size
+    write(resumed, numbered(lost, following), keep_rounds=len(kept))
+    os.truncate(resumed, max(size, resumed.stat().st_size - torn))
+    write(resumed, numbered(again, following), keep_rounds=len(kept))
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_the_offset_is_the_size_on_disk_after_every_round(tmp_path: Path) -> None:
+def test_a_round_is_on_disk_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonLines(path)
-    for expected_rounds in (1, 2):
-        sink.record(ROUND)
-        assert sink.offset == path.stat().st_size
-        assert len(read_jsonl(path)) == expected_rounds
+    for rounds in (1, 2):
+        sink.record({**ROUND, "round": rounds})
+        assert len(read_jsonl(path)) == rounds
     sink.close()
 
 
@@ -148,9 +156,10 @@ def test_every_line_is_strict_json(tmp_path: Path) -> None:
     assert json.loads(text, parse_constant=refuse) == {"round": 1, "train/loss": None, "delta/norm": None}
 
 
-def test_without_an_offset_the_file_starts_empty(tmp_path: Path) -> None:
+def test_a_run_that_starts_anew_starts_its_file_anew(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [ROUND, ROUND])
-    assert write(tmp_path / "metrics.jsonl", []) == 0
+    write(tmp_path / "metrics.jsonl", [])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 
 
 def test_a_write_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
@@ -167,14 +176,12 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
         read_jsonl(path)
 
 
-@pytest.mark.parametrize("content", [None, b'{"round": 1}\n'])
-def test_a_file_shorter_than_the_checkpoint_says_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_resumed_run_refuses_a_file_that_is_not_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"has {len(content or b'')} bytes.*had 100") as refusal:
-        JsonLines(path, offset=100)
-    assert "new run folder" in str(refusal.value)
+    path.write_text("no metrics\n")
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        JsonLines(path, keep_rounds=1)
+    assert path.read_text() == "no metrics\n"
 
 
 # TensorBoard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from trainer.flat import FlatModel
 from trainer.optimizers import optimizer_state, restore_optimizer_state
 
 ServerOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+average: ServerOptimizer = partial(torch.optim.SGD, lr=1.0)
 
 
 class FedAvg:
@@ -35,7 +38,7 @@ class FedAvg:
 
     def __init__(
         self,
-        server: ServerOptimizer,
+        server: ServerOptimizer = average,
         weight: Literal["examples", "equal"] = "examples",
         shared: str = ".*",
         inner_state: InnerState = "reset",
@@ -56,13 +59,12 @@ class FedAvg:
         # Combined in at least float32, whatever the model is trained in.
         precision = torch.promote_types(model.shared.dtype, torch.float32)
         self.parameters = torch.nn.Parameter(model.shared.to(precision, copy=True), requires_grad=False)
-        self.sum = torch.zeros_like(self.parameters)
+        self.mean = torch.zeros_like(self.parameters)  # of this silo's deltas, when there are any
         self.weights: list[float] = []
         self.norms: list[float] = []
         self.server = self.make_server([self.parameters])
 
     def begin_round(self, round: Round) -> None:
-        self.sum.zero_()
         self.weights, self.norms = [], []
 
     def begin_client(self, client: int) -> None:
@@ -73,15 +75,14 @@ class FedAvg:
 
     def contribute(self, client: int, examples: int) -> float:
         # delta = global - local: it points where a gradient points, so server optimizers need no minus sign.
-        delta = self.parameters - self.model.shared
+        delta = torch.sub(self.parameters, self.model.shared, out=None if self.weights else self.mean)
         norm = float(torch.linalg.vector_norm(delta))
         if math.isfinite(norm):
-            weight = float(examples) if self.weight == "examples" else 1.0
-            # The sum stays a mean: n_k * delta would leave float32's exact integers and float16's range.
-            total = sum(self.weights) + weight
-            self.sum.lerp_(delta, weight / total)
-            self.weights.append(weight)
+            self.weights.append(float(examples) if self.weight == "examples" else 1.0)
             self.norms.append(norm)
+            # A running mean: the sum of n_k * delta would leave float32's exact integers and float16's range.
+            if delta is not self.mean:
+                self.mean.lerp_(delta, self.weights[-1] / math.fsum(self.weights))
         return norm
 
     def header(self) -> dict[str, float]:
@@ -93,7 +94,9 @@ class FedAvg:
         }
 
     def payload(self, weight: float) -> Tensor:
-        return self.sum.mul_(math.fsum(self.weights) / weight)
+        if not self.weights:
+            return self.mean.zero_()
+        return self.mean.mul_(math.fsum(self.weights) / weight)
 
     @torch.no_grad()
     def apply(self, total: Tensor) -> None:

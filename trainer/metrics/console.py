@@ -26,7 +26,7 @@ class Console:
     def __init__(
         self,
         rounds: int,
-        folder: Path,
+        folder: Path | None = None,
         silos: int = 1,
         terminal: bool | None = None,
         stream: TextIO | None = None,

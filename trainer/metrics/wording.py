@@ -67,14 +67,15 @@ def _headlines(metrics: Mapping[str, float | int]) -> list[tuple[str, str]]:
     return found
 
 
-def summary(result: Mapping[str, Any], folder: Path) -> list[list[Span]]:
+def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
     """The result of a run, a line a number or text, and the command that shows its charts.
 
     Lists and mappings are left to the result's file, and so are single clients, of which there can be thousands.
     """
     rows = {key: _said(value) for key, value in result.items() if _belongs(key, value)}
-    rows["run folder"] = str(folder)
-    rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(folder))}"
+    if folder:
+        rows["run folder"] = str(folder)
+        rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(folder))}"
     width = max(map(len, rows))
     return [[(name.ljust(width), NAME_STYLE), "  " + value] for name, value in rows.items()]
 

@@ -1,0 +1,198 @@
+"""The table: every algorithm with the choices that go with it, and what the laws look at. A new algorithm adds a row.
+
+All run a tiny model over 7 clients of unequal sizes, so that a law costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.support.runs import make_clients
+from trainer.algorithms import Algorithm, FedAvg, Sync
+from trainer.data import Arrays, Splits
+from trainer.fit import evaluate, train_round
+from trainer.metrics import Exhibits, Metrics
+from trainer.run import RoundLength, Run
+from trainer.state import State
+from trainer.tasks import Classification
+from trainer.topology import Silos, Topology, distributed
+
+SIZES = [3, 12, 7, 20, 5, 9, 16]
+FEATURES, CLASSES, TEST_EXAMPLES = 6, 3, 21
+
+average = partial(torch.optim.SGD, lr=1.0, fused=True)
+momentum = partial(torch.optim.SGD, lr=1.0, momentum=0.9, fused=True)
+nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=True)
+adam = partial(torch.optim.Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm, and the choices of a run that make it what its name says."""
+
+    algorithm: Callable[[], Algorithm]
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "sync": Case(Sync, {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}),
+    "fedavg": Case(partial(FedAvg, average)),
+    "fedavg_momentum": Case(partial(FedAvg, momentum)),
+    "fedavg_adam": Case(partial(FedAvg, adam)),
+    "diloco": Case(
+        partial(FedAvg, nesterov, weight="equal", inner_state="keep"),
+        {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
+    ),
+    "fedsgd": Case(partial(FedAvg, average), {"batch_size": None, "length": RoundLength(steps=1)}),
+    "local": Case(
+        partial(FedAvg, average, shared="$^", inner_state="keep"),
+        {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+    ),
+}
+FEDERATED = [name for name in CASES if name != "sync"]
+COMBINED = [name for name in FEDERATED if name != "local"]
+
+
+@dataclass(frozen=True)
+class Only:
+    """A cohort of the clients listed for each round; the last list is that of all later rounds too."""
+
+    rounds: tuple[tuple[int, ...], ...]
+
+    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        return self.rounds[min(index, len(self.rounds) - 1)]
+
+
+@dataclass
+class Records:
+    """A sink that remembers the figures of every round, and the end."""
+
+    rounds: list[Metrics] = field(default_factory=list)
+    result: Metrics | None = None
+
+    def record(self, metrics: Metrics) -> None:
+        self.rounds.append(metrics)
+
+    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+        self.result = result
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to on one rank: leaves by name, and the figures of its rounds."""
+
+    model: dict[str, Any]
+    algorithm: dict[str, Any]
+    clients: dict[int, dict[str, Any]]
+    rounds: list[Metrics]
+
+
+def tiny_model(seed: int = 0) -> nn.Module:
+    """Two layers with a Tanh between: 6 features to 3 classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+
+def tiny_data(examples: int, dtype: torch.dtype = torch.float64) -> Splits:
+    """Made-up examples of 3 classes that a model can learn."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(examples + TEST_EXAMPLES, FEATURES, generator=generator, dtype=dtype)
+    targets = (inputs[:, :CLASSES] + 0.3 * inputs[:, CLASSES:]).argmax(1)
+    train, test = (Arrays(inputs[part], targets[part]) for part in (slice(examples), slice(examples, None)))
+    return Splits(train, test, CLASSES)
+
+
+def case_run(topology: Topology, name: str, choices: Mapping[str, Any]) -> Run:
+    """The run of a row of the table, in float64 so that tolerances can be sharp, with `choices` overriding the row's.
+
+    `sizes` among them are the clients' numbers of examples.
+    """
+    overrides = dict(choices)
+    sizes = overrides.pop("sizes", SIZES)
+    defaults: dict[str, Any] = {
+        "module": tiny_model().double(),
+        "task": Classification(),
+        "data": tiny_data(sum(sizes)),
+        "clients": make_clients(sizes, TEST_EXAMPLES),
+        "algorithm": CASES[name].algorithm(),
+        "optimizer": partial(torch.optim.SGD, lr=0.1),
+        "rounds": 2,
+        "batch_size": 4,
+    }
+    return Run(topology, **(defaults | CASES[name].choices | overrides))
+
+
+def silos_of(name: str, silos: Silos) -> Silos:
+    """The silos that the algorithm can have: Sync has one."""
+    return 1 if name == "sync" else silos
+
+
+def train(name: str, silos: Silos, choices: Mapping[str, Any]) -> Outcome:
+    """Runs a row of the table to its end, evaluated each round."""
+    with distributed(silos_of(name, silos)) as topology:
+        run = case_run(topology, name, choices)
+        state = State(run)
+        rounds = [train_round(state, run.round(index)) | evaluate(state) for index in range(run.rounds)]
+        return outcome(state, rounds)
+
+
+def outcome(state: State, rounds: list[Metrics]) -> Outcome:
+    """What a live state holds, copied."""
+    clients = {client: leaves(kept) for client, kept in state.trainer.states.items()}
+    return Outcome(leaves(state.model.shared_state()), leaves(state.run.algorithm.state_dict()), clients, rounds)
+
+
+def every_client(outcomes: list[Outcome]) -> dict[int, dict[str, Any]]:
+    """The clients' states of all ranks."""
+    return {client: kept for one in outcomes for client, kept in one.clients.items()}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree by their paths; tensors are copied."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{prefix}{name}/")
+        else:
+            found[prefix + name] = value.detach().clone() if isinstance(value, Tensor) else value
+    return found
+
+
+def assert_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Fails unless both have the same names with the same bits."""
+    assert list(ours) == list(theirs)
+    apart = [name for name in ours if not _same(ours[name], theirs[name])]
+    assert not apart, "\n".join(f"{name}: {ours[name]} is not {theirs[name]}" for name in apart[:3])
+
+
+def assert_close(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], tolerance: float = 1e-12) -> None:
+    """Fails unless both have the same names with values that agree to rounding."""
+    assert set(ours) == set(theirs)
+    for name in ours:
+        np.testing.assert_allclose(
+            np.asarray(ours[name]), np.asarray(theirs[name]), rtol=tolerance, atol=tolerance, err_msg=str(name)
+        )
+
+
+def figures(metrics: Metrics) -> Metrics:
+    """The metrics that say something of the training, and not of the machine."""
+    machine = ("seconds", "examples_per_second", "slowest/", "bytes_between_silos")
+    return {name: value for name, value in metrics.items() if not name.startswith(machine)}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(7e9), b.nan_to_num(7e9))
+    return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))

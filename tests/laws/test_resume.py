@@ -1,0 +1,159 @@
+"""Save, load, next round: bit-equal to the run that was never interrupted, in all that is kept and all that is told."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.laws.cases import (
+    CASES,
+    SIZES,
+    Records,
+    assert_close,
+    assert_same,
+    case_run,
+    figures,
+    leaves,
+    silos_of,
+    tiny_data,
+)
+from tests.support.runs import make_clients, make_data, make_model, make_task
+from trainer.algorithms import FedAvg
+from trainer.checkpoint import Checkpoints, Saved, open_checkpoint
+from trainer.cohort import Sample
+from trainer.fit import fit
+from trainer.metrics import Metrics
+from trainer.models import GPT
+from trainer.run import RoundLength
+from trainer.schedules import Cosine
+from trainer.topology import Silos, distributed
+
+ROUNDS, INTERRUPTED = 4, 2
+
+
+def run_rounds(name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int, resume: bool) -> Records:
+    """Trains to round `until`, anew or from the newest checkpoint in the folder; the figures of the rounds it ran."""
+    with distributed(silos_of(name, silos)) as topology:
+        run = case_run(topology, name, {"rounds": ROUNDS, "save_every": INTERRUPTED} | choices)
+        checkpoints = Checkpoints(folder, topology.rank == 0)
+        records = Records()
+        fit(run, [records], checkpoints, checkpoints.newest() if resume else None, until=until)
+        return records
+
+
+def interrupted_and_not(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path):
+    """The folders and the last rounds' figures of a run in two parts, and of the same run in one."""
+    first, one = folder / "two_parts", folder / "one"
+    pool.run(run_rounds, name, silos, choices, first, INTERRUPTED, False)
+    resumed = pool.run(run_rounds, name, silos, choices, first, ROUNDS, True)[0]
+    through = pool.run(run_rounds, name, silos, choices, one, ROUNDS, False)[0]
+    return (first, resumed.rounds), (one, through.rounds[INTERRUPTED:])
+
+
+def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path) -> None:
+    """Every section on disk but the clock readings, and every figure."""
+    (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder)
+    saved, expected = (open_checkpoint(path / f"round-{ROUNDS:06d}") for path in (ours, theirs))
+    sections = expected.sections("")
+    assert saved.sections("") == sections
+    for section in (name for name in sections if name != "progress"):
+        assert_same(leaves(saved.load(section)), leaves(expected.load(section)))
+    assert torch.equal(*(each.load("progress")["participations"] for each in (saved, expected)))
+    assert len(our_rounds) == ROUNDS - INTERRUPTED
+    for our_round, their_round in zip(our_rounds, their_rounds, strict=True):
+        assert_same(timeless(our_round), timeless(their_round))
+        assert our_round["bytes_between_silos"] == their_round["bytes_between_silos"]
+
+
+def timeless(metrics: Metrics) -> Metrics:
+    return {key: value for key, value in figures(metrics).items() if not key.endswith("per_second")}
+
+
+def noisy_model() -> nn.Module:
+    """A float32 model with dropout and batch statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def noisy_choices(name: str) -> dict[str, Any]:
+    """Dropout, batch statistics, a cosine, and, where the algorithm can, sampled clients and steps across epochs."""
+    sizes = [4 * size for size in SIZES]
+    choices: dict[str, Any] = {
+        "module": noisy_model(),
+        "sizes": sizes,
+        "data": tiny_data(sum(sizes), torch.float32),
+        "schedule": Cosine(0.1),
+        "batch_size": None if name == "fedsgd" else 10,
+        "length": RoundLength(steps=1 if name == "fedsgd" else 3),
+    }
+    return choices if name == "sync" else choices | {"cohort": Sample(4)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, tmp_path: Path):
+    assert_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["diloco", "local"])
+def test_it_is_so_with_replicas(ranks, name: str, tmp_path: Path):
+    """Silos of 2 and of 2 ranks."""
+    assert_bit_equal(ranks(4), name, [2, 2], noisy_choices(name), tmp_path)
+
+
+def text_choices(dropout: float) -> dict[str, Any]:
+    """A small gpt on made-up text."""
+    torch.manual_seed(0)
+    return {
+        "module": GPT(vocabulary=64, length=16, layers=2, heads=2, width=32, dropout=dropout),
+        "data": make_data("gpt", sum(SIZES)),
+        "task": make_task("gpt"),
+        "clients": make_clients(SIZES),
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+    }
+
+
+@pytest.mark.parametrize("name", ["sync", "diloco"])
+def test_it_is_so_for_a_gpt_with_dropout(ranks, name: str, tmp_path: Path):
+    assert_bit_equal(ranks(2), name, 2, text_choices(0.2), tmp_path)
+
+
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_it_is_so_on_three_replicas(ranks, model: str, tmp_path: Path):
+    """From 3 ranks on, DistributedDataParallel's first backward adds in another order than the later ones."""
+    choices = text_choices(0.0) | {"module": make_model(model), "data": make_data(model, sum(SIZES))}
+    assert_bit_equal(ranks(3), "sync", 1, choices | {"task": make_task(model), "batch_size": 6}, tmp_path)
+
+
+def resumed_elsewhere(name: str, silos: Silos, choices: dict[str, Any], saved: Saved) -> dict[str, Any]:
+    """The model after the run went on here from a checkpoint of another world."""
+    with distributed(silos) as topology:
+        run = case_run(topology, name, {"rounds": ROUNDS} | choices)
+        fit(run, start=saved)
+        return leaves(run.module.state_dict())
+
+
+def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
+    """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos go on as the 2 would have, but for the order of sums."""
+    choices: dict[str, Any] = {"cohort": Sample(4), "length": RoundLength(steps=3)}
+    (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
+    expected = leaves(open_checkpoint(through / f"round-{ROUNDS:06d}").load("model"))
+    saved = open_checkpoint(first / f"round-{INTERRUPTED:06d}")
+    for size in (1, 4):
+        assert_close(ranks(size).run(resumed_elsewhere, "diloco", size, choices, saved)[0], expected, 1e-11)
+
+
+def other_algorithms_choices() -> dict[str, Any]:
+    """A personal output layer: the clients' own tensors are state too."""
+    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared="^0\\.", inner_state="keep")
+    return noisy_choices("fedavg") | {"algorithm": algorithm, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
+
+
+def test_personal_tensors_are_kept(ranks, tmp_path: Path):
+    """FedAvg that shares the first layer alone; batch statistics and the output layer are the clients' own."""
+    assert_bit_equal(ranks(2), "fedavg", 2, other_algorithms_choices(), tmp_path)

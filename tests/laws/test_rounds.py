@@ -1,0 +1,168 @@
+"""Laws of one round: everyone ends with the same bits, nobody moves nothing, and a NaN stays where it arose."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.laws.cases import (
+    CASES,
+    COMBINED,
+    FEDERATED,
+    SIZES,
+    Only,
+    Outcome,
+    assert_close,
+    assert_same,
+    case_run,
+    every_client,
+    figures,
+    outcome,
+    silos_of,
+    tiny_data,
+    tiny_model,
+    train,
+)
+from trainer.data import Arrays, Splits
+from trainer.fit import evaluate, train_round
+from trainer.run import RoundLength
+from trainer.state import State
+from trainer.topology import Silos, distributed
+
+EVERYONE = tuple(range(len(SIZES)))
+BAD = 3
+
+
+def norm_model() -> nn.Module:
+    """A float32 model with batch statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
+@pytest.mark.parametrize("name", CASES)
+def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Silos):
+    """Shared parameters, batch statistics and the server's state, torch.equal to rank 0's; and they have moved."""
+    choices = {
+        "module": norm_model(),
+        "data": tiny_data(8 * sum(SIZES), torch.float32),
+        "sizes": [8 * size for size in SIZES],
+        "batch_size": None if name == "fedsgd" else 9,
+    }
+    outcomes = ranks(2 if silos == 2 else 4).run(train, name, silos, choices)
+    for other in outcomes[1:]:
+        assert_same(other.model, outcomes[0].model)
+        assert_same(other.algorithm, outcomes[0].algorithm)
+    moved = [key for key, tensor in norm_model().state_dict().items() if key in outcomes[0].model]
+    assert len(moved) == (0 if name == "local" else 8)
+    assert not any(torch.equal(outcomes[0].model[key], norm_model().state_dict()[key]) for key in moved)
+
+
+def around_an_empty_round(name: str, silos: Silos) -> tuple[Outcome, Outcome]:
+    """What a run holds before and after its third round, to which nobody comes."""
+    with distributed(silos_of(name, silos)) as topology:
+        everyone = (0,) if name == "sync" else EVERYONE
+        cohort = Only((everyone, everyone, ()))
+        run = case_run(topology, name, {"cohort": cohort, "rounds": 3, "module": tiny_model()} | float32_data())
+        state = State(run)
+        rounds = [train_round(state, run.round(index)) for index in range(2)]
+        before = outcome(state, rounds)
+        rounds = [train_round(state, run.round(2)) | evaluate(state)]
+        return before, outcome(state, rounds)
+
+
+def float32_data() -> dict[str, Any]:
+    return {"data": tiny_data(sum(SIZES), torch.float32)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_empty_cohort_moves_nothing(ranks, name: str):
+    """Neither parameters nor server nor clients: bit for bit what they were; the round has no loss and no examples."""
+    for before, after in ranks(2).run(around_an_empty_round, name, 2):
+        assert_same(before.model, after.model)
+        assert_same(before.algorithm, after.algorithm)
+        assert set(before.clients) == set(after.clients)
+        for client, kept in before.clients.items():
+            assert_same(kept, after.clients[client])
+        (metrics,) = after.rounds
+        assert metrics["round/examples"] == metrics["round/steps"] == metrics["clients/trained"] == 0
+        assert math.isnan(metrics["train/loss"])
+        assert math.isfinite(metrics["test/loss"])
+
+
+def spoiled(examples: int, first: int) -> Splits:
+    """The usual data with a NaN in one input of example `first`."""
+    data = tiny_data(examples)
+    inputs, targets = data.train.fetch(torch.arange(examples))
+    inputs[first, 2] = math.nan
+    return Splits(Arrays(inputs, targets), data.test, data.classes)
+
+
+@pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
+@pytest.mark.parametrize("name", FEDERATED)
+def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: Silos):
+    """The run is that of the other six clients: model, server, clients' states, and the figures that are averages."""
+    data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
+    pool = ranks(2 if silos == 2 else 4)
+    # `per_client` is off because the bad client's own row is about the only thing that should speak of it.
+    choices = {"data": data, "rounds": 3, "per_client": "none"}
+    ours = pool.run(train, name, silos, choices)
+    others = Only((tuple(client for client in EVERYONE if client != BAD),))
+    theirs = pool.run(train, name, silos, choices | {"cohort": others})
+    assert_close(ours[0].model, theirs[0].model)
+    assert_close(ours[0].algorithm, theirs[0].algorithm)
+    kept, expected = every_client(ours), every_client(theirs)
+    for client in expected:
+        assert_close(kept[client], expected[client])
+    counts = ("round/", "clients/")
+    for ours_round, theirs_round in zip(ours[0].rounds, theirs[0].rounds, strict=True):
+        assert ours_round["clients/left_out"] == 1
+        judged = {key: value for key, value in figures(ours_round).items() if not key.startswith(counts)}
+        assert judged == pytest.approx({key: theirs_round[key] for key in judged}, rel=1e-10, nan_ok=True)
+        assert math.isfinite(judged["train/loss"])
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_a_nan_client_keeps_the_state_it_had(ranks, name: str):
+    """What a client keeps between rounds changes only with a round that counts: there is no NaN in it."""
+    data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
+    kept = every_client(ranks(2).run(train, name, 2, {"data": data}))
+    tensors = [leaf for leaf in kept.get(BAD, {}).values() if isinstance(leaf, torch.Tensor)]
+    assert all(bool(leaf.isfinite().all()) for leaf in tensors)
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
+    """Only the bad client comes to the second round: the model, its batch statistics and the server stay."""
+    size = 10
+    data = spoiled(size * len(SIZES), size * BAD)
+    choices = {
+        "module": norm_model().double(),
+        "data": data,
+        "sizes": [size] * len(SIZES),
+        "batch_size": None if name == "fedsgd" else 5,
+    }
+    good = tuple(client for client in EVERYONE if client != BAD)
+    before = ranks(2).run(train, name, 2, choices | {"cohort": Only((good,)), "rounds": 1})
+    after = ranks(2).run(train, name, 2, choices | {"cohort": Only((good, (BAD,))), "rounds": 2})
+    for ours, theirs in zip(after, before, strict=True):
+        assert_same(ours.model, theirs.model)
+        assert_same(ours.algorithm, theirs.algorithm)
+        assert ours.rounds[1]["test/loss"] == theirs.rounds[0]["test/loss"]
+        assert ours.rounds[1]["clients/left_out"] == 1
+
+
+@pytest.mark.parametrize("length", [RoundLength(epochs=2), RoundLength(steps=5)], ids=["epochs", "steps"])
+def test_a_round_counts_what_went_through_the_model(ranks, length: RoundLength):
+    """Examples and steps of all clients: ceil(n_k / batch) steps an epoch, or so many steps of a stream of epochs."""
+    sizes, batch_size = [5, 8, 3], 4
+    (first, _) = ranks(2).run(train, "fedavg", 2, {"sizes": sizes, "length": length, "rounds": 1})
+    batches = [[min(batch_size, size - start) for start in range(0, size, batch_size)] for size in sizes]
+    wanted = [(of_client * 5)[: length.steps or 2 * len(of_client)] for of_client in batches]
+    assert first.rounds[0]["round/steps"] == sum(map(len, wanted))
+    assert first.rounds[0]["round/examples"] == sum(map(sum, wanted))
