@@ -199,8 +199,8 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_row_learns(ranks, name: str):
-    """None of the laws is kept by standing still: the loss falls, for `local` that of the clients' own models."""
-    length = {} if name == "fedsgd" else {"length": RoundLength(epochs=2)}
-    rounds = ranks(2).run(train, name, 2, {"rounds": 8} | length)[0].rounds
-    assert rounds[-1]["train/loss"] < rounds[0]["train/loss"] - 0.02
-    assert rounds[-1]["test/loss"] < rounds[0]["test/loss"]
+    """None of the laws is kept by standing still: the loss falls from round to round, by a tenth in the end."""
+    rounds = ranks(2).run(train, name, 2, {"rounds": 6, "optimizer": partial(torch.optim.SGD, lr=0.1)})[0].rounds
+    losses = [metrics["train/loss"] for metrics in rounds]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.9 * losses[0]
