@@ -16,8 +16,15 @@ from torch.nn import functional as F
 class Task(Protocol):
     """Abstract: the verbs of a task."""
 
-    scores: tuple[str, ...]
-    headline: str
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of what is measured besides the loss."""
+        ...
+
+    @property
+    def headline(self) -> str:
+        """The figure that tells most, one of the summary's."""
+        ...
 
     def units(self, targets: Tensor) -> int:
         """The number of units that one example of these targets [B, ...] holds."""

@@ -43,7 +43,8 @@ class FedAvg:
         shared: str = ".*",
         inner_state: InnerState = "reset",
     ):
-        self.make_server, self.weight, self.inner_state = server, weight, inner_state
+        self.make_server, self.weight = server, weight
+        self.inner_state: InnerState = inner_state
         self.shared_pattern = re.compile(shared)
         self.has_personal = shared != ".*"
 

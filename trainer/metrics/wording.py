@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -75,9 +77,17 @@ def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
     rows = {key: _said(value) for key, value in result.items() if _belongs(key, value)}
     if folder:
         rows["run folder"] = str(folder)
-        rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(folder))}"
+        rows["TensorBoard"] = f"{_tensorboard()} --logdir {shlex.quote(str(folder))}"
     width = max(map(len, rows))
     return [[(name.ljust(width), NAME_STYLE), "  " + value] for name, value in rows.items()]
+
+
+def _tensorboard() -> str:
+    """The command, as it is found from here: by its name, or beside the running Python."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    beside = Path(sys.executable).with_name("tensorboard")
+    return shlex.quote(str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside))
 
 
 def _belongs(key: str, value: object) -> bool:
