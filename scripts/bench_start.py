@@ -76,7 +76,7 @@ SIDES = {"ours": ours, "by hand": by_hand}
 
 def run(side: str) -> tuple[float, float]:
     """Rank 0's seconds to the first step and its peak memory in MB, in a world of two."""
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, "-m", "scripts.bench_start", "--side", side, "--folder", f"{folder}/run"]

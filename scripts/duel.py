@@ -21,7 +21,16 @@ def in_workers(module: str, nproc: int = 2) -> bool:
     if "RANK" in os.environ:
         torch.set_num_threads(1)
         return True
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    launcher = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(nproc),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run([*launcher, "-m", module, *sys.argv[1:]], check=True, env=environment)
     return False

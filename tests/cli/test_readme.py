@@ -1,0 +1,82 @@
+"""The README does what it says: its commands and its example run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of this language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines of the bash blocks, without their comments."""
+    lines = (line for block in blocks("bash") for line in block.splitlines())
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+
+
+def start(command: str, folder: Path) -> subprocess.Popen[str]:
+    """Starts a command as a user of this environment would, in a folder of its own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(shlex.split(command), cwd=folder, env=environment, **pipes)
+
+
+def outputs(*processes: subprocess.Popen[str]) -> str:
+    """What the processes printed between them; all must end well."""
+    printed = "\n".join(process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0] * len(processes), printed
+    return printed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder with the README's own module and example in it."""
+    for code in blocks("python"):
+        (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
+    return tmp_path
+
+
+def single(command: str) -> bool:
+    return "--nnodes" not in command
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if single(command)])
+def test_command(command: str, folder: Path):
+    """Scripts are started where they lie, and train into a folder of the test."""
+    program, *arguments = shlex.split(command)
+    program = str(ROOT / program) if program.startswith("./") else program
+    extra = [] if "--cfg" in arguments else [f"run_dir={folder / 'run'}"]
+    printed = outputs(start(shlex.join([program, *arguments, *extra]), folder))
+    assert "test/accuracy" in printed or "_target_" in printed
+
+
+def test_commands_of_two_nodes(folder: Path):
+    """Both at once, with this machine for both nodes and one worker on each."""
+    several = [command for command in commands() if not single(command)]
+    assert len(several) == 2
+    here = [
+        command.replace("node0", "127.0.0.1").replace("--nproc-per-node 8", "--nproc-per-node 1")
+        + f" run_dir={folder}/run"
+        for command in several
+    ]
+    assert "replicas in the silos: [1,1]" in outputs(*[start(command, folder) for command in here])
+
+
+def test_example_from_python(folder: Path):
+    printed = outputs(start("torchrun --nproc-per-node 2 example.py", folder))
+    assert "test/accuracy" in printed
+    code = (folder / "example.py").read_text().splitlines()
+    assert len([line for line in code if line and not line.startswith(("#", "import", "from"))]) <= 20
