@@ -14,13 +14,16 @@ from torch import Tensor
 from trainer.topology import Topology
 
 
-def sum_header(header: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sums over the world of every entry: float64 tensors on the CPU, sent as one vector in one all-reduce."""
-    packed = torch.cat([entry.reshape(-1) for entry in header.values()])
-    assert packed.dtype == torch.float64, packed.dtype
+def sum_header(
+    scalars: Mapping[str, float], tables: Mapping[str, Tensor]
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The sums over the world of every scalar, and of every table: float64 on the CPU, all in one all-reduce."""
+    parts = [torch.tensor(list(scalars.values()), dtype=torch.float64), *(table.view(-1) for table in tables.values())]
+    packed = torch.cat(parts)
     dist.all_reduce(packed)
-    parts = packed.split([entry.numel() for entry in header.values()])
-    return {name: part.view_as(header[name]) for name, part in zip(header, parts, strict=True)}
+    first, *rest = packed.split([part.numel() for part in parts])
+    summed = {name: part.view_as(tables[name]) for name, part in zip(tables, rest, strict=True)}
+    return dict(zip(scalars, first.tolist(), strict=True)), summed
 
 
 def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:

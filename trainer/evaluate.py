@@ -59,8 +59,8 @@ def exhibits(trainer: LocalTrainer) -> Exhibits:
     """What the finished model shows besides numbers: a confusion matrix, or a text sample. A collective."""
     run = trainer.run
     if isinstance(run.task, Classification) and run.data.classes:
-        matrix = comm.sum_header({"confusion": _confusion(trainer, run.data.classes)})["confusion"]
-        return Exhibits(confusion=matrix.long(), label_names=run.data.label_names)
+        _, summed = comm.sum_header({}, {"confusion": _confusion(trainer, run.data.classes)})
+        return Exhibits(confusion=summed["confusion"].long(), label_names=run.data.label_names)
     generate = getattr(run.module, "generate", None)
     if run.topology.rank == 0 and generate:
         return Exhibits(sample=generate(SAMPLE_LENGTH, generator(run.seed, "sample")))

@@ -82,19 +82,19 @@ def combine(state: State, round: Round, tally: Tally) -> Metrics:
     algorithm = state.run.algorithm
     arrived = perf_counter()
     # Every silo reaches this line, each round, those without clients too: it is a collective.
-    totals = comm.sum_header(tally.header(algorithm.header()))
+    own = algorithm.header() if state.run.topology.is_leader else dict.fromkeys(algorithm.header(), 0.0)
+    sums, tables = comm.sum_header({**own, **tally.scalars()}, tally.tables())
     met = perf_counter()
-    weight = totals["weight"].item()
     update_norm = 0.0
-    if weight > 0:
-        total = state.wire.sum(algorithm.payload(weight))
+    if sums["weight"] > 0:
+        total = state.wire.sum(algorithm.payload(sums["weight"]))
         update_norm = float(torch.linalg.vector_norm(total))
         algorithm.apply(total)
-        state.trainer.pool_statistics(totals["statistics"] / totals["examples"], tally.counts)
+        state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
     else:
         algorithm.skip()
     state.participations[list(round.cohort)] += 1
-    metrics = round_metrics(state.run, round, totals, update_norm)
+    metrics = round_metrics(state.run, round, sums, tables, update_norm)
     metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}
     return metrics | {"bytes_between_silos": state.wire.bytes_sent}
 
@@ -108,7 +108,7 @@ def evaluate(state: State) -> Metrics:
     if any(len(ids) for ids in clients.validation):
         tables["validation"] = client_sums(state.trainer, run.data.train, clients.validation)
     metrics: Metrics = {}
-    for name, table in comm.sum_header(tables).items():
+    for name, table in comm.sum_header({}, tables)[1].items():
         metrics |= evaluation_metrics(run, name, table)
     return metrics | {"seconds/evaluation": perf_counter() - began}
 

@@ -46,6 +46,7 @@ class Work:
     client: int
     examples: int
     losses: list[Tensor] = field(default_factory=list)
+    folded: Tensor | float = 0.0
     examples_seen: int = 0
     steps: int = 0
     units: int = 0
@@ -61,19 +62,37 @@ class Work:
         self.units += units
         self.losses.append(loss_sum)
         if len(self.losses) == LOSSES_KEPT:
-            self.losses = [self._folded()]
+            self._fold()
 
     @property
     def loss_sum(self) -> float:
         """The sum of the steps' losses over their units. Waits for the device."""
-        return float(self._folded()) if self.losses else 0.0
+        if self.losses:
+            self._fold()
+        return float(self.folded)
 
-    def _folded(self) -> Tensor:
-        return torch.stack([loss.double() for loss in self.losses]).sum()
+    def _fold(self) -> None:
+        self.folded = self.folded + torch.stack(self.losses).double().sum()
+        self.losses = []
 
 
 # Told after each step: the part done of the client's round, the examples of the step, and its mean loss when asked.
 Watch = Callable[[float, int, Callable[[], float]], None]
+
+
+class Shares(dict[int, Tensor]):
+    """What a loss sum is multiplied by, by the units of the whole batch, as the gradient that backward starts from.
+
+    DDP averages over the replicas; so each brings its sum, times their number, over the units of the silo's batch.
+    """
+
+    def __init__(self, topology: Topology):
+        super().__init__()
+        self.topology = topology
+
+    def __missing__(self, units: int) -> Tensor:
+        self[units] = torch.tensor(self.topology.num_replicas / units, device=self.topology.device)
+        return self[units]
 
 
 class LocalTrainer:
@@ -85,7 +104,8 @@ class LocalTrainer:
     """
 
     def __init__(self, run: Run, model: FlatModel):
-        self.run, self.model = run, model
+        self.run, self.task, self.model = run, run.task, model
+        self.has_batch_statistics = model.has_batch_statistics
         self.wrapped = _wrap(model.module, run.topology)
         self.no_sync = self.wrapped.no_sync if isinstance(self.wrapped, DistributedDataParallel) else nullcontext
         self.loss_sum, self.outputs = self._loss_sum, model.module.__call__
@@ -95,7 +115,7 @@ class LocalTrainer:
         self.optimizer = run.optimizer(model.trainable)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generators = default_generators(run.topology.device)
-        self.shares: dict[int, Tensor] = {}
+        self.shares = Shares(run.topology)
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
         self.statistics = (model.statistics.vector(), model.statistics.counts())
@@ -124,7 +144,7 @@ class LocalTrainer:
     def _stream(self, client: int) -> Stream:
         run, topology = self.run, self.run.topology
         # A batch statistic of a single example is no statistic.
-        least = 2 if self.model.has_batch_statistics else 0
+        least = 2 if self.has_batch_statistics else 0
         share = Share(topology.replica, topology.num_replicas, run.micro_batch_size, least)
         ids = run.training_sets[client]
         return Stream(run.data.train, ids, client, run.batch_size, share, run.seed, topology.device)
@@ -161,42 +181,36 @@ class LocalTrainer:
         work.seconds_compute = perf_counter() - began - work.seconds_data
 
     def _set_rates(self, progress: float) -> None:
-        factor = self.run.schedule(progress)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        factor, groups = self.run.schedule(progress), self.optimizer.param_groups
+        if groups[0]["lr"] != self.rates[0] * factor:
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"] = rate * factor
 
     def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, int]:
         """Adds the gradient of the mean loss over the silo's batch; this replica's loss sum and units."""
-        *earlier, last = batch.micro_batches
-        units = self.run.task.units(last[1])
-        # DDP averages over the replicas: each brings its sum times their number, over the units of the whole batch.
-        share = self._share(batch.examples * units)
-        losses = []
-        for index, micro_batch in enumerate(earlier):
-            with self.no_sync():
-                losses.append(self._micro_batch(*micro_batch, share, seed + index))
+        *earlier, (inputs, targets) = batch.micro_batches
+        units = self.task.units(targets)
+        share = self.shares[batch.examples * units]
+        losses = [self._unsynchronised(*examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
         # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
-        loss_sum = self._micro_batch(*last, share, seed + len(earlier))
-        return (sum(losses, start=loss_sum) if losses else loss_sum), batch.own * units
+        loss_sum = self._micro_batch(inputs, targets, share, seed)
+        return sum(losses, start=loss_sum) if losses else loss_sum, batch.own * units
 
-    def _share(self, units: int) -> Tensor:
-        """What the loss sum of a batch of so many units is multiplied by, as the gradient that backward starts from."""
-        if units not in self.shares:
-            share = self.run.topology.num_replicas / units
-            self.shares[units] = torch.tensor(share, device=self.run.topology.device)
-        return self.shares[units]
+    def _unsynchronised(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
+        with self.no_sync():
+            return self._micro_batch(inputs, targets, share, seed)
 
     def _micro_batch(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
         for generator in self.generators:
             generator.manual_seed(seed)
-        if len(targets) == 0 and self.model.has_batch_statistics:
+        if self.has_batch_statistics and len(inputs) == 0:
             self.model.module.eval()
         loss_sum = self.loss_sum(inputs, targets)
         loss_sum.backward(share)
         return loss_sum.detach_()
 
     def _loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.run.task.loss_sum(self.wrapped(inputs), targets)
+        return self.task.loss_sum(self.wrapped(inputs), targets)
 
     def _clip(self, measure: bool) -> Tensor | float:
         """The norm of the step's gradient, where it is limited or asked for: it costs a third of a small step."""

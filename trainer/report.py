@@ -44,44 +44,41 @@ class Tally:
             "seconds/compute": sum(work.seconds_compute for work in self.works),
         }
 
-    def header(self, algorithm: dict[str, float]) -> dict[str, Tensor]:
-        """Float64 tensors whose sums over the world describe the round."""
-        once = float(self.run.topology.is_leader)
-        scalars = {
-            **algorithm,
+    def scalars(self) -> dict[str, float]:
+        """Numbers whose sums over the world describe the round."""
+        counted = [work for work, norm in zip(self.works, self.norms, strict=True) if math.isfinite(norm)]
+        own = {"loss_sum": sum(work.loss_sum for work in counted), "units": sum(work.units for work in counted)}
+        equal_in_silo = {
             "examples": self.examples,
             "steps": sum(work.steps for work in self.works),
             "examples_seen": sum(work.examples_seen for work in self.works),
             "clients": len(self.works),
             "gradient_norms": sum(float(work.gradient_norm) for work in self.works),
             "learning_rates": sum(work.learning_rate for work in self.works),
-            "left_out": sum(not math.isfinite(norm) for norm in self.norms),
+            "left_out": len(self.works) - len(counted),
         }
-        header = {name: torch.tensor(value * once, dtype=torch.float64) for name, value in scalars.items()}
-        counted = [work for work, norm in zip(self.works, self.norms, strict=True) if math.isfinite(norm)]
-        header["loss_sum"] = torch.tensor(sum(work.loss_sum for work in counted), dtype=torch.float64)
-        header["units"] = torch.tensor(sum(work.units for work in counted), dtype=torch.float64)
-        header["silos"] = self._silo_table(once)
-        header["cohort"] = self._client_table(once)
-        header["statistics"] = self.statistics
-        return header
+        return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
 
-    def _silo_table(self, once: float) -> Tensor:
+    def tables(self) -> dict[str, Tensor]:
+        """Float64 tables whose sums over the world describe the round: rows by silo and by client, and statistics."""
+        return {"silos": self._silo_table(), "cohort": self._client_table(), "statistics": self.statistics}
+
+    def _silo_table(self) -> Tensor:
         """Seconds [silos, data and compute]; this silo's row, zeros elsewhere."""
         table = torch.zeros(self.run.topology.num_silos, len(SILO_COLUMNS), dtype=torch.float64)
-        for work in self.works:
-            table[self.run.topology.silo] += once * torch.tensor([work.seconds_data, work.seconds_compute])
+        if self.run.topology.is_leader:
+            table[self.run.topology.silo] = torch.tensor(list(self.seconds().values()))
         return table
 
-    def _client_table(self, once: float) -> Tensor:
+    def _client_table(self) -> Tensor:
         """What is reported of each client of the cohort [clients, columns]; empty if nothing is."""
-        rows = len(self.round.cohort) if reports_clients(self.run) else 0
-        table = torch.zeros(rows, len(CLIENT_COLUMNS), dtype=torch.float64)
+        rows = (
+            {client: [0.0] * len(CLIENT_COLUMNS) for client in self.round.cohort} if reports_clients(self.run) else {}
+        )
         for work, norm in zip(self.works, self.norms, strict=True):
             if rows:
-                row = self.round.cohort.index(work.client)
-                table[row] = torch.tensor([work.loss_sum, work.units, once * norm])
-        return table
+                rows[work.client] = [work.loss_sum, work.units, norm if self.run.topology.is_leader else 0.0]
+        return torch.tensor(list(rows.values()), dtype=torch.float64).view(len(rows), len(CLIENT_COLUMNS))
 
 
 def reports_clients(run: Run) -> bool:
@@ -89,40 +86,41 @@ def reports_clients(run: Run) -> bool:
     return run.per_client != "none" and len(run.training_sets) > 1
 
 
-def round_metrics(run: Run, round: Round, totals: dict[str, Tensor], update_norm: float) -> Metrics:
+def round_metrics(
+    run: Run, round: Round, sums: dict[str, float], tables: dict[str, Tensor], update_norm: float
+) -> Metrics:
     """The figures of a round's training from the world's sums. `update_norm` is that of the combined delta."""
-    clients = totals["clients"].item() or math.nan
+    clients = sums["clients"] or math.nan
     metrics: Metrics = {
-        "round/examples": int(totals["examples_seen"]),
-        "round/steps": int(totals["steps"]),
-        "train/loss": _ratio(totals["loss_sum"].item(), totals["units"].item()),
-        "train/gradient_norm": totals["gradient_norms"].item() / clients,
-        "train/learning_rate": totals["learning_rates"].item() / clients,
-        "clients/trained": int(totals["clients"]),
-        "clients/left_out": int(totals["left_out"]),
+        "round/examples": int(sums["examples_seen"]),
+        "round/steps": int(sums["steps"]),
+        "train/loss": _ratio(sums["loss_sum"], sums["units"]),
+        "train/gradient_norm": sums["gradient_norms"] / clients,
+        "train/learning_rate": sums["learning_rates"] / clients,
+        "clients/trained": int(sums["clients"]),
+        "clients/left_out": int(sums["left_out"]),
     }
-    metrics |= slowest_silo(totals["silos"])
-    if "weighted_norms" in totals:
+    metrics |= slowest_silo(tables["silos"])
+    if "weighted_norms" in sums:
         metrics["delta/norm"] = update_norm
-        metrics["delta/cosine"] = mean_cosine(totals, update_norm)
-    for client, row in zip(round.cohort, totals["cohort"].tolist(), strict=False):
+        metrics["delta/cosine"] = mean_cosine(sums, update_norm)
+    for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
         loss_sum, units, norm = row
         metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)
         metrics[f"client/{client}/delta_norm"] = norm
     return metrics
 
 
-def mean_cosine(totals: dict[str, Tensor], update_norm: float) -> float:
+def mean_cosine(sums: dict[str, float], update_norm: float) -> float:
     """The mean cosine between pairs of clients' deltas, weighted by w_i |d_i| w_j |d_j|; NaN for a single client.
 
     (|sum w_i d_i|^2 - sum w_i^2 |d_i|^2) / ((sum w_i |d_i|)^2 - sum w_i^2 |d_i|^2): three sums of scalars and one norm,
     so no client's delta is sent anywhere.
     """
-    weight = totals["weight"].item()
-    if not weight:
+    if not sums["weight"]:
         return math.nan
-    squares = totals["squared_weighted_norms"].item() / weight**2
-    pairs = (totals["weighted_norms"].item() / weight) ** 2 - squares
+    squares = sums["squared_weighted_norms"] / sums["weight"] ** 2
+    pairs = (sums["weighted_norms"] / sums["weight"]) ** 2 - squares
     # A single client leaves the rounding of 0 / 0.
     return (update_norm**2 - squares) / pairs if pairs > 1e-9 * squares else math.nan
 

@@ -99,8 +99,9 @@ class Stream:
         order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
         shares = [self.share.of(begin, end) for begin, end in pairwise(bounds)]
         fetched = self._fetch(self.ids[order], shares)
-        for (begin, end), (inputs, targets) in zip(pairwise(bounds), fetched, strict=True):
-            yield Batch(self._micro_batches(inputs, targets), end - begin, len(targets))
+        for (begin, end), (start, last), (inputs, targets) in zip(pairwise(bounds), shares, fetched, strict=True):
+            own = last - start
+            yield Batch(self._micro_batches(inputs, targets, own), end - begin, own)
 
     def _fetch(self, ids: Tensor, shares: list[tuple[int, int]]) -> Iterator[Examples]:
         position, together = 0, 1
@@ -113,8 +114,8 @@ class Stream:
             position += len(block)
             together = max(1, BLOCK_BYTES * len(block) // max(inputs.nbytes, 1))
 
-    def _micro_batches(self, inputs: Tensor, targets: Tensor) -> list[Examples]:
+    def _micro_batches(self, inputs: Tensor, targets: Tensor, own: int) -> list[Examples]:
         size = self.share.micro_batch_size
-        if size is None or len(targets) <= size:
+        if size is None or own <= size:
             return [(inputs, targets)]
         return list(zip(inputs.split(size), targets.split(size), strict=True))
