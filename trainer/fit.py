@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 
 import torch
@@ -18,16 +18,12 @@ from trainer.run import Run
 from trainer.state import State
 
 
-def unwatched(done: float, examples: int, loss: Callable[[], float]) -> None:
-    """Looks away."""
-
-
 def fit(
     run: Run,
     sinks: Sequence[Sink] = (),
     checkpoints: Checkpoints | None = None,
     start: Saved | None = None,
-    watch: Watch = unwatched,
+    watch: Watch | None = None,
     until: int | None = None,
 ) -> Metrics:
     """The result of a run: the figures of its last round and its totals, equal on every rank.
@@ -56,7 +52,7 @@ def fit(
     return result
 
 
-def train_round(state: State, round: Round, watch: Watch = unwatched) -> Metrics:
+def train_round(state: State, round: Round, watch: Watch | None = None) -> Metrics:
     """The figures of one round: this silo trains its clients of the cohort, then all silos combine."""
     run, algorithm, trainer = state.run, state.run.algorithm, state.trainer
     began = perf_counter()
@@ -65,7 +61,7 @@ def train_round(state: State, round: Round, watch: Watch = unwatched) -> Metrics
     algorithm.begin_round(round)
     for position, client in enumerate(clients):
         start = round.index + position / len(clients)
-        watch_client = _part(watch, start / run.rounds, 1 / (len(clients) * run.rounds))
+        watch_client = watch and _part(watch, start / run.rounds, 1 / (len(clients) * run.rounds))
         work = trainer.train(client, round, int(state.participations[client]), watch_client)
         tally.add(work, algorithm.contribute(client, work.examples))
     state.local_fingerprint = fingerprint(state.model) if run.evaluates(round.index) else 0

@@ -47,6 +47,7 @@ class Work:
     examples: int
     losses: list[Tensor] = field(default_factory=list)
     folded: Tensor | float = 0.0
+    last: tuple[Tensor | float, int] = (0.0, 0)
     examples_seen: int = 0
     steps: int = 0
     units: int = 0
@@ -57,12 +58,18 @@ class Work:
 
     def add(self, batch: Batch, loss_sum: Tensor, units: int) -> None:
         """Counts one step."""
+        self.last = (loss_sum, units)
         self.steps += 1
         self.examples_seen += batch.examples
         self.units += units
         self.losses.append(loss_sum)
         if len(self.losses) == LOSSES_KEPT:
             self._fold()
+
+    def last_loss(self) -> float:
+        """This replica's mean loss of the last step. Waits for the device."""
+        loss_sum, units = self.last
+        return float(loss_sum) / max(units, 1)
 
     @property
     def loss_sum(self) -> float:
@@ -120,13 +127,16 @@ class LocalTrainer:
         self.fresh = model.personal_state()
         self.statistics = (model.statistics.vector(), model.statistics.counts())
 
-    def train(self, client: int, round: Round, earlier_rounds: int, watch: Watch) -> Work:
+    def train(self, client: int, round: Round, earlier_rounds: int, watch: Watch | None) -> Work:
         """The Work of one client in this round, after it took part in so many earlier ones."""
         stream = self._stream(client)
         steps = self.run.length.of(stream.steps_per_epoch)
         work = Work(client, len(stream.ids))
         self._begin(client)
+        began = perf_counter()
         self._steps(work, stream.batches(earlier_rounds * steps, steps), steps, round, watch)
+        work.seconds_data = stream.seconds
+        work.seconds_compute = perf_counter() - began - stream.seconds
         self._end(client)
         return work
 
@@ -163,11 +173,9 @@ class LocalTrainer:
         if self.run.algorithm.inner_state == "keep":
             self.states[client]["optimizer"] = optimizer_state(self.optimizer)
 
-    def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch) -> None:
+    def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None) -> None:
         seed = round.seed_for("model", work.client, self.run.topology.replica)
-        began = mark = perf_counter()
         for step, batch in enumerate(batches):
-            work.seconds_data += perf_counter() - mark
             self._set_rates((round.index + step / steps) / self.run.rounds)
             loss_sum, units = self._backward(batch, seed + (step << 16))
             self.run.algorithm.correct()
@@ -175,10 +183,9 @@ class LocalTrainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             work.add(batch, loss_sum, units)
-            watch((step + 1) / steps, batch.examples, lambda loss_sum=loss_sum, units=units: float(loss_sum) / units)
-            mark = perf_counter()
+            if watch:
+                watch((step + 1) / steps, batch.examples, work.last_loss)
         work.learning_rate = self.optimizer.param_groups[0]["lr"]
-        work.seconds_compute = perf_counter() - began - work.seconds_data
 
     def _set_rates(self, progress: float) -> None:
         factor, groups = self.run.schedule(progress), self.optimizer.param_groups

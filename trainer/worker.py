@@ -24,7 +24,7 @@ from trainer.build import build
 from trainer.checkpoint import Checkpoints, Saved
 from trainer.config import Config, read_config
 from trainer.data import describe
-from trainer.fit import fit, unwatched
+from trainer.fit import fit
 from trainer.folder import RunFolder, flatten
 from trainer.launch.torchrun import choose_threads
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
@@ -136,7 +136,7 @@ def _fit(config: Config, tree: Tree, folder: RunFolder, run: Run, until: int | N
     console = Console(run.rounds, folder.path, run.topology.num_silos)
     sinks = _sinks(tree, folder, console, start) if first else []
     try:
-        return fit(run, sinks, checkpoints, start, console.step if first else unwatched, until)
+        return fit(run, sinks, checkpoints, start, console.step if first else None, until)
     finally:
         for sink in sinks:
             sink.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ class Stream:
     """The endless batches of one client, epoch after epoch; epochs never mix in a batch.
 
     `ids` are the client's examples in `source`; `batch_size` counts examples of the whole silo, None is all of them.
+    `seconds` are those spent fetching so far.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Stream:
         device: torch.device,
     ):
         self.source, self.client, self.share, self.seed, self.device = source, client, share, seed, device
+        self.seconds = 0.0
         self.ids = torch.from_numpy(ids)
         self.bounds = share.bounds(len(ids), batch_size or len(ids))
 
@@ -106,10 +109,12 @@ class Stream:
     def _fetch(self, ids: Tensor, shares: list[tuple[int, int]]) -> Iterator[Examples]:
         position, together = 0, 1
         while position < len(shares):
+            began = perf_counter()
             block = shares[position : position + together]
             fetched = self.source.fetch(torch.cat([ids[begin:end] for begin, end in block]))
             inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in fetched)
             sizes = [end - begin for begin, end in block]
+            self.seconds += perf_counter() - began
             yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
             position += len(block)
             together = max(1, BLOCK_BYTES * len(block) // max(inputs.nbytes, 1))
