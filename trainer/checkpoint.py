@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,16 @@ class Saved:
         """The names of the sections that begin so."""
         return [name for name in self.manifest["sections"] if name.startswith(beginning)]
 
-    def load(self, section: str, prefix: str = "") -> dict[str, Any]:
-        """The tree of a section, or its subtree under `prefix`, of which alone the tensors are read; empty if none."""
+    def load(self, section: str, wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
+        """The tree of a section, of the leaves whose names are wanted; other tensors are not read."""
         tree: dict[str, Any] = {}
         with safe_open(self.folder / (section + SUFFIX), framework="pt") as file:
-            values = json.loads(file.metadata()["values"])
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                if _under(name, prefix):
-                    _insert(tree, name, file.get_tensor(name))
-        for name, value in values.items():
-            if _under(name, prefix):
-                _insert(tree, name, value)
-        return tree.get(prefix, {}) if prefix else tree
+            for name in filter(wanted, file.keys()):
+                _insert(tree, name, file.get_tensor(name))
+            for name, value in json.loads(file.metadata()["values"]).items():
+                if wanted(name):
+                    _insert(tree, name, value)
+        return tree
 
 
 class Checkpoints:
@@ -80,7 +78,7 @@ class Checkpoints:
         everywhere = comm.gather_texts(json.dumps(written))
         if self.is_first:
             listed = {section: facts for text in everywhere for section, facts in json.loads(text).items()}
-            write_text(partial / "manifest.json", json.dumps({"format": FORMAT, "sections": listed}, indent=1))
+            write_text(partial / "manifest.json", _manifest_text({"format": FORMAT, "sections": listed}))
             self._publish(partial, self.folder / name)
         comm.barrier()
 
@@ -103,10 +101,10 @@ class Checkpoints:
 
 def open_checkpoint(folder: Path) -> Saved:
     """The checkpoint in this folder; ValueError when a section is missing or damaged."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = _read_manifest(folder / "manifest.json")
     faults = []
     if manifest["format"] != FORMAT:
-        faults.append(f"format {manifest['format']}; this version reads {FORMAT}")
+        raise ValueError(f"The checkpoint {folder} has format {manifest['format']}; this version reads {FORMAT}.")
     for section, facts in manifest["sections"].items():
         path = folder / (section + SUFFIX)
         if not path.exists():
@@ -117,6 +115,23 @@ def open_checkpoint(folder: Path) -> Saved:
         listed = "\n  ".join(faults)
         raise ValueError(f"The checkpoint {folder} cannot be used:\n  {listed}\n  start anew in another run_dir")
     return Saved(folder, manifest)
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """The manifest as text, with a checksum of its own in the last line."""
+    body = json.dumps(manifest, indent=1, sort_keys=True)
+    return f"{body}\n{zlib.crc32(body.encode()):08x}\n"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        manifest = json.loads(text[: text.rindex("}") + 1])
+        if text == _manifest_text(manifest) or manifest["format"] != FORMAT:
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"The checkpoint {path.parent} cannot be used: its {path.name} is missing or damaged.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -150,7 +165,7 @@ def _checksum(path: Path) -> dict[str, int]:
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}/")
         else:
             yield prefix + name, value
@@ -161,7 +176,3 @@ def _insert(tree: dict[str, Any], name: str, value: Any) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[last] = value
-
-
-def _under(name: str, prefix: str) -> bool:
-    return not prefix or name.startswith(prefix + "/")

@@ -38,6 +38,13 @@ def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
     return vector
 
 
+def mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
+    """The mean over the replicas of this silo, in place."""
+    if topology.num_replicas > 1:
+        dist.all_reduce(vector, group=topology.silo_group)
+    return vector.div_(topology.num_replicas)
+
+
 def maximum(values: Tensor) -> Tensor:
     """The elementwise maximum over the world, in place."""
     dist.all_reduce(values, op=dist.ReduceOp.MAX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
 
 def fingerprint(model: FlatModel) -> int:
     """A 64-bit hash of the trainable parameters' bits: equal models have equal ones."""
-    return _hash(model.shared) ^ _hash(model.personal)
+    return _hash(torch.cat([model.shared, model.personal])) if len(model.personal) else _hash(model.shared)
 
 
 def check_agreement(topology: Topology, local: int, model: FlatModel) -> None:
@@ -101,4 +102,5 @@ def check_agreement(topology: Topology, local: int, model: FlatModel) -> None:
 
 
 def _hash(vector: Tensor) -> int:
-    return int(torch.hash_tensor(vector).view(torch.int64)) if len(vector) else 0
+    digest = blake2b(vector.cpu().view(torch.uint8).numpy().data, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

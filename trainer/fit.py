@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -63,7 +64,10 @@ def train_round(state: State, round: Round, watch: Watch | None = None) -> Metri
         start = round.index + position / len(clients)
         watch_client = watch and _part(watch, start / run.rounds, 1 / (len(clients) * run.rounds))
         work = trainer.train(client, round, int(state.participations[client]), watch_client)
-        tally.add(work, algorithm.contribute(client, work.examples))
+        norm = algorithm.contribute(client, work.examples)
+        if math.isfinite(norm):
+            trainer.commit(client)
+        tally.add(work, norm)
     state.local_fingerprint = fingerprint(state.model) if run.evaluates(round.index) else 0
     metrics = combine(state, round, tally)
     seconds = perf_counter() - began
@@ -89,6 +93,7 @@ def combine(state: State, round: Round, tally: Tally) -> Metrics:
         state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
     else:
         algorithm.skip()
+        state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1
     metrics = round_metrics(state.run, round, sums, tables, update_norm)
     metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}

@@ -37,11 +37,15 @@ class FlatModel:
         self.trainable = list(trainable.values())
         self.shared_names = [name for name in trainable if is_shared(name)]
         self.personal_names = [name for name in trainable if not is_shared(name)]
+        own = {id(trainable[name]) for name in self.personal_names}
+        # Tied parameters have several names, of which `named_parameters` says the first.
+        self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
         self.shared = _flatten([trainable[name] for name in self.shared_names], self.trainable[0])
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
         buffers = dict(module.named_buffers())
         self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)})
         self.personal_buffers = {name: b for name, b in buffers.items() if not is_shared(name)}
+        self.personal_statistics = Statistics(self.personal_buffers)
 
     @property
     def has_batch_statistics(self) -> bool:
@@ -68,7 +72,7 @@ class FlatModel:
 
     def shared_state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers by name, but for the personal ones: the global model."""
-        personal = {*self.personal_names, *self.personal_buffers}
+        personal = {*self.personal_aliases, *self.personal_buffers}
         return {name: t.clone() for name, t in self.module.state_dict().items() if name not in personal}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:

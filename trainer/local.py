@@ -18,7 +18,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.data.loader import Batch, Share, Stream
 from trainer.flat import FlatModel
-from trainer.optimizers import optimizer_state, restore_optimizer_state
+from trainer.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
 from trainer.run import Run
 from trainer.topology import Topology
@@ -93,12 +93,12 @@ class Shares(dict[int, Tensor]):
     DDP averages over the replicas; so each brings its sum, times their number, over the units of the silo's batch.
     """
 
-    def __init__(self, topology: Topology):
+    def __init__(self, topology: Topology, dtype: torch.dtype):
         super().__init__()
-        self.topology = topology
+        self.topology, self.dtype = topology, dtype
 
     def __missing__(self, units: int) -> Tensor:
-        self[units] = torch.tensor(self.topology.num_replicas / units, device=self.topology.device)
+        self[units] = torch.tensor(self.topology.num_replicas / units, dtype=self.dtype, device=self.topology.device)
         return self[units]
 
 
@@ -106,6 +106,7 @@ class LocalTrainer:
     """Trains one client after the other on one model and one optimizer, and keeps what is a client's own in between.
 
     states      what clients keep between their rounds, by client: optimizer state and personal tensors
+    has_stepped whether this replica has trained since the run began
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
     outputs     the bare model, in the precision of the run, for evaluation
     """
@@ -122,9 +123,10 @@ class LocalTrainer:
         self.optimizer = run.optimizer(model.trainable)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generators = default_generators(run.topology.device)
-        self.shares = Shares(run.topology)
+        self.shares = Shares(run.topology, model.shared.dtype)
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
+        self.has_stepped = False
         self.statistics = (model.statistics.vector(), model.statistics.counts())
 
     def train(self, client: int, round: Round, earlier_rounds: int, watch: Watch | None) -> Work:
@@ -134,11 +136,21 @@ class LocalTrainer:
         work = Work(client, len(stream.ids))
         self._begin(client)
         began = perf_counter()
+        self.has_stepped = True
         self._steps(work, stream.batches(earlier_rounds * steps, steps), steps, round, watch)
         work.seconds_data = stream.seconds
         work.seconds_compute = perf_counter() - began - stream.seconds
-        self._end(client)
         return work
+
+    def commit(self, client: int) -> None:
+        """Makes the state in which the client ended its round the one that it begins its next round with."""
+        if not self.run.algorithm.stateful:
+            return
+        if own := self.model.personal_buffers and self.model.personal_statistics:
+            own.load(comm.mean_in_silo(own.vector(), self.run.topology), own.counts())
+        self.states[client] = {"personal": self.model.personal_state()}
+        if self.run.algorithm.inner_state == "keep":
+            self.states[client]["optimizer"] = optimizer_state(self.optimizer)
 
     def load_personal(self, client: int) -> None:
         """Puts the client's personal tensors into the model; a client that never trained has the initial ones."""
@@ -151,9 +163,12 @@ class LocalTrainer:
         self.statistics = (vector, counts)
         self.model.statistics.load(vector, counts)
 
+    def restore_statistics(self) -> None:
+        """Gives the model the statistics that all clients of this round began with."""
+        self.model.statistics.load(*self.statistics)
+
     def _stream(self, client: int) -> Stream:
         run, topology = self.run, self.run.topology
-        # A batch statistic of a single example is no statistic.
         least = 2 if self.has_batch_statistics else 0
         share = Share(topology.replica, topology.num_replicas, run.micro_batch_size, least)
         ids = run.training_sets[client]
@@ -161,17 +176,24 @@ class LocalTrainer:
 
     def _begin(self, client: int) -> None:
         self.run.algorithm.begin_client(client)
-        self.model.statistics.load(*self.statistics)
+        self.restore_statistics()
         self.load_personal(client)
-        restore_optimizer_state(self.optimizer, self.states.get(client, {}).get("optimizer", {}))
+        kept = self.states.get(client, {}).get("optimizer", {})
+        # A client that is left out of the round must find its state as it was.
+        restore_optimizer_state(self.optimizer, clone_state(kept) if self.run.algorithm.votes else kept)
         self.model.module.train()
 
-    def _end(self, client: int) -> None:
-        if not self.run.algorithm.stateful:
-            return
-        self.states[client] = {"personal": self.model.personal_state()}
-        if self.run.algorithm.inner_state == "keep":
-            self.states[client]["optimizer"] = optimizer_state(self.optimizer)
+    def warm_up(self) -> None:
+        """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.
+
+        A run that was loaded does this before its first step, one that is new must not. Nothing else changes: the loss
+        is multiplied by zero, gradients are dropped, and every client begins by setting buffers and random streams.
+        """
+        inputs, targets = (t.to(self.run.topology.device) for t in self.run.data.train.fetch(torch.arange(2)))
+        self.model.module.train()
+        (self.loss_sum(inputs, targets) * 0).backward()
+        self.optimizer.zero_grad()
+        self.has_stepped = True
 
     def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None) -> None:
         seed = round.seed_for("model", work.client, self.run.topology.replica)
@@ -210,8 +232,8 @@ class LocalTrainer:
     def _micro_batch(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
         for generator in self.generators:
             generator.manual_seed(seed)
-        if self.has_batch_statistics and len(inputs) == 0:
-            self.model.module.eval()
+        if self.has_batch_statistics and self.model.module.training != (len(inputs) > 1):
+            self.model.module.train(len(inputs) > 1)  # a single example has no statistics of its own
         loss_sum = self.loss_sum(inputs, targets)
         loss_sum.backward(share)
         return loss_sum.detach_()

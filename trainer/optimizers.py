@@ -23,6 +23,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any
     return {str(i): dict(optimizer.state[p]) for i, p in enumerate(parameters) if p in optimizer.state}
 
 
+def clone_state(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A copy that shares no tensor with the original."""
+    return {
+        i: {name: value.clone() if isinstance(value, Tensor) else value for name, value in entry.items()}
+        for i, entry in state.items()
+    }
+
+
 def restore_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
     """Makes `state` the optimizer's own; an empty one resets it. Rates stay as they are."""
     parameters = parameters_of(optimizer)

@@ -53,8 +53,8 @@ class Tally:
             "steps": sum(work.steps for work in self.works),
             "examples_seen": sum(work.examples_seen for work in self.works),
             "clients": len(self.works),
-            "gradient_norms": sum(float(work.gradient_norm) for work in self.works),
-            "learning_rates": sum(work.learning_rate for work in self.works),
+            "gradient_norms": sum(float(work.gradient_norm) for work in counted),
+            "learning_rates": sum(work.learning_rate for work in counted),
             "left_out": len(self.works) - len(counted),
         }
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
@@ -90,13 +90,13 @@ def round_metrics(
     run: Run, round: Round, sums: dict[str, float], tables: dict[str, Tensor], update_norm: float
 ) -> Metrics:
     """The figures of a round's training from the world's sums. `update_norm` is that of the combined delta."""
-    clients = sums["clients"] or math.nan
+    counted = sums["clients"] - sums["left_out"]
     metrics: Metrics = {
         "round/examples": int(sums["examples_seen"]),
         "round/steps": int(sums["steps"]),
         "train/loss": _ratio(sums["loss_sum"], sums["units"]),
-        "train/gradient_norm": sums["gradient_norms"] / clients,
-        "train/learning_rate": sums["learning_rates"] / clients,
+        "train/gradient_norm": _ratio(sums["gradient_norms"], counted),
+        "train/learning_rate": _ratio(sums["learning_rates"], counted),
         "clients/trained": int(sums["clients"]),
         "clients/left_out": int(sums["left_out"]),
     }

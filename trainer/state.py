@@ -71,7 +71,8 @@ class State:
             sections["algorithm"] = self.run.algorithm.state_dict()
             sections["progress"] = {"json": json.dumps(asdict(self.progress)), "participations": self.participations}
         if topology.is_leader:
-            sections[f"silo-{topology.silo}"] = {str(client): s for client, s in self.trainer.states.items()}
+            clients = {str(client): state for client, state in self.trainer.states.items()}
+            sections[f"silo-{topology.silo}"] = {"has_stepped": self.trainer.has_stepped, "clients": clients}
         checkpoints.save(f"round-{self.progress.rounds:06d}", sections)
 
     def restore(self, saved: Saved) -> None:
@@ -83,8 +84,12 @@ class State:
         self.progress = Progress(**json.loads(progress["json"]))
         self.wire.bytes_sent = int(self.progress.metrics["bytes_between_silos"])
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
-        home = range(1) if self.run.algorithm.pools_data else self.run.homes[self.run.topology.silo]
-        for section in saved.sections("silo-"):
-            for client in home:
-                if state := saved.load(section, prefix=str(client)):
-                    self.trainer.states[client] = state
+        self._restore_clients(saved)
+
+    def _restore_clients(self, saved: Saved) -> None:
+        home = {0} if self.run.algorithm.pools_data else set(self.run.homes[self.run.topology.silo])
+        for name in saved.sections("silo-"):
+            section = saved.load(name, lambda leaf: not leaf.startswith("clients/") or int(leaf.split("/")[1]) in home)
+            self.trainer.states |= {int(client): state for client, state in section.get("clients", {}).items()}
+            if name == f"silo-{self.run.topology.silo}" and section["has_stepped"]:
+                self.trainer.warm_up()

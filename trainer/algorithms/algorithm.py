@@ -19,11 +19,13 @@ class Algorithm(Protocol):
 
     inner_state  whether a client's optimizer state is kept until it trains again, or reset
     pools_data   whether the clients' examples are trained as those of one client
+    votes        whether a client whose delta is not finite is left out of the round
     stateful     whether clients have state of their own between rounds, and so a home silo
     """
 
     inner_state: InnerState
     pools_data: bool
+    votes: bool
 
     @property
     def stateful(self) -> bool: ...

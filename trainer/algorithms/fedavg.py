@@ -35,6 +35,7 @@ class FedAvg:
     """
 
     pools_data = False
+    votes = True
 
     def __init__(
         self,
@@ -78,6 +79,8 @@ class FedAvg:
         # delta = global - local: it points where a gradient points, so server optimizers need no minus sign.
         delta = torch.sub(self.parameters, self.model.shared, out=None if self.weights else self.mean)
         norm = float(torch.linalg.vector_norm(delta))
+        if not torch.linalg.vector_norm(self.model.personal).isfinite():
+            norm = math.nan
         if math.isfinite(norm):
             self.weights.append(float(examples) if self.weight == "examples" else 1.0)
             self.norms.append(norm)

@@ -20,6 +20,7 @@ class Sync:
 
     inner_state: InnerState = "keep"
     pools_data = True
+    votes = False
     stateful = True
 
     def is_shared(self, name: str) -> bool:
