@@ -146,7 +146,8 @@ class LocalTrainer:
         """Makes the state in which the client ended its round the one that it begins its next round with."""
         if not self.run.algorithm.stateful:
             return
-        if own := self.model.personal_buffers and self.model.personal_statistics:
+        if self.model.personal_buffers:
+            own = self.model.personal_statistics
             own.load(comm.mean_in_silo(own.vector(), self.run.topology), own.counts())
         self.states[client] = {"personal": self.model.personal_state()}
         if self.run.algorithm.inner_state == "keep":

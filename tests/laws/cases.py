@@ -140,12 +140,18 @@ def silos_of(name: str, silos: Silos) -> Silos:
 
 
 def train(name: str, silos: Silos, choices: Mapping[str, Any]) -> Outcome:
-    """Runs a row of the table to its end, evaluated each round."""
+    """Runs a row of the table to its end."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, choices)
         state = State(run)
-        rounds = [train_round(state, run.round(index)) | evaluate(state) for index in range(run.rounds)]
+        rounds = [one_round(state, index) for index in range(run.rounds)]
         return outcome(state, rounds)
+
+
+def one_round(state: State, index: int) -> Metrics:
+    """The figures of a round, evaluated if it is time."""
+    metrics = train_round(state, state.run.round(index))
+    return metrics | evaluate(state) if state.run.evaluates(index) else metrics
 
 
 def outcome(state: State, rounds: list[Metrics]) -> Outcome:

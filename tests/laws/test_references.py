@@ -16,9 +16,11 @@ from trainer.algorithms import FedAvg
 from trainer.cohort import Sample
 from trainer.randomness import generator
 from trainer.run import RoundLength
+from trainer.schedules import Cosine
 from trainer.topology import Silos
 
 ROUNDS, EPOCHS, BATCH_SIZE, RATE = 5, 2, 4, 0.2
+STEPS, CLIP_NORM = 3, 0.5
 EDGES = np.cumsum([0, *SIZES])
 
 
@@ -171,6 +173,40 @@ def test_sampled_clients_alone_are_averaged(ranks):
     sizes = np.array([SIZES[client] for client in chosen])
     mean = np.tensordot(sizes / sizes.sum(), np.stack([trained(start(), client, 0) for client in chosen]), 1)
     np.testing.assert_allclose(reached(ours.model), mean, rtol=1e-12, atol=1e-13)
+
+
+def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple[np.ndarray, float, float]:
+    """The client's weights after a round's steps, and the last step's rate and gradient norm before clipping.
+
+    The gradient of the batch becomes g min(1, c / |g|), and its rate 0.2 (1 + cos(pi t)) / 2 at the part t of the run.
+    """
+    inputs, targets = (array[EDGES[client] : EDGES[client + 1]] for array in examples())
+    orders = [torch.randperm(len(targets), generator=generator(0, "order", client, epoch)) for epoch in range(8)]
+    batches = [batch.numpy() for order in orders for batch in order.split(BATCH_SIZE)]
+    norm = rate = 0.0
+    for step in range(STEPS):
+        batch = batches[round * STEPS + step]
+        gradient = loss_and_gradient(weights, inputs[batch], targets[batch])[1]
+        norm = float(np.linalg.norm(gradient))
+        rate = RATE * (1 + np.cos(np.pi * (round + step / STEPS) / 2)) / 2
+        weights = weights - rate * gradient * min(1, CLIP_NORM / (norm + 1e-6))
+    return weights, rate, norm
+
+
+@pytest.mark.parametrize("silos", [4, [3, 1]], ids=["4", "3+1"])
+def test_clipping_and_schedules(ranks, silos: Silos):
+    """Two rounds of 3 steps. It is the gradient of the silo's batch that is clipped, not that of a replica's part."""
+    choices = linear_choices("average") | {"rounds": 2, "length": RoundLength(steps=STEPS)}
+    choices |= {"clip_norm": CLIP_NORM, "schedule": Cosine()}
+    ours = ranks(4).run(train, "fedavg", silos, choices)[0]
+    weights, shares = start(), np.array(SIZES) / sum(SIZES)
+    for round, metrics in enumerate(ours.rounds):
+        locals_, rates, norms = zip(*(clipped_and_scheduled(weights, c, round) for c in range(len(SIZES))), strict=True)
+        assert max(norms) > CLIP_NORM
+        weights = np.tensordot(shares, np.stack(locals_), 1)
+        assert metrics["train/learning_rate"] == pytest.approx(np.mean(rates), rel=1e-12)
+        assert metrics["train/gradient_norm"] == pytest.approx(np.mean(norms), rel=1e-10)
+    np.testing.assert_allclose(reached(ours.model), weights, rtol=1e-11, atol=1e-12)
 
 
 def test_losses_of_a_round_are_those_met_on_the_way(ranks):

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import struct
+import sys
 import termios
 import threading
 import timeit
@@ -67,6 +68,15 @@ def test_numbers_are_said(value: float, text: str) -> None:
     assert number(value) == text
 
 
+@pytest.fixture
+def tensorboard_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tensorboard on the path of commands."""
+    program = tmp_path / "tensorboard"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("tensorboard_found")
 def test_the_lines_of_a_log() -> None:
     """A round says the first of accuracy, perplexity, loss; the summary leaves single clients and lists to the file."""
     stream = io.StringIO()
@@ -104,6 +114,22 @@ def test_without_a_run_folder_the_summary_names_none() -> None:
     stream = io.StringIO()
     Console(1, stream=stream).finish({"test/accuracy": 0.5}, Exhibits())
     assert stream.getvalue() == "test/accuracy  0.5000\n"
+
+
+def test_tensorboard_is_named_where_it_is_when_a_shell_would_not_find_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside the running Python: a virtual environment works without being activated."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    for python, command in (
+        (tmp_path / ".venv/bin/python", ".venv/bin/tensorboard"),
+        ("/a b/python", "'/a b/tensorboard'"),
+    ):
+        monkeypatch.setattr(sys, "executable", str(python))
+        stream = io.StringIO()
+        Console(1, Path("run"), stream=stream).finish({}, Exhibits())
+        assert stream.getvalue().splitlines()[-1] == f"TensorBoard  {command} --logdir run"
 
 
 def test_a_log_gets_progress_only_after_ten_seconds_of_silence(clock: Clock) -> None:
@@ -229,6 +255,7 @@ def test_rounds_scroll_above_the_bar(terminal: Terminal, clock: Clock) -> None:
     assert "\x1b[1mround 1/2" in sent, "bold"
 
 
+@pytest.mark.usefixtures("tensorboard_found")
 def test_the_summary_takes_the_place_of_the_bar(terminal: Terminal) -> None:
     console = Console(1, Path("long/" * 40), stream=terminal.stream)
     console.step(0.5, 500, lambda: 2.0)

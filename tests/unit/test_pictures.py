@@ -7,47 +7,85 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
-from matplotlib.image import imread
+from PIL import Image
 
-from trainer.metrics.pictures import LARGEST_SIDE, confusion_figure, confusion_png
+from trainer.metrics.pictures import FULL_SHARE, PADDING, confusion_image, confusion_png
+
+WHITE = (255, 255, 255)
 
 
-def darkest_pixels(confusion: list[list[int]]) -> np.ndarray:
-    """The mean row and column, in pixels, of the cells that hold their whole row."""
-    image = imread(BytesIO(confusion_png(torch.tensor(confusion))))
-    darkest = np.array(colormaps["Blues"](1.0), dtype=np.float32)
-    return np.argwhere(np.abs(image - darkest).max(axis=-1) < 0.01).mean(axis=0)
+def pixels(confusion: list[list[int]], names: tuple[str, ...] = ()) -> np.ndarray:
+    """The picture as uint8 [height, width, 3], by way of its PNG."""
+    return np.array(Image.open(BytesIO(confusion_png(torch.tensor(confusion), names))))
+
+
+def cells(confusion: list[list[int]]) -> np.ndarray:
+    """The pixels of every cell, uint8 [classes, classes, side, side, 3]: they fill the picture's lower right corner."""
+    classes, largest = len(confusion), max(map(max, confusion))
+    # Where cells lie depends on the number of classes and the longest count alone; here it is seen by their colour.
+    diagonal = torch.eye(classes, dtype=torch.int64) * largest
+    margin = where(pixels(diagonal.tolist()), FULL_SHARE).min()
+    matrix = pixels(confusion)[margin:-PADDING, margin:-PADDING]
+    side = len(matrix) // classes
+    return matrix.reshape(classes, side, classes, side, 3).swapaxes(1, 2)
+
+
+def where(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """The rows and columns [N, 2] of the pixels of this colour."""
+    return np.argwhere((image == color).all(-1))
 
 
 def test_rows_are_the_truth_and_columns_the_prediction() -> None:
-    hit, mistaken, other_class = (darkest_pixels(m) for m in ([[9, 0], [0, 0]], [[0, 9], [0, 0]], [[0, 0], [9, 0]]))
-    assert mistaken[1] > hit[1] + 50 and abs(mistaken[0] - hit[0]) < 2
-    assert other_class[0] > hit[0] + 50 and abs(other_class[1] - hit[1]) < 2
+    matrices = [[9, 0], [0, 0]], [[0, 9], [0, 0]], [[0, 0], [9, 0]]
+    hit, mistaken, other_class = (where(pixels(matrix), FULL_SHARE).mean(0) for matrix in matrices)
+    assert mistaken[1] > hit[1] + 20 and abs(mistaken[0] - hit[0]) < 2
+    assert other_class[0] > hit[0] + 20 and abs(other_class[1] - hit[1]) < 2
 
 
-def test_every_cell_says_its_count_and_every_axis_the_names() -> None:
-    confusion = torch.arange(9).reshape(3, 3) * 1000
-    axes = confusion_figure(confusion, ("ant", "bee", "cat")).axes[0]
-    written = {(int(text.get_position()[1]), int(text.get_position()[0])): int(text.get_text()) for text in axes.texts}
-    assert written == {(row, column): int(confusion[row, column]) for row in range(3) for column in range(3)}
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["ant", "bee", "cat"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "bee", "cat"]
+def test_the_colour_is_the_share_of_the_row() -> None:
+    """A rare class is seen as well as a common one; one without examples is white."""
+    corners = cells([[3, 1, 0], [300, 100, 0], [0, 0, 7]])[:, :, 0, 0].astype(int)
+    assert (corners[0] == corners[1]).all()
+    assert (
+        corners[0] == [[round(255 + share * (full - 255)) for full in FULL_SHARE] for share in (0.75, 0.25, 0)]
+    ).all()
+    empty = cells([[5, 0], [0, 0]])[1]
+    assert (empty[:, 0, 0] == WHITE).all()
+
+
+def test_every_cell_says_its_count() -> None:
+    """Wherever it stands, a count of the same share looks the same, and another count different."""
+    shown = cells([[41, 41, 0], [0, 41, 41], [53, 0, 53]])
+    assert (shown[0, 0] == shown[0, 1]).all() and (shown[0, 0] == shown[1, 2]).all()
+    assert (shown[0, 2] == shown[1, 0]).all()
+    assert (shown[2, 0] == shown[2, 2]).all() and (shown[2, 0] != shown[0, 0]).any()
 
 
 def test_counts_stand_inside_their_cells() -> None:
-    figure = confusion_figure(torch.full((10, 10), 1_234_567), tuple("a long name" for _ in range(10)))
-    figure.draw_without_rendering()
-    axes = figure.axes[0]
-    cell_width = axes.get_window_extent().width / 10
-    assert all(text.get_window_extent().width < cell_width for text in axes.texts)
+    shown = cells([[1_234_567 * (row == column) for column in range(10)] for row in range(10)])
+    for edge in (shown[:, :, 0], shown[:, :, -1], shown[:, :, :, 0], shown[:, :, :, -1]):
+        assert (edge == edge[:, :, :1]).all(), "of one colour, that of the cell"
 
 
-@pytest.mark.parametrize("classes", [1, 100])
-def test_the_picture_of_many_classes_stays_in_bounds(classes: int) -> None:
-    figure = confusion_figure(torch.eye(classes, dtype=torch.int64))
-    assert max(figure.get_size_inches()) <= LARGEST_SIDE
-    assert len(figure.axes[0].texts) == (1 if classes == 1 else 0)
+def test_the_names_stand_beside_rows_and_above_columns() -> None:
+    """Names turned round turn both margins round, and leave the matrix as it is."""
+    confusion = [[1, 2], [3, 4]]
+    image, renamed = pixels(confusion, ("ant", "bee")), pixels(confusion, ("bee", "ant"))
+    changed = where((image != renamed).any(-1)[:, :, None], (True,))
+    margin = len(image) - PADDING - 2 * 30
+    assert (changed.min(1) < margin).all(), "only in the margins"
+    rows, columns = changed[changed[:, 1] < margin], changed[changed[:, 0] < margin]
+    for names in (rows[:, 0], columns[:, 1]):
+        assert set((names - margin) // 30) == {0, 1}, "beside both of the classes"
+
+
+@pytest.mark.parametrize(("classes", "colours"), [(40, None), (41, {WHITE, FULL_SHARE}), (300, {WHITE, FULL_SHARE})])
+def test_the_picture_of_many_classes_stays_in_bounds(classes: int, colours: set[tuple[int, ...]] | None) -> None:
+    """From 41 classes on cells are dots without counts."""
+    image = confusion_image(torch.eye(classes, dtype=torch.int64))
+    assert max(image.size) < 1500
+    matrix = np.array(image)[-PADDING - 10 : -PADDING, -PADDING - 10 : -PADDING].reshape(-1, 3)
+    assert colours is None or set(map(tuple, matrix.tolist())) <= colours
 
 
 def test_a_name_too_few_is_our_mistake() -> None:

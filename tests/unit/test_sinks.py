@@ -81,7 +81,7 @@ import io, pathlib, sys
 from trainer.metrics import Console, TensorBoard
 TensorBoard(pathlib.Path("unused"), {}).close()
 Console(1, stream=io.StringIO()).close()
-print(sorted({"torch", "numpy", "tensorboard", "matplotlib", "rich"} & set(sys.modules)))
+print(sorted({"torch", "numpy", "tensorboard", "PIL", "rich"} & set(sys.modules)))
 """
     root = Path(trainer.metrics.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
