@@ -1,8 +1,16 @@
 """`python -m trainer` and `torchrun -m trainer`."""
 
+import os
+import signal
 import sys
 
-from trainer.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if "RANK" in os.environ:
+        # Control-C reaches every process of the terminal: workers end without a word, the launcher has one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        from trainer.cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import hydra.utils
@@ -17,6 +18,7 @@ from trainer.data import Clients, Splits, as_source, natural_clients
 from trainer.data.partition import Natural
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
+from trainer.tasks import Task
 from trainer.topology import Topology
 
 
@@ -32,6 +34,8 @@ def build(config: Config, topology: Topology) -> Run:
     module = faults.collect(lambda: _model(config, topology))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
     faults.collect(lambda: _check_batch_size(config, topology))
+    if splits and task and module:
+        faults.collect(lambda: check_fit(module, task, splits))
     faults.raise_any()
     run = Run(
         topology=topology,
@@ -55,9 +59,7 @@ def build(config: Config, topology: Topology) -> Run:
         save_every=config.checkpoint.every,
         per_client=config.report.per_client,
     )
-    faults.collect(lambda: run.round(0))
-    faults.collect(lambda: check_fit(run))
-    faults.raise_any()
+    _guard("cohort", config.cohort, lambda: run.round(0))
     return run
 
 
@@ -81,22 +83,31 @@ class Faults:
 
 
 @torch.no_grad()
-def check_fit(run: Run) -> None:
+def check_fit(module: nn.Module, task: Task, data: Splits) -> None:
     """Raises ValueError when the model cannot take the data, or its output cannot be judged by the task."""
-    inputs, targets = run.data.train.fetch(torch.arange(2))
-    training = run.module.training
+    _check_labels(data)
+    inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
     try:
-        outputs = run.module.eval()(inputs)
+        outputs = module.eval()(inputs)
     except (RuntimeError, TypeError, IndexError) as error:
-        shape = list(inputs.shape[1:])
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"model={type(run.module).__name__} cannot take examples of shape {shape}: {reason}"
-        ) from error
+        name, shape, reason = type(module).__name__, list(inputs.shape[1:]), str(error).split("\n")[0]
+        hint = f"\n  set model.vocabulary={data.classes}" if isinstance(error, IndexError) and data.classes else ""
+        raise ValueError(f"model={name} cannot take examples of shape {shape}: {reason}{hint}") from error
     finally:
-        run.module.train(training)
-    if fault := run.task.fault(outputs, targets, run.data.classes):
-        raise ValueError(f"model={type(run.module).__name__} does not fit task={type(run.task).__name__}: {fault}")
+        module.train()
+    if fault := task.fault(outputs, targets, data.classes):
+        raise ValueError(f"model={type(module).__name__} does not fit task={type(task).__name__}: {fault}")
+
+
+def _check_labels(data: Splits) -> None:
+    for part, source in (("training", data.train), ("test", data.test)):
+        if data.classes and source.labels is not None and len(source.labels):
+            least, most = int(source.labels.min()), int(source.labels.max())
+            if least < 0 or most >= data.classes:
+                raise ValueError(
+                    f"data= has label {least if least < 0 else most} among its {part} examples, "
+                    f"but {data.classes} classes.\n  valid: 0 to {data.classes - 1}"
+                )
 
 
 def _data(config: Config) -> Splits:
@@ -120,9 +131,9 @@ def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"
         )
-    return partition.split(splits.train, splits.test, count, config.seed).hold_out(
-        config.data["validation"], config.seed
-    )
+    split = partial(partition.split, splits.train, splits.test, count, config.seed)
+    clients: Clients = _guard("partition", config.partition, split)
+    return clients.hold_out(config.data["validation"], config.seed)
 
 
 def _algorithm(config: Config, topology: Topology) -> Algorithm:
@@ -166,10 +177,12 @@ def _guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:
     """What `make` returns; what a user did wrong in the leaf becomes a ValueError that names the key."""
     try:
         return make()
-    except InstantiationException as error:
+    except (InstantiationException, TypeError, ValueError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError):
+        reason = " ".join(str(cause).split())
+        if isinstance(cause, TypeError) and "argument '" not in reason:
+            reason = "a value is of the wrong type"
+        elif isinstance(cause, ValueError) and (f"{key}=" in reason or f"{key}." in reason):
             raise ValueError(str(cause)) from error
-        raise ValueError(f"{key}={leaf['_target_']}: {str(cause).splitlines()[0]}") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key}={leaf['_target_']}: {error}") from error
+        given = ", ".join(f"{key}.{name}={value}" for name, value in leaf.items() if name != "_target_")
+        raise ValueError(f"{key}={leaf['_target_']}: {reason}" + (f"\n  given: {given}" if given else "")) from error

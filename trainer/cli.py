@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_page())
         return FINISHED
     try:
-        if arguments[:2] == ["--cfg", "job"]:
-            print(yaml.safe_dump(compose_tree(arguments[2:]), sort_keys=False), end="")
+        if "--cfg" in arguments:
+            overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
+            print(yaml.safe_dump(compose_tree(overrides), sort_keys=False), end="")
             return FINISHED
         return _launch(arguments)
     except ValueError as error:
@@ -65,7 +66,14 @@ def _launch(overrides: list[str]) -> int:
     nproc = choose_nproc(config.launch.nproc, config.launch.device)
     silo_sizes(config.silos, [0] * nproc)
     os.environ[RESOLVED] = json.dumps(tree)
-    if not run_workers(nproc, choose_threads(config.launch.threads, nproc)):
+    try:
+        failure = run_workers(nproc, choose_threads(config.launch.threads, nproc))
+    except KeyboardInterrupt:
+        failure = {"error": "interrupted"}
+    if failure:
+        if "error" in failure and folder.path.exists():
+            folder.set_status("crashed", **failure)
+            print(f"{failure['error']}; go on with run_dir={folder.path}", file=sys.stderr)
         return FAILED
     # Workers end well when the run is finished, and when they found the input bad and have said so.
     return FINISHED if folder.status() == "finished" else BAD_INPUT

@@ -23,6 +23,8 @@ HERE = Path(__file__).parent
 # In a source tree conf/ lies beside the package, in an installed one inside it.
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.exists())
 
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
 USAGE = """\
 python -m trainer [--help | --cfg job] [key=value ...]          start the workers of this machine, and train
 torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with workers that torchrun starts
@@ -42,7 +44,7 @@ def compose_tree(overrides: list[str]) -> Tree:
     """The resolved configuration, checked; ValueError lists all that is wrong with the overrides."""
     try:
         config = _compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         raise ValueError("\n".join(_faults(overrides) or [str(error)])) from error
     choices = config.hydra.runtime.choices
     config = _without_hydra(config)
@@ -116,9 +118,10 @@ def _value_faults(choices: list[str], values: list[str]) -> list[str]:
         try:
             _compose([*choices, override])
             good.append(override)
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSITION_ERRORS as error:
             key = override.partition("=")[0]
-            faults.append(f"{override}: {error}" if key in known else _unknown(key, list(known)))
+            reason = f"{override} cannot be read: {str(error).splitlines()[0]}"
+            faults.append(reason if key in known else _unknown(key, list(known)))
     try:
         read_config(_plain(_without_hydra(_compose(good))))
     except ValueError as error:
@@ -133,6 +136,7 @@ def _plain(config: DictConfig) -> Tree:
 def _unknown(key: str, known: list[str]) -> str:
     parent = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    siblings += [] if parent else list(_groups())
     said = f"{key} is no key{_nearest(key, siblings or known)}"
     return f"{said}\n  to hand a _target_ one more argument: +{key}=..." if parent in _groups() else said
 

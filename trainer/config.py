@@ -134,7 +134,8 @@ def read_config(values: Mapping[str, Any]) -> Config:
     """The Config that a resolved tree of plain values describes; ValueError names every fault."""
     faults: list[str] = []
     config = _read(Config, values, "", faults)
-    validation = values.get("data", {}).get("validation", 0)
+    data = values.get("data")
+    validation = data.get("validation", 0) if isinstance(data, Mapping) else 0
     if not number(0, 1).accepts(validation):
         faults.append(f"data.validation={validation}\n  valid: {number(0, 1).valid}")
     if faults:
@@ -150,12 +151,16 @@ def _read(kind: type, values: Mapping[str, Any], prefix: str, faults: list[str])
     for name, item in known.items():
         value = values.get(name)
         if is_dataclass(hints[name]):
-            read[name] = _read(hints[name], value or {}, f"{prefix}{name}.", faults)
+            if isinstance(value, Mapping):
+                read[name] = _read(hints[name], value, f"{prefix}{name}.", faults)
+            else:
+                keys = ", ".join(f"{prefix}{name}.{item.name}" for item in fields(hints[name]))
+                faults.append(f"{prefix}{name}={_shown(value)}\n  valid: {keys}")
             continue
         if not item.metadata["kind"].accepts(value):
             faults.append(f"{prefix}{name}={_shown(value)}\n  valid: {item.metadata['kind'].valid}")
         read[name] = value
-    return kind(**read)
+    return None if faults else kind(**read)
 
 
 def _shown(value: Any) -> str:

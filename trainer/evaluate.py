@@ -32,17 +32,24 @@ def client_sums(trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ..
     run, model = trainer.run, trainer.model
     table = torch.zeros(len(ids), 2 + len(run.task.scores), dtype=torch.float64)
     model.module.eval()
-    mine = run.homes[run.topology.silo]
-    groups = [[client] for client in mine] if model.has_personal else [mine]
-    for group in groups:
-        if model.has_personal:
-            trainer.load_personal(group[0])
+    for group in _judged_together(trainer):
         for clients, examples in _batches(run, ids, group):
             inputs, targets = (tensor.to(run.topology.device) for tensor in source.fetch(examples))
             sums = run.task.score_sums(trainer.outputs(inputs), targets).cpu()
             units = sums.new_full((len(examples), 1), run.task.units(targets))
             table.index_add_(0, clients, torch.cat((units, sums), 1))
     return table
+
+
+def _judged_together(trainer: LocalTrainer) -> Iterator[list[int]]:
+    """The clients of this silo, all by one model; or one by one, each with its personal tensors in the model."""
+    mine = trainer.run.homes[trainer.run.topology.silo]
+    if not trainer.model.has_personal:
+        yield mine
+        return
+    for client in mine:
+        trainer.load_personal(client)
+        yield [client]
 
 
 def _batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -73,10 +80,11 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     """This rank's part of the test set's confusion matrix: float64 [classes, classes], rows are the truth."""
     run, matrix = trainer.run, torch.zeros(classes * classes, dtype=torch.float64)
     trainer.model.module.eval()
-    for _, examples in _batches(run, run.clients.test, run.homes[run.topology.silo]):
-        inputs, targets = (tensor.to(run.topology.device) for tensor in run.data.test.fetch(examples))
-        predicted = trainer.outputs(inputs).argmax(1)
-        matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
+    for group in _judged_together(trainer):
+        for _, examples in _batches(run, run.clients.test, group):
+            inputs, targets = (tensor.to(run.topology.device) for tensor in run.data.test.fetch(examples))
+            predicted = trainer.outputs(inputs).argmax(1)
+            matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)
 
 

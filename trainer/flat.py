@@ -77,9 +77,10 @@ class FlatModel:
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
         """Puts a `shared_state` back, into the vectors."""
-        unknown = self.module.load_state_dict(state, strict=False).unexpected_keys
-        if unknown:
-            raise ValueError(f"model= has no tensors named {unknown}: the checkpoint is of another model.")
+        apart = sorted(set(state) ^ set(self.shared_state()))
+        if apart:
+            raise ValueError(f"The checkpoint is of another model: only one of the two has tensors named {apart}.")
+        self.module.load_state_dict(state, strict=False)
 
 
 class Statistics:

@@ -38,6 +38,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
+        self._failure = path / "logs" / "failed"
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds anything else than the run that `config` describes."""
@@ -55,6 +56,7 @@ class RunFolder:
         """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not."""
         self.check(config)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._failure.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
@@ -64,6 +66,16 @@ class RunFolder:
     def set_status(self, status: Status, **facts: Any) -> None:
         """Writes state.json, by which scripts learn how the run stands."""
         write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
+
+    def claim_failure(self) -> bool:
+        """Whether this process is the first of this start to fail: it speaks, the others only log."""
+        if not self._failure.parent.exists():
+            return True
+        try:
+            self._failure.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def status(self) -> str:
         """How the run stands; empty if there is none."""

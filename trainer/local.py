@@ -121,9 +121,9 @@ class LocalTrainer:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
             self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)
         self.optimizer = run.optimizer(model.trainable)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
-        self.shares = Shares(run.topology, model.shared.dtype)
+        self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
         self.has_stepped = False
@@ -188,12 +188,13 @@ class LocalTrainer:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.
 
         A run that was loaded does this before its first step, one that is new must not. Nothing else changes: the loss
-        is multiplied by zero, gradients are dropped, and every client begins by setting buffers and random streams.
+        is multiplied by zero, gradients are dropped, statistics put back; clients begin with streams of their own.
         """
         inputs, targets = (t.to(self.run.topology.device) for t in self.run.data.train.fetch(torch.arange(2)))
         self.model.module.train()
         (self.loss_sum(inputs, targets) * 0).backward()
         self.optimizer.zero_grad()
+        self.restore_statistics()
         self.has_stepped = True
 
     def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None) -> None:
@@ -211,10 +212,11 @@ class LocalTrainer:
         work.learning_rate = self.optimizer.param_groups[0]["lr"]
 
     def _set_rates(self, progress: float) -> None:
-        factor, groups = self.run.schedule(progress), self.optimizer.param_groups
-        if groups[0]["lr"] != self.rates[0] * factor:
-            for group, rate in zip(groups, self.rates, strict=True):
+        factor = self.run.schedule(progress)
+        if factor != self.factor:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
+            self.factor = factor
 
     def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, int]:
         """Adds the gradient of the mean loss over the silo's batch; this replica's loss sum and units."""

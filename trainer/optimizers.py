@@ -34,4 +34,13 @@ def clone_state(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def restore_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
     """Makes `state` the optimizer's own; an empty one resets it. Rates stay as they are."""
     parameters = parameters_of(optimizer)
-    optimizer.state = defaultdict(dict, {parameters[int(i)]: dict(entry) for i, entry in state.items()})
+    placed = {parameters[int(i)]: _beside(parameters[int(i)], entry) for i, entry in state.items()}
+    optimizer.state = defaultdict(dict, placed)
+
+
+def _beside(parameter: Tensor, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with its tensors on the parameter's device; counters of steps stay where they are."""
+    return {
+        name: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+        for name, value in entry.items()
+    }

@@ -140,9 +140,10 @@ def choose_device(device: str, place: Place) -> torch.device:
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if place.local_world_size > visible:
+        fewer = f"launch.nproc={visible}, or " if visible else ""
         raise ValueError(
             f"launch.nproc={place.local_world_size} ranks want a GPU each, but {visible} are visible on this node.\n"
-            f"  set launch.nproc={visible}, or launch.device=cpu"
+            f"  set {fewer}launch.device=cpu"
         )
     torch.cuda.set_device(place.local_rank)
     return torch.device("cuda", place.local_rank)

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +57,7 @@ def main(compose: Callable[[], Tree]) -> None:
         tree = json.loads(share(store, "config", place, lambda: json.dumps(_composed(compose))))
         if "faults" in tree:
             raise BadInput(tree["faults"])
-        config = read_config(tree)
+        config = shortened(read_config(tree))
         torch.set_num_threads(choose_threads(config.launch.threads, place.local_world_size))
         folder = RunFolder(Path(str(config.run_dir)))
         with _topology(config, place, store) as topology:
@@ -66,6 +67,14 @@ def main(compose: Callable[[], Tree]) -> None:
             print(error, file=sys.stderr, flush=True)
     except BaseException as error:
         _fail(place.rank, folder, error)
+
+
+def shortened(config: Config) -> Config:
+    """The configuration of a smoke run, if it is one: two rounds of one step, evaluated at the end."""
+    if not config.run.smoke:
+        return config
+    one_step, at_the_end = replace(config.round, steps=1), replace(config.eval, every=2)
+    return replace(config, rounds=2, round=one_step, eval=at_the_end, checkpoint=replace(config.checkpoint, every=1))
 
 
 def _composed(compose: Callable[[], Tree]) -> Tree:
@@ -132,7 +141,7 @@ def _fit(config: Config, tree: Tree, folder: RunFolder, run: Run, until: int | N
     """The result of the run, continued from its newest checkpoint if there is one."""
     first = run.topology.rank == 0
     checkpoints = Checkpoints(folder.checkpoints, first, config.checkpoint.keep)
-    start = checkpoints.newest()
+    start = _together(checkpoints.newest)
     console = Console(run.rounds, folder.path, run.topology.num_silos)
     sinks = _sinks(tree, folder, console, start) if first else []
     try:
@@ -180,7 +189,8 @@ def _fail(rank: int, folder: RunFolder | None, error: BaseException) -> None:
         said = f"rank {rank} lost its peers: {str(error).splitlines()[0]}"
     else:
         said = f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
-    print(said, file=sys.stderr, flush=True)
+    if folder is None or folder.claim_failure():
+        print(said, file=sys.stderr, flush=True)
     if folder and folder.path.exists():
         folder.set_status("crashed", rank=rank, error=f"{type(error).__name__}: {error}")
     os._exit(1)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from trainer.flat import FlatModel
 from trainer.optimizers import optimizer_state, restore_optimizer_state
 
 ServerOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+Weight = Literal["examples", "equal"]
 
 average: ServerOptimizer = partial(torch.optim.SGD, lr=1.0)
 
@@ -40,10 +42,13 @@ class FedAvg:
     def __init__(
         self,
         server: ServerOptimizer = average,
-        weight: Literal["examples", "equal"] = "examples",
+        weight: Weight = "examples",
         shared: str = ".*",
         inner_state: InnerState = "reset",
     ):
+        for name, value, valid in (("weight", weight, Weight), ("inner_state", inner_state, InnerState)):
+            if value not in get_args(valid):
+                raise ValueError(f"algorithm.{name}={value}\n  valid: {', '.join(get_args(valid))}")
         self.make_server, self.weight = server, weight
         self.inner_state: InnerState = inner_state
         self.shared_pattern = re.compile(shared)

@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 import warnings
+from typing import Any
 
 import torch
 
@@ -25,8 +26,8 @@ def choose_threads(threads: int | str, workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def run_workers(nproc: int, threads: int) -> bool:
-    """Runs `python -m trainer` in `nproc` workers; whether all of them ended well.
+def run_workers(nproc: int, threads: int) -> dict[str, Any]:
+    """Runs `python -m trainer` in `nproc` workers; what is known of the first failure, nothing if all ended well.
 
     When one fails the agent ends the others. A worker says itself why it failed, unless a signal killed it.
     """
@@ -52,9 +53,10 @@ def run_workers(nproc: int, threads: int) -> bool:
             elastic_launch(config, sys.executable)("-u", "-m", "trainer")
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            print(f"rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
-        return False
-    except SignalException:
-        return False
-    return True
+        if failure.exitcode >= 0:
+            return {"rank": rank}
+        print(f"rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
+        return {"rank": rank, "error": f"killed by {failure.signal_name()}"}
+    except SignalException as error:
+        return {"error": f"ended by {error.sigval.name}"}
+    return {}
