@@ -42,6 +42,8 @@ class RunFolder:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds anything else than the run that `config` describes."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run_dir={self.path} is a file.\n  choose a new or an empty folder")
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         stored = self.path / "config.yaml"
@@ -50,12 +52,17 @@ class RunFolder:
         if not stored.exists():
             raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
         if self.status() != "bad_input" or self.checkpoints.exists():
-            _check_same(yaml.safe_load(stored.read_text()), config, self.path)
+            _check_same(_read_yaml(stored), config, self.path)
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not."""
         self.check(config)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"run_dir={self.path} cannot be made: {error.strerror}\n  choose another folder"
+            ) from error
         self._failure.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
@@ -98,6 +105,13 @@ class RunFolder:
         logs.mkdir(parents=True, exist_ok=True)
         layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
         logging.basicConfig(filename=logs / f"rank-{rank}.log", format=layout, level=logging.INFO, force=True)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged.\n  restore it from a copy, or choose another run_dir") from error
 
 
 def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:

@@ -107,11 +107,16 @@ def _work(config: Config, tree: Tree, folder: RunFolder, topology: Topology) -> 
             Console(config.rounds, folder.path).finish(folder.result(), Exhibits())
         return
     try:
-        run = _together(lambda: build(config, topology))
+        _train(config, tree, folder, topology)
     except BadInput:
         if first:
             folder.set_status("bad_input")
         raise
+
+
+def _train(config: Config, tree: Tree, folder: RunFolder, topology: Topology) -> None:
+    first = topology.rank == 0
+    run = _together(lambda: build(config, topology))
     if first:
         folder.set_status("running")
         introduce(run)
@@ -191,6 +196,6 @@ def _fail(rank: int, folder: RunFolder | None, error: BaseException) -> None:
         said = f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
     if folder is None or folder.claim_failure():
         print(said, file=sys.stderr, flush=True)
-    if folder and folder.path.exists():
-        folder.set_status("crashed", rank=rank, error=f"{type(error).__name__}: {error}")
+        if folder and folder.path.exists():
+            folder.set_status("crashed", rank=rank, error=f"{type(error).__name__}: {error}")
     os._exit(1)

@@ -77,12 +77,13 @@ class Records:
 
     rounds: list[Metrics] = field(default_factory=list)
     result: Metrics | None = None
+    exhibits: Exhibits = field(default_factory=Exhibits)
 
     def record(self, metrics: Metrics) -> None:
         self.rounds.append(metrics)
 
     def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
-        self.result = result
+        self.result, self.exhibits = result, exhibits
 
     def close(self) -> None:
         pass

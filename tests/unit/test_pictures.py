@@ -71,7 +71,7 @@ def test_the_names_stand_beside_rows_and_above_columns() -> None:
     """Names turned round turn both margins round, and leave the matrix as it is."""
     confusion = [[1, 2], [3, 4]]
     image, renamed = pixels(confusion, ("ant", "bee")), pixels(confusion, ("bee", "ant"))
-    changed = where((image != renamed).any(-1)[:, :, None], (True,))
+    changed = np.argwhere((image != renamed).any(-1))
     margin = len(image) - PADDING - 2 * 30
     assert (changed.min(1) < margin).all(), "only in the margins"
     rows, columns = changed[changed[:, 1] < margin], changed[changed[:, 0] < margin]

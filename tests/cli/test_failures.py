@@ -1,0 +1,114 @@
+"""A worker that fails, is killed, or is told to stop: said once, ended within seconds, nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Shell
+
+MODELS = """
+import time
+import torch.distributed as dist
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+class Breaks(Small):
+    calls = 0
+
+    def __init__(self, ranks):
+        super().__init__()
+        self.ranks = ranks
+
+    def forward(self, images):
+        self.calls += self.training
+        if dist.get_rank() in self.ranks and self.calls == 30:
+            raise ArithmeticError("the model broke")
+        return super().forward(images)
+
+class Slow(Small):
+    def forward(self, images):
+        time.sleep(0.02 * self.training)
+        return super().forward(images)
+"""
+BREAKS = ("model=custom", "model._target_=own.Breaks")
+SECONDS_TO_END = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_module(shell: Shell) -> None:
+    (shell.folder / "own.py").write_text(MODELS)
+
+
+def state_of(folder: Path) -> dict[str, str | int]:
+    return json.loads((folder / "state.json").read_text())
+
+
+def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
+    """Its peer, waiting for it in a collective, says nothing."""
+    started = shell.start_training(*BREAKS, "+model.ranks=[1]", "round.steps=20", "run_dir=broken")
+    started.wait_for("round  1/20")
+    ended = started.end(within_seconds=SECONDS_TO_END)
+    assert ended.code == 1
+    assert ended.err.count("Traceback") == 1 and ended.err.count("ArithmeticError: the model broke") == 1
+    assert ended.err.startswith("rank 1 failed:") and "rank 0" not in ended.err
+    assert ended.err.rstrip().endswith("the model broke"), "what went wrong is the last thing one reads"
+    folder = shell.folder / "broken"
+    assert state_of(folder) == {"status": "crashed", "rank": 1, "error": "ArithmeticError: the model broke"}
+    assert "the model broke" in (folder / "logs/rank-1.log").read_text()
+    assert not (folder / "result.json").exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_ranks_that_fail_together_show_one_traceback(shell: Shell) -> None:
+    """Each alone in its silo, in the same step; the other's traceback is in its log."""
+    ended = shell.train(*BREAKS, "+model.ranks=[0,1]", "algorithm=fedavg", "silos=2", "run_dir=both")
+    assert ended.code == 1
+    assert ended.err.count("Traceback") == 1 and "During handling" not in ended.err, ended.err
+    assert state_of(shell.folder / "both")["status"] == "crashed"
+
+
+def test_a_rank_that_is_killed_is_named(shell: Shell) -> None:
+    started = shell.start_training("model=custom", "model._target_=own.Slow", "rounds=200", "run_dir=killed")
+    started.wait_for("round   1/200")
+    os.kill(shell.worker(rank=1), signal.SIGKILL)
+    ended = started.end(within_seconds=SECONDS_TO_END)
+    assert ended.code == 1
+    assert ended.err.count("rank 1 was killed by SIGKILL") == 1 and "Traceback" not in ended.err
+    state = state_of(shell.folder / "killed")
+    assert state["status"] == "crashed" and state["rank"] == 1 and "SIGKILL" in str(state["error"])
+
+
+def test_control_c_ends_a_run_that_goes_on_later(shell: Shell) -> None:
+    """Without a traceback, and with a word on how to go on."""
+    started = shell.start_training("model=custom", "model._target_=own.Slow", "rounds=200", "run_dir=stopped")
+    started.wait_for("round   2/200")  # so the first is saved
+    started.press_control_c()
+    ended = started.end(within_seconds=SECONDS_TO_END)
+    assert ended.code not in (0, 2)
+    assert "Traceback" not in ended.err and len(ended.err.splitlines()) <= 2, ended.err
+    assert "torch/distributed" not in ended.err and "run_dir=stopped" in ended.err
+    assert (shell.folder / "stopped/checkpoints/latest").read_text().startswith("round-")
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) -> None:
+    """While the launcher imports, and while the workers do."""
+    started = shell.start_training("rounds=200", f"run_dir=early-{seconds}")
+    time.sleep(seconds)
+    started.press_control_c()
+    ended = started.end(within_seconds=SECONDS_TO_END)
+    assert ended.code not in (0, 2)
+    assert "Traceback" not in ended.err and len(ended.err.splitlines()) <= 2, ended.err

@@ -1,0 +1,88 @@
+"""One's own model, data and optimizer, from a module in the folder that one is in; what is told of clients."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from tests.cli.command import Ended, Shell
+
+OWN = """
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from trainer.data import Splits
+
+class Points(Dataset):
+    '''Two clouds of points around -shift and shift.'''
+    def __init__(self, examples, shift, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(examples) % 2
+        self.points = torch.randn(examples, 2, generator=generator) + shift * (2 * self.labels[:, None] - 1)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.points[index], self.labels[index]
+
+def points(examples, shift=3.0):
+    return Splits(Points(examples, shift, seed=0), Points(100, shift, seed=1), classes=2)
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2))
+
+    def forward(self, points):
+        return self.layers(points)
+"""
+OVERRIDES = (
+    "data=custom",
+    "data._target_=own.points",
+    "+data.examples=210",
+    "model=custom",
+    "model._target_=own.Net",
+    "+model.width=7",
+    "optimizer=custom",
+    "optimizer._target_=torch.optim.NAdam",
+    "+optimizer.lr=0.02",
+    "algorithm=fedavg",
+    "silos=2",
+    "clients=3",
+    "rounds=4",
+    "report.per_client=scores",
+    "run_dir=run",
+)
+
+
+@pytest.fixture(scope="module")
+def ended(shell: Shell) -> Ended:
+    (shell.folder / "own.py").write_text(OWN)
+    return shell.train(*OVERRIDES)
+
+
+def test_own_pieces_are_trained(ended: Ended, shell: Shell) -> None:
+    assert (ended.code, ended.err) == (0, "")
+    assert "model     Net, 37 parameters" in ended.out
+    assert "examples  189 to train, 21 to validate, 100 to test" in ended.out
+    assert json.loads((shell.folder / "run/result.json").read_text())["test/accuracy"] > 0.95
+
+
+def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
+    stored = yaml.safe_load((shell.folder / "run/config.yaml").read_text())
+    assert stored["model"] == {"_target_": "own.Net", "width": 7}
+    assert stored["optimizer"] == {"_target_": "torch.optim.NAdam", "lr": 0.02}
+    assert stored["data"] == {"validation": 0.1, "_target_": "own.points", "examples": 210}
+
+
+def test_scores_of_clients_are_told_without_their_labels(ended: Ended, shell: Shell) -> None:
+    """report.per_client=scores: metrics of single clients, but no table of what they have."""
+    assert "clients   3" in ended.out and "validation  test" not in ended.out
+    last = json.loads((shell.folder / "run/metrics.jsonl").read_text().splitlines()[-1])
+    for client in range(3):
+        for figure in ("train_loss", "delta_norm", "test_accuracy"):
+            assert f"client/{client}/{figure}" in last
+    assert last["clients/worst_accuracy"] == min(last[f"client/{client}/test_accuracy"] for client in range(3))

@@ -1,0 +1,175 @@
+"""The same run_dir again: a finished run is shown, an unfinished one goes on, another one is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.cli.command import HERE, Shell, work
+from tests.cli.conftest import SYNC, Trained
+from trainer import cli
+from trainer.checkpoint import open_checkpoint
+from trainer.compose import compose_tree
+from trainer.folder import RunFolder
+from trainer.metrics import read_jsonl
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The bytes and the time of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def figures(folder: Path) -> dict[str, bytes]:
+    """The bytes of all that a run found out."""
+    return {
+        name: content
+        for name, (content, _) in contents(folder).items()
+        if not name.startswith("logs/") and name != "config.yaml"
+    }
+
+
+def weights(folder: Path, rounds: int) -> dict[str, torch.Tensor]:
+    """The tensors of the global model after so many rounds, by their dotted names."""
+
+    def leaves(tree: dict, prefix: str) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, value in tree.items():
+            found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    return leaves(open_checkpoint(folder / f"checkpoints/round-{rounds:06d}").load("model"), "")
+
+
+def test_a_finished_run_is_shown_and_not_run(new_shell: Callable[[], Shell], sync_run: Trained) -> None:
+    before = figures(sync_run.folder)
+    again = Shell(sync_run.folder.parent, new_shell().cache).train(*SYNC)
+    assert (again.code, again.err) == (0, "")
+    assert "round 1/2" not in again.out and "round 2/2" not in again.out
+    summary = [line for line in again.out.splitlines() if line in sync_run.ended.out.splitlines()]
+    assert any(line.startswith("test/accuracy") for line in summary)
+    assert any(line.startswith("TensorBoard") for line in summary)
+    assert figures(sync_run.folder) == before
+
+
+def test_a_run_with_more_rounds_is_one_long_run(shell: Shell, sync_run: Trained) -> None:
+    """The same weights bit for bit, the same losses, one chart; only what time it took is another."""
+    assert shell.train("rounds=1", "run_dir=sync").code == 0
+    folder = shell.folder / "sync"
+    first_line = (folder / "metrics.jsonl").read_bytes()
+    resumed = shell.train(*SYNC)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert "round 2/2" in resumed.out and "round 1/2" not in resumed.out
+    ours, theirs = weights(folder, 2), weights(sync_run.folder, 2)
+    assert ours.keys() == theirs.keys() and len(ours) > 1
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (folder / "metrics.jsonl").read_bytes().startswith(first_line)
+    told = ("round", "examples", "steps", "train/loss", "test/loss", "test/accuracy", "validation/loss")
+    pairs = zip(read_jsonl(folder / "metrics.jsonl"), read_jsonl(sync_run.folder / "metrics.jsonl"), strict=True)
+    assert all([ours[key] for key in told] == [theirs[key] for key in told] for ours, theirs in pairs)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["rounds"] == 2
+
+
+@pytest.mark.parametrize("algorithm", ["sync", "fedavg", "fedsgd", "diloco", "local"])
+def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_path: Path) -> None:
+    silos = 1 if algorithm == "sync" else 2
+    overrides = [f"algorithm={algorithm}", f"silos={silos}", "clients=3", "round.steps=1"]
+    for run_dir, rounds in (("long", 3), ("parts", 1), ("parts", 3)):
+        ranks(2).run(work, [*overrides, f"rounds={rounds}", f"run_dir={tmp_path / run_dir}"])
+    ours, theirs = weights(tmp_path / "parts", 3), weights(tmp_path / "long", 3)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    told = ("round", "examples", "train/loss", "test/loss")
+    ours, theirs = (read_jsonl(tmp_path / run_dir / "metrics.jsonl") for run_dir in ("parts", "long"))
+    assert [[metrics[key] for key in told] for metrics in ours] == [
+        [metrics[key] for key in told] for metrics in theirs
+    ]
+
+
+REFUSED = {
+    "a key": (["batch_size=16"], ["batch_size=16", "32"]),
+    "two keys": (["seed=7", "optimizer.lr=0.25"], ["seed=7", "has 0", "optimizer.lr=0.25", "has 0.1"]),
+    "a group": (["algorithm=fedavg"], ["algorithm._target_=trainer.algorithms.FedAvg", "trainer.algorithms.Sync"]),
+    "fewer rounds": (["rounds=1"], ["rounds=1", "has 2"]),
+    "never resumed": (["resume=never"], ["resume=never"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_another_run_is_refused(
+    overrides: list[str], said: list[str], sync_run: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key, both values and the way out; no file of the folder is touched."""
+    before = contents(sync_run.folder)
+    code = cli.main([*HERE, "rounds=2", f"run_dir={sync_run.folder}", *overrides])
+    message = capsys.readouterr().err
+    assert code == 2
+    assert all(part in message for part in [*said, str(sync_run.folder), "another run_dir"])
+    assert contents(sync_run.folder) == before
+
+
+def test_what_does_not_change_the_figures_may_change(sync_run: Trained) -> None:
+    """Where and how it runs, and what it tells: the run goes on. Nothing is refused, so nothing is raised."""
+    free = ["launch.nproc=4", "launch.threads=2", "report.per_client=none", "checkpoint.keep=5", "name=other"]
+    RunFolder(sync_run.folder).check(compose_tree([*SYNC, f"run_dir={sync_run.folder}", *free]))
+
+
+def test_more_rounds_are_another_run_where_the_schedule_counts_them(tmp_path: Path) -> None:
+    cosine = ["schedule=cosine", f"run_dir={tmp_path}"]
+    folder = RunFolder(tmp_path)
+    folder.open(compose_tree(["rounds=1", *cosine]))
+    with pytest.raises(ValueError, match="rounds=2, but the run in this folder has 1"):
+        folder.check(compose_tree(["rounds=2", *cosine]))
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert cli.main([*HERE, f"run_dir={tmp_path}"]) == 2
+    assert f"run_dir={tmp_path}" in (said := capsys.readouterr().err) and "empty folder" in said
+    assert contents(tmp_path).keys() == {"thesis.tex"}
+
+
+def test_a_run_dir_that_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert cli.main([*HERE, f"run_dir={tmp_path / 'file'}"]) == 2
+    assert f"run_dir={tmp_path / 'file'}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_run_dir_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """As where one must not write; here a file is in the way."""
+    (tmp_path / "file").touch()
+    run_dir = tmp_path / "file/run"
+    with pytest.raises(ValueError, match=re.escape(f"run_dir={run_dir}")):
+        RunFolder(run_dir).open(compose_tree([f"run_dir={run_dir}"]))
+
+
+def test_a_configuration_that_was_damaged_is_refused(tmp_path: Path) -> None:
+    folder, tree = RunFolder(tmp_path), compose_tree([f"run_dir={tmp_path}"])
+    folder.open(tree)
+    (tmp_path / "config.yaml").write_text("seed: [0")
+    with pytest.raises(ValueError, match="config.yaml"):
+        folder.check(tree)
+
+
+def test_a_checkpoint_that_was_damaged_is_bad_input(ranks, tmp_path: Path) -> None:
+    """Known to every rank before any of them trains."""
+    overrides = ["round.steps=1", f"run_dir={tmp_path}"]
+    ranks(2).run(work, ["rounds=1", *overrides])
+    model = tmp_path / "checkpoints/round-000001/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    ranks(2).run(work, ["rounds=2", *overrides])
+    assert RunFolder(tmp_path).status() == "bad_input"
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_run_of_bad_input_is_mended_in_its_folder(tmp_path: Path) -> None:
+    """Nothing was trained in it yet, so other keys are no other run."""
+    folder = RunFolder(tmp_path)
+    folder.open(compose_tree(["data=mnist", "data.root=nowhere", f"run_dir={tmp_path}"]))
+    folder.set_status("bad_input")
+    folder.check(compose_tree(["data=mnist", "data.root=somewhere", "seed=1", f"run_dir={tmp_path}"]))

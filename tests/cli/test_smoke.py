@@ -1,0 +1,70 @@
+"""`run.smoke=true` tries a configuration from end to end in two steps: evaluation, checkpoint, resume, all files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.cli.command import Shell, work
+from trainer.compose import compose_tree
+from trainer.folder import RunFolder
+from trainer.metrics import read_jsonl
+
+ALGORITHMS = ["sync", "fedavg", "fedsgd", "diloco", "local"]
+TEXT = "To be, or not to be, that is the question:\n" * 20
+DATA = {
+    "digits": ["data=digits"],
+    "text": ["data=text", "data.path={text}", "data.length=16", "model.width=32", "model.layers=1"],
+    "bf16": ["data=digits", "precision=bf16", "schedule=cosine", "clip_norm=1", "micro_batch_size=4"],
+    "sampled": ["data=digits", "clients=5", "partition=shards", "cohort=sample", "cohort.size=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "hamlet.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str, text: Path, tmp_path: Path) -> None:
+    """Two rounds of one step; the second after a resume, with the one evaluation."""
+    overrides = ["run.smoke=true", f"algorithm={algorithm}", *DATA[data], f"run_dir={tmp_path}"]
+    if algorithm == "sync":  # it has one silo, and trains the clients as one
+        overrides = [override for override in overrides if not override.startswith("cohort")]
+    else:
+        overrides += ["silos=2"]
+    ranks(2).run(work, [override.format(text=text) for override in overrides])
+    assert json.loads((tmp_path / "state.json").read_text())["status"] == "finished"
+    first, second = read_jsonl(tmp_path / "metrics.jsonl")
+    clients = second["clients/trained"]
+    assert [first["round/steps"], second["round/steps"]] == [clients, clients]
+    assert "test/loss" not in first and "test/loss" in second
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2 * clients
+    assert (tmp_path / "checkpoints/latest").read_text() == "round-000002"
+
+
+def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:
+    """Its two steps would be taken for two rounds."""
+    folder = RunFolder(tmp_path)
+    folder.open(compose_tree(["run.smoke=true", f"run_dir={tmp_path}"]))
+    folder.set_status("finished")
+    with pytest.raises(ValueError, match="another run_dir"):
+        folder.check(compose_tree([f"run_dir={tmp_path}"]))
+
+
+def test_smoke_of_a_language_model_from_the_command_line(shell: Shell, text: Path) -> None:
+    """The real start: two lines of rounds, and a sample of text in TensorBoard."""
+    overrides = [override.format(text=text) for override in DATA["text"]]
+    ended = shell.train("run.smoke=true", *overrides, "run_dir=smoke")
+    assert (ended.code, ended.err) == (0, "")
+    assert "test/perplexity" in ended.out and ended.out.count("round 2/2") == 1
+    events = EventAccumulator(str(shell.folder / "smoke/tensorboard"), size_guidance={"tensors": 0}).Reload()
+    assert "test/sample" in events.Tags()["tensors"] and events.Tags()["images"] == []
+    rounds = read_jsonl(shell.folder / "smoke/metrics.jsonl")
+    assert set(events.Tags()["scalars"]) == {key for metrics in rounds for key in metrics} - {"round"}

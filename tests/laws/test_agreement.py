@@ -1,0 +1,125 @@
+"""Silos start equal, and equals that have become different are found, on every rank, before they are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.laws.cases import CASES, assert_same, case_run, leaves, silos_of, tiny_model
+from trainer.cohort import Sample
+from trainer.fit import fit
+from trainer.local import Watch
+from trainer.run import RoundLength, Run
+from trainer.state import State
+from trainer.topology import Silos, distributed
+
+
+def odd_model(seed: int) -> nn.Module:
+    """A model with its own parameters, batch statistics and counter."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.fill_(seed)
+    return model
+
+
+def start_apart(name: str, silos: Silos) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model with which a rank starts that has built one of its own, and the algorithm's copy of it."""
+    with distributed(silos_of(name, silos)) as topology:
+        run = case_run(topology, name, {"module": odd_model(seed=topology.rank + 1)})
+        State(run)
+        return leaves(run.module.state_dict()), leaves(run.algorithm.state_dict())
+
+
+@pytest.mark.parametrize("name", ["sync", "fedavg", "local"])
+def test_silos_start_equal(ranks, name: str):
+    """Parameters and buffers of all ranks are those that rank 0 has built, whatever the others had."""
+    outcomes = ranks(4).run(start_apart, name, [3, 1])
+    for model, algorithm in outcomes:
+        assert_same(model, odd_model(seed=1).state_dict())
+        assert_same(algorithm, outcomes[0][1])
+
+
+@torch.no_grad()
+def perturb(run: Run, *told: object) -> None:
+    """Adds a little to one parameter, whatever it is told."""
+    next(run.module.parameters()).view(-1)[0] += 1e-9
+
+
+def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, Any]) -> str:
+    """What `fit` says on this rank after the culprit's model was perturbed; empty when it says nothing."""
+    with distributed(silos_of(name, silos)) as topology:
+        run = case_run(topology, name, choices)
+        watch: Watch | None = None
+        if topology.rank == culprit and when == "while training":
+            watch = partial(perturb, run)
+        if topology.rank == culprit and when == "after the combination":
+            combine = run.algorithm.apply
+
+            def apply_and_perturb(total: torch.Tensor) -> None:
+                combine(total)
+                perturb(run)
+
+            run.algorithm.apply = apply_and_perturb  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            fit(run, watch=watch)
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+
+@pytest.mark.parametrize("culprit", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
+    """In a silo of 3 its parameters are not those of the first any more: all 4 ranks stop, and say which rank it is."""
+    said = ranks(4).run(drift, name, [3, 1], culprit, "while training", {})
+    assert len(set(said)) == 1
+    assert f"[{culprit}]" in said[0]
+
+
+@pytest.mark.parametrize("culprit", [1, 3])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "local"])
+def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
+    """Of the silos 3 + 1 any rank may be the one whose combined model is not that of rank 0."""
+    said = ranks(4).run(drift, name, [3, 1], culprit, "after the combination", {})
+    assert len(set(said)) == 1
+    assert f"[{culprit}]" in said[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_that_agree_are_left_alone(ranks, name: str):
+    """Several rounds, with silos that have no client in some of them, and not all rounds evaluated."""
+    choices: dict[str, Any] = {"rounds": 4, "evaluate_every": 2}
+    if name not in ("sync", "fedsgd"):
+        choices |= {"cohort": Sample(1), "length": RoundLength(steps=2)}
+    assert ranks(4).run(drift, name, [3, 1], -1, "never", choices) == [""] * 4
+
+
+def swap_parameters() -> str:
+    """Rank 1 exchanges two rows of its first layer while training."""
+    with distributed() as topology:
+        run = case_run(topology, "sync", {"module": tiny_model().double()})
+
+        @torch.no_grad()
+        def swap(done: float, examples: int, loss: Callable[[], float]) -> None:
+            weight = next(run.module.parameters())
+            if topology.rank == 1 and done == 1:
+                weight.copy_(weight.flip(0))
+
+        try:
+            fit(run, watch=swap)
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+
+def test_a_replica_with_the_same_numbers_in_other_places_is_found(ranks):
+    """Agreement is of vectors, not of sets of numbers."""
+    for said in ranks(2).run(swap_parameters):
+        assert "[1]" in said

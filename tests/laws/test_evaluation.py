@@ -1,0 +1,98 @@
+"""What is told of a model is true of that model: each client is judged by what it would use."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.laws.cases import (
+    CASES,
+    SIZES,
+    TEST_EXAMPLES,
+    Records,
+    case_run,
+    every_client,
+    silos_of,
+    tiny_data,
+    tiny_model,
+    train,
+)
+from trainer.algorithms import FedAvg
+from trainer.data import Clients
+from trainer.fit import fit
+from trainer.topology import Silos, distributed
+
+
+def fit_to_the_end(name: str, silos: Silos, choices: dict[str, Any]) -> Records:
+    with distributed(silos_of(name, silos)) as topology:
+        records = Records()
+        fit(case_run(topology, name, choices), [records])
+        return records
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_confusion_matrix_is_of_the_same_models_as_the_accuracy(ranks, name: str):
+    """Its rows count the test examples of each label, and its diagonal those that are right."""
+    labels = tiny_data(sum(SIZES)).test.labels
+    assert labels is not None
+    for records in ranks(2).run(fit_to_the_end, name, 2, {}):
+        confusion = records.exhibits.confusion
+        assert confusion is not None and records.result is not None
+        assert confusion.sum(1).tolist() == np.bincount(labels).tolist()
+        right = confusion.diag().sum().item() / TEST_EXAMPLES
+        assert records.result["test/accuracy"] == pytest.approx(right)
+
+
+def accuracy_by_hand(parameters: torch.Tensor, ids: np.ndarray) -> float:
+    """That of a tiny model with these parameters, each at a multiple of 64 bytes of the vector."""
+    model, start = tiny_model().double(), 0
+    for parameter in model.parameters():
+        parameter.data.copy_(parameters[start : start + parameter.numel()].view_as(parameter))
+        start += -(-parameter.numel() // 8) * 8
+    inputs, targets = tiny_data(sum(SIZES)).test.fetch(torch.from_numpy(ids))
+    return model(inputs).argmax(1).eq(targets).double().mean().item()
+
+
+@pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
+def test_clients_that_train_alone_are_judged_by_their_own_models(ranks, silos: Silos):
+    """Seven models on the test examples of their clients; the pooled accuracy is the mean over the examples."""
+    outcomes = ranks(2 if silos == 2 else 4).run(train, "local", silos, {"rounds": 4})
+    kept, metrics = every_client(outcomes), outcomes[0].rounds[-1]
+    right = 0.0
+    for client in range(len(SIZES)):
+        ids = np.arange(client, TEST_EXAMPLES, len(SIZES))
+        accuracy = accuracy_by_hand(kept[client]["personal/parameters"], ids)
+        assert metrics[f"client/{client}/test_accuracy"] == pytest.approx(accuracy)
+        right += accuracy * len(ids)
+    assert metrics["test/accuracy"] == pytest.approx(right / TEST_EXAMPLES)
+    assert len({metrics[f"client/{client}/test_accuracy"] for client in range(len(SIZES))}) > 1
+
+
+def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
+    """With the output layer personal, 2 silos and 4 tell the same of every client."""
+    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared=r"^0\.")
+    two, four = (ranks(n).run(train, "fedavg", n, {"algorithm": algorithm})[0].rounds[-1] for n in (2, 4))
+    told = [key for key in two if key.startswith("client/") or key.startswith("test/")]
+    assert {key: four[key] for key in told} == pytest.approx({key: two[key] for key in told}, rel=1e-9)
+
+
+def test_validation_is_of_the_clients_own_held_out_examples(ranks):
+    """Held out are examples of the training source; each is judged once, and none is trained with."""
+    edges = np.cumsum([0, *SIZES])
+    ids = [np.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    test = tuple(np.arange(client, TEST_EXAMPLES, len(SIZES)) for client in range(len(SIZES)))
+    clients = Clients(tuple(mine[1:] for mine in ids), tuple(mine[:1] for mine in ids), test)
+    outcome = ranks(2).run(train, "fedavg", 2, {"clients": clients, "rounds": 1})[0]
+    model = tiny_model().double()
+    model.load_state_dict(outcome.model)
+    inputs, targets = tiny_data(sum(SIZES)).train.fetch(torch.from_numpy(edges[:-1]))
+    outputs = model(inputs)
+    metrics = outcome.rounds[0]
+    assert metrics["validation/accuracy"] == pytest.approx(outputs.argmax(1).eq(targets).double().mean().item())
+    loss = torch.nn.functional.cross_entropy(outputs, targets).item()
+    assert metrics["validation/loss"] == pytest.approx(loss, rel=1e-6)
+    assert metrics["round/examples"] == sum(SIZES) - len(SIZES)

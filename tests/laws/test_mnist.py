@@ -1,0 +1,54 @@
+"""The experiment that federated averaging is known by, on the real data: it learns as fast as it is known to."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.laws.cases import average
+from trainer.algorithms import FedAvg
+from trainer.cohort import Sample
+from trainer.data import Iid, mnist
+from trainer.fit import fit
+from trainer.metrics import Metrics
+from trainer.models import MLP
+from trainer.run import Run
+from trainer.tasks import Classification
+from trainer.topology import distributed
+
+FOLDER = Path(os.environ.get("SILOTRAIN_MNIST", Path(__file__).parents[2] / "../shared/data/mnist"))
+ROUNDS = 10
+
+
+def train_2nn(folder: Path) -> Metrics:
+    """McMahan et al. 2017's 2NN: 100 iid clients of 600 digits, 10 a round, batches of 10, an epoch, SGD at 0.1."""
+    with distributed(silos=2) as topology:
+        data = mnist(folder)
+        torch.manual_seed(0)
+        run = Run(
+            topology=topology,
+            module=MLP(),
+            task=Classification(),
+            data=data,
+            clients=Iid().split(data.train, data.test, 100, seed=0),
+            algorithm=FedAvg(average),
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            rounds=ROUNDS,
+            batch_size=10,
+            cohort=Sample(10),
+            evaluate_every=ROUNDS,
+        )
+        return fit(run)
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="no MNIST: set SILOTRAIN_MNIST to the folder of its four IDX files")
+def test_fedavg_learns_mnist(ranks):
+    """Test accuracy after 10 rounds is 0.86 at least; both silos know the same figure."""
+    first, second = ranks(2).run(train_2nn, FOLDER)
+    assert first["test/accuracy"] == second["test/accuracy"] >= 0.86
+    assert first["examples"] == ROUNDS * 10 * 600
+    assert first["steps"] == ROUNDS * 10 * 60
