@@ -79,7 +79,7 @@ class FlatModel:
         """Puts a `shared_state` back, into the vectors."""
         apart = sorted(set(state) ^ set(self.shared_state()))
         if apart:
-            raise ValueError(f"The checkpoint is of another model: only one of the two has tensors named {apart}.")
+            raise ValueError(f"model= is not the checkpoint's: only one of the two has tensors named {apart}.")
         self.module.load_state_dict(state, strict=False)
 
 
