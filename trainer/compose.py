@@ -52,9 +52,19 @@ def compose_tree(overrides: list[str]) -> Tree:
         raise ValueError("\n".join(f"{key} has no value\n  set {key}=..." for key in missing))
     tree = _plain(config)
     read_config(tree)
+    if tree["run"]["smoke"]:
+        _shorten(tree)
     tree["name"] = tree["name"] or choices["experiment"] or f"{choices['data']}-{choices['algorithm']}"
     tree["run_dir"] = tree["run_dir"] or str(_new_run_dir(tree["name"]))
     return tree
+
+
+def _shorten(tree: Tree) -> None:
+    """Makes it two rounds of one step, evaluated at the end. Here, so that config.yaml says what was run."""
+    tree["rounds"] = 2
+    tree["round"]["steps"] = 1
+    tree["eval"]["every"] = 2
+    tree["checkpoint"]["every"] = 1
 
 
 def _compose(overrides: list[str]) -> DictConfig:

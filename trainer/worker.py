@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +56,7 @@ def main(compose: Callable[[], Tree]) -> None:
         tree = json.loads(share(store, "config", place, lambda: json.dumps(_composed(compose))))
         if "faults" in tree:
             raise BadInput(tree["faults"])
-        config = shortened(read_config(tree))
+        config = read_config(tree)
         torch.set_num_threads(choose_threads(config.launch.threads, place.local_world_size))
         folder = RunFolder(Path(str(config.run_dir)))
         with _topology(config, place, store) as topology:
@@ -67,14 +66,6 @@ def main(compose: Callable[[], Tree]) -> None:
             print(error, file=sys.stderr, flush=True)
     except BaseException as error:
         _fail(place.rank, folder, error)
-
-
-def shortened(config: Config) -> Config:
-    """The configuration of a smoke run, if it is one: two rounds of one step, evaluated at the end."""
-    if not config.run.smoke:
-        return config
-    one_step, at_the_end = replace(config.round, steps=1), replace(config.eval, every=2)
-    return replace(config, rounds=2, round=one_step, eval=at_the_end, checkpoint=replace(config.checkpoint, every=1))
 
 
 def _composed(compose: Callable[[], Tree]) -> Tree:
@@ -194,8 +185,10 @@ def _fail(rank: int, folder: RunFolder | None, error: BaseException) -> None:
         said = f"rank {rank} lost its peers: {str(error).splitlines()[0]}"
     else:
         said = f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
-    if folder is None or folder.claim_failure():
-        print(said, file=sys.stderr, flush=True)
-        if folder and folder.path.exists():
-            folder.set_status("crashed", rank=rank, error=f"{type(error).__name__}: {error}")
+    if folder and not folder.claim_failure():
+        time.sleep(SECONDS_FOR_THE_CULPRIT)
+        os._exit(1)
+    if folder and folder.path.exists():
+        folder.set_status("crashed", rank=rank, error=f"{type(error).__name__}: {error}")
+    print(said, file=sys.stderr, flush=True)
     os._exit(1)
