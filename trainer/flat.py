@@ -98,6 +98,11 @@ class Statistics:
         paired = {id(buffer) for pair in self.moments for buffer in pair}
         self.plain = [b for b in buffers.values() if b.is_floating_point() and id(b) not in paired]
 
+    @property
+    def any(self) -> bool:
+        """Whether there are buffers."""
+        return bool(self.plain or self.moments or self.counters)
+
     def vector(self) -> Tensor:
         """The float64 vector [k] on the CPU whose weighted averages `load` understands."""
         parts = [buffer.double() for buffer in self.plain]

@@ -159,6 +159,8 @@ class LocalTrainer:
 
     def pool_statistics(self, vector: Tensor, counts: Tensor) -> None:
         """Gives the model, and all clients of the next round, the pooled statistics. A collective."""
+        if not self.model.statistics.any:
+            return
         if len(counts):
             comm.maximum(counts)
         self.statistics = (vector, counts)
@@ -166,7 +168,8 @@ class LocalTrainer:
 
     def restore_statistics(self) -> None:
         """Gives the model the statistics that all clients of this round began with."""
-        self.model.statistics.load(*self.statistics)
+        if self.model.statistics.any:
+            self.model.statistics.load(*self.statistics)
 
     def _stream(self, client: int) -> Stream:
         run, topology = self.run, self.run.topology
@@ -199,13 +202,14 @@ class LocalTrainer:
 
     def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None) -> None:
         seed = round.seed_for("model", work.client, self.run.topology.replica)
+        algorithm, optimizer, rounds = self.run.algorithm, self.optimizer, self.run.rounds
         for step, batch in enumerate(batches):
-            self._set_rates((round.index + step / steps) / self.run.rounds)
+            self._set_rates((round.index + step / steps) / rounds)
             loss_sum, units = self._backward(batch, seed + (step << 16))
-            self.run.algorithm.correct()
+            algorithm.correct()
             work.gradient_norm = self._clip(measure=step + 1 == steps)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             work.add(batch, loss_sum, units)
             if watch:
                 watch((step + 1) / steps, batch.examples, work.last_loss)

@@ -34,8 +34,9 @@ class Tally:
         self.norms.append(delta_norm)
         if math.isfinite(delta_norm):
             self.examples += work.examples
-            self.statistics += self.buffers.vector() * (work.examples / self.run.topology.num_replicas)
-            self.counts = torch.maximum(self.counts, self.buffers.counts())
+            if self.buffers.any:
+                self.statistics += self.buffers.vector() * (work.examples / self.run.topology.num_replicas)
+                self.counts = torch.maximum(self.counts, self.buffers.counts())
 
     def seconds(self) -> Metrics:
         """What this rank spent its time on."""

@@ -69,13 +69,16 @@ class FedAvg:
         self.mean = torch.zeros_like(self.parameters)  # of this silo's deltas, when there are any
         self.weights: list[float] = []
         self.norms: list[float] = []
+        self.model_is_global = True
         self.server = self.make_server([self.parameters])
 
     def begin_round(self, round: Round) -> None:
         self.weights, self.norms = [], []
 
     def begin_client(self, client: int) -> None:
-        self.model.shared.copy_(self.parameters)
+        if not self.model_is_global:
+            self._reset_model()
+        self.model_is_global = False
 
     def correct(self) -> None:
         pass
@@ -84,7 +87,7 @@ class FedAvg:
         # delta = global - local: it points where a gradient points, so server optimizers need no minus sign.
         delta = torch.sub(self.parameters, self.model.shared, out=None if self.weights else self.mean)
         norm = float(torch.linalg.vector_norm(delta))
-        if not torch.linalg.vector_norm(self.model.personal).isfinite():
+        if self.has_personal and not torch.linalg.vector_norm(self.model.personal).isfinite():
             norm = math.nan
         if math.isfinite(norm):
             self.weights.append(float(examples) if self.weight == "examples" else 1.0)
@@ -112,10 +115,10 @@ class FedAvg:
         self.parameters.grad = total
         self.server.step()
         self.parameters.grad = None
-        self.model.shared.copy_(self.parameters)
+        self._reset_model()
 
     def skip(self) -> None:
-        self.model.shared.copy_(self.parameters)
+        self._reset_model()
 
     def state_dict(self) -> dict[str, Any]:
         return {"parameters": self.parameters.data, "server": optimizer_state(self.server)}
@@ -123,3 +126,7 @@ class FedAvg:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.parameters.data.copy_(state["parameters"])
         restore_optimizer_state(self.server, state["server"])
+
+    def _reset_model(self) -> None:
+        self.model.shared.copy_(self.parameters)
+        self.model_is_global = True
