@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import hydra.utils
 import torch
 from hydra.errors import InstantiationException
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
-from trainer.config import Config, Leaf
-from trainer.data import Clients, Splits, as_source, natural_clients
+from trainer.arguments import argument_faults
+from trainer.cohort import All, Cohort
+from trainer.config import Config, Leaf, shown
+from trainer.data import Arrays, Clients, Splits, natural_clients
 from trainer.data.partition import Natural
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
 from trainer.tasks import Task
 from trainer.topology import Topology
+
+LOOKED_AT = 64  # examples of data that has no column of labels
 
 
 def build(config: Config, topology: Topology) -> Run:
@@ -34,8 +37,10 @@ def build(config: Config, topology: Topology) -> Run:
     module = faults.collect(lambda: _model(config, topology))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
     faults.collect(lambda: _check_batch_size(config, topology))
+    if algorithm and cohort:
+        faults.collect(lambda: _check_cohort(algorithm, cohort))
     if splits and task and module:
-        faults.collect(lambda: check_fit(module, task, splits))
+        faults.collect(lambda: check_fit(module, task, splits, config.model))
     faults.raise_any()
     run = Run(
         topology=topology,
@@ -58,6 +63,7 @@ def build(config: Config, topology: Topology) -> Run:
         evaluation_batch_size=config.eval.batch_size,
         save_every=config.checkpoint.every,
         per_client=config.report.per_client,
+        max_bad_rounds=config.max_bad_rounds,
     )
     _guard("cohort", config.cohort, lambda: run.round(0))
     return run
@@ -83,40 +89,64 @@ class Faults:
 
 
 @torch.no_grad()
-def check_fit(module: nn.Module, task: Task, data: Splits) -> None:
-    """Raises ValueError when the model cannot take the data, or its output cannot be judged by the task."""
+def check_fit(module: nn.Module, task: Task, data: Splits, leaf: Leaf) -> None:
+    """Raises ValueError when the model cannot take the data, or its output cannot be judged by the task.
+
+    `leaf` is what the model was made of: those of its keys that the data settles are the way out.
+    """
     _check_labels(data)
     inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
     try:
         outputs = module.eval()(inputs)
-    except (RuntimeError, TypeError, IndexError) as error:
-        name, shape, reason = type(module).__name__, list(inputs.shape[1:]), str(error).split("\n")[0]
-        hint = f"\n  set model.vocabulary={data.classes}" if isinstance(error, IndexError) and data.classes else ""
-        raise ValueError(f"model={name} cannot take examples of shape {shape}: {reason}{hint}") from error
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape, reason = list(inputs.shape[1:]), str(error).split("\n")[0]
+        way_out = _model_for(inputs, data.classes, leaf)
+        raise ValueError(
+            f"model={_name(module)} cannot take examples of shape {shape}: {reason}\n  {way_out}"
+        ) from error
     finally:
         module.train()
     if fault := task.fault(outputs, targets, data.classes):
-        raise ValueError(f"model={type(module).__name__} does not fit task={type(task).__name__}: {fault}")
+        raise ValueError(f"model={_name(module)} does not fit task={_name(task)}: {fault}")
+
+
+def _model_for(inputs: Tensor, classes: int | None, leaf: Leaf) -> str:
+    """What to change of a model that cannot take these inputs: numbers, or tokens if they are integers."""
+    wanted = {"vocabulary": classes, "length": inputs.shape[-1]}
+    if inputs.is_floating_point():
+        wanted = {"inputs": inputs[0].numel()}
+    changes = [f"model.{key}={value}" for key, value in wanted.items() if key in leaf and leaf[key] != value]
+    return f"set {' '.join(changes)}" if changes else f"choose another model= or data={_given('model', leaf)}"
 
 
 def _check_labels(data: Splits) -> None:
+    """Of data without a column of labels the first examples are looked at."""
+    if not data.classes:
+        return
     for part, source in (("training", data.train), ("test", data.test)):
-        if data.classes and source.labels is not None and len(source.labels):
-            least, most = int(source.labels.min()), int(source.labels.max())
-            if least < 0 or most >= data.classes:
-                raise ValueError(
-                    f"data= has label {least if least < 0 else most} among its {part} examples, "
-                    f"but {data.classes} classes.\n  valid: 0 to {data.classes - 1}"
-                )
+        first = torch.arange(min(LOOKED_AT, len(source)))
+        labels = Arrays(*source.fetch(first)).labels if source.labels is None else source.labels
+        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < data.classes:
+            outside = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(
+                f"data= has label {outside} among its {part} examples, but {data.classes} classes.\n"
+                f"  valid: 0 to {data.classes - 1}"
+            )
+
+
+def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
+    if algorithm.pools_data and not isinstance(cohort, All):
+        raise ValueError(
+            f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "
+            "clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
+        )
 
 
 def _data(config: Config) -> Splits:
     splits = _instantiate("data", {key: value for key, value in config.data.items() if key != "validation"})
     if not isinstance(splits, Splits):
-        raise ValueError(
-            f"data={config.data['_target_']} gave a {type(splits).__name__}.\n  valid: trainer.data.Splits"
-        )
-    return replace(splits, train=as_source(splits.train), test=as_source(splits.test))
+        raise ValueError(f"data={config.data['_target_']} gave a {_name(splits)}.\n  valid: trainer.data.Splits")
+    return splits
 
 
 def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
@@ -144,11 +174,11 @@ def _algorithm(config: Config, topology: Topology) -> Algorithm:
                 "  set silos=1, or algorithm=fedavg"
             )
         return _instantiate("algorithm", config.algorithm)
-    return _instantiate("algorithm", config.algorithm, server=_optimizer("server", config.server))
+    return _instantiate("algorithm", config.algorithm, ("server",), server=_optimizer("server", config.server))
 
 
 def _optimizer(key: str, leaf: Leaf) -> Callable[..., torch.optim.Optimizer]:
-    make = _instantiate(key, leaf, _partial_=True)
+    make = _instantiate(key, leaf, ("params",), _partial_=True)
     # Its arguments are checked now, on a parameter of its own, not in the middle of a start.
     _guard(key, leaf, lambda: make([nn.Parameter(torch.zeros(1))]))
     return make
@@ -169,20 +199,35 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
         )
 
 
-def _instantiate(key: str, leaf: Leaf, **arguments: Any) -> Any:
-    return _guard(key, leaf, lambda: hydra.utils.instantiate(leaf, _convert_="all", **arguments))
+def _instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: Any) -> Any:
+    """What the leaf describes; `ours` are the arguments that are not the user's."""
+
+    def make() -> Any:
+        if faults := argument_faults(key, leaf, hydra.utils.get_object(leaf["_target_"]), ours):
+            raise ValueError("\n".join(faults))
+        return hydra.utils.instantiate(leaf, _convert_="all", **options)
+
+    return _guard(key, leaf, make)
 
 
 def _guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:
     """What `make` returns; what a user did wrong in the leaf becomes a ValueError that names the key."""
     try:
         return make()
-    except (InstantiationException, TypeError, ValueError) as error:
-        cause = error.__cause__ or error
+    except (ImportError, InstantiationException, TypeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         reason = " ".join(str(cause).split())
-        if isinstance(cause, TypeError) and "argument '" not in reason:
+        if isinstance(cause, TypeError) and "argument" not in reason:
             reason = "a value is of the wrong type"
         elif isinstance(cause, ValueError) and (f"{key}=" in reason or f"{key}." in reason):
             raise ValueError(str(cause)) from error
-        given = ", ".join(f"{key}.{name}={value}" for name, value in leaf.items() if name != "_target_")
-        raise ValueError(f"{key}={leaf['_target_']}: {reason}" + (f"\n  given: {given}" if given else "")) from error
+        raise ValueError(f"{key}={leaf['_target_']}: {reason}{_given(key, leaf)}") from error
+
+
+def _given(key: str, leaf: Leaf) -> str:
+    given = ", ".join(f"{key}.{name}={shown(value)}" for name, value in leaf.items() if name != "_target_")
+    return f"\n  given: {given}" if given else ""
+
+
+def _name(thing: object) -> str:
+    return type(thing).__name__

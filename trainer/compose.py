@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import read_config
+from trainer.config import nearest, read_config
 from trainer.folder import flatten
 
 Tree = dict[str, Any]
@@ -42,7 +42,11 @@ Exit codes: 0 finished, 1 failed, 2 bad input."""
 
 def compose_tree(overrides: list[str]) -> Tree:
     """The resolved configuration, checked; ValueError lists all that is wrong with the overrides."""
+    # Hydra takes no null for a group, though it is the default of this one.
+    overrides = [override for override in overrides if override != "experiment=null"]
     try:
+        if any(map(_is_hydras, overrides)):
+            raise ValueError("hydra.* is no part of the configuration")
         config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
         raise ValueError("\n".join(_faults(overrides) or [str(error)])) from error
@@ -110,15 +114,21 @@ def _faults(overrides: Iterable[str]) -> list[str]:
     groups, faults, choices, values = _groups(), [], [], []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals:
+        if _is_hydras(override):
+            faults.append(f"{override}: Hydra's own keys have no effect here\n  the run folder is run_dir=")
+        elif not equals:
             faults.append(f"{override} is no override\n  write key=value")
         elif key not in groups:
             values.append(override)
         elif value in groups[key]:
             choices.append(override)
         else:
-            faults.append(f"{override}: there is no such choice{_nearest(value, groups[key])}")
+            faults.append(f"{override}: there is no such choice{nearest(value, groups[key])}")
     return faults + _value_faults(choices, values)
+
+
+def _is_hydras(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def _value_faults(choices: list[str], values: list[str]) -> list[str]:
@@ -144,15 +154,14 @@ def _plain(config: DictConfig) -> Tree:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    parent = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    siblings += [] if parent else list(_groups())
-    said = f"{key} is no key{_nearest(key, siblings or known)}"
-    return f"{said}\n  to hand a _target_ one more argument: +{key}=..." if parent in _groups() else said
+    section = _section(key)
+    if not any(_section(name) == section for name in known):
+        section = next((_section(name) for name in difflib.get_close_matches(key, known, n=1)), "")
+    siblings = [name for name in known if _section(name) == section]
+    siblings += [] if section else list(_groups())
+    said = f"{key} is no key{nearest(key, siblings)}"
+    return f"{said}\n  to hand a _target_ one more argument: +{key}=..." if _section(key) in _groups() else said
 
 
-def _nearest(name: str, valid: list[str]) -> str:
-    """What the user may have meant, and what there is."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    meant = f"; did you mean {close[0]}?" if close else ""
-    return f"{meant}\n  valid: {', '.join(valid)}"
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]

@@ -5,7 +5,9 @@ Faults are collected, so that a user mends all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -23,6 +25,25 @@ class Kind:
         return Kind(f"{self.valid}, or {other.valid}", lambda value: self.accepts(value) or other.accepts(value))
 
 
+def shown(value: Any) -> str:
+    """The value as it is typed on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """What the user may have meant by a dotted name, and what there is, the closest first."""
+    shared = os.path.commonprefix([name, *valid])
+    start = shared.rfind(".") + 1  # alike are the last parts, not the sections before them
+    close = difflib.get_close_matches(name[start:], [other[start:] for other in valid], n=1)
+    meant = f"; did you mean {shared[:start]}{close[0]}?" if close else ""
+    ordered = sorted(valid, key=lambda other: other[start:] not in close)
+    return f"{meant}\n  valid: {', '.join(ordered) or 'none'}"
+
+
 def whole(least: int) -> Kind:
     """Integers from `least` on."""
     return Kind(f"a whole number from {least}", lambda value: type(value) is int and value >= least)
@@ -34,9 +55,9 @@ def number(least: float, below: float = float("inf")) -> Kind:
     return Kind(valid, lambda value: type(value) in (int, float) and least <= value < below)
 
 
-def words(*choices: str | None) -> Kind:
+def words(*choices: Any) -> Kind:
     """One of a few words; None is written null."""
-    return Kind(" or ".join("null" if choice is None else choice for choice in choices), lambda value: value in choices)
+    return Kind(" or ".join(map(shown, choices)), lambda value: value in choices)
 
 
 def _is_sizes(value: Any) -> bool:
@@ -45,7 +66,7 @@ def _is_sizes(value: Any) -> bool:
 
 sizes = Kind("a list of sizes such as [3,1]", _is_sizes)
 switch = Kind("true or false", lambda value: type(value) is bool)
-text = Kind("a text", lambda value: isinstance(value, str))
+text = Kind("a text (digits as \"'7'\")", lambda value: isinstance(value, str))
 leaf = Kind(
     "a mapping with a _target_", lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str)
 )
@@ -71,6 +92,7 @@ class EvalConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int = setting(whole(1))
+    every_seconds: float | None = setting(number(0) | words(None))
     keep: int = setting(whole(1))
 
 
@@ -86,7 +108,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    autocast: str | None = setting(words("bfloat16", None))
+    autocast: str | None = setting(words("bfloat16", "float16", None))
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,8 @@ class LaunchConfig:
     nproc: int | str = setting(whole(1) | words("auto"))
     threads: int | str = setting(whole(1) | words("auto"))
     device: str = setting(words("auto", "cpu", "cuda"))
+    max_restarts: int = setting(whole(0))
+    max_seconds: float | None = setting(number(0) | words(None))
     silo_timeout_seconds: float = setting(number(1))
     between_timeout_seconds: float = setting(number(1))
 
@@ -117,8 +141,11 @@ class Config:
     batch_size: int | str = setting(whole(1) | words("all"))
     micro_batch_size: int | None = setting(whole(1) | words(None))
     clip_norm: float | None = setting(number(1e-12) | words(None))
+    max_bad_rounds: int = setting(whole(1))
+    bad_loss: str = setting(words("stop", "skip"))
+    deterministic: bool = setting(switch)
     run_dir: str | None = setting(text | words(None))
-    resume: str = setting(words("auto", "never"))
+    resume: str = setting(text)
     data: Leaf = setting(leaf)
     model: Leaf = setting(leaf)
     task: Leaf = setting(leaf)
@@ -145,7 +172,9 @@ def read_config(values: Mapping[str, Any]) -> Config:
 
 def _read(kind: type, values: Mapping[str, Any], prefix: str, faults: list[str]) -> Any:
     known = {item.name: item for item in fields(kind)}
-    faults += [f"{prefix}{name} is no key of the configuration" for name in values if name not in known]
+    valid = [prefix + name for name in known]
+    unknown = [prefix + name for name in values if name not in known]
+    faults += [f"{name} is no key of the configuration{nearest(name, valid)}" for name in unknown]
     hints = get_type_hints(kind)
     read: dict[str, Any] = {}
     for name, item in known.items():
@@ -155,13 +184,9 @@ def _read(kind: type, values: Mapping[str, Any], prefix: str, faults: list[str])
                 read[name] = _read(hints[name], value, f"{prefix}{name}.", faults)
             else:
                 keys = ", ".join(f"{prefix}{name}.{item.name}" for item in fields(hints[name]))
-                faults.append(f"{prefix}{name}={_shown(value)}\n  valid: {keys}")
+                faults.append(f"{prefix}{name}={shown(value)}\n  valid: {keys}")
             continue
         if not item.metadata["kind"].accepts(value):
-            faults.append(f"{prefix}{name}={_shown(value)}\n  valid: {item.metadata['kind'].valid}")
+            faults.append(f"{prefix}{name}={shown(value)}\n  valid: {item.metadata['kind'].valid}")
         read[name] = value
     return None if faults else kind(**read)
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)

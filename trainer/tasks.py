@@ -60,7 +60,7 @@ class Classification:
         return F.cross_entropy(outputs, targets, reduction="sum")
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(outputs.float(), targets, reduction="none")
+        losses = F.cross_entropy(_precise(outputs), targets, reduction="none")
         return torch.stack((losses, outputs.argmax(1).eq(targets)), 1).double()
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
@@ -91,7 +91,7 @@ class LanguageModelling:
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(outputs.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(_precise(outputs.flatten(0, 1)), targets.flatten(), reduction="none")
         return losses.view_as(targets).double().sum(1, keepdim=True)
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
@@ -107,6 +107,11 @@ class LanguageModelling:
         if classes and outputs.shape[2] != classes:
             return f"{outputs.shape[2]} outputs, but the vocabulary has {classes}: set model.vocabulary={classes}"
         return ""
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """The outputs in float32, or better where they are."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _shape(tensor: Tensor) -> list[int]:

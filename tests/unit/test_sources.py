@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,13 @@ class Batched(Squares):
 class Triples(Squares):
     def __getitem__(self, index: int) -> tuple[int, int, int]:  # type: ignore[override]
         return index, index, index
+
+
+class Labelled(Squares):
+    """Squares that say their targets, as torchvision's data sets do."""
+
+    def __init__(self, name: str, column: object) -> None:
+        setattr(self, name, column)
 
 
 class Endless(IterableDataset[int]):
@@ -163,6 +171,27 @@ class TestSources:
         with pytest.raises(ValueError, match="labels= must be one integer for each of 7 examples"):
             MapStyle(Squares(), labels=np.arange(8))
 
+    @pytest.mark.parametrize("name", ["targets", "labels"])
+    @pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+    def test_a_dataset_that_says_its_labels_can_be_dealt_by_them(self, name: str, make: Any) -> None:
+        squares = [i * i for i in range(7)]
+        found = as_source(Labelled(name, make(squares))).labels
+        assert found is not None and found.dtype == np.int64 and found.tolist() == squares
+
+    @pytest.mark.parametrize("column", [[1] * 7, [0, 1, 4], [0.0] * 7, ["0"] * 7, [[0]] * 7, [[0], [1, 2]], None, 3])
+    def test_a_column_that_the_items_do_not_bear_out_is_not_their_labels(self, column: object) -> None:
+        """As where the data set transforms its targets, or means something else by the word."""
+        assert as_source(Labelled("targets", column)).labels is None
+
+    def test_labels_that_are_given_are_taken(self) -> None:
+        given = np.arange(7)
+        found = MapStyle(Labelled("targets", [9] * 7), labels=given).labels
+        assert found is not None and np.array_equal(found, given)
+
+    def test_splits_take_what_as_source_takes(self) -> None:
+        splits = Splits(Squares(), TensorDataset(torch.zeros(2, 1), torch.arange(2)), None)
+        assert isinstance(splits.train, MapStyle) and isinstance(splits.test, Arrays)
+
     def test_as_source_takes_a_source_two_tensors_or_a_map_style_dataset(self) -> None:
         source = Arrays(torch.zeros(2, 1), torch.arange(2))
         assert as_source(source) is source
@@ -173,7 +202,7 @@ class TestSources:
             assert isinstance(every, Source)
 
     @pytest.mark.parametrize("dataset", [Endless(), [1, 2, 3], "mnist", None])
-    def test_as_source_refuses_anything_else(self, dataset: object) -> None:
+    def test_as_source_refuses_anything_else(self, dataset: Any) -> None:
         with pytest.raises(ValueError, match=f"got {type(dataset).__name__}:(.|\n)*map-style torch Dataset"):
             as_source(dataset)
 
@@ -350,7 +379,7 @@ class TestText:
             ("größer".encode("latin1") * 20, {}, "not UTF-8: byte 2 is 0xf6"),
             (b"x" * 256, {}, "256 bytes are too few for two windows(.|\n)*They need 257"),
             (b"", {}, "0 bytes are too few"),
-            (None, {}, "data.path=.*: cannot be read"),
+            (None, {}, "data.path=.* cannot be read: No such file"),
             (b"x" * 999, {"length": 0, "test": 1.0}, "data.length=0: (.|\n)*data.test=1.0: "),
         ],
     )

@@ -89,6 +89,14 @@ def test_half_precision_outputs_are_judged_in_float32():
 
 
 @pytest.mark.parametrize(("task", "make", "units"), TASKS)
+def test_double_precision_outputs_are_judged_in_float64(task: Task, make, units: int):
+    outputs, targets = make(20)
+    outputs = outputs.double() + 1e-9  # lost in float32
+    expected = F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="sum").item()
+    assert task.score_sums(outputs, targets)[:, 0].sum().item() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(("task", "make", "units"), TASKS)
 def test_outputs_that_fit_have_no_fault(task: Task, make, units: int):
     outputs, targets = make(3)
     assert task.fault(outputs, targets, outputs.shape[-1]) == ""

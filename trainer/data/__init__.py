@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.data.clients import Clients, describe
+from trainer.data.fingerprint import fingerprint
 from trainer.data.idx import read_idx
 from trainer.data.images import digits, fashion_mnist, mnist
 from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Shards, natural_clients
@@ -25,6 +26,7 @@ __all__ = [
     "describe",
     "digits",
     "fashion_mnist",
+    "fingerprint",
     "mnist",
     "natural_clients",
     "read_idx",

@@ -30,13 +30,15 @@ FASHION_NAMES = (
 )
 DIGITS_TEST_SHARE = 0.2
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
+IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
 MNIST_HELP = (
-    "set data.root= to the folder of the four MNIST files, such as train-images-idx3-ubyte.gz; they can be had from\n"
+    "set data.root= to the folder of its four files; they can be had from\n"
     "  https://ossci-datasets.s3.amazonaws.com/mnist/"
 )
 FASHION_HELP = (
-    "on Debian and Ubuntu: apt-get install dataset-fashion-mnist; elsewhere set data.root= to the folder of the four\n"
-    "  files, such as train-images-idx3-ubyte.gz, from https://github.com/zalandoresearch/fashion-mnist"
+    "on Debian and Ubuntu: apt-get install dataset-fashion-mnist, and data.root=auto;\n"
+    "  elsewhere set data.root= to the folder of its four files; they can be had from\n"
+    "  https://github.com/zalandoresearch/fashion-mnist"
 )
 
 
@@ -61,7 +63,7 @@ def mnist(root: str | Path) -> Splits:
     'idx' in their names. Raises one ValueError with all that is wrong with them. LeCun et al., Gradient-based learning
     applied to document recognition, 1998.
     """
-    return _idx_splits("MNIST", Path(root).expanduser(), MNIST_HELP, DIGIT_NAMES)
+    return _idx_splits("MNIST", root, Path(root).expanduser(), MNIST_HELP, DIGIT_NAMES)
 
 
 def fashion_mnist(root: str | Path = "auto") -> Splits:
@@ -70,7 +72,7 @@ def fashion_mnist(root: str | Path = "auto") -> Splits:
     Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, 2017.
     """
     folder = Path(FASHION_FOLDER if root == "auto" else root).expanduser()
-    return _idx_splits("Fashion-MNIST", folder, FASHION_HELP, FASHION_NAMES)
+    return _idx_splits("Fashion-MNIST", root, folder, FASHION_HELP, FASHION_NAMES)
 
 
 def _digits_of_scikit_learn() -> dict[str, Tensor]:
@@ -81,11 +83,16 @@ def _digits_of_scikit_learn() -> dict[str, Tensor]:
     return {"images": table[:, :-1].contiguous().view(-1, 8, 8), "labels": table[:, -1].contiguous()}
 
 
-def _idx_splits(name: str, root: Path, help: str, label_names: tuple[str, ...]) -> Splits:
+def _idx_splits(name: str, root: str | Path, folder: Path, help: str, label_names: tuple[str, ...]) -> Splits:
+    if not folder.is_dir():
+        raise ValueError(
+            f"data.root={root}: there is no folder {folder.absolute()}\n"
+            f"  valid: a folder with the four files of {name}, plain or .gz: {IDX_FILES}\n  {help}"
+        )
     faults: list[str] = []
-    train, test = _idx_pair(root, "train", faults), _idx_pair(root, "t10k", faults)
+    train, test = _idx_pair(folder, "train", faults), _idx_pair(folder, "t10k", faults)
     if train is None or test is None:
-        raise ValueError("\n  ".join([f"{name} cannot be read from data.root={root}:", *faults]) + f"\n{help}")
+        raise ValueError("\n  ".join([f"{name} cannot be read from data.root={root}:", *faults, help]))
     return Splits(_scaled(*train), _scaled(*test), 10, label_names=label_names)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+
+LABELS_COMPARED = 8
 
 
 @runtime_checkable
@@ -91,15 +92,17 @@ class MapStyle:
     """Any map-style torch Dataset of (input, target) pairs as a Source.
 
     A batch is `dataset.__getitems__(ids)` where the data set has it, else an item at a time, collated by torch's
-    `default_collate`. `labels` and `owners` (int64 [N]) are what the data set cannot say of itself: without them it can
-    only be dealt out evenly. Raises ValueError when there are no examples or when a column's length is not N; `fetch`
-    raises it for items that are not pairs.
+    `default_collate`. `labels` and `owners` (int64 [N]) are what it can be dealt out by; labels that are not given are
+    the data set's `targets` or `labels`, as torchvision calls them, if its items have the same. Raises ValueError when
+    there are no examples or when a column's length is not N; `fetch` raises it for items that are not pairs.
     """
 
     def __init__(self, dataset: Any, labels: np.ndarray | None = None, owners: np.ndarray | None = None) -> None:
         self.dataset = dataset
         self.labels = _column("labels", labels, len(dataset))
         self.owners = _column("owners", owners, len(dataset))
+        if labels is None:
+            self.labels = self._own_labels()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -115,27 +118,47 @@ class MapStyle:
         inputs, targets = batch
         return inputs[: len(ids)], targets[: len(ids)]
 
+    def _own_labels(self) -> np.ndarray | None:
+        for name in ("targets", "labels"):
+            column = _integers(getattr(self.dataset, name, None))
+            if column is not None and len(column) == len(self) and self._bears_out(column):
+                return column
+        return None
+
+    def _bears_out(self, column: np.ndarray) -> bool:
+        """Whether examples from all over have these labels; they do not where the targets are transformed."""
+        some = np.linspace(0, len(self) - 1, min(len(self), LABELS_COMPARED), dtype=np.int64)
+        found = _label_column(self.fetch(torch.from_numpy(some))[1])
+        return np.array_equal(found, column[some]) if found is not None else False
+
     def _items(self, ids: list[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
             return self.dataset.__getitems__(ids)
         return [self.dataset[i] for i in ids]
 
 
-@dataclass(frozen=True)
 class Splits:
     """A data set: what is trained on, what is tested on, and what its labels and owners are called.
 
-    `classes` is the number of classes, or of tokens in the vocabulary; None where the task is not a classification.
+    `train` and `test` are Sources, whatever they are made from (see `as_source`). `classes` is the number of classes,
+    or of tokens in the vocabulary; None where the task is not a classification.
     """
 
-    train: Source
-    test: Source
-    classes: int | None
-    owner_names: tuple[str, ...] = ()
-    label_names: tuple[str, ...] = ()
+    def __init__(
+        self,
+        train: Source | Dataset[Any],
+        test: Source | Dataset[Any],
+        classes: int | None,
+        owner_names: tuple[str, ...] = (),
+        label_names: tuple[str, ...] = (),
+    ) -> None:
+        self.train, self.test = as_source(train), as_source(test)
+        self.classes = classes
+        self.owner_names = owner_names
+        self.label_names = label_names
 
 
-def as_source(dataset: Any) -> Source:
+def as_source(dataset: Source | Dataset[Any]) -> Source:
     """The data set as a Source: a Source stays, a TensorDataset of two is taken by its tensors, a Dataset is wrapped.
 
     Raises ValueError for an IterableDataset and for anything else that cannot be indexed.
@@ -157,6 +180,15 @@ def as_source(dataset: Any) -> Source:
 def _label_column(targets: Tensor) -> np.ndarray | None:
     integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     return targets.to("cpu", torch.int64).numpy() if integers and targets.ndim == 1 else None
+
+
+def _integers(values: Any) -> np.ndarray | None:
+    """The values as a vector of int64, if they are a vector, an array or a list of integers."""
+    if isinstance(values, list) and all(isinstance(value, int) for value in values):
+        values = torch.tensor(values)
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values) if np.issubdtype(values.dtype, np.integer) else None
+    return _label_column(values) if isinstance(values, Tensor) else None
 
 
 def _column(name: str, values: np.ndarray | None, examples: int) -> np.ndarray | None:

