@@ -99,6 +99,7 @@ def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
 
         def ours(pair: int) -> None:
             metrics = train_round(state, run.round(pair), console.step)
+            assert metrics is not None
             metrics = state.progress.advance(metrics, 0.0)
             for sink in sinks if topology.rank == 0 else []:
                 sink.record(metrics)

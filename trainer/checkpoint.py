@@ -1,178 +1,268 @@
-"""State on disk: safetensors files and a manifest with their checksums, written aside and renamed. Never pickle.
+"""The checkpoints of a run: what is kept where, what a run goes on from, and who writes when.
 
 checkpoints/
-  latest                   the name of the newest
-  round-000012/
-    manifest.json          the format's version, and each section's size and crc32
-    model.safetensors      the global model, by the names of its tensors
-    algorithm.safetensors  the algorithm's own state, such as a server optimizer's
-    progress.safetensors   rounds, examples, seconds, ...
-    silo-0.safetensors     what the clients of silo 0 keep: optimizer states, personal tensors
+  round-000012/                      the border after 12 rounds: the global model, algorithm, clients' states, progress
+    silo-0.replica-0.safetensors     a part: replicas divide what they hold in common
+    silo-0.replica-0.json            its note: the names of all parts, size and crc32
+    silo-1-3f0a9c1e/step-000400/     inside the round that follows: all of silo 1 after 400 of its steps; the letters
+      replica-0.safetensors, ...     stand for which silo trains which clients
+  round-000013-unevaluated/          a border whose round has still to be evaluated
+  best                               the name of the border with the best validation metric
+
+Silos save inside a round without a word to each other: nothing is exchanged there, so any mix of their states is
+consistent. See parts.py for the files.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import logging
+import re
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from time import perf_counter
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer import comm
+from trainer.parts import Part, Saved, Tree, find, leaves_of, tree_of, write_part, write_text
+from trainer.topology import Topology
 
-FORMAT = 1
-SUFFIX = ".safetensors"
+BORDER = re.compile(r"round-(\d{6,})(-unevaluated)?")
+SECTIONS_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
 
-Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
+log = logging.getLogger("trainer")
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint on disk whose checksums are right."""
+class Start:
+    """What a run goes on from: a border, and inside the round after it, the sections of some silos.
 
-    folder: Path
-    manifest: dict[str, Any]
+    border    None only if all silos have sections
+    sections  by silo
+    passed    why newer ones cannot be used, as sentences
+    """
+
+    rounds: int
+    border: Saved | None = None
+    sections: Mapping[int, Saved] = field(default_factory=dict)
+    passed: tuple[str, ...] = ()
 
     @property
-    def rounds(self) -> int:
-        """The rounds that were done when it was saved."""
-        return int(self.folder.name.removeprefix("round-"))
+    def saved(self) -> list[Saved]:
+        return [*filter(None, [self.border]), *self.sections.values()]
 
-    def sections(self, beginning: str) -> list[str]:
-        """The names of the sections that begin so."""
-        return [name for name in self.manifest["sections"] if name.startswith(beginning)]
+    @property
+    def reported(self) -> int:
+        """The rounds whose figures have been given to the sinks."""
+        unevaluated = self.border is not None and self.border.folder.name.endswith("-unevaluated")
+        return self.rounds - unevaluated
 
-    def load(self, section: str, wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
-        """The tree of a section, of the leaves whose names are wanted; other tensors are not read."""
-        tree: dict[str, Any] = {}
-        with safe_open(self.folder / (section + SUFFIX), framework="pt") as file:
-            for name in filter(wanted, file.keys()):
-                _insert(tree, name, file.get_tensor(name))
-            for name, value in json.loads(file.metadata()["values"]).items():
-                if wanted(name):
-                    _insert(tree, name, value)
-        return tree
+    @property
+    def place(self) -> str:
+        """Where the run stands, for people."""
+        inside = [f"silo {silo} at {saved.folder.name}" for silo, saved in sorted(self.sections.items())]
+        return f"round {self.rounds}" + (f", {', '.join(inside)}" if inside else "")
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` stay. Every rank makes one and calls it alike."""
+    """The checkpoints in a folder: written by a thread, read at the start. All ranks make one, together.
 
-    def __init__(self, folder: Path, is_first: bool, keep: int = 2):
-        self.folder, self.is_first, self.keep = folder, is_first, keep
+    The newest `keep` borders stay, and the best. `layout` is a word for who trains whom after so many rounds: sections
+    of another one are of no use. `stall_seconds` is how long training has waited for saves.
+    """
 
-    def save(self, name: str, sections: Mapping[str, Tree]) -> None:
-        """Writes a checkpoint of the sections that the ranks bring: all of it, or none. A collective."""
-        partial = self.folder / f".{name}.partial"
-        if self.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        comm.barrier()
-        written = {section: _write(partial / (section + SUFFIX), tree) for section, tree in sections.items()}
-        everywhere = comm.gather_texts(json.dumps(written))
-        if self.is_first:
-            listed = {section: facts for text in everywhere for section, facts in json.loads(text).items()}
-            write_text(partial / "manifest.json", _manifest_text({"format": FORMAT, "sections": listed}))
-            self._publish(partial, self.folder / name)
-        comm.barrier()
+    def __init__(self, folder: Path, topology: Topology, layout: Callable[[int], str], keep: int = 2):
+        self.folder, self.topology, self.layout, self.keep = folder, topology, layout, keep
+        self.attempt = comm.broadcast_text(uuid.uuid4().hex)
+        self.stall_seconds = 0.0
+        self._thread: Thread | None = None
+        self._failure: OSError | None = None
 
-    def newest(self) -> Saved | None:
-        """The checkpoint to go on from, or None, chosen by rank 0 for all. A collective."""
-        name = comm.broadcast_text(self._newest_name() if self.is_first else "")
-        return open_checkpoint(self.folder / name) if name else None
+    def save_border(self, name: str, common: Tree, own: Tree, all_write: bool, is_best: bool = False) -> None:
+        """Begins to write a border; waits only for an earlier save and the copy out of the model.
 
-    def _newest_name(self) -> str:
-        latest = self.folder / "latest"
-        return latest.read_text().strip() if latest.exists() else ""
-
-    def _publish(self, partial: Path, final: Path) -> None:
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        write_text(self.folder / "latest", final.name)
-        for old in sorted(self.folder.glob("round-*"))[: -self.keep]:
-            shutil.rmtree(old)
-
-
-def open_checkpoint(folder: Path) -> Saved:
-    """The checkpoint in this folder; ValueError when a section is missing or damaged."""
-    manifest = _read_manifest(folder / "manifest.json")
-    faults = []
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"The checkpoint {folder} has format {manifest['format']}; this version reads {FORMAT}.")
-    for section, facts in manifest["sections"].items():
-        path = folder / (section + SUFFIX)
-        if not path.exists():
-            faults.append(f"{path.name} is missing")
-        elif _checksum(path) != facts:
-            faults.append(f"{path.name} is damaged: its size or checksum differs from the manifest's")
-    if faults:
-        listed = "\n  ".join(faults)
-        raise ValueError(f"The checkpoint {folder} cannot be used:\n  {listed}\n  start anew in another run_dir")
-    return Saved(folder, manifest)
-
-
-def _manifest_text(manifest: dict[str, Any]) -> str:
-    """The manifest as text, with a checksum of its own in the last line."""
-    body = json.dumps(manifest, indent=1, sort_keys=True)
-    return f"{body}\n{zlib.crc32(body.encode()):08x}\n"
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-        manifest = json.loads(text[: text.rindex("}") + 1])
-        if text == _manifest_text(manifest) or manifest["format"] != FORMAT:
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"The checkpoint {path.parent} cannot be used: its {path.name} is missing or damaged.")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file aside, makes sure that it is on the disk, and renames it: readers see the old or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(aside, path)
-
-
-def _write(path: Path, tree: Tree) -> dict[str, int]:
-    leaves = dict(_leaves(tree))
-    # Cloned, because saving a view would write the whole vector it looks into.
-    tensors = {name: leaf.detach().clone().contiguous() for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
-    values = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
-    save_file(tensors, path, metadata={"values": json.dumps(values)})
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return _checksum(path)
-
-
-def _checksum(path: Path) -> dict[str, int]:
-    crc, size = 0, 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            crc, size = zlib.crc32(block, crc), size + len(block)
-    return {"bytes": size, "crc32": crc}
-
-
-def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}/")
+        The replicas of a silo divide what they hold in common. `all_write`: every silo has something to bring, else
+        silo 0 alone.
+        """
+        silos = enumerate(self.topology.silo_sizes if all_write else self.topology.silo_sizes[:1])
+        parts = tuple(f"silo-{silo}.replica-{replica}" for silo, size in silos for replica in range(size))
+        part = Part(f"silo-{self.topology.silo}.replica-{self.topology.replica}", parts, self.attempt)
+        if part.name in parts:
+            self._save(self.folder / name, part, common, own, is_best)
         else:
-            yield prefix + name, value
+            self.wait()
+
+    def save_section(self, rounds: int, step: int, common: Tree, own: Tree) -> None:
+        """Begins to write this silo's section of the round, after so many of its steps. No collective."""
+        parts = tuple(f"replica-{replica}" for replica in range(self.topology.num_replicas))
+        folder = self.folder / f"round-{rounds:06d}" / self._silo(self.topology.silo, rounds) / f"step-{step:06d}"
+        self._save(folder, Part(f"replica-{self.topology.replica}", parts, self.attempt), common, own)
+
+    def take_stall(self) -> float:
+        """The seconds that training has waited for saves since this was last asked."""
+        seconds, self.stall_seconds = self.stall_seconds, 0.0
+        return seconds
+
+    def wait(self) -> None:
+        """Returns when nothing is being written; raises what went wrong with the last save."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._failure:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def newest(self) -> Start | None:
+        """What to go on from: the newest whole states whose checksums are right. A collective.
+
+        None when there are none at all; ValueError when there are some, but none that can be used.
+        """
+        passed: list[str] = []
+        while True:
+            choice = comm.broadcast_text(self._choice(passed) if self.topology.rank == 0 else "")
+            if not choice:
+                break
+            start = _start_of(self.folder, choice)
+            told = comm.gather_texts("\n".join(self._faults(start)))
+            found = [fault for text in told for fault in text.splitlines()]
+            passed += found
+            if not found:
+                return Start(start.rounds, start.border, start.sections, tuple(passed))
+        if passed:
+            listed = "\n  ".join(passed)
+            raise ValueError(f"No checkpoint in {self.folder} can be used:\n  {listed}\n  start in another run_dir")
+        return None
+
+    def _silo(self, silo: int, rounds: int) -> str:
+        return f"silo-{silo}-{self.layout(rounds)}"
+
+    def _faults(self, start: Start) -> list[str]:
+        rank, world = self.topology.rank, self.topology.world_size
+        return [fault for saved in start.saved for fault in saved.faults(rank, world)]
+
+    def _choice(self, passed: list[str]) -> str:
+        def silos(rounds: int) -> list[str]:
+            return [self._silo(silo, rounds) for silo in range(self.topology.num_silos)]
+
+        return choose(self.folder, silos, passed)
+
+    def _save(self, folder: Path, part: Part, common: Tree, own: Tree, is_best: bool = False) -> None:
+        began = perf_counter()
+        self.wait()
+        share = share_of(common, self.topology.replica, self.topology.num_replicas)
+        copy = tree_of({name: _copy(leaf) for name, leaf in {**share, **dict(leaves_of({"own": own}))}.items()})
+        self._thread = Thread(target=self._write, args=(folder, part, copy, is_best), daemon=True)
+        self._thread.start()
+        self.stall_seconds += perf_counter() - began
+
+    def _write(self, folder: Path, part: Part, tree: Tree, is_best: bool) -> None:
+        try:
+            write_part(folder, part, tree)
+            if folder.parent == self.folder:
+                if is_best and self.topology.rank == 0:
+                    write_text(self.folder / "best", folder.name)
+                if self.topology.rank == 0:
+                    self._drop_old_borders()
+            else:
+                self._drop_old_sections(folder.parent, part)
+        except OSError as error:
+            if folder.parent == self.folder or not self._is_passed(folder.parent.parent):
+                self._failure = error
+
+    def _drop_old_borders(self) -> None:
+        whole = [path for path in borders(self.folder) if find(path)]
+        best = self.folder / "best"
+        kept = {path.name for path in whole[-self.keep :]} | ({best.read_text()} if best.exists() else set())
+        for old in borders(self.folder):
+            if whole and _order(old) < _order(whole[-1]):
+                for unneeded in old.glob("silo-*/") if old.name in kept else [old]:
+                    shutil.rmtree(unneeded, ignore_errors=True)
+
+    def _drop_old_sections(self, silo: Path, part: Part) -> None:
+        for old in sorted(silo.glob("step-*"))[:-SECTIONS_KEPT]:
+            for path in old.glob(f"{part.name}.*"):
+                path.unlink(missing_ok=True)
+            if not any(old.iterdir()):
+                old.rmdir()
+
+    def _is_passed(self, border: Path) -> bool:
+        """Whether a newer border is whole, so that a section of this one may have been dropped while it was written."""
+        return any(_order(path) > _order(border) and find(path) for path in borders(self.folder))
 
 
-def _insert(tree: dict[str, Any], name: str, value: Any) -> None:
-    *parents, last = name.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
+def borders(folder: Path) -> list[Path]:
+    """The folders of borders and of sections after them, oldest first, whole or not."""
+    return sorted((path for path in folder.glob("round-*") if BORDER.fullmatch(path.name)), key=_order)
+
+
+def newest_whole(folder: Path) -> Saved | None:
+    """The newest whole border in the folder `checkpoints` of a run; its checksums are not read."""
+    return next(filter(None, map(find, reversed(borders(folder)))), None)
+
+
+def choose(folder: Path, silos: Callable[[int], list[str]], passed: list[str]) -> str:
+    """The names of the whole states to go on from, relative to the folder, one a line; empty if there are none.
+
+    `silos` are the names of the silos' folders after so many rounds. States whose files occur in `passed` are left out;
+    newer ones that are not whole are added to it.
+    """
+    for path in reversed(borders(folder)):
+        border = _usable(path, passed)
+        names = silos(_order(path)[0])
+        found = (_newest_section(path / name, passed) for name in names)
+        sections = [section.folder for section in found if section]
+        if border or len(sections) == len(names):
+            chosen = [*([path] if border else []), *sections]
+            return "\n".join(str(each.relative_to(folder)) for each in chosen)
+        if not any(str(path) in fault for fault in passed):
+            passed.append(f"{path} is not whole")
+    return ""
+
+
+def share_of(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
+    """The leaves that this replica writes of what all replicas hold: the largest first, each to the least loaded."""
+    loads = [0] * num_replicas
+    mine = {}
+    for name, leaf in sorted(leaves_of(tree), key=lambda item: (-_bytes(item[1]), item[0])):
+        least = loads.index(min(loads))
+        loads[least] += _bytes(leaf) + 1
+        if least == replica:
+            mine[name] = leaf
+    return mine
+
+
+def _start_of(folder: Path, choice: str) -> Start:
+    paths = [folder / name for name in choice.splitlines()]
+    found = {path: find(path) for path in paths}
+    border = next((saved for path, saved in found.items() if path.parent == folder), None)
+    sections = {int(path.parent.name.split("-")[1]): saved for path, saved in found.items() if path.parent != folder}
+    round_folder = border.folder if border else paths[0].parent.parent
+    return Start(_order(round_folder)[0], border, {silo: saved for silo, saved in sections.items() if saved})
+
+
+def _newest_section(silo: Path, passed: list[str]) -> Saved | None:
+    return next(filter(None, (_usable(path, passed) for path in sorted(silo.glob("step-*"), reverse=True))), None)
+
+
+def _usable(path: Path, passed: list[str]) -> Saved | None:
+    saved = find(path)
+    return saved if saved and not any(f"{path}/{part}." in fault for fault in passed for part in saved.parts) else None
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    """What borders are sorted by: rounds, and one that was not evaluated before the one that was."""
+    name = BORDER.fullmatch(path.name)
+    assert name, path
+    return int(name[1]), not name[2]
+
+
+def _bytes(leaf: object) -> int:
+    return leaf.nbytes if isinstance(leaf, Tensor) else 0
+
+
+def _copy(leaf: object) -> object:
+    return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf

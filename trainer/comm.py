@@ -45,6 +45,13 @@ def mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
     return vector.div_(topology.num_replicas)
 
 
+def start_maximum_in_silo(values: Tensor, topology: Topology) -> dist.Work:
+    """Begins the elementwise maximum over the replicas of this silo, in place; `wait()` before it is read."""
+    work = dist.all_reduce(values, op=dist.ReduceOp.MAX, group=topology.silo_group, async_op=True)
+    assert work is not None
+    return work
+
+
 def maximum(values: Tensor) -> Tensor:
     """The elementwise maximum over the world, in place."""
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
@@ -86,6 +93,11 @@ def gather_texts(text: str) -> list[str]:
 def barrier() -> None:
     """Returns when every rank has come here."""
     dist.all_reduce(torch.zeros(1))
+
+
+def has_timed_out(error: BaseException) -> bool:
+    """Whether a collective failed because somebody did not come in time."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("Timed out", "timed out", "timeout"))
 
 
 def has_lost_peers(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer import comm
+from trainer.contact import Wish
 from trainer.data import Source
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
@@ -28,12 +29,15 @@ def client_sums(trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ..
 
     `ids` are the examples of each client. A silo evaluates the clients whose home it is, its replicas sharing each
     client's examples; the sum over the world is exact. With personal tensors each client is judged by its own model.
+    Ends early when this rank is told to leave.
     """
     run, model = trainer.run, trainer.model
     table = torch.zeros(len(ids), 2 + len(run.task.scores), dtype=torch.float64)
     model.module.eval()
     for group in _judged_together(trainer):
         for clients, examples in _batches(run, ids, group):
+            if trainer.contact.wish() is Wish.LEAVE:
+                return table
             inputs, targets = (tensor.to(run.topology.device) for tensor in source.fetch(examples))
             sums = run.task.score_sums(trainer.outputs(inputs), targets).cpu()
             units = sums.new_full((len(examples), 1), run.task.units(targets))

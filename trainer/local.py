@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from inspect import signature
 from time import perf_counter
 from typing import Any
@@ -16,12 +15,14 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from trainer import comm
 from trainer.cohort import Round
+from trainer.contact import Contact, Vote, Wish
 from trainer.data.loader import Batch, Share, Stream
 from trainer.flat import FlatModel
 from trainer.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
 from trainer.run import Run
 from trainer.topology import Topology
+from trainer.work import Work
 
 # What torch 2.13 calls the option that was broadcast_buffers before.
 SYNC_BUFFERS = next(
@@ -30,61 +31,11 @@ SYNC_BUFFERS = next(
     if name in signature(DistributedDataParallel).parameters
 )
 
-LOSSES_KEPT = 1024  # appending a step's loss to a list costs a tenth of adding it to a tensor
-
-
-@dataclass
-class Work:
-    """What a client did in a round. losses and units are this replica's part, the rest is equal in the silo.
-
-    examples        n_k, the size of the client's training set
-    examples_seen   examples that went through the model, epochs counted
-    units           what the loss is summed over: examples or tokens
-    gradient_norm   of the last step, before clipping
-    """
-
-    client: int
-    examples: int
-    losses: list[Tensor] = field(default_factory=list)
-    folded: Tensor | float = 0.0
-    last: tuple[Tensor | float, int] = (0.0, 0)
-    examples_seen: int = 0
-    steps: int = 0
-    units: int = 0
-    gradient_norm: Tensor | float = 0.0
-    learning_rate: float = 0.0
-    seconds_data: float = 0.0
-    seconds_compute: float = 0.0
-
-    def add(self, batch: Batch, loss_sum: Tensor, units: int) -> None:
-        """Counts one step."""
-        self.last = (loss_sum, units)
-        self.steps += 1
-        self.examples_seen += batch.examples
-        self.units += units
-        self.losses.append(loss_sum)
-        if len(self.losses) == LOSSES_KEPT:
-            self._fold()
-
-    def last_loss(self) -> float:
-        """This replica's mean loss of the last step. Waits for the device."""
-        loss_sum, units = self.last
-        return float(loss_sum) / max(units, 1)
-
-    @property
-    def loss_sum(self) -> float:
-        """The sum of the steps' losses over their units. Waits for the device."""
-        if self.losses:
-            self._fold()
-        return float(self.folded)
-
-    def _fold(self) -> None:
-        self.folded = self.folded + torch.stack(self.losses).double().sum()
-        self.losses = []
-
-
 # Told after each step: the part done of the client's round, the examples of the step, and its mean loss when asked.
 Watch = Callable[[float, int, Callable[[], float]], None]
+
+# Told what the silo has agreed on, when that is not to go on: saves; says whether the client is to stop here.
+Pause = Callable[[Work, Wish], bool]
 
 
 class Shares(dict[int, Tensor]):
@@ -105,14 +56,18 @@ class Shares(dict[int, Tensor]):
 class LocalTrainer:
     """Trains one client after the other on one model and one optimizer, and keeps what is a client's own in between.
 
+    vote        what the replicas agree on after a step
     states      what clients keep between their rounds, by client: optimizer state and personal tensors
     has_stepped whether this replica has trained since the run began
+    scaler      of the loss, for float16; its state is a client's own
+    skipped     windows [first, last) of the round's steps whose batches are not trained on
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
     outputs     the bare model, in the precision of the run, for evaluation
     """
 
-    def __init__(self, run: Run, model: FlatModel):
+    def __init__(self, run: Run, model: FlatModel, contact: Contact):
         self.run, self.task, self.model = run, run.task, model
+        self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.wrapped = _wrap(model.module, run.topology)
         self.no_sync = self.wrapped.no_sync if isinstance(self.wrapped, DistributedDataParallel) else nullcontext
@@ -121,26 +76,48 @@ class LocalTrainer:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
             self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)
         self.optimizer = run.optimizer(model.trainable)
+        # float16 overflows: losses are scaled up before backward, and a step that overflowed all the same is left out.
+        self.scaler = torch.amp.GradScaler(run.topology.device.type) if run.autocast == torch.float16 else None
+        self.fresh_scale = self.scaler.state_dict() if self.scaler else {}
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
         self.has_stepped = False
+        self.skipped: list[tuple[int, int]] = []
         self.statistics = (model.statistics.vector(), model.statistics.counts())
 
-    def train(self, client: int, round: Round, earlier_rounds: int, watch: Watch | None) -> Work:
-        """The Work of one client in this round, after it took part in so many earlier ones."""
-        stream = self._stream(client)
+    def begin(self, client: int) -> Work:
+        """The Work of a client that is about to begin its round, with the model and the optimizer as it needs them."""
+        self.run.algorithm.begin_client(client)
+        self.restore_statistics()
+        self.load_personal(client)
+        kept = self.states.get(client, {})
+        state = kept.get("optimizer", {})
+        # A client that is left out of the round must find its state as it was.
+        restore_optimizer_state(self.optimizer, clone_state(state) if self.run.algorithm.votes else state)
+        if self.scaler:
+            self.scaler.load_state_dict(kept.get("scaler", self.fresh_scale))
+        return Work(client, len(self.run.training_sets[client]))
+
+    def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
+        """Goes on with a client's round, after it took part in so many earlier ones; whether it came to the end."""
+        self.contact.at(f"round {round.index + 1}: training", work)
+        stream = self._stream(work.client)
+        stream.seconds = work.seconds_data
         steps = self.run.length.of(stream.steps_per_epoch)
-        work = Work(client, len(stream.ids))
-        self._begin(client)
-        began = perf_counter()
-        self.has_stepped = True
-        self._steps(work, stream.batches(earlier_rounds * steps, steps), steps, round, watch)
-        work.seconds_data = stream.seconds
-        work.seconds_compute = perf_counter() - began - stream.seconds
-        return work
+        batches = stream.batches(earlier_rounds * steps + work.steps, steps - work.steps)
+        self.model.module.train()
+        began = perf_counter() - work.seconds_data - work.seconds_compute
+        for wish in self._steps(work, batches, steps, round, watch):
+            self.has_stepped = True
+            work.learning_rate = self.optimizer.param_groups[0]["lr"]
+            work.seconds_data = stream.seconds
+            work.seconds_compute = perf_counter() - began - stream.seconds
+            if wish is not Wish.GO_ON and pause(work, wish):
+                return False
+        return True
 
     def commit(self, client: int) -> None:
         """Makes the state in which the client ended its round the one that it begins its next round with."""
@@ -151,7 +128,18 @@ class LocalTrainer:
             own.load(comm.mean_in_silo(own.vector(), self.run.topology), own.counts())
         self.states[client] = {"personal": self.model.personal_state()}
         if self.run.algorithm.inner_state == "keep":
-            self.states[client]["optimizer"] = optimizer_state(self.optimizer)
+            self.states[client] |= self.inner_state()
+
+    def inner_state(self) -> dict[str, Any]:
+        """The live state of what makes the steps: the optimizer's, and the loss scaler's if there is one."""
+        scaler = {"scaler": self.scaler.state_dict()} if self.scaler else {}
+        return {"optimizer": optimizer_state(self.optimizer), **scaler}
+
+    def load_inner_state(self, state: dict[str, Any]) -> None:
+        """Puts an `inner_state` back."""
+        restore_optimizer_state(self.optimizer, state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
 
     def load_personal(self, client: int) -> None:
         """Puts the client's personal tensors into the model; a client that never trained has the initial ones."""
@@ -178,15 +166,6 @@ class LocalTrainer:
         ids = run.training_sets[client]
         return Stream(run.data.train, ids, client, run.batch_size, share, run.seed, topology.device)
 
-    def _begin(self, client: int) -> None:
-        self.run.algorithm.begin_client(client)
-        self.restore_statistics()
-        self.load_personal(client)
-        kept = self.states.get(client, {}).get("optimizer", {})
-        # A client that is left out of the round must find its state as it was.
-        restore_optimizer_state(self.optimizer, clone_state(kept) if self.run.algorithm.votes else kept)
-        self.model.module.train()
-
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.
 
@@ -200,20 +179,36 @@ class LocalTrainer:
         self.restore_statistics()
         self.has_stepped = True
 
-    def _steps(self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None) -> None:
+    def _steps(
+        self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None
+    ) -> Iterator[Wish]:
+        """Trains on the batches; yields where the silo agreed on something to do, and at the end."""
         seed = round.seed_for("model", work.client, self.run.topology.replica)
-        algorithm, optimizer, rounds = self.run.algorithm, self.optimizer, self.run.rounds
-        for step, batch in enumerate(batches):
+        algorithm, optimizer, rounds, wish = self.run.algorithm, self.optimizer, self.run.rounds, None
+        for step, batch in enumerate(batches, work.steps):
+            if self.skipped and any(first <= step < last for first, last in self.skipped):
+                work.steps += 1
+                continue
             self._set_rates((round.index + step / steps) / rounds)
             loss_sum, units = self._backward(batch, seed + (step << 16))
+            if self.scaler:
+                self.scaler.unscale_(optimizer)
             algorithm.correct()
             work.gradient_norm = self._clip(measure=step + 1 == steps)
-            optimizer.step()
+            if self.scaler:
+                self.scaler.step(optimizer)
+                self.scaler.update()
+            else:
+                optimizer.step()
             optimizer.zero_grad()
-            work.add(batch, loss_sum, units)
+            work.add(batch.examples, loss_sum, units)
             if watch:
                 watch((step + 1) / steps, batch.examples, work.last_loss)
-        work.learning_rate = self.optimizer.param_groups[0]["lr"]
+            wish = self.vote.after_step()
+            if wish is not Wish.GO_ON:
+                yield wish
+        if wish is not None:
+            yield Wish.GO_ON
 
     def _set_rates(self, progress: float) -> None:
         factor = self.run.schedule(progress)
@@ -227,6 +222,8 @@ class LocalTrainer:
         *earlier, (inputs, targets) = batch.micro_batches
         units = self.task.units(targets)
         share = self.shares[batch.examples * units]
+        if self.scaler:
+            share = self.scaler.scale(share)
         losses = [self._unsynchronised(*examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
         # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
         loss_sum = self._micro_batch(inputs, targets, share, seed)

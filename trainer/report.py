@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.cohort import Round
 from trainer.flat import Statistics
-from trainer.local import Work
 from trainer.metrics import Metrics
 from trainer.run import Run
+from trainer.work import Work, merged, work_of
 
 CLIENT_COLUMNS = ("loss_sum", "units", "delta_norm")
 SILO_COLUMNS = ("data", "compute")
@@ -37,6 +40,23 @@ class Tally:
             if self.buffers.any:
                 self.statistics += self.buffers.vector() * (work.examples / self.run.topology.num_replicas)
                 self.counts = torch.maximum(self.counts, self.buffers.counts())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as a tree."""
+        works = {str(place): work.state_dict() for place, work in enumerate(self.works)}
+        sums = {"examples": self.examples, "norms": json.dumps(self.norms)}
+        return {"works": works, **sums, "statistics": self.statistics, "counts": self.counts}
+
+    def load_state_dicts(self, states: Sequence[dict[str, Any]], replica: int) -> None:
+        """Puts the `state_dict` of this replica back, or its part of those of another number of replicas."""
+        one, alone = states[0], len(states) == 1
+        self.examples, self.norms = one["examples"], json.loads(one["norms"])
+        for place in range(len(self.norms)):
+            works = [work_of(state["works"][str(place)]) for state in states]
+            self.works.append(works[0] if alone else merged(works, replica))
+        sums = torch.stack([state["statistics"] for state in states]).sum(0)
+        self.statistics = sums if alone or replica == 0 else torch.zeros_like(sums)
+        self.counts = torch.stack([state["counts"] for state in states]).amax(0)
 
     def seconds(self) -> Metrics:
         """What this rank spent its time on."""
@@ -142,6 +162,13 @@ def evaluation_metrics(run: Run, name: str, table: Tensor) -> Metrics:
         worst = min if headline == "accuracy" else max
         metrics[f"clients/worst_{headline}"] = worst(judged.values())
     return metrics
+
+
+def validation_score(run: Run, metrics: Metrics) -> float | None:
+    """What the best round is chosen by, more is better: the validation set's headline figure; None without one."""
+    headline = run.task.headline
+    value = metrics.get(f"validation/{headline}")
+    return value if value is None or headline == "accuracy" else -value
 
 
 def slowest_silo(silos: Tensor) -> Metrics:

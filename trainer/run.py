@@ -13,7 +13,8 @@ from torch import nn
 
 from trainer.algorithms import Algorithm
 from trainer.cohort import All, Cohort, Round, assign
-from trainer.data import Clients, Splits
+from trainer.data import Clients, Splits, fingerprint
+from trainer.randomness import derive
 from trainer.schedules import Constant, Schedule
 from trainer.tasks import Task
 from trainer.topology import Topology
@@ -45,6 +46,7 @@ class Run:
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
     evaluate_every    rounds between evaluations; the last round is always evaluated
     save_every        rounds between checkpoints; the last round is always saved
+    max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
     per_client        what is reported of single clients: `full`, `scores` only, or `none`
     """
 
@@ -68,6 +70,7 @@ class Run:
     save_every: int = 1
     evaluation_batch_size: int = 1024
     per_client: PerClient = "full"
+    max_bad_rounds: int = 3
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:
@@ -80,6 +83,11 @@ class Run:
     def training_sizes(self) -> list[int]:
         """The number of training examples by client."""
         return [len(ids) for ids in self.training_sets]
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What tells the examples and their clients from others."""
+        return fingerprint(self.data, self.clients)
 
     @cached_property
     def homes(self) -> list[list[int]]:
@@ -97,6 +105,10 @@ class Run:
     def saves(self, index: int) -> bool:
         """Whether the round of this index ends with a checkpoint."""
         return (index + 1) % self.save_every == 0 or index + 1 == self.rounds
+
+    def layout(self, index: int) -> str:
+        """A word for who trains whom in the round of this index: equal words, equal assignments."""
+        return f"{derive(str(self.assignments(self.round(index)))):016x}"[-8:]
 
     def assignments(self, round: Round) -> list[list[int]]:
         """The clients that each silo trains in a round; a client with state is trained where its state is."""

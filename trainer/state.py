@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from trainer import comm
-from trainer.checkpoint import Checkpoints, Saved
+from trainer.checkpoint import Checkpoints, Start
+from trainer.contact import Contact
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
+from trainer.parts import Saved
 from trainer.run import Run
 from trainer.wires import Plain
+
+Window = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
 
 
 @dataclass
 class Progress:
-    """How far the run has come; equal on all ranks."""
+    """How far the run has come; equal on all ranks.
+
+    metrics     of the last round
+    trained     of a round that is trained and combined, but not yet evaluated
+    bad_rounds  rounds in a row from which a client was left out
+    best        the best validation score so far
+    skipped     windows of batches that are left out
+    """
 
     rounds: int = 0
     examples: int = 0
@@ -27,6 +39,10 @@ class Progress:
     seconds: float = 0.0
     training_seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
+    trained: Metrics | None = None
+    bad_rounds: int = 0
+    best: float | None = None
+    skipped: list[Window] = field(default_factory=list)
 
     def advance(self, metrics: Metrics, seconds: float) -> Metrics:
         """Counts one round; its metrics with the totals so far. `seconds` are those of the round and its evaluation."""
@@ -37,7 +53,15 @@ class Progress:
         self.training_seconds += metrics["seconds/round"]
         totals = {"round": self.rounds, "examples": self.examples, "steps": self.steps, "seconds": self.seconds}
         self.metrics = totals | metrics
+        self.trained = None
         return self.metrics
+
+    def is_best(self, score: float | None) -> bool:
+        """Whether this validation score, of which more is better, is the best so far; notes it if so."""
+        if score is None or not math.isfinite(score) or (self.best is not None and score <= self.best):
+            return False
+        self.best = score
+        return True
 
     def result(self) -> Metrics:
         """What the run is known by: the last round's figures, without single clients, and the rate over all rounds."""
@@ -47,10 +71,13 @@ class Progress:
 
 
 class State:
-    """The live objects of a run on this rank. Silos start equal: rank 0's initial model goes to all."""
+    """The live objects of a run on this rank. Silos start equal: rank 0's initial model goes to all.
 
-    def __init__(self, run: Run):
-        self.run = run
+    `leaving` says whether all ranks know that they were told to leave.
+    """
+
+    def __init__(self, run: Run, contact: Contact | None = None):
+        self.run, self.contact = run, contact or Contact()
         self.progress = Progress()
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
@@ -58,38 +85,56 @@ class State:
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())
         run.algorithm.setup(self.model)
-        self.trainer = LocalTrainer(run, self.model)
+        self.trainer = LocalTrainer(run, self.model, self.contact)
         self.wire = Plain(run.topology)
         self.local_fingerprint = 0
+        self.leaving = False
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Writes the border between two rounds. Rank 0 writes what all share, each leader its silo's clients."""
-        topology = self.run.topology
-        sections: dict[str, Any] = {}
-        if topology.rank == 0:
-            sections["model"] = self.model.shared_state()
-            sections["algorithm"] = self.run.algorithm.state_dict()
-            sections["progress"] = {"json": json.dumps(asdict(self.progress)), "participations": self.participations}
-        if topology.is_leader:
-            clients = {str(client): state for client, state in self.trainer.states.items()}
-            sections[f"silo-{topology.silo}"] = {"has_stepped": self.trainer.has_stepped, "clients": clients}
-        checkpoints.save(f"round-{self.progress.rounds:06d}", sections)
+    def save(self, checkpoints: Checkpoints, is_best: bool = False) -> None:
+        """Begins to write the border between two rounds."""
+        rounds, suffix = self.progress.rounds, ""
+        if self.progress.trained is not None:
+            rounds, suffix = rounds + 1, "-unevaluated"
+        common = {"clients": self.clients(), "progress": self.totals()}
+        if self.run.topology.silo == 0:
+            common |= {"model": self.model.shared_state(), "algorithm": self.run.algorithm.state_dict()}
+        name = f"round-{rounds:06d}{suffix}"
+        checkpoints.save_border(name, common, {}, self.run.algorithm.stateful, is_best)
 
-    def restore(self, saved: Saved) -> None:
+    def clients(self, without: int | None = None) -> dict[str, Any]:
+        """What the clients of this silo keep, by client."""
+        return {str(client): state for client, state in self.trainer.states.items() if client != without}
+
+    def totals(self) -> dict[str, Any]:
+        """How far the run has come, and on which data, as a tree."""
+        progress = json.dumps(asdict(self.progress))
+        return {"json": progress, "participations": self.participations, "data": self.run.data_fingerprint}
+
+    def restore_totals(self, saved: Saved) -> None:
+        """Puts `totals` back."""
+        totals = saved.load("progress")
+        self.progress = Progress(**json.loads(totals["json"]))
+        self.participations.copy_(totals["participations"])
+        self.wire.bytes_sent = int((self.progress.trained or self.progress.metrics).get("bytes_between_silos", 0))
+
+    def restore_border(self, saved: Saved) -> None:
         """Puts a border back. Clients' states are read by client: their silos may be others than those that saved."""
+        self.restore_totals(saved)
         self.model.load_shared_state(saved.load("model"))
         self.run.algorithm.load_state_dict(saved.load("algorithm"))
-        progress = saved.load("progress")
-        self.participations.copy_(progress["participations"])
-        self.progress = Progress(**json.loads(progress["json"]))
-        self.wire.bytes_sent = int(self.progress.metrics["bytes_between_silos"])
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
-        self._restore_clients(saved)
-
-    def _restore_clients(self, saved: Saved) -> None:
         home = {0} if self.run.algorithm.pools_data else set(self.run.homes[self.run.topology.silo])
-        for name in saved.sections("silo-"):
-            section = saved.load(name, lambda leaf: not leaf.startswith("clients/") or int(leaf.split("/")[1]) in home)
-            self.trainer.states |= {int(client): state for client, state in section.get("clients", {}).items()}
-            if name == f"silo-{self.run.topology.silo}" and section["has_stepped"]:
-                self.trainer.warm_up()
+        self.restore_clients(saved.load("clients", lambda leaf: int(leaf.split("/")[0]) in home))
+
+    def restore_clients(self, clients: dict[str, Any]) -> None:
+        """Puts what clients keep back."""
+        self.trainer.states = {int(client): state for client, state in clients.items()}
+
+
+def check_data(run: Run, start: Start | None) -> None:
+    """Raises ValueError when a run would go on with other data than it was begun with."""
+    if start and start.saved[0].load("progress")["data"] != run.data_fingerprint:
+        raise ValueError(
+            "data= or partition= is not what this run was begun with: the examples or their clients have changed.\n"
+            "  restore the data, or choose another run_dir"
+        )

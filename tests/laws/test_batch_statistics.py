@@ -164,7 +164,7 @@ def far_from_zero(name: str, silos: Silos, folder: Any, until: int, resume: bool
         source = Arrays(1000 + 10 * inputs, targets)
         choices = norm_choices(module=norm_first(torch.float32), data=Splits(source, source, 3), rounds=4)
         run = case_run(topology, name, choices)
-        checkpoints = Checkpoints(folder, topology.rank == 0)
+        checkpoints = Checkpoints(folder, topology, run.layout)
         fit(run, (), checkpoints, checkpoints.newest() if resume else None, until=until)
         return leaves(run.module.state_dict())
 

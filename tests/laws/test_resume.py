@@ -24,11 +24,12 @@ from tests.laws.cases import (
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints, Saved, open_checkpoint
+from trainer.checkpoint import Checkpoints, Start
 from trainer.cohort import Sample
 from trainer.fit import fit
 from trainer.metrics import Metrics
 from trainer.models import GPT
+from trainer.parts import Saved, find
 from trainer.run import RoundLength
 from trainer.schedules import Cosine
 from trainer.topology import Silos, distributed
@@ -40,7 +41,7 @@ def run_rounds(name: str, silos: Silos, choices: dict[str, Any], folder: Path, u
     """Trains to round `until`, anew or from the newest checkpoint in the folder; the figures of the rounds it ran."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS, "save_every": INTERRUPTED} | choices)
-        checkpoints = Checkpoints(folder, topology.rank == 0)
+        checkpoints = Checkpoints(folder, topology, run.layout)
         records = Records()
         fit(run, [records], checkpoints, checkpoints.newest() if resume else None, until=until)
         return records
@@ -58,10 +59,9 @@ def interrupted_and_not(pool, name: str, silos: Silos, choices: dict[str, Any], 
 def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path) -> None:
     """Every section on disk but the clock readings, and every figure."""
     (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder)
-    saved, expected = (open_checkpoint(path / f"round-{ROUNDS:06d}") for path in (ours, theirs))
-    sections = expected.sections("")
-    assert saved.sections("") == sections
-    for section in (name for name in sections if name != "progress"):
+    saved, expected = (border(path, ROUNDS) for path in (ours, theirs))
+    assert saved.parts == expected.parts
+    for section in ("model", "algorithm", "clients"):
         assert_same(leaves(saved.load(section)), leaves(expected.load(section)))
     assert torch.equal(*(each.load("progress")["participations"] for each in (saved, expected)))
     assert len(our_rounds) == ROUNDS - INTERRUPTED
@@ -70,8 +70,16 @@ def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], fol
         assert our_round["bytes_between_silos"] == their_round["bytes_between_silos"]
 
 
+def border(folder: Path, rounds: int) -> Saved:
+    """The checkpoint after so many rounds."""
+    saved = find(folder / f"round-{rounds:06d}")
+    assert saved and not saved.faults()
+    return saved
+
+
 def timeless(metrics: Metrics) -> Metrics:
-    return {key: value for key, value in figures(metrics).items() if not key.endswith("per_second")}
+    clocks = ("per_second", "stall_seconds")
+    return {key: value for key, value in figures(metrics).items() if not key.endswith(clocks)}
 
 
 def noisy_model() -> nn.Module:
@@ -134,7 +142,7 @@ def resumed_elsewhere(name: str, silos: Silos, choices: dict[str, Any], saved: S
     """The model after the run went on here from a checkpoint of another world."""
     with distributed(silos) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS} | choices)
-        fit(run, start=saved)
+        fit(run, start=Start(INTERRUPTED, saved))
         return leaves(run.module.state_dict())
 
 
@@ -142,8 +150,8 @@ def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
     """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos go on as the 2 would have, but for the order of sums."""
     choices: dict[str, Any] = {"cohort": Sample(4), "length": RoundLength(steps=3)}
     (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
-    expected = leaves(open_checkpoint(through / f"round-{ROUNDS:06d}").load("model"))
-    saved = open_checkpoint(first / f"round-{INTERRUPTED:06d}")
+    expected = leaves(border(through, ROUNDS).load("model"))
+    saved = border(first, INTERRUPTED)
     for size in (1, 4):
         assert_close(ranks(size).run(resumed_elsewhere, "diloco", size, choices, saved)[0], expected, 1e-11)
 

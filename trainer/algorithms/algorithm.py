@@ -73,6 +73,14 @@ class Algorithm(Protocol):
         """Ends a round to which nobody brought anything: the global parameters stay, and the model gets them back."""
         ...
 
+    def round_state(self) -> dict[str, Any]:
+        """What there is besides `state_dict` in the middle of a round: the global parameters, this silo's sums."""
+        ...
+
+    def load_round_state(self, state: dict[str, Any]) -> None:
+        """Puts a `round_state` back, instead of `begin_round`."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """All of the algorithm's state that the global parameters do not hold, as a tree of tensors and numbers."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -120,11 +121,24 @@ class FedAvg:
     def skip(self) -> None:
         self._reset_model()
 
+    def round_state(self) -> dict[str, Any]:
+        sums = {"weights": json.dumps(self.weights), "norms": json.dumps(self.norms)}
+        return {"parameters": self.parameters.data, **sums, **({"mean": self.mean} if self.weights else {})}
+
+    def load_round_state(self, state: dict[str, Any]) -> None:
+        self.parameters.data.copy_(state["parameters"])
+        self.weights, self.norms = json.loads(state["weights"]), json.loads(state["norms"])
+        if self.weights:
+            self.mean.copy_(state["mean"])
+        self.model_is_global = False
+
     def state_dict(self) -> dict[str, Any]:
-        return {"parameters": self.parameters.data, "server": optimizer_state(self.server)}
+        # A model of the same precision holds the same numbers; one of a lower precision has rounded them.
+        parameters = {} if self.parameters.dtype == self.model.shared.dtype else {"parameters": self.parameters.data}
+        return {**parameters, "server": optimizer_state(self.server)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.parameters.data.copy_(state["parameters"])
+        self.parameters.data.copy_(state.get("parameters", self.model.shared))
         restore_optimizer_state(self.server, state["server"])
 
     def _reset_model(self) -> None:

@@ -55,6 +55,12 @@ class Sync:
     def skip(self) -> None:
         pass
 
+    def round_state(self) -> dict[str, Any]:
+        return {"examples": self.examples}
+
+    def load_round_state(self, state: dict[str, Any]) -> None:
+        self.examples = state["examples"]
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -1,0 +1,117 @@
+"""Numbers that are not finite: silos are left out, and end the run in the end; a synchronous run stops, or skips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.laws.cases import Records, assert_same, case_run, leaves, tiny_data
+from trainer.checkpoint import Checkpoints
+from trainer.data import Arrays, Splits
+from trainer.fit import Diverged, fit
+from trainer.randomness import generator
+from trainer.run import RoundLength
+from trainer.topology import distributed
+
+EXAMPLES, BATCH, STEPS = 90, 10, 3
+SIZES = [50, 40]
+
+
+def data_with_infinity(round: int | None) -> Splits:
+    """Ninety examples, one of which is infinite: the first that this round trains on."""
+    inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
+    if round is not None:
+        order = torch.randperm(EXAMPLES, generator=generator(0, "order", 0, 0))
+        inputs[order[round * BATCH * STEPS]] = float("inf")
+    clean, _ = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
+    return Splits(Arrays(inputs, targets), Arrays(clean, targets), 3)
+
+
+def small_model() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Linear(6, 3)
+
+
+def run_of(topology: Any, round: int | None, **choices: Any):
+    defaults = {
+        "sizes": SIZES,
+        "module": small_model(),
+        "data": data_with_infinity(round),
+        "length": RoundLength(steps=STEPS),
+        "batch_size": BATCH,
+        "rounds": 3,
+    }
+    return case_run(topology, "sync", defaults | choices)
+
+
+def goes_on_without(folder: Path) -> tuple[tuple[int, int] | None, dict[str, Any], list[Any]]:
+    """The window in which a run diverged; the model and the windows of its second try, which leaves that one out."""
+    with distributed(1) as topology:
+        window = None
+        diverged = None
+        for _ in range(2):
+            run = run_of(topology, 1)
+            checkpoints = Checkpoints(folder, topology, run.layout)
+            try:
+                fit(run, (), checkpoints, checkpoints.newest(), diverged=diverged)
+            except Diverged as error:
+                diverged, window = error, error.window
+        start = checkpoints.newest()
+        assert start and start.border
+        return window, leaves(run.module.state_dict()), start.border.load("progress")["json"]
+
+
+def leaves_out_from_the_start() -> dict[str, Any]:
+    """The model of a run on clean data that was told to leave out the same batches."""
+    with distributed(1) as topology:
+        run = run_of(topology, None)
+        fit(run, diverged=Diverged("", (1, STEPS)))
+        return leaves(run.module.state_dict())
+
+
+def test_a_window_of_batches_is_skipped(ranks, tmp_path: Path):
+    """The round that diverged is left out and no other: the run is the one that never saw its batches."""
+    window, model, progress = ranks(2).run(goes_on_without, tmp_path)[0]
+    assert window == (1, STEPS)
+    assert '"skipped": [[1, 0, 3]]' in progress
+    assert_same(model, ranks(2).run(leaves_out_from_the_start)[0])
+
+
+def diverges_for_ever() -> str:
+    """What is said when skipping does not help."""
+    with distributed(1) as topology:
+        run = run_of(topology, 1)
+        with pytest.raises(Diverged) as raised:
+            fit(run, diverged=Diverged("the loss is nan", (1, 2), [(0, 0, 1)] * 3))
+        return f"{raised.value} {raised.value.window}"
+
+
+def test_three_windows_are_the_most(ranks):
+    assert ranks(2).run(diverges_for_ever)[0] == (
+        "the loss is nan, though the batches of 3 windows are left out already None"
+    )
+
+
+def left_out(rounds: int, most: int) -> tuple[str, list[float]]:
+    """What ends a run in which a client's numbers are infinite in every round."""
+    with distributed(2) as topology:
+        inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
+        inputs[:1] = float("inf")
+        data = Splits(Arrays(inputs, targets), tiny_data(EXAMPLES, torch.float32).test, 3)
+        choices = {"sizes": SIZES, "data": data, "module": small_model(), "rounds": rounds, "max_bad_rounds": most}
+        run, records = case_run(topology, "fedavg", choices), Records()
+        try:
+            fit(run, [records])
+        except Diverged as error:
+            return str(error), [metrics["clients/left_out"] for metrics in records.rounds]
+        return "", [metrics["clients/left_out"] for metrics in records.rounds]
+
+
+def test_a_client_that_is_left_out_too_often_ends_the_run(ranks):
+    """Client 0 is left out of each round: two of them are borne, the third ends it, and names the client."""
+    said, rounds = ranks(2).run(left_out, 5, 3)[0]
+    assert rounds == [1, 1] and "In 3 rounds in a row" in said and "this time 0" in said
+    assert ranks(2).run(left_out, 2, 3)[0] == ("", [1, 1])

@@ -1,0 +1,164 @@
+"""A run that is told to leave at any step, each silo at its own, ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from tests.laws.cases import CASES, Records, assert_close, assert_same, case_run, leaves, silos_of
+from tests.laws.test_resume import ROUNDS, border, noisy_choices, other_algorithms_choices, text_choices, timeless
+from trainer import contact
+from trainer.checkpoint import Checkpoints, Start
+from trainer.contact import Contact, Wish
+from trainer.fit import Preempted, fit
+from trainer.run import RoundLength
+from trainer.topology import Silos, Topology, distributed
+
+ROUND = 1  # in which the run is told to leave
+
+
+class LeavesAt(Contact):
+    """Wishes to leave in round ROUND after so many steps of its client number `position`."""
+
+    def __init__(self, position: int, steps: int):
+        super().__init__()
+        self.position, self.steps, self.clients = position, steps, []
+
+    def at(self, phase: str, work: Any = None) -> None:
+        super().at(phase, work)
+        if work and phase.startswith(f"round {ROUND + 1}:"):
+            self.clients.append(work.client)
+
+    def wish(self) -> Wish:
+        if self.work and len(self.clients) == self.position + 1 and self.work.steps >= self.steps:
+            self.leave()
+        return super().wish()
+
+
+class LeavesWhile(Contact):
+    """Wishes to leave as soon as it does this."""
+
+    def __init__(self, doing: str):
+        super().__init__()
+        self.doing = doing
+
+    def wish(self) -> Wish:
+        if self.doing in self.phase:
+            self.leave()
+        return super().wish()
+
+
+Orders = dict[int, tuple[int, int] | str]  # by silo: when to leave
+
+
+def contact_of(topology: Topology, orders: Orders) -> Contact:
+    order = orders.get(topology.silo)
+    if order is None:
+        return Contact()
+    return LeavesWhile(order) if isinstance(order, str) else LeavesAt(*order)
+
+
+def run_part(name: str, silos: Silos, choices: dict[str, Any], folder: Path, orders: Orders | None) -> Records | None:
+    """Trains from the newest checkpoint to the end, or until told to leave."""
+    with distributed(silos_of(name, silos)) as topology, patch.object(contact, "SECONDS_BETWEEN_VOTES", 0.0):
+        run = case_run(topology, name, {"rounds": ROUNDS, "save_every": 1} | choices)
+        checkpoints = Checkpoints(folder, topology, run.layout)
+        start, records = checkpoints.newest(), Records()
+        try:
+            fit(run, [records], checkpoints, start, contact=contact_of(topology, orders or {}))
+        except Preempted:
+            return None
+        assert not orders, "the run was not told to leave"
+        return records
+
+
+def assert_left_and_bit_equal(
+    pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path, *orders: Orders
+) -> None:
+    for order in orders:
+        assert pool.run(run_part, name, silos, choices, folder / "left", order)[0] is None
+    resumed = pool.run(run_part, name, silos, choices, folder / "left", None)[0]
+    alone = pool.run(run_part, name, silos, choices, folder / "alone", None)[0]
+    ours, theirs = border(folder / "left", ROUNDS), border(folder / "alone", ROUNDS)
+    for section in ("model", "algorithm", "clients"):
+        assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
+    for one, other in zip(resumed.rounds[::-1], alone.rounds[::-1], strict=False):
+        assert_same(timeless(one), timeless(other))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
+    """Silo 0 in the middle of a client, silo 1 has gone on to the end of the round; then another time, earlier."""
+    choices = noisy_choices(name)
+    steps = choices["length"].steps
+    assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, max(1, steps - 1))})
+
+
+@pytest.mark.parametrize("name", ["fedavg_adam", "diloco"])
+def test_it_may_happen_again_in_the_same_round(ranks, name: str, tmp_path: Path):
+    """After 1 step, after 2 while the other silo waits, at the second client, and when all is combined."""
+    orders: list[Orders] = [{0: (0, 1), 1: (1, 1)}, {0: (0, 2)}, {0: (1, 1)}, {1: "combining"}]
+    assert_left_and_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path, *orders)
+
+
+@pytest.mark.parametrize("doing", ["combining", "evaluating"])
+@pytest.mark.parametrize("name", ["sync", "diloco"])
+def test_told_between_the_steps(ranks, name: str, doing: str, tmp_path: Path):
+    """The round is over, or combined and not yet evaluated."""
+    assert_left_and_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path, {0: doing})
+
+
+def test_borders_are_not_needed(ranks, tmp_path: Path):
+    """With a checkpoint every third round, what the silos save in the second is all there is."""
+    choices = noisy_choices("diloco") | {"save_every": 3}
+    assert_left_and_bit_equal(ranks(2), "diloco", 2, choices, tmp_path, {0: (0, 1)})
+
+
+@pytest.mark.parametrize("name", ["sync", "diloco"])
+def test_replicas_leave_on_the_same_step(ranks, name: str, tmp_path: Path):
+    """Four ranks; one replica is told, all of its silo save the same step. Batch statistics differ between them."""
+    choices = noisy_choices(name) | {"length": RoundLength(steps=9)}
+    assert_left_and_bit_equal(ranks(4), name, [2, 2], choices, tmp_path, {0: (0, 2)})
+
+
+def test_personal_tensors(ranks, tmp_path: Path):
+    assert_left_and_bit_equal(ranks(2), "fedavg", 2, other_algorithms_choices(), tmp_path, {1: (0, 2)})
+
+
+def test_a_gpt_with_dropout(ranks, tmp_path: Path):
+    assert_left_and_bit_equal(ranks(2), "sync", 1, text_choices(0.2), tmp_path, {0: (0, 2)})
+
+
+@pytest.mark.parametrize("name", ["sync", "diloco"])
+def test_scaled_losses(ranks, name: str, tmp_path: Path):
+    """float16: the scale, and how long it has been good, are state."""
+    choices = text_choices(0.2) | {"autocast": torch.float16, "length": RoundLength(steps=4)}
+    assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
+
+
+def other_number_of_replicas(choices: dict[str, Any], folder: Path) -> tuple[Records, int]:
+    """The run goes on here from the middle of a round, as far as it came elsewhere."""
+    with distributed(1) as topology:
+        run = case_run(topology, "sync", {"rounds": ROUNDS, "save_every": 1} | choices)
+        checkpoints = Checkpoints(folder, topology, run.layout)
+        start, records = checkpoints.newest(), Records()
+        assert isinstance(start, Start) and start.sections
+        fit(run, [records], start=start)
+        return records, len(start.sections)
+
+
+def test_another_number_of_replicas_goes_on_at_the_same_step(ranks, tmp_path: Path):
+    """Left by 2 replicas, continued by 1 and by 3: the same examples, so the same losses to float tolerance."""
+    choices = text_choices(0.0) | {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}
+    assert ranks(2).run(run_part, "sync", 1, choices, tmp_path / "left", {0: (0, 2)})[0] is None
+    alone = ranks(2).run(run_part, "sync", 1, choices, tmp_path / "alone", None)[0]
+    for size in (1, 3):
+        resumed, _ = ranks(size).run(other_number_of_replicas, choices, tmp_path / "left")[0]
+        for one, other in zip(resumed.rounds[::-1], alone.rounds[::-1], strict=False):
+            assert one["examples"] == other["examples"]
+            assert_close({"loss": one["train/loss"]}, {"loss": other["train/loss"]}, 1e-5)

@@ -1,0 +1,120 @@
+"""The middle of a round: what a silo has done of it, saved without a word to the other silos, and gone on with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer.checkpoint import Checkpoints, Start
+from trainer.flat import Statistics
+from trainer.parts import Saved
+from trainer.report import Tally
+from trainer.state import State
+from trainer.work import Work, merged, work_of
+
+
+@dataclass
+class Inside:
+    """What a silo has done of a round: its sums, the client that it is at, if any, and the seconds it took."""
+
+    tally: Tally
+    work: Work | None = None
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """The silo's steps of this round so far."""
+        return sum(work.steps for work in [*self.tally.works, *([self.work] if self.work else [])])
+
+
+def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
+    """Begins to write this silo's section of the round: all that it needs to go on from this step."""
+    algorithm, work, trainer = state.run.algorithm, inside.work, state.trainer
+    vector, counts = trainer.statistics
+    common = {
+        "progress": state.totals(),
+        "model": dict(state.model.module.named_parameters()),
+        "algorithm": algorithm.state_dict(),
+        "round": algorithm.round_state(),
+        "inner": trainer.inner_state() if work else {},
+        # Without a vote, what the client being trained keeps is the optimizer's state itself.
+        "clients": state.clients(without=work.client if work and not algorithm.votes else None),
+        "statistics": {"vector": vector, "counts": counts},
+    }
+    own = {
+        "buffers": dict(state.model.module.named_buffers()),
+        "tally": inside.tally.state_dict(),
+        "work": work.state_dict() if work else {},
+        "seconds": inside.seconds,
+    }
+    checkpoints.save_section(state.progress.rounds, inside.steps, common, own)
+
+
+def restore(state: State, start: Start) -> Inside | None:
+    """Puts a border back, or the middle of a round, which is returned. A collective of each silo."""
+    section = start.sections.get(state.run.topology.silo)
+    if section is None:
+        assert start.border is not None
+        state.restore_border(start.border)
+        if _has_trained(state):
+            state.trainer.warm_up()
+        return None
+    inside = _restore_section(state, section)
+    if _has_trained(state) or inside.steps:
+        state.trainer.warm_up()
+    _restore_buffers(state, section)
+    return inside
+
+
+def _restore_section(state: State, saved: Saved) -> Inside:
+    algorithm, trainer, topology = state.run.algorithm, state.trainer, state.run.topology
+    state.restore_totals(saved)
+    _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
+    statistics = saved.load("statistics")
+    trainer.statistics = (statistics["vector"], statistics["counts"])
+    algorithm.load_state_dict(saved.load("algorithm"))
+    algorithm.load_round_state(saved.load("round"))
+    state.restore_clients(saved.load("clients"))
+    if inner := saved.load("inner"):
+        trainer.load_inner_state(inner)
+    owns = _owns(saved, topology.replica, topology.num_replicas)
+    tally = Tally(state.run, state.run.round(state.progress.rounds), state.model.statistics)
+    tally.load_state_dicts([own["tally"] for own in owns], topology.replica)
+    works = [work_of(own["work"]) for own in owns if own["work"]]
+    work = None if not works else works[0] if len(works) == 1 else merged(works, topology.replica)
+    return Inside(tally, work, owns[0]["seconds"])
+
+
+def _owns(saved: Saved, replica: int, num_replicas: int) -> list[dict[str, Any]]:
+    """What this replica wrote of its own; what all of them wrote, if there were more of them or fewer."""
+    parts = [saved.parts[replica]] if len(saved.parts) == num_replicas else saved.parts
+    return [saved.load_of(part, "own") for part in parts]
+
+
+def _restore_buffers(state: State, saved: Saved) -> None:
+    """Puts this replica's batch statistics back; those of another number of replicas are pooled."""
+    owns = _owns(saved, state.run.topology.replica, state.run.topology.num_replicas)
+    buffers = dict(state.model.module.named_buffers())
+    statistics = Statistics(buffers)
+    vectors, counts = [], []
+    for own in owns:
+        _copy_into(buffers, own["buffers"])
+        vectors.append(statistics.vector())
+        counts.append(statistics.counts())
+    if len(owns) > 1:
+        statistics.load(torch.stack(vectors).mean(0), torch.stack(counts).amax(0))
+
+
+def _has_trained(state: State) -> bool:
+    """Whether this silo has trained since the run began: who trains when is a pure function, and need not be saved."""
+    earlier = map(state.run.round, range(state.progress.rounds + (state.progress.trained is not None)))
+    return any(state.run.assignments(round)[state.run.topology.silo] for round in earlier)
+
+
+@torch.no_grad()
+def _copy_into(tensors: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Writes saved tensors into the live ones, which other objects look into."""
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])

@@ -1,0 +1,209 @@
+"""Trees of tensors on disk, in parts: one safetensors file a writer, and beside it a note by which damage is noticed.
+
+Several ranks write one whole together, without a word between them: each note names all the parts that belong to it,
+and a whole is there as soon as all its parts are. A note is written last, and every file aside and renamed, so a kill
+at any instant leaves a whole or none. Never pickle.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 2
+TENSORS, NOTE = ".safetensors", ".json"
+
+Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
+
+
+@dataclass(frozen=True)
+class Part:
+    """Who writes: the name of this part, those of all parts of the whole, and the start of the run that writes them."""
+
+    name: str
+    parts: tuple[str, ...]
+    attempt: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole on disk, all parts of which are there; `faults` says whether they are as they were written."""
+
+    folder: Path
+    parts: tuple[str, ...]
+
+    def load(self, section: str, wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
+        """The tree of a section, merged from all parts, of the leaves whose names are wanted; others are not read."""
+        tree: dict[str, Any] = {}
+        for part in self.parts:
+            _load(self.folder / (part + TENSORS), f"{section}/", wanted, tree)
+        return tree
+
+    def load_of(self, part: str, section: str) -> dict[str, Any]:
+        """The tree of a section as one part holds it."""
+        tree: dict[str, Any] = {}
+        _load(self.folder / (part + TENSORS), f"{section}/", bool, tree)
+        return tree
+
+    def faults(self, share: int = 0, shares: int = 1) -> list[str]:
+        """What is damaged, as sentences, of this share of the parts: reading them all may be divided among ranks."""
+        return [fault for part in self.parts[share::shares] for fault in _faults(self.folder, part)]
+
+
+def find(folder: Path) -> Saved | None:
+    """The whole in this folder, if all parts that one of its notes names are there. Only notes are read."""
+    notes = {path.name.removesuffix(NOTE): _read_note(path) for path in folder.glob(f"*{NOTE}")}
+    for note in filter(None, notes.values()):
+        named = [notes.get(part) for part in note["parts"]]
+        if all(other and other["attempt"] == note["attempt"] for other in named):
+            return Saved(folder, tuple(note["parts"]))
+    return None
+
+
+def write_part(folder: Path, part: Part, tree: Tree) -> None:
+    """Writes this part's share of a whole. Raises OSError, with a message for the user, when the disk is full."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{part.name}.partial"
+    try:
+        _write_tree(aside, tree)
+        size, checksum = _checksum(aside)
+        os.rename(aside, folder / (part.name + TENSORS))
+        note = {"format": FORMAT, "attempt": part.attempt, "parts": part.parts, "bytes": size, "crc32": checksum}
+        write_text(folder / (part.name + NOTE), _note_text(note))
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        if error.errno != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
+            "it are whole.\n  make room, or set checkpoint.keep to less, and go on with the same run_dir",
+        ) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes named tensors as one safetensors file, aside and renamed."""
+    aside = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+    os.rename(aside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file aside, makes sure that it is on the disk, and renames it: readers see the old or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def leaves_of(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves with their paths, such as ("model/0.weight", tensor); an empty tree is a leaf of its own."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves_of(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree whose leaves these are."""
+    tree: dict[str, Any] = {}
+    for name, value in leaves.items():
+        _insert(tree, name, value)
+    return tree
+
+
+def _load(path: Path, prefix: str, wanted: Callable[[str], bool], tree: dict[str, Any]) -> None:
+    with safe_open(path, framework="pt") as file:
+        values = json.loads(file.metadata()["values"])
+        for name in (*file.keys(), *values):
+            leaf = name.removeprefix(prefix)
+            if name.startswith(prefix) and wanted(leaf):
+                _insert(tree, leaf, values[name] if name in values else file.get_tensor(name))
+
+
+def _faults(folder: Path, part: str) -> list[str]:
+    path, note = folder / (part + TENSORS), _read_note(folder / (part + NOTE))
+    if note is None:
+        return [f"{folder / (part + NOTE)} is missing or damaged"]
+    if note["format"] != FORMAT:
+        return [f"{path} has format {note['format']}; this version reads {FORMAT}"]
+    if not path.exists():
+        return [f"{path} is missing"]
+    if _checksum(path) != (note["bytes"], note["crc32"]):
+        return [f"{path} is damaged: its size or checksum is not the one that was noted"]
+    return []
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """The note, or None when it is missing or not as it was written."""
+    try:
+        text = path.read_text()
+        note = json.loads(text[: text.rindex("}") + 1])
+        return note if text == _note_text(note) and isinstance(note["format"], int) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note_text(note: dict[str, Any]) -> str:
+    """The note as text, with a checksum of its own in the last line."""
+    body = json.dumps(note, indent=1, sort_keys=True)
+    return f"{body}\n{zlib.crc32(body.encode()):08x}\n"
+
+
+def _write_tree(path: Path, tree: Tree) -> None:
+    leaves = dict(leaves_of(tree))
+    tensors = {name: leaf.contiguous() for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    values = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
+    try:
+        save_file(tensors, path, metadata={"values": json.dumps(values)})
+    except Exception as error:  # safetensors wraps what the system says in an error of its own
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _checksum(path: Path) -> tuple[int, int]:
+    """The size in bytes and the crc32."""
+    crc, size = 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return size, crc
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes sure that the folder's entries are on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _insert(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split("/")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value

@@ -1,0 +1,89 @@
+"""What a client did in a round: the counts and sums that figures are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOSSES_KEPT = 1024  # appending a step's loss to a list costs a tenth of adding it to a tensor
+
+
+@dataclass
+class Work:
+    """What a client did in a round. losses and units are this replica's part, the rest is equal in the silo.
+
+    examples        n_k, the size of the client's training set
+    examples_seen   examples that went through the model, epochs counted
+    steps           optimizer steps that were attempted: the place in the client's round
+    units           what the loss is summed over: examples or tokens
+    gradient_norm   of the last step, before clipping
+    """
+
+    client: int
+    examples: int
+    losses: list[Tensor] = field(default_factory=list)
+    folded: Tensor | float = 0.0
+    last: tuple[Tensor | float, int] = (0.0, 0)
+    examples_seen: int = 0
+    steps: int = 0
+    units: int = 0
+    gradient_norm: Tensor | float = 0.0
+    learning_rate: float = 0.0
+    seconds_data: float = 0.0
+    seconds_compute: float = 0.0
+
+    def add(self, examples: int, loss_sum: Tensor, units: int) -> None:
+        """Counts one step."""
+        self.last = (loss_sum, units)
+        self.steps += 1
+        self.examples_seen += examples
+        self.units += units
+        self.losses.append(loss_sum)
+        if len(self.losses) == LOSSES_KEPT:
+            self._fold()
+
+    def last_loss(self) -> float:
+        """This replica's mean loss of the last step. Waits for the device."""
+        loss_sum, units = self.last
+        return float(loss_sum) / max(units, 1)
+
+    @property
+    def loss_sum(self) -> float:
+        """The sum of the steps' losses over their units. Waits for the device."""
+        if self.losses:
+            self._fold()
+        return float(self.folded)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as a tree; the losses as one vector, so that their sum stays the same to the last bit."""
+        numbers = {
+            name: float(value) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+            if name not in ("losses", "last")
+        }
+        losses = {"losses": torch.stack(self.losses)} if self.losses else {}
+        return {"numbers": json.dumps(numbers), **losses}
+
+    def _fold(self) -> None:
+        self.folded = self.folded + torch.stack(self.losses).double().sum()
+        self.losses = []
+
+
+def work_of(state: dict[str, Any]) -> Work:
+    """The Work whose `state_dict` this is."""
+    losses = list(state["losses"].unbind()) if "losses" in state else []
+    return Work(**json.loads(state["numbers"]), losses=losses)
+
+
+def merged(works: Sequence[Work], replica: int) -> Work:
+    """One replica's part of the same work, done by another number of replicas: the first takes all there is to sum."""
+    one = works[0]
+    one.folded = sum(work.loss_sum for work in works) if replica == 0 else 0.0
+    one.units = sum(work.units for work in works) if replica == 0 else 0
+    one.losses = []
+    return one
