@@ -2,8 +2,9 @@
 
 outputs/digits-sync/2026-01-31_12-00-00/
   config.yaml    the resolved configuration; its numbers are those of the run
-  state.json     running, finished, bad_input or crashed
+  state.json     running, preempted, finished, bad_input or crashed
   metrics.jsonl  one object a round
+  model.safetensors  the finished model
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts
   checkpoints/   see checkpoint.py
@@ -21,13 +22,18 @@ from typing import Any, Literal
 
 import yaml
 
-from trainer.checkpoint import write_text
+from trainer.checkpoint import newest_whole
+from trainer.config import shown
 from trainer.metrics import Metrics
+from trainer.parts import write_tensors, write_text
 
-Status = Literal["running", "finished", "bad_input", "crashed"]
+Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
-FREE = ("run_dir", "resume", "name", "run.", "launch.", "report.", "checkpoint.", "eval.batch_size", "data.root")
+FREE = (
+    *("run_dir", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
+    *("eval.batch_size", "data.root", "max_bad_rounds"),
+)
 
 
 class RunFolder:
@@ -42,6 +48,8 @@ class RunFolder:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds anything else than the run that `config` describes."""
+        if config["resume"] not in ("auto", "never"):
+            RunFolder(Path(config["resume"]))._check_source(config)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run_dir={self.path} is a file.\n  choose a new or an empty folder")
         if not self.path.exists() or not any(self.path.iterdir()):
@@ -54,9 +62,20 @@ class RunFolder:
         if self.status() != "bad_input" or self.checkpoints.exists():
             _check_same(_read_yaml(stored), config, self.path)
 
-    def open(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not."""
-        self.check(config)
+    def _check_source(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError if a run that `config` describes cannot begin from the checkpoints of this folder."""
+        if newest_whole(self.checkpoints) is None or not (self.path / "config.yaml").exists():
+            raise ValueError(
+                f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
+            )
+        _check_same(_read_yaml(self.path / "config.yaml"), config, self.path)
+
+    def open(self, config: Mapping[str, Any], again: bool = False) -> None:
+        """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not.
+
+        `again`: the launcher has started the workers again, so what is there is their own.
+        """
+        self.check({**config, "resume": "auto"} if again else config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -74,6 +93,14 @@ class RunFolder:
         """Writes state.json, by which scripts learn how the run stands."""
         write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
 
+    def count_start(self, place: str, restarts: int) -> int:
+        """How many starts in a row, of one launch, have begun at this place; counts one."""
+        path = self.path / "logs" / "starts.json"
+        last = json.loads(path.read_text()) if restarts and path.exists() else {}
+        starts = last["starts"] + 1 if last.get("place") == place else 1
+        write_text(path, json.dumps({"place": place, "starts": starts}) + "\n")
+        return starts
+
     def claim_failure(self) -> bool:
         """Whether this process is the first of this start to fail: it speaks, the others only log."""
         if not self._failure.parent.exists():
@@ -84,10 +111,20 @@ class RunFolder:
             return False
         return True
 
+    def state(self) -> dict[str, Any]:
+        """What state.json says: the status and its facts; empty if there is none."""
+        path = self.path / "state.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def status(self) -> str:
         """How the run stands; empty if there is none."""
-        path = self.path / "state.json"
-        return json.loads(path.read_text())["status"] if path.exists() else ""
+        return self.state().get("status", "")
+
+    def write_model(self) -> None:
+        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors."""
+        saved = newest_whole(self.checkpoints)
+        assert saved is not None
+        write_tensors(self.path / "model.safetensors", saved.load("model"))
 
     def write_result(self, result: Metrics) -> None:
         """Writes result.json; figures that are no numbers become null."""
@@ -120,7 +157,7 @@ def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path
     if constant and new["rounds"] >= old["rounds"]:
         old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
     changed = [
-        f"{key}={new.get(key)}, but the run in this folder has {old.get(key)}"
+        f"{key}={shown(new.get(key))}, but the run in this folder has {shown(old.get(key))}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key) and not key.startswith(FREE) and not (key == "rounds" and key not in old)
     ]

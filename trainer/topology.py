@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore, rendezvous  # pyright: ignore
 
 Silos = int | Sequence[int] | str  # how many, their sizes, or "node": one a machine
 
@@ -75,7 +75,7 @@ def silo_sizes(silos: Silos, nodes: Sequence[int]) -> tuple[int, ...]:
             raise ValueError(
                 f"silos={silos} does not divide the world of {world_size} ranks.\n"
                 f"  valid: {valid}, a list of sizes that add up to {world_size}, or silos=node; "
-                f"or start another number of ranks: launch.nproc={max(silos, 1)}"
+                f"or start another number of ranks: {_start(max(silos, 1))}"
             )
         return (world_size // silos,) * silos
     sizes = tuple(silos)
@@ -83,9 +83,15 @@ def silo_sizes(silos: Silos, nodes: Sequence[int]) -> tuple[int, ...]:
         listed = ",".join(map(str, sizes))
         raise ValueError(
             f"silos=[{listed}] adds up to {sum(sizes)} ranks, but the world has {world_size}.\n"
-            f"  valid: positive sizes that add up to {world_size}; or launch.nproc={sum(sizes)}"
+            f"  valid: positive sizes that add up to {world_size}; or {_start(sum(sizes))}"
         )
     return sizes
+
+
+def _start(ranks: int) -> str:
+    """How one tells whoever starts the ranks, torchrun or our own launcher, to start so many."""
+    by_torchrun = "RANK" in os.environ and "SILOTRAIN_RESTART" not in os.environ
+    return f"torchrun --nproc-per-node {ranks}" if by_torchrun else f"launch.nproc={ranks}"
 
 
 @contextmanager
@@ -140,9 +146,9 @@ def choose_device(device: str, place: Place) -> torch.device:
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if place.local_world_size > visible:
-        fewer = f"launch.nproc={visible}, or " if visible else ""
+        fewer = f"{_start(visible)}, or " if visible else ""
         raise ValueError(
-            f"launch.nproc={place.local_world_size} ranks want a GPU each, but {visible} are visible on this node.\n"
+            f"{_start(place.local_world_size)}: each rank wants a GPU, but {visible} are visible on this node.\n"
             f"  set {fewer}launch.device=cpu"
         )
     torch.cuda.set_device(place.local_rank)
@@ -155,6 +161,16 @@ def meet(place: Place) -> Store:
         return next(rendezvous("env://", place.rank, place.world_size))[0]
     assert place.world_size == 1, "a world of several ranks needs a launcher: MASTER_ADDR is not set"
     return HashStore()
+
+
+def host_store() -> TCPStore:
+    """A store of this process's own, on a free port, at which the workers that it starts can `meet`."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def restarts() -> int:
+    """How often the workers of this run were started again by their launcher, ours or torchrun."""
+    return int(os.environ.get("SILOTRAIN_RESTART") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def share(store: Store, key: str, place: Place, make: Callable[[], str]) -> str:

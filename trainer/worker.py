@@ -1,7 +1,8 @@
 """The life of one worker: it learns its place and the configuration, builds the run, trains, and leaves in order.
 
 A worker that was misconfigured says so, writes `bad_input` to state.json and ends well: torchrun would restart one that
-failed, and report every rank. `python -m trainer` turns state.json into the exit code.
+failed, and report every rank. One that was told to leave writes `preempted`, and ends well too. `python -m trainer`
+turns state.json into the exit code.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import torch
 
 from trainer import comm
 from trainer.build import build
-from trainer.checkpoint import Checkpoints, Saved
+from trainer.checkpoint import Checkpoints, Start
 from trainer.config import Config, read_config
+from trainer.contact import Contact
 from trainer.data import describe
-from trainer.fit import fit
+from trainer.fit import Diverged, Preempted, fit
 from trainer.folder import RunFolder, flatten
+from trainer.launch.pulse import Pulse, exit_at_once, on_stop_signals
 from trainer.launch.torchrun import choose_threads
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
+from trainer.randomness import be_deterministic
 from trainer.run import Run
-from trainer.topology import Place, Topology, distributed, meet, place_of_torchrun, share
+from trainer.state import check_data
+from trainer.topology import Place, Topology, distributed, meet, place_of_torchrun, restarts, share
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -38,6 +43,7 @@ log = logging.getLogger("trainer")
 log.addHandler(logging.NullHandler())  # until the run folder is known, failures are printed only
 
 SECONDS_FOR_THE_CULPRIT = 3  # a rank that lost its peers lets the one that failed speak, and end the world, first
+FRUITLESS_STARTS = 3  # so many starts in a row that come no further are not followed by another
 
 
 class BadInput(Exception):
@@ -45,27 +51,25 @@ class BadInput(Exception):
 
 
 def main(compose: Callable[[], Tree]) -> None:
-    """Works until the run is finished or its input is found bad. A failure ends this process with code 1.
+    """Works until the run is finished, told to leave, or its input is found bad. A failure ends it with code 1.
 
     Rank 0 composes the configuration; the others get it, resolved.
     """
     place = place_of_torchrun()
-    folder = None
+    worker = None
     try:
         store = meet(place)
         tree = json.loads(share(store, "config", place, lambda: json.dumps(_composed(compose))))
         if "faults" in tree:
             raise BadInput(tree["faults"])
-        config = read_config(tree)
-        torch.set_num_threads(choose_threads(config.launch.threads, place.local_world_size))
-        folder = RunFolder(Path(str(config.run_dir)))
-        with _topology(config, place, store) as topology:
-            _work(config, tree, folder, topology)
+        worker = Worker(tree, place, store)
+        with worker.topology() as topology:
+            worker.work(topology)
     except BadInput as error:
         if place.rank == 0:
             print(error, file=sys.stderr, flush=True)
     except BaseException as error:
-        _fail(place.rank, folder, error)
+        _fail(place, worker, error)
 
 
 def _composed(compose: Callable[[], Tree]) -> Tree:
@@ -75,49 +79,130 @@ def _composed(compose: Callable[[], Tree]) -> Tree:
         return {"faults": str(error)}
 
 
-@contextmanager
-def _topology(config: Config, place: Place, store: Any) -> Iterator[Topology]:
-    timeouts = (config.launch.silo_timeout_seconds, config.launch.between_timeout_seconds)
-    context = distributed(config.silos, place, store, config.launch.device, *timeouts)
-    try:
-        topology = context.__enter__()
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    try:
-        yield topology
-    finally:
-        context.__exit__(None, None, None)
+class Worker:
+    """One rank of a run from here to its end, in contact with its launcher and the other ranks."""
 
+    def __init__(self, tree: Tree, place: Place, store: Any):
+        self.tree, self.place, self.store = tree, place, store
+        self.config: Config = read_config(tree)
+        torch.set_num_threads(choose_threads(self.config.launch.threads, place.local_world_size))
+        if self.config.deterministic:
+            be_deterministic()
+        self.folder = RunFolder(Path(str(self.config.run_dir)))
+        self.contact = Contact(self.config.checkpoint.every_seconds, self.config.launch.max_seconds)
+        self.pulse = Pulse(store.clone(), place.rank, self.contact.whereabouts)
+        self.is_first = place.rank == 0
 
-def _work(config: Config, tree: Tree, folder: RunFolder, topology: Topology) -> None:
-    first = topology.rank == 0
-    _together(lambda: folder.open(tree) if first else None)
-    folder.start_log(topology.rank)
-    if comm.broadcast_text("finished" if first and folder.has_finished(config.rounds) else ""):
-        if first:
-            Console(config.rounds, folder.path).finish(folder.result(), Exhibits())
-        return
-    try:
-        _train(config, tree, folder, topology)
-    except BadInput:
-        if first:
-            folder.set_status("bad_input")
-        raise
+    @contextmanager
+    def topology(self) -> Iterator[Topology]:
+        """This rank's place in the world; while it lasts, signals are heeded and the heart beats."""
+        on_stop_signals(self.contact.leave, exit_at_once)
+        self.pulse.start(lambda: self.contact.is_leaving, self.contact.leave)
+        timeouts = (self.config.launch.silo_timeout_seconds, self.config.launch.between_timeout_seconds)
+        context = distributed(self.config.silos, self.place, self.store, self.config.launch.device, *timeouts)
+        try:
+            topology = context.__enter__()
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        try:
+            yield topology
+        finally:
+            context.__exit__(None, None, None)
+            self.pulse.end()
 
+    def work(self, topology: Topology) -> None:
+        """Trains to the end, or until told to leave; says how it went in state.json."""
+        _together(lambda: self.folder.open(self.tree, again=restarts() > 0) if self.is_first else None)
+        self.folder.start_log(topology.rank)
+        if comm.broadcast_text("finished" if self.is_first and self.folder.has_finished(self.config.rounds) else ""):
+            if self.is_first:
+                Console(self.config.rounds, self.folder.path).finish(self.folder.result(), Exhibits())
+            return
+        try:
+            self._train(topology)
+        except BadInput:
+            self._say("bad_input")
+            raise
+        except Preempted:
+            self._say("preempted")
 
-def _train(config: Config, tree: Tree, folder: RunFolder, topology: Topology) -> None:
-    first = topology.rank == 0
-    run = _together(lambda: build(config, topology))
-    if first:
-        folder.set_status("running")
-        introduce(run)
-    if config.run.smoke:
-        _fit(config, tree, folder, run, until=1)
-        run = build(config, topology)
-    result = _fit(config, tree, folder, run)
-    if first:
-        folder.write_result(result)
-        folder.set_status("finished")
+    def _say(self, status: Any, **facts: Any) -> None:
+        if self.is_first:
+            self.folder.set_status(status, **facts)
+
+    def _train(self, topology: Topology) -> None:
+        run = _together(lambda: build(self.config, topology))
+        self._say("running")
+        if self.is_first:
+            introduce(run)
+        if self.config.run.smoke:
+            self._fit_or_skip(run, until=1)
+            run = build(self.config, topology)
+        result = self._fit_or_skip(run)
+        if self.is_first:
+            self.folder.write_model()
+            self.folder.write_result(result)
+        self._say("finished")
+
+    def _fit_or_skip(self, run: Run, until: int | None = None) -> Metrics:
+        """The result of the run; batches after which the loss was not finite are left out, if bad_loss=skip."""
+        diverged = None
+        while True:
+            try:
+                return self._fit(run, until, diverged)
+            except Diverged as error:
+                if error.window is None or self.config.bad_loss == "stop":
+                    raise
+                diverged = error
+            if self.is_first:
+                print(f"{diverged}: goes back to the last checkpoint, and skips the batches since", flush=True)
+            run = build(self.config, run.topology)
+
+    def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> Metrics:
+        """The result of the run, continued from its newest checkpoint if there is one."""
+        checkpoints = Checkpoints(self.folder.checkpoints, run.topology, run.layout, self.config.checkpoint.keep)
+        start = _together(lambda: checkpoints.newest() or self._from_elsewhere(run))
+        _together(lambda: check_data(run, start))
+        self._begin_at(start)
+        console = Console(run.rounds, self.folder.path, run.topology.num_silos)
+        sinks = self._sinks(console, start) if self.is_first else []
+        watch = console.step if self.is_first else None
+        try:
+            return fit(run, sinks, checkpoints, start, watch, until, self.contact, diverged)
+        finally:
+            for sink in sinks:
+                sink.close()
+
+    def _from_elsewhere(self, run: Run) -> Start | None:
+        """The checkpoint of another run that resume= names, if it names one."""
+        if self.config.resume in ("auto", "never"):
+            return None
+        elsewhere = RunFolder(Path(self.config.resume)).checkpoints
+        return Checkpoints(elsewhere, run.topology, run.layout).newest()
+
+    def _begin_at(self, start: Start | None) -> None:
+        """Says where the run goes on; Diverged when the last starts have come no further."""
+        place = start.place if start else "the beginning"
+        fruitless = ""
+        if self.is_first:
+            for reason in start.passed if start else ():
+                print(f"passed over: {reason}", file=sys.stderr, flush=True)
+            if start:
+                print(f"goes on from {place}", flush=True)
+            if self.folder.count_start(place, restarts()) >= FRUITLESS_STARTS:
+                fruitless = f"{FRUITLESS_STARTS} starts in a row came no further than {place}: not started again."
+        if fruitless := comm.broadcast_text(fruitless):
+            raise Diverged(fruitless)
+
+    def _sinks(self, console: Console, start: Start | None) -> list[Sink]:
+        """Where rank 0 sends the metrics; what an earlier start wrote after the checkpoint is cut off."""
+        rounds = start.reported if start else 0
+        scalars = {
+            key: value if isinstance(value, str | int | float) else str(value)
+            for key, value in flatten(self.tree).items()
+        }
+        board = TensorBoard(self.folder.tensorboard, scalars, purge_round=rounds + 1 if start else None)
+        return [JsonLines(self.folder.metrics, rounds), board, console]
 
 
 def _together(make: Callable[[], T]) -> T:
@@ -131,30 +216,6 @@ def _together(make: Callable[[], T]) -> T:
     if faults:
         raise BadInput("\n".join(dict.fromkeys(faults)))
     return made  # pyright: ignore[reportReturnType] (without a fault it was made)
-
-
-def _fit(config: Config, tree: Tree, folder: RunFolder, run: Run, until: int | None = None) -> Metrics:
-    """The result of the run, continued from its newest checkpoint if there is one."""
-    first = run.topology.rank == 0
-    checkpoints = Checkpoints(folder.checkpoints, first, config.checkpoint.keep)
-    start = _together(checkpoints.newest)
-    console = Console(run.rounds, folder.path, run.topology.num_silos)
-    sinks = _sinks(tree, folder, console, start) if first else []
-    try:
-        return fit(run, sinks, checkpoints, start, console.step if first else None, until)
-    finally:
-        for sink in sinks:
-            sink.close()
-
-
-def _sinks(tree: Tree, folder: RunFolder, console: Console, start: Saved | None) -> list[Sink]:
-    """Where rank 0 sends the metrics; what an earlier start wrote after the checkpoint is cut off."""
-    rounds = start.rounds if start else 0
-    scalars = {
-        key: value if isinstance(value, str | int | float) else str(value) for key, value in flatten(tree).items()
-    }
-    board = TensorBoard(folder.tensorboard, scalars, purge_round=rounds + 1 if start else None)
-    return [JsonLines(folder.metrics, rounds), board, console]
 
 
 def introduce(run: Run) -> None:
@@ -175,20 +236,36 @@ def introduce(run: Run) -> None:
         print(describe(clients, run.data.train, run.data.label_names), flush=True)
 
 
-def _fail(rank: int, folder: RunFolder | None, error: BaseException) -> None:
+def _fail(place: Place, worker: Worker | None, error: BaseException) -> None:
     """Says why this rank failed, and ends the process at once: its peers may be waiting in a collective."""
     if isinstance(error, KeyboardInterrupt):
         os._exit(130)
     log.error("failed", exc_info=error)
-    if comm.has_lost_peers(error):
-        time.sleep(SECONDS_FOR_THE_CULPRIT)
-        said = f"rank {rank} lost its peers: {str(error).splitlines()[0]}"
-    else:
-        said = f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
+    folder = worker.folder if worker else None
+    if isinstance(error, Diverged):  # known to every rank
+        if worker and worker.is_first:
+            worker.folder.set_status("crashed", error=str(error), final=True)
+            print(error, file=sys.stderr, flush=True)
+        time.sleep(0 if place.rank == 0 else SECONDS_FOR_THE_CULPRIT)
+        os._exit(1)
+    said = _account(place, worker, error)
     if folder and not folder.claim_failure():
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
     if folder and folder.path.exists():
-        folder.set_status("crashed", rank=rank, error=f"{type(error).__name__}: {error}")
+        folder.set_status("crashed", rank=place.rank, error=f"{type(error).__name__}: {error}")
     print(said, file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _account(place: Place, worker: Worker | None, error: BaseException) -> str:
+    """What is said of a failure. Who lost a peer waits for that one to speak first."""
+    if worker and comm.has_timed_out(error):
+        doing = worker.pulse.of_all(place.world_size)
+        return f"rank {place.rank} waited in vain while {worker.contact.whereabouts()}:\n{doing}"
+    if comm.has_lost_peers(error):
+        time.sleep(SECONDS_FOR_THE_CULPRIT)
+        return f"rank {place.rank} lost its peers: {str(error).splitlines()[0]}"
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return f"rank {place.rank}: {error.strerror}"
+    return f"rank {place.rank} failed:\n{''.join(traceback.format_exception(error))}"

@@ -1,0 +1,94 @@
+"""A worker's word to the outside and back: signals in, a heartbeat out, and the wish to leave from rank to rank.
+
+All of it in threads, because the main one may be waiting in a collective where no signal handler runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SECONDS_APART = 1  # terminals and batch systems often deliver a signal twice
+SECONDS_BETWEEN_BEATS = 0.5
+SECONDS_OF_SILENCE = 5  # after which a rank is taken to be stopped
+
+
+def on_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> None:
+    """From now on, signals that ask for an end call `first`; one that comes more than a second later, `again`.
+
+    Both are called in a thread, at once, whatever the main thread does. The main thread must call this.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+
+    def listen() -> None:
+        since = None
+        while reading.recv(1):
+            if since is None:
+                since = time.monotonic()
+                first()
+            elif time.monotonic() - since > SECONDS_APART:
+                again()
+
+    # The interpreter writes a byte as soon as a signal comes; the handlers are there only to make it do so.
+    signal.set_wakeup_fd(writing.detach())
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    Thread(target=listen, daemon=True).start()
+
+
+class Pulse:
+    """Twice a second: says what this rank does, and hears whether any rank has been told to leave."""
+
+    def __init__(self, store: Store, rank: int, doing: Callable[[], str]):
+        self.store, self.rank, self.doing = store, rank, doing
+        self.ended = Event()
+
+    def start(self, is_leaving: Callable[[], bool], leave: Callable[[], None]) -> None:
+        """Begins to beat; `leave` is called when another rank `is_leaving`."""
+
+        def beat() -> None:
+            told = False
+            while not self.ended.wait(SECONDS_BETWEEN_BEATS):
+                try:
+                    self.store.set(f"beat/{self.rank}", f"{time.time()} {self.doing()}")
+                    if is_leaving() and not told:
+                        self.store.set("leave", "")
+                        told = True
+                    elif not is_leaving() and self.store.check(["leave"]):
+                        leave()
+                except RuntimeError:  # the store is gone, and so is its launcher: signals tell the rest
+                    return
+
+        Thread(target=beat, daemon=True).start()
+
+    def end(self) -> None:
+        """Beats no more."""
+        self.ended.set()
+
+    def of_all(self, world_size: int) -> str:
+        """What all ranks were doing when they were last heard from, those that fell silent first."""
+        now, silent, others = time.time(), [], {}
+        for rank in range(world_size):
+            if not self.store.check([f"beat/{rank}"]):
+                silent.append(f"rank {rank} was never heard from")
+                continue
+            moment, doing = self.store.get(f"beat/{rank}").decode().split(" ", 1)
+            if now - float(moment) > SECONDS_OF_SILENCE:
+                silent.append(f"rank {rank} has not been heard from for {now - float(moment):.0f} s; {doing}")
+            else:
+                others.setdefault(doing, []).append(rank)
+        return "\n".join([*silent, *(f"ranks {ranks}: {doing}" for doing, ranks in others.items())])
+
+
+def exit_at_once() -> None:
+    """Ends this process without another word or save."""
+    os._exit(1)
