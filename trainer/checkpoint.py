@@ -15,6 +15,7 @@ consistent. See parts.py for the files.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -25,13 +26,15 @@ from pathlib import Path
 from threading import Thread
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from trainer import comm
-from trainer.parts import Part, Saved, Tree, find, leaves_of, tree_of, write_part, write_text
+from trainer.parts import Part, Saved, Tree, damaged_notes, find, leaves_of, tree_of, write_part, write_text
 from trainer.topology import Topology
 
 BORDER = re.compile(r"round-(\d{6,})(-unevaluated)?")
+NOT_WHOLE = "is not whole"  # what is said of a save that did not come to its end
 SECTIONS_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
 
 log = logging.getLogger("trainer")
@@ -79,6 +82,7 @@ class Checkpoints:
         self.folder, self.topology, self.layout, self.keep = folder, topology, layout, keep
         self.attempt = comm.broadcast_text(uuid.uuid4().hex)
         self.stall_seconds = 0.0
+        self._copies: dict[str, Tensor] = {}
         self._thread: Thread | None = None
         self._failure: OSError | None = None
 
@@ -119,11 +123,11 @@ class Checkpoints:
     def newest(self) -> Start | None:
         """What to go on from: the newest whole states whose checksums are right. A collective.
 
-        None when there are none at all; ValueError when there are some, but none that can be used.
+        None when none was ever finished; ValueError when there are some, but none that can be used.
         """
         passed: list[str] = []
         while True:
-            choice = comm.broadcast_text(self._choice(passed) if self.topology.rank == 0 else "")
+            choice, passed = json.loads(comm.broadcast_text(self._choice(passed) if self.topology.rank == 0 else ""))
             if not choice:
                 break
             start = _start_of(self.folder, choice)
@@ -132,7 +136,7 @@ class Checkpoints:
             passed += found
             if not found:
                 return Start(start.rounds, start.border, start.sections, tuple(passed))
-        if passed:
+        if any(not fault.endswith(NOT_WHOLE) for fault in passed):
             listed = "\n  ".join(passed)
             raise ValueError(f"No checkpoint in {self.folder} can be used:\n  {listed}\n  start in another run_dir")
         return None
@@ -148,16 +152,26 @@ class Checkpoints:
         def silos(rounds: int) -> list[str]:
             return [self._silo(silo, rounds) for silo in range(self.topology.num_silos)]
 
-        return choose(self.folder, silos, passed)
+        return json.dumps([choose(self.folder, silos, passed), passed])
 
     def _save(self, folder: Path, part: Part, common: Tree, own: Tree, is_best: bool = False) -> None:
         began = perf_counter()
         self.wait()
         share = share_of(common, self.topology.replica, self.topology.num_replicas)
-        copy = tree_of({name: _copy(leaf) for name, leaf in {**share, **dict(leaves_of({"own": own}))}.items()})
+        leaves = {**share, **dict(leaves_of({"own": own}))}
+        copy = tree_of({name: self._copy(name, leaf) for name, leaf in leaves.items()})
         self._thread = Thread(target=self._write, args=(folder, part, copy, is_best), daemon=True)
         self._thread.start()
         self.stall_seconds += perf_counter() - began
+
+    def _copy(self, name: str, leaf: object) -> object:
+        """The leaf as it is now, in the memory of the last save if that had one like it: new memory costs thrice."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        last = self._copies.get(name)
+        if last is None or last.shape != leaf.shape or last.dtype != leaf.dtype:
+            last = self._copies[name] = torch.empty(leaf.shape, dtype=leaf.dtype)
+        return last.copy_(leaf.detach())
 
     def _write(self, folder: Path, part: Part, tree: Tree, is_best: bool) -> None:
         try:
@@ -183,7 +197,7 @@ class Checkpoints:
                     shutil.rmtree(unneeded, ignore_errors=True)
 
     def _drop_old_sections(self, silo: Path, part: Part) -> None:
-        for old in sorted(silo.glob("step-*"))[:-SECTIONS_KEPT]:
+        for old in _steps(silo)[:-SECTIONS_KEPT]:
             for path in old.glob(f"{part.name}.*"):
                 path.unlink(missing_ok=True)
             if not any(old.iterdir()):
@@ -208,7 +222,7 @@ def choose(folder: Path, silos: Callable[[int], list[str]], passed: list[str]) -
     """The names of the whole states to go on from, relative to the folder, one a line; empty if there are none.
 
     `silos` are the names of the silos' folders after so many rounds. States whose files occur in `passed` are left out;
-    newer ones that are not whole are added to it.
+    newer ones that are damaged or not whole are added to it.
     """
     for path in reversed(borders(folder)):
         border = _usable(path, passed)
@@ -219,7 +233,7 @@ def choose(folder: Path, silos: Callable[[int], list[str]], passed: list[str]) -
             chosen = [*([path] if border else []), *sections]
             return "\n".join(str(each.relative_to(folder)) for each in chosen)
         if not any(str(path) in fault for fault in passed):
-            passed.append(f"{path} is not whole")
+            passed.append(f"{path} {NOT_WHOLE}")
     return ""
 
 
@@ -245,11 +259,18 @@ def _start_of(folder: Path, choice: str) -> Start:
 
 
 def _newest_section(silo: Path, passed: list[str]) -> Saved | None:
-    return next(filter(None, (_usable(path, passed) for path in sorted(silo.glob("step-*"), reverse=True))), None)
+    return next(filter(None, (_usable(path, passed) for path in reversed(_steps(silo)))), None)
+
+
+def _steps(silo: Path) -> list[Path]:
+    """The folders of a silo's sections, oldest first."""
+    return sorted(silo.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _usable(path: Path, passed: list[str]) -> Saved | None:
     saved = find(path)
+    if saved is None:
+        passed += [fault for fault in damaged_notes(path) if fault not in passed]
     return saved if saved and not any(f"{path}/{part}." in fault for fault in passed for part in saved.parts) else None
 
 
@@ -262,7 +283,3 @@ def _order(path: Path) -> tuple[int, bool]:
 
 def _bytes(leaf: object) -> int:
     return leaf.nbytes if isinstance(leaf, Tensor) else 0
-
-
-def _copy(leaf: object) -> object:
-    return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf

@@ -1,4 +1,4 @@
-"""The command line: Hydra's overrides in, an exit code out. 0: finished, 1: failed, 2: bad input."""
+"""The command line: Hydra's overrides in, an exit code out. 0: finished, 1: failed, 2: bad input, 75: preempted."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
 
-from trainer.config import read_config
-from trainer.folder import RunFolder
-
-FINISHED, FAILED, BAD_INPUT = 0, 1, 2
-
-# How the launcher hands the resolved configuration to the workers it starts, so that they need not compose it again.
-RESOLVED = "SILOTRAIN_CONFIG"
+from trainer.launcher import BAD_INPUT, FINISHED, RESOLVED, launch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
             print(yaml.safe_dump(compose_tree(overrides), sort_keys=False), end="")
             return FINISHED
-        return _launch(arguments)
+        return launch(compose_tree(arguments))
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
@@ -50,30 +43,3 @@ def _work(overrides: list[str]) -> int:
 
         worker.main(lambda: compose_tree(overrides))
     return FINISHED
-
-
-def _launch(overrides: list[str]) -> int:
-    """Starts the workers of this machine and waits for them."""
-    from trainer.compose import compose_tree
-
-    tree = compose_tree(overrides)
-    config = read_config(tree)
-    folder = RunFolder(Path(tree["run_dir"]))
-    folder.check(tree)
-    from trainer.launch.torchrun import choose_nproc, choose_threads, run_workers
-    from trainer.topology import silo_sizes
-
-    nproc = choose_nproc(config.launch.nproc, config.launch.device)
-    silo_sizes(config.silos, [0] * nproc)
-    os.environ[RESOLVED] = json.dumps(tree)
-    try:
-        failure = run_workers(nproc, choose_threads(config.launch.threads, nproc))
-    except KeyboardInterrupt:
-        failure = {"error": "interrupted"}
-    if failure:
-        if "error" in failure and folder.path.exists():
-            folder.set_status("crashed", **failure)
-            print(f"{failure['error']}; go on with run_dir={folder.path}", file=sys.stderr)
-        return FAILED
-    # Workers end well when the run is finished, and when they found the input bad and have said so.
-    return FINISHED if folder.status() == "finished" else BAD_INPUT

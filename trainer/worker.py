@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from trainer.contact import Contact
 from trainer.data import describe
 from trainer.fit import Diverged, Preempted, fit
 from trainer.folder import RunFolder, flatten
-from trainer.launch.pulse import Pulse, exit_at_once, on_stop_signals
+from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.launch.torchrun import choose_threads
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
 from trainer.randomness import be_deterministic
@@ -96,19 +96,17 @@ class Worker:
     @contextmanager
     def topology(self) -> Iterator[Topology]:
         """This rank's place in the world; while it lasts, signals are heeded and the heart beats."""
-        on_stop_signals(self.contact.leave, exit_at_once)
-        self.pulse.start(lambda: self.contact.is_leaving, self.contact.leave)
-        timeouts = (self.config.launch.silo_timeout_seconds, self.config.launch.between_timeout_seconds)
-        context = distributed(self.config.silos, self.place, self.store, self.config.launch.device, *timeouts)
-        try:
-            topology = context.__enter__()
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-        try:
+        launch = self.config.launch
+        timeouts = (launch.silo_timeout_seconds, launch.between_timeout_seconds)
+        with ExitStack() as stack:
+            stack.enter_context(heed_stop_signals(self.contact.leave, exit_at_once))
+            stack.enter_context(self.pulse.beating(lambda: self.contact.is_leaving, self.contact.leave))
+            world = distributed(self.config.silos, self.place, self.store, launch.device, *timeouts)
+            try:
+                topology = stack.enter_context(world)
+            except ValueError as error:
+                raise BadInput(str(error)) from error
             yield topology
-        finally:
-            context.__exit__(None, None, None)
-            self.pulse.end()
 
     def work(self, topology: Topology) -> None:
         """Trains to the end, or until told to leave; says how it went in state.json."""

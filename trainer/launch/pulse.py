@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
@@ -20,10 +21,11 @@ SECONDS_BETWEEN_BEATS = 0.5
 SECONDS_OF_SILENCE = 5  # after which a rank is taken to be stopped
 
 
-def on_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> None:
-    """From now on, signals that ask for an end call `first`; one that comes more than a second later, `again`.
+@contextmanager
+def heed_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
+    """Until the block is left, a signal that asks for an end calls `first`; more than a second later, `again`.
 
-    Both are called in a thread, at once, whatever the main thread does. The main thread must call this.
+    Both are called in a thread, at once, whatever the main thread does. The main thread must enter the block.
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
@@ -38,11 +40,17 @@ def on_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> Non
                 again()
 
     # The interpreter writes a byte as soon as a signal comes; the handlers are there only to make it do so.
-    signal.set_wakeup_fd(writing.detach())
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)
+    earlier = signal.set_wakeup_fd(writing.fileno())
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda *_: None) for number in heeded}
     Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier)
+        writing.close()  # the thread reads the end
 
 
 class Pulse:
@@ -52,8 +60,9 @@ class Pulse:
         self.store, self.rank, self.doing = store, rank, doing
         self.ended = Event()
 
-    def start(self, is_leaving: Callable[[], bool], leave: Callable[[], None]) -> None:
-        """Begins to beat; `leave` is called when another rank `is_leaving`."""
+    @contextmanager
+    def beating(self, is_leaving: Callable[[], bool], leave: Callable[[], None]) -> Iterator[None]:
+        """Beats until the block is left; `leave` is called when another rank `is_leaving`."""
 
         def beat() -> None:
             told = False
@@ -68,11 +77,13 @@ class Pulse:
                 except RuntimeError:  # the store is gone, and so is its launcher: signals tell the rest
                     return
 
-        Thread(target=beat, daemon=True).start()
-
-    def end(self) -> None:
-        """Beats no more."""
-        self.ended.set()
+        thread = Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.ended.set()
+            thread.join()
 
     def of_all(self, world_size: int) -> str:
         """What all ranks were doing when they were last heard from, those that fell silent first."""

@@ -1,15 +1,30 @@
-"""Starts the workers of this machine through torchrun's agent, and waits for them."""
+"""Starts the workers of this machine as torchrun does, and waits for them.
+
+torchrun's own agent waits 30 seconds for a worker that does not end, leaves its workers behind when a signal comes that
+it does not know, and ends them after 30 seconds when one comes that it knows, saved or not. What it gives them is given
+here too: its environment variables, and a store on a free port.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
+import subprocess
 import sys
-import uuid
-import warnings
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 
 import torch
+
+from trainer.launch.pulse import SECONDS_APART, STOP_SIGNALS
+from trainer.topology import host_store
+
+TRAINER = ("-m", "trainer")
+SECONDS_TO_LEAVE = 10  # for workers that have lost a peer
+SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def choose_nproc(nproc: int | str, device: str) -> int:
@@ -26,37 +41,131 @@ def choose_threads(threads: int | str, workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def run_workers(nproc: int, threads: int) -> dict[str, Any]:
-    """Runs `python -m trainer` in `nproc` workers; what is known of the first failure, nothing if all ended well.
+class Stop:
+    """What signals have told this process: to stop, and by another one later than a second, to do so at once."""
 
-    When one fails the agent ends the others. A worker says itself why it failed, unless a signal killed it.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.at_once = False
+        self._since = 0.0
 
-    logging.disable(logging.CRITICAL)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
+        """Notes a signal. Whoever waits acts on it."""
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), now
+        elif now - self._since > SECONDS_APART:
+            self.at_once = True
+
+
+@contextmanager
+def heed_signals() -> Iterator[Stop]:
+    """Until the block is left, signals that ask for an end are noted and do nothing else."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.receive) for number in STOP_SIGNALS}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            elastic_launch(config, sys.executable)("-u", "-m", "trainer")
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return {"rank": rank}
-        print(f"rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
-        return {"rank": rank, "error": f"killed by {failure.signal_name()}"}
-    except SignalException as error:
-        return {"error": f"ended by {error.sigval.name}"}
-    return {}
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker that ended ill: its exit code, or minus the signal that killed it."""
+
+    rank: int
+    code: int
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}"
+        return f"rank {self.rank} ended with exit code {self.code}"
+
+
+class Workers:
+    """The processes of one start of the world, by rank; told to leave when this process is."""
+
+    def __init__(self, stop: Stop):
+        self._stop = stop
+        self._told = False
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Starts the next rank: Python with these arguments, in a session of its own.
+
+        So what a terminal sends reaches this process alone, which passes it on.
+        """
+        command = [sys.executable, "-u", *arguments]
+        self._processes.append(subprocess.Popen(command, env={**environment}, start_new_session=True))
+
+    def wait(self) -> Failure | None:
+        """The failure of the first worker that fails, at once; None when all have ended well."""
+        while True:
+            codes = [process.poll() for process in self._processes]
+            failures = [Failure(rank, code) for rank, code in enumerate(codes) if code]
+            if failures:
+                return min(failures, key=lambda failure: failure.code)  # killed ones first: the others may be victims
+            if None not in codes:
+                return None
+            self._heed()
+
+    def end(self) -> None:
+        """Ends those that are left. They may save what they have, if that takes seconds."""
+        self._tell_to_leave()
+        deadline = time.monotonic() + SECONDS_TO_LEAVE
+        while self._running():
+            self._heed()
+            if time.monotonic() > deadline:
+                self._kill()
+
+    def _heed(self) -> None:
+        """Passes on what this process was told, and lets a moment go by."""
+        if self._stop.signal and not self._told:
+            told = f"{self._stop.signal.name}: the workers save and leave; once more ends them at once"
+            print(told, file=sys.stderr, flush=True)
+            self._tell_to_leave()
+        if self._stop.at_once:
+            self._kill()
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self._processes if process.poll() is None]
+
+    def _tell_to_leave(self) -> None:
+        """Once: a worker that is told twice need not be one that saves."""
+        if not self._told:
+            self._told = True
+            for process in self._running():
+                process.terminate()
+
+    def _kill(self) -> None:
+        """Kills the workers with what they have started themselves, which nobody else would end."""
+        for process in self._running():
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def started(
+    nproc: int, threads: int, stop: Stop, environment: Mapping[str, str], arguments: Sequence[str] = TRAINER
+) -> Iterator[Workers]:
+    """The workers, `python -m trainer` with `environment` beside this process's own; ended when the block is left."""
+    store = host_store()  # it lives as long as this frame
+    shared = {
+        **os.environ,
+        **environment,
+        "OMP_NUM_THREADS": str(threads),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": store.host,
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there: rank 0 has none to open
+    }
+    workers = Workers(stop)
+    try:
+        for rank in range(nproc):
+            workers.start(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        yield workers
+    finally:
+        workers.end()

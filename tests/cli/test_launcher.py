@@ -1,0 +1,277 @@
+"""`python -m trainer` when workers are killed or hang, and when it is told to stop: started again, told, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import HERE, ROOT, Ended, Shell, Started
+from trainer import launcher
+from trainer.compose import compose_tree
+from trainer.folder import RunFolder
+from trainer.launch import torchrun
+from trainer.launch.pulse import SECONDS_APART, STOP_SIGNALS
+from trainer.metrics import Metrics, read_jsonl
+
+# What workers of the tests begin with; a line or two follow.
+WORKER = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+rank, restart = int(os.environ["RANK"]), int(os.environ["SILOTRAIN_RESTART"])
+folder = Path(json.loads(os.environ["SILOTRAIN_CONFIG"])["run_dir"])
+
+def state(status, **facts):
+    folder.mkdir(exist_ok=True)
+    aside = folder / f"aside-{rank}"
+    aside.write_text(json.dumps({"status": status, **facts}))
+    aside.replace(folder / "state.json")
+
+def on_term(act):
+    signal.signal(signal.SIGTERM, lambda *_: act())
+
+def preempt():
+    state("preempted")
+    os._exit(0)
+
+def kill(number=signal.SIGKILL):
+    os.kill(os.getpid(), number)
+
+def ready():
+    print("ready", rank, flush=True)
+    time.sleep(60)
+
+"""
+FINAL = """
+on_term(preempt)
+if rank:
+    time.sleep(0.2)
+    state("crashed", rank=1, error="why", final=True)
+    sys.exit(1)
+ready()
+"""
+STOPPED = """
+if rank == 0:
+    state("running", pid=os.getpid())
+    kill(signal.SIGSTOP)
+while not (folder / "state.json").exists():
+    time.sleep(0.01)
+pid = json.loads((folder / "state.json").read_text())["pid"]
+while Path(f"/proc/{pid}/stat").read_text().split()[2] != "T":
+    time.sleep(0.01)
+kill()
+"""
+LAUNCH = """
+import sys
+from trainer.compose import compose_tree
+from trainer.launcher import launch
+
+sys.exit(launch(compose_tree(sys.argv[2:]), [sys.argv[1]]))
+"""
+SECONDS_TO_END = 10
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def launch(run_dir: Path, worker: str, *overrides: str) -> int:
+    """The exit code of a run with these workers."""
+    script = run_dir.parent / "worker.py"
+    script.write_text(WORKER + worker)
+    return launcher.launch(compose_tree([*HERE, f"run_dir={run_dir}", *overrides]), [str(script)])
+
+
+def state_of(run_dir: Path) -> dict[str, str | int]:
+    return json.loads((run_dir / "state.json").read_text())
+
+
+# Restarts
+
+
+def test_a_run_whose_first_rank_is_killed_ends_like_one_that_was_left_alone(shell: Shell) -> None:
+    """The same figures to the last bit, each round told once."""
+    alone = shell.train("rounds=8", "run_dir=alone")
+    started = shell.start_training("rounds=8", "run_dir=killed")
+    started.wait_for("round 3/8")
+    os.kill(shell.worker(rank=0), signal.SIGKILL)
+    ended = started.end()
+    assert (alone.code, ended.code) == (0, 0)
+    assert ended.err.count("rank 0 was killed by SIGKILL; restart 1 of 3") == 1 and "Traceback" not in ended.err
+    assert figures(shell.folder / "killed") == figures(shell.folder / "alone")
+
+
+def figures(run_dir: Path) -> list[Metrics]:
+    """What the run found out, round by round; not what time it took."""
+    told = ("round", "examples", "steps", "train/loss", "validation/loss", "test/loss", "test/accuracy")
+    lines = read_jsonl(run_dir / "metrics.jsonl")
+    assert len(lines) == 8
+    return [{key: line[key] for key in told} for line in lines]
+
+
+def test_workers_learn_how_often_they_were_started_again(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whichever of them fails."""
+    worker = "kill() if restart == rank else state('finished') if restart == 2 else ready()"
+    assert launch(run_dir, worker) == 0
+    said = ["rank 0 was killed by SIGKILL; restart 1 of 3", "rank 1 was killed by SIGKILL; restart 2 of 3"]
+    assert capfd.readouterr().err.splitlines() == said
+    assert state_of(run_dir) == {"status": "finished"}
+
+
+def test_workers_are_not_started_again_for_ever(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Here they have not even made the folder."""
+    assert launch(run_dir, "sys.exit(3) if rank else ready()", "launch.max_restarts=1") == 1
+    said = f"rank 1 ended with exit code 3; restart 1 of 1\nrank 1 ended with exit code 3; go on with run_dir={run_dir}"
+    assert capfd.readouterr().err.splitlines() == said.splitlines()
+    assert not run_dir.exists()
+
+
+def test_a_final_failure_is_not_tried_again(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What the worker said of it stands, though the other one, told to leave, says that it was preempted."""
+    assert launch(run_dir, FINAL) == 1
+    assert capfd.readouterr().err == ""
+    assert state_of(run_dir) == {"status": "crashed", "rank": 1, "error": "why", "final": True}
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("bad_input", 2), ("preempted", 75)])
+def test_a_run_that_is_over_is_not_started_again(
+    status: str, code: int, run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Though a worker dies on its way out."""
+    assert launch(run_dir, f"state('{status}')\nif rank: kill(signal.SIGSEGV)") == code
+    assert "restart" not in capfd.readouterr().err
+    assert state_of(run_dir) == {"status": status}
+
+
+EARLIER = [{"status": "preempted"}, {"status": "crashed", "final": True}, {"status": "finished"}]
+
+
+@pytest.mark.parametrize("facts", EARLIER, ids=[facts["status"] for facts in EARLIER])
+def test_what_an_earlier_start_said_is_not_said_of_this_one(
+    facts: dict, run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(run_dir)
+    folder.open(compose_tree([f"run_dir={run_dir}", "rounds=2"]))
+    folder.write_result({"round": 2})
+    folder.set_status(**facts)
+    assert launch(run_dir, "ready() if rank else kill()", "launch.max_restarts=1", "rounds=3") == 1
+    assert capfd.readouterr().err.count("restart 1 of 1") == 1
+    assert state_of(run_dir) == {"status": "crashed", "rank": 0, "error": "rank 0 was killed by SIGKILL"}
+
+
+def test_a_worker_that_hangs_is_ended_after_another_has_failed(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stopped process does not see SIGTERM."""
+    assert torchrun.SECONDS_TO_LEAVE <= 10
+    monkeypatch.setattr(torchrun, "SECONDS_TO_LEAVE", 0.5)
+    begun = time.monotonic()
+    assert launch(run_dir, STOPPED, "launch.max_restarts=0") == 1
+    assert 0.5 < time.monotonic() - begun < SECONDS_TO_END
+    assert capfd.readouterr().err.startswith("rank 1 was killed by SIGKILL")
+
+
+def test_a_rank_that_was_killed_is_named_before_one_that_lost_its_peer() -> None:
+    """Both ended between two looks."""
+    workers = torchrun.Workers(torchrun.Stop())
+    for end in ("exit(1)", "import os; os.kill(os.getpid(), 9)"):
+        workers.start(["-c", end], os.environ)
+    for process in workers._processes:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert workers.wait() == torchrun.Failure(1, -signal.SIGKILL)
+
+
+def test_two_launches_at_a_time_do_not_meet(shell: Shell) -> None:
+    runs = [shell.start_training("rounds=2", f"run_dir=pair-{number}") for number in (1, 2)]
+    assert [(run.process.wait(60), run.err.read_text()) for run in runs] == [(0, "")] * 2
+    first, second = (json.loads((shell.folder / f"pair-{number}/result.json").read_text()) for number in (1, 2))
+    assert first["test/loss"] == second["test/loss"]
+    runs[0].end()
+
+
+# Signals
+
+
+def start(shell: Shell, worker: str, *overrides: str) -> Started:
+    """A launcher with these workers, both of which are ready."""
+    (shell.folder / "launch.py").write_text(LAUNCH)
+    (shell.folder / "worker.py").write_text(f"{WORKER}{worker}\nready()")
+    started = shell.start("launch.py", "worker.py", *HERE, *overrides)
+    for rank in (0, 1):
+        started.wait_for(f"ready {rank}")
+    return started
+
+
+def tell(started: Started, number: signal.Signals, within_seconds: float = SECONDS_TO_END) -> Ended:
+    started.process.send_signal(number)
+    return started.end(within_seconds)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_lets_the_workers_save_and_leave(number: signal.Signals, shell: Shell) -> None:
+    """They get SIGTERM, once, and have time; delivered twice at once it is one signal."""
+    run_dir = f"told-{number.name}"
+    started = start(shell, "on_term(lambda: (time.sleep(1.5), preempt()))", f"run_dir={run_dir}")
+    started.process.send_signal(number)
+    time.sleep(0.2)
+    ended = tell(started, number)
+    told = f"{number.name}: the workers save and leave; once more ends them at once"
+    assert ended.code == 75
+    assert ended.err.splitlines() == [told, f"preempted; go on with run_dir={run_dir}"]
+    assert state_of(shell.folder / run_dir) == {"status": "preempted"}
+
+
+def test_workers_that_have_not_begun_are_preempted(shell: Shell) -> None:
+    """While they import, nothing takes the signal for them."""
+    ended = tell(start(shell, "state('running')", "run_dir=early"), signal.SIGTERM)
+    assert ended.code == 75 and ended.err.endswith("go on with run_dir=early\n")
+    assert state_of(shell.folder / "early") == {"status": "preempted"}
+
+
+def test_a_worker_that_fails_when_told_to_stop_is_not_started_again(shell: Shell) -> None:
+    ended = tell(start(shell, "on_term(lambda: os._exit(rank))", "run_dir=fails"), signal.SIGTERM)
+    assert ended.code == 1 and "restart" not in ended.err
+    assert ended.err.splitlines()[1:] == ["rank 1 ended with exit code 1; go on with run_dir=fails"]
+
+
+@pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
+def test_a_second_signal_ends_the_workers_at_once(saved: bool, code: int, shell: Shell) -> None:
+    """Those that do not leave, and what they have started themselves."""
+    run_dir = f"twice-{code}"
+    act = "state('preempted')" if saved else "None"
+    started = start(shell, f"on_term(lambda: {act})\nsubprocess.Popen(['sleep', '60'])", f"run_dir={run_dir}")
+    started.process.send_signal(signal.SIGINT)
+    time.sleep(SECONDS_APART + 0.2)
+    assert started.process.poll() is None
+    ended = tell(started, signal.SIGTERM, within_seconds=5)
+    assert ended.code == code and ended.err.endswith(f"go on with run_dir={run_dir}\n")
+
+
+def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
+    """Saving what they have, as when they are told to."""
+    started = shell.start_training("rounds=2000", "run_dir=orphans")
+    started.wait_for("round    1/2000")
+    started.process.kill()
+    deadline = time.monotonic() + SECONDS_TO_END
+    while shell.running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert started.end().code == -signal.SIGKILL
+    assert state_of(shell.folder / "orphans")["status"] == "preempted"
+
+
+def test_the_command_is_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`silotrain --help` says what `python -m trainer --help` says."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, name = scripts["silotrain"].split(":")
+    monkeypatch.setattr(sys, "argv", ["silotrain", "--help"])
+    assert getattr(import_module(module), name)() == 0
+    assert "python -m trainer" in capsys.readouterr().out
