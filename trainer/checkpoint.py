@@ -84,7 +84,9 @@ class Checkpoints:
         self.stall_seconds = 0.0
         self._copies: dict[str, Tensor] = {}
         self._thread: Thread | None = None
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
+        self._gone_on_from: set[Path] = set()
+        self._sections: list[Path] = []  # that this start of the run has written, oldest first
 
     def save_border(self, name: str, common: Tree, own: Tree, all_write: bool, is_best: bool = False) -> None:
         """Begins to write a border; waits only for an earlier save and the copy out of the model.
@@ -135,6 +137,7 @@ class Checkpoints:
             found = [fault for text in told for fault in text.splitlines()]
             passed += found
             if not found:
+                self._gone_on_from = {saved.folder for saved in start.saved}
                 return Start(start.rounds, start.border, start.sections, tuple(passed))
         if any(not fault.endswith(NOT_WHOLE) for fault in passed):
             listed = "\n  ".join(passed)
@@ -157,6 +160,8 @@ class Checkpoints:
     def _save(self, folder: Path, part: Part, common: Tree, own: Tree, is_best: bool = False) -> None:
         began = perf_counter()
         self.wait()
+        if folder in self._gone_on_from:
+            return  # nothing has happened since, and to write over it would put it at risk
         share = share_of(common, self.topology.replica, self.topology.num_replicas)
         leaves = {**share, **dict(leaves_of({"own": own}))}
         copy = tree_of({name: self._copy(name, leaf) for name, leaf in leaves.items()})
@@ -180,15 +185,16 @@ class Checkpoints:
                 if is_best and self.topology.rank == 0:
                     write_text(self.folder / "best", folder.name)
                 if self.topology.rank == 0:
-                    self._drop_old_borders()
+                    self._drop_old_borders(folder)
             else:
-                self._drop_old_sections(folder.parent, part)
-        except OSError as error:
-            if folder.parent == self.folder or not self._is_passed(folder.parent.parent):
+                self._drop_old_sections(folder, part)
+        except Exception as error:  # said by the main thread, when it waits
+            if not (isinstance(error, FileNotFoundError) and self._is_dropped(folder)):
                 self._failure = error
 
-    def _drop_old_borders(self) -> None:
-        whole = [path for path in borders(self.folder) if find(path)]
+    def _drop_old_borders(self, newest: Path) -> None:
+        # Later ones, of an earlier start, are damaged: this one would have gone on from them.
+        whole = [path for path in borders(self.folder) if _order(path) <= _order(newest) and find(path)]
         best = self.folder / "best"
         kept = {path.name for path in whole[-self.keep :]} | ({best.read_text()} if best.exists() else set())
         for old in borders(self.folder):
@@ -196,16 +202,22 @@ class Checkpoints:
                 for unneeded in old.glob("silo-*/") if old.name in kept else [old]:
                     shutil.rmtree(unneeded, ignore_errors=True)
 
-    def _drop_old_sections(self, silo: Path, part: Part) -> None:
-        for old in _steps(silo)[:-SECTIONS_KEPT]:
+    def _drop_old_sections(self, newest: Path, part: Part) -> None:
+        self._sections = [path for path in self._sections if path.parent == newest.parent] + [newest]
+        if len(self._sections) < SECTIONS_KEPT:
+            return  # what the run has gone on from is needed until then
+        for old in set(_steps(newest.parent)) - set(self._sections[-SECTIONS_KEPT:]):
             for path in old.glob(f"{part.name}.*"):
                 path.unlink(missing_ok=True)
             if not any(old.iterdir()):
                 old.rmdir()
 
-    def _is_passed(self, border: Path) -> bool:
-        """Whether a newer border is whole, so that a section of this one may have been dropped while it was written."""
-        return any(_order(path) > _order(border) and find(path) for path in borders(self.folder))
+    def _is_dropped(self, folder: Path) -> bool:
+        """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it under our feet."""
+        border = folder.parent.parent
+        return border.parent == self.folder and any(
+            _order(path) > _order(border) and find(path) for path in borders(self.folder)
+        )
 
 
 def borders(folder: Path) -> list[Path]:

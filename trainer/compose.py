@@ -37,7 +37,7 @@ torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with wo
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
   python -m trainer --cfg job ...                               prints the resolved configuration and ends
 
-Exit codes: 0 finished, 1 failed, 2 bad input."""
+Exit codes: 0 finished, 1 failed, 2 bad input, 75 told to leave: the same command goes on."""
 
 
 def compose_tree(overrides: list[str]) -> Tree:

@@ -98,18 +98,19 @@ def damaged_notes(folder: Path) -> list[str]:
 
 def write_part(folder: Path, part: Part, tree: Tree) -> None:
     """Writes this part's share of a whole. Raises OSError, with a message for the user, when the disk is full."""
-    folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{part.name}.partial"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         size, checksum = _write_tree(aside, tree)
         os.rename(aside, folder / (part.name + TENSORS))
         note = {"format": FORMAT, "attempt": part.attempt, "parts": part.parts, "bytes": size, "crc32": checksum}
         write_text(folder / (part.name + NOTE), _note_text(note))
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        if aside.is_file():
+            aside.unlink()
         if error.errno != errno.ENOSPC:
             raise
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(next(path for path in folder.parents if path.exists())).free
         raise OSError(
             errno.ENOSPC,
             f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
