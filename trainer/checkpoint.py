@@ -21,6 +21,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -209,11 +210,11 @@ class Checkpoints:
         for old in set(_steps(newest.parent)) - set(self._sections[-SECTIONS_KEPT:]):
             for path in old.glob(f"{part.name}.*"):
                 path.unlink(missing_ok=True)
-            if not any(old.iterdir()):
+            with suppress(OSError):  # it is not empty, or a peer was quicker
                 old.rmdir()
 
     def _is_dropped(self, folder: Path) -> bool:
-        """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it under our feet."""
+        """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it meanwhile."""
         border = folder.parent.parent
         return border.parent == self.folder and any(
             _order(path) > _order(border) and find(path) for path in borders(self.folder)

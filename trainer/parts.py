@@ -108,7 +108,7 @@ def write_part(folder: Path, part: Part, tree: Tree) -> None:
     except OSError as error:
         if aside.is_file():
             aside.unlink()
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(next(path for path in folder.parents if path.exists())).free
         raise OSError(

@@ -1,4 +1,4 @@
-"""Runs that are told to leave, hang, come no further, or find a damaged checkpoint: what they say, and how they go on."""
+"""Runs that are told to leave, hang, come no further, or find a damaged checkpoint: what they say, how they go on."""
 
 from __future__ import annotations
 
