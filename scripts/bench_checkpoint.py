@@ -26,9 +26,9 @@ from scripts.duel import in_workers, machine
 from trainer.algorithms import Sync
 from trainer.checkpoint import Checkpoints, share_of
 from trainer.data import Arrays, Clients, Splits
-from trainer.fit import train_round
 from trainer.models import DigitsCNN
 from trainer.parts import leaves_of
+from trainer.round import train_round
 from trainer.run import RoundLength, Run
 from trainer.state import State
 from trainer.tasks import Classification

@@ -19,8 +19,8 @@ from scripts.bench_step import images
 from scripts.duel import Side, duel, in_workers, machine
 from trainer.algorithms import FedAvg
 from trainer.data import Arrays, Iid, Splits
-from trainer.fit import train_round
 from trainer.models import MLP
+from trainer.round import train_round
 from trainer.run import Run
 from trainer.state import State
 from trainer.tasks import Classification

@@ -23,9 +23,9 @@ from scripts import handwritten
 from scripts.duel import Side, duel, in_workers, machine
 from trainer.algorithms import Sync
 from trainer.data import Arrays, Clients, Source, Splits, Windows
-from trainer.fit import train_round
 from trainer.metrics import Console, JsonLines, Sink, TensorBoard
 from trainer.models import GPT, MLP, DigitsCNN
+from trainer.round import train_round
 from trainer.run import RoundLength, Run
 from trainer.state import State
 from trainer.tasks import Classification, LanguageModelling, Task

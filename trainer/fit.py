@@ -6,37 +6,20 @@ import math
 from collections.abc import Sequence
 from time import perf_counter
 
-import torch
-
 from trainer import comm
 from trainer.checkpoint import Checkpoints, Start
-from trainer.cohort import Round
 from trainer.contact import Contact, Wish
-from trainer.evaluate import check_agreement, client_sums, exhibits, fingerprint
+from trainer.endings import Diverged, Preempted
+from trainer.evaluate import check_agreement, client_sums, exhibits
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
-from trainer.midround import Inside, restore, save_inside
-from trainer.report import Tally, evaluation_metrics, round_metrics, validation_score
+from trainer.midround import Inside, restore
+from trainer.report import evaluation_metrics, validation_score
+from trainer.round import train_round
 from trainer.run import Run
-from trainer.state import State, Window
-from trainer.work import Work
+from trainer.state import State
 
 MOST_SKIPPED = 3  # windows of batches in a run
-
-
-class Diverged(RuntimeError):
-    """The numbers are of no use any more, and starting again would not mend them.
-
-    Where leaving out batches would: `window`, the round's index and the step up to which, and those `skipped` before.
-    """
-
-    def __init__(self, message: str, window: tuple[int, int] | None = None, skipped: Sequence[Window] = ()):
-        super().__init__(message)
-        self.window, self.skipped = window, list(skipped)
-
-
-class Preempted(Exception):
-    """The run was told to leave, and has: all that it needs to go on is on disk, if it makes checkpoints."""
 
 
 def fit(
@@ -78,67 +61,6 @@ def fit(
         for sink in sinks:
             sink.finish(result, shown)
     return result
-
-
-def train_round(
-    state: State,
-    round: Round,
-    watch: Watch | None = None,
-    checkpoints: Checkpoints | None = None,
-    inside: Inside | None = None,
-) -> Metrics | None:
-    """The figures of one round: this silo trains its clients of the cohort, then all silos combine.
-
-    Goes on from the middle of the round, if `inside` is one. None when the run was told to leave before all silos had
-    come to the end; each has then saved what it has done.
-    """
-    began = perf_counter() - (inside.seconds if inside else 0.0)
-    if inside is None:
-        state.run.algorithm.begin_round(round)
-        inside = Inside(Tally(state.run, round, state.model.statistics))
-    finished = _train_clients(state, round, inside, watch, checkpoints, began)
-    state.local_fingerprint = fingerprint(state.model) if finished and state.run.evaluates(round.index) else 0
-    metrics = combine(state, round, inside.tally, finished)
-    if metrics is None:
-        if finished and checkpoints:
-            inside.seconds = perf_counter() - began
-            save_inside(state, checkpoints, inside)
-        return None
-    seconds = perf_counter() - began
-    return metrics | {"examples_per_second": metrics["round/examples"] / seconds, "seconds/round": seconds}
-
-
-def _train_clients(
-    state: State, round: Round, inside: Inside, watch: Watch | None, checkpoints: Checkpoints | None, began: float
-) -> bool:
-    """Whether this silo has trained all its clients of the round; if not, it was told to leave, and has saved."""
-    run, trainer, tally = state.run, state.trainer, inside.tally
-
-    def pause(work: Work, wish: Wish) -> bool:
-        if not run.algorithm.votes and not torch.linalg.vector_norm(state.model.shared).isfinite():
-            where = f"step {work.steps} of round {round.index + 1}"
-            window = (round.index, work.steps)
-            raise Diverged(f"The parameters are not finite after {where}", window, state.progress.skipped)
-        if checkpoints:
-            inside.work, inside.seconds = work, perf_counter() - began
-            save_inside(state, checkpoints, inside)
-        return wish is Wish.LEAVE
-
-    clients = run.assignments(round)[run.topology.silo]
-    trainer.skipped = [(first, last) for index, first, last in state.progress.skipped if index == round.index]
-    for position in range(len(tally.works), len(clients)):
-        client = clients[position]
-        place = round.index + position / len(clients)
-        watch_client = watch and _part(watch, place / run.rounds, 1 / (len(clients) * run.rounds))
-        work = inside.work or trainer.begin(client)
-        if not trainer.train(work, round, int(state.participations[client]), watch_client, pause):
-            return False
-        inside.work = None
-        norm = run.algorithm.contribute(client, work.examples)
-        if math.isfinite(norm):
-            trainer.commit(client)
-        tally.add(work, norm)
-    return True
 
 
 def _end_round(
@@ -191,38 +113,6 @@ def _check_finite(state: State, metrics: Metrics) -> None:
         )
 
 
-def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> Metrics | None:
-    """The figures of a round, after the header's scalars and then the vectors have gone between the silos.
-
-    The scalars go first: they say who is there, and what each silo's share of the whole is. None when a silo has not
-    `finished` its work, because it was told to leave: then all leave.
-    """
-    algorithm = state.run.algorithm
-    arrived = perf_counter()
-    state.contact.at(f"round {round.index + 1}: combining with the other silos")
-    # Every silo reaches this line, each round, those without clients too: it is a collective.
-    own = algorithm.header() if state.run.topology.is_leader else dict.fromkeys(algorithm.header(), 0.0)
-    presence = {"unfinished": float(not finished), "leaving": float(state.contact.wish() is Wish.LEAVE)}
-    sums, tables = comm.sum_header({**own, **tally.scalars(), **presence}, tally.tables())
-    state.leaving = sums["leaving"] > 0
-    if sums["unfinished"]:
-        return None
-    met = perf_counter()
-    update_norm = 0.0
-    if sums["weight"] > 0:
-        total = state.wire.sum(algorithm.payload(sums["weight"]))
-        update_norm = float(torch.linalg.vector_norm(total))
-        algorithm.apply(total)
-        state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
-    else:
-        algorithm.skip()
-        state.trainer.restore_statistics()
-    state.participations[list(round.cohort)] += 1
-    metrics = round_metrics(state.run, round, sums, tables, update_norm)
-    metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}
-    return metrics | {"bytes_between_silos": state.wire.bytes_sent}
-
-
 def evaluate(state: State) -> Metrics | None:
     """The figures of the validation and test sets, after a check that what must be equal is equal.
 
@@ -243,8 +133,3 @@ def evaluate(state: State) -> Metrics | None:
     for name, table in tables.items():
         metrics |= evaluation_metrics(run, name, table)
     return metrics | {"seconds/evaluation": perf_counter() - began}
-
-
-def _part(watch: Watch, start: float, length: float) -> Watch:
-    """The watch of one client, whose round is the part [start, start + length) of the run."""
-    return lambda done, examples, loss: watch(start + done * length, examples, loss)

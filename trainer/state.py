@@ -12,14 +12,13 @@ import torch
 from trainer import comm
 from trainer.checkpoint import Checkpoints, Start
 from trainer.contact import Contact
+from trainer.endings import Window
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
 from trainer.parts import Saved
 from trainer.run import Run
 from trainer.wires import Plain
-
-Window = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
 
 
 @dataclass

@@ -26,7 +26,8 @@ from trainer.checkpoint import Checkpoints, Start
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
-from trainer.fit import Diverged, Preempted, fit
+from trainer.endings import Diverged, Preempted
+from trainer.fit import fit
 from trainer.folder import RunFolder, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.launch.torchrun import choose_threads

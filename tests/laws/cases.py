@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tests.support.runs import make_clients
 from trainer.algorithms import Algorithm, FedAvg, Sync
 from trainer.data import Arrays, Splits
-from trainer.fit import evaluate, train_round
+from trainer.fit import evaluate
 from trainer.metrics import Exhibits, Metrics
+from trainer.round import train_round
 from trainer.run import RoundLength, Run
 from trainer.state import State
 from trainer.tasks import Classification

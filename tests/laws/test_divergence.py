@@ -11,7 +11,8 @@ import torch
 from tests.laws.cases import Records, assert_same, case_run, leaves, tiny_data
 from trainer.checkpoint import Checkpoints
 from trainer.data import Arrays, Splits
-from trainer.fit import Diverged, fit
+from trainer.endings import Diverged
+from trainer.fit import fit
 from trainer.randomness import generator
 from trainer.run import RoundLength
 from trainer.topology import distributed

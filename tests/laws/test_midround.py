@@ -15,7 +15,8 @@ from tests.laws.test_resume import ROUNDS, border, noisy_choices, other_algorith
 from trainer import contact
 from trainer.checkpoint import Checkpoints, Start
 from trainer.contact import Contact, Wish
-from trainer.fit import Preempted, fit
+from trainer.endings import Preempted
+from trainer.fit import fit
 from trainer.run import RoundLength
 from trainer.topology import Silos, Topology, distributed
 

@@ -28,7 +28,8 @@ from tests.laws.cases import (
     train,
 )
 from trainer.data import Arrays, Splits
-from trainer.fit import evaluate, train_round
+from trainer.fit import evaluate
+from trainer.round import train_round
 from trainer.run import RoundLength
 from trainer.state import State
 from trainer.topology import Silos, distributed

@@ -21,6 +21,7 @@ FLOORS = [
     "compose",
     "build",
     "fit",
+    "round",
     "midround",
     "state",
     "report",
@@ -46,6 +47,7 @@ FLOORS = [
     "optimizers",
     "flat",
     "randomness",
+    "endings",
     "arguments",
     "config",
 ]
