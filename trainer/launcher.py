@@ -16,7 +16,7 @@ from typing import Any
 
 from trainer.config import read_config
 from trainer.folder import RunFolder
-from trainer.launch.torchrun import TRAINER, Failure, Stop, choose_nproc, choose_threads, heed_signals, started
+from trainer.launch.processes import TRAINER, Failure, Stop, choose_nproc, choose_threads, heed_signals, started
 from trainer.topology import silo_sizes
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = os.EX_OK, 1, 2, os.EX_TEMPFAIL

@@ -29,8 +29,8 @@ from trainer.data import describe
 from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
 from trainer.folder import RunFolder, flatten
+from trainer.launch.processes import choose_threads
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
-from trainer.launch.torchrun import choose_threads
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
 from trainer.randomness import be_deterministic
 from trainer.run import Run

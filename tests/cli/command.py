@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 120
@@ -29,10 +31,21 @@ class Ended:
 
 def work(overrides: list[str]) -> None:
     """What a worker does with these overrides, in a world of live ranks: milliseconds, where a start takes seconds."""
-    from trainer import worker
+    import torch.distributed as dist
+
+    from trainer import comm, worker
     from trainer.compose import compose_tree
 
-    worker.main(lambda: compose_tree(["launch.threads=1", "launch.device=cpu", *overrides]))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    place = worker.Place(rank, size, rank, size)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(worker, "place_of_torchrun", lambda: place),
+        patch.object(worker, "meet", lambda place: dist.FileStore(path, size)),  # pyright: ignore
+    ):
+        path = comm.broadcast_text(f"{folder}/store")
+        worker.main(lambda: compose_tree(["launch.threads=1", "launch.device=cpu", *overrides]))
+        comm.barrier()  # rank 0's folder is everybody's
 
 
 class Shell:
@@ -52,12 +65,12 @@ class Shell:
     def start_training(self, *overrides: str) -> Started:
         return self.start("-m", "trainer", *HERE, *overrides)
 
-    def start_torchrun(self, *overrides: str, options: tuple[str, ...]) -> Started:
-        return self.start("-m", "torch.distributed.run", *options, "-m", "trainer", *HERE, *overrides)
+    def start_torchrun(self, *overrides: str, options: tuple[str, ...], inside: tuple[str, ...] = ()) -> Started:
+        return self.start("-m", "torch.distributed.run", *options, "-m", "trainer", *HERE, *overrides, inside=inside)
 
-    def start(self, *arguments: str) -> Started:
-        """Python with these arguments."""
-        return Started(self, arguments)
+    def start(self, *arguments: str, inside: tuple[str, ...] = ()) -> Started:
+        """Python with these arguments; `inside` comes before it, if it is to run on another host."""
+        return Started(self, arguments, inside)
 
     def running(self) -> list[int]:
         """The processes that work in this folder, whoever started them."""
@@ -78,7 +91,7 @@ class Shell:
 class Started:
     """A command under way, in a process group of its own as a terminal would give it."""
 
-    def __init__(self, shell: Shell, arguments: tuple[str, ...]):
+    def __init__(self, shell: Shell, arguments: tuple[str, ...], inside: tuple[str, ...] = ()):
         self.shell, self.arguments = shell, arguments
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         # Unless told otherwise torchrun says at length that it chooses one thread.
@@ -87,7 +100,7 @@ class Started:
         self.out, self.err = shell.folder / f"{number}.out", shell.folder / f"{number}.err"
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*inside, sys.executable, *arguments],
                 cwd=shell.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
 from tests.cli.command import HERE, Shell
 from tests.cli.conftest import Trained
-from trainer.checkpoint import open_checkpoint
+from tests.support.disk import assert_trees_equal
+from trainer.checkpoint import newest_whole
 from trainer.compose import compose_tree
 from trainer.folder import flatten
 from trainer.metrics import read_jsonl
@@ -66,9 +68,9 @@ def test_a_run_that_finished_says_so(trained: Trained) -> None:
 
 
 def test_the_folder_holds_what_scripts_look_for_and_nothing_else(trained: Trained) -> None:
-    files = {"config.yaml", "state.json", "metrics.jsonl", "result.json", "tensorboard", "checkpoints", "logs"}
-    assert {path.name for path in trained.folder.iterdir()} == files
-    assert {path.name for path in (trained.folder / "logs").iterdir()} == {"rank-0.log", "rank-1.log"}
+    files = {"config.yaml", "state.json", "metrics.jsonl", "result.json", "model.safetensors"}
+    assert {path.name for path in trained.folder.iterdir()} == files | {"tensorboard", "checkpoints", "logs"}
+    assert {path.name for path in (trained.folder / "logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
     assert len(list((trained.folder / "tensorboard").iterdir())) == 1
 
 
@@ -90,9 +92,12 @@ def test_the_result_is_the_last_round_and_the_totals(trained: Trained) -> None:
 
 
 def test_the_newest_checkpoint_is_that_of_the_last_round(trained: Trained) -> None:
+    """So is the model that others are to use."""
     checkpoints = trained.folder / "checkpoints"
     rounds = result_of(trained.folder)["round"]
-    assert open_checkpoint(checkpoints / (checkpoints / "latest").read_text().strip()).rounds == rounds
+    newest = newest_whole(checkpoints)
+    assert newest is not None and newest.folder.name == f"round-{rounds:06d}" and newest.faults() == []
+    assert_trees_equal(load_file(trained.folder / "model.safetensors"), newest.load("model"))
     kept = {path.name for path in checkpoints.iterdir() if path.is_dir()}
     assert kept == {f"round-{rounds:06d}", f"round-{rounds - 1:06d}"}
 

@@ -13,10 +13,10 @@ import yaml
 from tests.cli.command import HERE, Shell, work
 from tests.cli.conftest import SYNC, Trained
 from trainer import cli
-from trainer.checkpoint import open_checkpoint
 from trainer.compose import compose_tree
 from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
+from trainer.parts import find
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -43,7 +43,9 @@ def weights(folder: Path, rounds: int) -> dict[str, torch.Tensor]:
             found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         return found
 
-    return leaves(open_checkpoint(folder / f"checkpoints/round-{rounds:06d}").load("model"), "")
+    saved = find(folder / f"checkpoints/round-{rounds:06d}")
+    assert saved is not None
+    return leaves(saved.load("model"), "")
 
 
 def test_a_finished_run_is_shown_and_not_run(new_shell: Callable[[], Shell], sync_run: Trained) -> None:
@@ -160,8 +162,8 @@ def test_a_checkpoint_that_was_damaged_is_bad_input(ranks, tmp_path: Path) -> No
     """Known to every rank before any of them trains."""
     overrides = ["round.steps=1", f"run_dir={tmp_path}"]
     ranks(2).run(work, ["rounds=1", *overrides])
-    model = tmp_path / "checkpoints/round-000001/model.safetensors"
-    model.write_bytes(model.read_bytes()[:-1])
+    part = tmp_path / "checkpoints/round-000001/silo-0.replica-0.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
     ranks(2).run(work, ["rounds=2", *overrides])
     assert RunFolder(tmp_path).status() == "bad_input"
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1

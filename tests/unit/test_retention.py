@@ -165,18 +165,29 @@ def test_what_an_earlier_start_did_not_finish_displaces_nothing(
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_what_is_damaged_displaces_nothing(tmp_path: Path, keep: int):
-    """The run goes on from the border before it, and is told to leave before it comes to the same round again."""
-    for rounds in (4, 6):
+@pytest.mark.parametrize(("damaged", "following"), [(6, 5), (5, 6)])
+def test_what_is_damaged_displaces_nothing(tmp_path: Path, keep: int, damaged: int, following: int):
+    """The run goes on from the border before it, and saves the next before it comes to the same round, or after."""
+    for rounds in (4, damaged):
         save_border(writers(tmp_path, SIZES), rounds)
-    path = tmp_path / border_name(6) / "silo-0.replica-0.safetensors"
+    path = tmp_path / border_name(damaged) / "silo-0.replica-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     ranks = writers(tmp_path, SIZES, keep)
     assert steps_of(ranks[0].newest())[0] == border_name(4)
     for one in ranks:
         assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(4)
-        save_border([one], 5)
-    assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(5)
+        save_border([one], following)
+    assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(following)
+
+
+def test_a_folder_that_a_peer_has_just_made_stays(tmp_path: Path):
+    """It has begun its fourth save, and written nothing there yet, when this replica ends its third."""
+    mine = writers(tmp_path, (2,))[0]
+    for step in (10, 20):
+        save_section([mine], 0, 0, step)
+    (tmp_path / section_name(0, 0, 40)).mkdir()
+    save_section([mine], 0, 0, 30)
+    assert (tmp_path / section_name(0, 0, 40)).exists()
 
 
 def test_a_section_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp_path: Path):
