@@ -87,6 +87,7 @@ class Checkpoints:
         self._thread: Thread | None = None
         self._failure: Exception | None = None
         self._gone_on_from: set[Path] = set()
+        self._passed: list[str] = []
         self._sections: list[Path] = []  # that this start of the run has written, oldest first
 
     def save_border(self, name: str, common: Tree, own: Tree, all_write: bool, is_best: bool = False) -> None:
@@ -137,6 +138,7 @@ class Checkpoints:
             told = comm.gather_texts("\n".join(self._faults(start)))
             found = [fault for text in told for fault in text.splitlines()]
             passed += found
+            self._passed = passed
             if not found:
                 self._gone_on_from = {saved.folder for saved in start.saved}
                 return Start(start.rounds, start.border, start.sections, tuple(passed))
@@ -182,6 +184,7 @@ class Checkpoints:
     def _write(self, folder: Path, part: Part, tree: Tree, is_best: bool) -> None:
         try:
             write_part(folder, part, tree)
+            self._passed = [fault for fault in self._passed if f"{folder}/" not in fault]
             if folder.parent == self.folder:
                 if is_best and self.topology.rank == 0:
                     write_text(self.folder / "best", folder.name)
@@ -195,7 +198,8 @@ class Checkpoints:
 
     def _drop_old_borders(self, newest: Path) -> None:
         # Later ones, of an earlier start, are damaged: this one would have gone on from them.
-        whole = [path for path in borders(self.folder) if _order(path) <= _order(newest) and find(path)]
+        earlier = [path for path in borders(self.folder) if _order(path) <= _order(newest)]
+        whole = [path for path in earlier if _usable(path, self._passed)]
         best = self.folder / "best"
         kept = {path.name for path in whole[-self.keep :]} | ({best.read_text()} if best.exists() else set())
         for old in borders(self.folder):
@@ -210,14 +214,15 @@ class Checkpoints:
         for old in set(_steps(newest.parent)) - set(self._sections[-SECTIONS_KEPT:]):
             for path in old.glob(f"{part.name}.*"):
                 path.unlink(missing_ok=True)
-            with suppress(OSError):  # it is not empty, or a peer was quicker
-                old.rmdir()
+            if _step(old) < _step(newest):  # a peer may just have made a later one
+                with suppress(OSError):  # it is not empty, or a peer was quicker
+                    old.rmdir()
 
     def _is_dropped(self, folder: Path) -> bool:
         """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it meanwhile."""
         border = folder.parent.parent
         return border.parent == self.folder and any(
-            _order(path) > _order(border) and find(path) for path in borders(self.folder)
+            _order(path) > _order(border) and _usable(path, self._passed) for path in borders(self.folder)
         )
 
 
@@ -277,7 +282,11 @@ def _newest_section(silo: Path, passed: list[str]) -> Saved | None:
 
 def _steps(silo: Path) -> list[Path]:
     """The folders of a silo's sections, oldest first."""
-    return sorted(silo.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(silo.glob("step-*"), key=_step)
+
+
+def _step(section: Path) -> int:
+    return int(section.name.removeprefix("step-"))
 
 
 def _usable(path: Path, passed: list[str]) -> Saved | None:

@@ -8,7 +8,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts
   checkpoints/   see checkpoint.py
-  logs/          one file a rank
+  logs/          one file a rank, and where the last start began
 """
 
 from __future__ import annotations

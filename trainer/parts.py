@@ -123,6 +123,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     aside = path.with_name(f".{path.name}.partial")
     _write_tree(aside, tensors)
     os.rename(aside, path)
+    _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

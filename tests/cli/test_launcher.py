@@ -17,7 +17,7 @@ from tests.cli.command import HERE, ROOT, Ended, Shell, Started
 from trainer import launcher
 from trainer.compose import compose_tree
 from trainer.folder import RunFolder
-from trainer.launch import torchrun
+from trainer.launch import processes
 from trainer.launch.pulse import SECONDS_APART, STOP_SIGNALS
 from trainer.metrics import Metrics, read_jsonl
 
@@ -172,8 +172,8 @@ def test_a_worker_that_hangs_is_ended_after_another_has_failed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A stopped process does not see SIGTERM."""
-    assert torchrun.SECONDS_TO_LEAVE <= 10
-    monkeypatch.setattr(torchrun, "SECONDS_TO_LEAVE", 0.5)
+    assert processes.SECONDS_TO_LEAVE <= 10
+    monkeypatch.setattr(processes, "SECONDS_TO_LEAVE", 0.5)
     begun = time.monotonic()
     assert launch(run_dir, STOPPED, "launch.max_restarts=0") == 1
     assert 0.5 < time.monotonic() - begun < SECONDS_TO_END
@@ -182,12 +182,12 @@ def test_a_worker_that_hangs_is_ended_after_another_has_failed(
 
 def test_a_rank_that_was_killed_is_named_before_one_that_lost_its_peer() -> None:
     """Both ended between two looks."""
-    workers = torchrun.Workers(torchrun.Stop())
+    workers = processes.Workers(processes.Stop())
     for end in ("exit(1)", "import os; os.kill(os.getpid(), 9)"):
         workers.start(["-c", end], os.environ)
     for process in workers._processes:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert workers.wait() == torchrun.Failure(1, -signal.SIGKILL)
+    assert workers.wait() == processes.Failure(1, -signal.SIGKILL)
 
 
 def test_two_launches_at_a_time_do_not_meet(shell: Shell) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.disk import border_name, save_border, section_name, steps_of, writers
+from tests.support.disk import assert_trees_equal, border_name, save_border, section_name, steps_of, writers
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoints, Start, newest_whole
 from trainer.parts import find, write_part
@@ -80,6 +80,24 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk,
     for loaded in (saved.load("model"), saved.load("own")["own"]["model"]):
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def test_each_save_is_of_its_own_time(tmp_path: Path):
+    """Though all are copied into the same memory; tensors may change their shapes and types, and come and go."""
+    (mine,) = writers(tmp_path, keep=5)
+    trees = [
+        {"weight": torch.full((3,), 1.0), "old": torch.ones(2)},
+        {"weight": torch.full((3,), 2.0)},
+        {"weight": torch.full((4, 2), 3.0), "new": torch.ones(2)},
+        {"weight": torch.full((4, 2), 4), "old": torch.zeros(2)},
+    ]
+    for rounds, tree in enumerate(trees):
+        save_a_border(mine, rounds, {"model": tree})
+    mine.wait()
+    for rounds, tree in enumerate(trees):
+        saved = find(tmp_path / border_name(rounds))
+        assert saved is not None and saved.faults() == []
+        assert_trees_equal(saved.load("model"), tree)
 
 
 @pytest.mark.parametrize(("first", "second"), [(save_a_border, save_a_section), (save_a_section, save_a_border)])
