@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what is kept where, what a run goes on from, and who writes when.
+"""The checkpoints of a run: what is kept where, and who writes when. start.py says what a run goes on from.
 
 checkpoints/
   round-000012/                      the border after 12 rounds: the global model, algorithm, clients' states, progress
@@ -16,13 +16,10 @@ consistent. See parts.py for the files.
 from __future__ import annotations
 
 import json
-import logging
-import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from time import perf_counter
@@ -31,45 +28,11 @@ import torch
 from torch import Tensor
 
 from trainer import comm
-from trainer.parts import Part, Saved, Tree, damaged_notes, find, leaves_of, tree_of, write_part, write_text
+from trainer.parts import Part, Tree, leaves_of, tree_of, write_part, write_text
+from trainer.start import NOT_WHOLE, Start, borders, choose, order, start_of, step_of, steps, usable
 from trainer.topology import Topology
 
-BORDER = re.compile(r"round-(\d{6,})(-unevaluated)?")
-NOT_WHOLE = "is not whole"  # what is said of a save that did not come to its end
 SECTIONS_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
-
-log = logging.getLogger("trainer")
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run goes on from: a border, and inside the round after it, the sections of some silos.
-
-    border    None only if all silos have sections
-    sections  by silo
-    passed    why newer ones cannot be used, as sentences
-    """
-
-    rounds: int
-    border: Saved | None = None
-    sections: Mapping[int, Saved] = field(default_factory=dict)
-    passed: tuple[str, ...] = ()
-
-    @property
-    def saved(self) -> list[Saved]:
-        return [*filter(None, [self.border]), *self.sections.values()]
-
-    @property
-    def reported(self) -> int:
-        """The rounds whose figures have been given to the sinks."""
-        unevaluated = self.border is not None and self.border.folder.name.endswith("-unevaluated")
-        return self.rounds - unevaluated
-
-    @property
-    def place(self) -> str:
-        """Where the run stands, for people."""
-        inside = [f"silo {silo} at {saved.folder.name}" for silo, saved in sorted(self.sections.items())]
-        return f"round {self.rounds}" + (f", {', '.join(inside)}" if inside else "")
 
 
 class Checkpoints:
@@ -134,7 +97,7 @@ class Checkpoints:
             choice, passed = json.loads(comm.broadcast_text(self._choice(passed) if self.topology.rank == 0 else ""))
             if not choice:
                 break
-            start = _start_of(self.folder, choice)
+            start = start_of(self.folder, choice)
             told = comm.gather_texts("\n".join(self._faults(start)))
             found = [fault for text in told for fault in text.splitlines()]
             passed += found
@@ -198,12 +161,12 @@ class Checkpoints:
 
     def _drop_old_borders(self, newest: Path) -> None:
         # Later ones, of an earlier start, are damaged: this one would have gone on from them.
-        earlier = [path for path in borders(self.folder) if _order(path) <= _order(newest)]
-        whole = [path for path in earlier if _usable(path, self._passed)]
+        earlier = [path for path in borders(self.folder) if order(path) <= order(newest)]
+        whole = [path for path in earlier if usable(path, self._passed)]
         best = self.folder / "best"
         kept = {path.name for path in whole[-self.keep :]} | ({best.read_text()} if best.exists() else set())
         for old in borders(self.folder):
-            if whole and _order(old) < _order(whole[-1]):
+            if whole and order(old) < order(whole[-1]):
                 for unneeded in old.glob("silo-*/") if old.name in kept else [old]:
                     shutil.rmtree(unneeded, ignore_errors=True)
 
@@ -211,10 +174,10 @@ class Checkpoints:
         self._sections = [path for path in self._sections if path.parent == newest.parent] + [newest]
         if len(self._sections) < SECTIONS_KEPT:
             return  # what the run has gone on from is needed until then
-        for old in set(_steps(newest.parent)) - set(self._sections[-SECTIONS_KEPT:]):
+        for old in set(steps(newest.parent)) - set(self._sections[-SECTIONS_KEPT:]):
             for path in old.glob(f"{part.name}.*"):
                 path.unlink(missing_ok=True)
-            if _step(old) < _step(newest):  # a peer may just have made a later one
+            if step_of(old) < step_of(newest):  # a peer may just have made a later one
                 with suppress(OSError):  # it is not empty, or a peer was quicker
                     old.rmdir()
 
@@ -222,37 +185,8 @@ class Checkpoints:
         """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it meanwhile."""
         border = folder.parent.parent
         return border.parent == self.folder and any(
-            _order(path) > _order(border) and _usable(path, self._passed) for path in borders(self.folder)
+            order(path) > order(border) and usable(path, self._passed) for path in borders(self.folder)
         )
-
-
-def borders(folder: Path) -> list[Path]:
-    """The folders of borders and of sections after them, oldest first, whole or not."""
-    return sorted((path for path in folder.glob("round-*") if BORDER.fullmatch(path.name)), key=_order)
-
-
-def newest_whole(folder: Path) -> Saved | None:
-    """The newest whole border in the folder `checkpoints` of a run; its checksums are not read."""
-    return next(filter(None, map(find, reversed(borders(folder)))), None)
-
-
-def choose(folder: Path, silos: Callable[[int], list[str]], passed: list[str]) -> str:
-    """The names of the whole states to go on from, relative to the folder, one a line; empty if there are none.
-
-    `silos` are the names of the silos' folders after so many rounds. States whose files occur in `passed` are left out;
-    newer ones that are damaged or not whole are added to it.
-    """
-    for path in reversed(borders(folder)):
-        border = _usable(path, passed)
-        names = silos(_order(path)[0])
-        found = (_newest_section(path / name, passed) for name in names)
-        sections = [section.folder for section in found if section]
-        if border or len(sections) == len(names):
-            chosen = [*([path] if border else []), *sections]
-            return "\n".join(str(each.relative_to(folder)) for each in chosen)
-        if not any(str(path) in fault for fault in passed):
-            passed.append(f"{path} {NOT_WHOLE}")
-    return ""
 
 
 def share_of(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
@@ -265,42 +199,6 @@ def share_of(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
         if least == replica:
             mine[name] = leaf
     return mine
-
-
-def _start_of(folder: Path, choice: str) -> Start:
-    paths = [folder / name for name in choice.splitlines()]
-    found = {path: find(path) for path in paths}
-    border = next((saved for path, saved in found.items() if path.parent == folder), None)
-    sections = {int(path.parent.name.split("-")[1]): saved for path, saved in found.items() if path.parent != folder}
-    round_folder = border.folder if border else paths[0].parent.parent
-    return Start(_order(round_folder)[0], border, {silo: saved for silo, saved in sections.items() if saved})
-
-
-def _newest_section(silo: Path, passed: list[str]) -> Saved | None:
-    return next(filter(None, (_usable(path, passed) for path in reversed(_steps(silo)))), None)
-
-
-def _steps(silo: Path) -> list[Path]:
-    """The folders of a silo's sections, oldest first."""
-    return sorted(silo.glob("step-*"), key=_step)
-
-
-def _step(section: Path) -> int:
-    return int(section.name.removeprefix("step-"))
-
-
-def _usable(path: Path, passed: list[str]) -> Saved | None:
-    saved = find(path)
-    if saved is None:
-        passed += [fault for fault in damaged_notes(path) if fault not in passed]
-    return saved if saved and not any(f"{path}/{part}." in fault for fault in passed for part in saved.parts) else None
-
-
-def _order(path: Path) -> tuple[int, bool]:
-    """What borders are sorted by: rounds, and one that was not evaluated before the one that was."""
-    name = BORDER.fullmatch(path.name)
-    assert name, path
-    return int(name[1]), not name[2]
 
 
 def _bytes(leaf: object) -> int:

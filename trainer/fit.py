@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from trainer import comm
-from trainer.checkpoint import Checkpoints, Start
+from trainer.checkpoint import Checkpoints
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
 from trainer.evaluate import check_agreement, client_sums, exhibits
@@ -17,6 +17,7 @@ from trainer.midround import Inside, restore
 from trainer.report import evaluation_metrics, validation_score
 from trainer.round import train_round
 from trainer.run import Run
+from trainer.start import Start
 from trainer.state import State
 
 MOST_SKIPPED = 3  # windows of batches in a run

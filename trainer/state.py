@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer import comm
-from trainer.checkpoint import Checkpoints, Start
+from trainer.checkpoint import Checkpoints
 from trainer.contact import Contact
 from trainer.endings import Window
 from trainer.flat import FlatModel
@@ -18,6 +18,7 @@ from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
 from trainer.parts import Saved
 from trainer.run import Run
+from trainer.start import Start
 from trainer.wires import Plain
 
 

@@ -22,7 +22,7 @@ import torch
 
 from trainer import comm
 from trainer.build import build
-from trainer.checkpoint import Checkpoints, Start
+from trainer.checkpoint import Checkpoints
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
@@ -34,6 +34,7 @@ from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
 from trainer.randomness import be_deterministic
 from trainer.run import Run
+from trainer.start import Start
 from trainer.state import check_data
 from trainer.topology import Place, Topology, distributed, meet, place_of_torchrun, restarts, share
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.cli.command import Shell
-from trainer.checkpoint import borders, newest_whole
 from trainer.metrics.jsonl import read_jsonl
+from trainer.start import borders, newest_whole
 
 MODELS = """
 import time

@@ -9,10 +9,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.command import Shell, work
-from trainer.checkpoint import newest_whole
 from trainer.compose import compose_tree
 from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
+from trainer.start import newest_whole
 
 ALGORITHMS = ["sync", "fedavg", "fedsgd", "diloco", "local"]
 TEXT = "To be, or not to be, that is the question:\n" * 20

@@ -24,7 +24,7 @@ from tests.laws.cases import (
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints, Start
+from trainer.checkpoint import Checkpoints
 from trainer.cohort import Sample
 from trainer.fit import fit
 from trainer.metrics import Metrics
@@ -32,6 +32,7 @@ from trainer.models import GPT
 from trainer.parts import Saved, find
 from trainer.run import RoundLength
 from trainer.schedules import Cosine
+from trainer.start import Start
 from trainer.topology import Silos, distributed
 
 ROUNDS, INTERRUPTED = 4, 2

@@ -32,6 +32,7 @@ FLOORS = [
     "run",
     "folder",
     "checkpoint",
+    "start",
     "parts",
     "algorithms",
     "wires",
