@@ -26,7 +26,8 @@ def _become_worker() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # our launcher passes it on as SIGTERM
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # when the launcher is killed
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # when the launcher is killed
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def test_a_rank_that_hangs_is_named(shell: Shell) -> None:
     overrides = (*OWN, "rounds=4", "launch.silo_timeout_seconds=6", "launch.max_restarts=1", "run_dir=hangs")
     started = shell.start_training(*overrides)
     started.wait_for("round 1/4")
+    time.sleep(0.8)  # more than a heartbeat, less than the round
     os.kill(shell.worker(rank=1), signal.SIGSTOP)
     ended = started.end(within_seconds=60)
     assert "rank 0 waited in vain while round 2: training client 0, step" in ended.err, ended.err
