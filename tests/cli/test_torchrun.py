@@ -72,4 +72,4 @@ def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, 
     told = [key for key in theirs if "second" not in key]
     assert {key: ours[key] for key in told} == {key: theirs[key] for key in told}
     assert yaml.safe_load((shell.folder / "two/config.yaml").read_text())["silos"] == "node"
-    assert {path.name for path in (shell.folder / "two/logs").iterdir()} == {"rank-0.log", "rank-1.log"}
+    assert {path.name for path in (shell.folder / "two/logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
