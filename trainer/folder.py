@@ -44,7 +44,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
-        self._failure = path / "logs" / "failed"
+        self._claims = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds anything else than the run that `config` describes."""
@@ -82,7 +82,8 @@ class RunFolder:
             raise ValueError(
                 f"run_dir={self.path} cannot be made: {error.strerror}\n  choose another folder"
             ) from error
-        self._failure.unlink(missing_ok=True)
+        for claim in self._claims.glob("failed-*"):
+            claim.unlink()
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
@@ -101,12 +102,12 @@ class RunFolder:
         write_text(path, json.dumps({"place": place, "starts": starts}) + "\n")
         return starts
 
-    def claim_failure(self) -> bool:
-        """Whether this process is the first of this start to fail: it speaks, the others only log."""
-        if not self._failure.parent.exists():
+    def claim_failure(self, of: str) -> bool:
+        """Whether this process is the first of this start to fail `of` a node, or of the run."""
+        if not self._claims.exists():
             return True
         try:
-            self._failure.touch(exist_ok=False)
+            (self._claims / f"failed-{of}").touch(exist_ok=False)
         except FileExistsError:
             return False
         return True

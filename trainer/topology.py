@@ -6,6 +6,8 @@ Made once, in one place, and always torn down: `with distributed(silos=2) as top
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore, rendezvous  # pyright: ignore
 
 Silos = int | Sequence[int] | str  # how many, their sizes, or "node": one a machine
+
+SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True)
@@ -158,9 +162,29 @@ def choose_device(device: str, place: Place) -> torch.device:
 def meet(place: Place) -> Store:
     """The store through which the ranks of this world find each other, at the address that the launcher gave."""
     if "MASTER_ADDR" in os.environ:
-        return next(rendezvous("env://", place.rank, place.world_size))[0]
+        store = next(rendezvous("env://", place.rank, place.world_size))[0]
+        return PrefixStore(_name_start(store, place), store)
     assert place.world_size == 1, "a world of several ranks needs a launcher: MASTER_ADDR is not set"
     return HashStore()
+
+
+def _name_start(store: Store, place: Place) -> str:
+    """A name for this start of the world, equal on all ranks: torchrun's store keeps the keys of earlier starts.
+
+    Rank 0 makes it up. The others take what they read for it when rank 0 has answered under that name.
+    """
+    own = uuid.uuid4().hex
+    if place.rank == 0:
+        store.set("start", own)
+        for rank in range(1, place.world_size):
+            store.set(f"{own}/{rank}/{store.get(f'{own}/{rank}').decode()}", "")
+        return own
+    while True:
+        start = store.get("start").decode()
+        store.set(f"{start}/{place.rank}", own)
+        if store.check([f"{start}/{place.rank}/{own}"]):
+            return start
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def host_store() -> TCPStore:

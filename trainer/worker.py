@@ -249,11 +249,11 @@ def _fail(place: Place, worker: Worker | None, error: BaseException) -> None:
         time.sleep(0 if place.rank == 0 else SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
     said = _account(place, worker, error)
-    if folder and not folder.claim_failure():
+    if folder and folder.path.exists() and folder.claim_failure("run"):
+        folder.set_status("crashed", rank=place.rank, error=f"{type(error).__name__}: {error}")
+    if folder and not folder.claim_failure(f"node-{place.node}"):
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
-    if folder and folder.path.exists():
-        folder.set_status("crashed", rank=place.rank, error=f"{type(error).__name__}: {error}")
     print(said, file=sys.stderr, flush=True)
     os._exit(1)
 

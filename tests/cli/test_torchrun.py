@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
@@ -73,3 +75,16 @@ def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, 
     assert {key: ours[key] for key in told} == {key: theirs[key] for key in told}
     assert yaml.safe_load((shell.folder / "two/config.yaml").read_text())["silos"] == "node"
     assert {path.name for path in (shell.folder / "two/logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
+
+
+def test_torchrun_starts_a_run_again(shell: Shell) -> None:
+    """Its store outlives the workers: what those of the start before left there is not taken for this one's."""
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
+    started = shell.start_torchrun("rounds=40", "run_dir=restarted", options=options)
+    started.wait_for("round  3/40")
+    os.kill(shell.worker(rank=1), signal.SIGKILL)
+    ended = started.end()
+    assert ended.code == 0, ended.err
+    assert "goes on from round" in ended.out
+    lines = (shell.folder / "restarted/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == list(range(1, 41))

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
@@ -19,6 +19,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 SECONDS_APART = 1  # terminals and batch systems often deliver a signal twice
 SECONDS_BETWEEN_BEATS = 0.5
 SECONDS_OF_SILENCE = 5  # after which a rank is taken to be stopped
+SECONDS_TO_ANSWER = 2  # for the store: calls to one that cannot be reached take a quarter of an hour
 
 
 @contextmanager
@@ -83,10 +84,22 @@ class Pulse:
             yield
         finally:
             self.ended.set()
-            thread.join()
+            thread.join(SECONDS_TO_ANSWER)
 
     def of_all(self, world_size: int) -> str:
-        """What all ranks were doing when they were last heard from, those that fell silent first."""
+        """What all ranks did when they were last heard from, those that fell silent first, if that can be asked."""
+        told: list[str] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):  # the store is gone
+                told.append(self._ask(world_size))
+
+        thread = Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(SECONDS_TO_ANSWER)
+        return told[0] if told else "what the others do is not known: the host of rank 0 does not answer"
+
+    def _ask(self, world_size: int) -> str:
         now, silent, others = time.time(), [], {}
         for rank in range(world_size):
             if not self.store.check([f"beat/{rank}"]):

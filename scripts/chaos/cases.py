@@ -1,0 +1,48 @@
+"""The runs that are disturbed: small, quick to start, with everything that a resume could lose."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+ROUNDS = 12
+
+# Dropout, momentum, batch statistics that differ between ranks; several sections in every round of a second or two.
+COMMON = (
+    "launch.nproc=2",
+    "launch.threads=1",
+    "launch.device=cpu",
+    "launch.max_restarts=100000",
+    "checkpoint.every_seconds=0.3",
+    "model=custom",
+    "model._target_=scripts.chaos.cases.Noisy",
+    "schedule=cosine",
+)
+
+CASES: dict[str, tuple[str, ...]] = {
+    "sync": ("algorithm=sync", "optimizer=momentum", "optimizer.lr=0.02", "round.steps=240"),
+    "fedavg_adam": (
+        *("algorithm=fedavg", "server=adam", "silos=2", "clients=5", "cohort=sample", "cohort.size=3"),
+        *("partition=dirichlet", "optimizer.lr=0.05", "round.steps=120"),
+    ),
+    "diloco": ("algorithm=diloco", "silos=2", "clients=3", "optimizer.lr=0.001", "round.steps=100"),
+}
+
+
+class Noisy(nn.Module):
+    """A perceptron with dropout and batch statistics: images [B, 1, 8, 8] to [B, 10]; 574,570 parameters."""
+
+    def __init__(self, width: int = 720):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)

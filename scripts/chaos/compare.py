@@ -1,0 +1,74 @@
+"""Whether two runs ended alike, to the last bit: weights, states, figures; what clocks say is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.folder import RunFolder
+from trainer.metrics import Metrics, read_jsonl
+from trainer.parts import leaves_of
+from trainer.start import newest_whole
+
+SECTIONS = ("model", "algorithm", "clients")
+
+
+def differences(alone: Path, disturbed: Path) -> list[str]:
+    """What is not the same in the folders of two runs, as sentences."""
+    return [
+        *_of_trees(_final_state(alone), _final_state(disturbed)),
+        *_of_figures("result.json", RunFolder(alone).result(), RunFolder(disturbed).result()),
+        *_of_files("model.safetensors", alone, disturbed),
+        *_of_rounds(read_jsonl(alone / "metrics.jsonl"), read_jsonl(disturbed / "metrics.jsonl")),
+    ]
+
+
+def _final_state(run: Path) -> dict[str, Any]:
+    """The leaves of the last checkpoint."""
+    saved = newest_whole(run / "checkpoints")
+    assert saved, f"{run} holds no checkpoint"
+    loaded = {section: saved.load(section) for section in SECTIONS}
+    return {"border": saved.folder.name, **dict(leaves_of(loaded))}
+
+
+def _of_trees(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"checkpoint: {name} differs"
+        for name in sorted({*ours, *theirs})
+        if name not in ours or name not in theirs or not _are_equal(ours[name], theirs[name])
+    ]
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return repr(one) == repr(other)
+
+
+def _of_files(name: str, alone: Path, disturbed: Path) -> list[str]:
+    return [] if (alone / name).read_bytes() == (disturbed / name).read_bytes() else [f"{name} differs"]
+
+
+def _of_rounds(ours: list[Metrics], theirs: list[Metrics]) -> list[str]:
+    rounds = [line["round"] for line in theirs]
+    if rounds != [line["round"] for line in ours]:
+        return [f"metrics.jsonl: the rounds are {rounds}"]
+    found = []
+    for one, other in zip(ours, theirs, strict=True):
+        found += _of_figures(f"metrics.jsonl, round {one['round']}", one, other)
+    return found
+
+
+def _of_figures(where: str, ours: Metrics, theirs: Metrics) -> list[str]:
+    return [
+        f"{where}: {name} is {theirs.get(name)}, not {ours.get(name)}"
+        for name in sorted({*ours, *theirs})
+        if not _is_of_a_clock(name) and repr(ours.get(name)) != repr(theirs.get(name))
+    ]
+
+
+def _is_of_a_clock(name: str) -> bool:
+    return "second" in name or name.startswith("slowest/")

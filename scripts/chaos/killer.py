@@ -1,0 +1,118 @@
+"""Kills workers of a run, one planned kill after the other, and lets it come further in between.
+
+The trainer gives a run up that comes no further three times in a row. So of two kills one lets a whole save be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+from scripts.chaos.kills import SECONDS_OF_A_START, Kill, Kind
+from scripts.chaos.marks import Mark
+from scripts.chaos.watch import Watched
+
+STARTS_AT_A_PLACE = 2
+SECONDS_OF_TRAINING = 3  # in which a moment of chance may fall
+SECONDS_BETWEEN_LOOKS_AT_DISK = 0.02
+STAGES = ("tensors", "sync", "note")
+
+
+class Killer:
+    """Kills workers of one run.
+
+    start_seconds  the time that they take to their first step
+    sums           what is summed in a combination: "scalars", "vectors"
+    """
+
+    def __init__(self, run: Watched, random: Random, start_seconds: float, sums: Sequence[str]):
+        self.run, self.random, self.start_seconds, self.sums = run, random, start_seconds, sums
+        self.kills: list[Kill] = []
+        self.place: tuple[str, ...] | None = None
+        self.starts_here = 0
+        self.ranks = range(len(run.marks))
+
+    def work_off(self, plan: list[Kind]) -> Iterator[Kill]:
+        """Kills as planned, taking from the plan what was done, until it is empty or the run has ended."""
+        while plan and self.run.wait_for_start():
+            self._note_start()
+            meant = self._choose(plan)
+            rank = self._wait_for(meant)
+            kill = None if rank is None else self._kill(rank, meant)
+            if kill is None:
+                return
+            self.kills.append(kill)
+            if kill.kind in plan:
+                plan.remove(kill.kind)
+            yield kill
+
+    def _note_start(self) -> None:
+        place = self.run.place()
+        self.starts_here = self.starts_here + 1 if place == self.place else 1
+        self.place = place
+
+    def _choose(self, plan: list[Kind]) -> Kind:
+        """The next of the plan that is possible now; any one, if none is."""
+        return next(filter(self._is_possible, plan), Kind.RANDOM)
+
+    def _is_possible(self, kind: Kind) -> bool:
+        if kind is Kind.ROW and not self.kills:
+            return False
+        return kind not in (Kind.START, Kind.ROW) or self.starts_here < STARTS_AT_A_PLACE
+
+    def _wait_for(self, meant: Kind) -> int | None:
+        """The rank to kill, at the moment to do it; None when the run has ended before."""
+        if meant is Kind.SAVE:
+            return self._wait_for_save()
+        if meant is Kind.COMBINATION:
+            return self._wait_for_combination()
+        longest = self.start_seconds + SECONDS_OF_TRAINING
+        longest = {Kind.ROW: SECONDS_OF_A_START, Kind.START: self.start_seconds}.get(meant, longest)
+        moment = time.monotonic() + self.random.uniform(0, 0.95 * longest)
+        rank = 0 if meant is Kind.RANK_0 else self.random.choice(self.ranks)
+        in_time = self.run.wait(lambda: time.monotonic() > moment)
+        return rank if in_time and self._wait_for_progress() else None
+
+    def _wait_for_save(self) -> int | None:
+        stage, level = self.random.choice(STAGES), self.random.choice(("border", "section"))
+
+        def fits(mark: Mark) -> bool:
+            if not mark.saving.endswith(f": {stage}") or ("/step-" in mark.saving) != (level == "section"):
+                return False
+            return stage != "tensors" or self.run.bytes_aside(mark.saving) > 0
+
+        return self._wait_for_rank(fits) if self._wait_for_progress() else None
+
+    def _wait_for_combination(self) -> int | None:
+        stage = self.random.choice(self.sums)
+
+        def fits(mark: Mark) -> bool:
+            return mark.doing.startswith("combining") and mark.doing.endswith(stage)
+
+        return self._wait_for_rank(fits) if self._wait_for_progress() else None
+
+    def _wait_for_rank(self, fits: Callable[[Mark], bool]) -> int | None:
+        """One of the ranks of which this holds, as soon as there is one."""
+        found: list[int] = []
+
+        def look() -> bool:
+            found.extend(rank for rank, pid in self.run.workers().items() if fits(self.run.mark(rank, pid)))
+            return bool(found)
+
+        return self.random.choice(found) if self.run.wait(look) else None
+
+    def _wait_for_progress(self) -> bool:
+        """Returns True when another kill lets the run come further all the same, False when it has ended."""
+        if self.starts_here < STARTS_AT_A_PLACE:
+            return True
+        return self.run.wait(lambda: self.run.place() != self.place, SECONDS_BETWEEN_LOOKS_AT_DISK)
+
+    def _kill(self, rank: int, meant: Kind) -> Kill | None:
+        struck = self.run.kill(rank)
+        if struck is None:
+            return None
+        pid, mark = struck
+        now = time.monotonic()
+        age, aside = now - self.run.born[pid], self.run.bytes_aside(mark.saving)
+        return Kill(now - self.run.began, meant, rank, pid, age, mark, aside, len(self.kills))

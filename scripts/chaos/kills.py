@@ -1,0 +1,102 @@
+"""The kinds of kills, how many of each, and whether a kill was of the kind that it was meant to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+from scripts.chaos.marks import Mark
+
+
+class Kind(StrEnum):
+    """What a kill is meant to hit."""
+
+    SAVE = "inside a save"
+    COMBINATION = "inside a combination"
+    RANK_0 = "rank 0"
+    START = "at start-up"
+    ROW = "two in a row"
+    RANDOM = "at a random moment"
+
+
+IN_TWENTY = {Kind.SAVE: 5, Kind.COMBINATION: 3, Kind.RANK_0: 5, Kind.START: 3, Kind.ROW: 2, Kind.RANDOM: 2}
+SECONDS_OF_A_START = 1.0  # a worker that is younger is starting
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill, and what it hit.
+
+    seconds      since the run was launched
+    age          seconds that the worker had lived
+    mark         what the worker did when it died
+    bytes_aside  of the file that it was writing then
+    start        how often the workers had been started again before
+    """
+
+    seconds: float
+    meant: Kind
+    rank: int
+    pid: int
+    age: float
+    mark: Mark
+    bytes_aside: int
+    start: int
+
+    @property
+    def kind(self) -> Kind:
+        """What it was meant to be, if it was."""
+        return self.meant if self._is(self.meant) else Kind.RANDOM
+
+    @property
+    def is_inside_a_save(self) -> bool:
+        """After the first byte was written, and before the last file had its name."""
+        stage = self.mark.saving.rpartition(": ")[2]
+        return stage in ("sync", "note") or (stage == "tensors" and self.bytes_aside > 0)
+
+    @property
+    def is_inside_a_combination(self) -> bool:
+        return self.mark.doing.startswith("combining")
+
+    def _is(self, kind: Kind) -> bool:
+        young = self.age < SECONDS_OF_A_START
+        return {
+            Kind.SAVE: self.is_inside_a_save,
+            Kind.COMBINATION: self.is_inside_a_combination,
+            Kind.RANK_0: self.rank == 0,
+            Kind.START: young or self.mark.steps == 0,
+            Kind.ROW: young and self.start > 0,
+            Kind.RANDOM: True,
+        }[kind]
+
+    def __str__(self) -> str:
+        saving = f"; {self.mark.saving}" if self.mark.saving else ""
+        aside = f", {self.bytes_aside:,} bytes" if self.bytes_aside else ""
+        hit = f"step {self.mark.steps}, {self.mark.doing}{saving}{aside}"
+        return f"{self.seconds:7.1f} s  {self.kind:<20}  rank {self.rank}  pid {self.pid:<7}  {hit}"
+
+
+def plan(kills: int, cases: Iterable[str], random: Random) -> dict[str, list[Kind]]:
+    """The kinds of so many kills, dealt to the cases in turn, in an order of chance."""
+    kinds = [kind for kind, count in shares(kills).items() for _ in range(count)]
+    names = list(cases)
+    dealt = {name: kinds[place :: len(names)] for place, name in enumerate(names)}
+    for each in dealt.values():
+        random.shuffle(each)
+    return dealt
+
+
+def shares(kills: int) -> dict[Kind, int]:
+    """How many of so many kills are of each kind: in proportion, the largest remainders rounded up.
+
+    >>> [shares(20)[kind] for kind in (Kind.SAVE, Kind.START)]
+    [5, 3]
+    """
+    total = sum(IN_TWENTY.values())
+    counts = {kind: kills * count // total for kind, count in IN_TWENTY.items()}
+    by_remainder = sorted(IN_TWENTY, key=lambda kind: -(kills * IN_TWENTY[kind] % total))
+    for kind in by_remainder[: kills - sum(counts.values())]:
+        counts[kind] += 1
+    return counts

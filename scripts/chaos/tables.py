@@ -1,0 +1,73 @@
+"""What was killed and what came of it, as tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from scripts.chaos.kills import Kill, shares
+from scripts.chaos.trial import Trial
+
+
+def kinds(trials: Sequence[Trial]) -> str:
+    """The kills by kind."""
+    return _by_case("kind", trials, lambda kill: str(kill.kind))
+
+
+def hits(trials: Sequence[Trial]) -> str:
+    """The kills by what the worker was doing: its main thread, and the thread that writes."""
+    main = _by_case("what the worker did", trials, lambda kill: kill.mark.doing)
+    return f"{main}\n\n{_by_case('what it wrote', trials, _writing)}"
+
+
+def outcomes(trials: Sequence[Trial]) -> str:
+    """The runs of each case, and how long it took from a kill to the next step."""
+    rows = []
+    for case in _cases(trials):
+        mine = [trial for trial in trials if trial.case == case]
+        recoveries = [seconds for trial in mine for seconds in trial.recoveries]
+        took = f"{median(recoveries):.1f} s, at most {max(recoveries):.1f} s" if recoveries else "-"
+        equal = sum(not trial.faults for trial in mine)
+        rows.append([case, str(len(mine)), str(equal), str(sum(len(trial.kills) for trial in mine)), took])
+    return _table(["case", "runs", "equal", "kills", "from a kill to the next step (median)"], rows)
+
+
+def missing(trials: Sequence[Trial], kills: int) -> list[str]:
+    """The kinds that did not come about as often as they should in so many kills, as sentences."""
+    counts = Counter(kill.kind for trial in trials for kill in trial.kills)
+    return [
+        f"{kind}: {counts[kind]} kills, not {count}" for kind, count in shares(kills).items() if counts[kind] < count
+    ]
+
+
+def _writing(kill: Kill) -> str:
+    """The stage of the save, without the name of the part."""
+    part, _, stage = kill.mark.saving.rpartition(": ")
+    if not part or stage == "removal":
+        return stage or "nothing"
+    return f"{'section' if '/step-' in part else 'border'}: {stage}"
+
+
+def _by_case(title: str, trials: Sequence[Trial], key: Callable[[Kill], str]) -> str:
+    """How often each key occurs, in all and by case."""
+    cases = _cases(trials)
+    counts = {case: Counter(key(kill) for t in trials if t.case == case for kill in t.kills) for case in cases}
+    total = sum(counts.values(), Counter())
+    rows = [[name, *(str(counts[case][name]) for case in cases), str(total[name])] for name in sorted(total)]
+    rows.append(["all", *(str(counts[case].total()) for case in cases), str(total.total())])
+    return _table([title, *cases, "all"], rows)
+
+
+def _cases(trials: Sequence[Trial]) -> list[str]:
+    return list(dict.fromkeys(trial.case for trial in trials))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Rows below their head, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for first, *others in (head, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)

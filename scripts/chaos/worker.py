@@ -1,0 +1,126 @@
+"""A worker of the trainer that marks what it does: what it calls is wrapped, nothing else differs.
+
+`start` is a launcher of such workers; run as a module this is one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.chaos.marks import Marks
+
+FOLDER = "CHAOS_MARKS"  # where the marks are: one file a rank
+
+
+def start(tree: dict[str, Any], marks: Path, said: Path) -> None:
+    """Launches the run of a resolved configuration, its output in `said`, and ends this process with its exit code."""
+    from trainer.launcher import launch
+
+    with said.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.environ[FOLDER] = str(marks)
+    os._exit(launch(tree, ("-m", "scripts.chaos.worker")))
+
+
+def work() -> int:
+    """The exit code of this worker."""
+    marks = Marks(Path(os.environ[FOLDER]) / os.environ["RANK"])
+    marks.begin(os.getpid(), "importing")
+    _mark(marks)
+    marks.do("starting")
+    from trainer.__main__ import run
+
+    return run()
+
+
+def _mark(marks: Marks) -> None:
+    from trainer import checkpoint, comm, fit, local, round, worker
+
+    for owner, name, doing in (
+        (worker, "build", "building"),
+        (checkpoint.Checkpoints, "newest", "choosing a checkpoint"),
+        (fit, "restore", "restoring"),
+        (local.LocalTrainer, "train", "training"),
+        (round, "combine", "combining"),
+        (fit, "evaluate", "evaluating"),
+        (fit, "_end_round", "ending the round"),
+        (comm, "sum_header", "scalars"),
+        (comm, "sum_between_silos", "vectors"),
+    ):
+        setattr(owner, name, _inside(getattr(owner, name), marks, doing))
+    _mark_steps(marks)
+    _mark_saves(marks)
+
+
+def _inside(function: Callable[..., Any], marks: Marks, doing: str) -> Callable[..., Any]:
+    def marked(*arguments: Any, **options: Any) -> Any:
+        with marks.inside(doing):
+            return function(*arguments, **options)
+
+    return marked
+
+
+def _mark_steps(marks: Marks) -> None:
+    from trainer.work import Work
+
+    add, steps = Work.add, iter(range(1, sys.maxsize))
+
+    def counted(*arguments: Any) -> None:
+        add(*arguments)
+        marks.count(next(steps))
+
+    setattr(Work, "add", counted)  # noqa: B010 (it is another function)
+
+
+def _mark_saves(marks: Marks) -> None:
+    """The stages of a save: its tensors are written, brought to the disk, and renamed; the note is, and it is whole."""
+    from trainer import checkpoint, start
+
+    write_part, fsync, rename = checkpoint.write_part, os.fsync, os.rename
+    writing = threading.local()  # its place and stage, in the thread that writes a part
+
+    def at(stage: str, *after: str) -> None:
+        if getattr(writing, "stage", "") in after:
+            writing.stage = stage
+            marks.save(f"{writing.place}: {stage}")
+
+    def mark_part(folder: Path, part: Any, tree: Any) -> None:
+        border = next(path for path in (folder, *folder.parents) if start.BORDER.fullmatch(path.name))
+        writing.place = f"{folder.relative_to(border.parent)}/{part.name}"
+        writing.stage = "begin"
+        at("tensors", "begin")
+        write_part(folder, part, tree)
+        writing.stage = ""
+        marks.save("")
+
+    def mark_sync(descriptor: int) -> None:
+        at("sync", "tensors")
+        fsync(descriptor)
+
+    def mark_rename(aside: Path, path: Path) -> None:
+        rename(aside, path)
+        at("whole", "note")
+        at("note", "sync")
+
+    checkpoint.write_part, os.fsync, os.rename = mark_part, mark_sync, mark_rename
+    for name in ("_drop_old_borders", "_drop_old_sections"):
+        setattr(checkpoint.Checkpoints, name, _clearing(getattr(checkpoint.Checkpoints, name), marks))
+
+
+def _clearing(drop: Callable[..., None], marks: Marks) -> Callable[..., None]:
+    def marked(*arguments: Any) -> None:
+        marks.save("old ones: removal")
+        drop(*arguments)
+        marks.save("")
+
+    return marked
+
+
+if __name__ == "__main__":
+    sys.exit(work())

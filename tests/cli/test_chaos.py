@@ -1,0 +1,119 @@
+"""Runs whose workers are killed at any instant end with exactly the weights of one that was never touched."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.chaos.cases import CASES
+from scripts.chaos.compare import differences
+from scripts.chaos.kills import IN_TWENTY, Kill, Kind, plan, shares
+from scripts.chaos.marks import Mark
+from tests.cli.command import Shell
+from trainer.parts import Part, write_part, write_tensors
+
+
+def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind]:
+    """The kills by kind, after which every run ended as the untouched one of its case."""
+    ended = shell.start("-m", "scripts.chaos", "--folder", "runs", *options).end(within_seconds)
+    assert ended.code == 0, ended.out + ended.err
+    assert all(f"{case}, run 1: " in ended.out for case in CASES) and "NOT EQUAL" not in ended.out
+    lines = [line for line in ended.out.splitlines() if "  pid " in line]
+    return Counter(kind for line in lines for kind in Kind if f" s  {kind} " in line)
+
+
+def test_six_kills(shell: Shell) -> None:
+    """One of each kind."""
+    counts = kills_of(shell, "--kills", "6", "--rounds", "3", within_seconds=280)
+    assert set(counts) == set(Kind) and counts.total() >= 6
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_kills(shell: Shell) -> None:
+    counts = kills_of(shell, "--kills", "20", within_seconds=1500)
+    assert all(counts[kind] >= count for kind, count in IN_TWENTY.items()), counts
+
+
+# Whether it would be seen, if a run did not end like the other
+
+
+def write_run(folder: Path, weight: Tensor, losses: dict[int, float], seconds: float) -> Path:
+    """The folder of a finished run, as far as it is compared."""
+    part = Part("silo-0.replica-0", ("silo-0.replica-0",), "attempt")
+    state = {"model": {"weight": weight}, "algorithm": {"server": {}}, "clients": {"0": {"step": 3}}}
+    write_part(folder / "checkpoints/round-000002", part, state)
+    write_tensors(folder / "model.safetensors", {"weight": weight})
+    rounds = [{"round": round, "train/loss": loss, "seconds": seconds} for round, loss in losses.items()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
+    (folder / "result.json").write_text(json.dumps(rounds[-1]))
+    return folder
+
+
+WEIGHT, LOSSES = torch.ones(3), {1: 0.5, 2: 0.25}
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "alone", WEIGHT, LOSSES, 1.0)
+
+
+def test_clocks_are_not_compared(alone: Path, tmp_path: Path) -> None:
+    assert differences(alone, write_run(tmp_path / "other", WEIGHT, LOSSES, 2.0)) == []
+
+
+def test_the_last_bit_of_a_weight_is_compared(alone: Path, tmp_path: Path) -> None:
+    near = torch.nextafter(WEIGHT, torch.tensor([1.0, 1.0, 2.0]))
+    said = differences(alone, write_run(tmp_path / "other", near, LOSSES, 1.0))
+    assert said == ["checkpoint: model/weight differs", "model.safetensors differs"]
+
+
+def test_the_figures_of_every_round_are_compared(alone: Path, tmp_path: Path) -> None:
+    said = differences(alone, write_run(tmp_path / "other", WEIGHT, {1: 0.75, 2: 0.25}, 1.0))
+    assert said == ["metrics.jsonl, round 1: train/loss is 0.75, not 0.5"]
+
+
+def test_a_round_that_is_told_twice_is_seen(alone: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", WEIGHT, LOSSES, 1.0)
+    lines = (other / "metrics.jsonl").read_text()
+    (other / "metrics.jsonl").write_text(lines + lines.splitlines(keepends=True)[-1])
+    assert differences(alone, other) == ["metrics.jsonl: the rounds are [1, 2, 2]"]
+
+
+# What a kill counts as
+
+
+def kill(meant: Kind, doing: str = "training", saving: str = "", aside: int = 0, age: float = 9.0) -> Kill:
+    return Kill(10.0, meant, 1, 42, age, Mark(42, 7, doing, saving), aside, 0)
+
+
+@pytest.mark.parametrize(
+    ("hit", "kind"),
+    [
+        (kill(Kind.SAVE, saving="round-000001/silo-0.replica-0: tensors", aside=4096), Kind.SAVE),
+        (kill(Kind.SAVE, saving="round-000001/silo-0.replica-0: tensors"), Kind.RANDOM),
+        (kill(Kind.SAVE, saving="round-000001/silo-0.replica-0: whole"), Kind.RANDOM),
+        (kill(Kind.COMBINATION, doing="combining > vectors"), Kind.COMBINATION),
+        (kill(Kind.COMBINATION, doing="evaluating > scalars"), Kind.RANDOM),
+        (kill(Kind.RANK_0), Kind.RANDOM),
+        (kill(Kind.START, age=0.5), Kind.START),
+        (kill(Kind.START), Kind.RANDOM),
+        (kill(Kind.ROW, age=0.5), Kind.RANDOM),
+    ],
+)
+def test_a_kill_counts_as_what_it_hit(hit: Kill, kind: Kind) -> None:
+    """Before the first byte, or after the last rename, it was not inside a save; the first start is after no kill."""
+    assert hit.kind is kind
+
+
+@pytest.mark.parametrize("kills", [1, 6, 20, 200])
+def test_kinds_are_planned_in_proportion(kills: int) -> None:
+    planned = plan(kills, CASES, Random(0))
+    assert sum(map(len, planned.values())) == sum(shares(kills).values()) == kills
+    assert all(abs(count - kills * IN_TWENTY[kind] / 20) < 1 for kind, count in shares(kills).items())
