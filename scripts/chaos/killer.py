@@ -59,20 +59,26 @@ class Killer:
     def _is_possible(self, kind: Kind) -> bool:
         if kind is Kind.ROW and not self.kills:
             return False
-        return kind not in (Kind.START, Kind.ROW) or self.starts_here < STARTS_AT_A_PLACE
+        return kind not in (Kind.START, Kind.ROW) or not self._must_come_further
+
+    @property
+    def _must_come_further(self) -> bool:
+        """Whether the run would be given up if its workers were killed at this place once more."""
+        return self.starts_here >= STARTS_AT_A_PLACE
 
     def _wait_for(self, meant: Kind) -> int | None:
         """The rank to kill, at the moment to do it; None when the run has ended before."""
+        if not self._wait_for_progress():
+            return None
         if meant is Kind.SAVE:
             return self._wait_for_save()
         if meant is Kind.COMBINATION:
             return self._wait_for_combination()
-        longest = self.start_seconds + SECONDS_OF_TRAINING
-        longest = {Kind.ROW: SECONDS_OF_A_START, Kind.START: self.start_seconds}.get(meant, longest)
+        any_moment = SECONDS_OF_TRAINING + (0 if self._must_come_further else self.start_seconds)
+        longest = {Kind.ROW: SECONDS_OF_A_START, Kind.START: self.start_seconds}.get(meant, any_moment)
         moment = time.monotonic() + self.random.uniform(0, 0.95 * longest)
         rank = 0 if meant is Kind.RANK_0 else self.random.choice(self.ranks)
-        in_time = self.run.wait(lambda: time.monotonic() > moment)
-        return rank if in_time and self._wait_for_progress() else None
+        return rank if self.run.wait(lambda: time.monotonic() > moment) else None
 
     def _wait_for_save(self) -> int | None:
         stage, level = self.random.choice(STAGES), self.random.choice(("border", "section"))
@@ -82,7 +88,7 @@ class Killer:
                 return False
             return stage != "tensors" or self.run.bytes_aside(mark.saving) > 0
 
-        return self._wait_for_rank(fits) if self._wait_for_progress() else None
+        return self._wait_for_rank(fits)
 
     def _wait_for_combination(self) -> int | None:
         stage = self.random.choice(self.sums)
@@ -90,7 +96,7 @@ class Killer:
         def fits(mark: Mark) -> bool:
             return mark.doing.startswith("combining") and mark.doing.endswith(stage)
 
-        return self._wait_for_rank(fits) if self._wait_for_progress() else None
+        return self._wait_for_rank(fits)
 
     def _wait_for_rank(self, fits: Callable[[Mark], bool]) -> int | None:
         """One of the ranks of which this holds, as soon as there is one."""
@@ -104,7 +110,7 @@ class Killer:
 
     def _wait_for_progress(self) -> bool:
         """Returns True when another kill lets the run come further all the same, False when it has ended."""
-        if self.starts_here < STARTS_AT_A_PLACE:
+        if not self._must_come_further:
             return True
         return self.run.wait(lambda: self.run.place() != self.place, SECONDS_BETWEEN_LOOKS_AT_DISK)
 
