@@ -97,7 +97,7 @@ def barrier() -> None:
 
 def has_timed_out(error: BaseException) -> bool:
     """Whether a collective failed because somebody did not come in time."""
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("Timed out", "timed out", "timeout"))
+    return has_lost_peers(error) and any(word in str(error) for word in ("Timed out", "timed out", "timeout"))
 
 
 def has_lost_peers(error: BaseException) -> bool:

@@ -47,6 +47,10 @@ DTYPES = {
 Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
 
 
+class DiskFull(OSError):
+    """There is no room for a checkpoint; the message is for the user."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Who writes: the name of this part, those of all parts of the whole, and the start of the run that writes them."""
@@ -97,7 +101,7 @@ def damaged_notes(folder: Path) -> list[str]:
 
 
 def write_part(folder: Path, part: Part, tree: Tree) -> None:
-    """Writes this part's share of a whole. Raises OSError, with a message for the user, when the disk is full."""
+    """Writes this part's share of a whole. Raises DiskFull when there is no room."""
     aside = folder / f".{part.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,7 @@ def write_part(folder: Path, part: Part, tree: Tree) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(next(path for path in folder.parents if path.exists())).free
-        raise OSError(
+        raise DiskFull(
             errno.ENOSPC,
             f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
             "it are whole.\n  make room, or set checkpoint.keep to less, and go on with the same run_dir",

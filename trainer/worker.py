@@ -32,6 +32,7 @@ from trainer.folder import RunFolder, flatten
 from trainer.launch.processes import choose_threads
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
+from trainer.parts import DiskFull
 from trainer.randomness import be_deterministic
 from trainer.run import Run
 from trainer.start import Start
@@ -266,6 +267,6 @@ def _account(place: Place, worker: Worker | None, error: BaseException) -> str:
     if comm.has_lost_peers(error):
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         return f"rank {place.rank} lost its peers: {str(error).splitlines()[0]}"
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+    if isinstance(error, DiskFull):
         return f"rank {place.rank}: {error.strerror}"
     return f"rank {place.rank} failed:\n{''.join(traceback.format_exception(error))}"

@@ -92,6 +92,12 @@ def test_silos_count_once_whatever_their_ranks(ranks, silos: list[int]):
     assert all(torch.equal(outcomes[0], other) for other in outcomes)
 
 
+def test_a_timeout_of_somebody_else_is_not_a_lost_peer():
+    """A data loader's, say: it keeps its traceback."""
+    assert not comm.has_timed_out(RuntimeError("DataLoader timed out after 5 seconds"))
+    assert comm.has_timed_out(RuntimeError("[gloo/transport/tcp] Timed out waiting 5000ms for recv operation"))
+
+
 def test_a_lost_peer_is_told_from_our_own_failure():
     """gloo's words on a connection that broke, and others."""
     assert comm.has_lost_peers(RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]"))
