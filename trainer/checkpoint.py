@@ -16,12 +16,14 @@ consistent. See parts.py for the files.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_native_id
 from time import perf_counter
 
 import torch
@@ -32,6 +34,7 @@ from trainer.parts import Part, Tree, leaves_of, tree_of, write_part, write_text
 from trainer.start import NOT_WHOLE, Start, borders, choose, order, start_of, step_of, steps, usable
 from trainer.topology import Topology
 
+NICENESS = 10  # of the writing thread
 SECTIONS_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
 
 
@@ -145,6 +148,7 @@ class Checkpoints:
         return last.copy_(leaf.detach())
 
     def _write(self, folder: Path, part: Part, tree: Tree, is_best: bool) -> None:
+        _give_way()
         try:
             write_part(folder, part, tree)
             self._passed = [fault for fault in self._passed if f"{folder}/" not in fault]
@@ -187,6 +191,12 @@ class Checkpoints:
         return border.parent == self.folder and any(
             order(path) > order(border) and usable(path, self._passed) for path in borders(self.folder)
         )
+
+
+def _give_way() -> None:
+    """Lets this thread run where the training waits, as far as the system has a priority for each thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
 
 
 def share_of(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:

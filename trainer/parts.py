@@ -21,8 +21,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from trainer.direct import DirectFile
+
 FORMAT = 2
-BLOCK_BYTES = 4 << 20
 TENSORS, NOTE = ".safetensors", ".json"
 
 DTYPES = {
@@ -216,17 +217,10 @@ def _write_tree(path: Path, tree: Tree) -> tuple[int, int]:
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    size = crc = 0
-    with open(path, "wb", buffering=0) as file:
+    with DirectFile(path) as file:
         for content in (len(text).to_bytes(8, "little"), text, *map(_bytes_of, tensors.values())):
-            for start in range(0, len(content), BLOCK_BYTES):
-                block = content[start : start + BLOCK_BYTES]
-                crc = zlib.crc32(block, crc)
-                while len(block):  # a disk that is nearly full takes a part of it, and refuses the rest
-                    written = file.write(block)
-                    size, block = size + written, block[written:]
-        os.fsync(file.fileno())
-    return size, crc
+            file.write(content)
+    return file.size, file.crc32
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -34,6 +34,7 @@ FLOORS = [
     "checkpoint",
     "start",
     "parts",
+    "direct",
     "algorithms",
     "wires",
     "comm",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.support.disk import assert_trees_equal, content, flipped
-from trainer import parts
+from trainer import direct, parts
 from trainer.parts import DTYPES, Part, Saved, find, leaves_of, tree_of, write_part, write_tensors, write_text
 from trainer.topology import distributed
 
@@ -64,8 +64,8 @@ def test_tensors_of_every_type_go_round(tmp_path: Path, dtype: torch.dtype):
 
 def test_tensors_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Those that end with a block, within one, and with the first byte of one; the library reads the file too."""
-    monkeypatch.setattr(parts, "BLOCK_BYTES", 64)
-    tree = {str(size): torch.arange(size).to(torch.uint8) for size in (0, 1, 63, 64, 65, 640, 1000)}
+    monkeypatch.setattr(direct, "BLOCK_BYTES", 4096)
+    tree = {str(size): torch.arange(size).to(torch.uint8) for size in (0, 1, 4095, 4096, 4097, 40960, 50001)}
     assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
     assert_trees_equal(load_file(tmp_path / "a.safetensors"), {f"section/{size}": leaf for size, leaf in tree.items()})
 
