@@ -53,7 +53,7 @@ def build(config: Config, topology: Topology) -> Run:
         rounds=config.rounds,
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
         micro_batch_size=config.micro_batch_size,
-        length=RoundLength(config.round.epochs, config.round.steps),
+        length=_round_length(config),
         schedule=schedule,
         cohort=cohort,
         clip_norm=config.clip_norm,
@@ -197,6 +197,12 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
             f"batch_size={config.batch_size} is smaller than the {largest} replicas of a silo: "
             f"it counts the examples of the whole silo.\n  valid: {largest} or more, or all"
         )
+
+
+def _round_length(config: Config) -> RoundLength:
+    given = config.round
+    epochs = given.epochs if isinstance(given.epochs, int) else (given.epochs[0], given.epochs[1])
+    return RoundLength(epochs, given.steps, given.synchronous, given.seconds, given.late)
 
 
 def _instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: Any) -> Any:

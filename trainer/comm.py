@@ -38,6 +38,43 @@ def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
     return vector
 
 
+def sum_between_leaders(tensor: Tensor, topology: Topology) -> Tensor:
+    """The sum over the silos' leaders, in place. Only they call it."""
+    dist.all_reduce(tensor, group=topology.leaders_group)
+    return tensor
+
+
+def counts_of_silos(count: int, topology: Topology) -> list[int]:
+    """The number that each silo brings, by silo, on all ranks. A collective over the world."""
+    counts = torch.zeros(topology.num_silos, dtype=torch.int64)
+    if topology.is_leader:
+        counts[topology.silo] = count
+    dist.all_reduce(counts)
+    return counts.tolist()
+
+
+def exchange_between_silos(parts: Tensor, counts: list[int], topology: Topology) -> Tensor:
+    """What all silos have for this one: [S, k, n] with a part for each of S silos becomes [K, n]. Only leaders call it.
+
+    Silo s brings counts[s] rows to each, and K is their sum; rows come in the order of their silos.
+    """
+    width = parts.shape[2]
+    received = parts.new_empty(sum(counts) * width)
+    sizes = [count * width for count in counts]
+    dist.all_to_all_single(received, parts.view(-1), sizes, group=topology.leaders_group)
+    return received.view(-1, width)
+
+
+def join_silos(part: Tensor, topology: Topology) -> Tensor:
+    """The parts [n] of all silos, one after the other [S n], on all ranks; only the leaders' count."""
+    joined = part.new_empty(topology.num_silos * len(part))
+    if topology.is_leader:
+        dist.all_gather_into_tensor(joined, part.contiguous(), group=topology.leaders_group)
+    if topology.num_replicas > 1:
+        dist.broadcast(joined, src=topology.leader, group=topology.silo_group)
+    return joined
+
+
 def mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
     """The mean over the replicas of this silo, in place."""
     if topology.num_replicas > 1:

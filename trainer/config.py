@@ -64,7 +64,12 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(whole(1).accepts(size) for size in value)
 
 
+def _is_range(value: Any) -> bool:
+    return _is_sizes(value) and len(value) == 2 and value[0] <= value[1]
+
+
 sizes = Kind("a list of sizes such as [3,1]", _is_sizes)
+span = Kind("[least,most] such as [2,5]", _is_range)
 switch = Kind("true or false", lambda value: type(value) is bool)
 text = Kind("a text (digits as \"'7'\")", lambda value: isinstance(value, str))
 leaf = Kind(
@@ -79,8 +84,11 @@ def setting(kind: Kind) -> Any:
 
 @dataclass(frozen=True)
 class RoundConfig:
-    epochs: int = setting(whole(1))
+    epochs: int | list[int] = setting(whole(1) | span)
     steps: int | None = setting(whole(1) | words(None))
+    synchronous: int = setting(whole(0))
+    seconds: float | None = setting(number(0) | words(None))
+    late: Literal["count", "drop"] = setting(words("count", "drop"))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Wish(IntEnum):
 
     GO_ON = 0
     SAVE = 1
-    LEAVE = 2
+    FINISH = 2  # the round: its time is over
+    LEAVE = 3
 
 
 class Contact:
@@ -33,6 +34,7 @@ class Contact:
 
     save_seconds  the time between saves inside a round; None: there are none
     max_seconds   the time after which to leave; None: never
+    finish_at     when the round is over for this silo, whatever is left of it to do
     """
 
     def __init__(self, save_seconds: float | None = None, max_seconds: float | None = None):
@@ -40,6 +42,7 @@ class Contact:
         self.save_seconds = float("inf") if save_seconds is None else save_seconds
         self.leave_at = float("inf") if max_seconds is None else began + max_seconds
         self.saved_at = began
+        self.finish_at = float("inf")
         self.is_leaving = False
         self.phase, self.work = "starting", None
 
@@ -52,6 +55,8 @@ class Contact:
         now = perf_counter()
         if self.is_leaving or now > self.leave_at:
             return Wish.LEAVE
+        if now > self.finish_at:
+            return Wish.FINISH
         return Wish.SAVE if now - self.saved_at > self.save_seconds else Wish.GO_ON
 
     def saved(self) -> None:

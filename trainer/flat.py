@@ -6,10 +6,13 @@ Copying, subtracting and sending a whole model is then one operation on one vect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Moments = Literal["pooled", "mean"]
 
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as a tensor of its own would
 
@@ -27,7 +30,7 @@ class FlatModel:
     or trainable parameters of several dtypes.
     """
 
-    def __init__(self, module: nn.Module, is_shared: Callable[[str], bool] = everything):
+    def __init__(self, module: nn.Module, is_shared: Callable[[str], bool] = everything, moments: Moments = "pooled"):
         self.module = module
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         dtypes = sorted({str(p.dtype) for p in trainable.values()})
@@ -40,10 +43,11 @@ class FlatModel:
         own = {id(trainable[name]) for name in self.personal_names}
         # Tied parameters have several names, of which `named_parameters` says the first.
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
-        self.shared = _flatten([trainable[name] for name in self.shared_names], self.trainable[0])
+        self.shared_parameters = [trainable[name] for name in self.shared_names]
+        self.shared = _flatten(self.shared_parameters, self.trainable[0])
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
         buffers = dict(module.named_buffers())
-        self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)})
+        self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)}, moments)
         self.personal_buffers = {name: b for name, b in buffers.items() if not is_shared(name)}
         self.personal_statistics = Statistics(self.personal_buffers)
 
@@ -51,6 +55,19 @@ class FlatModel:
     def has_batch_statistics(self) -> bool:
         """Whether a layer normalises by the statistics of the batch it is given."""
         return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.module.modules())
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """What a vector like `shared` holds for each of the `shared_parameters`, in their shapes."""
+        starts, _ = _places(self.shared_parameters)
+        places = zip(self.shared_parameters, starts, strict=True)
+        return [vector[start : start + p.numel()].view_as(p) for p, start in places]
+
+    @torch.no_grad()
+    def add_to_gradients(self, tensors: Sequence[Tensor], factor: float = 1.0) -> None:
+        """Adds a tensor for each of the `shared_parameters`, times the factor, to its gradient if it has one."""
+        pairs = [(p.grad, t) for p, t in zip(self.shared_parameters, tensors, strict=True) if p.grad is not None]
+        gradients, added = [gradient for gradient, _ in pairs], [tensor for _, tensor in pairs]
+        torch._foreach_add_(gradients, added, alpha=factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def personal_state(self) -> dict[str, Tensor]:
         """Copies of what belongs to the client being trained: the personal vector, and the personal buffers by name."""
@@ -86,14 +103,15 @@ class FlatModel:
 class Statistics:
     """The buffers that are combined between ranks, as one float64 vector that may be averaged.
 
-    BatchNorm's running mean and variance are pooled by the law of total variance: the vector holds the mean and the
-    second moment, var + mean^2, whose averages are those of the union. Other floating point buffers are averaged as
-    they are; integer ones (counters) are combined by their maximum.
+    BatchNorm's running mean and variance are `pooled` by the law of total variance: the vector holds the mean and the
+    second moment, var + mean^2, whose averages are those of the union. As a `mean` they are averaged one by one, like
+    all other floating point buffers: the variance then lacks that of the means. Integer buffers (counters) are combined
+    by their maximum.
     """
 
-    def __init__(self, buffers: dict[str, Tensor]):
+    def __init__(self, buffers: dict[str, Tensor], moments: Moments = "pooled"):
         self.counters = [b for b in buffers.values() if not b.is_floating_point()]
-        variances = [name for name in buffers if name.endswith("running_var")]
+        variances = [name for name in buffers if name.endswith("running_var") and moments == "pooled"]
         self.moments = [(buffers[name.removesuffix("var") + "mean"], buffers[name]) for name in variances]
         paired = {id(buffer) for pair in self.moments for buffer in pair}
         self.plain = [b for b in buffers.values() if b.is_floating_point() and id(b) not in paired]
@@ -130,12 +148,18 @@ class Statistics:
             buffer.copy_(part.view_as(buffer))
 
 
-def _flatten(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
-    step = ALIGNMENT_BYTES // like.element_size()
+def _places(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
+    """Where in their vector parameters begin, each on a cache line of its own; and the vector's length."""
     starts, total = [], 0
     for parameter in parameters:
+        step = ALIGNMENT_BYTES // parameter.element_size()
         starts.append(total)
         total += -(-parameter.numel() // step) * step
+    return starts, total
+
+
+def _flatten(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
+    starts, total = _places(parameters)
     # The padding between parameters is zero in every silo, so it stays zero through every combination.
     vector = torch.zeros(total, dtype=like.dtype, device=like.device)
     for parameter, start in zip(parameters, starts, strict=True):

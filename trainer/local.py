@@ -90,10 +90,10 @@ class LocalTrainer:
 
     def begin(self, client: int) -> Work:
         """The Work of a client that is about to begin its round, with the model and the optimizer as it needs them."""
-        self.run.algorithm.begin_client(client)
+        kept = self.states.get(client, {})
+        self.run.algorithm.begin_client(kept.get("algorithm", {}))
         self.restore_statistics()
         self.load_personal(client)
-        kept = self.states.get(client, {})
         state = kept.get("optimizer", {})
         # A client that is left out of the round must find its state as it was.
         restore_optimizer_state(self.optimizer, clone_state(state) if self.run.algorithm.votes else state)
@@ -102,12 +102,16 @@ class LocalTrainer:
         return Work(client, len(self.run.training_sets[client]))
 
     def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
-        """Goes on with a client's round, after it took part in so many earlier ones; whether it came to the end."""
+        """Goes on with a client's round, after it took part in so many earlier ones; whether it came to the end.
+
+        The end may be that of the round's time: then the work says that it is late.
+        """
         self.contact.at(f"round {round.index + 1}: training", work)
         stream = self._stream(work.client)
         stream.seconds = work.seconds_data
-        steps = self.run.length.of(stream.steps_per_epoch)
-        batches = stream.batches(earlier_rounds * steps + work.steps, steps - work.steps)
+        steps = self.run.length.of(stream.steps_per_epoch, round, work.client)
+        start = self.run.length.begins_at(stream.steps_per_epoch, earlier_rounds)
+        batches = stream.batches(start + work.steps, steps - work.steps)
         self.model.module.train()
         began = perf_counter() - work.seconds_data - work.seconds_compute
         for wish in self._steps(work, batches, steps, round, watch):
@@ -115,6 +119,9 @@ class LocalTrainer:
             work.learning_rate = self.optimizer.param_groups[0]["lr"]
             work.seconds_data = stream.seconds
             work.seconds_compute = perf_counter() - began - stream.seconds
+            if wish is Wish.FINISH:
+                work.is_late = work.steps < steps
+                return True
             if wish is not Wish.GO_ON and pause(work, wish):
                 return False
         return True
@@ -126,7 +133,8 @@ class LocalTrainer:
         if self.model.personal_buffers:
             own = self.model.personal_statistics
             own.load(comm.mean_in_silo(own.vector(), self.run.topology), own.counts())
-        self.states[client] = {"personal": self.model.personal_state()}
+        algorithm = self.run.algorithm
+        self.states[client] = {"personal": self.model.personal_state(), "algorithm": algorithm.client_state()}
         if self.run.algorithm.inner_state == "keep":
             self.states[client] |= self.inner_state()
 
@@ -195,11 +203,8 @@ class LocalTrainer:
                 self.scaler.unscale_(optimizer)
             algorithm.correct()
             work.gradient_norm = self._clip(measure=step + 1 == steps)
-            if self.scaler:
-                self.scaler.step(optimizer)
-                self.scaler.update()
-            else:
-                optimizer.step()
+            if self._apply():
+                work.factors.append(self.factor)
             optimizer.zero_grad()
             work.add(batch.examples, loss_sum, units)
             if watch:
@@ -209,6 +214,16 @@ class LocalTrainer:
                 yield wish
         if wish is not None:
             yield Wish.GO_ON
+
+    def _apply(self) -> bool:
+        """Steps the optimizer; whether it did, and did not leave the step out because it overflowed."""
+        if not self.scaler:
+            self.optimizer.step()
+            return True
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= scale
 
     def _set_rates(self, progress: float) -> None:
         factor = self.run.schedule(progress)

@@ -27,15 +27,19 @@ class Tally:
         self.run, self.round, self.buffers = run, round, buffers
         self.examples = 0.0
         self.works: list[Work] = []
-        self.norms: list[float] = []
+        self.norms: list[float | None] = []
+        self.missing = 0  # clients that there was no time to begin with
         self.statistics = torch.zeros_like(buffers.vector())
         self.counts = buffers.counts()
 
-    def add(self, work: Work, delta_norm: float) -> None:
-        """Counts a client's work; BatchNorm statistics are pooled by n_k, and over the replicas of the silo."""
+    def add(self, work: Work, delta_norm: float | None) -> None:
+        """Counts a client's work; BatchNorm statistics are pooled by n_k, and over the replicas of the silo.
+
+        A client that was too late to count has no norm, that of one that is left out is not finite.
+        """
         self.works.append(work)
         self.norms.append(delta_norm)
-        if math.isfinite(delta_norm):
+        if _counts(delta_norm):
             self.examples += work.examples
             if self.buffers.any:
                 self.statistics += self.buffers.vector() * (work.examples / self.run.topology.num_replicas)
@@ -67,16 +71,20 @@ class Tally:
 
     def scalars(self) -> dict[str, float]:
         """Numbers whose sums over the world describe the round."""
-        counted = [work for work, norm in zip(self.works, self.norms, strict=True) if math.isfinite(norm)]
+        counted = [work for work, norm in zip(self.works, self.norms, strict=True) if _counts(norm)]
+        on_time = [work for work in counted if not work.is_late]  # late ones have had no last step
         own = {"loss_sum": sum(work.loss_sum for work in counted), "units": sum(work.units for work in counted)}
         equal_in_silo = {
             "examples": self.examples,
             "steps": sum(work.steps for work in self.works),
             "examples_seen": sum(work.examples_seen for work in self.works),
             "clients": len(self.works),
-            "gradient_norms": sum(float(work.gradient_norm) for work in counted),
+            "counted": len(counted),
+            "on_time": len(on_time),
+            "gradient_norms": sum(float(work.gradient_norm) for work in on_time),
             "learning_rates": sum(work.learning_rate for work in counted),
-            "left_out": len(self.works) - len(counted),
+            "left_out": sum(norm is not None and not math.isfinite(norm) for norm in self.norms),
+            "late": sum(work.is_late for work in self.works) + self.missing,
         }
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
 
@@ -98,7 +106,7 @@ class Tally:
         )
         for work, norm in zip(self.works, self.norms, strict=True):
             if rows:
-                rows[work.client] = [work.loss_sum, work.units, norm if self.run.topology.is_leader else 0.0]
+                rows[work.client] = [work.loss_sum, work.units, (norm or 0.0) if self.run.topology.is_leader else 0.0]
         return torch.tensor(list(rows.values()), dtype=torch.float64).view(len(rows), len(CLIENT_COLUMNS))
 
 
@@ -107,43 +115,28 @@ def reports_clients(run: Run) -> bool:
     return run.per_client != "none" and len(run.training_sets) > 1
 
 
-def round_metrics(
-    run: Run, round: Round, sums: dict[str, float], tables: dict[str, Tensor], update_norm: float
-) -> Metrics:
-    """The figures of a round's training from the world's sums. `update_norm` is that of the combined delta."""
-    counted = sums["clients"] - sums["left_out"]
+def _counts(delta_norm: float | None) -> bool:
+    return delta_norm is not None and math.isfinite(delta_norm)
+
+
+def round_metrics(round: Round, sums: dict[str, float], tables: dict[str, Tensor]) -> Metrics:
+    """The figures of a round's training from the world's sums."""
     metrics: Metrics = {
         "round/examples": int(sums["examples_seen"]),
         "round/steps": int(sums["steps"]),
         "train/loss": _ratio(sums["loss_sum"], sums["units"]),
-        "train/gradient_norm": _ratio(sums["gradient_norms"], counted),
-        "train/learning_rate": _ratio(sums["learning_rates"], counted),
+        "train/gradient_norm": _ratio(sums["gradient_norms"], sums["on_time"]),
+        "train/learning_rate": _ratio(sums["learning_rates"], sums["counted"]),
         "clients/trained": int(sums["clients"]),
         "clients/left_out": int(sums["left_out"]),
+        "clients/late": int(sums["late"]),
     }
     metrics |= slowest_silo(tables["silos"])
-    if "weighted_norms" in sums:
-        metrics["delta/norm"] = update_norm
-        metrics["delta/cosine"] = mean_cosine(sums, update_norm)
     for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
         loss_sum, units, norm = row
         metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)
         metrics[f"client/{client}/delta_norm"] = norm
     return metrics
-
-
-def mean_cosine(sums: dict[str, float], update_norm: float) -> float:
-    """The mean cosine between pairs of clients' deltas, weighted by w_i |d_i| w_j |d_j|; NaN for a single client.
-
-    (|sum w_i d_i|^2 - sum w_i^2 |d_i|^2) / ((sum w_i |d_i|)^2 - sum w_i^2 |d_i|^2): three sums of scalars and one norm,
-    so no client's delta is sent anywhere.
-    """
-    if not sums["weight"]:
-        return math.nan
-    squares = sums["squared_weighted_norms"] / sums["weight"] ** 2
-    pairs = (sums["weighted_norms"] / sums["weight"]) ** 2 - squares
-    # A single client leaves the rounding of 0 / 0.
-    return (update_norm**2 - squares) / pairs if pairs > 1e-9 * squares else math.nan
 
 
 def evaluation_metrics(run: Run, name: str, table: Tensor) -> Metrics:

@@ -34,6 +34,8 @@ def train_round(
     come to the end; each has then saved what it has done.
     """
     began = perf_counter() - (inside.seconds if inside else 0.0)
+    seconds = state.run.length.seconds
+    state.contact.finish_at = math.inf if seconds is None else began + seconds
     if inside is None:
         state.run.algorithm.begin_round(round)
         inside = Inside(Tally(state.run, round, state.model.statistics))
@@ -68,6 +70,9 @@ def _train_clients(
     clients = run.assignments(round)[run.topology.silo]
     trainer.skipped = [(first, last) for index, first, last in state.progress.skipped if index == round.index]
     for position in range(len(tally.works), len(clients)):
+        if tally.works and tally.works[-1].is_late:
+            tally.missing = len(clients) - position
+            break
         client = clients[position]
         place = round.index + position / len(clients)
         watch_client = watch and _part(watch, place / run.rounds, 1 / (len(clients) * run.rounds))
@@ -75,8 +80,9 @@ def _train_clients(
         if not trainer.train(work, round, int(state.participations[client]), watch_client, pause):
             return False
         inside.work = None
-        norm = run.algorithm.contribute(client, work.examples)
-        if math.isfinite(norm):
+        is_dropped = work.is_late and run.length.late == "drop"
+        norm = None if is_dropped else run.algorithm.contribute(work)
+        if norm is not None and math.isfinite(norm):
             trainer.commit(client)
         tally.add(work, norm)
     return True
@@ -99,17 +105,13 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     if sums["unfinished"]:
         return None
     met = perf_counter()
-    update_norm = 0.0
+    figures = algorithm.combine(sums, state.wire)
     if sums["weight"] > 0:
-        total = state.wire.sum(algorithm.payload(sums["weight"]))
-        update_norm = float(torch.linalg.vector_norm(total))
-        algorithm.apply(total)
         state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
     else:
-        algorithm.skip()
         state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1
-    metrics = round_metrics(state.run, round, sums, tables, update_norm)
+    metrics = round_metrics(round, sums, tables) | figures
     metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}
     return metrics | {"bytes_between_silos": state.wire.bytes_sent}
 

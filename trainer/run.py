@@ -22,21 +22,52 @@ from trainer.topology import Topology
 PerClient = Literal["full", "scores", "none"]
 
 
+Late = Literal["count", "drop"]
+
+
 @dataclass(frozen=True)
 class RoundLength:
-    """How much a client does in a round: local epochs, or a number of steps if that is given."""
+    """How much a client does in a round: local epochs, or a number of steps if that is given.
 
-    epochs: int = 1
+    epochs       a number, or (least, most): drawn anew for every client and round
+    synchronous  so many first rounds are of one step: post-local SGD, Lin et al. 2020 (arXiv 1808.07217)
+    seconds      after so long a silo ends its round, wherever it is; None: never
+    late         of a client that had no time to do all its work: `count` what it did, or `drop` it
+    """
+
+    epochs: int | tuple[int, int] = 1
     steps: int | None = None
+    synchronous: int = 0
+    seconds: float | None = None
+    late: Late = "count"
 
-    def of(self, steps_per_epoch: int) -> int:
-        """The steps of a client whose epoch has so many."""
-        return self.steps or self.epochs * steps_per_epoch
+    def of(self, steps_per_epoch: int, round: Round, client: int) -> int:
+        """The steps of a client in a round, if its epoch has so many."""
+        if round.index < self.synchronous:
+            return 1
+        return self.steps or self._epochs(round, client) * steps_per_epoch
+
+    def begins_at(self, steps_per_epoch: int, earlier_rounds: int) -> int:
+        """Where in a client's stream of batches its round begins, after so many in which it took part.
+
+        Every round but the synchronous ones has room for the most that may be done in it: so this is a pure function.
+        """
+        synchronous = min(earlier_rounds, self.synchronous)
+        most = self.epochs if isinstance(self.epochs, int) else self.epochs[1]
+        return synchronous + (earlier_rounds - synchronous) * (self.steps or most * steps_per_epoch)
+
+    def _epochs(self, round: Round, client: int) -> int:
+        if isinstance(self.epochs, int):
+            return self.epochs
+        least, most = self.epochs
+        return least + round.seed_for("epochs", client) % (most - least + 1)
 
 
 @dataclass(frozen=True)
 class Run:
     """A run, ready for `fit`. Replicas and silos are those of `topology`; everything else is equal on all ranks.
+
+    Raises ValueError when the algorithm cannot combine clients that are trained in this way.
 
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
     micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
@@ -71,6 +102,9 @@ class Run:
     evaluation_batch_size: int = 1024
     per_client: PerClient = "full"
     max_bad_rounds: int = 3
+
+    def __post_init__(self):
+        self.algorithm.refuse(self.optimizer, self.clip_norm)
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:

@@ -81,10 +81,11 @@ class State:
         self.progress = Progress()
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
-        self.model = FlatModel(run.module.to(run.topology.device), run.algorithm.is_shared)
+        module = run.module.to(run.topology.device)
+        self.model = FlatModel(module, run.algorithm.is_shared, run.algorithm.batch_statistics)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())
-        run.algorithm.setup(self.model)
+        run.algorithm.setup(self.model, run.optimizer, run.training_sizes)
         self.trainer = LocalTrainer(run, self.model, self.contact)
         self.wire = Plain(run.topology)
         self.local_fingerprint = 0

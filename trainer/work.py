@@ -21,7 +21,9 @@ class Work:
     examples_seen   examples that went through the model, epochs counted
     steps           optimizer steps that were attempted: the place in the client's round
     units           what the loss is summed over: examples or tokens
+    factors         on the learning rates, of the steps that were applied
     gradient_norm   of the last step, before clipping
+    is_late         whether the time of the round was over before the client's work was done
     """
 
     client: int
@@ -32,6 +34,8 @@ class Work:
     examples_seen: int = 0
     steps: int = 0
     units: int = 0
+    factors: list[float] = field(default_factory=list)
+    is_late: bool = False
     gradient_norm: Tensor | float = 0.0
     learning_rate: float = 0.0
     seconds_data: float = 0.0

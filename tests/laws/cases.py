@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.runs import make_clients
-from trainer.algorithms import Algorithm, FedAvg, Sync
+from trainer.algorithms import Algorithm, FedAvg, FedNova, FedOpt, Robust, Scaffold, Sync
 from trainer.data import Arrays, Splits
 from trainer.fit import evaluate
 from trainer.metrics import Exhibits, Metrics
@@ -53,6 +53,16 @@ CASES = {
         {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
     ),
     "fedsgd": Case(partial(FedAvg, average), {"batch_size": None, "length": RoundLength(steps=1)}),
+    "fedadam": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adam"))),
+    "fedyogi": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="yogi"))),
+    "fedadagrad": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adagrad", betas=(0.0, 0.0)))),
+    "fedprox": Case(partial(FedAvg, average, pull=0.5, weight="capped", cap=10)),
+    "bounded": Case(partial(FedAvg, average, norm_bound=0.1)),
+    "scaffold": Case(Scaffold, {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
+    "fednova": Case(partial(FedNova, momentum), {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
+    "median": Case(partial(Robust, "median")),
+    "trimmed_mean": Case(partial(Robust, "trimmed_mean", trim=0.2)),
+    "krum": Case(partial(Robust, "krum", byzantine=1, selected=2)),
     "local": Case(
         partial(FedAvg, average, shared="$^", inner_state="keep"),
         {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},

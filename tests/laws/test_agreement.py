@@ -17,6 +17,7 @@ from trainer.local import Watch
 from trainer.run import RoundLength, Run
 from trainer.state import State
 from trainer.topology import Silos, distributed
+from trainer.wires import Wire
 
 
 def odd_model(seed: int) -> nn.Module:
@@ -60,13 +61,14 @@ def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, A
         if topology.rank == culprit and when == "while training":
             watch = partial(perturb, run)
         if topology.rank == culprit and when == "after the combination":
-            combine = run.algorithm.apply
+            combine = run.algorithm.combine
 
-            def apply_and_perturb(total: torch.Tensor) -> None:
-                combine(total)
+            def combine_and_perturb(sums: dict[str, float], wire: Wire) -> dict[str, float | int]:
+                figures = combine(sums, wire)
                 perturb(run)
+                return figures
 
-            run.algorithm.apply = apply_and_perturb  # pyright: ignore[reportAttributeAccessIssue]
+            run.algorithm.combine = combine_and_perturb  # pyright: ignore[reportAttributeAccessIssue]
         try:
             fit(run, watch=watch)
         except RuntimeError as error:

@@ -2,6 +2,10 @@
 
 from trainer.algorithms.algorithm import Algorithm, InnerState
 from trainer.algorithms.fedavg import FedAvg
+from trainer.algorithms.fednova import FedNova
+from trainer.algorithms.fedopt import FedOpt
+from trainer.algorithms.robust import Robust
+from trainer.algorithms.scaffold import Scaffold
 from trainer.algorithms.sync import Sync
 
-__all__ = ["Algorithm", "FedAvg", "InnerState", "Sync"]
+__all__ = ["Algorithm", "FedAvg", "FedNova", "FedOpt", "InnerState", "Robust", "Scaffold", "Sync"]

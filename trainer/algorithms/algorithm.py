@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+import torch
 
 from trainer.cohort import Round
-from trainer.flat import FlatModel
+from trainer.flat import FlatModel, Moments
+from trainer.wires import Wire
+from trainer.work import Work
 
 InnerState = Literal["reset", "keep"]
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+Figures = dict[str, float | int]
 
 
 class Algorithm(Protocol):
-    """Abstract: begins a round, collects this silo's contributions, and applies the total.
+    """Abstract: begins a round, collects this silo's contributions, and combines them with the other silos'.
 
     All ranks of a silo call it with equal values, so their copies stay bit-equal without a word between them.
 
-    inner_state  whether a client's optimizer state is kept until it trains again, or reset
-    pools_data   whether the clients' examples are trained as those of one client
-    votes        whether a client whose delta is not finite is left out of the round
-    stateful     whether clients have state of their own between rounds, and so a home silo
+    inner_state       whether a client's optimizer state is kept until it trains again, or reset
+    batch_statistics  how BatchNorm's running means and variances are combined: `pooled`, or their `mean`
+    pools_data        whether the clients' examples are trained as those of one client
+    votes             whether a client whose delta is not finite is left out of the round
+    stateful          whether clients have state of their own between rounds, and so a home silo
     """
 
     inner_state: InnerState
+    batch_statistics: Moments
     pools_data: bool
     votes: bool
 
@@ -34,43 +41,49 @@ class Algorithm(Protocol):
         """Whether the parameter or buffer of this name is combined between the silos."""
         ...
 
-    def setup(self, model: FlatModel) -> None:
-        """Takes the model, whose shared vector holds the global parameters; makes the algorithm's own state."""
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+        """Raises ValueError, with the reason, when clients that are trained like this cannot be combined."""
+        ...
+
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
+        """Takes the model, whose shared vector holds the global parameters; makes the algorithm's own state.
+
+        `optimizer` makes the one that trains clients; `sizes` are the numbers of examples of all clients.
+        """
         ...
 
     def begin_round(self, round: Round) -> None:
         """Forgets the last round's contributions."""
         ...
 
-    def begin_client(self, client: int) -> None:
-        """Puts the global parameters into the model."""
+    def begin_client(self, state: dict[str, Any]) -> None:
+        """Puts the global parameters into the model; `state` is the client's last `client_state`, or empty."""
         ...
 
     def correct(self) -> None:
         """Edits the gradients of a step, after the mean over the silo and before clipping."""
         ...
 
-    def contribute(self, client: int, examples: int) -> float:
+    def contribute(self, work: Work) -> float:
         """Adds the trained model of a client to this silo's sums; the norm of its delta.
 
         A client whose delta is not finite contributes nothing, and its norm says why.
         """
         ...
 
+    def client_state(self) -> dict[str, Any]:
+        """What the client that has just contributed keeps until it trains again, besides its optimizer's state."""
+        ...
+
     def header(self) -> dict[str, float]:
         """This silo's scalars, summed over the silos before the vectors; `weight` must be among them."""
         ...
 
-    def payload(self, weight: float) -> Tensor:
-        """This silo's vector for the wire, already divided by the total weight of all silos."""
-        ...
+    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+        """Moves the global parameters by what all silos contributed, and the model with them; what is told of it.
 
-    def apply(self, total: Tensor) -> None:
-        """Moves the global parameters by the payloads' total, and the model with them."""
-        ...
-
-    def skip(self) -> None:
-        """Ends a round to which nobody brought anything: the global parameters stay, and the model gets them back."""
+        `sums` are the headers'. A collective; when nobody brought anything it sends nothing, and nothing moves.
+        """
         ...
 
     def round_state(self) -> dict[str, Any]:

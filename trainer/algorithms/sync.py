@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from trainer.algorithms.algorithm import InnerState
+from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.cohort import Round
-from trainer.flat import FlatModel
+from trainer.flat import FlatModel, Moments
+from trainer.wires import Wire
+from trainer.work import Work
 
 
 class Sync:
@@ -19,6 +20,7 @@ class Sync:
     """
 
     inner_state: InnerState = "keep"
+    batch_statistics: Moments = "pooled"
     pools_data = True
     votes = False
     stateful = True
@@ -26,34 +28,33 @@ class Sync:
     def is_shared(self, name: str) -> bool:
         return True
 
-    def setup(self, model: FlatModel) -> None:
-        self.nothing = model.shared.new_zeros(0)
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+        pass
+
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
         self.examples = 0
 
     def begin_round(self, round: Round) -> None:
         self.examples = 0
 
-    def begin_client(self, client: int) -> None:
+    def begin_client(self, state: dict[str, Any]) -> None:
         pass
 
     def correct(self) -> None:
         pass
 
-    def contribute(self, client: int, examples: int) -> float:
-        self.examples += examples
+    def contribute(self, work: Work) -> float:
+        self.examples += work.examples
         return 0.0
+
+    def client_state(self) -> dict[str, Any]:
+        return {}
 
     def header(self) -> dict[str, float]:
         return {"weight": self.examples}
 
-    def payload(self, weight: float) -> Tensor:
-        return self.nothing
-
-    def apply(self, total: Tensor) -> None:
-        pass
-
-    def skip(self) -> None:
-        pass
+    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+        return {}
 
     def round_state(self) -> dict[str, Any]:
         return {"examples": self.examples}

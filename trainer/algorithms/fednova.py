@@ -1,0 +1,78 @@
+"""FedNova: clients that did more steps do not pull harder, for what each did is measured and divided out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from trainer.algorithms.algorithm import Figures, MakeOptimizer
+from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
+from trainer.algorithms.probe import Probe, refuse_nonlinear
+from trainer.cohort import Round
+from trainer.flat import FlatModel, Moments
+from trainer.wires import Wire
+from trainer.work import Work
+
+
+class FedNova(FedAvg):
+    """w <- server(w, a sum_k p_k (w - w_k) / a_k), with p_k = n_k / n and a = sum_k p_k a_k.
+
+    Wang et al. 2020 (arXiv 2007.07481). a_k is the way that client k's optimizer makes under a gradient of 1, the
+    paper's ||a_k||_1 times the learning rate. It is measured (see Probe), so it is right for momentum, Nesterov,
+    schedules, and for `pull`, the paper's proximal form. The slots are those of FedAvg; clients begin every round
+    without optimizer state, because a_k is measured so.
+    """
+
+    def __init__(
+        self,
+        server: MakeOptimizer = average,
+        weight: Weight = "examples",
+        cap: int | None = None,
+        shared: str = ".*",
+        batch_statistics: Moments = "pooled",
+        pull: float = 0.0,
+    ):
+        super().__init__(server, weight, cap, shared, "reset", batch_statistics, pull)
+
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+        refuse_nonlinear("fednova", optimizer, clip_norm)
+
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
+        super().setup(model, optimizer, sizes)
+        self.probe = Probe(optimizer, self.pull)
+        self.ways: list[float] = []  # a_k of this silo's clients
+
+    def begin_round(self, round: Round) -> None:
+        super().begin_round(round)
+        self.ways = []
+
+    def header(self) -> dict[str, float]:
+        return super().header() | {"ways": math.fsum(w * a for w, a in zip(self.weights, self.ways, strict=True))}
+
+    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+        figures = super().combine(sums, wire)
+        mean_way = sums["ways"] / sums["weight"] if sums["weight"] else 0.0
+        # The header's norms are of the deltas as they were added, each divided by its way.
+        norm = figures["delta/norm"] / mean_way if mean_way else 0.0
+        return figures | {"delta/cosine": mean_cosine(sums, norm)}
+
+    def round_state(self) -> dict[str, Any]:
+        return super().round_state() | {"ways": json.dumps(self.ways)}
+
+    def load_round_state(self, state: dict[str, Any]) -> None:
+        super().load_round_state(state)
+        self.ways = json.loads(state["ways"])
+
+    def _add(self, delta: Tensor, work: Work) -> None:
+        way = self.probe.way(tuple(work.factors))
+        self.ways.append(way)
+        share = 1 / way if way else 0.0  # a client that took no step has no delta
+        self.norms[-1] *= share
+        super()._add(delta.mul_(share), work)
+
+    def _payload(self, sums: dict[str, float]) -> Tensor:
+        return super()._payload(sums).mul_(sums["ways"] / sums["weight"])

@@ -1,0 +1,100 @@
+"""SCAFFOLD: every client knows how its gradient differs from everybody's, and corrects each step by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.algorithms.algorithm import MakeOptimizer
+from trainer.algorithms.fedavg import FedAvg, Weight, average, mix
+from trainer.algorithms.probe import Probe, refuse_nonlinear
+from trainer.flat import FlatModel, Moments
+from trainer.work import Work
+
+
+class Scaffold(FedAvg):
+    """y <- y - eta (g_k(y) - c_k + c), then c_k <- c_k - c + (x - y) / a_k, and x and c by the means of the changes.
+
+    Karimireddy et al. 2020 (arXiv 1910.06378), option II. a_k is K eta there; here it is the way that the client's
+    optimizer makes under a gradient of 1, measured (see Probe), so that momentum, Nesterov and schedules keep the fixed
+    point. c is sum_k p_k c_k with p_k = n_k / n over all clients: a cohort moves it by its sum of p_k (c_k+ - c_k),
+    which is the paper's |S| / N times the mean when all weigh the same. The slots are those of FedAvg; clients begin
+    every round without optimizer state, because a_k is measured so.
+    """
+
+    vectors = 2  # of a client: its delta, and the change of its control variate
+
+    def __init__(
+        self,
+        server: MakeOptimizer = average,
+        weight: Weight = "examples",
+        cap: int | None = None,
+        shared: str = ".*",
+        batch_statistics: Moments = "pooled",
+    ):
+        super().__init__(server, weight, cap, shared, "reset", batch_statistics)
+
+    @property
+    def stateful(self) -> bool:
+        return True
+
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+        refuse_nonlinear("scaffold", optimizer, clip_norm)
+
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
+        super().setup(model, optimizer, sizes)
+        self.probe = Probe(optimizer)
+        self.population = sum(self._weight(size) for size in sizes)
+        self.mean_change = self.sums[len(self.parameters) :]  # of this silo's control variates
+        self.control = torch.zeros_like(self.parameters)  # c
+        self.own_control = self.control  # c_k of the client that trains
+        self.correction = torch.zeros_like(model.shared)  # c - c_k, in the model's precision
+        self.corrections = model.views(self.correction)
+
+    def begin_client(self, state: dict[str, Any]) -> None:
+        super().begin_client(state)
+        self._take(state.get("control", torch.zeros_like(self.control)))
+
+    def correct(self) -> None:
+        self.model.add_to_gradients(self.corrections)
+
+    def client_state(self) -> dict[str, Any]:
+        return {"control": self.own_control}
+
+    def round_state(self) -> dict[str, Any]:
+        return super().round_state() | {"own_control": self.own_control}
+
+    def load_round_state(self, state: dict[str, Any]) -> None:
+        super().load_round_state(state)
+        self._take(state["own_control"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"control": self.control}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.control.copy_(state["control"])
+
+    def _take(self, own_control: Tensor) -> None:
+        """Trains with this control variate of the client."""
+        self.own_control = own_control
+        self.correction.copy_(self.control - own_control)
+
+    def _add(self, delta: Tensor, work: Work) -> None:
+        way = self.probe.way(tuple(work.factors))
+        # c_k+ - c_k; a client that took no step has learnt nothing of its gradient.
+        change = delta / way - self.control if way else torch.zeros_like(delta)
+        self.own_control = self.own_control + change
+        if len(self.weights) == 1:
+            self.mean_change.copy_(change)
+        else:
+            mix(self.mean_change, change, self.weights)
+        super()._add(delta, work)
+
+    @torch.no_grad()
+    def _move(self, total: Tensor, sums: dict[str, float]) -> None:
+        super()._move(total, sums)
+        self.control.add_(total[len(self.parameters) :], alpha=sums["weight"] / self.population)
