@@ -39,6 +39,8 @@ def build(config: Config, topology: Topology) -> Run:
     faults.collect(lambda: _check_batch_size(config, topology))
     if algorithm and cohort:
         faults.collect(lambda: _check_cohort(algorithm, cohort))
+    if algorithm and module:
+        faults.collect(lambda: _check_shared(algorithm, module, config.algorithm))
     if splits and task and module:
         faults.collect(lambda: check_fit(module, task, splits, config.model))
     faults.raise_any()
@@ -64,6 +66,7 @@ def build(config: Config, topology: Topology) -> Run:
         save_every=config.checkpoint.every,
         per_client=config.report.per_client,
         max_bad_rounds=config.max_bad_rounds,
+        personal_steps=config.eval.personal_steps,
     )
     _guard("cohort", config.cohort, lambda: run.round(0))
     return run
@@ -139,6 +142,17 @@ def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
         raise ValueError(
             f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "
             "clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
+        )
+
+
+def _check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
+    """A pattern that finds every name would make it another algorithm without a word."""
+    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    if leaf.get("shared", ".*") != ".*" and all(map(algorithm.is_shared, names)):
+        listed = ", ".join(names)
+        raise ValueError(
+            f"algorithm.shared={leaf['shared']} finds every name of model={_name(module)}, and leaves nothing to the "
+            f"clients.\n  its names: {listed}\n  set another pattern, or another model"
         )
 
 

@@ -95,6 +95,7 @@ class RoundConfig:
 class EvalConfig:
     every: int = setting(whole(1))
     batch_size: int = setting(whole(1))
+    personal_steps: int = setting(whole(0))
 
 
 @dataclass(frozen=True)

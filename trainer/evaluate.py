@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 
 import numpy as np
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from trainer import comm
+from trainer.cohort import Round
 from trainer.contact import Wish
 from trainer.data import Source
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Exhibits
+from trainer.personal import average_personal
 from trainer.randomness import generator
 from trainer.run import Run
 from trainer.tasks import Classification
@@ -23,29 +25,11 @@ from trainer.topology import Topology
 SAMPLE_LENGTH = 256  # tokens of text that a language model writes at the end
 
 
-@torch.no_grad()
-def client_sums(trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...]) -> Tensor:
-    """This rank's part of every client's sums: float64 [clients, 1 + loss and scores], the units first.
-
-    `ids` are the examples of each client. A silo evaluates the clients whose home it is, its replicas sharing each
-    client's examples; the sum over the world is exact. With personal tensors each client is judged by its own model.
-    Ends early when this rank is told to leave.
-    """
-    run, model = trainer.run, trainer.model
-    table = torch.zeros(len(ids), 2 + len(run.task.scores), dtype=torch.float64)
-    model.module.eval()
-    for group in _judged_together(trainer):
-        for clients, examples in _batches(run, ids, group):
-            if trainer.contact.wish() is Wish.LEAVE:
-                return table
-            inputs, targets = (tensor.to(run.topology.device) for tensor in source.fetch(examples))
-            sums = run.task.score_sums(trainer.outputs(inputs), targets).cpu()
-            units = sums.new_full((len(examples), 1), run.task.units(targets))
-            table.index_add_(0, clients, torch.cat((units, sums), 1))
-    return table
+# Puts one model after the other in place, and yields the clients of this silo that are to be judged by it.
+Models = Callable[[LocalTrainer], Iterator[list[int]]]
 
 
-def _judged_together(trainer: LocalTrainer) -> Iterator[list[int]]:
+def own_models(trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, all by one model; or one by one, each with its personal tensors in the model."""
     mine = trainer.run.homes[trainer.run.topology.silo]
     if not trainer.model.has_personal:
@@ -54,6 +38,48 @@ def _judged_together(trainer: LocalTrainer) -> Iterator[list[int]]:
     for client in mine:
         trainer.load_personal(client)
         yield [client]
+
+
+def average_model(trainer: LocalTrainer) -> Iterator[list[int]]:
+    """The clients of this silo, all by the model that a new client would get: the average of the personal tensors."""
+    trainer.model.load_personal_state(average_personal(trainer))
+    yield trainer.run.homes[trainer.run.topology.silo]
+
+
+def tuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
+    """The clients of this silo, each by its model after a few steps of its own; then the model is as before."""
+    for client in trainer.run.homes[trainer.run.topology.silo]:
+        trainer.tune(client, round)
+        yield [client]
+    trainer.begin_global()
+
+
+def client_sums(
+    trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...], models: Models = own_models
+) -> Tensor:
+    """This rank's part of every client's sums: float64 [clients, 1 + loss and scores], the units first.
+
+    `ids` are the examples of each client. A silo evaluates the clients whose home it is, its replicas sharing each
+    client's examples; the sum over the world is exact. Judges nothing any more when this rank is told to leave.
+    """
+    run = trainer.run
+    table = torch.zeros(len(ids), 2 + len(run.task.scores), dtype=torch.float64)
+    for group in models(trainer):
+        trainer.model.module.eval()
+        for clients, examples in _batches(run, ids, group):
+            if trainer.contact.wish() is Wish.LEAVE:
+                break
+            table.index_add_(0, clients, _judged(trainer, source, examples))
+    return table
+
+
+@torch.no_grad()
+def _judged(trainer: LocalTrainer, source: Source, examples: Tensor) -> Tensor:
+    """The units, loss and scores of each example, float64."""
+    task = trainer.run.task
+    inputs, targets = (tensor.to(trainer.run.topology.device) for tensor in source.fetch(examples))
+    sums = task.score_sums(trainer.outputs(inputs), targets).cpu()
+    return torch.cat((sums.new_full((len(examples), 1), task.units(targets)), sums), 1)
 
 
 def _batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,7 +110,7 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     """This rank's part of the test set's confusion matrix: float64 [classes, classes], rows are the truth."""
     run, matrix = trainer.run, torch.zeros(classes * classes, dtype=torch.float64)
     trainer.model.module.eval()
-    for group in _judged_together(trainer):
+    for group in own_models(trainer):
         for _, examples in _batches(run, run.clients.test, group):
             inputs, targets = (tensor.to(run.topology.device) for tensor in run.data.test.fetch(examples))
             predicted = trainer.outputs(inputs).argmax(1)

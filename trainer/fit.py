@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 
 from trainer import comm
 from trainer.checkpoint import Checkpoints
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
-from trainer.evaluate import check_agreement, client_sums, exhibits
+from trainer.evaluate import average_model, check_agreement, client_sums, exhibits, tuned_models
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
 from trainer.midround import Inside, restore
@@ -126,6 +127,11 @@ def evaluate(state: State) -> Metrics | None:
     tables = {"test": client_sums(state.trainer, run.data.test, clients.test)}
     if any(len(ids) for ids in clients.validation):
         tables["validation"] = client_sums(state.trainer, run.data.train, clients.validation)
+    if state.model.has_personal and state.model.has_shared:
+        tables["global"] = client_sums(state.trainer, run.data.test, clients.test, average_model)
+    if run.personal_steps:
+        tuned = partial(tuned_models, run.round(state.progress.rounds))
+        tables["personal"] = client_sums(state.trainer, run.data.test, clients.test, tuned)
     sums, tables = comm.sum_header({"leaving": float(state.contact.wish() is Wish.LEAVE)}, tables)
     state.leaving = sums["leaving"] > 0
     if state.leaving:

@@ -87,6 +87,11 @@ class FlatModel:
         """Whether anything of the model stays with its client."""
         return bool(self.personal_names or self.personal_buffers)
 
+    @property
+    def has_shared(self) -> bool:
+        """Whether anything of the model is combined between the silos."""
+        return bool(self.shared_names or self.statistics.any)
+
     def shared_state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers by name, but for the personal ones: the global model."""
         personal = {*self.personal_aliases, *self.personal_buffers}

@@ -21,6 +21,7 @@ from trainer.flat import FlatModel
 from trainer.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
 from trainer.run import Run
+from trainer.scaler import Scaled, Scaler, Unscaled
 from trainer.topology import Topology
 from trainer.work import Work
 
@@ -57,7 +58,8 @@ class LocalTrainer:
     """Trains one client after the other on one model and one optimizer, and keeps what is a client's own in between.
 
     vote        what the replicas agree on after a step
-    states      what clients keep between their rounds, by client: optimizer state and personal tensors
+    states      what clients keep between their rounds, by client: optimizer state, personal tensors, the algorithm's
+    fresh       the personal tensors of a client that has none yet
     has_stepped whether this replica has trained since the run began
     scaler      of the loss, for float16; its state is a client's own
     skipped     windows [first, last) of the round's steps whose batches are not trained on
@@ -76,9 +78,7 @@ class LocalTrainer:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
             self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)
         self.optimizer = run.optimizer(model.trainable)
-        # float16 overflows: losses are scaled up before backward, and a step that overflowed all the same is left out.
-        self.scaler = torch.amp.GradScaler(run.topology.device.type) if run.autocast == torch.float16 else None
-        self.fresh_scale = self.scaler.state_dict() if self.scaler else {}
+        self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
@@ -87,6 +87,11 @@ class LocalTrainer:
         self.has_stepped = False
         self.skipped: list[tuple[int, int]] = []
         self.statistics = (model.statistics.vector(), model.statistics.counts())
+
+    def begin_global(self) -> None:
+        """Puts the global model in place, as if nobody had trained."""
+        self.run.algorithm.begin_client({})
+        self.restore_statistics()
 
     def begin(self, client: int) -> Work:
         """The Work of a client that is about to begin its round, with the model and the optimizer as it needs them."""
@@ -97,8 +102,7 @@ class LocalTrainer:
         state = kept.get("optimizer", {})
         # A client that is left out of the round must find its state as it was.
         restore_optimizer_state(self.optimizer, clone_state(state) if self.run.algorithm.votes else state)
-        if self.scaler:
-            self.scaler.load_state_dict(kept.get("scaler", self.fresh_scale))
+        self.scaler.load_state_dict(kept.get("scaler", {}))
         return Work(client, len(self.run.training_sets[client]))
 
     def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
@@ -108,9 +112,26 @@ class LocalTrainer:
         """
         self.contact.at(f"round {round.index + 1}: training", work)
         stream = self._stream(work.client)
-        stream.seconds = work.seconds_data
         steps = self.run.length.of(stream.steps_per_epoch, round, work.client)
         start = self.run.length.begins_at(stream.steps_per_epoch, earlier_rounds)
+        return self._train(work, stream, start, steps, round, watch, pause)
+
+    def tune(self, client: int, round: Round) -> None:
+        """Gives the model a client's `personal_steps` on its first batches, from where it would begin its round."""
+        work, stream = self.begin(client), self._stream(client)
+        self._train(work, stream, 0, self.run.personal_steps, round, None, lambda work, wish: wish is Wish.LEAVE)
+
+    def _train(
+        self,
+        work: Work,
+        stream: Stream,
+        start: int,
+        steps: int,
+        round: Round,
+        watch: Watch | None,
+        pause: Pause,
+    ) -> bool:
+        stream.seconds = work.seconds_data
         batches = stream.batches(start + work.steps, steps - work.steps)
         self.model.module.train()
         began = perf_counter() - work.seconds_data - work.seconds_compute
@@ -139,18 +160,16 @@ class LocalTrainer:
             self.states[client] |= self.inner_state()
 
     def inner_state(self) -> dict[str, Any]:
-        """The live state of what makes the steps: the optimizer's, and the loss scaler's if there is one."""
-        scaler = {"scaler": self.scaler.state_dict()} if self.scaler else {}
-        return {"optimizer": optimizer_state(self.optimizer), **scaler}
+        """The live state of what makes the steps: the optimizer's and the loss scaler's."""
+        return {"optimizer": optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
 
     def load_inner_state(self, state: dict[str, Any]) -> None:
         """Puts an `inner_state` back."""
         restore_optimizer_state(self.optimizer, state["optimizer"])
-        if self.scaler:
-            self.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def load_personal(self, client: int) -> None:
-        """Puts the client's personal tensors into the model; a client that never trained has the initial ones."""
+        """Puts the client's personal tensors into the model; a client that never trained has the `fresh` ones."""
         self.model.load_personal_state(self.states.get(client, {}).get("personal", self.fresh))
 
     def pool_statistics(self, vector: Tensor, counts: Tensor) -> None:
@@ -199,11 +218,10 @@ class LocalTrainer:
                 continue
             self._set_rates((round.index + step / steps) / rounds)
             loss_sum, units = self._backward(batch, seed + (step << 16))
-            if self.scaler:
-                self.scaler.unscale_(optimizer)
+            self.scaler.unscale(optimizer)
             algorithm.correct()
             work.gradient_norm = self._clip(measure=step + 1 == steps)
-            if self._apply():
+            if self.scaler.step(optimizer):
                 work.factors.append(self.factor)
             optimizer.zero_grad()
             work.add(batch.examples, loss_sum, units)
@@ -214,16 +232,6 @@ class LocalTrainer:
                 yield wish
         if wish is not None:
             yield Wish.GO_ON
-
-    def _apply(self) -> bool:
-        """Steps the optimizer; whether it did, and did not leave the step out because it overflowed."""
-        if not self.scaler:
-            self.optimizer.step()
-            return True
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return self.scaler.get_scale() >= scale
 
     def _set_rates(self, progress: float) -> None:
         factor = self.run.schedule(progress)
@@ -236,9 +244,7 @@ class LocalTrainer:
         """Adds the gradient of the mean loss over the silo's batch; this replica's loss sum and units."""
         *earlier, (inputs, targets) = batch.micro_batches
         units = self.task.units(targets)
-        share = self.shares[batch.examples * units]
-        if self.scaler:
-            share = self.scaler.scale(share)
+        share = self.scaler.scale(self.shares[batch.examples * units])
         losses = [self._unsynchronised(*examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
         # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
         loss_sum = self._micro_batch(inputs, targets, share, seed)

@@ -40,6 +40,7 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
         "algorithm": algorithm.state_dict(),
         "round": algorithm.round_state(),
         "inner": trainer.inner_state() if work else {},
+        "fresh": trainer.fresh,
         # Without a vote, what the client being trained keeps is the optimizer's state itself.
         "clients": state.clients(without=work.client if work and not algorithm.votes else None),
         "statistics": {"vector": vector, "counts": counts},
@@ -78,6 +79,7 @@ def _restore_section(state: State, saved: Saved) -> Inside:
     algorithm.load_state_dict(saved.load("algorithm"))
     algorithm.load_round_state(saved.load("round"))
     state.restore_clients(saved.load("clients"))
+    trainer.fresh = saved.load("fresh")
     if inner := saved.load("inner"):
         trainer.load_inner_state(inner)
     owns = _owns(saved, topology.replica, topology.num_replicas)
@@ -110,8 +112,11 @@ def _restore_buffers(state: State, saved: Saved) -> None:
 
 def _has_trained(state: State) -> bool:
     """Whether this silo has trained since the run began: who trains when is a pure function, and need not be saved."""
-    earlier = map(state.run.round, range(state.progress.rounds + (state.progress.trained is not None)))
-    return any(state.run.assignments(round)[state.run.topology.silo] for round in earlier)
+    run, silo, rounds = state.run, state.run.topology.silo, state.progress.rounds
+    if run.personal_steps and run.homes[silo] and any(map(run.evaluates, range(rounds))):
+        return True
+    earlier = map(run.round, range(rounds + (state.progress.trained is not None)))
+    return any(run.assignments(round)[silo] for round in earlier)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,18 +144,29 @@ def evaluation_metrics(run: Run, name: str, table: Tensor) -> Metrics:
     """The figures of an evaluation, pooled over clients and per client, from sums [clients, units, loss, scores]."""
     figures = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item())
     metrics = {f"{name}/{key}": value for key, value in figures.items()}
-    if name != "test" or run.per_client == "none" or len(table) < 2:
+    if name == "validation" or run.per_client == "none" or len(table) < 2:
         return metrics
     headline = run.task.headline
-    judged = {}
-    for client, row in enumerate(table):
-        if row[0] > 0:
-            judged[client] = run.task.summary(row[1:], row[0].item())[headline]
-            metrics[f"client/{client}/test_{headline}"] = judged[client]
-    if judged:
-        worst = min if headline == "accuracy" else max
-        metrics[f"clients/worst_{headline}"] = worst(judged.values())
-    return metrics
+    judged = {
+        client: run.task.summary(row[1:], row[0].item())[headline] for client, row in enumerate(table) if row[0] > 0
+    }
+    metrics |= {f"client/{client}/{name}_{headline}": value for client, value in judged.items()}
+    return metrics | _spread("clients" if name == "test" else name, headline, np.array(list(judged.values())))
+
+
+def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
+    """How far the clients are apart: the worst, the standard deviation, and Jain's index.
+
+    Jain et al. 1984: (sum x)^2 / (K sum x^2), from 1/K, one client has it all, to 1, all have the same.
+    """
+    if not len(values):
+        return {}
+    squares = float(np.square(values).sum())
+    return {
+        f"{group}/worst_{headline}": float(values.min() if headline == "accuracy" else values.max()),
+        f"{group}/{headline}_std": float(values.std()),
+        f"{group}/jain": float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0,
+    }
 
 
 def validation_score(run: Run, metrics: Metrics) -> float | None:

@@ -37,9 +37,11 @@ def train_round(
     seconds = state.run.length.seconds
     state.contact.finish_at = math.inf if seconds is None else began + seconds
     if inside is None:
+        state.welcome(round)
         state.run.algorithm.begin_round(round)
         inside = Inside(Tally(state.run, round, state.model.statistics))
     finished = _train_clients(state, round, inside, watch, checkpoints, began)
+    state.contact.finish_at = math.inf
     state.local_fingerprint = fingerprint(state.model) if finished and state.run.evaluates(round.index) else 0
     metrics = combine(state, round, inside.tally, finished)
     if metrics is None:

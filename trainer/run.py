@@ -79,6 +79,7 @@ class Run:
     save_every        rounds between checkpoints; the last round is always saved
     max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
     per_client        what is reported of single clients: `full`, `scores` only, or `none`
+    personal_steps    steps on its own examples after which each client's model is evaluated too; 0: it is not
     """
 
     topology: Topology
@@ -102,9 +103,20 @@ class Run:
     evaluation_batch_size: int = 1024
     per_client: PerClient = "full"
     max_bad_rounds: int = 3
+    personal_steps: int = 0
 
     def __post_init__(self):
         self.algorithm.refuse(self.optimizer, self.clip_norm)
+        if self.personal_steps and self.algorithm.pools_data:
+            raise ValueError(
+                f"eval.personal_steps={self.personal_steps} with algorithm=sync: it trains the examples of all clients "
+                "as those of one.\n  set eval.personal_steps=0, or algorithm=fedavg"
+            )
+        if self.length.synchronous and not isinstance(self.cohort, All):
+            raise ValueError(
+                f"round.synchronous={self.length.synchronous} with a cohort of some clients: their batches would be of "
+                "different rounds.\n  set cohort=all, or round.synchronous=0"
+            )
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:

@@ -11,12 +11,14 @@ import torch
 
 from trainer import comm
 from trainer.checkpoint import Checkpoints
+from trainer.cohort import Round
 from trainer.contact import Contact
 from trainer.endings import Window
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
 from trainer.parts import Saved
+from trainer.personal import average_personal
 from trainer.run import Run
 from trainer.start import Start
 from trainer.wires import Plain
@@ -91,6 +93,12 @@ class State:
         self.local_fingerprint = 0
         self.leaving = False
 
+    def welcome(self, round: Round) -> None:
+        """Gives the clients that train for the first time the average of the others' personal tensors. A collective."""
+        newcomers = not bool(self.participations[list(round.cohort)].all())
+        if newcomers and round.index and self.model.has_personal and self.model.has_shared:
+            self.trainer.fresh = average_personal(self.trainer)
+
     def save(self, checkpoints: Checkpoints, is_best: bool = False) -> None:
         """Begins to write the border between two rounds."""
         rounds, suffix = self.progress.rounds, ""
@@ -98,6 +106,7 @@ class State:
             rounds, suffix = rounds + 1, "-unevaluated"
         common = {"clients": self.clients(), "progress": self.totals()}
         if self.run.topology.silo == 0:
+            common["fresh"] = self.trainer.fresh
             common |= {"model": self.model.shared_state(), "algorithm": self.run.algorithm.state_dict()}
         name = f"round-{rounds:06d}{suffix}"
         checkpoints.save_border(name, common, {}, self.run.algorithm.stateful, is_best)
@@ -123,6 +132,7 @@ class State:
         self.restore_totals(saved)
         self.model.load_shared_state(saved.load("model"))
         self.run.algorithm.load_state_dict(saved.load("algorithm"))
+        self.trainer.fresh = saved.load("fresh")
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
         home = {0} if self.run.algorithm.pools_data else set(self.run.homes[self.run.topology.silo])
         self.restore_clients(saved.load("clients", lambda leaf: int(leaf.split("/")[0]) in home))

@@ -74,6 +74,8 @@ def test_evaluations_are_pooled_over_examples_and_told_by_client():
         "client/0/test_accuracy": 0.9,
         "client/1/test_accuracy": 0.5,
         "clients/worst_accuracy": 0.5,
+        "clients/accuracy_std": 0.2,
+        "clients/jain": (0.9 + 0.5) ** 2 / (2 * (0.9**2 + 0.5**2)),
     }
     assert metrics == pytest.approx(expected)
 
