@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from trainer.fit import fit
 from trainer.folder import RunFolder, flatten
 from trainer.launch.processes import choose_threads
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
-from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard
+from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
 from trainer.parts import DiskFull
 from trainer.randomness import be_deterministic
 from trainer.run import Run
@@ -202,7 +203,8 @@ class Worker:
             key: value if isinstance(value, str | int | float) else str(value)
             for key, value in flatten(self.tree).items()
         }
-        board = TensorBoard(self.folder.tensorboard, scalars, purge_round=rounds + 1 if start else None)
+        purge_round = rounds + 1 if start else None
+        board = TensorBoard(self.folder.tensorboard, scalars, purge_round, partial(read_jsonl, self.folder.metrics))
         return [JsonLines(self.folder.metrics, rounds), board, console]
 
 

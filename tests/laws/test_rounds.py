@@ -35,7 +35,7 @@ from trainer.state import State
 from trainer.topology import Silos, distributed
 
 EVERYONE = tuple(range(len(SIZES)))
-BAD = 3
+BAD, SILENT = 3, 5
 
 
 def norm_model() -> nn.Module:
@@ -107,13 +107,14 @@ def spoiled(examples: int, first: int) -> Splits:
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", FEDERATED)
 def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: Silos):
-    """The run is that of the other six clients: model, server, clients' states, and the figures that are averages."""
+    """One client is NaN and one silent: the run is that of the other five, in model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
     pool = ranks(2 if silos == 2 else 4)
     # `per_client` is off because the bad client's own row is about the only thing that should speak of it.
     choices = {"data": data, "rounds": 3, "per_client": "none"}
-    ours = pool.run(train, name, silos, choices)
-    others = Only((tuple(client for client in EVERYONE if client != BAD),))
+    speaking = Only((tuple(client for client in EVERYONE if client != SILENT),))
+    ours = pool.run(train, name, silos, choices | {"cohort": speaking})
+    others = Only((tuple(client for client in EVERYONE if client not in (BAD, SILENT)),))
     theirs = pool.run(train, name, silos, choices | {"cohort": others})
     assert_close(ours[0].model, theirs[0].model)
     assert_close(ours[0].algorithm, theirs[0].algorithm)

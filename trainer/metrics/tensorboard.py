@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,28 @@ if TYPE_CHECKING:
 class TensorBoard:
     """A sink that writes one event a round, a scalar for every metric, on the step `round`.
 
-    At the end it adds the final metrics, the confusion matrix (image `test/confusion`) and the text sample
-    (`test/sample`). The HParams tab shows the run from its first round on.
+    At the end it adds the final metrics, the confusion matrix (image `test/confusion`), the text sample
+    (`test/sample`), and a heat map, client by round, of every figure that single clients were evaluated by (image
+    `clients/test_accuracy`). The HParams tab shows the run from its first round on.
 
     folder: where the event files go; made when it is not there.
     hyperparameters: flat; None is shown as null.
     purge_round: of a resumed run, the first round that is run again: older events from there on are hidden.
+    history: gives the metrics of all the run's rounds in order, also of those before it was resumed; called once, at
+    the end, so that no round pays for the heat maps. A value may be None.
     """
 
-    def __init__(self, folder: Path, hyperparameters: Mapping[str, Scalar], purge_round: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hyperparameters: Mapping[str, Scalar],
+        purge_round: int | None = None,
+        history: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
+    ) -> None:
         self._folder = folder
         self._hyperparameters = dict(hyperparameters)
         self._purge_round = purge_round
+        self._history = history
         self._last: Metrics = {"round": max(0, (purge_round or 0) - 1)}
 
     @cached_property
@@ -61,7 +71,14 @@ class TensorBoard:
             values.append(events.image("test/confusion", confusion_png(exhibits.confusion, exhibits.label_names)))
         if exhibits.sample:
             values.append(events.text("test/sample", exhibits.sample))
+        values += [events.image(tag, png) for tag, png in self._heat_maps().items()]
         self._events.write(values, step=int(self._last["round"]))
+
+    def _heat_maps(self) -> dict[str, bytes]:
+        from trainer.metrics import clients, heatmap  # only a run that finishes pays for them
+
+        figures = clients.client_figures(self._history())
+        return {f"clients/{figure.name}": heatmap.heat_map_png(figure) for figure in figures}
 
     def close(self) -> None:
         if "_events" in self.__dict__:  # closing must not make a file
