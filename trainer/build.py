@@ -146,13 +146,18 @@ def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
 
 
 def _check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
-    """A pattern that finds every name would make it another algorithm without a word."""
+    """A pattern that finds every name, or none, would make it another algorithm without a word."""
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-    if leaf.get("shared", ".*") != ".*" and all(map(algorithm.is_shared, names)):
-        listed = ", ".join(names)
+    pattern = leaf.get("shared", ".*")
+    if pattern != "$^" and not any(map(algorithm.is_shared, names)):
         raise ValueError(
-            f"algorithm.shared={leaf['shared']} finds every name of model={_name(module)}, and leaves nothing to the "
-            f"clients.\n  its names: {listed}\n  set another pattern, or another model"
+            f"algorithm.shared={pattern} finds no name of model={_name(module)}: every client would train alone.\n"
+            f"  its names: {', '.join(names)}\n  set another pattern, or algorithm=local"
+        )
+    if pattern != ".*" and all(map(algorithm.is_shared, names)):
+        raise ValueError(
+            f"algorithm.shared={pattern} finds every name of model={_name(module)}: nothing is left to clients.\n"
+            f"  its names: {', '.join(names)}\n  set another pattern, or another model"
         )
 
 

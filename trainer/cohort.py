@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from trainer.data.events import Event, read_events
 from trainer.randomness import Tag, derive, numpy_generator
 
 
@@ -68,49 +68,41 @@ class Trace:
     """The clients that are there, as a file tells when they `join` and `leave`; `size` of them drawn if there are more.
 
     The file is CSV with the columns round, client and event: from that round on (the first is 1) the client is there,
-    or is not. Clients that join in no line are there from the start. Raises ValueError for a line that says otherwise.
+    or is not. Before its first line a client is there if that line says that it leaves; one without a line always is.
+    Raises ValueError for a file that says otherwise.
     """
 
     file: Path
     size: int | None = None
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"cohort.size={self.size}\n  valid: a whole number from 1, or null")
         there = self._there(clients, index)
         if self.size is None or self.size >= len(there):
             return there
         chosen = numpy_generator(seed, "cohort", index).choice(there, self.size, replace=False)
         return tuple(sorted(chosen.tolist()))
 
-    def _there(self, clients: int, index: int) -> tuple[int, ...]:
-        there = set(range(clients)) - {client for _, client, event in self._events if event == "join"}
-        for round, client, event in self._events:
-            if client >= clients:
-                raise ValueError(f"cohort.file={self.file} names client {client}.\n  valid: 0 to {clients - 1}")
-            if round <= index + 1:
-                (there.add if event == "join" else there.discard)(client)
-        return tuple(sorted(there))
-
     @cached_property
-    def _events(self) -> list[tuple[int, int, str]]:
-        """Round, client and event of each line, in the order of the rounds."""
-        try:
-            with open(self.file, newline="") as file:
-                lines = list(csv.DictReader(file, skipinitialspace=True))
-        except OSError as error:
-            raise ValueError(f"cohort.file={self.file}: {error.strerror}") from error
-        return sorted((self._event(number, line) for number, line in enumerate(lines, 2)), key=lambda event: event[0])
+    def events(self) -> list[Event]:
+        """The lines of the file, in the order of the rounds."""
+        return sorted(read_events(Path(self.file)), key=lambda event: event.round)
 
-    def _event(self, number: int, line: dict[str, str]) -> tuple[int, int, str]:
-        try:
-            round, client, event = int(line["round"]), int(line["client"]), line["event"].strip()
-        except (KeyError, TypeError, ValueError, AttributeError):
-            round, client, event = -1, -1, ""
-        if round < 1 or client < 0 or event not in ("join", "leave"):
-            raise ValueError(
-                f"cohort.file={self.file}, line {number}: {','.join(map(str, line.values()))}\n"
-                "  valid: columns round (from 1), client (from 0), event (join or leave)"
-            )
-        return round, client, event
+    def _there(self, clients: int, index: int) -> tuple[int, ...]:
+        there, told = set(range(clients)), set()
+        for event in self.events:
+            if event.client >= clients:
+                raise ValueError(
+                    f"cohort.file={self.file}, line {event.line}: client {event.client}\n  valid: 0 to {clients - 1}"
+                )
+            if event.joins and event.client not in told:
+                there.discard(event.client)
+            told.add(event.client)
+        for event in self.events:
+            if event.round <= index + 1:
+                (there.add if event.joins else there.discard)(event.client)
+        return tuple(sorted(there))
 
 
 def assign(clients: Sequence[int], sizes: Sequence[int], silo_sizes: Sequence[int]) -> list[list[int]]:

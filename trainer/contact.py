@@ -94,10 +94,12 @@ class Vote:
         return Wish.GO_ON if self.countdown else self._next()
 
     def close(self) -> None:
-        """Waits for the vote that is under way: all replicas have begun it."""
+        """Ends the vote that is under way, which all replicas have begun: what it says is of a round that is over."""
         if self.pending:
             self.pending.wait()
             self.pending = None
+        self.period = self.countdown = 1
+        self.began = perf_counter()
 
     def _next(self) -> Wish:
         agreed, now = Wish.GO_ON, perf_counter()

@@ -141,7 +141,7 @@ class LocalTrainer:
             work.seconds_data = stream.seconds
             work.seconds_compute = perf_counter() - began - stream.seconds
             if wish is Wish.FINISH:
-                work.is_late = work.steps < steps
+                work.is_late, work.is_last = work.steps < steps, True
                 return True
             if wish is not Wish.GO_ON and pause(work, wish):
                 return False

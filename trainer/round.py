@@ -42,6 +42,7 @@ def train_round(
         inside = Inside(Tally(state.run, round, state.model.statistics))
     finished = _train_clients(state, round, inside, watch, checkpoints, began)
     state.contact.finish_at = math.inf
+    state.trainer.vote.close()
     state.local_fingerprint = fingerprint(state.model) if finished and state.run.evaluates(round.index) else 0
     metrics = combine(state, round, inside.tally, finished)
     if metrics is None:
@@ -72,7 +73,7 @@ def _train_clients(
     clients = run.assignments(round)[run.topology.silo]
     trainer.skipped = [(first, last) for index, first, last in state.progress.skipped if index == round.index]
     for position in range(len(tally.works), len(clients)):
-        if tally.works and tally.works[-1].is_late:
+        if tally.works and tally.works[-1].is_last:
             tally.missing = len(clients) - position
             break
         client = clients[position]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
-from trainer.cohort import All, Cohort, Round, assign
+from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
 from trainer.randomness import derive
 from trainer.schedules import Constant, Schedule
@@ -106,7 +106,12 @@ class Run:
     personal_steps: int = 0
 
     def __post_init__(self):
-        self.algorithm.refuse(self.optimizer, self.clip_norm)
+        self.algorithm.refuse(self.optimizer, self.clip_norm, len(self.clients))
+        if self.length.late == "drop" and self.algorithm.pools_data:
+            raise ValueError(
+                "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
+                "  set round.late=count, or algorithm=fedavg"
+            )
         if self.personal_steps and self.algorithm.pools_data:
             raise ValueError(
                 f"eval.personal_steps={self.personal_steps} with algorithm=sync: it trains the examples of all clients "
@@ -132,8 +137,9 @@ class Run:
 
     @cached_property
     def data_fingerprint(self) -> str:
-        """What tells the examples and their clients from others."""
-        return fingerprint(self.data, self.clients)
+        """What tells the examples, their clients and when these are there from others."""
+        told = fingerprint(self.data, self.clients)
+        return f"{told}-{derive(str(self.cohort.events)):016x}" if isinstance(self.cohort, Trace) else told
 
     @cached_property
     def homes(self) -> list[list[int]]:

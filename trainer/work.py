@@ -24,6 +24,7 @@ class Work:
     factors         on the learning rates, of the steps that were applied
     gradient_norm   of the last step, before clipping
     is_late         whether the time of the round was over before the client's work was done
+    is_last         whether it was over when the client had ended, so that no other client begins
     """
 
     client: int
@@ -36,6 +37,7 @@ class Work:
     units: int = 0
     factors: list[float] = field(default_factory=list)
     is_late: bool = False
+    is_last: bool = False
     gradient_norm: Tensor | float = 0.0
     learning_rate: float = 0.0
     seconds_data: float = 0.0

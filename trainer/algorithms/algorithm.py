@@ -41,8 +41,8 @@ class Algorithm(Protocol):
         """Whether the parameter or buffer of this name is combined between the silos."""
         ...
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
-        """Raises ValueError, with the reason, when clients that are trained like this cannot be combined."""
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
+        """Raises ValueError, with the reasons, when so many clients that are trained like this cannot be combined."""
         ...
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:

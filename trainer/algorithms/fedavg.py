@@ -57,14 +57,20 @@ class FedAvg:
         pull: float = 0.0,
         norm_bound: float | None = None,
     ):
-        choices = {"weight": Weight, "inner_state": InnerState, "batch_statistics": Moments}
-        for name, value in (("weight", weight), ("inner_state", inner_state), ("batch_statistics", batch_statistics)):
-            if value not in get_args(choices[name]):
-                raise ValueError(f"algorithm.{name}={value}\n  valid: {', '.join(get_args(choices[name]))}")
+        words = (("weight", weight, Weight), ("inner_state", inner_state, InnerState))
+        for name, value, valid in (*words, ("batch_statistics", batch_statistics, Moments)):
+            if value not in get_args(valid):
+                raise ValueError(f"algorithm.{name}={value}\n  valid: {', '.join(get_args(valid))}")
         if (weight == "capped") != (cap is not None) or (cap is not None and cap < 1):
-            raise ValueError(f"algorithm.weight={weight} with algorithm.cap={cap}\n  valid: capped with a cap from 1")
-        if pull < 0 or (norm_bound is not None and norm_bound <= 0):
-            raise ValueError(f"algorithm.pull={pull}, algorithm.norm_bound={norm_bound}\n  valid: pull >= 0, bound > 0")
+            given = "null" if cap is None else cap
+            raise ValueError(
+                f"algorithm.weight={weight} with algorithm.cap={given}\n"
+                "  valid: weight=capped with a cap from 1, or another weight with cap=null"
+            )
+        if pull < 0:
+            raise ValueError(f"algorithm.pull={pull}\n  valid: a number from 0")
+        if norm_bound is not None and norm_bound <= 0:
+            raise ValueError(f"algorithm.norm_bound={norm_bound}\n  valid: a number above 0, or null")
         self.make_server, self.weight, self.cap = server, weight, cap
         self.inner_state: InnerState = inner_state
         self.batch_statistics: Moments = batch_statistics
@@ -79,7 +85,7 @@ class FedAvg:
     def is_shared(self, name: str) -> bool:
         return self.shared_pattern.search(name) is not None
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.algorithms.algorithm import Figures, MakeOptimizer
+from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
-from trainer.algorithms.probe import Probe, refuse_nonlinear
+from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
 from trainer.wires import Wire
@@ -33,12 +33,14 @@ class FedNova(FedAvg):
         weight: Weight = "examples",
         cap: int | None = None,
         shared: str = ".*",
+        inner_state: InnerState = "reset",
         batch_statistics: Moments = "pooled",
         pull: float = 0.0,
     ):
-        super().__init__(server, weight, cap, shared, "reset", batch_statistics, pull)
+        refuse_kept("fednova", inner_state)
+        super().__init__(server, weight, cap, shared, inner_state, batch_statistics, pull)
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         refuse_nonlinear("fednova", optimizer, clip_norm)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:

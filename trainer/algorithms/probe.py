@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trainer.algorithms.algorithm import MakeOptimizer
+from trainer.algorithms.algorithm import InnerState, MakeOptimizer
 
 LOOKED_AT = (1.0, 0.5, 0.25)  # factors on the rates of the steps by which an optimizer is judged
 
@@ -43,15 +43,27 @@ class Probe:
 
 def refuse_nonlinear(name: str, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
     """Raises ValueError when a client's way is not its gradients times numbers that the probe can measure."""
+    faults = []
     if clip_norm is not None:
-        raise ValueError(
+        faults.append(
             f"clip_norm={clip_norm:g} with algorithm={name}: a clipped gradient goes another way than the one that "
             "is measured.\n  set clip_norm=null, or algorithm=fedavg"
         )
     if fault := _nonlinear(optimizer):
-        raise ValueError(
+        faults.append(
             f"algorithm={name} needs an optimizer whose step is linear in the gradient: {fault}.\n"
             "  set optimizer=sgd or optimizer=momentum, or algorithm=fedavg"
+        )
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def refuse_kept(name: str, inner_state: InnerState) -> None:
+    """Raises ValueError when clients do not begin their rounds as the probe does."""
+    if inner_state != "reset":
+        raise ValueError(
+            f"algorithm.inner_state={inner_state} with algorithm={name}: how far a client gets is measured from an "
+            "optimizer without state.\n  set algorithm.inner_state=reset, or algorithm=fedavg"
         )
 
 

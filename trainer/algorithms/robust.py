@@ -51,11 +51,19 @@ class Robust(FedAvg):
                 f"algorithm.trim={trim}, algorithm.byzantine={byzantine}, algorithm.selected={selected}\n"
                 "  valid: trim from 0 below 0.5, byzantine from 0, selected from 1"
             )
+        self.fewest = 2 * byzantine + 3 if rule == "krum" else 1
         self.rule: Callable[..., Tensor] = {
             "median": lambda columns, add_up: trimmed_mean(columns, 0.5),
             "trimmed_mean": lambda columns, add_up: trimmed_mean(columns, trim),
             "krum": lambda columns, add_up: krum(columns, add_up, byzantine, selected),
         }[rule]
+
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
+        if clients < self.fewest:
+            raise ValueError(
+                f"algorithm.byzantine={(self.fewest - 3) // 2} with clients={clients}: krum holds for "
+                f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients"
+            )
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
         super().setup(model, optimizer, sizes)
@@ -81,7 +89,7 @@ class Robust(FedAvg):
 
     def load_round_state(self, state: dict[str, Any]) -> None:
         super().load_round_state(state)
-        self.deltas = list(state["deltas"].values())
+        self.deltas = [state["deltas"][str(place)] for place in range(len(self.weights))]
 
     def _add(self, delta: Tensor, work: Work) -> None:
         self.deltas.append(delta.clone())

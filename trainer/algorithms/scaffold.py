@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.algorithm import MakeOptimizer
+from trainer.algorithms.algorithm import InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mix
-from trainer.algorithms.probe import Probe, refuse_nonlinear
+from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
 from trainer.flat import FlatModel, Moments
 from trainer.work import Work
 
@@ -33,15 +33,17 @@ class Scaffold(FedAvg):
         weight: Weight = "examples",
         cap: int | None = None,
         shared: str = ".*",
+        inner_state: InnerState = "reset",
         batch_statistics: Moments = "pooled",
     ):
-        super().__init__(server, weight, cap, shared, "reset", batch_statistics)
+        refuse_kept("scaffold", inner_state)
+        super().__init__(server, weight, cap, shared, inner_state, batch_statistics)
 
     @property
     def stateful(self) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         refuse_nonlinear("scaffold", optimizer, clip_norm)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:

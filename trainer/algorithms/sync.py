@@ -28,7 +28,7 @@ class Sync:
     def is_shared(self, name: str) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:

@@ -1,0 +1,152 @@
+"""Silos that meet the deadline of a round: what is done counts or is dropped, and nobody waits for ever."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.laws.cases import (
+    FEDERATED,
+    Only,
+    assert_close,
+    assert_same,
+    tiny_data,
+    tiny_model,
+    train,
+)
+from tests.laws.heterogeneity import (
+    DEADLINE,
+    DONE,
+    EVERYONE,
+    OTHER,
+    SLOW,
+    START,
+    STEPS,
+    WEIGHTS,
+    Costly,
+    Planned,
+    assert_same_run,
+    by_clock,
+    point_choices,
+    slow_choices,
+    timed,
+    told,
+    walk,
+    way,
+    without,
+)
+from tests.laws.test_midround import assert_left_and_bit_equal
+from trainer.algorithms import FedNova
+from trainer.run import RoundLength
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_what_a_late_client_has_done_counts(ranks, name: str):
+    """Two of its four steps: bit for bit a run in which it was to do two."""
+    ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW))
+    theirs = ranks(2).run(train, name, 2, slow_choices(length=Planned(steps=STEPS, steps_of={SLOW: DONE})))
+    assert told(ours, "clients/late") == [1, 1] and told(theirs, "clients/late") == [0, 0]
+    assert told(ours, "round/steps") == told(theirs, "round/steps") == [26, 26]
+    assert_same_run(ours, theirs, assert_same)
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_a_late_client_that_is_dropped_was_never_there(ranks, name: str):
+    """The run is that of the others, also when its silo brings nothing to the sums, and when it is back in time."""
+    cohorts = [EVERYONE, (SLOW, OTHER), EVERYONE], [without(SLOW), (OTHER,), without(SLOW)]
+    choices = [{"length": replace(DEADLINE, late="drop"), "rounds": 3, "cohort": Only(tuple(c))} for c in cohorts]
+    ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, **choices[0]))
+    theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, **choices[1]))
+    assert told(ours, "clients/late") == [1, 1, 1] and told(theirs, "clients/late") == [0, 0, 0]
+    assert told(ours, "clients/left_out") == [0, 0, 0] and told(ours, "round/steps") == [26, 6, 26]
+    assert_same_run(ours, theirs, assert_close)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "krum", "diloco"])
+def test_clients_that_were_not_begun_are_late_too(ranks, name: str):
+    """The first silo has clients 0, 3, 4 and 5; the second of them has no time for all it should do."""
+    ours = ranks(2).run(by_clock, train, name, 2, slow_choices(3, rounds=1))
+    choices = {"length": Planned(steps=STEPS, steps_of={3: DONE}), "cohort": Only((without(4, 5),)), "rounds": 1}
+    assert told(ours, "clients/late") == [3] and told(ours, "clients/trained") == [5]
+    assert_same_run(ours, ranks(2).run(train, name, 2, slow_choices(**choices)), assert_close)
+
+
+def test_a_client_that_ends_after_the_deadline_is_the_last(ranks):
+    """Rounds of one step, which takes twice the time: each silo trains its first client, the other five are late."""
+    length = RoundLength(steps=1, seconds=0.5)
+    ours = ranks(2).run(by_clock, train, "fedavg", 2, slow_choices(*EVERYONE, length=length))
+    assert told(ours, "clients/trained") == [2, 2] and told(ours, "clients/late") == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
+def test_replicas_of_a_silo_stop_on_the_same_step(ranks, name: str):
+    """Of some batches only one has an example, so their clocks differ. The evaluation checks that they agree."""
+    length = RoundLength(steps=8, seconds=DONE - 0.5)
+    ours = ranks(4).run(by_clock, train, name, [2, 2], slow_choices(SLOW, length=length, rounds=1))
+    done = told(ours, "round/steps")[0] - 6 * 8
+    assert told(ours, "clients/late") == [1] and DONE <= done < 6
+    length = Planned(steps=8, steps_of={SLOW: done})
+    assert_same_run(ours, ranks(4).run(train, name, [2, 2], slow_choices(length=length, rounds=1)), assert_same)
+
+
+def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
+    """The slow client comes to the first round alone: in the later ones each client does all its steps."""
+    choices = slow_choices(SLOW, cohort=Only((EVERYONE, (0, 1, 2))), rounds=3)
+    ours = ranks(4).run(by_clock, train, "fedavg", [2, 2], choices)
+    assert told(ours, "clients/late") == [1, 0, 0]
+    assert told(ours, "round/steps")[1:] == [3 * STEPS, 3 * STEPS]
+
+
+@pytest.mark.parametrize("late", ["count", "drop"])
+@pytest.mark.parametrize("bad", [OTHER, SLOW], ids=["of_the_other_silo", "the_same"])
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "median", "local"])
+def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late: Any):
+    """In the same round, clients of two silos or one and the same: each is dealt with as if the other were not."""
+    length = replace(DEADLINE, late=late)
+    ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, bad=bad, length=length))
+    cohort = Only((without(bad, SLOW) if late == "drop" else without(bad),))
+    theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, length=length, cohort=cohort))
+    assert told(ours, "clients/late") == [1, 1]
+    assert told(ours, "clients/left_out") == [0 if bad == SLOW and late == "drop" else 1] * 2
+    assert_same_run(ours, theirs, assert_close)
+
+
+@pytest.mark.parametrize(("name", "late"), [("scaffold", "count"), ("krum", "drop"), ("diloco", "drop")])
+def test_a_silo_that_was_late_stays_so_when_the_run_goes_on(ranks, name: str, late: Any, tmp_path: Path):
+    """The first silo has come to its deadline when the second is told to leave: both go on bit-equal, and as late."""
+    choices = slow_choices(3, length=replace(DEADLINE, late=late), rounds=4)
+    pool = SimpleNamespace(run=partial(ranks(2).run, by_clock))
+    assert_left_and_bit_equal(pool, name, 2, choices, tmp_path, {1: (1, 2)})
+
+
+def test_seconds_are_those_of_the_wall(ranks):
+    """A tenth of a second a step, for a hundred steps: after half a second it is over. The other silo has one step."""
+    choices = {
+        "sizes": [400, 4],
+        "module": Costly(tiny_model().double(), by_wall=True),
+        "data": timed(tiny_data(404), [400, 4], [0], 0.1),
+        "length": RoundLength(seconds=0.45),
+        "rounds": 1,
+    }
+    ours = ranks(2).run(train, "fedavg", 2, choices)
+    assert told(ours, "clients/late") == [1]
+    assert 1 + 1 <= told(ours, "round/steps")[0] <= 5 + 1
+    assert told(ours, "seconds/round")[0] >= 0.45
+
+
+def test_fednova_divides_by_the_steps_that_were_done(ranks):
+    """w <- w - a sum_k p_k (w - w_k) / a_k: two steps of the late client, four of the others."""
+    ours = ranks(2).run(by_clock, train, "fedavg", 2, point_choices(SLOW, algorithm=FedNova(), length=DEADLINE))
+    steps, place = [DONE if client == SLOW else STEPS for client in EVERYONE], START
+    ways = np.array([way(number) for number in steps])
+    for _ in told(ours, "clients/late"):
+        ends = np.stack([walk(client, place, steps=steps[client])[0] for client in EVERYONE])
+        place = place - WEIGHTS @ ways * (WEIGHTS / ways) @ (place - ends)
+    assert told(ours, "clients/late") == [1, 1]
+    np.testing.assert_allclose(ours[0].model["inner.place"], place, rtol=1e-12)

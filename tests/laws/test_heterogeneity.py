@@ -1,0 +1,132 @@
+"""Clients that are unlike: joining and leaving, with drawn epochs; and steps together, then apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.laws.cases import (
+    SIZES,
+    assert_close,
+    every_client,
+    tiny_data,
+    tiny_model,
+    train,
+)
+from tests.laws.heterogeneity import EVERYONE, START, STEPS, WEIGHTS, assert_same_run, point_choices, told, walk, way
+from tests.laws.test_equivalences import batch_of
+from tests.laws.test_resume import assert_bit_equal, noisy_choices
+from trainer.algorithms import FedAvg, Scaffold
+from trainer.cohort import Round, Sample, Trace
+from trainer.run import RoundLength
+
+TRACE = "round, client, event\n1, 2, join\n1, 4, join\n2, 2, leave\n2, 4, leave\n3, 1, leave\n3, 4, join\n3, 6, join\n"
+MEMBERS = [[0, 1, 2, 3, 4, 5], [0, 1, 3, 5], [0, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6]]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Trace:
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE + "4, 2, join\n")
+    return Trace(file)
+
+
+def traced(controls: bool, keeps: bool) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The place after the rounds of the trace, and each client's control variate and velocity [clients, 3]."""
+    place, control, own, velocities = START, np.zeros(3), np.zeros((7, 3)), np.zeros((7, 3))
+    for members in MEMBERS:
+        bends = (control - own) * controls
+        walks = [walk(client, place, velocities[client] * keeps, bends[client]) for client in members]
+        ends, velocities[members] = (np.stack(column) for column in zip(*walks, strict=True))
+        changes = (place - ends) / way(STEPS) - control
+        own[members] += changes
+        control = control + WEIGHTS[members] @ changes
+        place = WEIGHTS[members] @ ends / WEIGHTS[members].sum()
+    return place, own, velocities
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "state"),
+    [(FedAvg(), None), (Scaffold(), "algorithm/control"), (FedAvg(inner_state="keep"), "momentum_buffer")],
+    ids=["fedavg", "scaffold", "keep"],
+)
+def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: Trace, algorithm: FedAvg, state: str | None):
+    """Control variates and momentum of clients that are away stay as they were: five rounds are numpy's."""
+    ours = ranks(2).run(train, "fedavg", 2, point_choices(algorithm=algorithm, cohort=trace, rounds=len(MEMBERS)))
+    place, own, velocities = traced(controls=isinstance(algorithm, Scaffold), keeps=state == "momentum_buffer")
+    assert told(ours, "clients/trained") == list(map(len, MEMBERS))
+    np.testing.assert_allclose(ours[0].model["inner.place"], place, rtol=1e-12)
+    kept = every_client(ours)
+    assert set(kept) == (set(EVERYONE) if state else set())
+    for client, tensors in kept.items():
+        (tensor,) = (leaf for name, leaf in tensors.items() if name.endswith(str(state)))
+        np.testing.assert_allclose(tensor[:3], (velocities if algorithm.inner_state == "keep" else own)[client], 1e-12)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
+def test_a_resumed_run_finds_those_who_were_away(ranks, trace: Trace, name: str, tmp_path: Path):
+    """Saved when clients 2 and 4 are away; both come back after it."""
+    assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"cohort": trace}, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "diloco"])
+def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
+    """Of 5 of 7 clients; on 1, 2 and 4 processes, and in silos of 3 and 1, with one result."""
+    length, cohort = RoundLength(epochs=(1, 3)), Sample(5)
+    choices = {"length": length, "cohort": cohort, "rounds": 4}
+    drawn = [{k: length.of(1, Round(i, 0, ()), k) for k in cohort.draw(7, 0, i)} for i in range(4)]
+    one = ranks(1).run(train, name, 1, choices)
+    assert told(one, "round/examples") == [sum(SIZES[k] * epochs for k, epochs in round.items()) for round in drawn]
+    for size, silos in ((2, 2), (4, 4), (4, [3, 1])):
+        many = ranks(size).run(train, name, silos, choices)
+        assert told(many, "round/examples") == told(one, "round/examples")
+        assert_same_run(many, one, assert_close)
+
+
+# Post-local SGD
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, clients: Sequence[int], number: int) -> None:
+    """A step on the batches of this number of clients of 12 examples, 4 each."""
+    ids = [batch_of(np.arange(12 * client, 12 * client + 12), client, number, 4) for client in clients]
+    inputs, targets = tiny_data(48).train.fetch(torch.from_numpy(np.concatenate(ids)))
+    optimizer.zero_grad()
+    F.cross_entropy(model(inputs), targets).backward()
+    optimizer.step()
+
+
+def test_steps_together_and_then_apart(ranks):
+    """Three rounds are momentum SGD on the union of the batches; three more are of 4 steps, each client with its own.
+
+    The mean of the clients' velocities m v_k + g_k is that of SGD on the union, as long as their models are the same.
+    """
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    choices = {
+        "sizes": [12] * 4,
+        "data": tiny_data(48),
+        "optimizer": sgd,
+        "length": RoundLength(steps=4, synchronous=3),
+    }
+    choices |= {"algorithm": FedAvg(weight="equal", inner_state="keep")}
+    union, models = tiny_model().double(), [tiny_model().double() for _ in range(4)]
+    optimizer, optimizers = sgd(union.parameters()), [sgd(model.parameters()) for model in models]
+    for number in range(3):
+        step(union, optimizer, range(4), number)
+    for numbers in ([0], [1], [2], range(3, 7), range(7, 11), range(11, 15)):
+        for client, number in ((client, number) for client in range(4) for number in numbers):
+            step(models[client], optimizers[client], [client], number)
+        mean = {name: torch.stack([m.state_dict()[name] for m in models]).mean(0) for name in union.state_dict()}
+        for model in models:
+            model.load_state_dict(mean)
+    for rounds, expected in ((3, union.state_dict()), (6, mean)):
+        ours = ranks(2).run(train, "fedavg", 2, choices | {"rounds": rounds})[0]
+        assert_close(ours.model, expected)
+        assert [metrics["round/steps"] for metrics in ours.rounds] == [4, 4, 4, 16, 16, 16][:rounds]
