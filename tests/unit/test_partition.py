@@ -13,7 +13,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.data import Arrays, Clients, Dirichlet, Iid, Natural, Partition, Shards, describe, natural_clients
+from trainer.data import (
+    Arrays,
+    Clients,
+    Dirichlet,
+    Iid,
+    Natural,
+    Partition,
+    Shards,
+    Similarity,
+    describe,
+    natural_clients,
+)
 from trainer.data.dealing import in_proportion, merged, topped_up
 
 laws = settings(max_examples=80, deadline=None)
@@ -55,7 +66,11 @@ def cases(draw: st.DrawFn) -> Case:
 
 alphas = st.floats(1e-4, 1e4)
 partitions = st.one_of(
-    st.just(Iid()), st.builds(Dirichlet, alphas), st.builds(Shards, st.integers(1, 5)), st.just(Natural())
+    st.just(Iid()),
+    st.builds(Dirichlet, alphas),
+    st.builds(Shards, st.integers(1, 5)),
+    st.builds(Similarity, st.floats(0, 1)),
+    st.just(Natural()),
 )
 
 
@@ -85,20 +100,21 @@ class TestLaws:
             assert np.array_equal(one, other)
 
     @laws
-    @given(case=cases(), kind=st.sampled_from([Iid, Shards, Dirichlet]), alpha=alphas, data=st.data())
+    @given(case=cases(), kind=st.sampled_from([Iid, Shards, Dirichlet, Similarity]), alpha=alphas, data=st.data())
     def test_every_client_has_min_examples(self, case: Case, kind: Any, alpha: float, data: st.DataObject) -> None:
         least = data.draw(st.integers(1, len(case.train) // case.clients))
-        partition = kind(alpha, least) if kind is Dirichlet else kind(min_examples=least)
+        level = {Dirichlet: (alpha,), Similarity: (alpha / 1e4,)}.get(kind, ())
+        partition = kind(*level, min_examples=least)
         assert partition.split(case.train, case.test, case.clients, case.seed).sizes.min() >= least
 
-    @pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.5), Shards()])
+    @pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.5), Shards(), Similarity(0.1)])
     def test_another_seed_deals_otherwise(self, partition: Partition) -> None:
         train, test = balanced(400), balanced(100)
         first, second = (partition.split(train, test, 5, seed) for seed in (0, 1))
         assert not all(map(np.array_equal, first.train, second.train))
         assert not all(map(np.array_equal, first.test, second.test))
 
-    @pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.1, 20), Shards(), Natural()])
+    @pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.1, 20), Shards(), Similarity(0.1), Natural()])
     def test_a_thousand_clients_take_less_than_a_second(self, partition: Partition) -> None:
         labels, owners = np.arange(60000) % 10, np.arange(60000) % 3000
         train, test = arrays(labels, owners), arrays(labels[:10000], owners[:10000])
@@ -164,6 +180,47 @@ class TestShards:
         assert labels.sum() <= clients * per_client + 9  # each of the 9 borders between labels cuts one shard at most
 
 
+class TestSimilarity:
+    @laws
+    @given(case=cases(), similarity=st.floats(0, 1))
+    def test_sizes_differ_by_two_at_most(self, case: Case, similarity: float) -> None:
+        assert np.ptp(Similarity(similarity).split(case.train, case.test, case.clients, case.seed).sizes) <= 2
+
+    def test_at_0_the_clients_are_pieces_of_the_sorted_examples(self) -> None:
+        train, test = balanced(60000), balanced(10000)
+        clients = Similarity(0.0).split(train, test, 100, 0)
+        counts = label_counts(train.labels, clients.train)
+        assert set(np.unique(counts)) == {0, 600} and (counts.sum(axis=1) == 600).all()
+        assert np.array_equal(label_counts(test.labels, clients.test), counts / 6)
+
+    def test_at_1_clients_are_alike(self) -> None:
+        counts = label_counts(
+            balanced(10000).labels, Similarity(1.0).split(balanced(10000), balanced(1000), 10, 0).train
+        )
+        assert counts.min() > 60  # 100 expected, standard deviation 9
+
+    @pytest.mark.parametrize("similarity", [0.1, 0.5])
+    def test_so_much_is_dealt_at_random(self, similarity: float) -> None:
+        """Of the labels that are not its own a client of 6000 examples has similarity * 600 each, give or take."""
+        train = balanced(60000)
+        clients = Similarity(similarity).split(train, balanced(10000), 10, 0)
+        counts = np.sort(label_counts(train.labels, clients.train), axis=1)
+        expected = similarity * 600
+        assert np.abs(counts[:, :8] - expected).max() < 5 * expected**0.5
+        assert counts[:, -2:].sum(axis=1) == pytest.approx(6000 - 8 * expected, rel=0.02)
+
+    def test_test_examples_are_divided_as_training_examples(self) -> None:
+        train, test = balanced(60000), balanced(10000)
+        clients = Similarity(0.3).split(train, test, 20, 3)
+        difference = label_counts(train.labels, clients.train) / 6 - label_counts(test.labels, clients.test)
+        assert np.abs(difference).max() < 1
+
+    @pytest.mark.parametrize("similarity", [-0.1, 1.1, nan])
+    def test_refuses_what_is_no_part(self, similarity: float) -> None:
+        with pytest.raises(ValueError, match=f"partition.similarity={similarity}"):
+            Similarity(similarity).split(balanced(30), balanced(10), 3, 0)
+
+
 class TestNatural:
     def test_as_many_clients_as_owners_are_the_owners(self) -> None:
         train, test = arrays([0] * 6, np.array([5, 2, 9, 5, 2, 5])), arrays([0] * 3, np.array([9, 9, 2]))
@@ -194,7 +251,9 @@ class TestNatural:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("partition", [Iid(20), Dirichlet(0.5, 20), Shards(2, 20), Natural(20)])
+    @pytest.mark.parametrize(
+        "partition", [Iid(20), Dirichlet(0.5, 20), Shards(2, 20), Similarity(0.5, 20), Natural(20)]
+    )
     def test_more_than_there_is(self, partition: Partition) -> None:
         train = arrays([0, 1] * 50, np.arange(100))
         start = f"partition={type(partition).__name__.lower()}: clients=30 with partition.min_examples=20"

@@ -6,7 +6,7 @@ from trainer.data.clients import Clients, describe
 from trainer.data.fingerprint import fingerprint
 from trainer.data.idx import read_idx
 from trainer.data.images import digits, fashion_mnist, mnist
-from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Shards, natural_clients
+from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Shards, Similarity, natural_clients
 from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_source
 from trainer.data.texts import shakespeare, text
 
@@ -19,6 +19,7 @@ __all__ = [
     "Natural",
     "Partition",
     "Shards",
+    "Similarity",
     "Source",
     "Splits",
     "Windows",

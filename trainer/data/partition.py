@@ -105,6 +105,33 @@ class Shards:
 
 
 @dataclass(frozen=True)
+class Similarity:
+    """The part `similarity` of the examples is dealt at random; the rest is sorted by label, and cut a piece a client.
+
+    At 0 a client sees one label or two, at 1 clients are alike; their sizes differ by two examples at most. The test
+    examples of a label are dealt in proportion to the clients' training examples of it. Karimireddy et al. 2020,
+    SCAFFOLD: stochastic controlled averaging for federated learning.
+    """
+
+    similarity: float
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = _size_faults("similarity", train, clients, self.min_examples)
+        faults += _column_faults("similarity", "labels", train, test)
+        if not 0 <= self.similarity <= 1:
+            faults.append(f"partition.similarity={self.similarity}: the part that is dealt at random, from 0 to 1")
+        _refuse(faults)
+        labels = _Labels.of(train, test)
+        generator = numpy_generator(seed, "partition", "similarity")
+        alike, others = np.split(generator.permutation(labels.train), [round(self.similarity * len(train))])
+        counts = counted(alike, even(len(alike), clients), labels.number, clients)
+        client_of_sorted = generator.permutation(clients)[even(len(others), clients)]
+        counts += counted(np.sort(others), client_of_sorted, labels.number, clients)
+        return labels.deal(counts, self.min_examples, generator)
+
+
+@dataclass(frozen=True)
 class Natural:
     """Every owner of examples is a client; owners are merged, never split, where there are fewer clients.
 

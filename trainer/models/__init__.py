@@ -2,6 +2,7 @@
 
 from trainer.models.cnn import CNN, DigitsCNN
 from trainer.models.gpt import GPT
+from trainer.models.logistic import Logistic
 from trainer.models.mlp import MLP
 
-__all__ = ["CNN", "GPT", "MLP", "DigitsCNN"]
+__all__ = ["CNN", "GPT", "MLP", "DigitsCNN", "Logistic"]

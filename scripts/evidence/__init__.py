@@ -1,0 +1,1 @@
+"""Published tables, run again: which runs they take, running them, and what came of them."""
