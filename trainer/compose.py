@@ -35,7 +35,6 @@ torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with wo
   python -m trainer data=mnist data.root=PATH model=mlp optimizer.lr=0.05 rounds=10
   python -m trainer run_dir=outputs/mine                        again: continues it, or prints its result
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
-  python -m trainer --cfg job ...                               prints the resolved configuration and ends
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 told to leave: the same command goes on."""
 
