@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import textwrap
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,6 @@ torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with wo
   python -m trainer                                             digits, a small CNN, synchronous, in half a minute
   python -m trainer algorithm=fedavg silos=2 partition=dirichlet partition.alpha=0.1
   python -m trainer data=mnist data.root=PATH model=mlp optimizer.lr=0.05 rounds=10
-  python -m trainer run_dir=outputs/mine                        again: continues it, or prints its result
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 told to leave: the same command goes on."""
@@ -83,11 +83,16 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 def help_page() -> str:
     """What can be said on the command line, read off the configuration itself."""
-    groups = "\n".join(f"  {group + '=':<12} {', '.join(options)}" for group, options in _groups().items())
+    groups = "\n".join(_wrapped(group, options) for group, options in _groups().items())
     spine = (CONF / "config.yaml").read_text().split("\n\n", maxsplit=1)[1].rstrip()
     keys = "\n".join("  " + line if line else "" for line in spine.split("\n"))
     title = "Groups (files in conf/; each has keys of its own, seen by --cfg job):"
     return f"{USAGE}\n\n{title}\n{groups}\n\nKeys:\n{keys}"
+
+
+def _wrapped(group: str, options: list[str]) -> str:
+    indent = " " * 15
+    return textwrap.fill(", ".join(options), 120, initial_indent=f"  {group + '=':<13}", subsequent_indent=indent)
 
 
 def _new_run_dir(name: str) -> Path:
