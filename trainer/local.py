@@ -172,6 +172,13 @@ class LocalTrainer:
         """Puts the client's personal tensors into the model; a client that never trained has the `fresh` ones."""
         self.model.load_personal_state(self.states.get(client, {}).get("personal", self.fresh))
 
+    def has_finite_statistics(self) -> bool:
+        """Whether the buffers of all replicas are free of NaN and infinity. A collective of the silo, if there are any."""
+        parts = [part.vector() for part in (self.model.statistics, self.model.personal_statistics) if part.any]
+        if not parts:
+            return True
+        return bool(comm.mean_in_silo(torch.cat(parts).sum(), self.run.topology).isfinite())
+
     def pool_statistics(self, vector: Tensor, counts: Tensor) -> None:
         """Gives the model, and all clients of the next round, the pooled statistics. A collective."""
         if not self.model.statistics.any:

@@ -83,12 +83,19 @@ def _train_clients(
         if not trainer.train(work, round, int(state.participations[client]), watch_client, pause):
             return False
         inside.work = None
-        is_dropped = work.is_late and run.length.late == "drop"
-        norm = None if is_dropped else run.algorithm.contribute(work)
+        norm = _contribute(state, work)
         if norm is not None and math.isfinite(norm):
             trainer.commit(client)
         tally.add(work, norm)
     return True
+
+
+def _contribute(state: State, work: Work) -> float | None:
+    """The norm of the client's delta, now in this silo's sums; None of a client that was late and is dropped."""
+    if work.is_late and state.run.length.late == "drop":
+        return None
+    algorithm = state.run.algorithm
+    return algorithm.contribute(work) if not algorithm.votes or state.trainer.has_finite_statistics() else math.nan
 
 
 def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> Metrics | None:

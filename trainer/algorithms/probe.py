@@ -9,7 +9,8 @@ import torch
 
 from trainer.algorithms.algorithm import InnerState, MakeOptimizer
 
-LOOKED_AT = (1.0, 0.5, 0.25)  # factors on the rates of the steps by which an optimizer is judged
+# Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
+LOOKED_AT = (1.0, 0.5, 0.25) * 4
 
 
 class Probe:

@@ -26,8 +26,9 @@ class Robust(FedAvg):
     byzantine  of krum: how many clients may send anything; it holds for cohorts of 2 byzantine + 3 clients or more
     selected   of krum: the mean of so many of the best deltas is taken
 
-    The other slots are those of FedAvg. No rank ever holds all clients' models: each silo combines its part of the
-    coordinates of all. A silo keeps the deltas of all its clients until the end of the round.
+    The other slots are those of FedAvg. Parameters are guarded, BatchNorm's statistics are not: they are pooled over all
+    clients. No rank ever holds all clients' models: each silo combines its part of the coordinates of all. A silo keeps
+    the deltas of all its clients until the end of the round.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ def trimmed_mean(rows: Tensor, trim: float) -> Tensor:
     The median of an even number of values is the mean of the two in the middle.
     """
     clients = len(rows)
-    left_out = min(int(trim * clients), (clients - 1) // 2)
+    left_out = min(int(trim * clients + 1e-9), (clients - 1) // 2)  # 0.29 of 100 is 29
     return rows.sort(0).values[left_out : clients - left_out].mean(0)
 
 

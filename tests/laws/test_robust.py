@@ -1,0 +1,233 @@
+"""Median, trimmed mean and Krum: against numpy, coordinate by coordinate, and against clients that send anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.laws.cases import SIZES, Only
+from tests.laws.quadratics import BOWLS, EVERYONE, START, Bowls, Walk, bowl_choices, path, trajectory
+from trainer.algorithms import FedAvg, Robust
+from trainer.algorithms.robust import krum, trimmed_mean
+from trainer.cohort import assign
+from trainer.topology import Silos
+
+ROUNDS, BAD = 3, 2
+Combine = Callable[[np.ndarray], np.ndarray]
+
+
+def trimmed(rows: np.ndarray, trim: float) -> np.ndarray:
+    """The mean of each column's values, sorted, without the floor(trim K) first and last."""
+    left_out = math.floor(trim * len(rows))
+    return np.sort(rows, axis=0)[left_out : len(rows) - left_out].mean(0)
+
+
+def naive_krum(rows: np.ndarray, byzantine: int, selected: int) -> np.ndarray:
+    """Blanchard et al. 2017: the score of i is the sum of |V_i - V_j|^2 over its K - f - 2 closest others j."""
+    scores = []
+    for i, row in enumerate(rows):
+        distances = sorted(((row - other) ** 2).sum() for j, other in enumerate(rows) if j != i)
+        scores.append(sum(distances[: max(len(rows) - byzantine - 2, 1)]))
+    best = sorted(range(len(rows)), key=lambda i: (scores[i], i))[:selected]
+    return rows[best].mean(0)
+
+
+RULES: dict[str, tuple[dict[str, Any], Combine]] = {
+    "median": ({"rule": "median"}, lambda rows: np.median(rows, axis=0)),
+    "trimmed_mean": ({"rule": "trimmed_mean", "trim": 0.2}, partial(trimmed, trim=0.2)),
+    "trimmed_more": ({"rule": "trimmed_mean", "trim": 0.45}, partial(trimmed, trim=0.45)),
+    "krum": ({"rule": "krum", "byzantine": 1}, partial(naive_krum, byzantine=1, selected=1)),
+    "multi_krum": (
+        {"rule": "krum", "byzantine": 2, "selected": 3},
+        partial(naive_krum, byzantine=2, selected=3),
+    ),
+}
+
+
+def expected(rule: Combine, clients: tuple[int, ...]) -> np.ndarray:
+    """The global places after each round, from the deltas of these clients."""
+    found, place = [], START
+    for _ in range(ROUNDS):
+        place = place - rule(Walk().deltas(place, clients))
+        found.append(place)
+    return np.stack(found)
+
+
+def ranks_of(silos: Silos) -> int:
+    return 2 if silos == 2 else 4
+
+
+# Two silos of unequal numbers of clients; of unequal numbers of ranks; three, of which 8 coordinates are no multiple.
+layouts = pytest.mark.parametrize("silos", [2, [3, 1], [2, 1, 1]], ids=["2", "3+1", "2+1+1"])
+rules = pytest.mark.parametrize("name", RULES)
+
+
+def test_the_silos_have_unequal_numbers_of_clients():
+    assert [len(mine) for mine in assign(EVERYONE, SIZES, [1, 1])] == [4, 3]
+
+
+@layouts
+@rules
+def test_all_clients_are_combined(ranks, name: str, silos: Silos):
+    """Three rounds of 7 clients; every rank has the same bits."""
+    slots, rule = RULES[name]
+    by_rank = ranks(ranks_of(silos)).run(path, silos, partial(Robust, **slots), bowl_choices(rounds=ROUNDS))
+    np.testing.assert_allclose(by_rank[0], expected(rule, EVERYONE), rtol=1e-12, atol=1e-12)
+    assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
+
+
+@layouts
+@rules
+def test_a_nan_client_is_left_out(ranks, name: str, silos: Silos):
+    """The rules see the other six; the median of six values is the mean of the two in the middle."""
+    slots, rule = RULES[name]
+    choices = bowl_choices(bowls=BOWLS.moved(BAD, math.nan), rounds=ROUNDS, max_bad_rounds=9)
+    outcomes = ranks(ranks_of(silos)).run(trajectory, silos, partial(Robust, **slots), choices)[0]
+    others = tuple(client for client in EVERYONE if client != BAD)
+    places = [one.model["place"] for one in outcomes]
+    np.testing.assert_allclose(places, expected(rule, others), rtol=1e-12, atol=1e-12)
+    assert outcomes[0].rounds[0]["clients/left_out"] == 1
+
+
+@pytest.mark.parametrize("cohort", [(4,), (1, 5), (0, 1, 3)], ids=str)
+@rules
+def test_few_clients_are_combined(ranks, name: str, cohort: tuple[int, ...]):
+    """Of one client, a silo without any brings no rows; Krum of less than f + 3 clients looks at one neighbour."""
+    slots, rule = RULES[name]
+    choices = bowl_choices(rounds=ROUNDS, cohort=Only((cohort,)))
+    ours = ranks(2).run(path, 2, partial(Robust, **slots), choices)[0]
+    np.testing.assert_allclose(ours, expected(rule, cohort), rtol=1e-12, atol=1e-12)
+
+
+def test_the_server_moves_by_the_rules_delta(ranks):
+    """Nesterov's momentum on the median: b <- 0.9 b + d; w <- w - 0.7 (d + 0.9 b)."""
+    server = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+    algorithm = partial(Robust, "median", server=server)
+    ours = ranks(2).run(path, 2, algorithm, bowl_choices(rounds=ROUNDS))[0]
+    place, velocity = START, np.zeros_like(START)
+    for reached in ours:
+        delta = np.median(Walk().deltas(place), axis=0)
+        velocity = 0.9 * velocity + delta
+        place = place - 0.7 * (delta + 0.9 * velocity)
+        np.testing.assert_allclose(reached, place, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [{"rule": "trimmed_mean", "trim": 0.0}, {"rule": "krum", "selected": len(SIZES)}],
+    ids=["trim nothing", "select all"],
+)
+def test_leaving_nobody_out_is_fedavg_with_equal_weights(ranks, slots: dict[str, Any]):
+    algorithms = partial(Robust, **slots), partial(FedAvg, weight="equal")
+    ours, theirs = (ranks(2).run(path, 2, algorithm, bowl_choices(rounds=ROUNDS))[0] for algorithm in algorithms)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def within(place: np.ndarray, before: np.ndarray, honest: tuple[int, ...]) -> bool:
+    """Whether every coordinate has moved as far as some honest client's, or less than one and more than another's."""
+    deltas, slack = Walk().deltas(before, honest), 1e-9
+    moved = before - place
+    return bool(((deltas.min(0) - slack <= moved) & (moved <= deltas.max(0) + slack)).all())
+
+
+def spoilt(liars: tuple[int, ...], far: float) -> Bowls:
+    """The bowls, with those of the liars around one point far away."""
+    bowls = BOWLS
+    for liar in liars:
+        bowls = bowls.moved(liar, far)
+    return bowls
+
+
+BYZANTINE: dict[str, dict[str, Any]] = {
+    "median": {"rule": "median"},
+    "trimmed_mean": {"rule": "trimmed_mean", "trim": 0.3},
+    "krum": {"rule": "krum", "byzantine": 2},
+    "multi_krum": {"rule": "krum", "byzantine": 2, "selected": 3},
+}
+
+
+@pytest.mark.parametrize("far", [1e3, -1e9, 1e30])
+@pytest.mark.parametrize("liars", [(3,), (0, 3)], ids=["one", "two of one mind"])
+@pytest.mark.parametrize("name", BYZANTINE)
+def test_liars_do_not_carry_the_model_away(ranks, name: str, liars: tuple[int, ...], far: float):
+    """In no round it leaves the honest clients' range, in no coordinate; two liars are close to each other."""
+    honest = tuple(client for client in EVERYONE if client not in liars)
+    choices = bowl_choices(bowls=spoilt(liars, far), rounds=ROUNDS)
+    ours = ranks(2).run(path, 2, partial(Robust, **BYZANTINE[name]), choices)[0]
+    for before, place in zip([START, *ours], ours, strict=False):
+        assert within(place, before, honest)
+
+
+@pytest.mark.parametrize("far", [1e3, -1e9, 1e30])
+def test_a_liar_carries_fedavg_away(ranks, far: float):
+    """What the law above is worth: the mean follows."""
+    ours = ranks(2).run(path, 2, FedAvg, bowl_choices(bowls=spoilt((3,), far), rounds=1))[0]
+    assert not within(ours[0], START, tuple(client for client in EVERYONE if client != 3))
+    assert np.abs(ours[0]).max() > abs(far) / 100
+
+
+def tables(values: st.SearchStrategy[float], most: int = 9) -> st.SearchStrategy[np.ndarray]:
+    """Rows [clients, coordinates] of up to `most` clients and 5 coordinates."""
+    shapes = st.tuples(st.integers(1, most), st.integers(1, 5))
+    return shapes.flatmap(
+        lambda shape: st.lists(values, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]).map(
+            lambda numbers: np.array(numbers).reshape(shape)
+        )
+    )
+
+
+laws = settings(deadline=None)
+numbers = st.floats(-1e6, 1e6)
+
+
+@laws
+@given(tables(numbers))
+def test_trimming_a_half_is_the_median(rows: np.ndarray):
+    np.testing.assert_allclose(trimmed_mean(torch.from_numpy(rows), 0.5), np.median(rows, axis=0), rtol=1e-14)
+
+
+@laws
+@given(tables(numbers), st.floats(0, 0.499))
+def test_the_trimmed_mean_is_that_of_the_sorted_rest(rows: np.ndarray, trim: float):
+    ours = trimmed_mean(torch.from_numpy(rows), trim).numpy()
+    np.testing.assert_allclose(ours, trimmed(rows, trim), rtol=1e-12, atol=1e-9)
+
+
+@laws
+@given(tables(numbers), st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.5]), st.randoms(use_true_random=False))
+def test_the_order_of_clients_does_not_matter(rows: np.ndarray, trim: float, random: Any):
+    shuffled = rows[random.sample(range(len(rows)), len(rows))]
+    ours, theirs = (trimmed_mean(torch.from_numpy(table), trim) for table in (rows, shuffled))
+    assert torch.equal(ours, theirs)
+
+
+whole_numbers = st.integers(-9, 9).map(float)  # whose distances are exact: ties are ties
+
+
+@laws
+@given(tables(whole_numbers), st.integers(0, 4), st.integers(1, 4))
+def test_krum_is_the_naive_one(rows: np.ndarray, byzantine: int, selected: int):
+    """Also where rows are equal, or score the same: the first of them is taken."""
+    ours = krum(torch.from_numpy(rows), lambda tensor: tensor, byzantine, selected).numpy()
+    np.testing.assert_allclose(ours, naive_krum(rows, byzantine, selected), rtol=1e-14)
+
+
+@laws
+@given(tables(whole_numbers), st.integers(0, 5), st.integers(1, 3))
+def test_krum_of_parts_is_the_parts_of_krum(rows: np.ndarray, cut: int, selected: int):
+    """Two silos with some coordinates each: the sum of their distances chooses the same clients for both."""
+    parts = [torch.from_numpy(part.copy()) for part in np.split(rows, [min(cut, rows.shape[1])], axis=1)]
+    partial_sums: list[torch.Tensor] = []
+    for part in parts:
+        krum(part, lambda tensor: partial_sums.append(tensor) or tensor, 1, selected)
+    total = torch.stack(partial_sums).sum(0)
+    joined = torch.cat([krum(part, lambda tensor: total, 1, selected) for part in parts])
+    np.testing.assert_allclose(joined, naive_krum(rows, 1, selected), rtol=1e-14)
