@@ -173,7 +173,7 @@ class LocalTrainer:
         self.model.load_personal_state(self.states.get(client, {}).get("personal", self.fresh))
 
     def has_finite_statistics(self) -> bool:
-        """Whether the buffers of all replicas are free of NaN and infinity. A collective of the silo, if there are any."""
+        """Whether there is neither NaN nor infinity in the buffers of all replicas. A collective of the silo."""
         parts = [part.vector() for part in (self.model.statistics, self.model.personal_statistics) if part.any]
         if not parts:
             return True

@@ -26,9 +26,9 @@ class Robust(FedAvg):
     byzantine  of krum: how many clients may send anything; it holds for cohorts of 2 byzantine + 3 clients or more
     selected   of krum: the mean of so many of the best deltas is taken
 
-    The other slots are those of FedAvg. Parameters are guarded, BatchNorm's statistics are not: they are pooled over all
-    clients. No rank ever holds all clients' models: each silo combines its part of the coordinates of all. A silo keeps
-    the deltas of all its clients until the end of the round.
+    The other slots are those of FedAvg. Parameters are guarded, BatchNorm's statistics are not: they are pooled over
+    all clients. No rank ever holds all clients' models: each silo combines its part of the coordinates of all. A silo
+    keeps the deltas of all its clients until the end of the round.
     """
 
     def __init__(
