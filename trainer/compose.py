@@ -143,9 +143,10 @@ def _value_faults(choices: list[str], values: list[str]) -> list[str]:
             _compose([*choices, override])
             good.append(override)
         except COMPOSITION_ERRORS as error:
-            key = override.partition("=")[0]
+            key, _, value = override.partition("=")
             reason = f"{override} cannot be read: {str(error).splitlines()[0]}"
-            faults.append(reason if key in known else _unknown(key, list(known)))
+            way_out = f"  if it is a text, quote it: \"{key}='{value}'\""
+            faults.append(f"{reason}\n{way_out}" if key in known else _unknown(key, list(known)))
     try:
         read_config(_plain(_without_hydra(_compose(good))))
     except ValueError as error:

@@ -130,6 +130,10 @@ ROUNDS = {
     "late": (["round.late=x"], ["round.late=x", "valid: count or drop"]),
     "seconds before": (["round.seconds=-1"], ["round.seconds=-1", "valid: a number from 0, or null"]),
     "synchronous rounds": (["round.synchronous=-1"], ["round.synchronous=-1", "valid: a whole number from 0"]),
+    "a pattern without quotes": (
+        [*FEDAVG, "algorithm.shared=^conv"],
+        ["algorithm.shared=^conv cannot be read", "quote it: \"algorithm.shared='^conv'\""],
+    ),
     "no trace": ([*FEDAVG, "cohort=trace"], ["cohort.file has no value", "set cohort.file="]),
 }
 
