@@ -35,7 +35,7 @@ def whole(examples: int, clients: int) -> Clients:
     return Clients(tuple(np.arange(examples) for _ in range(clients)), none, (np.arange(21), *none[1:]))
 
 
-@pytest.mark.parametrize("name", COMBINED)
+@pytest.mark.parametrize("name", [name for name in COMBINED if name != "krum"])  # which takes five clients or more
 def test_identical_silos_are_one_silo(ranks, name: str):
     """Two clients with the same examples, on two silos, go where one such client goes: the mean of equals is the equal.
 
