@@ -32,7 +32,7 @@ class Console:
         stream: TextIO | None = None,
     ) -> None:
         self._rounds, self._folder, self._silos = rounds, folder, silos
-        self._screen = _screen(stream or sys.stdout, terminal)
+        self._screen = choose_screen(stream or sys.stdout, terminal)
         self._start: tuple[float, float] | None = None
         self._examples = 0
         self._drawn = monotonic()
@@ -71,7 +71,8 @@ class Console:
         return (monotonic() - started) * (1 - fraction) / (fraction - start) if fraction > start else math.inf
 
 
-def _screen(stream: TextIO, terminal: bool | None) -> Screen:
+def choose_screen(stream: TextIO, terminal: bool | None = None) -> Screen:
+    """A screen that fits the stream; `terminal` says what it is, None asks it."""
     if terminal is None:
         terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     if not terminal:

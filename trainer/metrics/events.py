@@ -25,18 +25,6 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 Scalar = str | bool | int | float | None
 
-# Where several runs are shown together TensorBoard takes the columns of any one of them: they must suit all tasks.
-HPARAMS_METRICS = (
-    "test/accuracy",
-    "test/perplexity",
-    "test/loss",
-    "validation/accuracy",
-    "validation/perplexity",
-    "validation/loss",
-    "train/loss",
-    "clients/worst_accuracy",
-)
-
 
 class EventFile:
     """A new event file in a folder, which hides the rounds from purge_round on in the folder's older files."""
@@ -79,20 +67,16 @@ def text(tag: str, sample: str) -> Summary.Value:
     )
 
 
-def session_start(hyperparameters: Mapping[str, Scalar]) -> list[Summary.Value]:
-    """What the HParams tab needs at the start: its columns, and this run's hyperparameters."""
+def session_start(hyperparameters: Mapping[str, Scalar]) -> Summary.Value:
+    """What the HParams tab needs at the start: this run's hyperparameters.
+
+    Its columns are left to TensorBoard. Where a run says what they are, those of any one run are taken for all; without
+    that they are those of all runs together, with the ones that differ first.
+    """
     start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
     for name, value in hyperparameters.items():
         setattr(start.hparams[name], *_field(value))
-    experiment = api_pb2.Experiment(
-        time_created_secs=time.time(),
-        hparam_infos=[api_pb2.HParamInfo(name=name, type=_type(value)) for name, value in hyperparameters.items()],
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in HPARAMS_METRICS],
-    )
-    return [
-        _hparams(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment)),
-        _hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start)),
-    ]
+    return _hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
 
 
 def session_end() -> Summary.Value:
@@ -112,12 +96,3 @@ def _field(value: Scalar) -> tuple[str, bool | float | str]:
     if isinstance(value, int | float) and math.isfinite(value):
         return "number_value", float(value)
     return "string_value", "null" if value is None else str(value)
-
-
-def _type(value: Scalar) -> api_pb2.DataType:
-    types = {
-        "bool_value": api_pb2.DATA_TYPE_BOOL,
-        "number_value": api_pb2.DATA_TYPE_FLOAT64,
-        "string_value": api_pb2.DATA_TYPE_STRING,
-    }
-    return types[_field(value)[0]]

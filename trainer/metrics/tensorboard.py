@@ -21,7 +21,8 @@ class TensorBoard:
     (`test/sample`), and a heat map, client by round, of every figure that single clients were evaluated by (image
     `clients/test_accuracy`). The HParams tab shows the run from its first round on.
 
-    folder: where the event files go; made when it is not there.
+    folder: where the event files go; made when it is not there. Charts of single clients go to a folder beside it,
+    `<folder>-clients`, because the HParams tab has a column for every chart of a run, and there may be thousands.
     hyperparameters: flat; None is shown as null.
     purge_round: of a resumed run, the first round that is run again: older events from there on are hidden.
     history: gives the metrics of all the run's rounds in order, also of those before it was resumed; called once, at
@@ -42,18 +43,27 @@ class TensorBoard:
         self._last: Metrics = {"round": max(0, (purge_round or 0) - 1)}
 
     @cached_property
+    def _client_events(self) -> EventFile:
+        from trainer.metrics import events
+
+        return events.EventFile(self._folder.with_name(f"{self._folder.name}-clients"), self._purge_round)
+
+    @cached_property
     def _events(self) -> EventFile:
         from trainer.metrics import events  # 0.1 s and 6 MB, when there is something to write
 
         file = events.EventFile(self._folder, self._purge_round)
-        file.write(events.session_start(self._hyperparameters), step=0)
+        file.write([events.session_start(self._hyperparameters)], step=0)
         return file
 
     def record(self, metrics: Metrics) -> None:
         from trainer.metrics import events
 
-        values = {key: value for key, value in metrics.items() if key != "round"}
+        of_clients = {key: value for key, value in metrics.items() if key.startswith("client/")}
+        values = {key: value for key, value in metrics.items() if key != "round" and key not in of_clients}
         self._events.write(events.scalars(values), step=int(metrics["round"]))
+        if of_clients:
+            self._client_events.write(events.scalars(of_clients), step=int(metrics["round"]))
         self._last = dict(metrics)
 
     def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
@@ -81,8 +91,8 @@ class TensorBoard:
         return {f"clients/{figure.name}": heatmap.heat_map_png(figure) for figure in figures}
 
     def close(self) -> None:
-        if "_events" in self.__dict__:  # closing must not make a file
-            self._events.close()
+        for name in self.__dict__.keys() & {"_events", "_client_events"}:  # closing must not make a file
+            getattr(self, name).close()
 
 
 def _is_number(value: object) -> bool:

@@ -1,0 +1,76 @@
+"""Run folders written by hand: what a run of this configuration would have left if it had measured these figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.compose import compose_tree
+from trainer.folder import RunFolder
+from trainer.metrics import JsonLines, Metrics
+
+EXAMPLES = 1000  # of a round
+TOTALS = ("seconds", "bytes_between_silos")
+SECONDS = 2.0  # of a round and its evaluation, half of them training
+
+
+@cache
+def composed_tree(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The resolved configuration, to be read only: it is the same at every call."""
+    return compose_tree(list(overrides))
+
+
+def rounds_of(figures: Mapping[str, Sequence[float]]) -> list[Metrics]:
+    """The metrics of rounds 1, 2, ... in which these figures were measured; examples, seconds and bytes grow."""
+    count = len(next(iter(figures.values())))
+    return [
+        {
+            "round": index,
+            "examples": EXAMPLES * index,
+            "seconds": SECONDS * index,
+            "bytes_between_silos": 400 * index,
+            "seconds/round": SECONDS / 2,
+            **{name: values[index - 1] for name, values in figures.items()},
+        }
+        for index in range(1, count + 1)
+    ]
+
+
+def write_run(
+    folder: Path,
+    *overrides: str,
+    status: str = "finished",
+    seed: int = 0,
+    error: str = "",
+    **figures: Sequence[float],
+) -> Path:
+    """A run's folder; `test_accuracy=[0.5, 0.6]` are the values of test/accuracy in rounds 1 and 2."""
+    named = {name if name in TOTALS else name.replace("_", "/", 1): values for name, values in figures.items()}
+    write_rounds(folder, overrides, seed, rounds_of(named) if named else [], status, error)
+    return folder
+
+
+def write_rounds(
+    folder: Path, overrides: tuple[str, ...], seed: int, rounds: Sequence[Metrics], status: str, error: str = ""
+) -> None:
+    """The same from whole rounds."""
+    tree = deepcopy(composed_tree(overrides)) | {"seed": seed, "run_dir": str(folder)}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / "state.json").write_text(json.dumps({"status": status} | ({"error": error} if error else {})))
+    if rounds:
+        sink = JsonLines(folder / "metrics.jsonl")
+        for metrics in rounds:
+            sink.record(metrics)
+        sink.close()
+    if status == "finished":
+        hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
+        result = {name: value for name, value in rounds[-1].items() if not name.startswith(hidden)}
+        seconds = sum(metrics["seconds/round"] for metrics in rounds)
+        RunFolder(folder).write_result(result | {"examples_per_second": rounds[-1]["examples"] / seconds})
