@@ -1,0 +1,26 @@
+"""A time limit for what would otherwise wait half an hour."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
+
+
+@contextmanager
+def deadline(seconds: float, otherwise: str) -> Iterator[None]:
+    """Ends this process with exit code 1, saying why, unless the block is left within so many seconds."""
+
+    def give_up() -> None:
+        print(otherwise, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
