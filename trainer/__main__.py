@@ -1,17 +1,22 @@
-"""`python -m trainer`, `torchrun -m trainer` and the command `silotrain`."""
+"""`python -m trainer`, under torchrun and srun too, and the command `silotrain`."""
 
 import ctypes
 import os
 import signal
 import sys
 
+from trainer.place import is_worker
+
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def run() -> int:
     """The exit code of the command line. Whatever may take time is imported where Control-C is quiet."""
-    if "RANK" in os.environ:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # thirty lines for a lost peer, of which we say one
+    if is_worker(sys.argv):
         _become_worker()
+    elif "SILOTRAIN_SWEPT" in os.environ:
+        _leave_with_parent()
     try:
         from trainer.cli import main
 
@@ -26,8 +31,13 @@ def _become_worker() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # our launcher passes it on as SIGTERM
+    _leave_with_parent()
+
+
+def _leave_with_parent() -> None:
+    """When the process that started this one is killed, this one is told to leave."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # when the launcher is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,35 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Thread, get_native_id
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer import comm
+from trainer.disks import Disk
 from trainer.parts import Part, Tree, leaves_of, tree_of, write_part, write_text
-from trainer.start import NOT_WHOLE, Start, borders, choose, order, start_of, step_of, steps, usable
+from trainer.start import (
+    NOT_WHOLE,
+    Holding,
+    Start,
+    borders,
+    choose,
+    held,
+    order,
+    start_of,
+    step_of,
+    steps,
+    together,
+    usable,
+)
 from trainer.topology import Topology
 
 NICENESS = 10  # of the writing thread
@@ -42,11 +59,15 @@ class Checkpoints:
     """The checkpoints in a folder: written by a thread, read at the start. All ranks make one, together.
 
     The newest `keep` borders stay, and the best. `layout` is a word for who trains whom after so many rounds: sections
-    of another one are of no use. `stall_seconds` is how long training has waited for saves.
+    of another one are of no use. `disk` says who shares the folder, all if it is None: on each disk there is all that
+    its own ranks go on from. `stall_seconds` is how long training has waited for saves.
     """
 
-    def __init__(self, folder: Path, topology: Topology, layout: Callable[[int], str], keep: int = 2):
+    def __init__(
+        self, folder: Path, topology: Topology, layout: Callable[[int], str], keep: int = 2, disk: Disk | None = None
+    ):
         self.folder, self.topology, self.layout, self.keep = folder, topology, layout, keep
+        self.disk = disk or Disk(tuple(range(topology.world_size)), topology.world_size)
         self.attempt = comm.broadcast_text(uuid.uuid4().hex)
         self.stall_seconds = 0.0
         self._copies: dict[str, Tensor] = {}
@@ -56,25 +77,46 @@ class Checkpoints:
         self._passed: list[str] = []
         self._sections: list[Path] = []  # that this start of the run has written, oldest first
 
-    def save_border(self, name: str, common: Tree, own: Tree, all_write: bool, is_best: bool = False) -> None:
+    def save_border(self, name: str, everyones: Tree, silos: Tree, all_write: bool, is_best: bool = False) -> None:
         """Begins to write a border; waits only for an earlier save and the copy out of the model.
 
-        The replicas of a silo divide what they hold in common. `all_write`: every silo has something to bring, else
-        silo 0 alone.
+        everyones  what all ranks hold: the replicas of the first silo on the disk divide it
+        silos      what the replicas of this silo hold: they divide it
+        all_write  whether every silo has something to bring
         """
-        silos = enumerate(self.topology.silo_sizes if all_write else self.topology.silo_sizes[:1])
-        parts = tuple(f"silo-{silo}.replica-{replica}" for silo, size in silos for replica in range(size))
-        part = Part(f"silo-{self.topology.silo}.replica-{self.topology.replica}", parts, self.attempt)
-        if part.name in parts:
-            self._save(self.folder / name, part, common, own, is_best)
-        else:
-            self.wait()
+        homes = self._homes()
+        ranks = [rank for rank in homes if all_write or homes[rank][0] == homes[self.disk.first][0]]
+        if self.topology.rank not in ranks:
+            return self.wait()
+        parts = {rank: f"silo-{silo}.replica-{replica}" for rank, (silo, replica) in homes.items() if rank in ranks}
+        tree = self._my_share(silos)
+        if homes[self.topology.rank][0] == homes[self.disk.first][0]:
+            tree |= self._my_share(everyones)
+        part = Part(parts[self.topology.rank], tuple(parts.values()), self.attempt)
+        return self._save(self.folder / name, part, tree, is_best)
+
+    def _homes(self) -> dict[int, tuple[int, int]]:
+        """The silo and the replica of each rank that shares the disk."""
+        sizes = self.topology.silo_sizes
+        homes = enumerate((silo, replica) for silo, size in enumerate(sizes) for replica in range(size))
+        return {rank: home for rank, home in homes if self.disk.is_shared or rank in self.disk.ranks}
+
+    def _peers(self) -> list[int]:
+        """The replicas of this silo that share the disk."""
+        return [replica for silo, replica in self._homes().values() if silo == self.topology.silo]
+
+    def _my_share(self, tree: Tree) -> dict[str, object]:
+        """What this replica writes of what all replicas of the silo hold."""
+        peers = self._peers()
+        return share_of(tree, peers.index(self.topology.replica), len(peers))
 
     def save_section(self, rounds: int, step: int, common: Tree, own: Tree) -> None:
         """Begins to write this silo's section of the round, after so many of its steps. No collective."""
-        parts = tuple(f"replica-{replica}" for replica in range(self.topology.num_replicas))
         folder = self.folder / f"round-{rounds:06d}" / self._silo(self.topology.silo, rounds) / f"step-{step:06d}"
-        self._save(folder, Part(f"replica-{self.topology.replica}", parts, self.attempt), common, own)
+        parts = tuple(part_of(replica, self.topology.num_replicas, self._peers()) for replica in self._peers())
+        mine = part_of(self.topology.replica, self.topology.num_replicas, self._peers())
+        tree = self._my_share(common) | dict(leaves_of({"own": own}))
+        self._save(folder, Part(mine, parts, self.attempt), tree)
 
     def take_stall(self) -> float:
         """The seconds that training has waited for saves since this was last asked."""
@@ -97,7 +139,7 @@ class Checkpoints:
         """
         passed: list[str] = []
         while True:
-            choice, passed = json.loads(comm.broadcast_text(self._choice(passed) if self.topology.rank == 0 else ""))
+            choice = choose(self.folder, self._names(), partial(self._look, passed), passed)
             if not choice:
                 break
             start = start_of(self.folder, choice)
@@ -117,22 +159,33 @@ class Checkpoints:
         return f"silo-{silo}-{self.layout(rounds)}"
 
     def _faults(self, start: Start) -> list[str]:
-        rank, world = self.topology.rank, self.topology.world_size
-        return [fault for saved in start.saved for fault in saved.faults(rank, world)]
+        """What this rank finds damaged: those that share the disk divide the parts on it."""
+        share = self.disk.ranks.index(self.topology.rank), len(self.disk.ranks)
+        return [fault for saved in start.saved for fault in saved.faults(*share)]
 
-    def _choice(self, passed: list[str]) -> str:
-        def silos(rounds: int) -> list[str]:
-            return [self._silo(silo, rounds) for silo in range(self.topology.num_silos)]
+    def _names(self) -> list[str]:
+        """The names of the borders on any of the disks, newest first. A collective."""
+        names = [path.name for path in borders(self.folder)]
+        there = self._of_disks(names)
+        return [path.name for path in sorted({Path(name) for each in there for name in each}, key=order, reverse=True)]
 
-        return json.dumps([choose(self.folder, silos, passed), passed])
+    def _look(self, passed: list[str], name: str) -> Holding:
+        """What all disks hold of a border. A collective."""
+        silos = sorted({silo for silo, _ in self._homes().values()})
+        path = self.folder / name
+        mine = held(path, [self._silo(silo, order(path)[0]) for silo in silos], passed)
+        return together([Holding(**each) for each in self._of_disks(asdict(mine))])
 
-    def _save(self, folder: Path, part: Part, common: Tree, own: Tree, is_best: bool = False) -> None:
+    def _of_disks(self, mine: Any) -> list[Any]:
+        """What the first rank of each disk says, as JSON can say it."""
+        texts = comm.gather_texts(json.dumps(mine) if self.topology.rank == self.disk.first else "")
+        return [json.loads(text) for text in texts if text]
+
+    def _save(self, folder: Path, part: Part, leaves: Mapping[str, object], is_best: bool = False) -> None:
         began = perf_counter()
         self.wait()
         if folder in self._gone_on_from:
             return  # nothing has happened since, and to write over it would put it at risk
-        share = share_of(common, self.topology.replica, self.topology.num_replicas)
-        leaves = {**share, **dict(leaves_of({"own": own}))}
         copy = tree_of({name: self._copy(name, leaf) for name, leaf in leaves.items()})
         self._thread = Thread(target=self._write, args=(folder, part, copy, is_best), daemon=True)
         self._thread.start()
@@ -153,9 +206,9 @@ class Checkpoints:
             write_part(folder, part, tree)
             self._passed = [fault for fault in self._passed if f"{folder}/" not in fault]
             if folder.parent == self.folder:
-                if is_best and self.topology.rank == 0:
+                if is_best and self.topology.rank == self.disk.first:
                     write_text(self.folder / "best", folder.name)
-                if self.topology.rank == 0:
+                if self.topology.rank == self.disk.first:
                     self._drop_old_borders(folder)
             else:
                 self._drop_old_sections(folder, part)
@@ -197,6 +250,11 @@ def _give_way() -> None:
     """Lets this thread run where the training waits, as far as the system has a priority for each thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
+
+
+def part_of(replica: int, num_replicas: int, peers: Sequence[int]) -> str:
+    """The name of a replica's part of a section. Where its peers are on several disks, it says how many they are."""
+    return f"replica-{replica}" + (f"-of-{num_replicas}" if len(peers) < num_replicas else "")
 
 
 def share_of(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import nearest, read_config
 from trainer.folder import flatten
+from trainer.place import was_requeued
 
 Tree = dict[str, Any]
 
@@ -29,12 +30,16 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 USAGE = """\
 python -m trainer [--help | --cfg job] [key=value ...]          start the workers of this machine, and train
 torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with workers that torchrun starts
+python -m trainer -m key=value,value ...                        a sweep: all combinations, one run each
+python -m trainer report FOLDER ...                             runs side by side: a table, a page with curves
+python -m trainer doctor [key=value ...]                        what would go wrong with such a run
 ./scripts/train [key=value ...]                                 the first of these, installing what it needs
 
   python -m trainer                                             digits, a small CNN, synchronous, in half a minute
   python -m trainer algorithm=fedavg silos=2 partition=dirichlet partition.alpha=0.1
   python -m trainer data=mnist data.root=PATH model=mlp optimizer.lr=0.05 rounds=10
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
+  python -m trainer -m optimizer.lr=0.1,0.03 seed=1,2,3         six runs
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 told to leave: the same command goes on."""
 
@@ -44,7 +49,7 @@ def compose_tree(overrides: list[str]) -> Tree:
     # Hydra takes no null for a group, though it is the default of this one.
     overrides = [override for override in overrides if override != "experiment=null"]
     try:
-        if any(map(_is_hydras, overrides)):
+        if any(map(is_hydras, overrides)):
             raise ValueError("hydra.* is no part of the configuration")
         config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
@@ -59,6 +64,8 @@ def compose_tree(overrides: list[str]) -> Tree:
         _shorten(tree)
     tree["name"] = tree["name"] or choices["experiment"] or f"{choices['data']}-{choices['algorithm']}"
     tree["run_dir"] = tree["run_dir"] or str(_new_run_dir(tree["name"]))
+    if was_requeued() and tree["resume"] == "never":
+        tree["resume"] = "auto"  # what is in the folder was written by this very job
     return tree
 
 
@@ -102,9 +109,21 @@ def _new_run_dir(name: str) -> Path:
         return folder / f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job := os.environ.get("SLURM_JOB_ID"):
         return folder / job
-    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    names = [now, *(f"{now}-{number}" for number in range(2, 1000))]
-    return next(folder / name for name in names if not (folder / name).exists())
+    return _unused(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+
+def new_sweep_dir(name: str) -> Path:
+    """outputs/<name>/sweep-<time>, or under SLURM the job's id: one folder for all jobs of an array."""
+    folder = Path("outputs") / name
+    if job := os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID")):
+        return folder / f"sweep-{job}"
+    return _unused(folder / f"sweep-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+
+def _unused(path: Path) -> Path:
+    """The path, or where something is there already the same with a number."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in range(2, 1000))
+    return next(free for free in (path, *numbered) if not free.exists())
 
 
 def _groups() -> dict[str, list[str]]:
@@ -118,8 +137,8 @@ def _faults(overrides: Iterable[str]) -> list[str]:
     groups, faults, choices, values = _groups(), [], [], []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if _is_hydras(override):
-            faults.append(f"{override}: Hydra's own keys have no effect here\n  the run folder is run_dir=")
+        if is_hydras(override):
+            faults.append(f"{override}: Hydra's own keys have an effect in sweeps alone, python -m trainer -m")
         elif not equals:
             faults.append(f"{override} is no override\n  write key=value")
         elif key not in groups:
@@ -131,7 +150,8 @@ def _faults(overrides: Iterable[str]) -> list[str]:
     return faults + _value_faults(choices, values)
 
 
-def _is_hydras(override: str) -> bool:
+def is_hydras(override: str) -> bool:
+    """Whether the override is for Hydra itself."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 

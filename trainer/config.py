@@ -123,6 +123,8 @@ class PrecisionConfig:
 @dataclass(frozen=True)
 class LaunchConfig:
     nproc: int | str = setting(whole(1) | words("auto"))
+    nodes: int | list[int] = setting(whole(1) | span)
+    meet: str | None = setting(text | words(None))
     threads: int | str = setting(whole(1) | words("auto"))
     device: str = setting(words("auto", "cpu", "cuda"))
     max_restarts: int = setting(whole(0))
@@ -153,7 +155,9 @@ class Config:
     max_bad_rounds: int = setting(whole(1))
     bad_loss: str = setting(words("stop", "skip"))
     deterministic: bool = setting(switch)
+    objective: str | None = setting(text | words(None))
     run_dir: str | None = setting(text | words(None))
+    run_dir_shared: bool | str = setting(words("auto", True))
     resume: str = setting(text)
     data: Leaf = setting(leaf)
     model: Leaf = setting(leaf)

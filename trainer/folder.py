@@ -6,7 +6,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   metrics.jsonl  one object a round
   model.safetensors  the finished model
   result.json    the figures of the finished run
-  tensorboard/   the same figures as charts
+  tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoint.py
   logs/          one file a rank, and where the last start began
 """
@@ -31,8 +31,8 @@ Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
 FREE = (
-    *("run_dir", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
-    *("eval.batch_size", "data.root", "max_bad_rounds"),
+    *("run_dir", "run_dir_shared", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
+    *("eval.batch_size", "data.root", "max_bad_rounds", "objective"),
 )
 
 
@@ -41,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
@@ -54,21 +55,29 @@ class RunFolder:
             raise ValueError(f"run_dir={self.path} is a file.\n  choose a new or an empty folder")
         if not self.path.exists() or not any(self.path.iterdir()):
             return
-        stored = self.path / "config.yaml"
         if config["resume"] == "never":
             raise ValueError(f"run_dir={self.path} is not empty, and resume=never.\n  choose another run_dir")
-        if not stored.exists():
+        if not self.config.exists():
             raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
-        if self.status() != "bad_input" or self.checkpoints.exists():
-            _check_same(_read_yaml(stored), config, self.path)
+        if self._has_begun():
+            _check_same(_read_yaml(self.config), config, self.path)
+
+    def _has_begun(self) -> bool:
+        """Whether a run has begun here, and not only been refused."""
+        return self.config.exists() and (self.status() != "bad_input" or self.checkpoints.exists())
+
+    def clients(self) -> int | None:
+        """How many clients the run in this folder was begun with, if one was: that stays, whoever trains them."""
+        clients = _read_yaml(self.config)["clients"] if self._has_begun() else None
+        return clients if isinstance(clients, int) else None
 
     def _check_source(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if a run that `config` describes cannot begin from the checkpoints of this folder."""
-        if newest_whole(self.checkpoints) is None or not (self.path / "config.yaml").exists():
+        if newest_whole(self.checkpoints) is None or not self.config.exists():
             raise ValueError(
                 f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
             )
-        _check_same(_read_yaml(self.path / "config.yaml"), config, self.path)
+        _check_same(_read_yaml(self.config), config, self.path)
 
     def open(self, config: Mapping[str, Any], again: bool = False) -> None:
         """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not.
@@ -84,7 +93,11 @@ class RunFolder:
             ) from error
         for claim in self._claims.glob("failed-*"):
             claim.unlink()
-        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml, with which a run that goes on is compared."""
+        write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
         """Whether the run in this folder has come to the end, all these rounds."""
@@ -154,6 +167,8 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
     old, new = flatten(stored), flatten(config)
+    if new["clients"] == "auto":
+        new["clients"] = old["clients"]  # fixed when the run was begun
     constant = new.get("schedule._target_", "").endswith(".Constant")
     if constant and new["rounds"] >= old["rounds"]:
         old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them

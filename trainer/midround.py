@@ -92,7 +92,9 @@ def _restore_section(state: State, saved: Saved) -> Inside:
 
 def _owns(saved: Saved, replica: int, num_replicas: int) -> list[dict[str, Any]]:
     """What this replica wrote of its own; what all of them wrote, if there were more of them or fewer."""
+    mine = f"replica-{replica}-of-{num_replicas}"
     parts = [saved.parts[replica]] if len(saved.parts) == num_replicas else saved.parts
+    parts = [mine] if mine in saved.parts else parts
     return [saved.load_of(part, "own") for part in parts]
 
 

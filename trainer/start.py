@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,22 +54,53 @@ def newest_whole(folder: Path) -> Saved | None:
     return next(filter(None, map(find, reversed(borders(folder)))), None)
 
 
-def choose(folder: Path, silos: Callable[[int], list[str]], passed: list[str]) -> str:
+@dataclass(frozen=True)
+class Holding:
+    """What a disk holds of a border: whether it can be used, which sections of the silos after it, and why not others.
+
+    sections  by the folder of each silo that is at home there: the names of those that can be used, newest first
+    """
+
+    border: bool
+    sections: dict[str, list[str]]
+    faults: list[str]
+
+
+def held(path: Path, silos: Sequence[str], passed: Sequence[str]) -> Holding:
+    """What this disk holds of the border in this folder. States whose files occur in `passed` are left out."""
+    known = list(passed)
+    border = usable(path, known) is not None
+    sections = {silo: _usable_sections(path / silo, known) for silo in silos}
+    return Holding(border, sections, known[len(passed) :])
+
+
+def together(holdings: Sequence[Holding]) -> Holding:
+    """What all disks hold, each that of the silos at home there."""
+    silos = sorted(
+        {silo for holding in holdings for silo in holding.sections}, key=lambda silo: int(silo.split("-")[1])
+    )
+    sections = {}
+    for silo in silos:
+        there = [holding.sections[silo] for holding in holdings if silo in holding.sections]
+        sections[silo] = [step for step in there[0] if all(step in steps for steps in there)]
+    faults = dict.fromkeys(fault for holding in holdings for fault in holding.faults)
+    return Holding(all(holding.border for holding in holdings), sections, list(faults))
+
+
+def choose(folder: Path, names: Iterable[str], look: Callable[[str], Holding], passed: list[str]) -> str:
     """The names of the whole states to go on from, relative to the folder, one a line; empty if there are none.
 
-    `silos` are the names of the silos' folders after so many rounds. States whose files occur in `passed` are left out;
-    newer ones that are damaged or not whole are added to it.
+    `names` are those of borders, newest first; `look` says what is held of one. Why newer ones cannot be used is added
+    to `passed`.
     """
-    for path in reversed(borders(folder)):
-        border = usable(path, passed)
-        names = silos(order(path)[0])
-        found = (_newest_section(path / name, passed) for name in names)
-        sections = [section.folder for section in found if section]
-        if border or len(sections) == len(names):
-            chosen = [*([path] if border else []), *sections]
-            return "\n".join(str(each.relative_to(folder)) for each in chosen)
-        if not any(str(path) in fault for fault in passed):
-            passed.append(f"{path} {NOT_WHOLE}")
+    for name in names:
+        holding = look(name)
+        passed += holding.faults
+        sections = [f"{name}/{silo}/{steps[0]}" for silo, steps in holding.sections.items() if steps]
+        if holding.border or len(sections) == len(holding.sections):
+            return "\n".join([*([name] if holding.border else []), *sections])
+        if not any(str(folder / name) in fault for fault in passed):
+            passed.append(f"{folder / name} {NOT_WHOLE}")
     return ""
 
 
@@ -83,8 +114,13 @@ def start_of(folder: Path, choice: str) -> Start:
     return Start(order(round_folder)[0], border, {silo: saved for silo, saved in sections.items() if saved})
 
 
-def _newest_section(silo: Path, passed: list[str]) -> Saved | None:
-    return next(filter(None, (usable(path, passed) for path in reversed(steps(silo)))), None)
+def _usable_sections(silo: Path, passed: list[str]) -> list[str]:
+    """The names of those that can be used, newest first. What is older than one of them is no loss, if it cannot."""
+    found: list[str] = []
+    for path in reversed(steps(silo)):
+        if usable(path, [*passed] if found else passed):
+            found.append(path.name)
+    return found
 
 
 def steps(silo: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from trainer import comm
 from trainer.checkpoint import Checkpoints
 from trainer.cohort import Round
 from trainer.contact import Contact
+from trainer.disks import Disk
 from trainer.endings import Window
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
@@ -33,6 +34,7 @@ class Progress:
     bad_rounds  rounds in a row from which a client was left out
     best        the best validation score so far
     skipped     windows of batches that are left out
+    silos       the replicas in each
     """
 
     rounds: int = 0
@@ -45,6 +47,7 @@ class Progress:
     bad_rounds: int = 0
     best: float | None = None
     skipped: list[Window] = field(default_factory=list)
+    silos: list[int] = field(default_factory=list)
 
     def advance(self, metrics: Metrics, seconds: float) -> Metrics:
         """Counts one round; its metrics with the totals so far. `seconds` are those of the round and its evaluation."""
@@ -104,12 +107,15 @@ class State:
         rounds, suffix = self.progress.rounds, ""
         if self.progress.trained is not None:
             rounds, suffix = rounds + 1, "-unevaluated"
-        common = {"clients": self.clients(), "progress": self.totals()}
-        if self.run.topology.silo == 0:
-            common["fresh"] = self.trainer.fresh
-            common |= {"model": self.model.shared_state(), "algorithm": self.run.algorithm.state_dict()}
+        everyones = {
+            "progress": self.totals(),
+            "fresh": self.trainer.fresh,
+            "model": self.model.shared_state(),
+            "algorithm": self.run.algorithm.state_dict(),
+        }
+        silos = {"clients": self.clients()}
         name = f"round-{rounds:06d}{suffix}"
-        checkpoints.save_border(name, common, {}, self.run.algorithm.stateful, is_best)
+        checkpoints.save_border(name, everyones, silos, self.run.algorithm.stateful, is_best)
 
     def clients(self, without: int | None = None) -> dict[str, Any]:
         """What the clients of this silo keep, by client."""
@@ -117,8 +123,12 @@ class State:
 
     def totals(self) -> dict[str, Any]:
         """How far the run has come, and on which data, as a tree."""
-        progress = json.dumps(asdict(self.progress))
-        return {"json": progress, "participations": self.participations, "data": self.run.data_fingerprint}
+        self.progress.silos = list(self.run.topology.silo_sizes)
+        return {
+            "json": json.dumps(asdict(self.progress)),
+            "participations": self.participations,
+            "data": self.run.data_fingerprint,
+        }
 
     def restore_totals(self, saved: Saved) -> None:
         """Puts `totals` back."""
@@ -142,9 +152,19 @@ class State:
         self.trainer.states = {int(client): state for client, state in clients.items()}
 
 
-def check_data(run: Run, start: Start | None) -> None:
-    """Raises ValueError when a run would go on with other data than it was begun with."""
-    if start and start.saved[0].load("progress")["data"] != run.data_fingerprint:
+def check_start(run: Run, start: Start | None, disk: Disk) -> None:
+    """Raises ValueError when a run would go on with other data than it was begun with, or without clients' states."""
+    if start is None:
+        return
+    saved = start.saved[0].load("progress")
+    silos = json.loads(saved["json"])["silos"]
+    if run.algorithm.stateful and not disk.is_shared and silos != list(run.topology.silo_sizes):
+        raise ValueError(
+            f"algorithm={type(run.algorithm).__name__} keeps clients' states, which lie on the disks of the nodes that "
+            f"trained them: replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
+            "  start it on the same nodes, or put run_dir on a disk that all of them share"
+        )
+    if saved["data"] != run.data_fingerprint:
         raise ValueError(
             "data= or partition= is not what this run was begun with: the examples or their clients have changed.\n"
             "  restore the data, or choose another run_dir"

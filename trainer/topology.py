@@ -15,22 +15,13 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, Store, TCPStore, rendezvous  # pyright: ignore
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyright: ignore
+
+from trainer.place import Place, discover
 
 Silos = int | Sequence[int] | str  # how many, their sizes, or "node": one a machine
 
 SECONDS_BETWEEN_LOOKS = 0.05
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the launcher told this process: its global rank, its rank on this node, and the node's index."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-    node: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,16 +55,27 @@ class Topology:
         return self.rank - self.replica
 
 
-def silo_sizes(silos: Silos, nodes: Sequence[int]) -> tuple[int, ...]:
+def silo_sizes(silos: Silos, nodes: Sequence[int], clients: int | None = None) -> tuple[int, ...]:
     """The number of ranks in each silo, for ranks that run on these nodes (one entry a rank, in rank order).
+
+    clients: of a run that goes on: how many it was begun with. On another number of ranks it takes as many silos as it
+    can have, at most so many and at most `silos`.
 
     Raises ValueError when the silos do not fit the world.
     """
     world_size = len(nodes)
     if isinstance(silos, str):
         assert silos == "node", silos
-        return tuple(nodes.count(node) for node in sorted(set(nodes)))
+        if list(nodes) != sorted(nodes):
+            raise ValueError(
+                "silos=node: the ranks of a silo follow each other, but the nodes were given theirs in turns.\n"
+                "  set srun --distribution=block, or silos= a number"
+            )
+        per_node = [nodes.count(node) for node in sorted(set(nodes))]
+        return _merged(per_node, _most(len(per_node), clients or len(per_node)))
     if isinstance(silos, int):
+        if clients is not None:
+            silos = _most(world_size, min(silos, clients))
         if silos < 1 or world_size % silos:
             valid = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
             raise ValueError(
@@ -92,10 +94,21 @@ def silo_sizes(silos: Silos, nodes: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def _most(parts: int, limit: int) -> int:
+    """The largest number up to the limit that divides so many parts evenly."""
+    return max(number for number in range(1, min(parts, limit) + 1) if parts % number == 0)
+
+
+def _merged(sizes: Sequence[int], count: int) -> tuple[int, ...]:
+    """So many sums over runs of as many sizes each."""
+    each = len(sizes) // count
+    return tuple(sum(sizes[start : start + each]) for start in range(0, len(sizes), each))
+
+
 def _start(ranks: int) -> str:
-    """How one tells whoever starts the ranks, torchrun or our own launcher, to start so many."""
-    by_torchrun = "RANK" in os.environ and "SILOTRAIN_RESTART" not in os.environ
-    return f"torchrun --nproc-per-node {ranks}" if by_torchrun else f"launch.nproc={ranks}"
+    """How one tells whoever starts the ranks, torchrun, srun or our own launcher, to start so many on a node."""
+    ways = {"torchrun": "torchrun --nproc-per-node {}", "srun": "srun --ntasks-per-node={}"}
+    return ways.get(discover().started_by, "launch.nproc={}").format(ranks)
 
 
 @contextmanager
@@ -106,20 +119,25 @@ def distributed(
     device: str = "auto",
     silo_timeout_seconds: float = 1800,
     between_timeout_seconds: float = 1800,
+    clients: int | None = None,
 ) -> Iterator[Topology]:
     """This rank's Topology, with its process groups open until the block is left.
 
     A process group that the caller has opened already is used and left open. Without `place` and `store` (see `meet`)
-    they are read from the variables that torchrun sets; without those, the world is this process.
+    they are what the environment says, see `discover`; the world may be this process. `clients` is for a run that goes
+    on, see `silo_sizes`.
     """
-    place = place or place_of_torchrun()
+    place = place or discover()
     owned = not dist.is_initialized()
-    target = choose_device(device, place)
     if owned:
-        _open(place, store or meet(place), target, timedelta(seconds=between_timeout_seconds))
+        store = store or meet(place)
+        target = _choose_devices(device, place, store)
+        _open(place, store, target, timedelta(seconds=between_timeout_seconds))
+    else:
+        target = choose_device(device, place)
     groups: list[dist.ProcessGroup | None] = []
     try:
-        topology = _divide(silos, place, target, timedelta(seconds=silo_timeout_seconds), groups)
+        topology = _divide(silos, clients, place, target, timedelta(seconds=silo_timeout_seconds), groups)
         yield topology
     finally:
         if owned:
@@ -129,26 +147,13 @@ def distributed(
                 dist.destroy_process_group(group)
 
 
-def place_of_torchrun() -> Place:
-    """The Place that torchrun's environment variables describe; a world of one without them."""
-
-    def read(name: str, default: int) -> int:
-        return int(os.environ.get(name, default))
-
-    return Place(
-        rank=read("RANK", 0),
-        world_size=read("WORLD_SIZE", 1),
-        local_rank=read("LOCAL_RANK", 0),
-        local_world_size=read("LOCAL_WORLD_SIZE", 1),
-        node=read("GROUP_RANK", 0),
-    )
-
-
 def choose_device(device: str, place: Place) -> torch.device:
     """The device of this rank: `auto` is the GPU of its local rank if there is one, else the CPU."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     visible = torch.cuda.device_count()
+    if visible == 1 and (place.gpus or 0) >= place.local_world_size:  # srun shows each of its tasks one of them
+        return torch.device("cuda", 0)
     if place.local_world_size > visible:
         fewer = f"{_start(visible)}, or " if visible else ""
         raise ValueError(
@@ -160,9 +165,10 @@ def choose_device(device: str, place: Place) -> torch.device:
 
 
 def meet(place: Place) -> Store:
-    """The store through which the ranks of this world find each other, at the address that the launcher gave."""
-    if "MASTER_ADDR" in os.environ:
-        store = next(rendezvous("env://", place.rank, place.world_size))[0]
+    """The store through which the ranks of this world find each other, at the address that the place names."""
+    if place.host:
+        host = f"[{place.host}]" if ":" in place.host else place.host
+        store = next(rendezvous(f"tcp://{host}:{place.port}", place.rank, place.world_size))[0]
         return PrefixStore(_name_start(store, place), store)
     assert place.world_size == 1, "a world of several ranks needs a launcher: MASTER_ADDR is not set"
     return HashStore()
@@ -187,11 +193,6 @@ def _name_start(store: Store, place: Place) -> str:
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def host_store() -> TCPStore:
-    """A store of this process's own, on a free port, at which the workers that it starts can `meet`."""
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-
 def restarts() -> int:
     """How often the workers of this run were started again by their launcher, ours or torchrun."""
     return int(os.environ.get("SILOTRAIN_RESTART") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -204,6 +205,21 @@ def share(store: Store, key: str, place: Place, make: Callable[[], str]) -> str:
     return store.get(key).decode()
 
 
+def _choose_devices(device: str, place: Place, store: Store) -> torch.device:
+    """This rank's device; ValueError on every rank if one of them cannot have its own."""
+    chosen, fault = None, ""
+    try:
+        chosen = choose_device(device, place)
+    except ValueError as error:
+        fault = str(error)
+    store.set(f"fault/{place.rank}", fault)
+    told = (store.get(f"fault/{rank}").decode() for rank in range(place.world_size))
+    if faults := share(store, "faults", place, lambda: "\n".join(dict.fromkeys(filter(None, told)))):
+        raise ValueError(faults)
+    assert chosen
+    return chosen
+
+
 def _open(place: Place, store: Store, device: torch.device, timeout: timedelta) -> None:
     # Headers are float64 vectors on the CPU, so gloo is there beside NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -212,13 +228,18 @@ def _open(place: Place, store: Store, device: torch.device, timeout: timedelta) 
 
 
 def _divide(
-    silos: Silos, place: Place, device: torch.device, silo_timeout: timedelta, groups: list[dist.ProcessGroup | None]
+    silos: Silos,
+    clients: int | None,
+    place: Place,
+    device: torch.device,
+    silo_timeout: timedelta,
+    groups: list[dist.ProcessGroup | None],
 ) -> Topology:
     world_size, rank = dist.get_world_size(), dist.get_rank()
     nodes = torch.zeros(world_size, dtype=torch.int64)
     nodes[rank] = place.node
     dist.all_reduce(nodes)
-    sizes = silo_sizes(silos, nodes.tolist())
+    sizes = silo_sizes(silos, nodes.tolist(), clients)
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     # Every rank makes every group, in one order: new_group is a collective over the world.
     for start, size in zip(starts, sizes, strict=True):

@@ -2,7 +2,7 @@
 
 A worker that was misconfigured says so, writes `bad_input` to state.json and ends well: torchrun would restart one that
 failed, and report every rank. One that was told to leave writes `preempted`, and ends well too. `python -m trainer`
-turns state.json into the exit code.
+turns state.json into the exit code; where srun has started the workers, the code is their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -27,18 +27,20 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
+from trainer.disks import Disk, find_disk
 from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
-from trainer.folder import RunFolder, flatten
+from trainer.folder import RunFolder, Status, flatten
 from trainer.launch.processes import choose_threads
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
 from trainer.parts import DiskFull
+from trainer.place import Place, check_ranks, discover
 from trainer.randomness import be_deterministic
 from trainer.run import Run
 from trainer.start import Start
-from trainer.state import check_data
-from trainer.topology import Place, Topology, distributed, meet, place_of_torchrun, restarts, share
+from trainer.state import check_start
+from trainer.topology import Topology, distributed, meet, restarts, share
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -54,40 +56,47 @@ class BadInput(Exception):
     """What the user has to change, known before anything was trained, and known to every rank."""
 
 
-def main(compose: Callable[[], Tree]) -> None:
+def main(compose: Callable[[], Tree]) -> Status:
     """Works until the run is finished, told to leave, or its input is found bad. A failure ends it with code 1.
 
     Rank 0 composes the configuration; the others get it, resolved.
     """
-    place = place_of_torchrun()
+    place = discover()
     worker = None
     try:
         store = meet(place)
-        tree = json.loads(share(store, "config", place, lambda: json.dumps(_composed(compose))))
-        if "faults" in tree:
-            raise BadInput(tree["faults"])
-        worker = Worker(tree, place, store)
+        told = json.loads(share(store, "config", place, lambda: json.dumps(_composed(compose, place))))
+        if "faults" in told:
+            raise BadInput(told["faults"])
+        worker = Worker(**told, place=place, store=store)
         with worker.topology() as topology:
-            worker.work(topology)
+            return worker.work(topology)
     except BadInput as error:
         if place.rank == 0:
             print(error, file=sys.stderr, flush=True)
+        return "bad_input"
     except BaseException as error:
         _fail(place, worker, error)
 
 
-def _composed(compose: Callable[[], Tree]) -> Tree:
+def _composed(compose: Callable[[], Tree], place: Place) -> dict[str, Any]:
+    """The configuration, and the number of clients of the run that it goes on with; or what is wrong."""
     try:
-        return compose()
+        tree = compose()
+        check_ranks(place, tree["launch"]["nproc"])
+        clients = RunFolder(Path(tree["run_dir"])).clients()
     except ValueError as error:
         return {"faults": str(error)}
+    if tree["clients"] == "auto" and clients:
+        tree["clients"] = clients
+    return {"tree": tree, "clients": clients}
 
 
 class Worker:
     """One rank of a run from here to its end, in contact with its launcher and the other ranks."""
 
-    def __init__(self, tree: Tree, place: Place, store: Any):
-        self.tree, self.place, self.store = tree, place, store
+    def __init__(self, tree: Tree, clients: int | None, place: Place, store: Any):
+        self.tree, self.clients, self.place, self.store = tree, clients, place, store
         self.config: Config = read_config(tree)
         torch.set_num_threads(choose_threads(self.config.launch.threads, place.local_world_size))
         if self.config.deterministic:
@@ -96,6 +105,7 @@ class Worker:
         self.contact = Contact(self.config.checkpoint.every_seconds, self.config.launch.max_seconds)
         self.pulse = Pulse(store.clone(), place.rank, self.contact.whereabouts)
         self.is_first = place.rank == 0
+        self.disk: Disk
 
     @contextmanager
     def topology(self) -> Iterator[Topology]:
@@ -105,43 +115,54 @@ class Worker:
         with ExitStack() as stack:
             stack.enter_context(heed_stop_signals(self.contact.leave, exit_at_once))
             stack.enter_context(self.pulse.beating(lambda: self.contact.is_leaving, self.contact.leave))
-            world = distributed(self.config.silos, self.place, self.store, launch.device, *timeouts)
+            world = distributed(self.config.silos, self.place, self.store, launch.device, *timeouts, self.clients)
             try:
                 topology = stack.enter_context(world)
             except ValueError as error:
                 raise BadInput(str(error)) from error
             yield topology
 
-    def work(self, topology: Topology) -> None:
-        """Trains to the end, or until told to leave; says how it went in state.json."""
-        _together(lambda: self.folder.open(self.tree, again=restarts() > 0) if self.is_first else None)
+    def work(self, topology: Topology) -> Status:
+        """Trains to the end, or until told to leave; says how it went, also in state.json."""
+        must_be_shared = self.config.run_dir_shared is True
+        self.disk = _together(lambda: find_disk(self.folder.path, self.place, must_be_shared))
+        _together(lambda: self.folder.open(self.tree, again=restarts() > 0) if self.writes else None)
         self.folder.start_log(topology.rank)
         if comm.broadcast_text("finished" if self.is_first and self.folder.has_finished(self.config.rounds) else ""):
             if self.is_first:
                 Console(self.config.rounds, self.folder.path).finish(self.folder.result(), Exhibits())
-            return
+            return "finished"
         try:
             self._train(topology)
+            return "finished"
         except BadInput:
             self._say("bad_input")
             raise
         except Preempted:
             self._say("preempted")
+            return "preempted"
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank writes what one rank has to on every disk."""
+        return self.place.rank == self.disk.first
 
     def _say(self, status: Any, **facts: Any) -> None:
-        if self.is_first:
+        if self.writes:
             self.folder.set_status(status, **facts)
 
     def _train(self, topology: Topology) -> None:
         run = _together(lambda: build(self.config, topology))
         self._say("running")
+        if self.writes:
+            self.folder.write_config({**self.tree, "clients": len(run.clients)})
         if self.is_first:
             introduce(run)
         if self.config.run.smoke:
             self._fit_or_skip(run, until=1)
             run = build(self.config, topology)
         result = self._fit_or_skip(run)
-        if self.is_first:
+        if self.writes:
             self.folder.write_model()
             self.folder.write_result(result)
         self._say("finished")
@@ -162,9 +183,10 @@ class Worker:
 
     def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> Metrics:
         """The result of the run, continued from its newest checkpoint if there is one."""
-        checkpoints = Checkpoints(self.folder.checkpoints, run.topology, run.layout, self.config.checkpoint.keep)
+        keep = self.config.checkpoint.keep
+        checkpoints = Checkpoints(self.folder.checkpoints, run.topology, run.layout, keep, self.disk)
         start = _together(lambda: checkpoints.newest() or self._from_elsewhere(run))
-        _together(lambda: check_data(run, start))
+        _together(lambda: check_start(run, start, self.disk))
         self._begin_at(start)
         console = Console(run.rounds, self.folder.path, run.topology.num_silos)
         sinks = self._sinks(console, start) if self.is_first else []
@@ -180,7 +202,7 @@ class Worker:
         if self.config.resume in ("auto", "never"):
             return None
         elsewhere = RunFolder(Path(self.config.resume)).checkpoints
-        return Checkpoints(elsewhere, run.topology, run.layout).newest()
+        return Checkpoints(elsewhere, run.topology, run.layout, disk=self.disk).newest()
 
     def _begin_at(self, start: Start | None) -> None:
         """Says where the run goes on; Diverged when the last starts have come no further."""
@@ -239,7 +261,7 @@ def introduce(run: Run) -> None:
         print(describe(clients, run.data.train, run.data.label_names), flush=True)
 
 
-def _fail(place: Place, worker: Worker | None, error: BaseException) -> None:
+def _fail(place: Place, worker: Worker | None, error: BaseException) -> NoReturn:
     """Says why this rank failed, and ends the process at once: its peers may be waiting in a collective."""
     if isinstance(error, KeyboardInterrupt):
         os._exit(130)

@@ -40,7 +40,7 @@ def work(overrides: list[str]) -> None:
     place = worker.Place(rank, size, rank, size)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(worker, "place_of_torchrun", lambda: place),
+        patch.object(worker, "discover", lambda: place),
         patch.object(worker, "meet", lambda place: dist.FileStore(path, size)),  # pyright: ignore
     ):
         path = comm.broadcast_text(f"{folder}/store")

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def single(command: str) -> bool:
-    return "--nnodes" not in command
+    return "--nnodes" not in command and "launch.nodes" not in command
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if single(command)])
@@ -65,14 +65,15 @@ def test_command(command: str, folder: Path):
 
 def test_commands_of_two_nodes(folder: Path):
     """Both at once, with this machine for both nodes and one worker on each."""
-    several = [command for command in commands() if not single(command)]
-    assert len(several) == 2
-    here = [
-        command.replace("node0", "127.0.0.1").replace("--nproc-per-node 8", "--nproc-per-node 1")
-        + f" run_dir={folder}/run"
-        for command in several
-    ]
-    assert "replicas in the silos: [1,1]" in outputs(*[start(command, folder) for command in here])
+    ours, *torchruns = [command for command in commands() if not single(command)]
+    assert len(torchruns) == 2
+    for number, several in enumerate([(ours, ours), torchruns]):
+        here = [
+            command.replace("node0", "127.0.0.1").replace("--nproc-per-node 8", "--nproc-per-node 1")
+            + f" run_dir={folder}/run-{number} launch.nproc=1"
+            for command in several
+        ]
+        assert "replicas in the silos: [1,1]" in outputs(*[start(command, folder) for command in here])
 
 
 def test_example_from_python(folder: Path):

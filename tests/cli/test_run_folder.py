@@ -69,14 +69,19 @@ def test_a_run_that_finished_says_so(trained: Trained) -> None:
 
 def test_the_folder_holds_what_scripts_look_for_and_nothing_else(trained: Trained) -> None:
     files = {"config.yaml", "state.json", "metrics.jsonl", "result.json", "model.safetensors"}
-    assert {path.name for path in trained.folder.iterdir()} == files | {"tensorboard", "checkpoints", "logs"}
+    folders = {"tensorboard", "checkpoints", "logs"} | (
+        {"tensorboard-clients"} if "silos=2" in trained.overrides else set()
+    )
+    assert {path.name for path in trained.folder.iterdir()} == files | folders
     assert {path.name for path in (trained.folder / "logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
     assert len(list((trained.folder / "tensorboard").iterdir())) == 1
 
 
 def test_the_configuration_is_the_resolved_one(trained: Trained) -> None:
+    """With the number of clients that it was begun with."""
     stored = yaml.safe_load((trained.folder / "config.yaml").read_text())
-    assert stored == compose_tree([*HERE, *trained.overrides])
+    silos = stored["silos"]
+    assert stored == compose_tree([*HERE, *trained.overrides]) | {"clients": silos}
 
 
 def test_the_result_is_the_last_round_and_the_totals(trained: Trained) -> None:
@@ -158,20 +163,27 @@ def test_the_slowest_silo_is_named_each_round(fedavg_run: Trained) -> None:
     assert named == [str(metrics["slowest/silo"]) for metrics in read_jsonl(fedavg_run.folder / "metrics.jsonl")]
 
 
+def events_in(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
 @pytest.fixture(scope="module")
 def events(trained: Trained) -> EventAccumulator:
-    guidance = {"scalars": 0, "images": 0, "tensors": 0}
-    return EventAccumulator(str(trained.folder / "tensorboard"), size_guidance=guidance).Reload()
+    return events_in(trained.folder / "tensorboard")
 
 
 def test_the_charts_are_the_metrics(trained: Trained, events: EventAccumulator) -> None:
     """Just the tags of metrics.jsonl, each value equal to the float32 of the one there; null is NaN."""
     rounds = read_jsonl(trained.folder / "metrics.jsonl")
     tags = {key for metrics in rounds for key in metrics} - {"round"}
-    assert set(events.Tags()["scalars"]) == tags
+    of_clients = {tag for tag in tags if tag.startswith("client/")}
+    clients = events_in(trained.folder / "tensorboard-clients") if of_clients else None
+    assert set(events.Tags()["scalars"]) == tags - of_clients
+    assert not clients or set(clients.Tags()["scalars"]) == of_clients
     for tag in tags:
         expected = {metrics["round"]: metrics[tag] for metrics in rounds if tag in metrics}
-        charted = {event.step: event.value for event in events.Scalars(tag)}
+        charts = clients if clients and tag in of_clients else events
+        charted = {event.step: event.value for event in charts.Scalars(tag)}
         assert charted.keys() == expected.keys(), tag
         for round, value in expected.items():
             wanted = math.nan if value is None else value

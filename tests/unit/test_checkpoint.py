@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.disk import LAYOUT, assert_trees_equal, border_name, save_border, section_name, steps_of, writers
 from trainer.checkpoint import Checkpoints, share_of
 from trainer.parts import Part, Saved, find, leaves_of, write_part
-from trainer.start import Start, borders, choose, newest_whole
+from trainer.start import Start, borders, choose, held, newest_whole
 from trainer.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -54,9 +54,9 @@ def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory,
     folder = tmp_path_factory.mktemp("merged")
     ranks = writers(folder, (replicas,))
     for replica, one in enumerate(ranks):
-        one.save_border("round-000001", {"model": tree, "empty": {}}, {"replica": replica}, all_write=True)
+        one.save_section(1, 5, {"model": tree, "empty": {}}, {"replica": replica})
         one.wait()
-    saved = newest_whole(folder)
+    saved = find(folder / section_name(0, 1, 5))
     assert saved is not None and not saved.faults()
     assert_trees_equal(saved.load("model"), tree)
     assert saved.load("empty") == {}
@@ -67,13 +67,14 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
     """Where clients keep nothing, the other silos have nothing to bring."""
     for name, all_write in (("round-000001", True), ("round-000002", False)):
         for one in writers(tmp_path, SIZES):
-            one.save_border(name, {"clients": {str(one.topology.silo): {"a": 1}}}, {}, all_write)
+            one.save_border(name, {"model": {"a": 1}}, {"clients": {str(one.topology.silo): {"a": 1}}}, all_write)
             one.wait()
     every, first = (find(path) for path in borders(tmp_path))
     assert every is not None and first is not None
     assert every.parts == ("silo-0.replica-0", "silo-0.replica-1", "silo-1.replica-0")
     assert first.parts == ("silo-0.replica-0", "silo-0.replica-1")
-    assert set(first.load("clients")) == {"0"}
+    assert set(first.load("clients")) == {"0"} and set(every.load("clients")) == {"0", "1"}
+    assert [len(every.load_of(part, "model")) for part in every.parts] == [1, 0, 0]
 
 
 def test_what_is_loaded_is_not_what_is_on_disk(tmp_path: Path):
@@ -128,7 +129,8 @@ def put(folder: Path, amount: str) -> None:
 
 
 def chosen(folder: Path, passed: list[str]) -> list[str]:
-    return choose(folder, lambda rounds: list(SILOS), passed).splitlines()
+    names = [path.name for path in reversed(borders(folder))]
+    return choose(folder, names, lambda name: held(folder / name, SILOS, passed), passed).splitlines()
 
 
 @settings(laws, max_examples=60)
@@ -189,7 +191,7 @@ def save_together(folder: Path) -> None:
     """Two silos save a border, and each a section of its own."""
     with distributed(2) as topology:
         mine = Checkpoints(folder, topology, lambda rounds: LAYOUT)
-        mine.save_border(border_name(1), {"silo": {str(topology.silo): topology.rank}}, {}, all_write=True)
+        mine.save_border(border_name(1), {}, {"silo": {str(topology.silo): topology.rank}}, all_write=True)
         mine.save_section(1, 10 + topology.silo, {"silo": topology.silo}, {})
         mine.wait()
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -20,7 +20,7 @@ from types import FrameType
 import torch
 
 from trainer.launch.pulse import SECONDS_APART, STOP_SIGNALS
-from trainer.topology import host_store
+from trainer.launch.world import World
 
 TRAINER = ("-m", "trainer")
 SECONDS_TO_LEAVE = 10  # for workers that have lost a peer
@@ -83,11 +83,18 @@ class Failure:
         return f"rank {self.rank} ended with exit code {self.code}"
 
 
-class Workers:
-    """The processes of one start of the world, by rank; told to leave when this process is."""
+class NodesChanged:
+    """Why workers that have not failed have to be started again."""
 
-    def __init__(self, stop: Stop):
-        self._stop = stop
+    def __str__(self) -> str:
+        return "a node is lost, or one more has come"
+
+
+class Workers:
+    """This node's processes of one start of the world, by rank; told to leave when this process is."""
+
+    def __init__(self, stop: Stop, first_rank: int = 0, have_nodes_changed: Callable[[], bool] = lambda: False):
+        self._stop, self._first_rank, self._have_nodes_changed = stop, first_rank, have_nodes_changed
         self._told = False
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -99,15 +106,17 @@ class Workers:
         command = [sys.executable, "-u", *arguments]
         self._processes.append(subprocess.Popen(command, env={**environment}, start_new_session=True))
 
-    def wait(self) -> Failure | None:
-        """The failure of the first worker that fails, at once; None when all have ended well."""
+    def wait(self) -> Failure | NodesChanged | None:
+        """The failure of the first worker that fails, or that the nodes have changed, at once; None if all is well."""
         while True:
             codes = [process.poll() for process in self._processes]
-            failures = [Failure(rank, code) for rank, code in enumerate(codes) if code]
+            failures = [Failure(rank, code) for rank, code in enumerate(codes, self._first_rank) if code]
             if failures:
                 return min(failures, key=lambda failure: failure.code)  # killed ones first: the others may be victims
             if None not in codes:
                 return None
+            if self._have_nodes_changed():
+                return NodesChanged()
             self._heed()
 
     def end(self) -> None:
@@ -147,25 +156,31 @@ class Workers:
 
 @contextmanager
 def started(
-    nproc: int, threads: int, stop: Stop, environment: Mapping[str, str], arguments: Sequence[str] = TRAINER
+    world: World,
+    threads: int,
+    stop: Stop,
+    environment: Mapping[str, str],
+    arguments: Sequence[str] = TRAINER,
+    have_nodes_changed: Callable[[], bool] = lambda: False,
 ) -> Iterator[Workers]:
-    """The workers, `python -m trainer` with `environment` beside this process's own; ended when the block is left."""
-    store = host_store()  # it lives as long as this frame
+    """This node's workers, `python -m trainer` with `environment` beside this process's own; ended with the block."""
     shared = {
         **os.environ,
         **environment,
         "OMP_NUM_THREADS": str(threads),
-        "WORLD_SIZE": str(nproc),
-        "LOCAL_WORLD_SIZE": str(nproc),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": store.host,
-        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_WORLD_SIZE": str(world.workers[world.node]),
+        "GROUP_RANK": str(world.node),
+        "GROUP_WORLD_SIZE": str(len(world.workers)),
+        "MASTER_ADDR": world.host,
+        "MASTER_PORT": str(world.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there: rank 0 has none to open
     }
-    workers = Workers(stop)
+    workers = Workers(stop, world.first_rank, have_nodes_changed)
     try:
-        for rank in range(nproc):
-            workers.start(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for local_rank in range(world.workers[world.node]):
+            rank = world.first_rank + local_rank
+            workers.start(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(local_rank)})
         yield workers
     finally:
         workers.end()

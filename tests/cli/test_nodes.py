@@ -1,0 +1,164 @@
+"""Several nodes, each with a launcher of its own: together, with one lost and come back, told to stop, misconfigured.
+
+Here they are on one machine; tests/slurm has them on a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import DEADLINE_SECONDS, Shell, Started
+from trainer.metrics import read_jsonl
+
+NODE = ("-m", "trainer", "launch.nproc=1", "launch.threads=1", "launch.device=cpu")
+FEDERATED = ("algorithm=fedavg", "silos=2")
+
+
+@pytest.fixture
+def where() -> str:
+    """A place to meet."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"launch.meet=localhost:{free.getsockname()[1]}"
+
+
+def start(shell: Shell, nodes: str, *overrides: str) -> Started:
+    return shell.start(*NODE, f"launch.nodes={nodes}", *overrides)
+
+
+def start_host(shell: Shell, nodes: str, *overrides: str) -> Started:
+    """The node that holds the store: the first that comes, if all are on one machine."""
+    started = start(shell, nodes, *overrides)
+    port = int(next(o for o in overrides if o.startswith("launch.meet")).rpartition(":")[2])
+    while started.process.poll() is None:
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                break
+    return started
+
+
+def losses(run_dir: Path) -> list[tuple[float, float]]:
+    return [(line["train/loss"], line["test/loss"]) for line in read_jsonl(run_dir / "metrics.jsonl")]
+
+
+def test_two_nodes_of_one_rank_are_one_node_of_two(shell: Shell, where: str) -> None:
+    run = ("rounds=3", *FEDERATED)
+    assert shell.train("run_dir=one", *run).code == 0
+    nodes = [start(shell, "2", "run_dir=two", where, *run) for _ in range(2)]
+    assert [(node.process.wait(60), node.err.read_text()) for node in nodes] == [(0, "")] * 2
+    nodes[0].end()
+    one, two = shell.folder / "one", shell.folder / "two"
+    assert losses(one) == losses(two)
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def kill(node: Started) -> None:
+    """As when its machine fails: the launcher and its workers at once."""
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
+    for pid in (node.process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    node.process.wait()
+
+
+def wait_until(node: Started, seen: Callable[[str], bool]) -> None:
+    """Returns when what the node has printed is as wanted."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not seen(node.out.read_text()):
+        assert node.process.poll() is None and time.monotonic() < deadline, node.err.read_text()
+        time.sleep(0.05)
+
+
+def after(out: str, *silos: str) -> str:
+    """What was printed after starts with these silos."""
+    for sizes in silos:
+        out = out.partition(f"replicas in the silos: {sizes}\n")[2]
+    return out
+
+
+def test_a_node_that_is_lost_is_done_without_and_one_that_comes_joins(shell: Shell, where: str) -> None:
+    """The silos are fewer meanwhile, the clients the same; no round that was saved is trained again."""
+    run = ("rounds=100000", "run_dir=elastic", where, *FEDERATED)
+    first = start_host(shell, "[1,2]", *run)
+    second = start(shell, "[1,2]", *run)
+    wait_until(first, lambda out: out.count("round ") > 2)
+    kill(second)
+    wait_until(first, lambda out: "round " in after(out, "[1,1]", "[1]"))
+    third = start(shell, "[1,2]", *run)
+    wait_until(first, lambda out: "round " in after(out, "[1,1]", "[1]", "[1,1]"))
+    third.process.send_signal(signal.SIGTERM)
+    assert [node.process.wait(30) for node in (first, third)] == [75, 75]
+    ended = first.end()
+    assert ended.out.count("replicas in the silos: ") == ended.out.count("clients   2\n") == 3
+    assert "Traceback" not in ended.err and ended.err.count("restart 1 of 3") == 1
+    rounds = [line["round"] for line in read_jsonl(shell.folder / "elastic/metrics.jsonl")]
+    assert rounds == list(range(1, len(rounds) + 1))
+
+
+def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(shell: Shell, where: str) -> None:
+    """Here on one node of two ranks."""
+    run = ("rounds=12", *FEDERATED)
+    stop(*[start(shell, "2", "run_dir=stopped", where, *run) for _ in range(2)])
+    assert shell.train("run_dir=stopped", *run).code == 0
+    assert shell.train("run_dir=whole", *run).code == 0
+    stopped, whole = (shell.folder / name / "model.safetensors" for name in ("stopped", "whole"))
+    assert stopped.read_bytes() == whole.read_bytes()
+
+
+def stop(*nodes: Started) -> None:
+    """Tells the last of the nodes to stop when a round is over, and sees that all of them do."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not any("train loss" in node.out.read_text() for node in nodes):
+        assert time.monotonic() < deadline, [node.err.read_text() for node in nodes]
+        time.sleep(0.05)
+    nodes[-1].process.send_signal(signal.SIGUSR1)
+    assert [node.process.wait(30) for node in nodes] == [75] * len(nodes)
+
+
+@pytest.mark.parametrize("algorithm", [("algorithm=scaffold", "silos=2"), ("algorithm=sync",)], ids=" ".join)
+def test_nodes_without_a_common_disk_go_on_from_what_each_has(
+    algorithm: tuple[str, ...], new_shell: Callable[[], Shell], where: str
+) -> None:
+    """Also when one of them has lost its newest checkpoints; nothing is sent from disk to disk."""
+    shells = [new_shell(), new_shell()]
+    run = ("rounds=12", "run_dir=run", where, *algorithm)
+    stop(*[start(shell, "2", *run) for shell in shells])
+    for border in sorted((shells[1].folder / "run/checkpoints").glob("round-*"))[1:]:
+        shutil.rmtree(border)
+    nodes = [start(shell, "2", *run) for shell in shells]
+    assert [node.process.wait(90) for node in nodes] == [0, 0]
+    said = [line for node in nodes for line in node.err.read_text().splitlines()]
+    assert all(line.startswith("passed over: ") and line.endswith("is not whole") for line in said)
+    assert any("goes on from round" in node.out.read_text() for node in nodes)
+    whole = new_shell()
+    assert whole.train(*run[:2], *algorithm).code == 0
+    models = [shell.folder / "run/model.safetensors" for shell in (*shells, whole)]
+    assert len({model.read_bytes() for model in models}) == 1
+
+
+def test_a_folder_that_has_to_be_shared_is_looked_for(new_shell: Callable[[], Shell], where: str) -> None:
+    nodes = [start(new_shell(), "2", "run_dir=run", "run_dir_shared=true", where) for _ in range(2)]
+    assert [node.process.wait(60) for node in nodes] == [2, 2]
+    said = "".join(node.err.read_text() for node in nodes)
+    assert said.count("run_dir=run is not one folder on all nodes, though run_dir_shared=true") == 1
+
+
+def test_a_node_that_waits_for_others_can_be_told_to_stop(shell: Shell, where: str) -> None:
+    node = start_host(shell, "2", "run_dir=lonely", where)
+    node.process.send_signal(signal.SIGTERM)
+    ended = node.end()
+    assert (ended.code, ended.err) == (75, "told to stop before the other nodes have come\n")
+    assert not (shell.folder / "lonely").exists()
+
+
+@pytest.mark.parametrize("meet", ["null", "node7", "no.such.host.:29500"])
+def test_nodes_have_to_be_told_where_they_meet(meet: str, shell: Shell) -> None:
+    ended = start(shell, "2", f"launch.meet={meet}").end()
+    assert ended.code == 2
+    assert ended.err.startswith("launch.meet") and meet.split(":")[0] in ended.err and "Traceback" not in ended.err

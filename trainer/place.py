@@ -1,0 +1,157 @@
+"""Where this process stands, read from what started it: torchrun, SLURM's srun, our own launcher, or a shell.
+
+Under srun the tasks of a step are the ranks; those of submitit are such tasks. A step of one task, and a batch script,
+make no world: there `python -m trainer` is a launcher, as anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Starter = Literal["shell", "launcher", "torchrun", "srun"]
+
+PORTS = range(20000, 32768)  # below those that an operating system gives to whoever asks for any
+LAST_STEP = 0xFFFFFFF0  # ids from here on are SLURM's own: of a batch script, of an interactive shell
+
+
+@dataclass(frozen=True)
+class Place:
+    """What this process was told: its global rank, its rank on this node, the node's index, where rank 0 is met.
+
+    gpus  of this node for all its ranks together, if SLURM has said so
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node: int = 0
+    host: str | None = None
+    port: int = 0
+    started_by: Starter = "shell"
+    gpus: int | None = None
+
+
+def discover(told: Mapping[str, str] = os.environ) -> Place:
+    """The Place that these environment variables describe; a world of one without them."""
+    if "RANK" in told:
+        return _of_torchrun(told)
+    return _of_srun(told) if _has_tasks(told) else Place()
+
+
+def is_worker(arguments: Sequence[str], told: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one rank of a world; else it is alone, or a launcher: on each node with launch.nodes."""
+    by_launchers = any(argument.startswith("launch.nodes=") for argument in arguments)
+    return "RANK" in told or (_has_tasks(told) and not by_launchers)
+
+
+def is_speaker(told: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process says what is wrong with the world: one of all that srun or a torchrun started."""
+    return all(told.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK"))
+
+
+def check_world(told: Mapping[str, str] = os.environ) -> None:
+    """Raises ValueError if torchrun inside srun makes other worlds than one over all nodes of the step."""
+    if not _is_step(told) or "RANK" not in told or discover(told).started_by == "launcher":
+        return
+    tasks, nodes = max(_counts(told["SLURM_STEP_TASKS_PER_NODE"])), int(told["SLURM_STEP_NUM_NODES"])
+    if tasks > 1:
+        raise ValueError(
+            f"torchrun was started by srun with {tasks} tasks a node: each torchrun starts ranks of its own.\n"
+            "  mix them so: srun --ntasks-per-node=1 torchrun ...; or leave torchrun out: the tasks are the ranks"
+        )
+    if nodes > 1 and told.get("GROUP_WORLD_SIZE") == "1":
+        raise ValueError(
+            f"torchrun knows of 1 node, and srun has started it on {nodes}: each would train alone, in one run folder."
+            f"\n  say torchrun --nnodes={nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT ..., "
+            f"or python -m trainer launch.nodes={nodes} launch.meet=HOST:PORT"
+        )
+
+
+def check_launcher(nodes: int | Sequence[int], told: Mapping[str, str] = os.environ) -> None:
+    """Raises ValueError if srun has not started one launcher on each of so many nodes, or from least to most."""
+    if not _is_step(told):
+        return
+    tasks, there = max(_counts(told["SLURM_STEP_TASKS_PER_NODE"])), int(told["SLURM_STEP_NUM_NODES"])
+    least, most = (nodes, nodes) if isinstance(nodes, int) else nodes
+    if tasks > 1:
+        raise ValueError(
+            f"launch.nodes with {tasks} tasks a node: each task would start workers of its own.\n"
+            "  start one task a node: srun --ntasks-per-node=1; or leave launch.nodes out: the tasks are the ranks"
+        )
+    if not least <= there <= most:
+        said = nodes if isinstance(nodes, int) else f"[{least},{most}]"
+        raise ValueError(f"launch.nodes={said}, and srun has started this on {there}.\n  set launch.nodes={there}")
+
+
+def check_ranks(place: Place, nproc: int | str) -> None:
+    """Raises ValueError if launch.nproc asks for another number of ranks on this node than srun has started."""
+    if place.started_by == "srun" and nproc not in ("auto", place.local_world_size):
+        raise ValueError(
+            f"launch.nproc={nproc}, and srun has started {place.local_world_size} ranks on this node.\n"
+            f"  set srun --ntasks-per-node={nproc}, or leave launch.nproc out; "
+            "with launch.nodes= and one task a node the workers are started by this program"
+        )
+
+
+def was_requeued(told: Mapping[str, str] = os.environ) -> bool:
+    """Whether SLURM has started this job before: what is in its run folder is its own."""
+    return int(told.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def _of_torchrun(told: Mapping[str, str]) -> Place:
+    def read(name: str, default: int) -> int:
+        return int(told.get(name, default))
+
+    return Place(
+        rank=read("RANK", 0),
+        world_size=read("WORLD_SIZE", 1),
+        local_rank=read("LOCAL_RANK", 0),
+        local_world_size=read("LOCAL_WORLD_SIZE", 1),
+        node=read("GROUP_RANK", 0),
+        host=told.get("MASTER_ADDR"),
+        port=read("MASTER_PORT", 0),
+        started_by="launcher" if "SILOTRAIN_RESTART" in told else "torchrun",
+    )
+
+
+def _of_srun(told: Mapping[str, str]) -> Place:
+    node, job, step = (int(told[name]) for name in ("SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = PORTS[(97 * job + step) % len(PORTS)]  # jobs that share a node are often neighbours in time
+    return Place(
+        rank=int(told["SLURM_PROCID"]),
+        world_size=int(told["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(told["SLURM_LOCALID"]),
+        local_world_size=_counts(told["SLURM_STEP_TASKS_PER_NODE"])[node],
+        node=node,
+        host=told.get("MASTER_ADDR") or _first(told["SLURM_STEP_NODELIST"]),
+        port=int(told.get("MASTER_PORT") or port),
+        started_by="srun",
+        gpus=int(told["SLURM_GPUS_ON_NODE"]) if "SLURM_GPUS_ON_NODE" in told else None,
+    )
+
+
+def _is_step(told: Mapping[str, str]) -> bool:
+    return int(told.get("SLURM_STEP_ID", LAST_STEP)) < LAST_STEP
+
+
+def _has_tasks(told: Mapping[str, str]) -> bool:
+    """Whether this process is one of several tasks of a step."""
+    return _is_step(told) and int(told["SLURM_STEP_NUM_TASKS"]) > 1
+
+
+def _counts(text: str) -> list[int]:
+    """The numbers that SLURM writes as 2(x3),1: 2, 2, 2, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(count) for count, times in found for _ in range(int(times or 1))]
+
+
+def _first(hosts: str) -> str:
+    """The first of the hosts that SLURM writes as rack[2-4,7]-n[01-16],login: rack2-n01."""
+    whole = re.match(r"(?:[^,\[]|\[[^]]*\])*", hosts)
+    assert whole
+    return re.sub(r"\[([^]\-,]+)[^]]*\]", r"\1", whole[0])
