@@ -1,0 +1,46 @@
+"""What cannot be meant is said once, by one process of all, before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.slurm.conftest import HERE, Project
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
+TWO_ON_A_NODE = ("--nodes=1", "--ntasks=2")
+ONE_A_NODE = ("--nodes=2", "--ntasks=2")
+REFUSED = {
+    "number": (TWO_ON_A_NODE, (), ("launch.nproc=3",), "launch.nproc=3, and srun has started 2 ranks"),
+    "device": (ONE_A_NODE, (), ("launch.device=cuda",), "each rank wants a GPU, but 0 are visible"),
+    "torchruns": (TWO_ON_A_NODE, TORCHRUN, (), "torchrun was started by srun with 2 tasks a node"),
+    "strangers": (ONE_A_NODE, TORCHRUN, (), "torchrun knows of 1 node, and srun has started it on 2"),
+}
+SLOW = ("torchruns", "strangers")
+CASES = [pytest.param(*case, id=name, marks=[pytest.mark.long] * (name in SLOW)) for name, case in REFUSED.items()]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@pytest.mark.parametrize(("tasks", "launcher", "overrides", "said"), CASES)
+def test_a_world_that_does_not_fit_is_refused(
+    tasks: tuple[str, ...], launcher: tuple[str, ...], overrides: tuple[str, ...], said: str, project: Project
+) -> None:
+    """With exit code 2; torchrun gets 0, or it would report each rank that it has started."""
+    ended = project.srun(tasks, *launcher, "-m", "trainer", *HERE, *overrides, "run_dir=refused")
+    assert ended.stderr.count(said) == 1, ended.stderr
+    assert ended.returncode == (0 if launcher else 2), ended.stderr
+    assert "Traceback" not in ended.stderr and ended.stdout == ""
+    assert not (project.folder / "refused").exists()
+
+
+def test_bad_overrides_end_a_job_before_its_step(project: Project) -> None:
+    job = project.submit("train.sbatch", *HERE, "rouds=3")
+    ended = project.cluster.wait_for(job, lambda job: job.has_ended)
+    assert (ended.state, ended.code) == ("FAILED", 2)
+    assert project.out(job).count("rouds is no key; did you mean rounds?") == 1 and "srun" not in project.out(job)
+
+
+def test_another_launch_than_there_is_is_said(project: Project) -> None:
+    job = project.submit("train.sbatch", *HERE, launch="mpirun")
+    assert project.cluster.wait_for(job, lambda job: job.has_ended).code == 2
+    assert project.out(job) == "LAUNCH=mpirun\n  valid: torchrun, one launcher a node; srun, one task a GPU\n"

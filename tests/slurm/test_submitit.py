@@ -1,0 +1,82 @@
+"""Sweeps through submitit: each job a job of SLURM's, put back into the queue when its time is up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.slurm.conftest import HERE, WORK, Project
+
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5")
+SECONDS_TO_RUN = 120
+
+
+def sweep(project: Project, *arguments: str) -> subprocess.Popen[str]:
+    """A sweep that a user starts on this machine, which is no node."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", "-m", *HERE, *SLURM, *arguments],
+        cwd=project.folder,
+        env=project.cluster.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def first_of(project: Project, name: str) -> str:
+    """The id of the first job of the sweep of this name, as soon as it runs."""
+    options = ("--noheader", f"--name={name}", "--states=R", "-o", "%i")
+    deadline = time.monotonic() + SECONDS_TO_RUN
+    while True:
+        for id in project.cluster.ask("squeue", *options).split():
+            if id.endswith("_0"):
+                return id
+        assert time.monotonic() < deadline, project.cluster.log()
+        time.sleep(0.1)
+
+
+def wait_for(log: Path, text: str) -> None:
+    deadline = time.monotonic() + SECONDS_TO_RUN
+    while not log.exists() or text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else log
+        time.sleep(0.1)
+
+
+def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
+    """The signal before the limit has it save; submitit puts it back; and it ends as one that nobody disturbed."""
+    overrides = (*WORK, "+model.seconds=0.05", "launch.nproc=1")
+    started = sweep(project, *overrides, "seed=1,2", "run_dir=study")
+    id = first_of(project, "study")
+    log = project.folder / "study/logs/seed=1.log"
+    wait_for(log, "round 1/3")
+    project.cluster.ask("scancel", "--signal=USR2", id)
+    project.cluster.start_again(id)
+    out, err = started.communicate(timeout=SECONDS_TO_RUN)
+    assert started.returncode == 0 and "2 of 2 jobs, best first" in out, f"{out}{err}"
+    assert log.read_text().count("goes on from") == log.read_text().count("preempted; go on") == 1
+    alone = project.train(*overrides, "seed=1")
+    assert project.weights(project.folder / "study/seed=1") == project.weights(alone)
+
+
+def test_a_failed_job_does_not_end_the_sweep(project: Project) -> None:
+    """One rank makes no two silos. The log is where that of a local sweep is."""
+    started = sweep(project, *WORK, "launch.nproc=1", "silos=1,2", "run_dir=mixed")
+    out, err = started.communicate(timeout=SECONDS_TO_RUN)
+    assert started.returncode == 1 and "Traceback" not in err, f"{out}{err}"
+    assert "failed  silos=2  see mixed/logs/silos=2.log" in out
+    assert "silos=2 does not divide" in (project.folder / "mixed/logs/silos=2.log").read_text()
+    assert json.loads((project.folder / "mixed/silos=1/state.json").read_text())["status"] == "finished"
+
+
+def test_what_sbatch_would_refuse_is_said_at_once(project: Project) -> None:
+    wrong = ("hydra.launcher.partition=norml", f"hydra.launcher.name={'x' * 1025}", "seed=1,2", "run_dir=refused")
+    started = sweep(project, *wrong)
+    out, err = started.communicate(timeout=SECONDS_TO_RUN)
+    assert (started.returncode, out) == (2, "")
+    assert "hydra.launcher.partition=norml" in err and "did you mean normal?\n  valid: normal, urgent" in err
+    assert "hydra.launcher.name has 1025 characters\n  valid: 1024 at most" in err
+    assert not (project.folder / "refused").exists()
