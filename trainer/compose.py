@@ -138,7 +138,10 @@ def _faults(overrides: Iterable[str]) -> list[str]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if is_hydras(override):
-            faults.append(f"{override}: Hydra's own keys have an effect in sweeps alone, python -m trainer -m")
+            faults.append(
+                f"{override}: Hydra's own keys have an effect in sweeps alone, python -m trainer -m\n"
+                "  the run folder is run_dir="
+            )
         elif not equals:
             faults.append(f"{override} is no override\n  write key=value")
         elif key not in groups:
