@@ -138,7 +138,8 @@ class RunFolder:
         """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors."""
         saved = newest_whole(self.checkpoints)
         assert saved is not None
-        write_tensors(self.path / "model.safetensors", saved.load("model"))
+        # Sorted: the file is the same whichever replicas wrote the checkpoint.
+        write_tensors(self.path / "model.safetensors", dict(sorted(saved.load("model").items())))
 
     def write_result(self, result: Metrics) -> None:
         """Writes result.json; figures that are no numbers become null."""
