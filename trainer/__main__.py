@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from trainer.place import is_worker
 
@@ -15,14 +16,24 @@ def run() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # thirty lines for a lost peer, of which we say one
     if is_worker(sys.argv):
         _become_worker()
-    elif "SILOTRAIN_SWEPT" in os.environ:
-        _leave_with_parent()
-    try:
         from trainer.cli import main
-
+    else:
+        main = _main_of_launcher()
+    try:
         return main()
     except KeyboardInterrupt:
         return 130
+
+
+def _main_of_launcher() -> Callable[[], int]:
+    """The command line. While it is imported Control-C ends the process: imports may swallow a KeyboardInterrupt."""
+    if "SILOTRAIN_SWEPT" in os.environ:
+        _leave_with_parent()
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from trainer.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return main
 
 
 def _become_worker() -> None:

@@ -28,6 +28,7 @@ def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind
     return Counter(kind for line in lines for kind in Kind if f" s  {kind} " in line)
 
 
+@pytest.mark.long
 def test_six_kills(shell: Shell) -> None:
     """One of each kind."""
     counts = kills_of(shell, "--kills", "6", "--rounds", "3", within_seconds=280)

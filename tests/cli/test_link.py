@@ -65,6 +65,7 @@ def end(nodes: list[Started], within_seconds: float = 120) -> list[Ended]:
     return [node.end(max(0, deadline - time.monotonic())) for node in nodes]
 
 
+@pytest.mark.long
 def test_both_sides_end_and_go_on_when_the_link_is_up_again(
     hosts: list[Host], shells: list[Shell], alone: Path, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_node_that_is_lost_is_done_without_and_one_that_comes_joins(shell: She
     assert rounds == list(range(1, len(rounds) + 1))
 
 
+@pytest.mark.long
 def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(shell: Shell, where: str) -> None:
     """Here on one node of two ranks."""
     run = ("rounds=12", *FEDERATED)
@@ -121,7 +122,11 @@ def stop(*nodes: Started) -> None:
     assert [node.process.wait(30) for node in nodes] == [75] * len(nodes)
 
 
-@pytest.mark.parametrize("algorithm", [("algorithm=scaffold", "silos=2"), ("algorithm=sync",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(("algorithm=scaffold", "silos=2"), marks=pytest.mark.long), ("algorithm=sync",)],
+    ids=["a state for each client", "a silo over both"],
+)
 def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     algorithm: tuple[str, ...], new_shell: Callable[[], Shell], where: str
 ) -> None:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.conftest import HERE, WORK, Project
 
 SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5")
@@ -46,6 +48,7 @@ def wait_for(log: Path, text: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
     """The signal before the limit has it save; submitit puts it back; and it ends as one that nobody disturbed."""
     overrides = (*WORK, "+model.seconds=0.05", "launch.nproc=1")

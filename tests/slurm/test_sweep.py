@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.slurm.conftest import HERE, WORK, Project
 
 
+@pytest.mark.long
 def test_the_tasks_of_an_array_share_the_runs_and_are_queued_again_alone(project: Project) -> None:
     """Ids that begin at 3, in steps of 2. One task is warned: it alone starts again, and ends what it has begun."""
     overrides = (*HERE, *WORK, "rounds=2", "+model.seconds=0.1", "launch.nproc=1", "seed=1,2")
