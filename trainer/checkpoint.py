@@ -77,23 +77,35 @@ class Checkpoints:
         self._passed: list[str] = []
         self._sections: list[Path] = []  # that this start of the run has written, oldest first
 
-    def save_border(self, name: str, everyones: Tree, silos: Tree, all_write: bool, is_best: bool = False) -> None:
+    def save_border(
+        self, name: str, everyones: Tree, slices: Tree, silos: Tree, all_write: bool, is_best: bool = False
+    ) -> None:
         """Begins to write a border; waits only for an earlier save and the copy out of the model.
 
         everyones  what all ranks hold: the replicas of the first silo on the disk divide it
+        slices     what the ranks with this one's slice hold: the first of them on the disk writes it
         silos      what the replicas of this silo hold: they divide it
         all_write  whether every silo has something to bring
         """
-        homes = self._homes()
-        ranks = [rank for rank in homes if all_write or homes[rank][0] == homes[self.disk.first][0]]
-        if self.topology.rank not in ranks:
+        homes, me = self._homes(), self.topology.rank
+        first_silo, slice_writers = homes[self.disk.first][0], self._slice_writers(homes)
+        ranks = [rank for rank in homes if all_write or homes[rank][0] == first_silo or rank in slice_writers]
+        if me not in ranks:
             return self.wait()
-        parts = {rank: f"silo-{silo}.replica-{replica}" for rank, (silo, replica) in homes.items() if rank in ranks}
+        parts = {rank: f"silo-{homes[rank][0]}.replica-{homes[rank][1]}" for rank in ranks}
         tree = self._my_share(silos)
-        if homes[self.topology.rank][0] == homes[self.disk.first][0]:
+        if homes[me][0] == first_silo:
             tree |= self._my_share(everyones)
-        part = Part(parts[self.topology.rank], tuple(parts.values()), self.attempt)
-        return self._save(self.folder / name, part, tree, is_best)
+        if me in slice_writers:
+            tree |= dict(leaves_of(slices))
+        return self._save(self.folder / name, Part(parts[me], tuple(parts.values()), self.attempt), tree, is_best)
+
+    def _slice_writers(self, homes: Mapping[int, tuple[int, int]]) -> list[int]:
+        """The first rank on the disk with each of the slices in which vectors go between the silos."""
+        firsts: dict[int, int] = {}
+        for rank, (_, replica) in homes.items():
+            firsts.setdefault(replica, rank)
+        return [rank for replica, rank in firsts.items() if replica < self.topology.num_slices]
 
     def _homes(self) -> dict[int, tuple[int, int]]:
         """The silo and the replica of each rank that shares the disk."""
@@ -110,12 +122,15 @@ class Checkpoints:
         peers = self._peers()
         return share_of(tree, peers.index(self.topology.replica), len(peers))
 
-    def save_section(self, rounds: int, step: int, common: Tree, own: Tree) -> None:
-        """Begins to write this silo's section of the round, after so many of its steps. No collective."""
+    def save_section(self, rounds: int, step: int, common: Tree, slices: Tree, own: Tree) -> None:
+        """Begins to write this silo's section of the round, after so many of its steps. No collective.
+
+        The replicas divide what is common to them; each writes its slice, and what is its own.
+        """
         folder = self.folder / f"round-{rounds:06d}" / self._silo(self.topology.silo, rounds) / f"step-{step:06d}"
         parts = tuple(part_of(replica, self.topology.num_replicas, self._peers()) for replica in self._peers())
         mine = part_of(self.topology.replica, self.topology.num_replicas, self._peers())
-        tree = self._my_share(common) | dict(leaves_of({"own": own}))
+        tree = self._my_share(common) | dict(leaves_of(slices)) | dict(leaves_of({"own": own}))
         self._save(folder, Part(mine, parts, self.attempt), tree)
 
     def take_stall(self) -> float:

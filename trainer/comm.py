@@ -27,20 +27,47 @@ def sum_header(
 
 
 def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
-    """The sum over the silos of one vector each, in place: leaders all-reduce, then tell their replicas.
+    """The sum over the silos of one small vector each, in place: leaders all-reduce, then tell their replicas.
 
     Replicas of a silo hold equal vectors, so only the leader's counts. All ranks end with the same bits.
     """
     if topology.is_leader:
-        dist.all_reduce(vector, group=topology.leaders_group)
+        dist.all_reduce(vector, group=topology.between_group)
     if topology.num_replicas > 1:
         dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
     return vector
 
 
+def start_sum_of_slices(part: Tensor, topology: Topology) -> dist.Work:
+    """Begins the sum over the silos of a part of this replica's slice, in place; `wait()` before it is read.
+
+    Only ranks that have a slice call it.
+    """
+    work = dist.all_reduce(part, group=topology.between_group, async_op=True)
+    assert work is not None
+    return work
+
+
+def join_slices(vector: Tensor, topology: Topology) -> Tensor:
+    """The vector of which each replica of this silo holds its own slice, whole on all of them, in place."""
+    if topology.num_slices > 1:
+        own = vector[topology.slice_of(len(vector))]
+        dist.all_gather_into_tensor(vector, own, group=topology.silo_group)
+    elif topology.num_replicas > 1:
+        dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
+    return vector
+
+
+def sum_in_silo(tensor: Tensor, topology: Topology) -> Tensor:
+    """The sum over the replicas of this silo, in place."""
+    if topology.num_replicas > 1:
+        dist.all_reduce(tensor, group=topology.silo_group)
+    return tensor
+
+
 def sum_between_leaders(tensor: Tensor, topology: Topology) -> Tensor:
     """The sum over the silos' leaders, in place. Only they call it."""
-    dist.all_reduce(tensor, group=topology.leaders_group)
+    dist.all_reduce(tensor, group=topology.between_group)
     return tensor
 
 
@@ -61,7 +88,7 @@ def exchange_between_silos(parts: Tensor, counts: list[int], topology: Topology)
     width = parts.shape[2]
     received = parts.new_empty(sum(counts) * width)
     sizes = [count * width for count in counts]
-    dist.all_to_all_single(received, parts.view(-1), sizes, group=topology.leaders_group)
+    dist.all_to_all_single(received, parts.view(-1), sizes, group=topology.between_group)
     return received.view(-1, width)
 
 
@@ -69,7 +96,7 @@ def join_silos(part: Tensor, topology: Topology) -> Tensor:
     """The parts [n] of all silos, one after the other [S n], on all ranks; only the leaders' count."""
     joined = part.new_empty(topology.num_silos * len(part))
     if topology.is_leader:
-        dist.all_gather_into_tensor(joined, part.contiguous(), group=topology.leaders_group)
+        dist.all_gather_into_tensor(joined, part.contiguous(), group=topology.between_group)
     if topology.num_replicas > 1:
         dist.broadcast(joined, src=topology.leader, group=topology.silo_group)
     return joined
@@ -77,9 +104,7 @@ def join_silos(part: Tensor, topology: Topology) -> Tensor:
 
 def mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
     """The mean over the replicas of this silo, in place."""
-    if topology.num_replicas > 1:
-        dist.all_reduce(vector, group=topology.silo_group)
-    return vector.div_(topology.num_replicas)
+    return sum_in_silo(vector, topology).div_(topology.num_replicas)
 
 
 def start_maximum_in_silo(values: Tensor, topology: Topology) -> dist.Work:

@@ -17,6 +17,9 @@ Moments = Literal["pooled", "mean"]
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as a tensor of its own would
 
 
+BLOCK = 1 << 16  # numbers of a block: what several operations go over one after the other stays in the cache
+
+
 def everything(name: str) -> bool:
     """True: the rule by which every tensor is shared."""
     return True
@@ -26,11 +29,17 @@ class FlatModel:
     """A module, its trainable parameters as the vectors `shared` and `personal`, and its buffers beside them.
 
     `is_shared` says of a parameter's or buffer's name whether it is combined between the silos; what is not stays with
-    its client. Frozen parameters are neither trained nor sent. Raises ValueError when the module has nothing to train
-    or trainable parameters of several dtypes.
+    its client. Frozen parameters are neither trained nor sent. The shared vector can be cut into equal `slices`. Raises
+    ValueError when the module has nothing to train, or trainable parameters of several dtypes.
     """
 
-    def __init__(self, module: nn.Module, is_shared: Callable[[str], bool] = everything, moments: Moments = "pooled"):
+    def __init__(
+        self,
+        module: nn.Module,
+        is_shared: Callable[[str], bool] = everything,
+        moments: Moments = "pooled",
+        slices: int = 1,
+    ):
         self.module = module
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         dtypes = sorted({str(p.dtype) for p in trainable.values()})
@@ -44,7 +53,7 @@ class FlatModel:
         # Tied parameters have several names, of which `named_parameters` says the first.
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
         self.shared_parameters = [trainable[name] for name in self.shared_names]
-        self.shared = _flatten(self.shared_parameters, self.trainable[0])
+        self.shared = _flatten(self.shared_parameters, self.trainable[0], slices)
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
         buffers = dict(module.named_buffers())
         self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)}, moments)
@@ -105,6 +114,27 @@ class FlatModel:
         self.module.load_state_dict(state, strict=False)
 
 
+def difference(a: Tensor, b: Tensor, out: Tensor | None = None) -> tuple[Tensor, float]:
+    """a - b for two vectors, and its 2-norm: NaN or infinite unless all of its numbers are finite.
+
+    One pass over the memory. `out` may be one of the two.
+    """
+    out = torch.empty_like(a) if out is None else out
+    squares = []
+    for start in range(0, len(a), BLOCK):
+        block = out[start : start + BLOCK]
+        torch.sub(a[start : start + BLOCK], b[start : start + BLOCK], out=block)
+        squares.append(torch.linalg.vector_norm(block).double().square())
+    return out, float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def resized(vector: Tensor, length: int) -> Tensor:
+    """The vector, if it has this length; else a copy with more or less of the zeros that it is padded with."""
+    if len(vector) == length:
+        return vector
+    return torch.cat([vector[:length], vector.new_zeros(max(length - len(vector), 0))])
+
+
 class Statistics:
     """The buffers that are combined between ranks, as one float64 vector that may be averaged.
 
@@ -163,10 +193,11 @@ def _places(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
     return starts, total
 
 
-def _flatten(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
+def _flatten(parameters: list[nn.Parameter], like: Tensor, slices: int = 1) -> Tensor:
     starts, total = _places(parameters)
-    # The padding between parameters is zero in every silo, so it stays zero through every combination.
-    vector = torch.zeros(total, dtype=like.dtype, device=like.device)
+    step = slices * ALIGNMENT_BYTES // like.element_size()
+    # The padding behind parameters is zero in every silo, so it stays zero through every combination.
+    vector = torch.zeros(-(-total // step) * step, dtype=like.dtype, device=like.device)
     for parameter, start in zip(parameters, starts, strict=True):
         view = vector[start : start + parameter.numel()].view_as(parameter)
         view.copy_(parameter.detach())

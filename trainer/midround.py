@@ -51,7 +51,8 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
         "work": work.state_dict() if work else {},
         "seconds": inside.seconds,
     }
-    checkpoints.save_section(state.progress.rounds, inside.steps, common, own)
+    slices = {"algorithm": algorithm.slice_state()}
+    checkpoints.save_section(state.progress.rounds, inside.steps, common, slices, own)
 
 
 def restore(state: State, start: Start) -> Inside | None:

@@ -249,4 +249,7 @@ def _insert(tree: dict[str, Any], name: str, value: Any) -> None:
     *parents, last = name.split("/")
     for parent in parents:
         tree = tree.setdefault(parent, {})
-    tree[last] = value
+    if value == {}:  # others may have put something there
+        tree.setdefault(last, {})
+    else:
+        tree[last] = value

@@ -22,6 +22,7 @@ from trainer.parts import Saved
 from trainer.personal import average_personal
 from trainer.run import Run
 from trainer.start import Start
+from trainer.topology import slices_of
 from trainer.wires import Plain
 
 
@@ -87,12 +88,13 @@ class State:
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module = run.module.to(run.topology.device)
-        self.model = FlatModel(module, run.algorithm.is_shared, run.algorithm.batch_statistics)
+        algorithm, slices = run.algorithm, run.topology.num_slices
+        self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, slices)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())
-        run.algorithm.setup(self.model, run.optimizer, run.training_sizes)
-        self.trainer = LocalTrainer(run, self.model, self.contact)
         self.wire = Plain(run.topology)
+        algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire.parts(len(self.model.shared)))
+        self.trainer = LocalTrainer(run, self.model, self.contact)
         self.local_fingerprint = 0
         self.leaving = False
 
@@ -113,9 +115,10 @@ class State:
             "model": self.model.shared_state(),
             "algorithm": self.run.algorithm.state_dict(),
         }
+        slices = {"algorithm": self.run.algorithm.slice_state()}
         silos = {"clients": self.clients()}
         name = f"round-{rounds:06d}{suffix}"
-        checkpoints.save_border(name, everyones, silos, self.run.algorithm.stateful, is_best)
+        checkpoints.save_border(name, everyones, slices, silos, self.run.algorithm.stateful, is_best)
 
     def clients(self, without: int | None = None) -> dict[str, Any]:
         """What the clients of this silo keep, by client."""
@@ -158,10 +161,11 @@ def check_start(run: Run, start: Start | None, disk: Disk) -> None:
         return
     saved = start.saved[0].load("progress")
     silos = json.loads(saved["json"])["silos"]
-    if run.algorithm.stateful and not disk.is_shared and silos != list(run.topology.silo_sizes):
+    divided = run.algorithm.stateful or max(slices_of(silos), run.topology.num_slices) > 1
+    if divided and not disk.is_shared and silos != list(run.topology.silo_sizes):
         raise ValueError(
-            f"algorithm={type(run.algorithm).__name__} keeps clients' states, which lie on the disks of the nodes that "
-            f"trained them: replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
+            f"algorithm={type(run.algorithm).__name__} has left states on the disks of the nodes that trained:\n"
+            f"replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
             "  start it on the same nodes, or put run_dir on a disk that all of them share"
         )
     if saved["data"] != run.data_fingerprint:

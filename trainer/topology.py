@@ -35,7 +35,7 @@ class Topology:
     silo_sizes: tuple[int, ...]
     device: torch.device
     silo_group: dist.ProcessGroup | None
-    leaders_group: dist.ProcessGroup | None  # None on ranks that lead no silo
+    between_group: dist.ProcessGroup | None  # who has the same slice in the other silos; None on ranks without one
 
     @property
     def num_silos(self) -> int:
@@ -53,6 +53,18 @@ class Topology:
     def leader(self) -> int:
         """The global rank of this silo's replica 0."""
         return self.rank - self.replica
+
+    @property
+    def num_slices(self) -> int:
+        """In how many slices a vector goes between the silos: one a replica, or one where silos differ in size."""
+        return slices_of(self.silo_sizes)
+
+    def slice_of(self, length: int) -> slice:
+        """This replica's slice of a vector whose length the slices divide; empty where the leader has it all."""
+        width = length // self.num_slices
+        assert width * self.num_slices == length, (length, self.num_slices)
+        start = self.replica * width
+        return slice(min(start, length), min(start + width, length))
 
 
 def silo_sizes(silos: Silos, nodes: Sequence[int], clients: int | None = None) -> tuple[int, ...]:
@@ -92,6 +104,11 @@ def silo_sizes(silos: Silos, nodes: Sequence[int], clients: int | None = None) -
             f"  valid: positive sizes that add up to {world_size}; or {_start(sum(sizes))}"
         )
     return sizes
+
+
+def slices_of(sizes: Sequence[int]) -> int:
+    """In how many slices a vector goes between silos of these sizes."""
+    return sizes[0] if len(set(sizes)) == 1 else 1
 
 
 def _most(parts: int, limit: int) -> int:
@@ -244,9 +261,12 @@ def _divide(
     # Every rank makes every group, in one order: new_group is a collective over the world.
     for start, size in zip(starts, sizes, strict=True):
         groups.append(_new_group(range(start, start + size), silo_timeout))
-    groups.append(_new_group(starts, None))
+    for replica in range(slices_of(sizes)):
+        groups.append(_new_group([start + replica for start in starts], None))
     silo = max(index for index, start in enumerate(starts) if start <= rank)
-    return Topology(rank, world_size, silo, rank - starts[silo], sizes, device, groups[silo], groups[-1])
+    replica = rank - starts[silo]
+    between = dict(enumerate(groups[len(sizes) :])).get(replica)
+    return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], between)
 
 
 def _new_group(ranks: Sequence[int], timeout: timedelta | None) -> dist.ProcessGroup | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -15,14 +15,37 @@ from trainer.topology import Topology
 # small tensor over those who have the other columns, in place.
 Rule = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
+# Parts of a vector and their totals, in the order in which they come in.
+Arrivals = Iterator[tuple[slice, Tensor]]
+
+PART = 1 << 22  # numbers that are summed at once: while one part travels, another one is made or used
+
 
 class Wire(Protocol):
-    """Abstract: combines one vector, or several rows, of every silo. Every rank must come to each call."""
+    """Abstract: combines one vector, or several rows, of every silo. Every rank must come to each call.
+
+    Each replica of a silo moves its own slice of a vector, if silos are of one size, else their leaders move all.
+    """
 
     bytes_sent: int
 
-    def sum(self, vector: Tensor) -> Tensor:
-        """The sum over the silos, in place and bit-equal on all ranks."""
+    def parts(self, length: int) -> list[slice]:
+        """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
+        ...
+
+    def start(self, vector: Tensor) -> Arrivals:
+        """Begins the sum over the silos; the totals of this rank's parts, which may take the vector's own place.
+
+        The same bits come to all ranks with this part. The vector must not be touched before the last has come in.
+        """
+        ...
+
+    def join(self, vector: Tensor) -> Tensor:
+        """The vector of which each rank has what it moves, whole on all ranks of the silo, in place."""
+        ...
+
+    def add_up(self, value: float) -> float:
+        """The sum of what the ranks of this silo have found in their parts of a vector."""
         ...
 
     def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
@@ -34,18 +57,31 @@ class Wire(Protocol):
 
 
 class Plain:
-    """The vectors as they are: one all-reduce, or one exchange of columns."""
+    """The vectors as they are: all-reduces of their parts, or one exchange of columns."""
 
     def __init__(self, topology: Topology):
         self.topology = topology
         self.bytes_sent = 0
 
-    def sum(self, vector: Tensor) -> Tensor:
-        if self.topology.num_silos == 1 or vector.numel() == 0:
-            return vector
+    def parts(self, length: int) -> list[slice]:
+        own = self.topology.slice_of(length)
+        starts = range(own.start, own.stop, PART)
+        return [slice(start, min(start + PART, own.stop)) for start in starts] or [slice(0, 0)]
+
+    def start(self, vector: Tensor) -> Arrivals:
+        silos, parts = self.topology.num_silos, [part for part in self.parts(len(vector)) if part.stop > part.start]
+        if silos == 1:
+            return ((part, vector[part]) for part in parts)
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
-        self.bytes_sent += 2 * (self.topology.num_silos - 1) * vector.numel() * vector.element_size()
-        return comm.sum_between_silos(vector, self.topology)
+        self.bytes_sent += 2 * (silos - 1) * vector.nbytes
+        works = [comm.start_sum_of_slices(vector[part], self.topology) for part in parts]
+        return ((part, vector[part]) for part, work in zip(parts, works, strict=True) if work.wait())
+
+    def join(self, vector: Tensor) -> Tensor:
+        return comm.join_slices(vector, self.topology)
+
+    def add_up(self, value: float) -> float:
+        return float(comm.sum_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
 
     def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
         silos = self.topology.num_silos

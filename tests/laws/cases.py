@@ -169,7 +169,8 @@ def one_round(state: State, index: int) -> Metrics:
 def outcome(state: State, rounds: list[Metrics]) -> Outcome:
     """What a live state holds, copied."""
     clients = {client: leaves(kept) for client, kept in state.trainer.states.items()}
-    return Outcome(leaves(state.model.shared_state()), leaves(state.run.algorithm.state_dict()), clients, rounds)
+    algorithm = state.run.algorithm.state_dict() | state.run.algorithm.slice_state()
+    return Outcome(leaves(state.model.shared_state()), leaves(algorithm), clients, rounds)
 
 
 def every_client(outcomes: list[Outcome]) -> dict[int, dict[str, Any]]:

@@ -58,7 +58,9 @@ def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Sil
     outcomes = ranks(2 if silos == 2 else 4).run(train, name, silos, choices)
     for other in outcomes[1:]:
         assert_same(other.model, outcomes[0].model)
-        assert_same(other.algorithm, outcomes[0].algorithm)
+        held = other.algorithm.items()  # where silos differ in size, followers have no part of the server's state
+        assert_same(dict(held), {name: outcomes[0].algorithm[name] for name, _ in held})
+    assert_same(outcomes[-1].algorithm, outcomes[0].algorithm)
     moved = [key for key, tensor in norm_model().state_dict().items() if key in outcomes[0].model]
     assert len(moved) == (0 if name == "local" else 8)
     assert not any(torch.equal(outcomes[0].model[key], norm_model().state_dict()[key]) for key in moved)

@@ -45,7 +45,7 @@ def save_border(ranks: Sequence[Checkpoints], rounds: int, is_evaluated: bool = 
     """Writes a border, rank after rank."""
     for one in ranks:
         common = {"model": {"weight": torch.full((4,), rounds)}, "progress": {"rounds": rounds}}
-        one.save_border(border_name(rounds, is_evaluated), common, {}, True, is_best)
+        one.save_border(border_name(rounds, is_evaluated), common, {}, {}, True, is_best)
         one.wait()
 
 
@@ -53,7 +53,7 @@ def save_section(ranks: Sequence[Checkpoints], silo: int, rounds: int, step: int
     """Writes a section, replica after replica of the silo."""
     for one in ranks:
         if one.topology.silo == silo:
-            one.save_section(rounds, step, {"model": {"weight": torch.full((4,), step)}}, {"silo": silo})
+            one.save_section(rounds, step, {"model": {"weight": torch.full((4,), step)}}, {}, {"silo": silo})
             one.wait()
 
 

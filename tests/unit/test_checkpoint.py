@@ -54,7 +54,7 @@ def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory,
     folder = tmp_path_factory.mktemp("merged")
     ranks = writers(folder, (replicas,))
     for replica, one in enumerate(ranks):
-        one.save_section(1, 5, {"model": tree, "empty": {}}, {"replica": replica})
+        one.save_section(1, 5, {"model": tree, "empty": {}}, {}, {"replica": replica})
         one.wait()
     saved = find(folder / section_name(0, 1, 5))
     assert saved is not None and not saved.faults()
@@ -67,7 +67,8 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
     """Where clients keep nothing, the other silos have nothing to bring."""
     for name, all_write in (("round-000001", True), ("round-000002", False)):
         for one in writers(tmp_path, SIZES):
-            one.save_border(name, {"model": {"a": 1}}, {"clients": {str(one.topology.silo): {"a": 1}}}, all_write)
+            clients = {"clients": {str(one.topology.silo): {"a": 1}}}
+            one.save_border(name, {"model": {"a": 1}}, {}, clients, all_write)
             one.wait()
     every, first = (find(path) for path in borders(tmp_path))
     assert every is not None and first is not None
@@ -191,8 +192,8 @@ def save_together(folder: Path) -> None:
     """Two silos save a border, and each a section of its own."""
     with distributed(2) as topology:
         mine = Checkpoints(folder, topology, lambda rounds: LAYOUT)
-        mine.save_border(border_name(1), {}, {"silo": {str(topology.silo): topology.rank}}, all_write=True)
-        mine.save_section(1, 10 + topology.silo, {"silo": topology.silo}, {})
+        mine.save_border(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, all_write=True)
+        mine.save_section(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
         mine.wait()
 
 

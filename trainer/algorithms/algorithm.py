@@ -45,10 +45,11 @@ class Algorithm(Protocol):
         """Raises ValueError, with the reasons, when so many clients that are trained like this cannot be combined."""
         ...
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
         """Takes the model, whose shared vector holds the global parameters; makes the algorithm's own state.
 
-        `optimizer` makes the one that trains clients; `sizes` are the numbers of examples of all clients.
+        `optimizer` makes the one that trains clients; `sizes` are the numbers of examples of all clients; `parts` are
+        those of the shared vector that this rank moves, see Wire.
         """
         ...
 
@@ -95,9 +96,16 @@ class Algorithm(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the algorithm's state that the global parameters do not hold, as a tree of tensors and numbers."""
+        """The algorithm's state that all ranks hold, besides the global parameters: a tree of tensors and numbers."""
+        ...
+
+    def slice_state(self) -> dict[str, Any]:
+        """The state that only the ranks with this one's slice hold; its names are others than theirs."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a `state_dict` back. The model must hold the global parameters already."""
+        """Puts a `state_dict` and the `slice_state` of all slices back, as one tree.
+
+        The model must hold the global parameters already.
+        """
         ...

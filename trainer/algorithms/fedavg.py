@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.server import Server
 from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments
-from trainer.optimizers import optimizer_state, restore_optimizer_state
-from trainer.wires import Wire
+from trainer.flat import FlatModel, Moments, difference, resized
+from trainer.wires import Arrivals, Wire
 from trainer.work import Work
 
 Weight = Literal["examples", "equal", "capped"]
@@ -44,7 +44,6 @@ class FedAvg:
 
     pools_data = False
     votes = True
-    vectors = 1  # that a client contributes, each as long as the shared parameters
 
     def __init__(
         self,
@@ -88,25 +87,31 @@ class FedAvg:
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
-        self.model = model
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+        self.model, self.sizes = model, sizes
         # Combined in at least float32, whatever the model is trained in.
         precision = torch.promote_types(model.shared.dtype, torch.float32)
-        self.parameters = torch.nn.Parameter(model.shared.to(precision, copy=True), requires_grad=False)
-        self.sums = self.parameters.new_zeros(self.vectors * len(self.parameters))
-        self.mean = self.sums[: len(self.parameters)]  # of this silo's deltas, when there are any
+        self.parameters = model.shared.to(precision, copy=True)
         self.weights: list[float] = []
         self.norms: list[float] = []
+        self.planned_weight = 0.0  # of all clients of the round
+        # This silo's sum of shares of deltas: of the last client, which may lie in the model, and of those before.
+        self.last: Tensor | None = None
+        self.sums: Tensor | None = None
+        self.has_sums = False
         self.model_is_global = True
-        self.server = self.make_server([self.parameters])
+        self.server = Server(self.make_server, self.parameters, parts)
         self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to
         self.anchors = model.views(self.anchor)
 
     def begin_round(self, round: Round) -> None:
         self.weights, self.norms = [], []
+        self.last, self.has_sums = None, False
+        self.planned_weight = math.fsum(self._weight(self.sizes[client]) for client in round.cohort)
         self._set_anchors()
 
     def begin_client(self, state: dict[str, Any]) -> None:
+        self._put_aside()
         if not self.model_is_global:
             self._reset_model()
         self.model_is_global = False
@@ -117,9 +122,10 @@ class FedAvg:
             self.model.add_to_gradients(self.anchors, -self.pull)
 
     def contribute(self, work: Work) -> float:
-        # delta = global - local: it points where a gradient points, so server optimizers need no minus sign.
-        delta = torch.sub(self.parameters, self.model.shared, out=None if self.weights else self.mean)
-        norm = float(torch.linalg.vector_norm(delta))
+        # delta = global - local: it points where a gradient points, so server optimizers need no minus sign. The local
+        # model is needed no more, and the delta takes its place if that is precise enough.
+        fits = self.parameters.dtype == self.model.shared.dtype
+        delta, norm = difference(self.parameters, self.model.shared, out=self.model.shared if fits else None)
         if self.has_personal and not torch.linalg.vector_norm(self.model.personal).isfinite():
             norm = math.nan
         if math.isfinite(norm):
@@ -128,7 +134,7 @@ class FedAvg:
                 delta.mul_(bounded / norm)
             self.weights.append(self._weight(work.examples))
             self.norms.append(bounded)
-            self._add(delta, work)
+            self._add(delta, self.weights[-1] / (self.planned_weight or 1.0), work)
         return norm
 
     def client_state(self) -> dict[str, Any]:
@@ -143,57 +149,76 @@ class FedAvg:
         }
 
     def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
-        norm = 0.0
-        if sums["weight"] > 0:
-            total = wire.sum(self._payload(sums))
-            norm = float(torch.linalg.vector_norm(total[: len(self.parameters)]))
-            self._move(total, sums)
+        norm = self._move(wire.start(self._payload(sums)), wire) if sums["weight"] else 0.0
         self._reset_model()
         return {"delta/norm": norm, "delta/cosine": mean_cosine(sums, norm)}
 
     def round_state(self) -> dict[str, Any]:
-        contributions = {"weights": json.dumps(self.weights), "norms": json.dumps(self.norms)}
-        sums = {"sums": self.sums} if self.weights else {}
-        return {"parameters": self.parameters.data, **contributions, **sums}
+        self._put_aside()
+        told = {"weights": self.weights, "norms": self.norms, "planned_weight": self.planned_weight}
+        sums = {"sums": self.sums} if self.has_sums else {}
+        return {"parameters": self.parameters, "json": json.dumps(told), **sums}
 
     def load_round_state(self, state: dict[str, Any]) -> None:
-        self.parameters.data.copy_(state["parameters"])
-        self.weights, self.norms = json.loads(state["weights"]), json.loads(state["norms"])
-        if self.weights:
-            self.sums.copy_(state["sums"])
+        self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
+        told = json.loads(state["json"])
+        self.weights, self.norms, self.planned_weight = told["weights"], told["norms"], told["planned_weight"]
+        self.last, self.has_sums = None, "sums" in state
+        if self.has_sums:
+            self.sums = resized(state["sums"], len(self.parameters))
         self.model_is_global = False
         self._set_anchors()
 
     def state_dict(self) -> dict[str, Any]:
         # A model of the same precision holds the same numbers; one of a lower precision has rounded them.
-        parameters = {} if self.parameters.dtype == self.model.shared.dtype else {"parameters": self.parameters.data}
-        return {**parameters, "server": optimizer_state(self.server)}
+        return {} if self.parameters.dtype == self.model.shared.dtype else {"parameters": self.parameters}
+
+    def slice_state(self) -> dict[str, Any]:
+        return {"server": self.server.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.parameters.data.copy_(state.get("parameters", self.model.shared))
-        restore_optimizer_state(self.server, state["server"])
+        self.parameters.copy_(resized(state.get("parameters", self.model.shared), len(self.parameters)))
+        self.server.load_state_dict(state["server"])
 
     def _weight(self, examples: int) -> float:
         if self.weight == "equal":
             return 1.0
         return float(examples if self.cap is None else min(examples, self.cap))
 
-    def _add(self, delta: Tensor, work: Work) -> None:
-        """Adds a client's vectors to this silo's sums; its weight is the last of `weights`."""
-        mix(self.mean, delta, self.weights)
+    def _add(self, delta: Tensor, share: float, work: Work) -> None:
+        """Adds a client's delta, times its share of the round's weight, to this silo's sum."""
+        self._put_aside()
+        self.last = delta.mul_(share)
+
+    def _put_aside(self) -> None:
+        """Adds the last delta to those before it, because the model in whose place it may be is needed."""
+        if self.last is None:
+            return
+        if self.sums is None:
+            self.sums = torch.empty_like(self.parameters)
+        if self.has_sums:
+            self.sums.add_(self.last)
+        else:
+            self.sums.copy_(self.last)
+        self.last, self.has_sums = None, True
 
     def _payload(self, sums: dict[str, float]) -> Tensor:
-        """This silo's sums for the wire, divided by the weight of all silos."""
-        if not self.weights:
-            return self.sums.zero_()
-        return self.sums.mul_(math.fsum(self.weights) / sums["weight"])
+        """This silo's sum for the wire, as shares of the weight of those who came."""
+        if self.has_sums:
+            self._put_aside()
+        vector = self.sums if self.has_sums else self.last
+        if vector is None:
+            return torch.zeros_like(self.parameters)
+        return vector if sums["weight"] == self.planned_weight else vector.mul_(self.planned_weight / sums["weight"])
 
-    @torch.no_grad()
-    def _move(self, total: Tensor, sums: dict[str, float]) -> None:
-        """Moves the global parameters by the payloads' total."""
-        self.parameters.grad = total[: len(self.parameters)]
-        self.server.step()
-        self.parameters.grad = None
+    def _move(self, arrivals: Arrivals, wire: Wire) -> float:
+        """Moves the global parameters by totals that come in, on all ranks of the silo; the norm of all of them."""
+        squares = 0.0
+        for part, total in arrivals:
+            squares += float(torch.linalg.vector_norm(total)) ** 2
+            self.server.step(part, total)
+        wire.join(self.parameters)
+        return math.sqrt(wire.add_up(squares))
 
     def _reset_model(self) -> None:
         self.model.shared.copy_(self.parameters)
@@ -216,13 +241,3 @@ def mean_cosine(sums: dict[str, float], norm: float) -> float:
     pairs = (sums["weighted_norms"] / sums["weight"]) ** 2 - squares
     # A single client leaves the rounding of 0 / 0.
     return (norm**2 - squares) / pairs if pairs > 1e-9 * squares else math.nan
-
-
-def mix(mean: Tensor, vector: Tensor, weights: Sequence[float]) -> None:
-    """Makes the weighted mean of earlier vectors that of them and this one, whose weight is the last.
-
-    A running mean: the sum of n_k * vector would leave float32's exact integers and float16's range. The first vector
-    may be the mean itself.
-    """
-    if vector is not mean:
-        mean.lerp_(vector, weights[-1] / math.fsum(weights))

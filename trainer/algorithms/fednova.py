@@ -43,8 +43,8 @@ class FedNova(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         refuse_nonlinear("fednova", optimizer, clip_norm)
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
-        super().setup(model, optimizer, sizes)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+        super().setup(model, optimizer, sizes, parts)
         self.probe = Probe(optimizer, self.pull)
         self.ways: list[float] = []  # a_k of this silo's clients
 
@@ -69,12 +69,12 @@ class FedNova(FedAvg):
         super().load_round_state(state)
         self.ways = json.loads(state["ways"])
 
-    def _add(self, delta: Tensor, work: Work) -> None:
+    def _add(self, delta: Tensor, share: float, work: Work) -> None:
         way = self.probe.way(tuple(work.factors))
         self.ways.append(way)
-        share = 1 / way if way else 0.0  # a client that took no step has no delta
-        self.norms[-1] *= share
-        super()._add(delta.mul_(share), work)
+        per_way = 1 / way if way else 0.0  # a client that took no step has no delta
+        self.norms[-1] *= per_way
+        super()._add(delta, share * per_way, work)
 
     def _payload(self, sums: dict[str, float]) -> Tensor:
         return super()._payload(sums).mul_(sums["ways"] / sums["weight"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, average
 from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments
+from trainer.flat import FlatModel, Moments, resized
 from trainer.wires import Wire
 from trainer.work import Work
 
@@ -66,8 +66,8 @@ class Robust(FedAvg):
                 f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients"
             )
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
-        super().setup(model, optimizer, sizes)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+        super().setup(model, optimizer, sizes, parts)
         self.deltas: list[Tensor] = []  # of this silo's clients
 
     def begin_round(self, round: Round) -> None:
@@ -77,10 +77,9 @@ class Robust(FedAvg):
     def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
         norm = 0.0
         if sums["weight"] > 0:
-            rows = torch.stack(self.deltas) if self.deltas else self.mean.new_zeros(0, len(self.mean))
+            rows = torch.stack(self.deltas) if self.deltas else self.parameters.new_zeros(0, len(self.parameters))
             total = wire.by_columns(rows, self.rule)
-            norm = float(torch.linalg.vector_norm(total))
-            self._move(total, sums)
+            norm = self._move(((part, total[part]) for part in wire.parts(len(total))), wire)
         self.deltas = []
         self._reset_model()
         return {"delta/norm": norm}
@@ -90,9 +89,10 @@ class Robust(FedAvg):
 
     def load_round_state(self, state: dict[str, Any]) -> None:
         super().load_round_state(state)
-        self.deltas = [state["deltas"][str(place)] for place in range(len(self.weights))]
+        deltas = [state["deltas"][str(place)] for place in range(len(self.weights))]
+        self.deltas = [resized(delta, len(self.parameters)) for delta in deltas]
 
-    def _add(self, delta: Tensor, work: Work) -> None:
+    def _add(self, delta: Tensor, share: float, work: Work) -> None:
         self.deltas.append(delta.clone())
 
 

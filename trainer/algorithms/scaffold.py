@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.algorithm import InnerState, MakeOptimizer
-from trainer.algorithms.fedavg import FedAvg, Weight, average, mix
+from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.fedavg import FedAvg, Weight, average
 from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
-from trainer.flat import FlatModel, Moments
+from trainer.cohort import Round
+from trainer.flat import FlatModel, Moments, resized
+from trainer.wires import Wire
 from trainer.work import Work
 
 
@@ -24,8 +26,6 @@ class Scaffold(FedAvg):
     which is the paper's |S| / N times the mean when all weigh the same. The slots are those of FedAvg; clients begin
     every round without optimizer state, because a_k is measured so.
     """
-
-    vectors = 2  # of a client: its delta, and the change of its control variate
 
     def __init__(
         self,
@@ -46,15 +46,19 @@ class Scaffold(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         refuse_nonlinear("scaffold", optimizer, clip_norm)
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
-        super().setup(model, optimizer, sizes)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+        super().setup(model, optimizer, sizes, parts)
         self.probe = Probe(optimizer)
         self.population = sum(self._weight(size) for size in sizes)
-        self.mean_change = self.sums[len(self.parameters) :]  # of this silo's control variates
+        self.changes = torch.zeros_like(self.parameters)  # of this silo's control variates, times the clients' shares
         self.control = torch.zeros_like(self.parameters)  # c
         self.own_control = self.control  # c_k of the client that trains
         self.correction = torch.zeros_like(model.shared)  # c - c_k, in the model's precision
         self.corrections = model.views(self.correction)
+
+    def begin_round(self, round: Round) -> None:
+        super().begin_round(round)
+        self.changes.zero_()
 
     def begin_client(self, state: dict[str, Any]) -> None:
         super().begin_client(state)
@@ -67,10 +71,11 @@ class Scaffold(FedAvg):
         return {"control": self.own_control}
 
     def round_state(self) -> dict[str, Any]:
-        return super().round_state() | {"own_control": self.own_control}
+        return super().round_state() | {"own_control": self.own_control, "changes": self.changes}
 
     def load_round_state(self, state: dict[str, Any]) -> None:
         super().load_round_state(state)
+        self.changes.copy_(resized(state["changes"], len(self.changes)))
         self._take(state["own_control"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,25 +83,28 @@ class Scaffold(FedAvg):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.control.copy_(state["control"])
+        self.control.copy_(resized(state["control"], len(self.control)))
 
     def _take(self, own_control: Tensor) -> None:
         """Trains with this control variate of the client."""
-        self.own_control = own_control
-        self.correction.copy_(self.control - own_control)
+        self.own_control = resized(own_control, len(self.control))
+        self.correction.copy_(self.control - self.own_control)
 
-    def _add(self, delta: Tensor, work: Work) -> None:
+    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+        if not sums["weight"]:
+            return super().combine(sums, wire)
+        arrivals = wire.start(self.changes)  # in flight together with the deltas
+        figures = super().combine(sums, wire)
+        for part, total in arrivals:
+            # The shares are of all that the round was planned with, and so is what was planned of the population.
+            self.control[part].add_(total, alpha=self.planned_weight / self.population)
+        wire.join(self.control)
+        return figures
+
+    def _add(self, delta: Tensor, share: float, work: Work) -> None:
         way = self.probe.way(tuple(work.factors))
         # c_k+ - c_k; a client that took no step has learnt nothing of its gradient.
         change = delta / way - self.control if way else torch.zeros_like(delta)
         self.own_control = self.own_control + change
-        if len(self.weights) == 1:
-            self.mean_change.copy_(change)
-        else:
-            mix(self.mean_change, change, self.weights)
-        super()._add(delta, work)
-
-    @torch.no_grad()
-    def _move(self, total: Tensor, sums: dict[str, float]) -> None:
-        super()._move(total, sums)
-        self.control.add_(total[len(self.parameters) :], alpha=sums["weight"] / self.population)
+        self.changes.add_(change, alpha=share)
+        super()._add(delta, share, work)

@@ -31,7 +31,7 @@ class Sync:
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int]) -> None:
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
         self.examples = 0
 
     def begin_round(self, round: Round) -> None:
@@ -63,6 +63,9 @@ class Sync:
         self.examples = state["examples"]
 
     def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def slice_state(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
