@@ -41,6 +41,7 @@ def work() -> int:
 
 def _mark(marks: Marks) -> None:
     from trainer import checkpoint, comm, fit, local, round, worker
+    from trainer.algorithms import FedAvg
 
     for owner, name, doing in (
         (worker, "build", "building"),
@@ -51,7 +52,7 @@ def _mark(marks: Marks) -> None:
         (fit, "evaluate", "evaluating"),
         (fit, "_end_round", "ending the round"),
         (comm, "sum_header", "scalars"),
-        (comm, "sum_between_silos", "vectors"),
+        (FedAvg, "_move", "vectors"),
     ):
         setattr(owner, name, _inside(getattr(owner, name), marks, doing))
     _mark_steps(marks)

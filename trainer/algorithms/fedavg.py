@@ -100,6 +100,7 @@ class FedAvg:
         self.sums: Tensor | None = None
         self.has_sums = False
         self.model_is_global = True
+        self.moves_all = sum(part.stop - part.start for part in parts) == len(self.parameters)
         self.server = Server(self.make_server, self.parameters, parts)
         self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to
         self.anchors = model.views(self.anchor)
@@ -112,8 +113,7 @@ class FedAvg:
 
     def begin_client(self, state: dict[str, Any]) -> None:
         self._put_aside()
-        if not self.model_is_global:
-            self._reset_model()
+        self._reset_model()
         self.model_is_global = False
 
     def correct(self) -> None:
@@ -125,7 +125,8 @@ class FedAvg:
         # delta = global - local: it points where a gradient points, so server optimizers need no minus sign. The local
         # model is needed no more, and the delta takes its place if that is precise enough.
         fits = self.parameters.dtype == self.model.shared.dtype
-        delta, norm = difference(self.parameters, self.model.shared, out=self.model.shared if fits else None)
+        place = self.model.shared if fits else None
+        delta, norm = difference(self.parameters, self.model.shared, self._share(work), out=place)
         if self.has_personal and not torch.linalg.vector_norm(self.model.personal).isfinite():
             norm = math.nan
         if math.isfinite(norm):
@@ -134,7 +135,7 @@ class FedAvg:
                 delta.mul_(bounded / norm)
             self.weights.append(self._weight(work.examples))
             self.norms.append(bounded)
-            self._add(delta, self.weights[-1] / (self.planned_weight or 1.0), work)
+            self._add(delta, work)
         return norm
 
     def client_state(self) -> dict[str, Any]:
@@ -185,10 +186,14 @@ class FedAvg:
             return 1.0
         return float(examples if self.cap is None else min(examples, self.cap))
 
-    def _add(self, delta: Tensor, share: float, work: Work) -> None:
-        """Adds a client's delta, times its share of the round's weight, to this silo's sum."""
+    def _share(self, work: Work) -> float:
+        """What a client's delta is multiplied by: its part of the weight that the round was planned with."""
+        return self._weight(work.examples) / (self.planned_weight or 1.0)
+
+    def _add(self, delta: Tensor, work: Work) -> None:
+        """Adds a client's delta, times its share, to this silo's sum."""
         self._put_aside()
-        self.last = delta.mul_(share)
+        self.last = delta
 
     def _put_aside(self) -> None:
         """Adds the last delta to those before it, because the model in whose place it may be is needed."""
@@ -217,10 +222,14 @@ class FedAvg:
         for part, total in arrivals:
             squares += float(torch.linalg.vector_norm(total)) ** 2
             self.server.step(part, total)
+            self.model.shared[part].copy_(self.parameters[part])
+        self.model_is_global = self.moves_all
         wire.join(self.parameters)
         return math.sqrt(wire.add_up(squares))
 
     def _reset_model(self) -> None:
+        if self.model_is_global:
+            return
         self.model.shared.copy_(self.parameters)
         self.model_is_global = True
 

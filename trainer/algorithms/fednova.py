@@ -69,12 +69,18 @@ class FedNova(FedAvg):
         super().load_round_state(state)
         self.ways = json.loads(state["ways"])
 
-    def _add(self, delta: Tensor, share: float, work: Work) -> None:
+    def _share(self, work: Work) -> float:
+        return super()._share(work) * self._per_way(work)
+
+    def _per_way(self, work: Work) -> float:
+        """1 / a_k; 0 for a client that took no step, and so has no delta."""
         way = self.probe.way(tuple(work.factors))
-        self.ways.append(way)
-        per_way = 1 / way if way else 0.0  # a client that took no step has no delta
-        self.norms[-1] *= per_way
-        super()._add(delta, share * per_way, work)
+        return 1 / way if way else 0.0
+
+    def _add(self, delta: Tensor, work: Work) -> None:
+        self.ways.append(self.probe.way(tuple(work.factors)))
+        self.norms[-1] *= self._per_way(work)
+        super()._add(delta, work)
 
     def _payload(self, sums: dict[str, float]) -> Tensor:
         return super()._payload(sums).mul_(sums["ways"] / sums["weight"])

@@ -92,7 +92,10 @@ class Robust(FedAvg):
         deltas = [state["deltas"][str(place)] for place in range(len(self.weights))]
         self.deltas = [resized(delta, len(self.parameters)) for delta in deltas]
 
-    def _add(self, delta: Tensor, share: float, work: Work) -> None:
+    def _share(self, work: Work) -> float:
+        return 1.0
+
+    def _add(self, delta: Tensor, work: Work) -> None:
         self.deltas.append(delta.clone())
 
 

@@ -101,10 +101,10 @@ class Scaffold(FedAvg):
         wire.join(self.control)
         return figures
 
-    def _add(self, delta: Tensor, share: float, work: Work) -> None:
-        way = self.probe.way(tuple(work.factors))
-        # c_k+ - c_k; a client that took no step has learnt nothing of its gradient.
-        change = delta / way - self.control if way else torch.zeros_like(delta)
+    def _add(self, delta: Tensor, work: Work) -> None:
+        way, share = self.probe.way(tuple(work.factors)), self._share(work)
+        # c_k+ - c_k; a client that took no step, or has no examples, has learnt nothing of its gradient.
+        change = delta / (share * way) - self.control if share * way else torch.zeros_like(delta)
         self.own_control = self.own_control + change
         self.changes.add_(change, alpha=share)
-        super()._add(delta, share, work)
+        super()._add(delta, work)
