@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Work
 
 from trainer.topology import Topology
 
@@ -38,7 +39,7 @@ def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
     return vector
 
 
-def start_sum_of_slices(part: Tensor, topology: Topology) -> dist.Work:
+def start_sum_of_slices(part: Tensor, topology: Topology) -> Work:
     """Begins the sum over the silos of a part of this replica's slice, in place; `wait()` before it is read.
 
     Only ranks that have a slice call it.
@@ -107,7 +108,7 @@ def mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
     return sum_in_silo(vector, topology).div_(topology.num_replicas)
 
 
-def start_maximum_in_silo(values: Tensor, topology: Topology) -> dist.Work:
+def start_maximum_in_silo(values: Tensor, topology: Topology) -> Work:
     """Begins the elementwise maximum over the replicas of this silo, in place; `wait()` before it is read."""
     work = dist.all_reduce(values, op=dist.ReduceOp.MAX, group=topology.silo_group, async_op=True)
     assert work is not None

@@ -29,8 +29,8 @@ class FlatModel:
     """A module, its trainable parameters as the vectors `shared` and `personal`, and its buffers beside them.
 
     `is_shared` says of a parameter's or buffer's name whether it is combined between the silos; what is not stays with
-    its client. Frozen parameters are neither trained nor sent. The shared vector can be cut into equal `slices`. Raises
-    ValueError when the module has nothing to train, or trainable parameters of several dtypes.
+    its client. Frozen parameters are neither trained nor sent. The shared vector's length is a multiple of
+    `unit`. Raises ValueError when the module has nothing to train, or trainable parameters of several dtypes.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class FlatModel:
         module: nn.Module,
         is_shared: Callable[[str], bool] = everything,
         moments: Moments = "pooled",
-        slices: int = 1,
+        unit: int = 1,
     ):
         self.module = module
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -53,7 +53,7 @@ class FlatModel:
         # Tied parameters have several names, of which `named_parameters` says the first.
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
         self.shared_parameters = [trainable[name] for name in self.shared_names]
-        self.shared = _flatten(self.shared_parameters, self.trainable[0], slices)
+        self.shared = _flatten(self.shared_parameters, self.trainable[0], unit)
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
         buffers = dict(module.named_buffers())
         self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)}, moments)
@@ -194,11 +194,10 @@ def _places(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
     return starts, total
 
 
-def _flatten(parameters: list[nn.Parameter], like: Tensor, slices: int = 1) -> Tensor:
+def _flatten(parameters: list[nn.Parameter], like: Tensor, unit: int = 1) -> Tensor:
     starts, total = _places(parameters)
-    step = slices * ALIGNMENT_BYTES // like.element_size()
     # The padding behind parameters is zero in every silo, so it stays zero through every combination.
-    vector = torch.zeros(-(-total // step) * step, dtype=like.dtype, device=like.device)
+    vector = torch.zeros(-(-total // unit) * unit, dtype=like.dtype, device=like.device)
     for parameter, start in zip(parameters, starts, strict=True):
         view = vector[start : start + parameter.numel()].view_as(parameter)
         view.copy_(parameter.detach())

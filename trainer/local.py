@@ -224,6 +224,7 @@ class LocalTrainer:
                 work.steps += 1
                 continue
             self._set_rates((round.index + step / steps) / rounds)
+            algorithm.receive(step)
             loss_sum, units = self._backward(batch, seed + (step << 16))
             self.scaler.unscale(optimizer)
             algorithm.correct()

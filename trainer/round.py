@@ -115,7 +115,9 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     if sums["unfinished"]:
         return None
     met = perf_counter()
-    figures = algorithm.combine(sums, state.wire)
+    figures = algorithm.combine(sums)
+    if round.index + 1 == state.run.rounds:
+        algorithm.settle()
     if sums["weight"] > 0:
         state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
     else:

@@ -88,12 +88,11 @@ class State:
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module = run.module.to(run.topology.device)
-        algorithm, slices = run.algorithm, run.topology.num_slices
-        self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, slices)
+        self.wire, algorithm = Plain(run.topology), run.algorithm
+        self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())
-        self.wire = Plain(run.topology)
-        algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire.parts(len(self.model.shared)))
+        algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
         self.trainer = LocalTrainer(run, self.model, self.contact)
         self.local_fingerprint = 0
         self.leaving = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ Rule = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 # Parts of a vector and their totals, in the order in which they come in.
 Arrivals = Iterator[tuple[slice, Tensor]]
 
+SLICE_UNIT = 16  # numbers: slices begin on cache lines
 PART = 1 << 22  # numbers that are summed at once: while one part travels, another one is made or used
 
 
@@ -25,9 +27,15 @@ class Wire(Protocol):
     """Abstract: combines one vector, or several rows, of every silo. Every rank must come to each call.
 
     Each replica of a silo moves its own slice of a vector, if silos are of one size, else their leaders move all.
+
+    unit             what the lengths of vectors must be multiples of
+    bytes_sent       between the silos, by all of them, since the run began
+    seconds_waited   that this rank stood still for totals
     """
 
+    unit: int
     bytes_sent: int
+    seconds_waited: float
 
     def parts(self, length: int) -> list[slice]:
         """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
@@ -61,7 +69,9 @@ class Plain:
 
     def __init__(self, topology: Topology):
         self.topology = topology
+        self.unit = topology.num_slices * SLICE_UNIT
         self.bytes_sent = 0
+        self.seconds_waited = 0.0
 
     def parts(self, length: int) -> list[slice]:
         own = self.topology.slice_of(length)
@@ -75,7 +85,13 @@ class Plain:
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
         self.bytes_sent += 2 * (silos - 1) * vector.nbytes
         works = [comm.start_sum_of_slices(vector[part], self.topology) for part in parts]
-        return ((part, vector[part]) for part, work in zip(parts, works, strict=True) if work.wait())
+        return ((part, vector[part]) for part, work in zip(parts, works, strict=True) if self._waited_for(work))
+
+    def _waited_for(self, work: comm.Work) -> bool:
+        began = perf_counter()
+        work.wait()
+        self.seconds_waited += perf_counter() - began
+        return True
 
     def join(self, vector: Tensor) -> Tensor:
         return comm.join_slices(vector, self.topology)

@@ -14,6 +14,7 @@ from trainer.compose import CONF, compose_tree
 from trainer.config import read_config
 from trainer.flat import FlatModel
 from trainer.topology import Topology, distributed
+from trainer.wires import Plain
 
 FEDAVG, SCAFFOLD, FEDNOVA, KRUM = (
     [f"algorithm={name}", "silos=2"] for name in ("fedavg", "scaffold", "fednova", "krum")
@@ -179,5 +180,5 @@ def test_every_algorithm_is_built_of_its_yaml(name: str, topology: Topology) -> 
     assert run.round(0).cohort == tuple(range(clients))
     model = FlatModel(run.module, run.algorithm.is_shared, run.algorithm.batch_statistics)
     assert model.has_personal == (name in ("fedbn", "local"))
-    run.algorithm.setup(model, run.optimizer, run.training_sizes, [slice(0, len(model.shared))])
+    run.algorithm.setup(model, run.optimizer, run.training_sizes, Plain(run.topology))
     assert set(run.algorithm.slice_state()) >= ({"server"} if name != "sync" else set())

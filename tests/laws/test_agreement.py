@@ -17,7 +17,6 @@ from trainer.local import Watch
 from trainer.run import RoundLength, Run
 from trainer.state import State
 from trainer.topology import Silos, distributed
-from trainer.wires import Wire
 
 
 def odd_model(seed: int) -> nn.Module:
@@ -63,8 +62,8 @@ def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, A
         if topology.rank == culprit and when == "after the combination":
             combine = run.algorithm.combine
 
-            def combine_and_perturb(sums: dict[str, float], wire: Wire) -> dict[str, float | int]:
-                figures = combine(sums, wire)
+            def combine_and_perturb(sums: dict[str, float]) -> dict[str, float | int]:
+                figures = combine(sums)
                 perturb(run)
                 return figures
 

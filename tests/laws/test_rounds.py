@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from tests.laws.cases import (
+    AT_ONCE,
     CASES,
     COMBINED,
-    FEDERATED,
     SIZES,
+    VOTING,
     Only,
     Outcome,
     assert_close,
@@ -83,7 +84,7 @@ def float32_data() -> dict[str, Any]:
     return {"data": tiny_data(sum(SIZES), torch.float32)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", AT_ONCE)
 def test_an_empty_cohort_moves_nothing(ranks, name: str):
     """Neither parameters nor server nor clients: bit for bit what they were; the round has no loss and no examples."""
     for before, after in ranks(2).run(around_an_empty_round, name, 2):
@@ -107,7 +108,7 @@ def spoiled(examples: int, first: int) -> Splits:
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-@pytest.mark.parametrize("name", FEDERATED)
+@pytest.mark.parametrize("name", VOTING)
 def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: Silos):
     """One client is NaN and one silent: the run is that of the other five, in model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
@@ -131,7 +132,7 @@ def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: S
         assert math.isfinite(judged["train/loss"])
 
 
-@pytest.mark.parametrize("name", FEDERATED)
+@pytest.mark.parametrize("name", VOTING)
 def test_a_nan_client_keeps_the_state_it_had(ranks, name: str):
     """What a client keeps between rounds changes only with a round that counts: there is no NaN in it."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
@@ -140,7 +141,7 @@ def test_a_nan_client_keeps_the_state_it_had(ranks, name: str):
     assert all(bool(leaf.isfinite().all()) for leaf in tensors)
 
 
-@pytest.mark.parametrize("name", COMBINED)
+@pytest.mark.parametrize("name", [name for name in COMBINED if name in VOTING and name in AT_ONCE])
 def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
     """Only the bad client comes to the second round: the model, its batch statistics and the server stay."""
     size = 10

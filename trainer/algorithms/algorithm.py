@@ -45,11 +45,11 @@ class Algorithm(Protocol):
         """Raises ValueError, with the reasons, when so many clients that are trained like this cannot be combined."""
         ...
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
         """Takes the model, whose shared vector holds the global parameters; makes the algorithm's own state.
 
-        `optimizer` makes the one that trains clients; `sizes` are the numbers of examples of all clients; `parts` are
-        those of the shared vector that this rank moves, see Wire.
+        `optimizer` makes the one that trains clients; `sizes` are the numbers of examples of all clients; `wire` is the
+        way to the other silos.
         """
         ...
 
@@ -59,6 +59,10 @@ class Algorithm(Protocol):
 
     def begin_client(self, state: dict[str, Any]) -> None:
         """Puts the global parameters into the model; `state` is the client's last `client_state`, or empty."""
+        ...
+
+    def receive(self, steps: int) -> None:
+        """Takes in what was under way between the silos, if it is time: the client has done so many of its steps."""
         ...
 
     def correct(self) -> None:
@@ -80,11 +84,15 @@ class Algorithm(Protocol):
         """This silo's scalars, summed over the silos before the vectors; `weight` must be among them."""
         ...
 
-    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+    def combine(self, sums: dict[str, float]) -> Figures:
         """Moves the global parameters by what all silos contributed, and the model with them; what is told of it.
 
         `sums` are the headers'. A collective; when nobody brought anything it sends nothing, and nothing moves.
         """
+        ...
+
+    def settle(self) -> None:
+        """Takes in what is still under way between the silos, because the run ends. A collective."""
         ...
 
     def round_state(self) -> dict[str, Any]:

@@ -87,8 +87,8 @@ class FedAvg:
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
-        self.model, self.sizes = model, sizes
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
+        self.model, self.sizes, self.wire = model, sizes, wire
         # Combined in at least float32, whatever the model is trained in.
         precision = torch.promote_types(model.shared.dtype, torch.float32)
         self.parameters = model.shared.to(precision, copy=True)
@@ -100,6 +100,8 @@ class FedAvg:
         self.sums: Tensor | None = None
         self.has_sums = False
         self.model_is_global = True
+        self.due = slice(0, len(self.parameters))  # what is combined at the end of the round
+        parts = self._parts()
         self.moves_all = sum(part.stop - part.start for part in parts) == len(self.parameters)
         self.server = Server(self.make_server, self.parameters, parts)
         self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to
@@ -116,17 +118,16 @@ class FedAvg:
         self._reset_model()
         self.model_is_global = False
 
+    def receive(self, steps: int) -> None:
+        pass
+
     def correct(self) -> None:
         if self.pull:
             self.model.add_to_gradients(self.model.shared_parameters, self.pull)
             self.model.add_to_gradients(self.anchors, -self.pull)
 
     def contribute(self, work: Work) -> float:
-        # delta = global - local: it points where a gradient points, so server optimizers need no minus sign. The local
-        # model is needed no more, and the delta takes its place if that is precise enough.
-        fits = self.parameters.dtype == self.model.shared.dtype
-        place = self.model.shared if fits else None
-        delta, norm = difference(self.parameters, self.model.shared, self._share(work), out=place)
+        delta, norm = self._delta(self._share(work))
         if self.has_personal and not torch.linalg.vector_norm(self.model.personal).isfinite():
             norm = math.nan
         if math.isfinite(norm):
@@ -149,10 +150,13 @@ class FedAvg:
             "squared_weighted_norms": math.fsum((w * d) ** 2 for w, d in pairs),
         }
 
-    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
-        norm = self._move(wire.start(self._payload(sums)), wire) if sums["weight"] else 0.0
+    def combine(self, sums: dict[str, float]) -> Figures:
+        norm = self._move(self.wire.start(self._payload(sums))) if sums["weight"] else 0.0
         self._reset_model()
         return {"delta/norm": norm, "delta/cosine": mean_cosine(sums, norm)}
+
+    def settle(self) -> None:
+        pass
 
     def round_state(self) -> dict[str, Any]:
         self._put_aside()
@@ -186,6 +190,19 @@ class FedAvg:
             return 1.0
         return float(examples if self.cap is None else min(examples, self.cap))
 
+    def _parts(self) -> list[slice]:
+        """The parts of the global parameters that this rank moves."""
+        return self.wire.parts(len(self.parameters))
+
+    def _delta(self, share: float) -> tuple[Tensor, float]:
+        """What the client has changed, times its share, and the norm of the change.
+
+        global - local: it points where a gradient points, so server optimizers need no minus sign. The local model is
+        needed no more, and the delta takes its place if that is precise enough.
+        """
+        mine, world = self.model.shared[self.due], self.parameters[self.due]
+        return difference(world, mine, share, out=mine if mine.dtype == world.dtype else None)
+
     def _share(self, work: Work) -> float:
         """What a client's delta is multiplied by: its part of the weight that the round was planned with."""
         return self._weight(work.examples) / (self.planned_weight or 1.0)
@@ -199,8 +216,8 @@ class FedAvg:
         """Adds the last delta to those before it, because the model in whose place it may be is needed."""
         if self.last is None:
             return
-        if self.sums is None:
-            self.sums = torch.empty_like(self.parameters)
+        if self.sums is None or len(self.sums) != len(self.last):
+            self.sums = torch.empty_like(self.last)
         if self.has_sums:
             self.sums.add_(self.last)
         else:
@@ -213,19 +230,25 @@ class FedAvg:
             self._put_aside()
         vector = self.sums if self.has_sums else self.last
         if vector is None:
-            return torch.zeros_like(self.parameters)
+            return torch.zeros_like(self.parameters[self.due])
         return vector if sums["weight"] == self.planned_weight else vector.mul_(self.planned_weight / sums["weight"])
 
-    def _move(self, arrivals: Arrivals, wire: Wire) -> float:
+    def _move(self, arrivals: Arrivals) -> float:
         """Moves the global parameters by totals that come in, on all ranks of the silo; the norm of all of them."""
         squares = 0.0
         for part, total in arrivals:
             squares += float(torch.linalg.vector_norm(total)) ** 2
             self.server.step(part, total)
-            self.model.shared[part].copy_(self.parameters[part])
+            self._has_moved(part)
+        self._have_all_moved()
+        return math.sqrt(self.wire.add_up(squares))
+
+    def _has_moved(self, part: slice) -> None:
+        self.model.shared[part].copy_(self.parameters[part])  # while it is in the cache
+
+    def _have_all_moved(self) -> None:
+        self.wire.join(self.parameters)
         self.model_is_global = self.moves_all
-        wire.join(self.parameters)
-        return math.sqrt(wire.add_up(squares))
 
     def _reset_model(self) -> None:
         if self.model_is_global:

@@ -43,8 +43,8 @@ class FedNova(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         refuse_nonlinear("fednova", optimizer, clip_norm)
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
-        super().setup(model, optimizer, sizes, parts)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
+        super().setup(model, optimizer, sizes, wire)
         self.probe = Probe(optimizer, self.pull)
         self.ways: list[float] = []  # a_k of this silo's clients
 
@@ -55,8 +55,8 @@ class FedNova(FedAvg):
     def header(self) -> dict[str, float]:
         return super().header() | {"ways": math.fsum(w * a for w, a in zip(self.weights, self.ways, strict=True))}
 
-    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
-        figures = super().combine(sums, wire)
+    def combine(self, sums: dict[str, float]) -> Figures:
+        figures = super().combine(sums)
         mean_way = sums["ways"] / sums["weight"] if sums["weight"] else 0.0
         # The header's norms are of the deltas as they were added, each divided by its way.
         norm = figures["delta/norm"] / mean_way if mean_way else 0.0

@@ -66,20 +66,20 @@ class Robust(FedAvg):
                 f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients"
             )
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
-        super().setup(model, optimizer, sizes, parts)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
+        super().setup(model, optimizer, sizes, wire)
         self.deltas: list[Tensor] = []  # of this silo's clients
 
     def begin_round(self, round: Round) -> None:
         super().begin_round(round)
         self.deltas = []
 
-    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+    def combine(self, sums: dict[str, float]) -> Figures:
         norm = 0.0
         if sums["weight"] > 0:
             rows = torch.stack(self.deltas) if self.deltas else self.parameters.new_zeros(0, len(self.parameters))
-            total = wire.by_columns(rows, self.rule)
-            norm = self._move(((part, total[part]) for part in wire.parts(len(total))), wire)
+            total = self.wire.by_columns(rows, self.rule)
+            norm = self._move((part, total[part]) for part in self.wire.parts(len(total)))
         self.deltas = []
         self._reset_model()
         return {"delta/norm": norm}

@@ -46,8 +46,8 @@ class Scaffold(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         refuse_nonlinear("scaffold", optimizer, clip_norm)
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
-        super().setup(model, optimizer, sizes, parts)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
+        super().setup(model, optimizer, sizes, wire)
         self.probe = Probe(optimizer)
         self.population = sum(self._weight(size) for size in sizes)
         self.changes = torch.zeros_like(self.parameters)  # of this silo's control variates, times the clients' shares
@@ -90,15 +90,15 @@ class Scaffold(FedAvg):
         self.own_control = resized(own_control, len(self.control))
         self.correction.copy_(self.control - self.own_control)
 
-    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+    def combine(self, sums: dict[str, float]) -> Figures:
         if not sums["weight"]:
-            return super().combine(sums, wire)
-        arrivals = wire.start(self.changes)  # in flight together with the deltas
-        figures = super().combine(sums, wire)
+            return super().combine(sums)
+        arrivals = self.wire.start(self.changes)  # in flight together with the deltas
+        figures = super().combine(sums)
         for part, total in arrivals:
             # The shares are of all that the round was planned with, and so is what was planned of the population.
             self.control[part].add_(total, alpha=self.planned_weight / self.population)
-        wire.join(self.control)
+        self.wire.join(self.control)
         return figures
 
     def _add(self, delta: Tensor, work: Work) -> None:

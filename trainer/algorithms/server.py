@@ -40,12 +40,12 @@ class Server:
     def load_state_dict(self, state: Mapping[str, Entry]) -> None:
         """Puts states back, whatever parts of the vector they were of."""
         saved = {int(start): entry for start, entry in state.items()}
-        own = {str(index): _cut(saved, part) for index, part in enumerate(self.parts) if saved}
+        own = {str(index): cut(saved, part) for index, part in enumerate(self.parts) if saved}
         restore_optimizer_state(self.optimizer, own)
 
 
-def _cut(saved: Mapping[int, Entry], part: slice) -> dict[str, Any]:
-    """The state of a part, out of those of other parts; numbers beyond the last are padding, and zero."""
+def cut(saved: Mapping[int, Entry], part: slice) -> dict[str, Any]:
+    """The state of a part, out of those of other parts by where they start; what none of them has is zero."""
     entry = dict(saved[min(saved)])
     for name, value in entry.items():
         if isinstance(value, Tensor) and value.dim():

@@ -31,13 +31,16 @@ class Sync:
     def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
         self.examples = 0
 
     def begin_round(self, round: Round) -> None:
         self.examples = 0
 
     def begin_client(self, state: dict[str, Any]) -> None:
+        pass
+
+    def receive(self, steps: int) -> None:
         pass
 
     def correct(self) -> None:
@@ -53,8 +56,11 @@ class Sync:
     def header(self) -> dict[str, float]:
         return {"weight": self.examples}
 
-    def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
+    def combine(self, sums: dict[str, float]) -> Figures:
         return {}
+
+    def settle(self) -> None:
+        pass
 
     def round_state(self) -> dict[str, Any]:
         return {"examples": self.examples}
