@@ -178,8 +178,8 @@ def outcome(state: State, rounds: list[Metrics]) -> Outcome:
     """What a live state holds, copied."""
     clients = {client: leaves(kept) for client, kept in state.trainer.states.items()}
     algorithm = leaves(state.run.algorithm.state_dict() | state.run.algorithm.slice_state())
-    # Which header went with what is under way is told by figures; it counts clients, as not all laws can.
-    algorithm = {name: leaf for name, leaf in algorithm.items() if not name.startswith("streaming/sums")}
+    # What is told of totals under way counts steps and clients, in which equal runs may differ.
+    algorithm = {name: leaf for name, leaf in algorithm.items() if not name.startswith("streaming/")}
     return Outcome(leaves(state.model.shared_state()), algorithm, clients, rounds)
 
 

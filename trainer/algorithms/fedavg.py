@@ -170,7 +170,7 @@ class FedAvg:
         self.weights, self.norms, self.planned_weight = told["weights"], told["norms"], told["planned_weight"]
         self.last, self.has_sums = None, "sums" in state
         if self.has_sums:
-            self.sums = resized(state["sums"], len(self.parameters))
+            self.sums = resized(state["sums"], len(self.parameters[self.due]))
         self.model_is_global = False
         self._set_anchors()
 

@@ -118,8 +118,8 @@ class Streaming(FedAvg):
         super().load_round_state(state)
 
     def state_dict(self) -> dict[str, Any]:
-        told = {"sent_in": self.sent_in, "is_under_way": self.arrivals is not None, "sums": self.sums_sent}
-        return super().state_dict() | {"streaming": told}
+        told = {"sent_in": self.sent_in, "is_under_way": self.arrivals is not None}
+        return super().state_dict() | {"streaming": told | {"sums": self.sums_sent, "figures": self.figures}}
 
     def slice_state(self) -> dict[str, Any]:
         if self.arrivals is None:
@@ -131,7 +131,7 @@ class Streaming(FedAvg):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         told = state["streaming"]
-        self.sent_in, self.sums_sent = told["sent_in"], told["sums"]
+        self.sent_in, self.sums_sent, self.figures = told["sent_in"], told["sums"], told["figures"]
         if told["is_under_way"]:
             saved = {int(start): entry for start, entry in state["totals"].items()}
             fragment = self._fragment(self.sent_in)
