@@ -41,6 +41,7 @@ FLOORS = [
     "direct",
     "algorithms",
     "wires",
+    "codecs",
     "work",
     "comm",
     "cohort",
