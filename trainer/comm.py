@@ -6,6 +6,7 @@ Every function here is a collective over the ranks it names: all of them must re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -46,6 +47,36 @@ def start_sum_of_slices(part: Tensor, topology: Topology) -> dist.Work:
     work = dist.all_reduce(part, group=topology.between_group, async_op=True)
     assert work is not None
     return work
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Rows of bytes that are on their way."""
+
+    rows: Tensor
+    sent: Tensor  # which must stay until they have come
+    work: dist.Work
+
+    def wait(self) -> Tensor:
+        """The rows, as soon as they are there."""
+        self.work.wait()
+        return self.rows
+
+
+def start_gather_of_slices(row: Tensor, topology: Topology) -> Pending:
+    """Begins to bring a row of bytes [n] to those with the same slice in the other silos: [S, n], by silo."""
+    rows = row.new_empty(topology.num_silos * len(row))
+    work = dist.all_gather_into_tensor(rows, row, group=topology.between_group, async_op=True)
+    assert work is not None
+    return Pending(rows.view(topology.num_silos, -1), row, work)
+
+
+def start_exchange_of_slices(rows: Tensor, topology: Topology) -> Pending:
+    """Begins to bring a row each to those with the same slice in all silos: [S, n], by silo, becomes what they sent."""
+    received = torch.empty_like(rows)
+    work = dist.all_to_all_single(received, rows, group=topology.between_group, async_op=True)
+    assert work is not None
+    return Pending(received, rows, work)
 
 
 def join_slices(vector: Tensor, topology: Topology) -> Tensor:

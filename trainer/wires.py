@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainer import comm
+from trainer.cohort import Round
 from trainer.topology import Topology
 
 # From rows [K, n] of all silos' vectors, of which these are some columns, to one row [n]. The second argument sums a
@@ -25,18 +26,26 @@ class Wire(Protocol):
     """Abstract: combines one vector, or several rows, of every silo. Every rank must come to each call.
 
     Each replica of a silo moves its own slice of a vector, if silos are of one size, else their leaders move all.
+
+    stateful  whether ranks keep something of their own between rounds
     """
 
     bytes_sent: int
+    stateful: bool
+
+    def begin_round(self, round: Round) -> None:
+        """From now on vectors are those of this round."""
+        ...
 
     def parts(self, length: int) -> list[slice]:
         """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
         ...
 
-    def start(self, vector: Tensor) -> Arrivals:
+    def start(self, vector: Tensor, name: str) -> Arrivals:
         """Begins the sum over the silos; the totals of this rank's parts, which may take the vector's own place.
 
-        The same bits come to all ranks with this part. The vector must not be touched before the last has come in.
+        The same bits come to all ranks with this part. The vector must not be touched before the last has come in. The
+        name is that of its kind: vectors of one name add up over the rounds.
         """
         ...
 
@@ -55,20 +64,35 @@ class Wire(Protocol):
         """
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank keeps, as a tree of live tensors; its names are others than those of the other ranks."""
+        ...
+
+    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], length: int, same_world: bool) -> None:
+        """Takes over what all ranks of some silos kept, of vectors of this length.
+
+        These are of this silo alone, if it is the `same_world`; else every silo's state goes to one that there is now.
+        """
+        ...
+
 
 class Plain:
     """The vectors as they are: all-reduces of their parts, or one exchange of columns."""
+
+    stateful = False
 
     def __init__(self, topology: Topology):
         self.topology = topology
         self.bytes_sent = 0
 
+    def begin_round(self, round: Round) -> None:
+        pass
+
     def parts(self, length: int) -> list[slice]:
         own = self.topology.slice_of(length)
-        starts = range(own.start, own.stop, PART)
-        return [slice(start, min(start + PART, own.stop)) for start in starts] or [slice(0, 0)]
+        return parts_of(own) or [slice(0, 0)]
 
-    def start(self, vector: Tensor) -> Arrivals:
+    def start(self, vector: Tensor, name: str) -> Arrivals:
         silos, parts = self.topology.num_silos, [part for part in self.parts(len(vector)) if part.stop > part.start]
         if silos == 1:
             return ((part, vector[part]) for part in parts)
@@ -97,3 +121,14 @@ class Plain:
             received = comm.exchange_between_silos(parts.transpose(0, 1).contiguous(), counts, self.topology)
             columns = rule(received, lambda tensor: comm.sum_between_leaders(tensor, self.topology))
         return comm.join_silos(columns, self.topology)[: rows.shape[1]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], length: int, same_world: bool) -> None:
+        pass
+
+
+def parts_of(own: slice) -> list[slice]:
+    """The parts of a slice, in their order."""
+    return [slice(start, min(start + PART, own.stop)) for start in range(own.start, own.stop, PART)]

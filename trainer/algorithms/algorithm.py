@@ -25,6 +25,7 @@ class Algorithm(Protocol):
     inner_state       whether a client's optimizer state is kept until it trains again, or reset
     batch_statistics  how BatchNorm's running means and variances are combined: `pooled`, or their `mean`
     pools_data        whether the clients' examples are trained as those of one client
+    is_summed         whether what the silos send is summed, and may therefore be packed
     votes             whether a client whose delta is not finite is left out of the round
     stateful          whether clients have state of their own between rounds, and so a home silo
     """
@@ -32,6 +33,7 @@ class Algorithm(Protocol):
     inner_state: InnerState
     batch_statistics: Moments
     pools_data: bool
+    is_summed: bool
     votes: bool
 
     @property

@@ -43,6 +43,7 @@ class FedAvg:
     """
 
     pools_data = False
+    is_summed = True
     votes = True
 
     def __init__(
@@ -150,7 +151,7 @@ class FedAvg:
         }
 
     def combine(self, sums: dict[str, float], wire: Wire) -> Figures:
-        norm = self._move(wire.start(self._payload(sums)), wire) if sums["weight"] else 0.0
+        norm = self._move(wire.start(self._payload(sums), "delta"), wire) if sums["weight"] else 0.0
         self._reset_model()
         return {"delta/norm": norm, "delta/cosine": mean_cosine(sums, norm)}
 

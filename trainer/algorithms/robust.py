@@ -31,6 +31,8 @@ class Robust(FedAvg):
     keeps the deltas of all its clients until the end of the round.
     """
 
+    is_summed = False
+
     def __init__(
         self,
         rule: Rule,

@@ -22,6 +22,7 @@ class Sync:
     inner_state: InnerState = "keep"
     batch_statistics: Moments = "pooled"
     pools_data = True
+    is_summed = False
     votes = False
     stateful = True
 

@@ -23,6 +23,7 @@ class Cast:
         if dtype not in get_args(Half):
             raise ValueError(f"uplink.dtype={dtype}\n  valid: {', '.join(get_args(Half))}")
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
     def size(self, count: int) -> int:
         return multiple_of_4(2 * count)

@@ -15,7 +15,11 @@ class Codec(Protocol):
     Values are finite, float32 or float64, one-dimensional. What is unpacked are float32 numbers, the same bits on every
     rank, and rounded once more where the memory for them has less; what is lost is left to error feedback. Packed
     vectors are uint8, contiguous, and begin at a multiple of 4 bytes.
+
+    name  the choice of `uplink=`
     """
+
+    name: str
 
     def size(self, count: int) -> int:
         """The bytes of so many values, a multiple of 4."""
@@ -28,6 +32,15 @@ class Codec(Protocol):
     def unpack(self, packed: Tensor, values: Tensor) -> None:
         """Writes what the bytes [size(count)] stand for into the values [count], in their dtype."""
         ...
+
+
+class Full:
+    """No codec: numbers travel as they are, in float32, or in float64 of a float64 model."""
+
+    name = "fp32"
+
+
+Uplink = Codec | Full
 
 
 def multiple_of_4(size: int) -> int:

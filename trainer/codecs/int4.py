@@ -24,6 +24,8 @@ class Int4:
     In a byte are number i of a block and number i + block / 2, as the first + 16 times the second.
     """
 
+    name = "int4"
+
     def __init__(self, block: int = 256):
         check_block(block)
         self.block = block

@@ -17,6 +17,8 @@ class Int8:
     they add a 64th. Dettmers et al. 2022 (arXiv 2110.02861) quantise by blocks so.
     """
 
+    name = "int8"
+
     def __init__(self, block: int = 256):
         check_block(block)
         self.block = block

@@ -23,6 +23,8 @@ class TopK:
     1704.05021), with error feedback Stich et al. 2018 (arXiv 1809.07599).
     """
 
+    name = "topk"
+
     def __init__(self, fraction: float = 0.01):
         if not 0 < fraction <= 0.5:
             entry = f"an entry takes {ENTRY_BYTES} bytes, a number 4"
