@@ -128,20 +128,18 @@ class Run:
             )
 
     def _check_uplink(self) -> None:
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
         if isinstance(self.uplink, Full):
             return
-        name = type(self.algorithm).__name__.lower()
         if self.algorithm.pools_data:
-            reason = "there is one silo, and nothing goes between silos"
+            fault = " with algorithm=sync: there is one silo, and nothing goes between silos"
         elif not self.algorithm.is_summed:
-            reason = "its rule compares the clients' deltas, number by number, as they are"
-        elif not any(self.algorithm.is_shared(key) for key, p in self.module.named_parameters() if p.requires_grad):
-            reason = "no parameter is shared, so none goes between silos"
+            fault = " with a rule such as algorithm=median: it compares all clients' deltas as they are"
+        elif not any(map(self.algorithm.is_shared, names)):
+            fault = ", but algorithm.shared finds no parameter: clients train alone, and nothing goes between silos"
         else:
             return
-        raise ValueError(
-            f"uplink={self.uplink.name} with algorithm={name}: {reason}.\n  set uplink=fp32, or algorithm=fedavg"
-        )
+        raise ValueError(f"uplink={self.uplink.name}{fault}.\n  set uplink=fp32, or algorithm=fedavg")
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:
