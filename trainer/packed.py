@@ -146,10 +146,16 @@ class Packed:
         self.codec.unpack(row[: self.codec.size(len(values))], values)
 
     def _sum(self, rows: Tensor, values: Tensor) -> Tensor:
-        """The sum of what is packed in the rows, in their order, in the place of the values."""
-        one = torch.empty_like(values)
-        self._unpack(rows[0], values)
-        for row in rows[1:]:
+        """The sum of what is packed in the rows, in their order. The values are what is packed in this silo's."""
+        own, one = self.topology.silo, torch.empty_like(values)
+        if own:
+            before = torch.empty_like(values)
+            self._unpack(rows[0], before)
+            for row in rows[1:own]:
+                self._unpack(row, one)
+                before.add_(one)
+            values.add_(before)
+        for row in rows[own + 1 :]:
             self._unpack(row, one)
             values.add_(one)
         return values
