@@ -61,7 +61,7 @@ def largest(values: Tensor, k: int) -> Tensor:
     sample = values[:: max(len(values) // SAMPLE, 1) | 1].abs()  # an odd step meets all columns of a matrix
     expected = len(sample) * k / len(values)
     wanted = math.ceil(expected + 4 * math.sqrt(expected)) + 1
-    threshold = 0.0 if wanted >= len(sample) else float(sample.kthvalue(len(sample) - wanted + 1).values)
+    threshold = 0.0 if wanted >= len(sample) else float(sample.topk(wanted, sorted=False).values.min())
     places = _places_from(values, threshold)
     if len(places) < k and threshold > 0:
         places = _places_from(values, 0.0)
