@@ -33,6 +33,7 @@ def build(config: Config, topology: Topology) -> Run:
     algorithm = faults.collect(lambda: _algorithm(config, topology))
     schedule = faults.collect(lambda: _instantiate("schedule", config.schedule))
     cohort = faults.collect(lambda: _instantiate("cohort", config.cohort))
+    uplink = faults.collect(lambda: _instantiate("uplink", config.uplink))
     optimizer = faults.collect(lambda: _optimizer("optimizer", config.optimizer))
     module = faults.collect(lambda: _model(config, topology))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
@@ -58,6 +59,7 @@ def build(config: Config, topology: Topology) -> Run:
         length=_round_length(config),
         schedule=schedule,
         cohort=cohort,
+        uplink=uplink,
         clip_norm=config.clip_norm,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         seed=config.seed,

@@ -78,7 +78,14 @@ class Checkpoints:
         self._sections: list[Path] = []  # that this start of the run has written, oldest first
 
     def save_border(
-        self, name: str, everyones: Tree, slices: Tree, silos: Tree, all_write: bool, is_best: bool = False
+        self,
+        name: str,
+        everyones: Tree,
+        slices: Tree,
+        silos: Tree,
+        all_write: bool,
+        is_best: bool = False,
+        own: Tree | None = None,
     ) -> None:
         """Begins to write a border; waits only for an earlier save and the copy out of the model.
 
@@ -86,6 +93,7 @@ class Checkpoints:
         slices     what the ranks with this one's slice hold: the first of them on the disk writes it
         silos      what the replicas of this silo hold: they divide it
         all_write  whether every silo has something to bring
+        own        what this rank alone holds
         """
         homes, me = self._homes(), self.topology.rank
         first_silo, slice_writers = homes[self.disk.first][0], self._slice_writers(homes)
@@ -93,7 +101,7 @@ class Checkpoints:
         if me not in ranks:
             return self.wait()
         parts = {rank: f"silo-{homes[rank][0]}.replica-{homes[rank][1]}" for rank in ranks}
-        tree = self._my_share(silos)
+        tree = self._my_share(silos) | dict(leaves_of(own or {}))
         if homes[me][0] == first_silo:
             tree |= self._my_share(everyones)
         if me in slice_writers:

@@ -6,6 +6,7 @@ Every function here is a collective over the ranks it names: all of them must re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,9 @@ from torch import Tensor
 from torch.distributed import Work
 
 from trainer.topology import Topology
+
+# torch 2.13 warns of the name by which older ones call it.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def sum_header(
@@ -39,21 +43,51 @@ def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
     return vector
 
 
-def start_sum_of_slices(part: Tensor, topology: Topology) -> Work:
-    """Begins the sum over the silos of a part of this replica's slice, in place; `wait()` before it is read.
+@dataclass(frozen=True)
+class Pending:
+    """What is on its way; what is sent must stay until it has come."""
+
+    arriving: Tensor
+    sent: Tensor
+    work: Work
+
+    def wait(self) -> Tensor:
+        """What was on its way, as soon as it is there."""
+        self.work.wait()
+        return self.arriving
+
+
+def start_sum_of_slices(part: Tensor, topology: Topology) -> Pending:
+    """Begins the sum over the silos of a part of this replica's slice, in place.
 
     Only ranks that have a slice call it.
     """
     work = dist.all_reduce(part, group=topology.between_group, async_op=True)
     assert work is not None
-    return work
+    return Pending(part, part, work)
+
+
+def start_gather_of_slices(row: Tensor, topology: Topology) -> Pending:
+    """Begins to bring a row of bytes [n] to those with the same slice in the other silos: [S, n], by silo."""
+    rows = row.new_empty(topology.num_silos * len(row))
+    work = _all_gather(rows, row, group=topology.between_group, async_op=True)
+    assert work is not None
+    return Pending(rows.view(topology.num_silos, -1), row, work)
+
+
+def start_exchange_of_slices(rows: Tensor, topology: Topology) -> Pending:
+    """Begins to bring a row each to those with the same slice in all silos: [S, n], by silo, becomes what they sent."""
+    received = torch.empty_like(rows)
+    work = dist.all_to_all_single(received, rows, group=topology.between_group, async_op=True)
+    assert work is not None
+    return Pending(received, rows, work)
 
 
 def join_slices(vector: Tensor, topology: Topology) -> Tensor:
     """The vector of which each replica of this silo holds its own slice, whole on all of them, in place."""
     if topology.num_slices > 1:
         own = vector[topology.slice_of(len(vector))]
-        dist.all_gather_into_tensor(vector, own, group=topology.silo_group)
+        _all_gather(vector, own, group=topology.silo_group)
     elif topology.num_replicas > 1:
         dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
     return vector
@@ -97,7 +131,7 @@ def join_silos(part: Tensor, topology: Topology) -> Tensor:
     """The parts [n] of all silos, one after the other [S n], on all ranks; only the leaders' count."""
     joined = part.new_empty(topology.num_silos * len(part))
     if topology.is_leader:
-        dist.all_gather_into_tensor(joined, part.contiguous(), group=topology.between_group)
+        _all_gather(joined, part.contiguous(), group=topology.between_group)
     if topology.num_replicas > 1:
         dist.broadcast(joined, src=topology.leader, group=topology.silo_group)
     return joined

@@ -165,6 +165,7 @@ class Config:
     optimizer: Leaf = setting(leaf)
     schedule: Leaf = setting(leaf)
     server: Leaf = setting(leaf)
+    uplink: Leaf = setting(leaf)
     partition: Leaf = setting(leaf)
     cohort: Leaf = setting(leaf)
     algorithm: Leaf = setting(leaf)

@@ -51,7 +51,7 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
         "work": work.state_dict() if work else {},
         "seconds": inside.seconds,
     }
-    slices = {"algorithm": algorithm.slice_state()}
+    slices = {"algorithm": algorithm.slice_state(), **state.residuals()}
     checkpoints.save_section(state.progress.rounds, inside.steps, common, slices, own)
 
 
@@ -80,6 +80,7 @@ def _restore_section(state: State, saved: Saved) -> Inside:
     algorithm.load_state_dict(saved.load("algorithm"))
     algorithm.load_round_state(saved.load("round"))
     state.restore_clients(saved.load("clients"))
+    state.restore_residuals(saved)
     trainer.fresh = saved.load("fresh")
     if inner := saved.load("inner"):
         trainer.load_inner_state(inner)

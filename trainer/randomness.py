@@ -21,9 +21,9 @@ def derive(*tags: Tag) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def generator(*tags: Tag) -> torch.Generator:
-    """A CPU torch generator seeded with `derive(*tags)`."""
-    return torch.Generator().manual_seed(derive(*tags))
+def generator(*tags: Tag, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator of this device seeded with `derive(*tags)`."""
+    return torch.Generator(device).manual_seed(derive(*tags))
 
 
 def numpy_generator(*tags: Tag) -> np.random.Generator:

@@ -115,6 +115,7 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     if sums["unfinished"]:
         return None
     met = perf_counter()
+    state.wire.begin_round(round)
     figures = algorithm.combine(sums)
     if round.index + 1 == state.run.rounds:
         algorithm.settle()

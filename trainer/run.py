@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
+from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
 from trainer.randomness import derive
@@ -72,6 +73,7 @@ class Run:
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
     micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
     optimizer         makes the inner optimizer from a list of parameters
+    uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
     clip_norm         largest 2-norm of a step's gradient; None: not clipped
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
@@ -95,6 +97,7 @@ class Run:
     length: RoundLength = field(default_factory=RoundLength)
     schedule: Schedule = field(default_factory=Constant)
     cohort: Cohort = field(default_factory=All)
+    uplink: Uplink = field(default_factory=Full)
     clip_norm: float | None = None
     autocast: torch.dtype | None = None
     seed: int = 0
@@ -107,6 +110,7 @@ class Run:
 
     def __post_init__(self):
         self.algorithm.refuse(self.optimizer, self.clip_norm, len(self.clients))
+        self._check_uplink()
         if self.length.late == "drop" and self.algorithm.pools_data:
             raise ValueError(
                 "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
@@ -122,6 +126,20 @@ class Run:
                 f"round.synchronous={self.length.synchronous} with a cohort of some clients: their batches would be of "
                 "different rounds.\n  set cohort=all, or round.synchronous=0"
             )
+
+    def _check_uplink(self) -> None:
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        if isinstance(self.uplink, Full):
+            return
+        if self.algorithm.pools_data:
+            fault = " with algorithm=sync: there is one silo, and nothing goes between silos"
+        elif not self.algorithm.sums_deltas:
+            fault = " with an algorithm that sends something else than sums of deltas, such as median or averaging"
+        elif not any(map(self.algorithm.is_shared, names)):
+            fault = ", but algorithm.shared finds no parameter: clients train alone, and nothing goes between silos"
+        else:
+            return
+        raise ValueError(f"uplink={self.uplink.name}{fault}.\n  set uplink=fp32, or algorithm=fedavg")
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:

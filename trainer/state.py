@@ -11,6 +11,7 @@ import torch
 
 from trainer import comm
 from trainer.checkpoint import Checkpoints
+from trainer.codecs import Full
 from trainer.cohort import Round
 from trainer.contact import Contact
 from trainer.disks import Disk
@@ -18,12 +19,13 @@ from trainer.endings import Window
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
+from trainer.packed import Packed
 from trainer.parts import Saved
 from trainer.personal import average_personal
 from trainer.run import Run
 from trainer.start import Start
 from trainer.topology import slices_of
-from trainer.wires import Plain
+from trainer.wires import Plain, Wire
 
 
 @dataclass
@@ -88,7 +90,8 @@ class State:
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module = run.module.to(run.topology.device)
-        self.wire, algorithm = Plain(run.topology), run.algorithm
+        self.wire: Wire = Plain(run.topology) if isinstance(run.uplink, Full) else Packed(run.topology, run.uplink)
+        algorithm = run.algorithm
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())
@@ -117,11 +120,16 @@ class State:
         slices = {"algorithm": self.run.algorithm.slice_state()}
         silos = {"clients": self.clients()}
         name = f"round-{rounds:06d}{suffix}"
-        checkpoints.save_border(name, everyones, slices, silos, self.run.algorithm.stateful, is_best)
+        all_write = self.run.algorithm.stateful or self.wire.stateful
+        checkpoints.save_border(name, everyones, slices, silos, all_write, is_best, self.residuals())
 
     def clients(self, without: int | None = None) -> dict[str, Any]:
         """What the clients of this silo keep, by client."""
         return {str(client): state for client, state in self.trainer.states.items() if client != without}
+
+    def residuals(self) -> dict[str, Any]:
+        """What this rank's wire keeps, by silo, as a section of its own."""
+        return {"residuals": {str(self.run.topology.silo): self.wire.state_dict()}}
 
     def totals(self) -> dict[str, Any]:
         """How far the run has come, and on which data, as a tree."""
@@ -148,10 +156,18 @@ class State:
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
         home = {0} if self.run.algorithm.pools_data else set(self.run.homes[self.run.topology.silo])
         self.restore_clients(saved.load("clients", lambda leaf: int(leaf.split("/")[0]) in home))
+        self.restore_residuals(saved)
 
     def restore_clients(self, clients: dict[str, Any]) -> None:
         """Puts what clients keep back."""
         self.trainer.states = {int(client): state for client, state in clients.items()}
+
+    def restore_residuals(self, saved: Saved) -> None:
+        """Puts what wires kept back, after the totals. Those of silos that there are no more go to the others."""
+        topology = self.run.topology
+        kept = saved.load("residuals", lambda leaf: int(leaf.split("/")[0]) % topology.num_silos == topology.silo)
+        same_world = self.progress.silos == list(topology.silo_sizes)
+        self.wire.load_state_dicts(kept.values(), self.run.algorithm.parts, same_world)
 
 
 def check_start(run: Run, start: Start | None, disk: Disk) -> None:
@@ -160,10 +176,12 @@ def check_start(run: Run, start: Start | None, disk: Disk) -> None:
         return
     saved = start.saved[0].load("progress")
     silos = json.loads(saved["json"])["silos"]
-    divided = run.algorithm.stateful or max(slices_of(silos), run.topology.num_slices) > 1
+    keeps = run.algorithm.stateful or not isinstance(run.uplink, Full)
+    divided = keeps or max(slices_of(silos), run.topology.num_slices) > 1
     if divided and not disk.is_shared and silos != list(run.topology.silo_sizes):
         raise ValueError(
-            f"algorithm={type(run.algorithm).__name__} has left states on the disks of the nodes that trained:\n"
+            f"algorithm={type(run.algorithm).__name__} with uplink={run.uplink.name} has left states on the disks of "
+            "the nodes that trained:\n"
             f"replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
             "  start it on the same nodes, or put run_dir on a disk that all of them share"
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainer import comm
+from trainer.cohort import Round
 from trainer.topology import Topology
 
 # From rows [K, n] of all silos' vectors, of which these are some columns, to one row [n]. The second argument sums a
@@ -31,20 +32,30 @@ class Wire(Protocol):
     unit             what the lengths of vectors must be multiples of
     bytes_sent       between the silos, by all of them, since the run began
     seconds_waited   that this rank stood still for totals
+    stateful         whether ranks keep something of their own between rounds
     """
 
     unit: int
     bytes_sent: int
-    seconds_waited: float
+    stateful: bool
+
+    @property
+    def seconds_waited(self) -> float: ...
+
+    def begin_round(self, round: Round) -> None:
+        """From now on vectors are those of this round."""
+        ...
 
     def parts(self, length: int) -> list[slice]:
         """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
         ...
 
-    def start(self, vector: Tensor) -> Arrivals:
+    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
         """Begins the sum over the silos; the totals of this rank's parts, which may take the vector's own place.
 
-        The same bits come to all ranks with this part. The vector must not be touched before the last has come in.
+        The same bits come to all ranks with this part. The vector must not be touched before the last has come in. The
+        name is that of its kind: vectors of one name add up over the rounds. If the vector is a fragment of a longer
+        one, from `offset` on, the parts are told as places in that one.
         """
         ...
 
@@ -63,35 +74,56 @@ class Wire(Protocol):
         """
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank keeps, as a tree of live tensors; its names are others than those of the other ranks."""
+        ...
+
+    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
+        """Takes over what all ranks of some silos kept of these parts, which are this rank's.
+
+        These are of this silo alone, if it is the `same_world`; else every silo's state goes to one that there is now.
+        """
+        ...
+
 
 class Plain:
     """The vectors as they are: all-reduces of their parts, or one exchange of columns."""
+
+    stateful = False
 
     def __init__(self, topology: Topology):
         self.topology = topology
         self.unit = topology.num_slices * SLICE_UNIT
         self.bytes_sent = 0
-        self.seconds_waited = 0.0
+        self.seconds = 0.0
+
+    @property
+    def seconds_waited(self) -> float:
+        return self.seconds
+
+    def begin_round(self, round: Round) -> None:
+        pass
 
     def parts(self, length: int) -> list[slice]:
         own = self.topology.slice_of(length)
-        starts = range(own.start, own.stop, PART)
-        return [slice(start, min(start + PART, own.stop)) for start in starts] or [slice(0, 0)]
+        return parts_of(own) or [slice(0, 0)]
 
-    def start(self, vector: Tensor) -> Arrivals:
+    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
         silos, parts = self.topology.num_silos, [part for part in self.parts(len(vector)) if part.stop > part.start]
+        pieces = [(shifted(part, offset), vector[part]) for part in parts]
         if silos == 1:
-            return ((part, vector[part]) for part in parts)
+            return iter(pieces)
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
         self.bytes_sent += 2 * (silos - 1) * vector.nbytes
-        works = [comm.start_sum_of_slices(vector[part], self.topology) for part in parts]
-        return ((part, vector[part]) for part, work in zip(parts, works, strict=True) if self._waited_for(work))
+        sums = [comm.start_sum_of_slices(piece, self.topology) for _, piece in pieces]
+        return ((place, self.wait(total)) for (place, _), total in zip(pieces, sums, strict=True))
 
-    def _waited_for(self, work: comm.Work) -> bool:
+    def wait(self, pending: comm.Pending) -> Tensor:
+        """What was on its way; the time that it takes is counted."""
         began = perf_counter()
-        work.wait()
-        self.seconds_waited += perf_counter() - began
-        return True
+        arrived = pending.wait()
+        self.seconds += perf_counter() - began
+        return arrived
 
     def join(self, vector: Tensor) -> Tensor:
         return comm.join_slices(vector, self.topology)
@@ -113,3 +145,19 @@ class Plain:
             received = comm.exchange_between_silos(parts.transpose(0, 1).contiguous(), counts, self.topology)
             columns = rule(received, lambda tensor: comm.sum_between_leaders(tensor, self.topology))
         return comm.join_silos(columns, self.topology)[: rows.shape[1]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
+        pass
+
+
+def shifted(part: slice, by: int) -> slice:
+    """The part, so much further on."""
+    return slice(part.start + by, part.stop + by)
+
+
+def parts_of(own: slice) -> list[slice]:
+    """The parts of a slice, in their order."""
+    return [slice(start, min(start + PART, own.stop)) for start in range(own.start, own.stop, PART)]

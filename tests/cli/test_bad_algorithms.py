@@ -89,6 +89,18 @@ COMBINATIONS = {
         ["round.seconds=5", "round.late=drop"],
         ["round.late=drop", "algorithm=sync", "round.late=count"],
     ),
+    "packed numbers and one silo in step": (
+        ["uplink=int8"],
+        ["uplink=int8", "algorithm=sync", "one silo", "set uplink=fp32, or algorithm=fedavg"],
+    ),
+    "packed numbers and a rule that compares them": (
+        [*KRUM, "clients=5", "uplink=topk"],
+        ["uplink=topk", "algorithm=median", "as they are", "set uplink=fp32, or algorithm=fedavg"],
+    ),
+    "packed numbers that are never sent": (
+        ["algorithm=local", "silos=2", "uplink=bf16"],
+        ["uplink=bf16", "algorithm.shared finds no parameter", "set uplink=fp32, or algorithm=fedavg"],
+    ),
     "silos that are never combined": (
         ["algorithm=sync", "silos=2"],
         ["silos=2", "algorithm=sync", "set silos=1, or algorithm=fedavg"],
@@ -114,6 +126,13 @@ SLOTS = {
     "fewer liars than none": ([*KRUM, "algorithm.byzantine=-1"], ["algorithm.byzantine=-1", "byzantine from 0"]),
     "half a liar": ([*KRUM, "algorithm.byzantine=1.5"], ["algorithm.byzantine=1.5", "valid: a whole number"]),
     "none selected": ([*KRUM, "algorithm.selected=0"], ["algorithm.selected=0", "selected from 1"]),
+    "a type of 32 bits": (
+        [*FEDAVG, "uplink=fp16", "uplink.dtype=float32"],
+        ["uplink.dtype=float32", "valid: bfloat16 or float16"],
+    ),
+    "blocks that fill no bytes": ([*FEDAVG, "uplink=int4", "uplink.block=100"], ["uplink.block=100", "multiple of 8"]),
+    "no block": ([*FEDAVG, "uplink=int8", "uplink.block=0"], ["uplink.block=0", "a multiple of 8, from 8"]),
+    "more than all": ([*FEDAVG, "uplink=topk", "uplink.fraction=2"], ["uplink.fraction=2", "above 0, up to 0.5"]),
     "a server's rule": (
         [*FEDAVG, "server=fedadam", "server.rule=unknown"],
         ["server.rule=unknown", "valid: adagrad or adam or yogi"],
@@ -166,6 +185,13 @@ def test_a_trace_that_tells_nothing_is_refused(
     if text is not None:
         (tmp_path / "trace.csv").write_text(text)
     assert_says(building(TRACE, topology), ["cohort.file=trace.csv", "valid:", *said])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "uplink").glob("*.yaml")))
+def test_every_uplink_is_built_of_its_yaml(name: str, topology: Topology) -> None:
+    """And is called as its choice is."""
+    config = read_config(compose_tree([*FEDAVG, f"uplink={name}"]))
+    assert build(config, replace(topology, silo_sizes=(1, 1))).uplink.name == name
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tests.support.runs import make_clients
 from trainer.algorithms import Algorithm, Averaging, FedAvg, FedNova, FedOpt, Robust, Scaffold, Streaming, Sync
+from trainer.codecs import Int4, Int8, TopK
 from trainer.data import Arrays, Splits
 from trainer.fit import evaluate
 from trainer.metrics import Exhibits, Metrics
@@ -69,6 +70,12 @@ CASES = {
     "median": Case(partial(Robust, "median")),
     "trimmed_mean": Case(partial(Robust, "trimmed_mean", trim=0.2)),
     "krum": Case(partial(Robust, "krum", byzantine=1, selected=2)),
+    "int8": Case(partial(FedAvg, momentum), {"uplink": Int8(8)}),
+    "topk": Case(
+        partial(FedAvg, average, weight="equal", inner_state="keep"),
+        {"uplink": TopK(0.5), "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+    ),
+    "int4_scaffold": Case(Scaffold, {"uplink": Int4(8)}),
     "local": Case(
         partial(FedAvg, average, shared="$^", inner_state="keep"),
         {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
@@ -78,6 +85,8 @@ FEDERATED = [name for name in CASES if name != "sync"]
 COMBINED = [name for name in FEDERATED if name != "local"]
 VOTING = [name for name in FEDERATED if CASES[name].algorithm().votes]
 AT_ONCE = [name for name in CASES if name not in ("streaming", "delayed")]  # a round ends with all that it moves
+# What is packed on its way depends on who sends it with whom.
+EXACT = [name for name in FEDERATED if "uplink" not in CASES[name].choices]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tests.laws.cases import (
     CASES,
-    COMBINED,
-    FEDERATED,
+    EXACT,
     SIZES,
     assert_close,
     every_client,
@@ -35,11 +34,11 @@ def whole(examples: int, clients: int) -> Clients:
     return Clients(tuple(np.arange(examples) for _ in range(clients)), none, (np.arange(21), *none[1:]))
 
 
-@pytest.mark.parametrize("name", [name for name in COMBINED if name != "krum"])  # which takes five clients or more
+@pytest.mark.parametrize("name", [name for name in EXACT if name not in ("krum", "local")])
 def test_identical_silos_are_one_silo(ranks, name: str):
     """Two clients with the same examples, on two silos, go where one such client goes: the mean of equals is the equal.
 
-    They take all their examples a step, because each client has an order of its own.
+    They take all their examples a step, because each client has an order of its own. Krum takes five clients or more.
     """
     data = tiny_data(24)
     choices = {"data": data, "sizes": [24], "rounds": 3, "batch_size": None, "length": RoundLength(steps=3)}
@@ -53,7 +52,7 @@ def test_identical_silos_are_one_silo(ranks, name: str):
         assert ours.get("delta/cosine", 1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", FEDERATED)
+@pytest.mark.parametrize("name", EXACT)
 def test_any_number_of_processes_is_one_process(ranks, name: str):
     """7 clients, 5 of them sampled: 1, 2 and 4 silos of one rank differ by the order of sums, in nothing that is told.
 

@@ -13,6 +13,7 @@ from tests.laws.cases import (
     AT_ONCE,
     CASES,
     COMBINED,
+    EXACT,
     SIZES,
     VOTING,
     Only,
@@ -108,7 +109,8 @@ def spoiled(examples: int, first: int) -> Splits:
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-@pytest.mark.parametrize("name", VOTING)
+# Of a packed run, clients have the same silos in both runs.
+@pytest.mark.parametrize("name", [name for name in VOTING if name in (*EXACT, "topk", "int4_scaffold")])
 def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: Silos):
     """One client is NaN and one silent: the run is that of the other five, in model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))

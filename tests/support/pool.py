@@ -7,6 +7,7 @@ import pickle
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,6 +82,7 @@ def _serve(connection: Connection, rank: int, size: int, store: str) -> None:
     import torch
     import torch.distributed as dist
 
+    warnings.simplefilter("error", FutureWarning)  # of what the next torch does otherwise
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
     while True:

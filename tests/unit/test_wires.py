@@ -49,7 +49,7 @@ def sum_by_parts(sizes: list[int], length: int, part: int) -> tuple[torch.Tensor
     with patch.object(wires, "PART", part), distributed(sizes) as topology:
         wire, vector = Plain(topology), vector_of(topology.silo, length)
         squares = 0.0
-        for at, total in wire.start(vector.clone()):
+        for at, total in wire.start(vector.clone(), "delta"):
             vector[at] = total
             squares += float(total.double().square().sum())
         return wire.join(vector), wire.add_up(squares), wire.bytes_sent
@@ -77,7 +77,7 @@ def sum_both_ways(sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
             dist.all_reduce(plain, group=topology.between_group)
         dist.broadcast(plain, src=topology.leader, group=topology.silo_group)
         wire = Plain(topology)
-        for at, total in wire.start(vector):
+        for at, total in wire.start(vector, "delta"):
             vector[at] = total
         return wire.join(vector), plain
 
@@ -91,7 +91,7 @@ def test_slices_of_two_silos_have_the_bits_of_the_whole(ranks):
 def nothing_travels(length: int) -> int:
     with distributed(2) as topology:
         wire = Plain(topology)
-        assert list(wire.start(torch.zeros(length))) == []
+        assert list(wire.start(torch.zeros(length), "delta")) == []
         return wire.bytes_sent
 
 

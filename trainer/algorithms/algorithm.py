@@ -25,17 +25,23 @@ class Algorithm(Protocol):
     inner_state       whether a client's optimizer state is kept until it trains again, or reset
     batch_statistics  how BatchNorm's running means and variances are combined: `pooled`, or their `mean`
     pools_data        whether the clients' examples are trained as those of one client
+    sums_deltas       whether what the silos send are deltas that are summed, and may therefore be packed
     votes             whether a client whose delta is not finite is left out of the round
     stateful          whether clients have state of their own between rounds, and so a home silo
+    parts             those of the shared vector that this rank moves, known after `setup`
     """
 
     inner_state: InnerState
     batch_statistics: Moments
     pools_data: bool
+    sums_deltas: bool
     votes: bool
 
     @property
     def stateful(self) -> bool: ...
+
+    @property
+    def parts(self) -> Sequence[slice]: ...
 
     def is_shared(self, name: str) -> bool:
         """Whether the parameter or buffer of this name is combined between the silos."""

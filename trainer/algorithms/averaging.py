@@ -22,6 +22,7 @@ class Averaging(FedAvg):
     run. The slots are those of FedAvg.
     """
 
+    sums_deltas = False
     votes = False
 
     def __init__(
@@ -45,7 +46,7 @@ class Averaging(FedAvg):
 
     def combine(self, sums: dict[str, float]) -> Figures:
         if sums["weight"]:
-            self._take(self.wire.start(self._payload(sums)))
+            self._take(self.wire.start(self._payload(sums), "models"))
         self._reset_model()
         return {}
 

@@ -43,6 +43,7 @@ class FedAvg:
     """
 
     pools_data = False
+    sums_deltas = True
     votes = True
 
     def __init__(
@@ -101,9 +102,9 @@ class FedAvg:
         self.has_sums = False
         self.model_is_global = True
         self.due = slice(0, len(self.parameters))  # what is combined at the end of the round
-        parts = self._parts()
-        self.moves_all = sum(part.stop - part.start for part in parts) == len(self.parameters)
-        self.server = Server(self.make_server, self.parameters, parts)
+        self.parts = self._parts()
+        self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
+        self.server = Server(self.make_server, self.parameters, self.parts)
         self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to
         self.anchors = model.views(self.anchor)
 
@@ -151,7 +152,7 @@ class FedAvg:
         }
 
     def combine(self, sums: dict[str, float]) -> Figures:
-        norm = self._move(self.wire.start(self._payload(sums))) if sums["weight"] else 0.0
+        norm = self._move(self.wire.start(self._payload(sums), "delta")) if sums["weight"] else 0.0
         self._reset_model()
         return {"delta/norm": norm, "delta/cosine": mean_cosine(sums, norm)}
 
@@ -191,7 +192,6 @@ class FedAvg:
         return float(examples if self.cap is None else min(examples, self.cap))
 
     def _parts(self) -> list[slice]:
-        """The parts of the global parameters that this rank moves."""
         return self.wire.parts(len(self.parameters))
 
     def _delta(self, share: float) -> tuple[Tensor, float]:

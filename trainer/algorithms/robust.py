@@ -31,6 +31,8 @@ class Robust(FedAvg):
     keeps the deltas of all its clients until the end of the round.
     """
 
+    sums_deltas = False
+
     def __init__(
         self,
         rule: Rule,

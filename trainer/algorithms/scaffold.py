@@ -50,7 +50,7 @@ class Scaffold(FedAvg):
         super().setup(model, optimizer, sizes, wire)
         self.probe = Probe(optimizer)
         self.population = sum(self._weight(size) for size in sizes)
-        self.changes = torch.zeros_like(self.parameters)  # of this silo's control variates, times the clients' shares
+        self.changes = torch.zeros_like(self.parameters)  # of this silo's control variates, times p_k
         self.control = torch.zeros_like(self.parameters)  # c
         self.own_control = self.control  # c_k of the client that trains
         self.correction = torch.zeros_like(model.shared)  # c - c_k, in the model's precision
@@ -93,11 +93,10 @@ class Scaffold(FedAvg):
     def combine(self, sums: dict[str, float]) -> Figures:
         if not sums["weight"]:
             return super().combine(sums)
-        arrivals = self.wire.start(self.changes)  # in flight together with the deltas
+        arrivals = self.wire.start(self.changes, "control")  # in flight together with the deltas
         figures = super().combine(sums)
         for part, total in arrivals:
-            # The shares are of all that the round was planned with, and so is what was planned of the population.
-            self.control[part].add_(total, alpha=self.planned_weight / self.population)
+            self.control[part].add_(total)
         self.wire.join(self.control)
         return figures
 
@@ -106,5 +105,5 @@ class Scaffold(FedAvg):
         # c_k+ - c_k; a client that took no step, or has no examples, has learnt nothing of its gradient.
         change = delta / (share * way) - self.control if share * way else torch.zeros_like(delta)
         self.own_control = self.own_control + change
-        self.changes.add_(change, alpha=share)
+        self.changes.add_(change, alpha=self.weights[-1] / self.population)
         super()._add(delta, work)

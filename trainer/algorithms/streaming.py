@@ -13,7 +13,7 @@ from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
 from trainer.algorithms.server import cut
 from trainer.cohort import Round
 from trainer.flat import Moments, difference, resized
-from trainer.wires import Arrivals
+from trainer.wires import Arrivals, shifted
 from trainer.work import Work
 
 
@@ -94,8 +94,7 @@ class Streaming(FedAvg):
         self._take_in()
         self.sent_in = self.round if sums["weight"] else -1
         if sums["weight"]:
-            start, self.sums_sent = self.due.start, sums
-            self.arrivals = ((_shifted(part, start), total) for part, total in self.wire.start(self._payload(sums)))
+            self.arrivals, self.sums_sent = self.wire.start(self._payload(sums), "delta", self.due.start), sums
         if not self.overlap_steps:
             self._take_in()
         self._reset_model()
@@ -134,9 +133,8 @@ class Streaming(FedAvg):
         self.sent_in, self.sums_sent, self.figures = told["sent_in"], told["sums"], told["figures"]
         if told["is_under_way"]:
             saved = {int(start): entry for start, entry in state["totals"].items()}
-            fragment = self._fragment(self.sent_in)
-            parts = [_shifted(part, fragment.start) for part in self.wire.parts(fragment.stop - fragment.start)]
-            self.arrivals = iter([(part, cut(saved, part)["total"]) for part in parts if part.stop > part.start])
+            own = self._parts_of(self._fragment(self.sent_in))
+            self.arrivals = iter([(part, cut(saved, part)["total"]) for part in own])
 
     def _set_round(self, index: int) -> None:
         self.round, self.due = index, self._fragment(index)
@@ -150,8 +148,11 @@ class Streaming(FedAvg):
 
     def _parts(self) -> list[slice]:
         fragments = map(self._fragment, range(self.num_fragments))
-        own = [_shifted(part, f.start) for f in fragments for part in self.wire.parts(f.stop - f.start)]
-        return [part for part in own if part.stop > part.start] or [slice(0, 0)]
+        return [part for fragment in fragments for part in self._parts_of(fragment)] or [slice(0, 0)]
+
+    def _parts_of(self, fragment: slice) -> list[slice]:
+        parts = self.wire.parts(fragment.stop - fragment.start)
+        return [shifted(part, fragment.start) for part in parts if part.stop > part.start]
 
     def _delta(self, share: float) -> tuple[Tensor, float]:
         # In memory of its own: it travels while the model trains.
@@ -178,7 +179,3 @@ class Streaming(FedAvg):
             mine, world = self.model.shared[fragment], self.parameters[fragment]
             mine.lerp_(world.to(mine.dtype), 1 - self.alpha)
         self.is_merged = True
-
-
-def _shifted(part: slice, by: int) -> slice:
-    return slice(part.start + by, part.stop + by)

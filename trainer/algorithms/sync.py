@@ -22,7 +22,9 @@ class Sync:
     inner_state: InnerState = "keep"
     batch_statistics: Moments = "pooled"
     pools_data = True
+    sums_deltas = False
     votes = False
+    parts = ()
     stateful = True
 
     def is_shared(self, name: str) -> bool:
