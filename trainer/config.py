@@ -167,6 +167,7 @@ class Config:
     server: Leaf = setting(leaf)
     partition: Leaf = setting(leaf)
     cohort: Leaf = setting(leaf)
+    gradients: Leaf = setting(leaf)
     algorithm: Leaf = setting(leaf)
 
 

@@ -42,6 +42,7 @@ FLOORS = [
     "algorithms",
     "wires",
     "work",
+    "gradients",
     "comm",
     "cohort",
     "schedules",
@@ -63,8 +64,8 @@ FLOORS = [
 
 # What is dangerous, and the floors that own it.
 OWNERS = {
-    "torch.distributed": {"topology", "comm", "launch"},
-    "torch.nn.parallel": {"local"},
+    "torch.distributed": {"topology", "comm", "gradients", "launch"},
+    "torch.nn.parallel": {"local", "gradients"},
     "hydra": {"compose", "build", "sweep"},
     "omegaconf": {"compose", "build", "sweep"},
     "safetensors": {"parts", "data"},
