@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -118,11 +119,21 @@ class State:
         slices = {"algorithm": self.run.algorithm.slice_state()}
         silos = {"clients": self.clients()}
         name = f"round-{rounds:06d}{suffix}"
-        checkpoints.save_border(name, everyones, slices, silos, self.run.algorithm.stateful, is_best)
+        own = self.own_of_clients()
+        checkpoints.save_border(name, everyones, slices, silos, own, self.run.algorithm.stateful, is_best)
 
     def clients(self, without: int | None = None) -> dict[str, Any]:
-        """What the clients of this silo keep, by client."""
-        return {str(client): state for client, state in self.trainer.states.items() if client != without}
+        """What the clients of this silo keep, by client, equal on all its replicas."""
+        return {
+            str(client): {name: part for name, part in state.items() if name != "own"}
+            for client, state in self.trainer.states.items()
+            if client != without
+        }
+
+    def own_of_clients(self, without: int | None = None) -> dict[str, Any]:
+        """What this replica alone keeps of clients, by client: what it has not sent of their gradients."""
+        states = self.trainer.states.items()
+        return {str(client): state["own"] for client, state in states if client != without and state.get("own")}
 
     def totals(self) -> dict[str, Any]:
         """How far the run has come, and on which data, as a tree."""
@@ -147,12 +158,26 @@ class State:
         self.run.algorithm.load_state_dict(saved.load("algorithm"))
         self.trainer.fresh = saved.load("fresh")
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
-        home = {0} if self.run.algorithm.pools_data else set(self.run.homes[self.run.topology.silo])
-        self.restore_clients(saved.load("clients", lambda leaf: int(leaf.split("/")[0]) in home))
+        topology = self.run.topology
+        home = {0} if self.run.algorithm.pools_data else set(self.run.homes[topology.silo])
+
+        def is_at_home(leaf: str) -> bool:
+            return int(leaf.split("/")[0]) in home
+
+        self.restore_clients(saved.load("clients", is_at_home))
+        mine = f"silo-{topology.silo}.replica-{topology.replica}"
+        parts = [mine] if self.progress.silos == list(topology.silo_sizes) else saved.parts
+        self.restore_own_of_clients([saved.load_of(p, "own", is_at_home) for p in parts if p in saved.parts])
 
     def restore_clients(self, clients: dict[str, Any]) -> None:
         """Puts what clients keep back."""
         self.trainer.states = {int(client): state for client, state in clients.items()}
+
+    def restore_own_of_clients(self, owns: Sequence[dict[str, Any]]) -> None:
+        """Puts back what this replica alone keeps of the clients; `owns` are those of all if there were others."""
+        for client, state in self.trainer.states.items():
+            if states := [own[str(client)] for own in owns if str(client) in own]:
+                state["own"] = self.trainer.gradients.redistributed(states)
 
 
 def check_start(run: Run, start: Start | None, disk: Disk) -> None:

@@ -92,7 +92,8 @@ class Residual:
         factor = self.scaler.loss_scale / self.loss_scale
         if factor != 1:  # a power of two: nothing is rounded
             self.waiting = {name: residual * factor for name, residual in self.waiting.items()}
-            torch._foreach_mul_(list(self.vectors.values()), factor)  # pyright: ignore[reportPrivateImportUsage]
+            for vector in self.vectors.values():
+                vector.mul_(factor)
             self.loss_scale = self.scaler.loss_scale
 
 
