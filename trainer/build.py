@@ -34,6 +34,7 @@ def build(config: Config, topology: Topology) -> Run:
     schedule = faults.collect(lambda: _instantiate("schedule", config.schedule))
     cohort = faults.collect(lambda: _instantiate("cohort", config.cohort))
     uplink = faults.collect(lambda: _instantiate("uplink", config.uplink))
+    gradients = faults.collect(lambda: _instantiate("gradients", config.gradients))
     optimizer = faults.collect(lambda: _optimizer("optimizer", config.optimizer))
     module = faults.collect(lambda: _model(config, topology))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
@@ -62,6 +63,7 @@ def build(config: Config, topology: Topology) -> Run:
         uplink=uplink,
         clip_norm=config.clip_norm,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
+        gradients=gradients,
         seed=config.seed,
         evaluate_every=config.eval.every,
         evaluation_batch_size=config.eval.batch_size,

@@ -78,22 +78,15 @@ class Checkpoints:
         self._sections: list[Path] = []  # that this start of the run has written, oldest first
 
     def save_border(
-        self,
-        name: str,
-        everyones: Tree,
-        slices: Tree,
-        silos: Tree,
-        all_write: bool,
-        is_best: bool = False,
-        own: Tree | None = None,
+        self, name: str, everyones: Tree, slices: Tree, silos: Tree, own: Tree, all_write: bool, is_best: bool = False
     ) -> None:
         """Begins to write a border; waits only for an earlier save and the copy out of the model.
 
         everyones  what all ranks hold: the replicas of the first silo on the disk divide it
         slices     what the ranks with this one's slice hold: the first of them on the disk writes it
         silos      what the replicas of this silo hold: they divide it
-        all_write  whether every silo has something to bring
         own        what this rank alone holds
+        all_write  whether every rank has something to bring
         """
         homes, me = self._homes(), self.topology.rank
         first_silo, slice_writers = homes[self.disk.first][0], self._slice_writers(homes)
@@ -101,7 +94,7 @@ class Checkpoints:
         if me not in ranks:
             return self.wait()
         parts = {rank: f"silo-{homes[rank][0]}.replica-{homes[rank][1]}" for rank in ranks}
-        tree = self._my_share(silos) | dict(leaves_of(own or {}))
+        tree = self._my_share(silos) | dict(leaves_of(own))
         if homes[me][0] == first_silo:
             tree |= self._my_share(everyones)
         if me in slice_writers:

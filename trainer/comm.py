@@ -16,7 +16,7 @@ from torch.distributed import Work
 from trainer.topology import Topology
 
 # torch 2.13 warns of the name by which older ones call it.
-_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def sum_header(
@@ -70,7 +70,7 @@ def start_sum_of_slices(part: Tensor, topology: Topology) -> Pending:
 def start_gather_of_slices(row: Tensor, topology: Topology) -> Pending:
     """Begins to bring a row of bytes [n] to those with the same slice in the other silos: [S, n], by silo."""
     rows = row.new_empty(topology.num_silos * len(row))
-    work = _all_gather(rows, row, group=topology.between_group, async_op=True)
+    work = all_gather(rows, row, group=topology.between_group, async_op=True)
     assert work is not None
     return Pending(rows.view(topology.num_silos, -1), row, work)
 
@@ -87,7 +87,7 @@ def join_slices(vector: Tensor, topology: Topology) -> Tensor:
     """The vector of which each replica of this silo holds its own slice, whole on all of them, in place."""
     if topology.num_slices > 1:
         own = vector[topology.slice_of(len(vector))]
-        _all_gather(vector, own, group=topology.silo_group)
+        all_gather(vector, own, group=topology.silo_group)
     elif topology.num_replicas > 1:
         dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
     return vector
@@ -131,7 +131,7 @@ def join_silos(part: Tensor, topology: Topology) -> Tensor:
     """The parts [n] of all silos, one after the other [S n], on all ranks; only the leaders' count."""
     joined = part.new_empty(topology.num_silos * len(part))
     if topology.is_leader:
-        _all_gather(joined, part.contiguous(), group=topology.between_group)
+        all_gather(joined, part.contiguous(), group=topology.between_group)
     if topology.num_replicas > 1:
         dist.broadcast(joined, src=topology.leader, group=topology.silo_group)
     return joined

@@ -168,6 +168,7 @@ class Config:
     uplink: Leaf = setting(leaf)
     partition: Leaf = setting(leaf)
     cohort: Leaf = setting(leaf)
+    gradients: Leaf = setting(leaf)
     algorithm: Leaf = setting(leaf)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from inspect import signature
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
@@ -18,19 +17,13 @@ from trainer.cohort import Round
 from trainer.contact import Contact, Vote, Wish
 from trainer.data.loader import Batch, Share, Stream
 from trainer.flat import FlatModel
+from trainer.gradients import wrap
 from trainer.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
 from trainer.run import Run
 from trainer.scaler import Scaled, Scaler, Unscaled
 from trainer.topology import Topology
 from trainer.work import Work
-
-# What torch 2.13 calls the option that was broadcast_buffers before.
-SYNC_BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in signature(DistributedDataParallel).parameters
-)
 
 # Told after each step: the part done of the client's round, the examples of the step, and its mean loss when asked.
 Watch = Callable[[float, int, Callable[[], float]], None]
@@ -62,6 +55,7 @@ class LocalTrainer:
     fresh       the personal tensors of a client that has none yet
     has_stepped whether this replica has trained since the run began
     scaler      of the loss, for float16; its state is a client's own
+    gradients   how they are averaged over the silo; what is not sent yet is a client's own, on each replica
     skipped     windows [first, last) of the round's steps whose batches are not trained on
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
     outputs     the bare model, in the precision of the run, for evaluation
@@ -71,14 +65,14 @@ class LocalTrainer:
         self.run, self.task, self.model = run, run.task, model
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
-        self.wrapped = _wrap(model.module, run.topology)
+        self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
+        self.wrapped, self.gradients = wrap(model.module, run.topology, run.gradients, self.scaler)
         self.no_sync = self.wrapped.no_sync if isinstance(self.wrapped, DistributedDataParallel) else nullcontext
         self.loss_sum, self.outputs = self._loss_sum, model.module.__call__
         if run.autocast:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
             self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)
         self.optimizer = run.optimizer(model.trainable)
-        self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
@@ -103,6 +97,8 @@ class LocalTrainer:
         # A client that is left out of the round must find its state as it was.
         restore_optimizer_state(self.optimizer, clone_state(state) if self.run.algorithm.votes else state)
         self.scaler.load_state_dict(kept.get("scaler", {}))
+        # Without a vote there is no way back, and the memory is wanted.
+        self.gradients.load_state_dict(kept.get("own", {}) if self.run.algorithm.votes else kept.pop("own", {}))
         return Work(client, len(self.run.training_sets[client]))
 
     def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
@@ -157,7 +153,7 @@ class LocalTrainer:
         algorithm = self.run.algorithm
         self.states[client] = {"personal": self.model.personal_state(), "algorithm": algorithm.client_state()}
         if self.run.algorithm.inner_state == "keep":
-            self.states[client] |= self.inner_state()
+            self.states[client] |= {**self.inner_state(), "own": self.gradients.state_dict()}
 
     def inner_state(self) -> dict[str, Any]:
         """The live state of what makes the steps: the optimizer's and the loss scaler's."""
@@ -210,6 +206,7 @@ class LocalTrainer:
         self.model.module.train()
         (self.loss_sum(inputs, targets) * 0).backward()
         self.optimizer.zero_grad()
+        self.gradients.load_state_dict({})
         self.restore_statistics()
         self.has_stepped = True
 
@@ -231,6 +228,8 @@ class LocalTrainer:
             work.gradient_norm = self._clip(measure=step + 1 == steps)
             if self.scaler.step(optimizer):
                 work.factors.append(self.factor)
+            else:
+                self.gradients.revoke()
             optimizer.zero_grad()
             work.add(batch.examples, loss_sum, units)
             if watch:
@@ -279,13 +278,3 @@ class LocalTrainer:
         if self.run.clip_norm is not None:
             return clip_grad_norm_(self.model.trainable, self.run.clip_norm)
         return get_total_norm([p.grad for p in self.model.trainable if p.grad is not None]) if measure else 0.0
-
-
-def _wrap(module: nn.Module, topology: Topology) -> nn.Module:
-    """The module, averaging its gradients over the silo. A silo of one stays bare: DDP costs half of a small step."""
-    if topology.num_replicas == 1:
-        return module
-    # Replicas keep their batch statistics apart; they are pooled once a round.
-    options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
-    devices = [topology.device] if topology.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, process_group=topology.silo_group, **options)

@@ -34,6 +34,8 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
     """Begins to write this silo's section of the round: all that it needs to go on from this step."""
     algorithm, work, trainer = state.run.algorithm, inside.work, state.trainer
     vector, counts = trainer.statistics
+    # Without a vote, what the client being trained keeps is the optimizer's state itself.
+    without = work.client if work and not algorithm.votes else None
     common = {
         "progress": state.totals(),
         "model": dict(state.model.module.named_parameters()),
@@ -41,14 +43,15 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
         "round": algorithm.round_state(),
         "inner": trainer.inner_state() if work else {},
         "fresh": trainer.fresh,
-        # Without a vote, what the client being trained keeps is the optimizer's state itself.
-        "clients": state.clients(without=work.client if work and not algorithm.votes else None),
+        "clients": state.clients(without),
         "statistics": {"vector": vector, "counts": counts},
     }
     own = {
         "buffers": dict(state.model.module.named_buffers()),
         "tally": inside.tally.state_dict(),
         "work": work.state_dict() if work else {},
+        "clients": state.own_of_clients(without),
+        "gradients": trainer.gradients.state_dict() if work else {},
         "seconds": inside.seconds,
     }
     slices = {"algorithm": algorithm.slice_state(), **state.residuals()}
@@ -64,14 +67,15 @@ def restore(state: State, start: Start) -> Inside | None:
         if _has_trained(state):
             state.trainer.warm_up()
         return None
-    inside = _restore_section(state, section)
+    owns = _owns(section, state.run.topology.replica, state.run.topology.num_replicas)
+    inside = _restore_section(state, section, owns)
     if _has_trained(state) or inside.steps:
         state.trainer.warm_up()
-    _restore_buffers(state, section)
+    _restore_own(state, owns)
     return inside
 
 
-def _restore_section(state: State, saved: Saved) -> Inside:
+def _restore_section(state: State, saved: Saved, owns: list[dict[str, Any]]) -> Inside:
     algorithm, trainer, topology = state.run.algorithm, state.trainer, state.run.topology
     state.restore_totals(saved)
     _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
@@ -81,10 +85,10 @@ def _restore_section(state: State, saved: Saved) -> Inside:
     algorithm.load_round_state(saved.load("round"))
     state.restore_clients(saved.load("clients"))
     state.restore_residuals(saved)
+    state.restore_own_of_clients([own["clients"] for own in owns])
     trainer.fresh = saved.load("fresh")
     if inner := saved.load("inner"):
         trainer.load_inner_state(inner)
-    owns = _owns(saved, topology.replica, topology.num_replicas)
     tally = Tally(state.run, state.run.round(state.progress.rounds), state.model.statistics)
     tally.load_state_dicts([own["tally"] for own in owns], topology.replica)
     works = [work_of(own["work"]) for own in owns if own["work"]]
@@ -100,9 +104,8 @@ def _owns(saved: Saved, replica: int, num_replicas: int) -> list[dict[str, Any]]
     return [saved.load_of(part, "own") for part in parts]
 
 
-def _restore_buffers(state: State, saved: Saved) -> None:
-    """Puts this replica's batch statistics back; those of another number of replicas are pooled."""
-    owns = _owns(saved, state.run.topology.replica, state.run.topology.num_replicas)
+def _restore_own(state: State, owns: list[dict[str, Any]]) -> None:
+    """Puts back what the warm-up has changed: batch statistics, pooled if the replicas were others, and gradients."""
     buffers = dict(state.model.module.named_buffers())
     statistics = Statistics(buffers)
     vectors, counts = [], []
@@ -112,6 +115,9 @@ def _restore_buffers(state: State, saved: Saved) -> None:
         counts.append(statistics.counts())
     if len(owns) > 1:
         statistics.load(torch.stack(vectors).mean(0), torch.stack(counts).amax(0))
+    gradients = state.trainer.gradients
+    if states := [own["gradients"] for own in owns if own["gradients"]]:
+        gradients.load_state_dict(gradients.redistributed(states))
 
 
 def _has_trained(state: State) -> bool:

@@ -75,10 +75,10 @@ class Saved:
             _load(self.folder / (part + TENSORS), f"{section}/", wanted, tree)
         return tree
 
-    def load_of(self, part: str, section: str) -> dict[str, Any]:
-        """The tree of a section as one part holds it."""
+    def load_of(self, part: str, section: str, wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
+        """The tree of a section as one part holds it, of the leaves whose names are wanted."""
         tree: dict[str, Any] = {}
-        _load(self.folder / (part + TENSORS), f"{section}/", bool, tree)
+        _load(self.folder / (part + TENSORS), f"{section}/", wanted, tree)
         return tree
 
     def faults(self, share: int = 0, shares: int = 1) -> list[str]:

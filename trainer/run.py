@@ -15,6 +15,7 @@ from trainer.algorithms import Algorithm
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
+from trainer.gradients import FullPrecision, Gradients
 from trainer.randomness import derive
 from trainer.schedules import Constant, Schedule
 from trainer.tasks import Task
@@ -77,6 +78,7 @@ class Run:
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
     clip_norm         largest 2-norm of a step's gradient; None: not clipped
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
+    gradients         how they are averaged inside a silo; without effect in silos of one replica
     evaluate_every    rounds between evaluations; the last round is always evaluated
     save_every        rounds between checkpoints; the last round is always saved
     max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
@@ -100,6 +102,7 @@ class Run:
     uplink: Uplink = field(default_factory=Full)
     clip_norm: float | None = None
     autocast: torch.dtype | None = None
+    gradients: Gradients = field(default_factory=FullPrecision)
     seed: int = 0
     evaluate_every: int = 1
     save_every: int = 1

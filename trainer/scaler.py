@@ -9,7 +9,14 @@ from torch import Tensor
 
 
 class Scaler(Protocol):
-    """Abstract: scales what backward starts from, and steps the optimizer with gradients of the right size."""
+    """Abstract: scales what backward starts from, and steps the optimizer with gradients of the right size.
+
+    loss_scale  by what losses are multiplied now: a power of two
+    may_skip    whether steps may be left out
+    """
+
+    loss_scale: float
+    may_skip: bool
 
     def scale(self, share: Tensor) -> Tensor:
         """What backward starts from, scaled."""
@@ -35,6 +42,9 @@ class Scaler(Protocol):
 class Unscaled:
     """Gradients as they are."""
 
+    loss_scale = 1.0
+    may_skip = False
+
     def scale(self, share: Tensor) -> Tensor:
         return share
 
@@ -55,9 +65,12 @@ class Unscaled:
 class Scaled:
     """Losses scaled up before backward; a step that overflowed all the same is left out, and the scale lowered."""
 
+    may_skip = True
+
     def __init__(self, device: torch.device):
         self.scaler = torch.amp.GradScaler(device.type)
         self.fresh = self.scaler.state_dict()
+        self.loss_scale = self.scaler.get_scale()
 
     def scale(self, share: Tensor) -> Tensor:
         return self.scaler.scale(share)
@@ -66,13 +79,15 @@ class Scaled:
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        scale = self.scaler.get_scale()
+        scale = self.loss_scale
         self.scaler.step(optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() >= scale
+        self.loss_scale = self.scaler.get_scale()
+        return self.loss_scale >= scale
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scaler.load_state_dict(state or self.fresh)
+        self.loss_scale = self.scaler.get_scale()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -120,12 +121,22 @@ class State:
         slices = {"algorithm": self.run.algorithm.slice_state()}
         silos = {"clients": self.clients()}
         name = f"round-{rounds:06d}{suffix}"
+        own = {"own": self.own_of_clients(), **self.residuals()}
         all_write = self.run.algorithm.stateful or self.wire.stateful
-        checkpoints.save_border(name, everyones, slices, silos, all_write, is_best, self.residuals())
+        checkpoints.save_border(name, everyones, slices, silos, own, all_write, is_best)
 
     def clients(self, without: int | None = None) -> dict[str, Any]:
-        """What the clients of this silo keep, by client."""
-        return {str(client): state for client, state in self.trainer.states.items() if client != without}
+        """What the clients of this silo keep, by client, equal on all its replicas."""
+        return {
+            str(client): {name: part for name, part in state.items() if name != "own"}
+            for client, state in self.trainer.states.items()
+            if client != without
+        }
+
+    def own_of_clients(self, without: int | None = None) -> dict[str, Any]:
+        """What this replica alone keeps of clients, by client: what it has not sent of their gradients."""
+        states = self.trainer.states.items()
+        return {str(client): state["own"] for client, state in states if client != without and state.get("own")}
 
     def residuals(self) -> dict[str, Any]:
         """What this rank's wire keeps, by silo, as a section of its own."""
@@ -154,8 +165,16 @@ class State:
         self.run.algorithm.load_state_dict(saved.load("algorithm"))
         self.trainer.fresh = saved.load("fresh")
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
-        home = {0} if self.run.algorithm.pools_data else set(self.run.homes[self.run.topology.silo])
-        self.restore_clients(saved.load("clients", lambda leaf: int(leaf.split("/")[0]) in home))
+        topology = self.run.topology
+        home = {0} if self.run.algorithm.pools_data else set(self.run.homes[topology.silo])
+
+        def is_at_home(leaf: str) -> bool:
+            return int(leaf.split("/")[0]) in home
+
+        self.restore_clients(saved.load("clients", is_at_home))
+        mine = f"silo-{topology.silo}.replica-{topology.replica}"
+        parts = [mine] if self.progress.silos == list(topology.silo_sizes) else saved.parts
+        self.restore_own_of_clients([saved.load_of(p, "own", is_at_home) for p in parts if p in saved.parts])
         self.restore_residuals(saved)
 
     def restore_clients(self, clients: dict[str, Any]) -> None:
@@ -168,6 +187,12 @@ class State:
         kept = saved.load("residuals", lambda leaf: int(leaf.split("/")[0]) % topology.num_silos == topology.silo)
         same_world = self.progress.silos == list(topology.silo_sizes)
         self.wire.load_state_dicts(kept.values(), self.run.algorithm.parts, same_world)
+
+    def restore_own_of_clients(self, owns: Sequence[dict[str, Any]]) -> None:
+        """Puts back what this replica alone keeps of the clients; `owns` are those of all if there were others."""
+        for client, state in self.trainer.states.items():
+            if states := [own[str(client)] for own in owns if str(client) in own]:
+                state["own"] = self.trainer.gradients.redistributed(states)
 
 
 def check_start(run: Run, start: Start | None, disk: Disk) -> None:

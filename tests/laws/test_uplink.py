@@ -83,7 +83,7 @@ def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: Sil
 @pytest.mark.parametrize("silos", [2, 4])
 @pytest.mark.parametrize(
     ("codec", "apart"),
-    [(Cast("bfloat16"), 0.003), (Cast("float16"), 0.0006), (Int8(8), 0.004), (Int4(8), 0.1), (TopK(0.4), 0.6)],
+    [(Cast("bfloat16"), 0.003), (Cast("float16"), 0.0006), (Int8(8), 0.004), (Int4(8), 0.1), (TopK(0.4), 1.0)],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_packed_silos_stay_around_the_known_point(ranks, codec: Codec, apart: float, silos: int):

@@ -45,7 +45,7 @@ def save_border(ranks: Sequence[Checkpoints], rounds: int, is_evaluated: bool = 
     """Writes a border, rank after rank."""
     for one in ranks:
         common = {"model": {"weight": torch.full((4,), rounds)}, "progress": {"rounds": rounds}}
-        one.save_border(border_name(rounds, is_evaluated), common, {}, {}, True, is_best)
+        one.save_border(border_name(rounds, is_evaluated), common, {}, {}, {}, True, is_best)
         one.wait()
 
 

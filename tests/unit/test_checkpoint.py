@@ -68,7 +68,7 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
     for name, all_write in (("round-000001", True), ("round-000002", False)):
         for one in writers(tmp_path, SIZES):
             clients = {"clients": {str(one.topology.silo): {"a": 1}}}
-            one.save_border(name, {"model": {"a": 1}}, {}, clients, all_write)
+            one.save_border(name, {"model": {"a": 1}}, {}, clients, {}, all_write)
             one.wait()
     every, first = (find(path) for path in borders(tmp_path))
     assert every is not None and first is not None
@@ -192,7 +192,7 @@ def save_together(folder: Path) -> None:
     """Two silos save a border, and each a section of its own."""
     with distributed(2) as topology:
         mine = Checkpoints(folder, topology, lambda rounds: LAYOUT)
-        mine.save_border(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, all_write=True)
+        mine.save_border(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_write=True)
         mine.save_section(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
         mine.wait()
 

@@ -45,6 +45,7 @@ FLOORS = [
     "residuals",
     "codecs",
     "work",
+    "gradients",
     "comm",
     "cohort",
     "schedules",
@@ -66,8 +67,8 @@ FLOORS = [
 
 # What is dangerous, and the floors that own it.
 OWNERS = {
-    "torch.distributed": {"topology", "comm", "launch"},
-    "torch.nn.parallel": {"local"},
+    "torch.distributed": {"topology", "comm", "gradients", "launch"},
+    "torch.nn.parallel": {"local", "gradients"},
     "hydra": {"compose", "build", "sweep"},
     "omegaconf": {"compose", "build", "sweep"},
     "safetensors": {"parts", "data"},

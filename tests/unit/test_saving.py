@@ -55,7 +55,7 @@ Save = Callable[[Checkpoints, int, dict[str, Any]], None]
 
 
 def save_a_border(mine: Checkpoints, rounds: int, tree: dict[str, Any]) -> None:
-    mine.save_border(border_name(rounds), tree, {}, {"own": {"own": tree}}, all_write=True)
+    mine.save_border(border_name(rounds), tree, {}, {}, {"own": tree}, all_write=True)
 
 
 def save_a_section(mine: Checkpoints, step: int, tree: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: D
     mine = writers(tmp_path, (1, 1))[1]
     save_a_section(mine, 5, {})
     Timer(SECONDS, slow.let.set).start()
-    mine.save_border(border_name(2), {}, {}, {}, all_write=False)
+    mine.save_border(border_name(2), {}, {}, {}, {}, all_write=False)
     assert slow.log == ["begins step-000005", "ends step-000005"]
     assert not (tmp_path / border_name(2)).exists()
 

@@ -1,0 +1,169 @@
+"""Runs whose gradients are compressed inside a silo: saved and gone on with to the last bit, and as good in the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from tests.laws.cases import Records, assert_close, assert_same, case_run, leaves, one_round
+from tests.laws.test_midround import Orders, other_number_of_replicas, run_part
+from tests.laws.test_resume import ROUNDS, border, interrupted_and_not, noisy_choices, text_choices, timeless
+from tests.laws.test_world_size import BATCHES, double_run
+from trainer.cohort import All
+from trainer.data import Arrays, Splits
+from trainer.fit import fit
+from trainer.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
+from trainer.parts import Saved
+from trainer.run import RoundLength
+from trainer.state import State
+from trainer.topology import distributed
+
+WAYS: dict[str, Gradients] = {"int8": Int8(block=8), "powersgd": PowerSGD(rank=1, start=2)}
+TOLERANCES: dict[str, tuple[Gradients, float]] = {
+    "bf16": (HalfPrecision("bfloat16"), 0.01),
+    "fp16": (HalfPrecision("float16"), 0.001),
+    "int8": (Int8(block=8), 0.01),
+    "powersgd": (PowerSGD(rank=1, start=2), 0.1),
+}
+ways = pytest.mark.parametrize("way", WAYS)
+
+
+def choices_of(way: str, name: str) -> dict[str, Any]:
+    return noisy_choices(name) | {"gradients": WAYS[way], "length": RoundLength(steps=4)}
+
+
+def assert_same_run(ours: Saved, theirs: Saved) -> None:
+    """All that is kept, what each replica alone keeps too, of which there is some."""
+    for section in ("model", "algorithm", "clients"):
+        assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
+    assert ours.parts == theirs.parts
+    for part in ours.parts:
+        own = leaves(ours.load_of(part, "own"))
+        assert any(value.any() for value in own.values() if isinstance(value, torch.Tensor))
+        assert_same(own, leaves(theirs.load_of(part, "own")))
+
+
+def assert_resumed(pool, name: str, silos: Any, choices: dict[str, Any], folder: Path) -> None:
+    (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder)
+    assert_same_run(border(ours, ROUNDS), border(theirs, ROUNDS))
+    for one, other in zip(our_rounds, their_rounds, strict=True):
+        assert_same(timeless(one), timeless(other))
+
+
+def assert_left(
+    pool, name: str, silos: Any, choices: dict[str, Any], folder: Path, *orders: Orders, part: Any = run_part
+) -> None:
+    for order in orders:
+        assert pool.run(part, name, silos, choices, folder / "left", order)[0] is None
+    pool.run(part, name, silos, choices, folder / "left", None)
+    pool.run(part, name, silos, choices, folder / "alone", None)
+    assert_same_run(border(folder / "left", ROUNDS), border(folder / "alone", ROUNDS))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@ways
+def test_resumed_at_a_border(ranks, way: str, size: int, tmp_path: Path):
+    assert_resumed(ranks(size), "sync", 1, choices_of(way, "sync"), tmp_path)
+
+
+@ways
+def test_resumed_at_a_border_with_clients_that_keep_their_state(ranks, way: str, tmp_path: Path):
+    """Two silos of two, seven clients of which four take part: what a replica owes is the client's."""
+    assert_resumed(ranks(4), "diloco", [2, 2], choices_of(way, "diloco"), tmp_path)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@ways
+def test_left_inside_a_round(ranks, way: str, size: int, tmp_path: Path):
+    """After one step of the second round, and after three."""
+    assert_left(ranks(size), "sync", 1, choices_of(way, "sync"), tmp_path, {0: (0, 1)}, {0: (0, 3)})
+
+
+@ways
+def test_left_inside_a_round_by_one_of_the_silos(ranks, way: str, tmp_path: Path):
+    """In the middle of its second client."""
+    assert_left(ranks(4), "diloco", [2, 2], choices_of(way, "diloco"), tmp_path, {0: (1, 2)})
+
+
+def run_part_that_overflows(*arguments: Any) -> Records | None:
+    """As `run_part`, from a loss scale under which the first steps overflow."""
+    with patch.object(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**40)):
+        return run_part(*arguments)
+
+
+@ways
+def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
+    """float16: nobody is left owing what is not finite, and what is owed follows the loss scale."""
+    choices = text_choices(0.2) | {"autocast": torch.float16, "length": RoundLength(steps=12), "gradients": WAYS[way]}
+    assert_left(ranks(2), "sync", 1, choices, tmp_path, {0: (0, 2)}, {0: (0, 9)}, part=run_part_that_overflows)
+    saved = border(tmp_path / "left", ROUNDS)
+    clients = leaves(saved.load("clients"))
+    assert clients["0/scaler/scale"] < 2.0**40
+    owned = [leaves(saved.load_of(part, "own")) for part in saved.parts] + [clients]
+    assert all(value.isfinite().all() for own in owned for value in own.values() if isinstance(value, torch.Tensor))
+
+
+def gone_on_elsewhere(choices: dict[str, Any], folder: Path) -> Records:
+    return other_number_of_replicas(choices, folder)[0]
+
+
+@ways
+def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
+    """Left by 2 inside a round, continued by 1, which sends and owes nothing, and by 3, who share what is owed."""
+    choices = text_choices(0.0) | {"gradients": WAYS[way]}
+    assert ranks(2).run(run_part, "sync", 1, choices, tmp_path / "left", {0: (0, 2)})[0] is None
+    alone = ranks(2).run(run_part, "sync", 1, choices, tmp_path / "alone", None)[0]
+    for size in (1, 3):
+        resumed = ranks(size).run(gone_on_elsewhere, choices, tmp_path / "left")[0]
+        for one, other in zip(resumed.rounds[::-1], alone.rounds[::-1], strict=False):
+            assert one["examples"] == other["examples"]
+            assert_close({"loss": one["train/loss"]}, {"loss": other["train/loss"]}, 0.05)
+
+
+def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
+    """How many clients were left out of the last round, and what is kept of all; one has infinite inputs."""
+    with distributed([2, 2]) as topology:
+        choices = choices_of(way, "diloco") | {"cohort": All(), "rounds": 3}
+        run = case_run(topology, "diloco", choices)
+        inputs, targets = run.data.train.fetch(torch.arange(len(run.data.train)))
+        inputs[run.clients.train[3]] = float("inf")
+        run = replace(run, data=Splits(Arrays(inputs, targets), run.data.test, 3), max_bad_rounds=9)
+        state = State(run)
+        rounds = [one_round(state, index) for index in range(3)]
+        return rounds[-1]["clients/left_out"], {client: leaves(kept) for client, kept in state.trainer.states.items()}
+
+
+@ways
+def test_a_client_that_is_left_out_leaves_nothing_to_others(ranks, way: str):
+    """Its gradients are not finite: the clients that the same replicas train after it owe finite numbers."""
+    for left_out, kept in ranks(4).run(owed_by_the_finite, way):
+        assert left_out == 1 and 3 not in kept
+        assert all(value.isfinite().all() for own in kept.values() for value in own.values() if torch.is_tensor(value))
+
+
+def losses(batches: str, gradients: Gradients) -> list[float]:
+    """The losses of a run of 12 rounds."""
+    with distributed(1) as topology:
+        records = Records()
+        choices = {"rounds": 12, "optimizer": partial(torch.optim.SGD, lr=0.5), "gradients": gradients}
+        fit(double_run(topology, "mlp", BATCHES[batches], **choices), [records])
+        return [metrics["train/loss"] for metrics in records.rounds]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("batches", ["ragged", "one_left", "micro"])
+@pytest.mark.parametrize("way", TOLERANCES)
+def test_training_comes_to_the_loss_of_full_precision(ranks, way: str, batches: str, size: int):
+    """With replicas that have no examples, and unequal numbers of micro-batches: in each round nearly the same loss."""
+    gradients, tolerance = TOLERANCES[way]
+    expected = ranks(size).run(losses, batches, FullPrecision())[0]
+    ours = ranks(size).run(losses, batches, gradients)[0]
+    assert expected[-1] < 0.6 * expected[0]
+    np.testing.assert_allclose(ours, expected, rtol=tolerance)

@@ -1,0 +1,110 @@
+"""Gradients by decree: a module whose gradients are what it is given, averaged over a silo in some way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.gradients import Gradients
+from trainer.parts import Part, find, write_part
+from trainer.topology import Topology, distributed
+
+SHAPES = [(24, 10), (7,), (12, 3, 4), (30, 16), (16,)]
+SMALL_BUCKETS_MB = 0.001
+
+Given = Sequence[Sequence[Tensor]]  # by step, by parameter
+
+
+@dataclass
+class Loss:
+    """What gradients know of loss scaling."""
+
+    loss_scale: float = 1.0
+    may_skip: bool = False
+
+
+class Decreed(nn.Module):
+    """Parameters whose gradients are the tensors that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in SHAPES)
+
+    def forward(self, gradients: Sequence[Tensor]) -> Tensor:
+        # The last parameter is used first: DDP orders its buckets anew after the first step.
+        pairs = list(zip(self.all, gradients, strict=True))
+        return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
+
+
+class Silo:
+    """A replica's module, whose gradients are averaged in the given way, in several buckets."""
+
+    def __init__(self, gradients: Gradients, topology: Topology, loss: Loss | None = None):
+        self.gradients, self.loss = copy.deepcopy(gradients), loss or Loss()
+        self.module = Decreed()
+        options: dict[str, Any] = {"bucket_cap_mb": SMALL_BUCKETS_MB, "gradient_as_bucket_view": True}
+        self.ddp = DistributedDataParallel(self.module, process_group=topology.silo_group, **options)
+        self.gradients.attach(self.ddp, topology, self.loss)
+
+    def step(self, given: Sequence[Tensor]) -> Tensor:
+        """The mean over the replicas, as one vector."""
+        self.ddp(given).backward()
+        mean = torch.cat([parameter.grad.flatten() for parameter in self.module.all])
+        self.module.zero_grad()
+        return mean
+
+    def saved(self, path: Path, name: str) -> dict[str, Any]:
+        """The state, after it was on disk."""
+        write_part(path, Part(name, (name,), "0"), {"own": self.gradients.state_dict()})
+        return read(path, name)
+
+    def owed(self) -> Tensor:
+        """What this replica has not sent, as one vector in the parameters' order; of errors from the third step on."""
+        state, sizes = self.gradients.state_dict(), [parameter.numel() for parameter in self.module.all]
+        parts = [torch.zeros(size) for size in sizes]
+        for name, residual in state.get("residuals", {}).items():
+            parts[int(name.removeprefix("all."))] = residual
+        for bucket, error in state.get("errors", {}).items():
+            members = self._buckets()[int(bucket)]
+            for member, part in zip(members, error.split([sizes[member] for member in members]), strict=True):
+                parts[member] = part
+        return torch.cat([part.flatten() for part in parts])
+
+    def _buckets(self) -> list[list[int]]:
+        """The parameters in each bucket, by number."""
+        listed = self.ddp._get_ddp_logging_data()["rebuilt_per_bucket_param_indices"]
+        return [list(map(int, bucket.split())) for bucket in str(listed).split(", ")]
+
+
+def read(path: Path, name: str) -> dict[str, Any]:
+    saved = find(path)
+    assert saved
+    return saved.load_of(name, "own")
+
+
+def decreed(replica: int, steps: int, spread: float = 1.0) -> Given:
+    """Made-up gradients of a replica: some that all have in common, and some of its own, of very unequal sizes."""
+    own, common = (torch.Generator().manual_seed(seed) for seed in (100 + replica, 7))
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        sizes = torch.rand(shape, generator=common).mul(-6).exp2()
+        return sizes * (torch.randn(shape, generator=common) + spread * torch.randn(shape, generator=own))
+
+    return [[draw(shape) for shape in SHAPES] for _ in range(steps)]
+
+
+def flat(given: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in given])
+
+
+def in_silo(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function makes of the topology of one silo of all ranks."""
+    with distributed(1) as topology:
+        return function(topology, *arguments)

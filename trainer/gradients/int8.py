@@ -1,0 +1,129 @@
+"""Gradients in 8 bits, with error feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer import comm
+from trainer.gradients.blocks import pack, unpack
+from trainer.gradients.residual import Residual, mean_of
+from trainer.scaler import Scaler
+from trainer.topology import Topology
+
+
+@dataclass
+class Sending:
+    """A bucket on its way: its gradients, what is owed of them, the bytes that come in, and what waits for the end."""
+
+    gradients: Tensor
+    owed: Tensor
+    received: Tensor
+    work: dist.Work
+    future: torch.futures.Future[Tensor]
+
+
+class Int8:
+    """A quarter of the bytes: int8 numbers with a scale for each `block` of them, and error feedback.
+
+    A sum of int8 wraps around, so packed numbers are exchanged and summed in float32. Two replicas send each other all
+    of theirs: each loses once. More of them send each its part (all-to-all), which it sums, packs again, and sends to
+    all (all-gather): the bytes of a ring all-reduce, and a second loss. All unpack the same bytes to the same bits.
+
+    What replica k lost is its residual e_k, which it adds to its next gradients g_k: mean(g_k + e_k) is what was sent
+    plus mean(e_k'), to rounding. What the second packing loses of the mean is R times as much to the replica that does
+    it, whose share in the mean is 1 / R. With m the largest |gradient| of a block, what is missing of the mean stays
+    below m / 250 between two replicas, and below m / 120 between more, however many steps are made.
+
+    Raises ValueError when the block is not a multiple of 4.
+    """
+
+    def __init__(self, block: int = 256):
+        if block < 4 or block % 4:
+            raise ValueError(f"gradients.block={block}\n  valid: a multiple of 4 from 4")
+        self.block = block
+
+    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
+        self.topology = topology
+        self.residual = Residual(ddp.module, scaler, self.block * topology.num_replicas)
+        self.sendings: list[Sending] = []
+        ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
+
+    def revoke(self) -> None:
+        self.residual.revoke()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.residual.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.residual.load_state_dict(state)
+
+    def redistributed(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return mean_of(states)
+
+    def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """Begins to send a bucket, while the backward pass goes on to the next.
+
+        All are ended with the last one, in their order: in callbacks, gloo would call the second collective of one
+        bucket before or after the first of another as chance has it, on each replica in its own way.
+        """
+        owed = self.residual.plus_gradients(bucket)
+        packed = pack(owed.view(-1, self.block))
+        owed.sub_(unpack(packed).view(-1))
+        received, work = self._start_exchange(packed)
+        gradients = bucket.buffer()
+        future = torch.futures.Future(devices=[gradients.device] if gradients.is_cuda else [])
+        self.sendings.append(Sending(gradients, owed, received, work, future))
+        if bucket.is_last():
+            self._end()
+        return future
+
+    def _end(self) -> None:
+        sendings, self.sendings = self.sendings, []
+        means = [self._mean(sending) for sending in sendings]
+        if self.topology.num_replicas > 2:
+            gathered = [self._start_gather(mean, sending) for mean, sending in zip(means, sendings, strict=True)]
+            means = [_unpacked(*gathering) for gathering in gathered]
+        for mean, sending in zip(means, sendings, strict=True):
+            sending.gradients.copy_(mean[: len(sending.gradients)])
+            sending.future.set_result(sending.gradients)
+
+    def _start_exchange(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
+        """Two replicas: the bytes of both, one after the other. More: all that they have of this one's part."""
+        if self.topology.num_replicas == 2:
+            return self._gather(packed)
+        received = torch.empty_like(packed)
+        work = dist.all_to_all_single(received, packed, group=self.topology.silo_group, async_op=True)
+        assert work is not None
+        return received, work
+
+    def _mean(self, sending: Sending) -> Tensor:
+        """The mean over the replicas of what was received from them."""
+        return _unpacked(sending.received, sending.work).view(self.topology.num_replicas, -1).mean(0)
+
+    def _start_gather(self, mean: Tensor, sending: Sending) -> tuple[Tensor, dist.Work]:
+        """Sends this replica's part of the mean to all, and notes what is lost of it."""
+        packed = pack(mean.view(-1, self.block))
+        lost = mean.sub_(unpack(packed).view(-1))
+        replicas, replica = self.topology.num_replicas, self.topology.replica
+        sending.owed.view(replicas, -1)[replica].add_(lost, alpha=replicas)
+        return self._gather(packed)
+
+    def _gather(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
+        received = packed.new_empty(self.topology.num_replicas * len(packed), packed.shape[1])
+        work = comm.all_gather(received, packed, group=self.topology.silo_group, async_op=True)
+        assert work is not None
+        return received, work
+
+
+def _unpacked(received: Tensor, work: dist.Work) -> Tensor:
+    """The numbers, as one vector, when they have come."""
+    work.wait()
+    return unpack(received).view(-1)
