@@ -210,6 +210,16 @@ def test_longer_rounds_help_where_the_link_is_slow():
     assert "Rounds of 21 steps instead of 10 bring the utilisation to 0.90" in said and "0.23 s" in said
 
 
+def test_what_is_sent_while_training_goes_on_is_not_waited_for():
+    """0.15 s between the silos are two steps of 0.1 s; one of them hides 0.1 s."""
+    costs = costs_of((1, 1))
+    waited = [forecast(replace(costs, overlap=steps)).sending for steps in (0, 1, 2, 50)]
+    assert waited == pytest.approx([0.2, 0.1, 0.05, 0.05]), "the header is waited for"
+    said = "\n".join(advice(replace(costs, can_overlap=True)))
+    assert "algorithm.overlap_steps=2, brings the utilisation to 0.93" in said
+    assert said.index("Training on") < said.index("Rounds of 21 steps"), "what helps most comes first"
+
+
 def test_larger_batches_help_where_gradients_are_averaged():
     """A step of 0.1 s and a sum of 0.113 s; and once a round 30 ms over memory and the header of 13."""
     costs = costs_of((2,), inside=Line(10 * MB, 0.013, True), traffic=Traffic(MB, 0, 0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trainer.plan.costs import Costs
-from trainer.plan.forecast import Forecast, forecast
+from trainer.plan.forecast import Forecast, forecast, seconds_between
 
 ENOUGH = 0.9  # of the time
 WORTH = 0.02  # of the time: what gains less is not spoken of
@@ -28,25 +30,35 @@ def advice(costs: Costs) -> list[str]:
 
 def _changes(costs: Costs, now: Forecast) -> Iterator[tuple[float, str]]:
     """The utilisation that each change would bring, and the change."""
-    yield from _longer_rounds(costs, now)
+    if costs.between:
+        yield _longer_rounds(costs, now)
+    if costs.between and costs.can_overlap and now.steps:
+        yield _overlap(costs, now)
     if now.averaging:
-        other = now.passing + now.sending
-        doubled = now.computing / (now.computing + now.averaging / 2 + other)
-        part = now.averaging / now.seconds
-        yield (
-            doubled,
-            f"Averaging gradients inside the silos takes {part:.0%} of the time: twice the batch_size does it half as "
-            f"often and brings the utilisation to {doubled:.2f}.",
-        )
+        yield _larger_batches(now)
 
 
-def _longer_rounds(costs: Costs, now: Forecast) -> Iterator[tuple[float, str]]:
+def _longer_rounds(costs: Costs, now: Forecast) -> tuple[float, str]:
     """As long as needed to be enough; where that cannot be, ten times as long."""
-    if costs.between is None:
-        return
     once = now.passing + now.sending
     gain = now.computing - ENOUGH * (now.computing + now.averaging)
     times = ENOUGH * once / gain if gain > 0 else MOST_TIMES
     longer = forecast(costs, times if times < MOST_TIMES else 10)
     said = f"Rounds of {longer.steps:,} steps instead of {now.steps:,} bring the utilisation to"
-    yield longer.utilisation, f"{said} {longer.utilisation:.2f}: what is done once a round takes {once:.3g} s."
+    return longer.utilisation, f"{said} {longer.utilisation:.2f}: what is done once a round takes {once:.3g} s."
+
+
+def _overlap(costs: Costs, now: Forecast) -> tuple[float, str]:
+    """By as many steps as hide what is sent, if a round has them."""
+    a_step = (now.computing + now.averaging) / now.steps
+    steps = min(math.ceil(seconds_between(costs) / a_step), now.steps)
+    hidden = forecast(replace(costs, overlap=steps)).utilisation
+    said = f"Training on while vectors are under way, algorithm=streaming with algorithm.overlap_steps={steps},"
+    return hidden, f"{said} brings the utilisation to {hidden:.2f}."
+
+
+def _larger_batches(now: Forecast) -> tuple[float, str]:
+    """Of twice the examples, whose gradients are averaged half as often."""
+    doubled = now.computing / (now.seconds - now.averaging / 2)
+    said = f"Averaging gradients inside the silos takes {now.averaging / now.seconds:.0%} of the time: twice the"
+    return doubled, f"{said} batch_size does it half as often and brings the utilisation to {doubled:.2f}."

@@ -62,6 +62,8 @@ class Costs:
     inside   the link between replicas of a silo; None where no silo has two
     between  that of a silo to the others; None where there is one silo
     rounds   of the run
+    overlap  steps of the next round in which what silos send may be under way
+    can_overlap  whether another choice of the algorithm's would let it be
     """
 
     loads: tuple[Load, ...]
@@ -70,6 +72,8 @@ class Costs:
     inside: Line | None
     between: Line | None
     rounds: int
+    overlap: int = 0
+    can_overlap: bool = False
 
     @property
     def silo_sizes(self) -> tuple[int, ...]:

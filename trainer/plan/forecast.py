@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.plan.costs import Costs, Line, Load
 from trainer.plan.traffic import in_ring
@@ -21,7 +21,7 @@ class Forecast:
     computing  its steps, with nothing sent
     averaging  gradients, inside the silo
     passing    over memory: clients begun and ended, the silos' sums applied
-    sending    between silos, and then from replica to replica
+    sending    the header, then the vectors between silos, and from replica to replica; what of it is waited for
     """
 
     steps: int
@@ -40,14 +40,15 @@ class Forecast:
         return self.computing / self.seconds
 
 
-def forecast(costs: Costs, length: float = 1.0, between: int | None = None) -> Forecast:
-    """A round of so many times the steps, in which all silos together send so many bytes between them."""
+def forecast(costs: Costs, length: float = 1.0) -> Forecast:
+    """A round of so many times the steps."""
     slowest = max((_of_silo(costs, load, length) for load in costs.loads), key=lambda silo: silo.seconds)
-    between = costs.traffic.between if between is None else between
-    sending = seconds_to_send(between, costs)
     combination = max(costs.paces[load.replicas].combination for load in costs.loads)
-    passing = slowest.passing + combination
-    return Forecast(slowest.steps, slowest.computing, slowest.averaging, passing, sending)
+    under_way = min(costs.overlap, slowest.steps) * (slowest.computing + slowest.averaging) / max(slowest.steps, 1)
+    slow = costs.between or costs.inside
+    header = slow.latency if slow else 0.0
+    sending = header + max(seconds_between(costs) - under_way, 0.0) + _seconds_to_join(costs)
+    return replace(slowest, passing=slowest.passing + combination, sending=sending)
 
 
 def _of_silo(costs: Costs, load: Load, length: float) -> Forecast:
@@ -67,17 +68,11 @@ def seconds_to_average(gradients: int, replicas: int, inside: Line | None) -> fl
     return buckets * inside.latency + in_ring(gradients, replicas) / inside.bandwidth
 
 
-def seconds_to_send(between: int, costs: Costs) -> float:
-    """Seconds of what goes around when the silos combine: the header, their vectors, and these inside each silo."""
-    slow = costs.between or costs.inside
-    header = slow.latency if slow else 0.0
-    return header + _seconds_between(between, costs) + _seconds_to_join(costs)
-
-
-def _seconds_between(sent: int, costs: Costs) -> float:
-    if costs.between is None or not sent:
+def seconds_between(costs: Costs) -> float:
+    """Seconds of the vectors that silos send each other."""
+    if costs.between is None or not costs.traffic.between:
         return 0.0
-    return costs.between.latency + sent / len(costs.loads) / costs.between.bandwidth
+    return costs.between.latency + costs.traffic.between / len(costs.loads) / costs.between.bandwidth
 
 
 def _seconds_to_join(costs: Costs) -> float:

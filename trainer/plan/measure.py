@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from trainer.algorithms import FedAvg, Streaming
 from trainer.build import build
 from trainer.config import Config
 from trainer.doctor.deadline import deadline
@@ -73,7 +74,9 @@ class Measuring:
         loads = tuple(played[size].loads[silo] for silo, size in enumerate(sizes))
         paces = {size: each.pace for size, each in played.items()}
         most = max(played.values(), key=lambda each: sum(each.memory.values()))
-        costs = Costs(loads, paces, most.traffic, *self._lines(sizes), self.config.rounds)
+        algorithm = most.run.algorithm
+        overlap, can_overlap = algorithm.overlap_steps, type(algorithm) in (FedAvg, Streaming)
+        costs = Costs(loads, paces, most.traffic, *self._lines(sizes), self.config.rounds, overlap, can_overlap)
         return Plan(most.run, self.threads, costs, most.memory)
 
     def _nodes(self) -> list[int]:

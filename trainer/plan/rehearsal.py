@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -30,11 +31,12 @@ class Rehearsal:
         if run.topology.device.type == "cpu":
             self.process -= sum(parameter.nbytes for parameter in run.module.parameters())
         self.run, self.silo = run, run.topology.silo
-        self.round = run.round(min(run.length.synchronous, run.rounds - 1))
-        clients = run.assignments(self.round)[self.silo] or self.round.cohort or range(len(run.training_sets))
+        first = self.round = self.first = run.round(min(run.length.synchronous, run.rounds - 1))
+        clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
         self.clients = clients[:MOST_CLIENTS]
-        self.wire = Silent(Plain(run.topology), run.topology.num_silos, len(self.round.cohort))
+        self.wire = Silent(Plain(run.topology), run.topology.num_silos, len(first.cohort))
         self.state = State(run, wire=self.wire)
+        self.joined = self.sent = 0
         self._play(0.0)  # the first one is slow, and makes what later ones find
 
     def pace(self, seconds: float) -> Pace:
@@ -46,9 +48,8 @@ class Rehearsal:
         return Pace(*(median(getattr(pace, name) for pace in played) for name in ("step", "client", "combination")))
 
     def traffic(self) -> Traffic:
-        """What the last round would have sent."""
-        gradients = sum(parameter.nbytes for parameter in self.state.model.trainable)
-        return Traffic(gradients, self.wire.bytes_joined, self.wire.bytes_sent)
+        """What a round would have sent, at most."""
+        return Traffic(sum(parameter.nbytes for parameter in self.state.model.trainable), self.joined, self.sent)
 
     def memory(self) -> Lines:
         """What this rank holds in the middle of a round."""
@@ -59,8 +60,8 @@ class Rehearsal:
         return lines_of(self.state, self.wire, self.load(self.silo).clients, step, self.process)
 
     def load(self, silo: int) -> Load:
-        """What a silo, of as many replicas as this one, does in the round."""
-        clients = self.run.assignments(self.round)[silo]
+        """What a silo, of as many replicas as this one, does in the first round that is as long as most are."""
+        clients = self.run.assignments(self.first)[silo]
         done = [self._done(client) for client in clients]
         steps, examples = (sum(column) for column in zip(*done, strict=True)) if done else (0, 0)
         return Load(self.run.topology.num_replicas, len(clients), steps, examples)
@@ -68,14 +69,13 @@ class Rehearsal:
     def _done(self, client: int) -> tuple[int, int]:
         """The steps of a client, and the examples that it sees."""
         stream = self.state.trainer.stream(client)
-        steps = self.run.length.of(stream.steps_per_epoch, self.round, client)
+        steps = self.run.length.of(stream.steps_per_epoch, self.first, client)
         epochs, rest = divmod(steps, stream.steps_per_epoch)
         return steps, epochs * len(stream.ids) + stream.bounds[rest]
 
     def _play(self, seconds: float) -> Pace:
         """A round in which each client trains for so long, and one step at least."""
         began = self._clock()
-        self.wire.bytes_sent = self.wire.bytes_joined = 0
         self.run.algorithm.begin_round(self.round)
         tally, training = Tally(self.run, self.round, self.state.model.statistics), 0.0
         for client in self.clients:
@@ -86,9 +86,18 @@ class Rehearsal:
             fingerprint(self.state.model)
         trained = self._clock()
         combine(self.state, self.round, tally)
+        ended = self._clock()
+        self._turn()
         steps = sum(work.steps for work in tally.works)
         overhead = trained - began - training
-        return Pace(training / steps, overhead / len(self.clients), self._clock() - trained)
+        return Pace(training / steps, overhead / len(self.clients), ended - trained)
+
+    def _turn(self) -> None:
+        """Goes on to the next round, with the same clients; after the last one to the first again."""
+        self.sent, self.joined = max(self.sent, self.wire.bytes_sent), max(self.joined, self.wire.bytes_joined)
+        self.wire.bytes_sent = self.wire.bytes_joined = 0
+        index = self.round.index + 1
+        self.round = replace(self.round, index=index if index < self.run.rounds else self.first.index)
 
     def _train(self, client: int, seconds: float) -> tuple[Work, float]:
         """A client's work, and the seconds that its steps took."""

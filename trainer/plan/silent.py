@@ -12,13 +12,14 @@ class Silent:
     """What comes in is what went out, and what the wire in its place would send is counted.
 
     rows          of a round, that all silos would bring to be combined by columns
-    bytes_sent    by all silos, between them
     bytes_joined  of the vectors that were made whole inside the silo
     bytes_held    of the rows, where they are combined
     """
 
+    seconds_waited = 0.0
+
     def __init__(self, wire: Wire, num_silos: int, rows: int):
-        self.wire, self.num_silos, self.rows = wire, num_silos, rows
+        self.wire, self.unit, self.num_silos, self.rows = wire, wire.unit, num_silos, rows
         self.bytes_sent = self.bytes_joined = self.bytes_held = 0
 
     def parts(self, length: int) -> list[slice]:
