@@ -63,7 +63,7 @@ def _facts(plan: Plan) -> Iterable[tuple[str, str]]:
     yield "a round", f"{steps} steps of a silo, {examples} examples; {a_rank} of a rank"
     all_steps = _range(load.steps * costs.rounds for load in costs.loads)
     seconds = timedelta(seconds=math.ceil(forecast(costs).seconds * costs.rounds))
-    yield "the run", f"{costs.rounds:,} rounds, {all_steps} steps of a silo, {seconds} h without evaluation"
+    yield "the run", f"{costs.rounds:,} rounds, {all_steps} steps of a silo, {seconds} without evaluation"
     for name, line in {"inside": costs.inside, "between": costs.between}.items():
         if line:
             yield name, _line(line)
