@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from trainer import doctor
 
         return _answer(doctor.main, arguments[1:])
+    if arguments[:1] == ["plan"]:
+        from trainer import plan
+
+        return _answer(plan.main, arguments[1:])
     if "-m" in arguments or "--multirun" in arguments:
         from trainer import sweep
 

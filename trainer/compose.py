@@ -33,6 +33,7 @@ torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with wo
 python -m trainer -m key=value,value ...                        a sweep: all combinations, one run each
 python -m trainer report FOLDER ...                             runs side by side: a table, a page with curves
 python -m trainer doctor [key=value ...]                        what would go wrong with such a run
+python -m trainer plan [key=value ...]                          what it would cost: time, bytes, memory
 ./scripts/train [key=value ...]                                 the first of these, installing what it needs
 
   python -m trainer                                             digits, a small CNN, synchronous, in half a minute

@@ -107,14 +107,14 @@ class LocalTrainer:
         The end may be that of the round's time: then the work says that it is late.
         """
         self.contact.at(f"round {round.index + 1}: training", work)
-        stream = self._stream(work.client)
+        stream = self.stream(work.client)
         steps = self.run.length.of(stream.steps_per_epoch, round, work.client)
         start = self.run.length.begins_at(stream.steps_per_epoch, earlier_rounds)
         return self._train(work, stream, start, steps, round, watch, pause)
 
     def tune(self, client: int, round: Round) -> None:
         """Gives the model a client's `personal_steps` on its first batches, from where it would begin its round."""
-        work, stream = self.begin(client), self._stream(client)
+        work, stream = self.begin(client), self.stream(client)
         self._train(work, stream, 0, self.run.personal_steps, round, None, lambda work, wish: wish is Wish.LEAVE)
 
     def _train(
@@ -189,7 +189,8 @@ class LocalTrainer:
         if self.model.statistics.any:
             self.model.statistics.load(*self.statistics)
 
-    def _stream(self, client: int) -> Stream:
+    def stream(self, client: int) -> Stream:
+        """The batches of a client, as this replica sees them."""
         run, topology = self.run, self.run.topology
         least = 2 if self.has_batch_statistics else 0
         share = Share(topology.replica, topology.num_replicas, run.micro_batch_size, least)

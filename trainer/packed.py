@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from trainer import comm
-from trainer.codecs import Codec
+from trainer.codecs import Codec, Full, Uplink
 from trainer.cohort import Round
 from trainer.comm import Pending
 from trainer.residuals import Kind, Residuals
 from trainer.topology import Topology
-from trainer.wires import Arrivals, Plain, Rule, parts_of, shifted
+from trainer.wires import Arrivals, Plain, Rule, Wire, parts_of, shifted
 
 T = TypeVar("T")
 
@@ -64,12 +64,18 @@ class Packed:
     def parts(self, length: int) -> list[slice]:
         return self.plain.parts(length)
 
+    def bytes_of(self, vector: Tensor) -> int:
+        silos, slices = self.topology.num_silos, self.topology.num_slices
+        firsts = [self._spans(part)[0] for part in parts_of(slice(0, len(vector) // slices))]
+        rows = sum(self.codec.size(first.stop - first.start) for first in firsts)
+        return silos * (silos - 1) * slices * rows * (2 if self._shares_sums else 1)
+
     def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
         pieces = [Piece(name, shifted(part, offset), vector[part]) for part in self.parts(len(vector))]
         pieces = [piece for piece in pieces if len(piece.values)]
         if self.topology.num_silos == 1:
             return ((piece.place, self._with_residual(piece)) for piece in pieces)
-        self.bytes_sent += self._bytes(len(vector))
+        self.bytes_sent += self.bytes_of(vector)
         return self._start_sharing(pieces) if self._shares_sums else self._start_all(pieces)
 
     def join(self, vector: Tensor) -> Tensor:
@@ -77,6 +83,9 @@ class Packed:
 
     def add_up(self, value: float) -> float:
         return self.plain.add_up(value)
+
+    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+        raise AssertionError("a Run packs nothing that is not summed")
 
     def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
         raise AssertionError("a Run packs nothing that is not summed")
@@ -105,13 +114,6 @@ class Packed:
     def _own(self, part: slice) -> slice:
         """The share of a part that this silo sums."""
         return self._spans(part)[self.topology.silo]
-
-    def _bytes(self, length: int) -> int:
-        """What all silos send of a vector."""
-        silos = self.topology.num_silos
-        firsts = [self._spans(part)[0] for part in parts_of(slice(0, length // self.topology.num_slices))]
-        rows = sum(self.codec.size(first.stop - first.start) for first in firsts)
-        return silos * (silos - 1) * self.topology.num_slices * rows * (2 if self._shares_sums else 1)
 
     def _with_residual(self, piece: Piece) -> Tensor:
         """A silo that was not always alone may have something left to bring."""
@@ -181,6 +183,11 @@ class Packed:
             self._unpack(row, one)
             values.add_(one)
         return values
+
+
+def wire_of(topology: Topology, uplink: Uplink) -> Wire:
+    """The wire over which what this uplink makes of vectors goes between the silos."""
+    return Plain(topology) if isinstance(uplink, Full) else Packed(topology, uplink)
 
 
 def _one_behind(items: Iterator[T]) -> Iterator[T]:

@@ -20,13 +20,13 @@ from trainer.endings import Window
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
-from trainer.packed import Packed
+from trainer.packed import wire_of
 from trainer.parts import Saved
 from trainer.personal import average_personal
 from trainer.run import Run
 from trainer.start import Start
 from trainer.topology import slices_of
-from trainer.wires import Plain, Wire
+from trainer.wires import Wire
 
 
 @dataclass
@@ -82,16 +82,17 @@ class Progress:
 class State:
     """The live objects of a run on this rank. Silos start equal: rank 0's initial model goes to all.
 
-    `leaving` says whether all ranks know that they were told to leave.
+    `wire` takes the place of the run's own, if it is given; `leaving` says whether all ranks know that they were told
+    to leave.
     """
 
-    def __init__(self, run: Run, contact: Contact | None = None):
+    def __init__(self, run: Run, contact: Contact | None = None, wire: Wire | None = None):
         self.run, self.contact = run, contact or Contact()
         self.progress = Progress()
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module = run.module.to(run.topology.device)
-        self.wire: Wire = Plain(run.topology) if isinstance(run.uplink, Full) else Packed(run.topology, run.uplink)
+        self.wire: Wire = wire or wire_of(run.topology, run.uplink)
         algorithm = run.algorithm
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):

@@ -50,6 +50,10 @@ class Wire(Protocol):
         """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
         ...
 
+    def bytes_of(self, vector: Tensor) -> int:
+        """The bytes that all silos together send for the sum of such a vector."""
+        ...
+
     def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
         """Begins the sum over the silos; the totals of this rank's parts, which may take the vector's own place.
 
@@ -65,6 +69,10 @@ class Wire(Protocol):
 
     def add_up(self, value: float) -> float:
         """The sum of what the ranks of this silo have found in their parts of a vector."""
+        ...
+
+    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+        """The bytes that all silos together send to combine `count` of such rows [k, n], of all of them, by columns."""
         ...
 
     def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
@@ -108,13 +116,16 @@ class Plain:
         own = self.topology.slice_of(length)
         return parts_of(own) or [slice(0, 0)]
 
+    def bytes_of(self, vector: Tensor) -> int:
+        # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
+        return 2 * (self.topology.num_silos - 1) * vector.nbytes
+
     def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
         silos, parts = self.topology.num_silos, [part for part in self.parts(len(vector)) if part.stop > part.start]
         pieces = [(shifted(part, offset), vector[part]) for part in parts]
         if silos == 1:
             return iter(pieces)
-        # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
-        self.bytes_sent += 2 * (silos - 1) * vector.nbytes
+        self.bytes_sent += self.bytes_of(vector)
         sums = [comm.start_sum_of_slices(piece, self.topology) for _, piece in pieces]
         return ((place, self.wait(total)) for (place, _), total in zip(pieces, sums, strict=True))
 
@@ -131,15 +142,19 @@ class Plain:
     def add_up(self, value: float) -> float:
         return float(comm.sum_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
 
+    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+        # Of every row all but one of S parts leave their silo; of the result each part goes to all others.
+        silos = self.topology.num_silos
+        return (count + silos) * (silos - 1) * width_of(rows.shape[1], silos) * rows.element_size()
+
     def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
         silos = self.topology.num_silos
         if silos == 1:
             return rule(rows, lambda tensor: tensor)
         counts = comm.counts_of_silos(len(rows), self.topology)
-        width = -(-rows.shape[1] // silos)
+        width = width_of(rows.shape[1], silos)
         columns = rows.new_zeros(width)
-        # Of every row all but one of S parts leave their silo; of the result each part goes to all others.
-        self.bytes_sent += (sum(counts) + silos) * (silos - 1) * width * rows.element_size()
+        self.bytes_sent += self.bytes_of_rows(rows, sum(counts))
         if self.topology.is_leader:
             parts = torch.nn.functional.pad(rows, (0, width * silos - rows.shape[1])).view(-1, silos, width)
             received = comm.exchange_between_silos(parts.transpose(0, 1).contiguous(), counts, self.topology)
@@ -151,6 +166,11 @@ class Plain:
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
         pass
+
+
+def width_of(columns: int, silos: int) -> int:
+    """How many of so many columns each silo combines."""
+    return -(-columns // silos)
 
 
 def shifted(part: slice, by: int) -> slice:

@@ -35,6 +35,11 @@ class Network:
         """Runs ip(8) in this network."""
         subprocess.run(self.inside("ip", *arguments.split()), check=True)
 
+    def limit(self, device: str, rate: str) -> None:
+        """From now on no more than this leaves the device; the rate is tc(8)'s, such as 100mbit."""
+        shape = f"qdisc add dev {device} root tbf rate {rate} burst 64kb latency 50ms"
+        subprocess.run(self.inside("tc", *shape.split()), check=True)
+
     def processes(self) -> list[int]:
         """Those in this network, without its keeper."""
         own, found = Path(f"/proc/{self.keeper}/ns/net").readlink(), []
@@ -72,6 +77,11 @@ class Host:
         self.network.ip("link set lo up")
         self.network.ip(f"address add {self.address}/24 dev {LINK}")
         self.network.ip(f"link set {LINK} up")
+
+    def limit(self, rate: str) -> None:
+        """From now on no more than this passes to the host, nor from it."""
+        self.switch.limit(self.port, rate)
+        self.network.limit(LINK, rate)
 
     def unplug(self) -> None:
         """From now on nothing comes to this host or from it. The others are not told."""

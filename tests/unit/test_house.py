@@ -18,6 +18,7 @@ FLOORS = [
     "cli",
     "sweep",
     "reports",
+    "plan",
     "doctor",
     "launcher",
     "worker",

@@ -27,6 +27,7 @@ class Algorithm(Protocol):
     pools_data        whether the clients' examples are trained as those of one client
     sums_deltas       whether what the silos send are deltas that are summed, and may therefore be packed
     votes             whether a client whose delta is not finite is left out of the round
+    overlap_steps     of the next round, in which what is sent at the end of one may be under way
     stateful          whether clients have state of their own between rounds, and so a home silo
     parts             those of the shared vector that this rank moves, known after `setup`
     """
@@ -36,6 +37,7 @@ class Algorithm(Protocol):
     pools_data: bool
     sums_deltas: bool
     votes: bool
+    overlap_steps: int
 
     @property
     def stateful(self) -> bool: ...

@@ -45,6 +45,7 @@ class FedAvg:
     pools_data = False
     sums_deltas = True
     votes = True
+    overlap_steps = 0
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ class Sync:
     sums_deltas = False
     votes = False
     parts = ()
+    overlap_steps = 0
     stateful = True
 
     def is_shared(self, name: str) -> bool:

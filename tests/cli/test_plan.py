@@ -1,0 +1,94 @@
+"""`python -m trainer plan` as a user types it, with real workers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.command import HERE, Ended, Shell
+from tests.cli.refusals import building
+from trainer import cli
+from trainer.topology import distributed
+
+FEDERATED = ("algorithm=fedavg", "silos=2")
+
+
+def plan(shell: Shell, *overrides: str) -> Ended:
+    return shell.start("-m", "trainer", "plan", *HERE, *overrides).end()
+
+
+def row_of(ended: Ended, name: str) -> list[str]:
+    """What stands behind a name."""
+    return next(line for line in ended.out.splitlines() if line.startswith(name)).removeprefix(name).split()
+
+
+def test_a_plan_is_told_and_nothing_is_left(shell: Shell) -> None:
+    """The bytes are those of the run, whose digits CNN has 43,056 numbers with their padding."""
+    before = {path.name for path in shell.folder.iterdir()}
+    ended = plan(shell, *FEDERATED, "rounds=2")
+    assert (ended.code, ended.err) == (0, "")
+    assert {path.suffix for path in shell.folder.iterdir() if path.name not in before} == {".out", ".err"}
+    assert "2 ranks on cpu: 2 silos of 1 replica" in ended.out and ended.out.count("measured") == 1
+    assert float(row_of(ended, "the whole round")[0]) > 0
+    assert shell.train(*FEDERATED, "rounds=2", "run_dir=run").code == 0
+    last = json.loads((shell.folder / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert row_of(ended, "between silos, the run")[-2:] == [f"{last['bytes_between_silos'] / 1000:.1f}", "kB"]
+
+
+def test_machines_that_are_not_here_are_told(shell: Shell) -> None:
+    """8 silos: the header and the vectors take 14 messages each, in a row."""
+    told = ("plan.ranks=16", "plan.bandwidth=100Mbit", "plan.latency=100ms", "plan.bandwidth_inside=1GB/s")
+    ended = plan(shell, "algorithm=fedavg", "silos=8", "plan.seconds_per_step=0.5", "round.steps=3", *told)
+    assert (ended.code, ended.err) == (0, "")
+    assert "16 ranks on cpu: 8 silos of 2 replicas" in ended.out
+    assert "12.5 MB/s, 1,400.0 ms a sum, as told" in ended.out and "1.0 GB/s, 0.0 ms a sum, as told" in ended.out
+    assert row_of(ended, "computing: the steps")[0] == "1.5000"
+    assert float(row_of(ended, "sending between silos, and then inside")[0]) == pytest.approx(2.824, abs=0.02)
+    assert "Rounds of" in ended.out
+
+
+def test_it_works_under_torchrun(shell: Shell) -> None:
+    options = ("--standalone", "--nproc-per-node", "2")
+    ended = shell.start("-m", "torch.distributed.run", *options, "-m", "trainer", "plan", *HERE, *FEDERATED).end()
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("the whole round") == 1
+
+
+def test_what_a_run_refuses_is_refused_in_its_words(shell: Shell) -> None:
+    overrides = ["algorithm=scaffold", "silos=2", "optimizer=adam"]
+    ended = plan(shell, *overrides, "launch.nproc=1", "plan.ranks=2", "plan.bandwidth=1Gbit")
+    assert (ended.code, ended.out) == (2, "")
+    with distributed(device="cpu") as topology:
+        assert ended.err.rstrip() == building(overrides, topology)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["silos=2", "plan.ranks=8"], "plan.ranks=8 without plan.bandwidth"),
+        (["silos=3", "plan.ranks=8", "plan.bandwidth=1Gbit"], "silos=3 does not divide the world of 8 ranks"),
+        (["silos=2", "plan.ranks=8", "plan.bandwidth=1Gbit", "launch.nproc=1"], "plan.bandwidth_inside has no value"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_before_anything_starts(
+    overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "launch.device=cpu", "algorithm=fedavg", *overrides]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith(said)
+
+
+def test_all_bad_input_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "plan.bandwith=1Gbit", "plan.latency=far", "sillos=2"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    for expected in ("did you mean plan.bandwidth?", "plan.latency=far\n  valid: ", "did you mean silos?"):
+        assert said.err.count(expected) == 1
+
+
+def test_the_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--help"]) == 0
+    page = capsys.readouterr().out
+    for key in ("bandwidth", "latency", "bandwidth_inside", "ranks", "seconds_per_step"):
+        assert f"  plan.{key}=" in page

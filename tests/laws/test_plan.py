@@ -1,0 +1,76 @@
+"""What one rank, playing alone, foretells of a round is what the real ranks report of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from tests.laws.cases import CASES, case_run, silos_of, train
+from tests.support.runs import average, make_run
+from trainer.algorithms import FedAvg
+from trainer.plan.costs import Load, Traffic
+from trainer.plan.memory import Lines
+from trainer.plan.mesh import leader_of
+from trainer.plan.rehearsal import Rehearsal
+from trainer.run import RoundLength
+from trainer.topology import distributed, silo_sizes
+
+SILOS = [[1, 1], [2, 2], [3, 1]]
+CPU = torch.device("cpu")
+MLP_PARAMETERS = 784 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
+
+adamw = partial(torch.optim.AdamW, lr=0.01)
+nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+
+
+def foretold(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tuple[Traffic, list[Load]]:
+    """What the leaders of the silos say of a round, each of the silos of its size."""
+    with distributed(1):
+        played = {size: Rehearsal(case_run(leader_of(sizes.index(size), sizes, CPU), name, choices)) for size in sizes}
+        traffic = {one.traffic() for one in played.values()}
+        loads = [played[size].load(silo) for silo, size in enumerate(sizes)]
+    assert len(traffic) == 1
+    return traffic.pop(), loads
+
+
+@pytest.mark.parametrize("silos", SILOS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_and_steps_are_those_that_are_reported(ranks, name: str, silos: list[int]):
+    """Of all silos together, in a run of two rounds."""
+    choices = {"length": RoundLength(epochs=2)} if name not in ("fedsgd", "scaffold") else {}
+    (first, *_), *_ = [one.rounds for one in ranks(4 if sum(silos) > 2 else 2).run(train, name, silos, choices)]
+    sizes = silo_sizes(silos_of(name, silos), [0] * sum(silos))
+    (traffic, loads), *_ = ranks(1).run(foretold, name, sizes, choices)
+    assert traffic.between == first["bytes_between_silos"]
+    assert sum(load.steps for load in loads) == first["round/steps"]
+    assert sum(load.examples for load in loads) == first["round/examples"]
+
+
+def held(sizes: list[int], clients: list[int], slots: dict[str, Any], optimizer: Any) -> Lines:
+    """The memory of the first rank."""
+    with distributed(1):
+        topology = leader_of(0, sizes, CPU)
+        return Rehearsal(make_run(topology, clients, algorithm=FedAvg(**slots), optimizer=optimizer)).memory()
+
+
+def test_memory_of_diloco(ranks):
+    """Two silos of two: AdamW keeps two numbers a parameter, of both clients of the silo; Nesterov one, of its half."""
+    slots = {"server": nesterov, "weight": "equal", "inner_state": "keep"}
+    (lines,) = ranks(1).run(held, [2, 2], [16, 16, 16, 16], slots, adamw)
+    vector = lines["global parameters"]
+    assert vector == pytest.approx(4 * MLP_PARAMETERS, rel=0.01), "with its padding"
+    assert lines["parameters and buffers"] == lines["sums of the silo's clients"] == vector
+    assert lines["gradients"] == 4 * MLP_PARAMETERS
+    assert lines["inner optimizer's state"] == pytest.approx(8 * MLP_PARAMETERS, rel=0.01)
+    assert lines["states kept for clients"] == pytest.approx(2 * 8 * MLP_PARAMETERS, rel=0.01)
+    assert lines["server optimizer's state, of its slice"] == vector // 2
+
+
+def test_memory_of_fedavg(ranks):
+    """One client a silo: no sums, and nothing is kept."""
+    (lines,) = ranks(1).run(held, [1, 1], [16, 16], {"server": average}, partial(torch.optim.SGD, lr=0.1))
+    told = {"parameters and buffers", "gradients", "global parameters"}
+    assert told <= set(lines) and not set(lines) & {"sums of the silo's clients", "states kept for clients"}

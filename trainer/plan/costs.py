@@ -1,0 +1,86 @@
+"""What a run costs, as far as it was measured or told: what the forecast reckons with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one rank takes for its part of a round, in seconds, with nothing sent.
+
+    step         of the optimizer, with its share of the batch
+    client       besides its steps: begun with the global parameters, ended with its delta
+    combination  of what the silos have brought, and the server's step
+    """
+
+    step: float
+    client: float
+    combination: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a silo does in a round. steps and examples are those of all its clients."""
+
+    replicas: int
+    clients: int
+    steps: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes.
+
+    gradients  of one replica, which are averaged over its silo every step
+    joined     of the vectors that a silo makes whole on all its replicas, every round
+    between    sent by all silos together, every round
+    """
+
+    gradients: int
+    joined: int
+    between: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A link. bandwidth: bytes a second that one end sends. latency: seconds of a sum of one number over all ends."""
+
+    bandwidth: float
+    latency: float
+    is_measured: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that a round's time comes of.
+
+    loads    by silo
+    paces    by the number of replicas of a silo
+    inside   the link between replicas of a silo; None where no silo has two
+    between  that of a silo to the others; None where there is one silo
+    rounds   of the run
+    overlap  steps of the next round in which what silos send may be under way
+    can_overlap  whether another choice of the algorithm's would let it be
+    """
+
+    loads: tuple[Load, ...]
+    paces: dict[int, Pace]
+    traffic: Traffic
+    inside: Line | None
+    between: Line | None
+    rounds: int
+    overlap: int = 0
+    can_overlap: bool = False
+
+    @property
+    def silo_sizes(self) -> tuple[int, ...]:
+        return tuple(load.replicas for load in self.loads)
+
+
+def slowest(paces: Iterable[Pace]) -> Pace:
+    """That of ranks which wait for each other: the longest of each."""
+    paces = list(paces)
+    return Pace(*(max(getattr(pace, name) for pace in paces) for name in ("step", "client", "combination")))

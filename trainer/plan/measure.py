@@ -1,0 +1,144 @@
+"""The measuring: every worker here plays its part of a round, all at the same time, and then they try the links."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.algorithms import FedAvg, Streaming
+from trainer.build import build
+from trainer.config import Config
+from trainer.doctor.deadline import deadline
+from trainer.doctor.links import Link, measure_links
+from trainer.launch.processes import choose_threads
+from trainer.place import Place
+from trainer.plan.costs import Costs, Line, Load, Pace, Traffic, slowest
+from trainer.plan.memory import Lines
+from trainer.plan.mesh import check_links, is_elsewhere, leader_of, nodes_elsewhere
+from trainer.plan.rehearsal import Rehearsal
+from trainer.plan.wishes import Wishes
+from trainer.randomness import be_deterministic
+from trainer.run import Run
+from trainer.topology import distributed, share, silo_sizes
+
+T = TypeVar("T")
+
+SECONDS = 3.0  # of playing
+SECONDS_FOR_LINKS = 300
+SECONDS_TO_COLLECT = 60  # for one collective
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost. memory is that of the rank that holds most."""
+
+    run: Run
+    threads: int
+    costs: Costs
+    memory: Lines
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the rehearsal of a silo of one size has shown; loads by silo."""
+
+    run: Run
+    pace: Pace
+    loads: dict[int, Load]
+    traffic: Traffic
+    memory: Lines
+
+
+class Measuring:
+    """One worker of several, which look around for a run of their own world or of another."""
+
+    def __init__(self, config: Config, wishes: Wishes, place: Place, store: Any):
+        self.config, self.wishes, self.place, self.store = config, wishes, place, store
+        self.elsewhere = is_elsewhere(wishes, config.launch, place.started_by == "launcher")
+        self.threads = choose_threads(config.launch.threads, place.local_world_size)
+        torch.set_num_threads(self.threads)
+        if config.deterministic:
+            be_deterministic()
+
+    def plan(self) -> Plan:
+        """The plan, whole on rank 0. Raises ValueError, on all ranks, for bad input on any."""
+        sizes = silo_sizes(self.config.silos, self._nodes())
+        check_links(self.wishes, sizes, self.elsewhere, self.place.world_size)
+        alone = replace(self.place, rank=0, world_size=1, host=None)
+        with distributed(1, alone, device=self.config.launch.device) as one:
+            played = {size: self._play(size, sizes, one.device) for size in dict.fromkeys(sizes)}
+        loads = tuple(played[size].loads[silo] for silo, size in enumerate(sizes))
+        paces = {size: each.pace for size, each in played.items()}
+        most = max(played.values(), key=lambda each: sum(each.memory.values()))
+        algorithm = most.run.algorithm
+        overlap, can_overlap = algorithm.overlap_steps, type(algorithm) in (FedAvg, Streaming)
+        costs = Costs(loads, paces, most.traffic, *self._lines(sizes), self.config.rounds, overlap, can_overlap)
+        return Plan(most.run, self.threads, costs, most.memory)
+
+    def _nodes(self) -> list[int]:
+        """The node of each rank of the run."""
+        if self.elsewhere:
+            return nodes_elsewhere(self.wishes, self.config.launch)
+        return self._gather("nodes", self.place.node)
+
+    def _play(self, size: int, sizes: tuple[int, ...], device: torch.device) -> Played:
+        """What the first silo of this size does."""
+        place = leader_of(sizes.index(size), sizes, device)
+        rehearsal = self._together(f"rehearsal of {size}", lambda: Rehearsal(build(self.config, place)))
+        own = rehearsal.pace(SECONDS)
+        pace = slowest(Pace(**told) for told in self._gather(f"pace of {size}", asdict(own)))
+        if self.wishes.seconds_per_step:
+            pace = replace(pace, step=self.wishes.seconds_per_step)
+        loads = {silo: rehearsal.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
+        return Played(rehearsal.run, pace, loads, rehearsal.traffic(), rehearsal.memory())
+
+    def _lines(self, sizes: tuple[int, ...]) -> tuple[Line | None, Line | None]:
+        """The links inside the silos and between them."""
+        wishes, rest = self.wishes, 2 * (len(sizes) - 1)
+        inside = between = None
+        if wishes.bandwidth_inside:
+            inside = Line(wishes.bandwidth_inside, 0.0, is_measured=False)
+        if wishes.bandwidth:
+            between = Line(wishes.bandwidth, rest * (wishes.latency or 0.0), is_measured=False)
+        if (max(sizes) > 1 and not inside) or (len(sizes) > 1 and not between):
+            links = {link.name: Line(link.bandwidth, link.latency, is_measured=True) for link in self._links()}
+            inside = inside or links.get("inside silos")
+            between = between or links.get("between silos")
+        if between and wishes.latency:
+            between = replace(between, latency=rest * wishes.latency)
+        return (inside if max(sizes) > 1 else None), (between if len(sizes) > 1 else None)
+
+    def _links(self) -> list[Link]:
+        """Those of this world; all its ranks are one silo if the run is elsewhere."""
+        silos = 1 if self.elsewhere else self.config.silos
+        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT)
+        stuck = f"rank {self.place.rank}: nothing passes between the ranks in {SECONDS_FOR_LINKS} s"
+        with (
+            deadline(SECONDS_FOR_LINKS, stuck),
+            distributed(silos, self.place, self.store, self.config.launch.device, *limits) as topology,
+        ):
+            return measure_links(topology, topology)
+
+    def _gather(self, name: str, value: Any) -> list[Any]:
+        """The values of all ranks, on all of them."""
+        self.store.set(f"{name}/{self.place.rank}", json.dumps(value))
+
+        def listed() -> str:
+            return json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in range(self.place.world_size)])
+
+        return json.loads(share(self.store, name, self.place, listed))
+
+    def _together(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, on all ranks at once; ValueError on all if it failed on any."""
+        made, fault = None, ""
+        try:
+            made = make()
+        except ValueError as error:
+            fault = str(error)
+        if faults := [text for text in self._gather(name, fault) if text]:
+            raise ValueError("\n".join(dict.fromkeys(faults)))
+        return made  # pyright: ignore[reportReturnType] (without a fault it was made)

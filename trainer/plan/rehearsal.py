@@ -1,0 +1,121 @@
+"""Rounds of one rank, without its peers: how long they take, what they hold in memory, what they would send."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from trainer.evaluate import fingerprint
+from trainer.plan.costs import Load, Pace, Traffic
+from trainer.plan.memory import Lines, growth, lines_of, resident
+from trainer.plan.silent import Silent
+from trainer.report import Tally
+from trainer.round import combine
+from trainer.run import Run
+from trainer.state import State
+from trainer.wires import Plain
+from trainer.work import Work
+
+MOST_CLIENTS = 2  # that train in a rehearsal: the second one makes the first one's sums necessary
+LEAST_ROUNDS = 5  # in the time for rehearsals; the median counts
+
+
+class Rehearsal:
+    """A run, played by this rank alone: its topology is that of a world that is not there."""
+
+    def __init__(self, run: Run):
+        self.process = resident()  # bytes, of which the model is a part only where it is in the same memory
+        if run.topology.device.type == "cpu":
+            self.process -= sum(parameter.nbytes for parameter in run.module.parameters())
+        self.run, self.silo = run, run.topology.silo
+        first = self.round = self.first = run.round(min(run.length.synchronous, run.rounds - 1))
+        clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
+        self.clients = clients[:MOST_CLIENTS]
+        self.wire = Silent(Plain(run.topology), run.topology.num_silos, len(first.cohort))
+        self.state = State(run, wire=self.wire)
+        self.joined = self.sent = 0
+        self._play(0.0)  # the first one is slow, and makes what later ones find
+
+    def pace(self, seconds: float) -> Pace:
+        """The medians over rounds that take about so many seconds together, or over one that takes longer."""
+        deadline = perf_counter() + seconds
+        played: list[Pace] = []
+        while not played or perf_counter() < deadline:
+            played.append(self._play(seconds / LEAST_ROUNDS / len(self.clients)))
+        return Pace(*(median(getattr(pace, name) for pace in played) for name in ("step", "client", "combination")))
+
+    def traffic(self) -> Traffic:
+        """What a round would have sent, at most."""
+        return Traffic(sum(parameter.nbytes for parameter in self.state.model.trainable), self.joined, self.sent)
+
+    def memory(self) -> Lines:
+        """What this rank holds in the middle of a round."""
+        self.run.algorithm.begin_round(self.round)
+        for client in self.clients[:-1]:
+            self._end(self._train(client, 0.0)[0])
+        step = growth(self.run.topology.device, lambda: self._train(self.clients[-1], 0.0))
+        return lines_of(self.state, self.wire, self.load(self.silo).clients, step, self.process)
+
+    def load(self, silo: int) -> Load:
+        """What a silo, of as many replicas as this one, does in the first round that is as long as most are."""
+        clients = self.run.assignments(self.first)[silo]
+        done = [self._done(client) for client in clients]
+        steps, examples = (sum(column) for column in zip(*done, strict=True)) if done else (0, 0)
+        return Load(self.run.topology.num_replicas, len(clients), steps, examples)
+
+    def _done(self, client: int) -> tuple[int, int]:
+        """The steps of a client, and the examples that it sees."""
+        stream = self.state.trainer.stream(client)
+        steps = self.run.length.of(stream.steps_per_epoch, self.first, client)
+        epochs, rest = divmod(steps, stream.steps_per_epoch)
+        return steps, epochs * len(stream.ids) + stream.bounds[rest]
+
+    def _play(self, seconds: float) -> Pace:
+        """A round in which each client trains for so long, and one step at least."""
+        began = self._clock()
+        self.run.algorithm.begin_round(self.round)
+        tally, training = Tally(self.run, self.round, self.state.model.statistics), 0.0
+        for client in self.clients:
+            work, spent = self._train(client, seconds)
+            training += spent
+            tally.add(work, self._end(work))
+        if self.run.evaluates(self.round.index):
+            fingerprint(self.state.model)
+        trained = self._clock()
+        combine(self.state, self.round, tally)
+        ended = self._clock()
+        self._turn()
+        steps = sum(work.steps for work in tally.works)
+        overhead = trained - began - training
+        return Pace(training / steps, overhead / len(self.clients), ended - trained)
+
+    def _turn(self) -> None:
+        """Goes on to the next round, with the same clients; after the last one to the first again."""
+        self.sent, self.joined = max(self.sent, self.wire.bytes_sent), max(self.joined, self.wire.bytes_joined)
+        self.wire.bytes_sent = self.wire.bytes_joined = 0
+        index = self.round.index + 1
+        self.round = replace(self.round, index=index if index < self.run.rounds else self.first.index)
+
+    def _train(self, client: int, seconds: float) -> tuple[Work, float]:
+        """A client's work, and the seconds that its steps took."""
+        trainer, contact = self.state.trainer, self.state.contact
+        work = trainer.begin(client)
+        began = self._clock()
+        contact.finish_at = began + seconds
+        trainer.train(work, self.round, int(self.state.participations[client]), None, lambda work, wish: False)
+        trainer.vote.close()
+        return work, self._clock() - began
+
+    def _end(self, work: Work) -> float:
+        """The norm of the client's delta, which is among this silo's sums now."""
+        norm = self.run.algorithm.contribute(work)
+        self.state.trainer.commit(work.client)
+        return norm
+
+    def _clock(self) -> float:
+        if self.run.topology.device.type == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter()

@@ -1,0 +1,50 @@
+"""A wire to silos that are not there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.wires import Arrivals, Rule, Wire, width_of
+
+
+class Silent:
+    """What comes in is what went out, and what the wire in its place would send is counted.
+
+    rows          of a round, that all silos would bring to be combined by columns
+    bytes_joined  of the vectors that were made whole inside the silo
+    bytes_held    of the rows, where they are combined
+    """
+
+    seconds_waited = 0.0
+
+    def __init__(self, wire: Wire, num_silos: int, rows: int):
+        self.wire, self.unit, self.num_silos, self.rows = wire, wire.unit, num_silos, rows
+        self.bytes_sent = self.bytes_joined = self.bytes_held = 0
+
+    def parts(self, length: int) -> list[slice]:
+        return self.wire.parts(length)
+
+    def bytes_of(self, vector: Tensor) -> int:
+        return self.wire.bytes_of(vector)
+
+    def start(self, vector: Tensor) -> Arrivals:
+        self.bytes_sent += self.bytes_of(vector)
+        return ((part, vector[part]) for part in self.parts(len(vector)) if part.stop > part.start)
+
+    def join(self, vector: Tensor) -> Tensor:
+        self.bytes_joined += vector.nbytes
+        return vector
+
+    def add_up(self, value: float) -> float:
+        return value
+
+    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+        return self.wire.bytes_of_rows(rows, count)
+
+    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
+        """Of this silo's rows over and over, in the place of those of all silos."""
+        self.bytes_sent += self.bytes_of_rows(rows, self.rows)
+        received = rows[torch.arange(self.rows) % len(rows), : width_of(rows.shape[1], self.num_silos)]
+        self.bytes_held = received.nbytes
+        return rule(received, lambda tensor: tensor).repeat(self.num_silos)[: rows.shape[1]]
