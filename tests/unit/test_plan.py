@@ -257,7 +257,7 @@ def test_a_silent_wire_gives_back_and_counts_what_would_be_sent():
     topology = leader_of(1, (2, 2), torch.device("cpu"))
     wire = Silent(Plain(topology), 2, rows=3)
     vector = torch.arange(64.0)
-    parts = {(part.start, part.stop): total for part, total in wire.start(vector)}
+    parts = {(part.start, part.stop): total for part, total in wire.start(vector, "delta")}
     assert list(parts) == [(0, 32)] and torch.equal(parts[0, 32], vector[:32])
     assert wire.bytes_sent == 2 * 64 * 4 and wire.join(vector) is vector and wire.bytes_joined == 64 * 4
     total = wire.by_columns(torch.stack([vector, vector]), lambda rows, add_up: rows.mean(0))

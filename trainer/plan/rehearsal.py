@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 
 from trainer.evaluate import fingerprint
+from trainer.packed import wire_of
 from trainer.plan.costs import Load, Pace, Traffic
 from trainer.plan.memory import Lines, growth, lines_of, resident
 from trainer.plan.silent import Silent
@@ -16,7 +17,6 @@ from trainer.report import Tally
 from trainer.round import combine
 from trainer.run import Run
 from trainer.state import State
-from trainer.wires import Plain
 from trainer.work import Work
 
 MOST_CLIENTS = 2  # that train in a rehearsal: the second one makes the first one's sums necessary
@@ -34,7 +34,7 @@ class Rehearsal:
         first = self.round = self.first = run.round(min(run.length.synchronous, run.rounds - 1))
         clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
         self.clients = clients[:MOST_CLIENTS]
-        self.wire = Silent(Plain(run.topology), run.topology.num_silos, len(first.cohort))
+        self.wire = Silent(wire_of(run.topology, run.uplink), run.topology.num_silos, len(first.cohort))
         self.state = State(run, wire=self.wire)
         self.joined = self.sent = 0
         self._play(0.0)  # the first one is slow, and makes what later ones find

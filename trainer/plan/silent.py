@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from trainer.wires import Arrivals, Rule, Wire, width_of
+from trainer.cohort import Round
+from trainer.wires import Arrivals, Rule, Wire, shifted, width_of
 
 
 class Silent:
@@ -17,10 +21,14 @@ class Silent:
     """
 
     seconds_waited = 0.0
+    stateful = False
 
     def __init__(self, wire: Wire, num_silos: int, rows: int):
         self.wire, self.unit, self.num_silos, self.rows = wire, wire.unit, num_silos, rows
         self.bytes_sent = self.bytes_joined = self.bytes_held = 0
+
+    def begin_round(self, round: Round) -> None:
+        pass
 
     def parts(self, length: int) -> list[slice]:
         return self.wire.parts(length)
@@ -28,9 +36,10 @@ class Silent:
     def bytes_of(self, vector: Tensor) -> int:
         return self.wire.bytes_of(vector)
 
-    def start(self, vector: Tensor) -> Arrivals:
+    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
         self.bytes_sent += self.bytes_of(vector)
-        return ((part, vector[part]) for part in self.parts(len(vector)) if part.stop > part.start)
+        parts = (part for part in self.parts(len(vector)) if part.stop > part.start)
+        return ((shifted(part, offset), vector[part]) for part in parts)
 
     def join(self, vector: Tensor) -> Tensor:
         self.bytes_joined += vector.nbytes
@@ -48,3 +57,9 @@ class Silent:
         received = rows[torch.arange(self.rows) % len(rows), : width_of(rows.shape[1], self.num_silos)]
         self.bytes_held = received.nbytes
         return rule(received, lambda tensor: tensor).repeat(self.num_silos)[: rows.shape[1]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
+        pass
