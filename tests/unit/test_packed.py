@@ -169,7 +169,7 @@ def gone_on(sizes: list[int], states: States, before: list[int], codec: str) -> 
     with patch.object(wires, "PART", PART), distributed(sizes) as topology:
         wire = Packed(topology, CODECS[codec])
         mine = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
-        wire.load_state_dicts(mine, LENGTH, before == sizes)
+        wire.load_state_dicts(mine, wire.parts(LENGTH), before == sizes)
         taken = unsent([wire.state_dict()])
         total = total_of(wire, vector_of(topology.silo, ROUNDS), ROUNDS)
         return taken, total, unsent([wire.state_dict()])

@@ -55,7 +55,7 @@ Save = Callable[[Checkpoints, int, dict[str, Any]], None]
 
 
 def save_a_border(mine: Checkpoints, rounds: int, tree: dict[str, Any]) -> None:
-    mine.save_border(border_name(rounds), tree, {}, {}, {"own": tree}, all_write=True)
+    mine.save_border(border_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_write=True)
 
 
 def save_a_section(mine: Checkpoints, step: int, tree: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ class Streaming(FedAvg):
         self.sent_in = -1  # the round whose totals were sent for; -1 when nobody came to the last one
         self.arrivals: Arrivals | None = None  # its totals, until they are taken in
         self.sums_sent: dict[str, float] = {}  # the header that they went with
-        self.figures: Figures = {}  # of the last totals that were taken in
+        self.delta: Figures = {}  # what is told of the last totals that were taken in
         self.is_merged = True  # the fragment into the model of the client that trains
 
     @property
@@ -98,7 +98,7 @@ class Streaming(FedAvg):
         if not self.overlap_steps:
             self._take_in()
         self._reset_model()
-        return self.figures
+        return {f"delta/{name}": value for name, value in self.delta.items()}
 
     def settle(self) -> None:
         self._take_in()
@@ -118,7 +118,7 @@ class Streaming(FedAvg):
 
     def state_dict(self) -> dict[str, Any]:
         told = {"sent_in": self.sent_in, "is_under_way": self.arrivals is not None}
-        return super().state_dict() | {"streaming": told | {"sums": self.sums_sent, "figures": self.figures}}
+        return super().state_dict() | {"streaming": told | {"sums": self.sums_sent, "delta": self.delta}}
 
     def slice_state(self) -> dict[str, Any]:
         if self.arrivals is None:
@@ -130,7 +130,7 @@ class Streaming(FedAvg):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         told = state["streaming"]
-        self.sent_in, self.sums_sent, self.figures = told["sent_in"], told["sums"], told["figures"]
+        self.sent_in, self.sums_sent, self.delta = told["sent_in"], told["sums"], told["delta"]
         if told["is_under_way"]:
             saved = {int(start): entry for start, entry in state["totals"].items()}
             own = self._parts_of(self._fragment(self.sent_in))
@@ -164,7 +164,7 @@ class Streaming(FedAvg):
             return
         norm = self._move(self.arrivals)
         self.arrivals, self.model_is_global = None, False
-        self.figures = {"delta/norm": norm, "delta/cosine": mean_cosine(self.sums_sent, norm)}
+        self.delta = {"norm": norm, "cosine": mean_cosine(self.sums_sent, norm)}
 
     def _has_moved(self, part: slice) -> None:
         pass  # clients take the global fragment in, each in its own time
