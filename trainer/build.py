@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import hydra.utils
@@ -190,12 +191,13 @@ def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
 
 
 def _algorithm(config: Config, topology: Topology) -> Algorithm:
-    if config.algorithm["_target_"].endswith(".Sync"):
-        if topology.num_silos > 1:
-            raise ValueError(
-                f"silos={topology.num_silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"
-                "  set silos=1, or algorithm=fedavg"
-            )
+    if config.algorithm["_target_"].endswith(".Sync") and topology.num_silos > 1:
+        raise ValueError(
+            f"silos={topology.num_silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"
+            "  set silos=1, or algorithm=fedavg"
+        )
+    make = _guard("algorithm", config.algorithm, lambda: hydra.utils.get_object(config.algorithm["_target_"]))
+    if "server" not in signature(make).parameters:
         return _instantiate("algorithm", config.algorithm)
     return _instantiate("algorithm", config.algorithm, ("server",), server=_optimizer("server", config.server))
 

@@ -95,7 +95,7 @@ COMBINATIONS = {
     ),
     "packed numbers and a rule that compares them": (
         [*KRUM, "clients=5", "uplink=topk"],
-        ["uplink=topk", "algorithm=median", "as they are", "set uplink=fp32, or algorithm=fedavg"],
+        ["uplink=topk", "algorithm", "median or averaging", "set uplink=fp32, or algorithm=fedavg"],
     ),
     "packed numbers that are never sent": (
         ["algorithm=local", "silos=2", "uplink=bf16"],

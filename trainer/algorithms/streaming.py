@@ -98,7 +98,7 @@ class Streaming(FedAvg):
         if not self.overlap_steps:
             self._take_in()
         self._reset_model()
-        return {f"delta/{name}": value for name, value in self.delta.items()}
+        return {f"delta/{name}": self.delta[name] for name in ("norm", "cosine") if name in self.delta}
 
     def settle(self) -> None:
         self._take_in()
