@@ -25,6 +25,8 @@ from trainer.run import RoundLength
 from trainer.state import State
 from trainer.topology import distributed
 
+pytestmark = pytest.mark.long
+
 WAYS: dict[str, Gradients] = {"int8": Int8(block=8), "powersgd": PowerSGD(rank=1, start=2)}
 TOLERANCES: dict[str, tuple[Gradients, float]] = {
     "bf16": (HalfPrecision("bfloat16"), 0.01),
@@ -73,7 +75,6 @@ def test_resumed_at_a_border(ranks, way: str, size: int, tmp_path: Path):
     assert_resumed(ranks(size), "sync", 1, choices_of(way, "sync"), tmp_path)
 
 
-@pytest.mark.long
 @ways
 def test_resumed_at_a_border_with_clients_that_keep_their_state(ranks, way: str, tmp_path: Path):
     """Two silos of two, seven clients of which four take part: what a replica owes is the client's."""
@@ -99,7 +100,6 @@ def run_part_that_overflows(*arguments: Any) -> Records | None:
         return run_part(*arguments)
 
 
-@pytest.mark.long
 @ways
 def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
     """float16: nobody is left owing what is not finite, and what is owed follows the loss scale."""
@@ -116,7 +116,6 @@ def gone_on_elsewhere(choices: dict[str, Any], folder: Path) -> Records:
     return other_number_of_replicas(choices, folder)[0]
 
 
-@pytest.mark.long
 @ways
 def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
     """Left by 2 inside a round, continued by 1, which sends and owes nothing, and by 3, who share what is owed."""
@@ -160,7 +159,6 @@ def losses(batches: str, gradients: Gradients) -> list[float]:
         return [metrics["train/loss"] for metrics in records.rounds]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("batches", ["ragged", "one_left", "micro"])
 @pytest.mark.parametrize("way", TOLERANCES)

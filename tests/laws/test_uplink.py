@@ -21,6 +21,8 @@ from trainer.run import RoundLength
 from trainer.state import State
 from trainer.topology import Silos, distributed
 
+pytestmark = pytest.mark.long
+
 PACKED = ["int8", "topk", "int4_scaffold"]
 WORLDS = pytest.mark.parametrize("silos", [4, [2, 2], [3, 1]], ids=["4", "2+2", "3+1"])
 
@@ -40,7 +42,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, silos: Silos, 
     assert_bit_equal(ranks(4), name, silos, noisy_choices(name), tmp_path)
 
 
-@pytest.mark.long
 @WORLDS
 def test_silos_leave_in_the_middle_of_a_round(ranks, silos: Silos, tmp_path: Path):
     choices = noisy_choices("int8") | {"length": RoundLength(steps=9)}
@@ -81,7 +82,6 @@ def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: Sil
         torch.testing.assert_close(ours[vector], total, rtol=0, atol=1e-7)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("silos", [2, 4])
 @pytest.mark.parametrize(
     ("codec", "apart"),
