@@ -10,8 +10,8 @@ import torch
 
 from tests.laws.cases import CASES, case_run, silos_of, train
 from tests.support.runs import average, make_run
-from trainer.algorithms import FedAvg
-from trainer.plan.costs import Load, Traffic
+from trainer.algorithms import Algorithm, FedAvg, Robust, Sync
+from trainer.plan.costs import Load, Packing, Traffic
 from trainer.plan.memory import Lines
 from trainer.plan.mesh import leader_of
 from trainer.plan.rehearsal import Rehearsal
@@ -74,3 +74,26 @@ def test_memory_of_fedavg(ranks):
     (lines,) = ranks(1).run(held, [1, 1], [16, 16], {"server": average}, partial(torch.optim.SGD, lr=0.1))
     told = {"parameters and buffers", "gradients", "global parameters"}
     assert told <= set(lines) and not set(lines) & {"sums of the silo's clients", "states kept for clients"}
+
+
+def offered(sizes: list[int], algorithm: Algorithm) -> dict[str, Packing]:
+    """What each uplink makes of a round of a small model."""
+    with distributed(1):
+        run = make_run(leader_of(0, sizes, CPU), [16] * len(sizes), algorithm=algorithm)
+        return Rehearsal(run).packings()
+
+
+@pytest.mark.parametrize("silos", [2, 4])
+def test_the_bytes_of_other_uplinks_are_those_of_their_codecs(ranks, silos: int):
+    """Two silos send each other all they have, four send shares and then sums: a half, a fourth with its scales."""
+    (found,) = ranks(1).run(offered, [1] * silos, FedAvg(average))
+    assert list(found) == ["fp32", "bf16", "int8", "int4", "topk"]
+    plain = found["fp32"].between
+    assert found["bf16"].between == pytest.approx(plain / 2, rel=0.01)
+    assert plain / 4 < found["int8"].between < plain / 3.8
+    assert all((packing.seconds > 0) == (name != "fp32") for name, packing in found.items())
+
+
+def test_what_cannot_be_packed_is_not_offered(ranks):
+    assert ranks(1).run(offered, [1, 1], Robust("median")) == [{}]
+    assert ranks(1).run(offered, [1], Sync()) == [{}]

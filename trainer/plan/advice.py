@@ -34,6 +34,8 @@ def _changes(costs: Costs, now: Forecast) -> Iterator[tuple[float, str]]:
         yield _longer_rounds(costs, now)
     if costs.between and costs.can_overlap and now.steps:
         yield _overlap(costs, now)
+    if len(costs.packings) > 1 and costs.between:
+        yield _packing(costs)
     if now.averaging:
         yield _larger_batches(now)
 
@@ -55,6 +57,15 @@ def _overlap(costs: Costs, now: Forecast) -> tuple[float, str]:
     hidden = forecast(replace(costs, overlap=steps)).utilisation
     said = f"Training on while vectors are under way, algorithm=streaming with algorithm.overlap_steps={steps},"
     return hidden, f"{said} brings the utilisation to {hidden:.2f}."
+
+
+def _packing(costs: Costs) -> tuple[float, str]:
+    """By the uplink that loses least, of those that bring about as much as any."""
+    brought = {name: forecast(costs.with_uplink(name)).utilisation for name in costs.packings}
+    name = next(name for name in brought if brought[name] > max(brought.values()) - WORTH)
+    bytes_left = costs.packings[name].between / costs.traffic.between
+    said = f"uplink={name} sends {bytes_left:.0%} of the bytes between the silos, and brings the utilisation to"
+    return brought[name], f"{said} {brought[name]:.2f}."
 
 
 def _larger_batches(now: Forecast) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,14 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """What an uplink makes of a round: bytes that all silos send between them, a rank's seconds of packing."""
+
+    between: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Line:
     """A link. bandwidth: bytes a second that one end sends. latency: seconds of a sum of one number over all ends."""
 
@@ -57,13 +65,15 @@ class Line:
 class Costs:
     """All that a round's time comes of.
 
-    loads    by silo
-    paces    by the number of replicas of a silo
-    inside   the link between replicas of a silo; None where no silo has two
-    between  that of a silo to the others; None where there is one silo
-    rounds   of the run
-    overlap  steps of the next round in which what silos send may be under way
-    can_overlap  whether another choice of the algorithm's would let it be
+    loads        by silo
+    paces        by the number of replicas of a silo
+    inside       the link between replicas of a silo; None where no silo has two
+    between      that of a silo to the others; None where there is one silo
+    rounds       of the run
+    uplink       the name of the run's; empty if nothing goes over it
+    packings     by uplink, of those that the run can have
+    overlap      steps of the next round in which what silos send may be under way
+    can_overlap  whether another algorithm would do the same with more of them
     """
 
     loads: tuple[Load, ...]
@@ -72,12 +82,18 @@ class Costs:
     inside: Line | None
     between: Line | None
     rounds: int
+    uplink: str = ""
+    packings: dict[str, Packing] = field(default_factory=dict)
     overlap: int = 0
     can_overlap: bool = False
 
     @property
     def silo_sizes(self) -> tuple[int, ...]:
         return tuple(load.replicas for load in self.loads)
+
+    def with_uplink(self, name: str) -> Costs:
+        """The same run with another uplink."""
+        return replace(self, uplink=name, traffic=replace(self.traffic, between=self.packings[name].between))
 
 
 def slowest(paces: Iterable[Pace]) -> Pace:

@@ -20,7 +20,7 @@ class Forecast:
     steps      of it
     computing  its steps, with nothing sent
     averaging  gradients, inside the silo
-    passing    over memory: clients begun and ended, the silos' sums applied
+    passing    over memory: clients begun and ended, vectors packed, the silos' sums applied
     sending    the header, then the vectors between silos, and from replica to replica; what of it is waited for
     """
 
@@ -48,7 +48,8 @@ def forecast(costs: Costs, length: float = 1.0) -> Forecast:
     slow = costs.between or costs.inside
     header = slow.latency if slow else 0.0
     sending = header + max(seconds_between(costs) - under_way, 0.0) + _seconds_to_join(costs)
-    return replace(slowest, passing=slowest.passing + combination, sending=sending)
+    packing = costs.packings[costs.uplink].seconds if costs.uplink else 0.0
+    return replace(slowest, passing=slowest.passing + combination + packing, sending=sending)
 
 
 def _of_silo(costs: Costs, load: Load, length: float) -> Forecast:

@@ -16,7 +16,7 @@ from trainer.doctor.deadline import deadline
 from trainer.doctor.links import Link, measure_links
 from trainer.launch.processes import choose_threads
 from trainer.place import Place
-from trainer.plan.costs import Costs, Line, Load, Pace, Traffic, slowest
+from trainer.plan.costs import Costs, Line, Load, Pace, Packing, Traffic, slowest
 from trainer.plan.memory import Lines
 from trainer.plan.mesh import check_links, is_elsewhere, leader_of, nodes_elsewhere
 from trainer.plan.rehearsal import Rehearsal
@@ -50,6 +50,7 @@ class Played:
     pace: Pace
     loads: dict[int, Load]
     traffic: Traffic
+    packings: dict[str, Packing]
     memory: Lines
 
 
@@ -74,10 +75,20 @@ class Measuring:
         loads = tuple(played[size].loads[silo] for silo, size in enumerate(sizes))
         paces = {size: each.pace for size, each in played.items()}
         most = max(played.values(), key=lambda each: sum(each.memory.values()))
-        algorithm = most.run.algorithm
-        overlap, can_overlap = algorithm.overlap_steps, type(algorithm) in (FedAvg, Streaming)
-        costs = Costs(loads, paces, most.traffic, *self._lines(sizes), self.config.rounds, overlap, can_overlap)
-        return Plan(most.run, self.threads, costs, most.memory)
+        run, (inside, between) = most.run, self._lines(sizes)
+        costs = Costs(
+            loads=loads,
+            paces=paces,
+            traffic=most.traffic,
+            inside=inside,
+            between=between,
+            rounds=run.rounds,
+            uplink=run.uplink.name if most.packings else "",
+            packings=most.packings,
+            overlap=run.algorithm.overlap_steps,
+            can_overlap=type(run.algorithm) in (FedAvg, Streaming),
+        )
+        return Plan(run, self.threads, costs, most.memory)
 
     def _nodes(self) -> list[int]:
         """The node of each rank of the run."""
@@ -94,7 +105,7 @@ class Measuring:
         if self.wishes.seconds_per_step:
             pace = replace(pace, step=self.wishes.seconds_per_step)
         loads = {silo: rehearsal.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
-        return Played(rehearsal.run, pace, loads, rehearsal.traffic(), rehearsal.memory())
+        return Played(rehearsal.run, pace, loads, rehearsal.traffic(), rehearsal.packings(), rehearsal.memory())
 
     def _lines(self, sizes: tuple[int, ...]) -> tuple[Line | None, Line | None]:
         """The links inside the silos and between them."""

@@ -6,12 +6,14 @@ from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
-import torch
+from torch import Tensor
 
 from trainer.evaluate import fingerprint
 from trainer.packed import wire_of
-from trainer.plan.costs import Load, Pace, Traffic
+from trainer.plan.clock import clock
+from trainer.plan.costs import Load, Pace, Packing, Traffic
 from trainer.plan.memory import Lines, growth, lines_of, resident
+from trainer.plan.packing import packings, residuals
 from trainer.plan.silent import Silent
 from trainer.report import Tally
 from trainer.round import combine
@@ -30,13 +32,14 @@ class Rehearsal:
         self.process = resident()  # bytes, of which the model is a part only where it is in the same memory
         if run.topology.device.type == "cpu":
             self.process -= sum(parameter.nbytes for parameter in run.module.parameters())
-        self.run, self.silo = run, run.topology.silo
+        self.run, self.silo, self.device = run, run.topology.silo, run.topology.device
         first = self.round = self.first = run.round(min(run.length.synchronous, run.rounds - 1))
         clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
         self.clients = clients[:MOST_CLIENTS]
         self.wire = Silent(wire_of(run.topology, run.uplink), run.topology.num_silos, len(first.cohort))
         self.state = State(run, wire=self.wire)
         self.joined = self.sent = 0
+        self.vectors: list[Tensor] = []
         self._play(0.0)  # the first one is slow, and makes what later ones find
 
     def pace(self, seconds: float) -> Pace:
@@ -51,13 +54,19 @@ class Rehearsal:
         """What a round would have sent, at most."""
         return Traffic(sum(parameter.nbytes for parameter in self.state.model.trainable), self.joined, self.sent)
 
+    def packings(self) -> dict[str, Packing]:
+        """What each uplink makes of that."""
+        return packings(self.run, self.vectors)
+
     def memory(self) -> Lines:
         """What this rank holds in the middle of a round."""
         self.run.algorithm.begin_round(self.round)
         for client in self.clients[:-1]:
             self._end(self._train(client, 0.0)[0])
-        step = growth(self.run.topology.device, lambda: self._train(self.clients[-1], 0.0))
-        return lines_of(self.state, self.wire, self.load(self.silo).clients, step, self.process)
+        step = growth(self.device, lambda: self._train(self.clients[-1], 0.0))
+        lines = lines_of(self.state, self.wire, self.load(self.silo).clients, step, self.process)
+        kept = residuals(self.run, self.vectors)
+        return lines | ({"residuals of the uplink": kept} if kept else {})
 
     def load(self, silo: int) -> Load:
         """What a silo, of as many replicas as this one, does in the first round that is as long as most are."""
@@ -75,7 +84,7 @@ class Rehearsal:
 
     def _play(self, seconds: float) -> Pace:
         """A round in which each client trains for so long, and one step at least."""
-        began = self._clock()
+        began = clock(self.device)
         self.run.algorithm.begin_round(self.round)
         tally, training = Tally(self.run, self.round, self.state.model.statistics), 0.0
         for client in self.clients:
@@ -84,9 +93,9 @@ class Rehearsal:
             tally.add(work, self._end(work))
         if self.run.evaluates(self.round.index):
             fingerprint(self.state.model)
-        trained = self._clock()
+        trained = clock(self.device)
         combine(self.state, self.round, tally)
-        ended = self._clock()
+        ended = clock(self.device)
         self._turn()
         steps = sum(work.steps for work in tally.works)
         overhead = trained - began - training
@@ -94,8 +103,10 @@ class Rehearsal:
 
     def _turn(self) -> None:
         """Goes on to the next round, with the same clients; after the last one to the first again."""
-        self.sent, self.joined = max(self.sent, self.wire.bytes_sent), max(self.joined, self.wire.bytes_joined)
-        self.wire.bytes_sent = self.wire.bytes_joined = 0
+        if self.wire.bytes_sent > self.sent:
+            self.sent, self.vectors = self.wire.bytes_sent, self.wire.vectors
+        self.joined = max(self.joined, self.wire.bytes_joined)
+        self.wire.forget()
         index = self.round.index + 1
         self.round = replace(self.round, index=index if index < self.run.rounds else self.first.index)
 
@@ -103,19 +114,14 @@ class Rehearsal:
         """A client's work, and the seconds that its steps took."""
         trainer, contact = self.state.trainer, self.state.contact
         work = trainer.begin(client)
-        began = self._clock()
+        began = clock(self.device)
         contact.finish_at = began + seconds
         trainer.train(work, self.round, int(self.state.participations[client]), None, lambda work, wish: False)
         trainer.vote.close()
-        return work, self._clock() - began
+        return work, clock(self.device) - began
 
     def _end(self, work: Work) -> float:
         """The norm of the client's delta, which is among this silo's sums now."""
         norm = self.run.algorithm.contribute(work)
         self.state.trainer.commit(work.client)
         return norm
-
-    def _clock(self) -> float:
-        if self.run.topology.device.type == "cuda":
-            torch.cuda.synchronize()
-        return perf_counter()

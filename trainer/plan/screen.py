@@ -30,7 +30,7 @@ def show(plan: Plan, console: Console) -> None:
         ("bytes sent", "by a rank", "by a silo", "by all"): _bytes(plan.costs),
         ("memory of a rank", "bytes"): _memory(plan),
         ("seconds of a round", "", ""): _parts(forecast(plan.costs)),
-        ("steps of a round", "seconds", "utilisation"): _lengths(plan.costs),
+        ("steps of a round", "seconds", "utilisation", *_others(plan.costs)): _lengths(plan.costs),
     }
     for headings, rows in tables.items():
         if rows:
@@ -121,16 +121,27 @@ def _parts(now: Forecast) -> list[Sequence[str]]:
 def _lengths(costs: Costs) -> list[Sequence[str]]:
     """Rounds of several lengths; one, if a round ends without a combination."""
     lengths = LENGTHS if costs.traffic.between else (1.0,)
-    forecasts = {each.steps: each for each in (forecast(costs, length) for length in lengths)}
-    return [
-        (f"{steps:,}", _seconds(each.seconds), f"{each.utilisation:.2f}") for steps, each in sorted(forecasts.items())
-    ]
+    forecasts = {forecast(costs, length).steps: length for length in lengths}
+    return [(f"{steps:,}", *_of_length(costs, length)) for steps, length in sorted(forecasts.items())]
+
+
+def _of_length(costs: Costs, length: float) -> Iterable[str]:
+    """Seconds and utilisation, and the utilisation with each other uplink."""
+    now = forecast(costs, length)
+    others = [forecast(costs.with_uplink(name), length) for name in _others(costs)]
+    return _seconds(now.seconds), *(f"{each.utilisation:.2f}" for each in (now, *others))
+
+
+def _others(costs: Costs) -> list[str]:
+    """The uplinks that the run could have too."""
+    return [name for name in costs.packings if name != costs.uplink] if costs.between else []
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    width = FIRST_WIDTH if len(headings) < 5 else 0
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left", min_width=0 if place else FIRST_WIDTH)
+        table.add_column(Text(heading), justify="right" if place else "left", min_width=0 if place else width)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -13,19 +13,27 @@ from trainer.wires import Arrivals, Rule, Wire, shifted, width_of
 
 
 class Silent:
-    """What comes in is what went out, and what the wire in its place would send is counted.
+    """What comes in is what went out, and what the wire in its place would move is noted.
 
     rows          of a round, that all silos would bring to be combined by columns
+    vectors       that were to be summed, without their numbers
+    bytes_sent    by all silos, between them
     bytes_joined  of the vectors that were made whole inside the silo
     bytes_held    of the rows, where they are combined
     """
 
-    seconds_waited = 0.0
     stateful = False
+    seconds_waited = 0.0
 
     def __init__(self, wire: Wire, num_silos: int, rows: int):
         self.wire, self.unit, self.num_silos, self.rows = wire, wire.unit, num_silos, rows
-        self.bytes_sent = self.bytes_joined = self.bytes_held = 0
+        self.bytes_held = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Notes anew."""
+        self.vectors: list[Tensor] = []
+        self.bytes_sent = self.bytes_joined = 0
 
     def begin_round(self, round: Round) -> None:
         pass
@@ -37,8 +45,9 @@ class Silent:
         return self.wire.bytes_of(vector)
 
     def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
+        self.vectors.append(torch.empty_like(vector, device="meta"))
         self.bytes_sent += self.bytes_of(vector)
-        parts = (part for part in self.parts(len(vector)) if part.stop > part.start)
+        parts = [part for part in self.parts(len(vector)) if part.stop > part.start]
         return ((shifted(part, offset), vector[part]) for part in parts)
 
     def join(self, vector: Tensor) -> Tensor:
