@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tests.laws.cases import CASES, case_run, silos_of, train
 from tests.support.runs import average, make_run
 from trainer.algorithms import Algorithm, FedAvg, Robust, Sync
+from trainer.gradients import Gradients, HalfPrecision, PowerSGD
 from trainer.plan.costs import Load, Packing, Traffic
 from trainer.plan.memory import Lines
 from trainer.plan.mesh import leader_of
@@ -18,7 +20,7 @@ from trainer.plan.rehearsal import Rehearsal
 from trainer.run import RoundLength
 from trainer.topology import distributed, silo_sizes
 
-SILOS = [[1, 1], [2, 2], [3, 1]]
+OTHER_SILOS = [(name, silos) for silos in ([1, 1], [3, 1]) for name in ("fedavg", "scaffold", "diloco", "krum", "int8")]
 CPU = torch.device("cpu")
 MLP_PARAMETERS = 784 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
 
@@ -36,8 +38,7 @@ def foretold(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tupl
     return traffic.pop(), loads
 
 
-@pytest.mark.parametrize("silos", SILOS, ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "silos"), [*((name, [2, 2]) for name in CASES), *OTHER_SILOS], ids=str)
 def test_bytes_and_steps_are_those_that_are_reported(ranks, name: str, silos: list[int]):
     """Of all silos together, in a run of two rounds."""
     choices = {"length": RoundLength(epochs=2)} if name not in ("fedsgd", "scaffold") else {}
@@ -47,6 +48,18 @@ def test_bytes_and_steps_are_those_that_are_reported(ranks, name: str, silos: li
     assert traffic.between == first["bytes_between_silos"]
     assert sum(load.steps for load in loads) == first["round/steps"]
     assert sum(load.examples for load in loads) == first["round/examples"]
+
+
+def foretold_with(gradients: Gradients) -> int:
+    with distributed(1):
+        return Rehearsal(make_run(leader_of(0, [2], CPU), [16], gradients=gradients)).traffic().gradients
+
+
+def test_gradients_in_few_bytes_can_be_planned_without_their_replicas(ranks):
+    """Half of 4 bytes a number; thin matrices of 4 columns, and vectors as they are."""
+    assert ranks(1).run(foretold_with, HalfPrecision()) == [2 * MLP_PARAMETERS]
+    thin = 4 * (784 + 32) + 4 * (32 + 32) + 32 * 10
+    assert ranks(1).run(foretold_with, PowerSGD(rank=4)) == [4 * (thin + 32 + 32 + 10)]
 
 
 def held(sizes: list[int], clients: list[int], slots: dict[str, Any], optimizer: Any) -> Lines:
@@ -76,17 +89,17 @@ def test_memory_of_fedavg(ranks):
     assert told <= set(lines) and not set(lines) & {"sums of the silo's clients", "states kept for clients"}
 
 
-def offered(sizes: list[int], algorithm: Algorithm) -> dict[str, Packing]:
+def offered(sizes: list[int], algorithm: Callable[[], Algorithm]) -> dict[str, Packing]:
     """What each uplink makes of a round of a small model."""
     with distributed(1):
-        run = make_run(leader_of(0, sizes, CPU), [16] * len(sizes), algorithm=algorithm)
+        run = make_run(leader_of(0, sizes, CPU), [16] * len(sizes), algorithm=algorithm())
         return Rehearsal(run).packings()
 
 
 @pytest.mark.parametrize("silos", [2, 4])
 def test_the_bytes_of_other_uplinks_are_those_of_their_codecs(ranks, silos: int):
     """Two silos send each other all they have, four send shares and then sums: a half, a fourth with its scales."""
-    (found,) = ranks(1).run(offered, [1] * silos, FedAvg(average))
+    (found,) = ranks(1).run(offered, [1] * silos, partial(FedAvg, average))
     assert list(found) == ["fp32", "bf16", "int8", "int4", "topk"]
     plain = found["fp32"].between
     assert found["bf16"].between == pytest.approx(plain / 2, rel=0.01)
@@ -95,5 +108,5 @@ def test_the_bytes_of_other_uplinks_are_those_of_their_codecs(ranks, silos: int)
 
 
 def test_what_cannot_be_packed_is_not_offered(ranks):
-    assert ranks(1).run(offered, [1, 1], Robust("median")) == [{}]
-    assert ranks(1).run(offered, [1], Sync()) == [{}]
+    assert ranks(1).run(offered, [1, 1], partial(Robust, "median")) == [{}]
+    assert ranks(1).run(offered, [1], Sync) == [{}]

@@ -248,3 +248,38 @@ def test_a_block_that_cannot_be_packed_is_refused(block: int):
 def test_powersgd_names_all_that_is_too_small():
     with pytest.raises(ValueError, match="gradients.rank=0\n.*\ngradients.start=1\n"):
         PowerSGD(rank=0, start=1)
+
+
+# Bytes
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        (FullPrecision(), 4 * 600 + 4 * 20),
+        (HalfPrecision(), 2 * 620),
+        (Int8(block=100), 620 + 4 * 7),
+        (PowerSGD(rank=3), 4 * 3 * (20 + 30) + 4 * 20),
+        (PowerSGD(rank=6), 4 * 620),
+    ],
+    ids=["fp32", "bf16", "int8", "powersgd", "powersgd that would not save half"],
+)
+def test_the_size_of_a_matrix_of_20_times_30_and_a_vector_of_20(way: Gradients, expected: int):
+    """Seven blocks with a scale each; thin matrices of 20 and 30 rows, and the vector as it is."""
+    assert way.size([torch.zeros(20, 30), torch.zeros(20)]) == expected
+
+
+def numbers_sent(topology: Topology) -> tuple[int, int]:
+    """What torch's hook counts of the second step that it makes thin, in float32, and what is foretold."""
+    way = PowerSGD(rank=1, start=2)
+    silo = Silo(way, topology)
+    counted = []
+    for given in decreed(topology.replica, 4):
+        silo.step(given)
+        counted.append(silo.gradients.hook.total_numel_after_compression)  # pyright: ignore
+    return 4 * (counted[3] - counted[2]), way.size([torch.zeros(shape) for shape in SHAPES])
+
+
+def test_the_size_of_thin_matrices_is_what_the_hook_counts(ranks):
+    for counted, foretold in ranks(2).run(in_silo, numbers_sent):
+        assert counted == foretold < 4 * sum(torch.zeros(shape).numel() for shape in SHAPES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.scaler import Scaler
@@ -20,6 +21,10 @@ class Gradients(Protocol):
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
         """Has the module average its gradients in this way. Forgets all state."""
+        ...
+
+    def size(self, gradients: Sequence[Tensor]) -> int:
+        """The bytes of a replica's gradients on their way; of R replicas each sends 2 (R - 1) / R times as many."""
         ...
 
     def revoke(self) -> None:
@@ -44,6 +49,9 @@ class FullPrecision:
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
         pass
+
+    def size(self, gradients: Sequence[Tensor]) -> int:
+        return sum(gradient.nbytes for gradient in gradients)
 
     def revoke(self) -> None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +32,9 @@ class HalfPrecision:
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
         # Registered by its own name, torch refuses the hook for bfloat16 where there is no NCCL; gloo can do it.
         ddp.register_comm_hook(topology.silo_group, lambda group, bucket: self.hook(group, bucket))
+
+    def size(self, gradients: Sequence[Tensor]) -> int:
+        return 2 * sum(gradient.numel() for gradient in gradients)
 
     def revoke(self) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportU
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer import comm
-from trainer.gradients.blocks import pack, unpack
+from trainer.gradients.blocks import SCALE_BYTES, pack, unpack
 from trainer.gradients.residual import Residual, mean_of
 from trainer.scaler import Scaler
 from trainer.topology import Topology
@@ -55,6 +56,10 @@ class Int8:
         self.residual = Residual(ddp.module, scaler, self.block * topology.num_replicas)
         self.sendings: list[Sending] = []
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
+
+    def size(self, gradients: Sequence[Tensor]) -> int:
+        numbers = sum(gradient.numel() for gradient in gradients)
+        return numbers + SCALE_BYTES * math.ceil(numbers / self.block)
 
     def revoke(self) -> None:
         self.residual.revoke()

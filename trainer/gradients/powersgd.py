@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.scaler import Scaler
 from trainer.topology import Topology
 
+WORTH = 2  # times fewer numbers: a matrix of which it leaves more is sent as it is
 EPSILON = 1e-8  # beside the norm of a column, so that a matrix of zeros is not divided by zero
 
 
@@ -45,6 +46,10 @@ class PowerSGD:
         self.load_state_dict({})
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
 
+    def size(self, gradients: Sequence[Tensor]) -> int:
+        # After the first steps, and by the rule of the hook.
+        return sum(gradient.element_size() * self._numbers_of(gradient) for gradient in gradients)
+
     def revoke(self) -> None:
         self.hook.error_dict, self.hook.p_memory_dict, self.hook.q_memory_dict = self.before
 
@@ -60,7 +65,7 @@ class PowerSGD:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        options: dict[str, Any] = {"orthogonalization_epsilon": EPSILON}
+        options: dict[str, Any] = {"orthogonalization_epsilon": EPSILON, "min_compression_rate": WORTH}
         hook = PowerSGDState(self.group, self.rank, self.start, **options)
         self.hook, self.loss_scale = hook, state.get("loss_scale", self.scaler.loss_scale)
         if state:
@@ -78,6 +83,12 @@ class PowerSGD:
             bucket: torch.stack([state["errors"][bucket] for state in states]).mean(0) for bucket in states[0]["errors"]
         }
         return states[0] | {"errors": errors}
+
+    def _numbers_of(self, gradient: Tensor) -> int:
+        rows = gradient.shape[0]
+        columns = gradient.numel() // rows
+        thin = min(rows, columns, self.rank) * (rows + columns)
+        return thin if WORTH * thin < gradient.numel() else gradient.numel()
 
     def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         if bucket.index() == 0:

@@ -9,6 +9,7 @@ from time import perf_counter
 from torch import Tensor
 
 from trainer.evaluate import fingerprint
+from trainer.gradients import FullPrecision
 from trainer.packed import wire_of
 from trainer.plan.clock import clock
 from trainer.plan.costs import Load, Pace, Packing, Traffic
@@ -37,7 +38,8 @@ class Rehearsal:
         clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
         self.clients = clients[:MOST_CLIENTS]
         self.wire = Silent(wire_of(run.topology, run.uplink), run.topology.num_silos, len(first.cohort))
-        self.state = State(run, wire=self.wire)
+        # What packs gradients would look for the replicas that are not there.
+        self.state = State(replace(run, gradients=FullPrecision()), wire=self.wire)
         self.joined = self.sent = 0
         self.vectors: list[Tensor] = []
         self._play(0.0)  # the first one is slow, and makes what later ones find
@@ -52,7 +54,7 @@ class Rehearsal:
 
     def traffic(self) -> Traffic:
         """What a round would have sent, at most."""
-        return Traffic(sum(parameter.nbytes for parameter in self.state.model.trainable), self.joined, self.sent)
+        return Traffic(self.run.gradients.size(self.state.model.trainable), self.joined, self.sent)
 
     def packings(self) -> dict[str, Packing]:
         """What each uplink makes of that."""

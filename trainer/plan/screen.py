@@ -48,7 +48,7 @@ def size(value: float) -> str:
     ['0 B', '999 B', '172.3 kB', '3.5 GB']
     """
     power = min(int(math.log10(value)) // 3, len(UNITS) - 1) if value >= 1 else 0
-    return f"{value / 1000**power:.{1 if power else 0}f} {UNITS[power]}"
+    return f"{value / 1000**power:.4g} {UNITS[power]}"
 
 
 def _facts(plan: Plan) -> Iterable[tuple[str, str]]:
