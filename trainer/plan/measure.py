@@ -109,18 +109,18 @@ class Measuring:
 
     def _lines(self, sizes: tuple[int, ...]) -> tuple[Line | None, Line | None]:
         """The links inside the silos and between them."""
-        wishes, rest = self.wishes, 2 * (len(sizes) - 1)
+        wishes, messages = self.wishes, 2 * (len(sizes) - 1)  # in a row, of a sum around a ring
         inside = between = None
         if wishes.bandwidth_inside:
             inside = Line(wishes.bandwidth_inside, 0.0, is_measured=False)
         if wishes.bandwidth:
-            between = Line(wishes.bandwidth, rest * (wishes.latency or 0.0), is_measured=False)
+            between = Line(wishes.bandwidth, messages * (wishes.latency or 0.0), is_measured=False)
         if (max(sizes) > 1 and not inside) or (len(sizes) > 1 and not between):
             links = {link.name: Line(link.bandwidth, link.latency, is_measured=True) for link in self._links()}
             inside = inside or links.get("inside silos")
             between = between or links.get("between silos")
         if between and wishes.latency:
-            between = replace(between, latency=rest * wishes.latency)
+            between = replace(between, latency=messages * wishes.latency)
         return (inside if max(sizes) > 1 else None), (between if len(sizes) > 1 else None)
 
     def _links(self) -> list[Link]:
