@@ -1,7 +1,8 @@
 """How fast a synchronous step is, beside the hand-written DistributedDataParallel loop: python -m scripts.bench_step
 
 Two workers of one thread each run both sides in turn. Ours is a round with its normal logging (console, metrics.jsonl,
-TensorBoard), without evaluation and checkpoints, which the hand-written loop does not have.
+TensorBoard), without evaluation and checkpoints, which the hand-written loop does not have. With --gradients ours sends
+them in another way; the hand-written loop always sends them as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scripts import handwritten
 from scripts.duel import Side, duel, in_workers, machine
 from trainer.algorithms import Sync
 from trainer.data import Arrays, Clients, Source, Splits, Windows
+from trainer.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
 from trainer.metrics import Console, JsonLines, Sink, TensorBoard
 from trainer.models import GPT, MLP, DigitsCNN
 from trainer.round import train_round
@@ -75,7 +77,16 @@ CASES = {
 }
 
 
-def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int) -> None:
+GRADIENTS: dict[str, Callable[[], Gradients]] = {
+    "fp32": FullPrecision,
+    "bf16": HalfPrecision,
+    "fp16": partial(HalfPrecision, "float16"),
+    "int8": Int8,
+    "powersgd": partial(PowerSGD, start=2),
+}
+
+
+def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int, gradients: Gradients) -> None:
     """Prints the rates of both sides in examples per second."""
     batch_size = case.examples_per_rank * topology.world_size
     source, optimizer = case.source(), partial(torch.optim.SGD, lr=0.01)
@@ -91,6 +102,7 @@ def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
         batch_size=batch_size,
         length=RoundLength(steps=case.steps),
         evaluate_every=10**6,
+        gradients=gradients,
     )
     state = State(run)
     with ExitStack() as stack:
@@ -127,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--pairs", type=int, default=11)
+    parser.add_argument("--gradients", choices=GRADIENTS, default="fp32")
     choices = parser.parse_args()
     if not in_workers("scripts.bench_step"):
         return
@@ -134,7 +147,7 @@ def main() -> None:
         if topology.rank == 0:
             print(machine())
         for name in choices.cases:
-            compare(name, CASES[name], topology, Path(folder), choices.pairs)
+            compare(name, CASES[name], topology, Path(folder), choices.pairs, GRADIENTS[choices.gradients]())
 
 
 if __name__ == "__main__":
