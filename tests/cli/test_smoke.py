@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.command import Shell, work
-from trainer.compose import compose_tree
+from trainer.compose import CONF, compose_tree
 from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
 from trainer.start import newest_whole
@@ -49,6 +49,13 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2 * clients
     newest = newest_whole(tmp_path / "checkpoints")
     assert newest is not None and newest.folder.name == "round-000002"
+
+
+@pytest.mark.parametrize("gradients", sorted(path.stem for path in (CONF / "gradients").glob("*.yaml")))
+def test_every_way_of_averaging_gradients(ranks, gradients: str, tmp_path: Path) -> None:
+    """On two replicas, with a resume between the two steps."""
+    ranks(2).run(work, ["run.smoke=true", f"gradients={gradients}", f"run_dir={tmp_path}"])
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
 
 
 def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:

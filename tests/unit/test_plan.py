@@ -283,16 +283,17 @@ def test_a_silent_wire_gives_back_and_counts_what_would_be_sent():
 
 
 def test_growth_is_what_was_held_at_once():
-    """8 MB, then 16 together with what is left of them: not what was held before, nor what is given back."""
-    held = [torch.ones(8 * 2**20)]
+    """256 MiB together, of pieces that each are a mapping: not what was held before, nor what is given back."""
+    piece = 2**24  # numbers, 64 MiB
+    held = [torch.ones(piece)]
 
     def action() -> None:
-        held.append(torch.ones(2 * 2**20))
-        held.append(torch.ones(4 * 2**20))
+        held.append(torch.ones(piece))
+        held.append(torch.ones(3 * piece))
         del held[1:]
-        torch.ones(2**20)
+        torch.ones(piece)
 
-    assert growth(torch.device("cpu"), action) == pytest.approx(24 * 2**20, rel=0.1)
+    assert growth(torch.device("cpu"), action) == pytest.approx(4 * 4 * piece, rel=0.05)
 
 
 def test_tensors_are_found_in_trees():

@@ -1,37 +1,37 @@
-"""Numbers in blocks of int8 with a scale each, as bytes that may be cut between any two blocks."""
+"""Vectors as blocks of int8 with a scale each, in bytes that may be cut between any two blocks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-LARGEST = 127
+from trainer.codecs.blocks import LARGEST, count_blocks, pack_blocks, unpack_blocks
+
+LEVELS = 127
 SCALE_BYTES = 4
 
 
-def pack(values: Tensor) -> Tensor:
-    """The bytes [n, b + 4] of blocks [n, b] of floats, b divisible by 4: b numbers as int8, and their float32 scale.
+def pack(values: Tensor, block: int) -> Tensor:
+    """The bytes [n, block + 4] of a vector [n block]: each block's numbers as int8, and their float32 scale.
 
-    q = round(x / s) with s = max|x| / 127: each is off by at most max|x| / 254, max|x| being that of its block. A block
-    with a number that is not finite has the scale NaN.
+    q = round(x / s) with s = max|x| / 127: each is off by 0.51 s at most, max|x| being that of its block. A block with
+    a number that is not finite, or beyond 2^126, has the scale NaN, and so has all that is unpacked of it.
     """
-    block = values.shape[1]
-    packed = torch.empty(len(values), block + SCALE_BYTES, dtype=torch.uint8, device=values.device)
-    numbers, scales = _views(packed)
-    largest = values.abs().amax(1, keepdim=True)
-    # Far below the smallest scale nothing is worth sending, and a block of zeros must not be divided by zero.
-    scale = (largest / LARGEST).float().clamp_(min=torch.finfo(torch.float32).tiny)
-    scales.copy_(torch.where(scale.isfinite(), scale, torch.nan))
-    numbers.copy_(torch.div(values, scale).round_())
+    packed = torch.empty(len(values) // block, block + SCALE_BYTES, dtype=torch.uint8, device=values.device)
+    scales, numbers = _views(packed)
+    pack_blocks(values, scales, numbers, block, LEVELS, Tensor.round_)
+    scales.masked_fill_(scales > LARGEST / LEVELS / 2, torch.nan)
     return packed
 
 
-def unpack(packed: Tensor) -> Tensor:
-    """The numbers [n, b] of packed blocks [n, b + 4], in float32."""
-    numbers, scales = _views(packed)
-    return numbers.to(torch.float32).mul_(scales)  # one operation on int8 and float32 takes five times as long
+def unpack(packed: Tensor, values: Tensor) -> Tensor:
+    """The vector [count], now with the numbers of the packed blocks [n, block + 4] that it has room for."""
+    block = packed.shape[1] - SCALE_BYTES
+    scales, numbers = _views(packed[: count_blocks(len(values), block)])
+    unpack_blocks(scales, numbers, values, block, lambda number: number)
+    return values
 
 
 def _views(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers [n, b] and the scales [n, 1]."""
-    return packed[:, :-SCALE_BYTES].view(torch.int8), packed[:, -SCALE_BYTES:].view(torch.float32)
+    """The scales [n] and the numbers [n, block]."""
+    return packed[:, -SCALE_BYTES:].view(torch.float32).squeeze(1), packed[:, :-SCALE_BYTES].view(torch.int8)

@@ -14,6 +14,7 @@ from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportU
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer import comm
+from trainer.codecs.blocks import check_block
 from trainer.gradients.blocks import SCALE_BYTES, pack, unpack
 from trainer.gradients.residual import Residual, mean_of
 from trainer.scaler import Scaler
@@ -22,7 +23,7 @@ from trainer.topology import Topology
 
 @dataclass
 class Sending:
-    """A bucket on its way: its gradients, what is owed of them, the bytes that come in, and what waits for the end."""
+    """A bucket on its way: what becomes its mean, what is owed of it, the bytes that come in, and what waits for it."""
 
     gradients: Tensor
     owed: Tensor
@@ -43,12 +44,11 @@ class Int8:
     it, whose share in the mean is 1 / R. With m the largest |gradient| of a block, what is missing of the mean stays
     below m / 250 between two replicas, and below m / 120 between more, however many steps are made.
 
-    Raises ValueError when the block is not a multiple of 4.
+    Raises ValueError when the block is not a multiple of 8.
     """
 
     def __init__(self, block: int = 256):
-        if block < 4 or block % 4:
-            raise ValueError(f"gradients.block={block}\n  valid: a multiple of 4 from 4")
+        check_block("gradients", block)
         self.block = block
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
@@ -79,11 +79,10 @@ class Int8:
         All are ended with the last one, in their order: in callbacks, gloo would call the second collective of one
         bucket before or after the first of another as chance has it, on each replica in its own way.
         """
-        owed = self.residual.plus_gradients(bucket)
-        packed = pack(owed.view(-1, self.block))
-        owed.sub_(unpack(packed).view(-1))
+        owed, gradients = self.residual.plus_gradients(bucket), bucket.buffer()
+        packed = pack(owed, self.block)
+        owed[: len(gradients)].sub_(unpack(packed, gradients))
         received, work = self._start_exchange(packed)
-        gradients = bucket.buffer()
         future = torch.futures.Future(devices=[gradients.device] if gradients.is_cuda else [])
         self.sendings.append(Sending(gradients, owed, received, work, future))
         if bucket.is_last():
@@ -92,43 +91,44 @@ class Int8:
 
     def _end(self) -> None:
         sendings, self.sendings = self.sendings, []
-        means = [self._mean(sending) for sending in sendings]
-        if self.topology.num_replicas > 2:
-            gathered = [self._start_gather(mean, sending) for mean, sending in zip(means, sendings, strict=True)]
-            means = [_unpacked(*gathering) for gathering in gathered]
-        for mean, sending in zip(means, sendings, strict=True):
-            sending.gradients.copy_(mean[: len(sending.gradients)])
+        if self.topology.num_replicas == 2:
+            for sending in sendings:
+                self._add_other(sending)
+        else:
+            gathers = [self._start_gather_of_mean(sending) for sending in sendings]
+            for sending, (received, work) in zip(sendings, gathers, strict=True):
+                work.wait()
+                unpack(received, sending.gradients)
+        for sending in sendings:
             sending.future.set_result(sending.gradients)
 
     def _start_exchange(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
-        """Two replicas: the bytes of both, one after the other. More: all that they have of this one's part."""
+        """Two replicas: the bytes of both. More: the bytes that all have for the part that this one sums."""
         if self.topology.num_replicas == 2:
-            return self._gather(packed)
+            return self._start_gather(packed)
         received = torch.empty_like(packed)
         work = dist.all_to_all_single(received, packed, group=self.topology.silo_group, async_op=True)
         assert work is not None
         return received, work
 
-    def _mean(self, sending: Sending) -> Tensor:
-        """The mean over the replicas of what was received from them."""
-        return _unpacked(sending.received, sending.work).view(self.topology.num_replicas, -1).mean(0)
+    def _add_other(self, sending: Sending) -> None:
+        """Makes the mean of what this replica has sent, which the gradients are now, and what the other one has."""
+        sending.work.wait()
+        other = sending.received.chunk(2)[1 - self.topology.replica]
+        sending.gradients.add_(unpack(other, torch.empty_like(sending.gradients))).mul_(0.5)
 
-    def _start_gather(self, mean: Tensor, sending: Sending) -> tuple[Tensor, dist.Work]:
-        """Sends this replica's part of the mean to all, and notes what is lost of it."""
-        packed = pack(mean.view(-1, self.block))
-        lost = mean.sub_(unpack(packed).view(-1))
+    def _start_gather_of_mean(self, sending: Sending) -> tuple[Tensor, dist.Work]:
+        """Begins to send the mean of this replica's part to all; what is lost of it, the replica owes."""
         replicas, replica = self.topology.num_replicas, self.topology.replica
-        sending.owed.view(replicas, -1)[replica].add_(lost, alpha=replicas)
-        return self._gather(packed)
+        sending.work.wait()
+        mean = unpack(sending.received, torch.empty_like(sending.owed)).view(replicas, -1).mean(0)
+        packed = pack(mean, self.block)
+        mean.sub_(unpack(packed, torch.empty_like(mean)))
+        sending.owed.view(replicas, -1)[replica].add_(mean, alpha=replicas)
+        return self._start_gather(packed)
 
-    def _gather(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
+    def _start_gather(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
         received = packed.new_empty(self.topology.num_replicas * len(packed), packed.shape[1])
         work = comm.all_gather(received, packed, group=self.topology.silo_group, async_op=True)
         assert work is not None
         return received, work
-
-
-def _unpacked(received: Tensor, work: dist.Work) -> Tensor:
-    """The numbers, as one vector, when they have come."""
-    work.wait()
-    return unpack(received).view(-1)

@@ -41,7 +41,7 @@ class PowerSGD:
         self.rank, self.start = rank, start
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
-        self.scaler = scaler
+        self.scaler, self.device = scaler, topology.device
         self.group = topology.silo_group if topology.device.type == "cuda" else InTurn(topology.silo_group)
         self.load_state_dict({})
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
@@ -70,9 +70,8 @@ class PowerSGD:
         self.hook, self.loss_scale = hook, state.get("loss_scale", self.scaler.loss_scale)
         if state:
             hook.iter = state["iteration"]
-            hook.error_dict = _numbered(state["errors"])
-            # These are written to.
-            hook.p_memory_dict, hook.q_memory_dict = _copies(_numbered(state["p"])), _copies(_numbered(state["q"]))
+            hook.error_dict, p, q = (_numbered(state[name], self.device) for name in ("errors", "p", "q"))
+            hook.p_memory_dict, hook.q_memory_dict = _copies(p), _copies(q)  # the hook writes to them
             *key, position = state["generator"].tolist()
             hook.rng.set_state(hook.rng.get_state(legacy=False) | {"state": {"key": key, "pos": position}})
         self._remember()
@@ -147,5 +146,5 @@ def _named(by_bucket: dict[int, Tensor]) -> dict[str, Tensor]:
     return {str(index): tensor for index, tensor in by_bucket.items()}
 
 
-def _numbered(by_name: dict[str, Tensor]) -> dict[int, Tensor]:
-    return {int(name): tensor for name, tensor in by_name.items()}
+def _numbered(by_name: dict[str, Tensor], device: torch.device) -> dict[int, Tensor]:
+    return {int(name): tensor.to(device) for name, tensor in by_name.items()}
