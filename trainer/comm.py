@@ -67,6 +67,13 @@ def start_sum_of_slices(part: Tensor, topology: Topology) -> Pending:
     return Pending(part, part, work)
 
 
+def start_broadcast_of_slices(part: Tensor, topology: Topology) -> Pending:
+    """Begins to bring the first silo's numbers to those with the same slice in the others, in place."""
+    work = dist.broadcast(part, src=topology.replica, group=topology.between_group, async_op=True)
+    assert work is not None
+    return Pending(part, part, work)
+
+
 def start_gather_of_slices(row: Tensor, topology: Topology) -> Pending:
     """Begins to bring a row of bytes [n] to those with the same slice in the other silos: [S, n], by silo."""
     rows = row.new_empty(topology.num_silos * len(row))

@@ -136,6 +136,12 @@ def resized(vector: Tensor, length: int) -> Tensor:
     return torch.cat([vector[:length], vector.new_zeros(max(length - len(vector), 0))])
 
 
+def places_of(module: nn.Module, is_shared: Callable[[str], bool] = everything) -> list[tuple[int, torch.Size]]:
+    """Where in a FlatModel's shared vector each of its parameters starts, and the parameter's shape."""
+    parameters = [p for name, p in module.named_parameters() if p.requires_grad and is_shared(name)]
+    return list(zip(_places(parameters)[0], (p.shape for p in parameters), strict=True))
+
+
 class Statistics:
     """The buffers that are combined between ranks, as one float64 vector that may be averaged.
 

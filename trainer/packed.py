@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer import comm
-from trainer.codecs import Codec, Full, Uplink
+from trainer.codecs import Codec
 from trainer.cohort import Round
 from trainer.comm import Pending
 from trainer.residuals import Kind, Residuals
 from trainer.topology import Topology
-from trainer.wires import Arrivals, Plain, Rule, Wire, parts_of, shifted
-
-T = TypeVar("T")
+from trainer.wires import Arrivals, Plain, Rule, one_behind, parts_of, shifted
 
 FEW = 3  # silos, each of which may well add up what all send
 
@@ -64,7 +62,7 @@ class Packed:
     def parts(self, length: int) -> list[slice]:
         return self.plain.parts(length)
 
-    def bytes_of(self, vector: Tensor) -> int:
+    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
         silos, slices = self.topology.num_silos, self.topology.num_slices
         firsts = [self._spans(part)[0] for part in parts_of(slice(0, len(vector) // slices))]
         rows = sum(self.codec.size(first.stop - first.start) for first in firsts)
@@ -74,7 +72,7 @@ class Packed:
         pieces = [Piece(name, shifted(part, offset), vector[part]) for part in self.parts(len(vector))]
         pieces = [piece for piece in pieces if len(piece.values)]
         if self.topology.num_silos == 1:
-            return ((piece.place, self._with_residual(piece)) for piece in pieces)
+            return ((piece.place, self.residuals.flush(name, piece.place.start, piece.values)) for piece in pieces)
         self.bytes_sent += self.bytes_of(vector)
         return self._start_sharing(pieces) if self._shares_sums else self._start_all(pieces)
 
@@ -115,13 +113,6 @@ class Packed:
         """The share of a part that this silo sums."""
         return self._spans(part)[self.topology.silo]
 
-    def _with_residual(self, piece: Piece) -> Tensor:
-        """A silo that was not always alone may have something left to bring."""
-        residual = self.residuals.piece(piece.name, "payload", piece.place.start, piece.values)
-        piece.values.add_(residual)
-        residual.zero_()
-        return piece.values
-
     def _start_all(self, pieces: Sequence[Piece]) -> Arrivals:
         """Each piece goes to all silos, the first while the next is packed."""
         rows = (self._packed(piece, [piece.place], "payload") for piece in pieces)
@@ -135,7 +126,7 @@ class Packed:
         exchanges = [comm.start_exchange_of_slices(row, self.topology) for row in rows]
         both = zip(pieces, exchanges, strict=True)
         sums = ((piece, self._share_sum(piece, exchange)) for piece, exchange in both)
-        return (self._joined(piece, gather) for piece, gather in _one_behind(sums))
+        return (self._joined(piece, gather) for piece, gather in one_behind(sums))
 
     def _share_sum(self, piece: Piece, exchange: Pending) -> Pending:
         """Begins to send this silo's share of the sum to all."""
@@ -183,17 +174,3 @@ class Packed:
             self._unpack(row, one)
             values.add_(one)
         return values
-
-
-def wire_of(topology: Topology, uplink: Uplink) -> Wire:
-    """The wire over which what this uplink makes of vectors goes between the silos."""
-    return Plain(topology) if isinstance(uplink, Full) else Packed(topology, uplink)
-
-
-def _one_behind(items: Iterator[T]) -> Iterator[T]:
-    """The items, each when the next has been made."""
-    last: list[T] = []
-    for item in items:
-        yield from last
-        last = [item]
-    yield from last

@@ -30,6 +30,13 @@ class Residuals:
             self.pieces[key] = torch.zeros_like(like)
         return self.pieces[key]
 
+    def flush(self, name: str, start: int, values: Tensor) -> Tensor:
+        """The values with what was held back of payloads, of a silo that is now alone, and holds nothing back."""
+        residual = self.piece(name, "payload", start, values)
+        values.add_(residual)
+        residual.zero_()
+        return values
+
     def state_dict(self) -> dict[str, Any]:
         """The live pieces, as a tree: vector, kind, start."""
         tree: dict[str, Any] = {}

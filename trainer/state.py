@@ -17,15 +17,15 @@ from trainer.cohort import Round
 from trainer.contact import Contact
 from trainer.disks import Disk
 from trainer.endings import Window
-from trainer.flat import FlatModel
+from trainer.flat import FlatModel, places_of
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
-from trainer.packed import wire_of
 from trainer.parts import Saved
 from trainer.personal import average_personal
 from trainer.run import Run
 from trainer.start import Start
 from trainer.topology import slices_of
+from trainer.uplink import wire_of
 from trainer.wires import Wire
 
 
@@ -92,8 +92,8 @@ class State:
         # Rounds that each client took part in: with it, every rank knows where any client's stream of batches stands.
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module = run.module.to(run.topology.device)
-        self.wire: Wire = wire or wire_of(run.topology, run.uplink)
         algorithm = run.algorithm
+        self.wire: Wire = wire or wire_of(run.topology, run.uplink, places_of(module, algorithm.is_shared))
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from trainer import comm
 from trainer.cohort import Round
 from trainer.topology import Topology
+
+T = TypeVar("T")
 
 # From rows [K, n] of all silos' vectors, of which these are some columns, to one row [n]. The second argument sums a
 # small tensor over those who have the other columns, in place.
@@ -50,8 +52,8 @@ class Wire(Protocol):
         """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
         ...
 
-    def bytes_of(self, vector: Tensor) -> int:
-        """The bytes that all silos together send for the sum of such a vector."""
+    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
+        """The bytes that all silos together send for the sum of such a vector, or of a fragment from `offset` on."""
         ...
 
     def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
@@ -116,7 +118,7 @@ class Plain:
         own = self.topology.slice_of(length)
         return parts_of(own) or [slice(0, 0)]
 
-    def bytes_of(self, vector: Tensor) -> int:
+    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
         return 2 * (self.topology.num_silos - 1) * vector.nbytes
 
@@ -181,3 +183,12 @@ def shifted(part: slice, by: int) -> slice:
 def parts_of(own: slice) -> list[slice]:
     """The parts of a slice, in their order."""
     return [slice(start, min(start + PART, own.stop)) for start in range(own.start, own.stop, PART)]
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """The items, each when the next has been made: what is on its way when it is made travels meanwhile."""
+    last: list[T] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last

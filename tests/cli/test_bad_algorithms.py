@@ -133,6 +133,7 @@ SLOTS = {
     "blocks that fill no bytes": ([*FEDAVG, "uplink=int4", "uplink.block=100"], ["uplink.block=100", "multiple of 8"]),
     "no block": ([*FEDAVG, "uplink=int8", "uplink.block=0"], ["uplink.block=0", "a multiple of 8, from 8"]),
     "more than all": ([*FEDAVG, "uplink=topk", "uplink.fraction=2"], ["uplink.fraction=2", "above 0, up to 0.5"]),
+    "no rank": ([*FEDAVG, "uplink=powersgd", "uplink.rank=0"], ["uplink.rank=0", "a whole number from 1"]),
     "a server's rule": (
         [*FEDAVG, "server=fedadam", "server.rule=unknown"],
         ["server.rule=unknown", "valid: adagrad or adam or yogi"],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tests.support.runs import make_clients
 from trainer.algorithms import Algorithm, Averaging, FedAvg, FedNova, FedOpt, Robust, Scaffold, Streaming, Sync
-from trainer.codecs import Int4, Int8, TopK
+from trainer.codecs import Int4, Int8, PowerSGD, TopK
 from trainer.data import Arrays, Splits
 from trainer.fit import evaluate
 from trainer.metrics import Exhibits, Metrics
@@ -76,6 +76,7 @@ CASES = {
         {"uplink": TopK(0.5), "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     ),
     "int4_scaffold": Case(Scaffold, {"uplink": Int4(8)}),
+    "powersgd": Case(partial(FedAvg, average), {"uplink": PowerSGD(1)}),
     "local": Case(
         partial(FedAvg, average, shared="$^", inner_state="keep"),
         {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},

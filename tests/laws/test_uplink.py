@@ -23,7 +23,7 @@ from trainer.topology import Silos, distributed
 
 pytestmark = pytest.mark.long
 
-PACKED = ["int8", "topk", "int4_scaffold"]
+PACKED = ["int8", "topk", "int4_scaffold", "powersgd"]
 WORLDS = pytest.mark.parametrize("silos", [4, [2, 2], [3, 1]], ids=["4", "2+2", "3+1"])
 
 

@@ -41,6 +41,8 @@ FLOORS = [
     "parts",
     "direct",
     "algorithms",
+    "uplink",
+    "lowrank",
     "packed",
     "wires",
     "residuals",

@@ -158,10 +158,15 @@ def merged(sizes: list[int], states: Sequence[dict[str, Any]]) -> States:
     by_silo: States = {}
     silos = [silo for silo, size in enumerate(sizes) for _ in range(size)]
     for silo, state in zip(silos, states, strict=True):
-        for name, kinds in state.items():
-            for kind, pieces in kinds.items():
-                by_silo.setdefault(silo, {}).setdefault(name, {}).setdefault(kind, {}).update(pieces)
+        by_silo[silo] = grown(by_silo.get(silo, {}), state)
     return by_silo
+
+
+def grown(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A tree with the leaves of both."""
+    return tree | {
+        name: grown(tree.get(name, {}), value) if isinstance(value, dict) else value for name, value in other.items()
+    }
 
 
 def gone_on(sizes: list[int], states: States, before: list[int], codec: str) -> tuple[Tensor, Tensor, Tensor]:

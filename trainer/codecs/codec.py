@@ -40,7 +40,18 @@ class Full:
     name = "fp32"
 
 
-Uplink = Codec | Full
+class PowerSGD:
+    """No codec: matrices travel as products of two thin ones of this rank, what is no matrix as it is."""
+
+    name = "powersgd"
+
+    def __init__(self, rank: int = 4):
+        if rank < 1:
+            raise ValueError(f"uplink.rank={rank}\n  valid: a whole number from 1")
+        self.rank = rank
+
+
+Uplink = Codec | Full | PowerSGD
 
 
 def multiple_of_4(size: int) -> int:

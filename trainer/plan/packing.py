@@ -9,17 +9,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainer.codecs import Cast, Codec, Full, Int4, Int8, TopK, Uplink
-from trainer.packed import FEW, wire_of
+from trainer.codecs import Cast, Codec, Full, Int4, Int8, PowerSGD, TopK, Uplink
+from trainer.flat import places_of
+from trainer.lowrank import multiply
+from trainer.packed import FEW
 from trainer.plan.clock import seconds_of
 from trainer.plan.costs import Packing
 from trainer.run import Run
+from trainer.uplink import wire_of
+
+Vectors = Sequence[tuple[Tensor, int]]  # without numbers, and where in a whole vector each begins
 
 OFFERED: tuple[Uplink, ...] = (Full(), Cast("bfloat16"), Int8(), Int4(), TopK())
 SAMPLE = 1 << 20  # numbers that are packed for the time it takes
+COLUMNS = 1 << 10  # of them, where they are a matrix
 
 
-def packings(run: Run, vectors: Sequence[Tensor]) -> dict[str, Packing]:
+def packings(run: Run, vectors: Vectors) -> dict[str, Packing]:
     """By the name of each uplink that the run can have, its own first: what a round of these vectors comes to."""
     found: dict[str, Packing] = {}
     for uplink in (run.uplink, *OFFERED):
@@ -30,25 +36,45 @@ def packings(run: Run, vectors: Sequence[Tensor]) -> dict[str, Packing]:
     return found
 
 
-def residuals(run: Run, vectors: Sequence[Tensor]) -> int:
+def residuals(run: Run, vectors: Vectors) -> int:
     """The bytes of what packing has lost, which this rank keeps for the next round."""
     if isinstance(run.uplink, Full):
         return 0
     silos = run.topology.num_silos
-    of_sums = 1 / silos if silos > FEW else 0
-    return round((1 + of_sums) * sum(vector.nbytes for vector in vectors) / run.topology.num_slices)
+    of_sums = 1 / silos if silos > FEW and not isinstance(run.uplink, PowerSGD) else 0
+    return round((1 + of_sums) * sum(vector.nbytes for vector, _ in vectors) / run.topology.num_slices)
 
 
-def _packing(run: Run, uplink: Uplink, vectors: Sequence[Tensor]) -> Packing:
-    wire = wire_of(run.topology, uplink)
-    sent = sum(wire.bytes_of(vector) for vector in vectors)
-    numbers = sum(len(vector) for vector in vectors) // run.topology.num_slices
-    seconds = 0.0 if isinstance(uplink, Full) else numbers * _seconds_of_number(uplink, run)
-    return Packing(sent, seconds)
+def _packing(run: Run, uplink: Uplink, vectors: Vectors) -> Packing:
+    wire = wire_of(run.topology, uplink, places_of(run.module, run.algorithm.is_shared))
+    sent = sum(wire.bytes_of(vector, offset) for vector, offset in vectors)
+    numbers = sum(len(vector) for vector, _ in vectors) // run.topology.num_slices
+    return Packing(sent, numbers * _seconds_of_number(uplink, run))
 
 
-def _seconds_of_number(codec: Codec, run: Run) -> float:
-    """Of a number on its way: packed, and unpacked in all that come in; see Packed."""
+def _seconds_of_number(uplink: Uplink, run: Run) -> float:
+    """Of a number on its way, beyond what a sum takes."""
+    if isinstance(uplink, Full):
+        return 0.0
+    return (_of_matrix(uplink.rank, run) if isinstance(uplink, PowerSGD) else _of_codec(uplink, run)) / SAMPLE
+
+
+def _of_matrix(rank: int, run: Run) -> float:
+    """The products that LowRank makes of a sample: M Q, M^T P, M - P Q^T, P Q^T."""
+    matrix = torch.randn(SAMPLE // COLUMNS, COLUMNS, device=run.topology.device)
+    p, q = matrix[:, :rank].clone(), matrix[:rank].T.clone()
+    total = torch.empty_like(matrix)
+
+    def act() -> None:
+        matrix.add_(total)
+        torch.addmm(matrix, matrix @ q, (matrix.T @ p).T, alpha=-1, out=total)
+        multiply(p, q, total)
+
+    return seconds_of(act, matrix.device)
+
+
+def _of_codec(codec: Codec, run: Run) -> float:
+    """A sample packed, and unpacked in all that come in; see Packed."""
     silos = run.topology.num_silos
     packs, unpacks = (1.0, float(silos)) if silos <= FEW else (1 + 1 / silos, 3 + 1 / silos)
     values = torch.randn(SAMPLE, device=run.topology.device)
@@ -60,4 +86,4 @@ def _seconds_of_number(codec: Codec, run: Run) -> float:
         into.add_(values)
 
     packing = seconds_of(lambda: codec.pack(values, packed, 0), values.device)
-    return (packs * packing + unpacks * seconds_of(unpack, values.device)) / SAMPLE
+    return packs * packing + unpacks * seconds_of(unpack, values.device)

@@ -9,8 +9,8 @@ from time import perf_counter
 from torch import Tensor
 
 from trainer.evaluate import fingerprint
+from trainer.flat import places_of
 from trainer.gradients import FullPrecision
-from trainer.packed import wire_of
 from trainer.plan.clock import clock
 from trainer.plan.costs import Load, Pace, Packing, Traffic
 from trainer.plan.memory import Lines, growth, lines_of, resident
@@ -20,6 +20,7 @@ from trainer.report import Tally
 from trainer.round import combine
 from trainer.run import Run
 from trainer.state import State
+from trainer.uplink import wire_of
 from trainer.work import Work
 
 MOST_CLIENTS = 2  # that train in a rehearsal: the second one makes the first one's sums necessary
@@ -37,11 +38,12 @@ class Rehearsal:
         first = self.round = self.first = run.round(min(run.length.synchronous, run.rounds - 1))
         clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
         self.clients = clients[:MOST_CLIENTS]
-        self.wire = Silent(wire_of(run.topology, run.uplink), run.topology.num_silos, len(first.cohort))
+        wire = wire_of(run.topology, run.uplink, places_of(run.module, run.algorithm.is_shared))
+        self.wire = Silent(wire, run.topology.num_silos, len(first.cohort))
         # What packs gradients would look for the replicas that are not there.
         self.state = State(replace(run, gradients=FullPrecision()), wire=self.wire)
         self.joined = self.sent = 0
-        self.vectors: list[Tensor] = []
+        self.vectors: list[tuple[Tensor, int]] = []
         self._play(0.0)  # the first one is slow, and makes what later ones find
 
     def pace(self, seconds: float) -> Pace:

@@ -16,7 +16,7 @@ class Silent:
     """What comes in is what went out, and what the wire in its place would move is noted.
 
     rows          of a round, that all silos would bring to be combined by columns
-    vectors       that were to be summed, without their numbers
+    vectors       that were to be summed, without their numbers, and where in a whole vector each begins
     bytes_sent    by all silos, between them
     bytes_joined  of the vectors that were made whole inside the silo
     bytes_held    of the rows, where they are combined
@@ -32,7 +32,7 @@ class Silent:
 
     def forget(self) -> None:
         """Notes anew."""
-        self.vectors: list[Tensor] = []
+        self.vectors: list[tuple[Tensor, int]] = []
         self.bytes_sent = self.bytes_joined = 0
 
     def begin_round(self, round: Round) -> None:
@@ -41,12 +41,12 @@ class Silent:
     def parts(self, length: int) -> list[slice]:
         return self.wire.parts(length)
 
-    def bytes_of(self, vector: Tensor) -> int:
-        return self.wire.bytes_of(vector)
+    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
+        return self.wire.bytes_of(vector, offset)
 
     def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
-        self.vectors.append(torch.empty_like(vector, device="meta"))
-        self.bytes_sent += self.bytes_of(vector)
+        self.vectors.append((torch.empty_like(vector, device="meta"), offset))
+        self.bytes_sent += self.bytes_of(vector, offset)
         parts = [part for part in self.parts(len(vector)) if part.stop > part.start]
         return ((shifted(part, offset), vector[part]) for part in parts)
 
