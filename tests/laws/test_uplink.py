@@ -15,7 +15,7 @@ from tests.laws.quadratics import BOWLS, SIZES, bowl_choices, path
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import INTERRUPTED, assert_bit_equal, border, noisy_choices, run_rounds
 from trainer.algorithms import FedAvg
-from trainer.codecs import Cast, Codec, Int4, Int8, TopK
+from trainer.codecs import Cast, Codec, Int4, Int8, PowerSGD, TopK, Uplink
 from trainer.parts import Saved
 from trainer.run import RoundLength
 from trainer.state import State
@@ -40,6 +40,15 @@ def test_four_silos_hold_the_same_bits(ranks, name: str):
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, silos: Silos, tmp_path: Path):
     """Residuals of slices, and of sums, are saved with all else."""
     assert_bit_equal(ranks(4), name, silos, noisy_choices(name), tmp_path)
+
+
+@WORLDS
+@pytest.mark.parametrize("uplink", [Int8(8), PowerSGD(1)], ids=lambda uplink: uplink.name)
+def test_fragments_under_way_are_resumed(ranks, uplink: Uplink, silos: Silos, tmp_path: Path):
+    """Each fragment has residuals of its own; what is on its way is in the checkpoint."""
+    choices = noisy_choices("streaming") | {"uplink": uplink}
+    assert_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "border")
+    assert_left_and_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "inside", {0: (0, 2)})
 
 
 @WORLDS
