@@ -22,7 +22,7 @@ from statistics import median
 import torch
 
 from scripts.duel import machine
-from tests.support.hosts import Host, new_hosts
+from scripts.hosts import Host, new_hosts
 from trainer.data import Arrays, Splits, Windows
 from trainer.plan.screen import WHOLE_ROUND
 

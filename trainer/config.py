@@ -131,6 +131,7 @@ class LaunchConfig:
     max_seconds: float | None = setting(number(0) | words(None))
     silo_timeout_seconds: float = setting(number(1))
     between_timeout_seconds: float = setting(number(1))
+    between_backend: str = setting(words("auto", "gloo", "nccl"))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     state.participations[list(round.cohort)] += 1
     metrics = round_metrics(round, sums, tables) | figures
     metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}
-    return metrics | {"bytes_between_silos": state.wire.bytes_sent}
+    return metrics | {"seconds/exposed": state.stood_still(), "bytes_between_silos": state.wire.bytes_sent}
 
 
 def _part(watch: Watch, start: float, length: float) -> Watch:

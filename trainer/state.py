@@ -101,6 +101,12 @@ class State:
         self.trainer = LocalTrainer(run, self.model, self.contact)
         self.local_fingerprint = 0
         self.leaving = False
+        self.seconds_waited = 0.0
+
+    def stood_still(self) -> float:
+        """The seconds, since this was asked last, in which this rank did nothing but wait for totals of all silos."""
+        before, self.seconds_waited = self.seconds_waited, self.wire.seconds_waited
+        return self.seconds_waited - before
 
     def welcome(self, round: Round) -> None:
         """Gives the clients that train for the first time the average of the others' personal tensors. A collective."""

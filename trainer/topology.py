@@ -136,13 +136,14 @@ def distributed(
     device: str = "auto",
     silo_timeout_seconds: float = 1800,
     between_timeout_seconds: float = 1800,
+    between_backend: str = "auto",
     clients: int | None = None,
 ) -> Iterator[Topology]:
     """This rank's Topology, with its process groups open until the block is left.
 
     A process group that the caller has opened already is used and left open. Without `place` and `store` (see `meet`)
     they are what the environment says, see `discover`; the world may be this process. `clients` is for a run that goes
-    on, see `silo_sizes`.
+    on, see `silo_sizes`. Between silos vectors travel by `between_backend`: gloo takes them over TCP from GPUs too.
     """
     place = place or discover()
     owned = not dist.is_initialized()
@@ -154,7 +155,8 @@ def distributed(
         target = choose_device(device, place)
     groups: list[dist.ProcessGroup | None] = []
     try:
-        topology = _divide(silos, clients, place, target, timedelta(seconds=silo_timeout_seconds), groups)
+        between = _backend_of(between_backend, target)
+        topology = _divide(silos, clients, place, target, timedelta(seconds=silo_timeout_seconds), between, groups)
         yield topology
     finally:
         if owned:
@@ -250,6 +252,7 @@ def _divide(
     place: Place,
     device: torch.device,
     silo_timeout: timedelta,
+    between_backend: str | None,
     groups: list[dist.ProcessGroup | None],
 ) -> Topology:
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -260,15 +263,25 @@ def _divide(
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     # Every rank makes every group, in one order: new_group is a collective over the world.
     for start, size in zip(starts, sizes, strict=True):
-        groups.append(_new_group(range(start, start + size), silo_timeout))
+        groups.append(_new_group(range(start, start + size), silo_timeout, None))
     for replica in range(slices_of(sizes)):
-        groups.append(_new_group([start + replica for start in starts], None))
+        groups.append(_new_group([start + replica for start in starts], None, between_backend))
     silo = max(index for index, start in enumerate(starts) if start <= rank)
     replica = rank - starts[silo]
     between = dict(enumerate(groups[len(sizes) :])).get(replica)
     return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], between)
 
 
-def _new_group(ranks: Sequence[int], timeout: timedelta | None) -> dist.ProcessGroup | None:
-    group = dist.new_group(list(ranks), timeout=timeout)
+def _backend_of(wish: str, device: torch.device) -> str | None:
+    """The backend between silos; None for the world's own, which is nccl for tensors on GPUs."""
+    if wish == "nccl" and device.type != "cuda":
+        raise ValueError(
+            "launch.between_backend=nccl, but the ranks are on the CPU: NCCL is for GPUs.\n"
+            "  set launch.between_backend=auto, or launch.device=cuda"
+        )
+    return "gloo" if wish == "gloo" else None
+
+
+def _new_group(ranks: Sequence[int], timeout: timedelta | None, backend: str | None) -> dist.ProcessGroup | None:
+    group = dist.new_group(list(ranks), timeout=timeout, backend=backend)
     return group if isinstance(group, dist.ProcessGroup) else None

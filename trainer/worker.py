@@ -111,11 +111,11 @@ class Worker:
     def topology(self) -> Iterator[Topology]:
         """This rank's place in the world; while it lasts, signals are heeded and the heart beats."""
         launch = self.config.launch
-        timeouts = (launch.silo_timeout_seconds, launch.between_timeout_seconds)
+        between = (launch.silo_timeout_seconds, launch.between_timeout_seconds, launch.between_backend)
         with ExitStack() as stack:
             stack.enter_context(heed_stop_signals(self.contact.leave, exit_at_once))
             stack.enter_context(self.pulse.beating(lambda: self.contact.is_leaving, self.contact.leave))
-            world = distributed(self.config.silos, self.place, self.store, launch.device, *timeouts, self.clients)
+            world = distributed(self.config.silos, self.place, self.store, launch.device, *between, self.clients)
             try:
                 topology = stack.enter_context(world)
             except ValueError as error:

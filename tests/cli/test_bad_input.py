@@ -15,7 +15,7 @@ from tests.cli.command import HERE, Shell
 from tests.cli.refusals import assert_says, composing
 from trainer import cli
 from trainer.compose import compose_tree
-from trainer.topology import Place, choose_device, silo_sizes
+from trainer.topology import Place, choose_device, distributed, silo_sizes
 
 # Overrides, and what the message must hold.
 UNKNOWN = {
@@ -113,6 +113,12 @@ def test_who_started_torchrun_is_told_what_to_start(silos: int | list[int], monk
         silo_sizes(silos, [0, 0, 0, 0])
     assert_says(str(refusal.value), ["torchrun --nproc-per-node 3"])
     assert "launch.nproc" not in str(refusal.value)
+
+
+def test_nccl_between_cpus_is_refused() -> None:
+    with pytest.raises(ValueError) as refusal, distributed(device="cpu", between_backend="nccl"):
+        pass
+    assert_says(str(refusal.value), ["launch.between_backend=nccl", "on the CPU", "launch.between_backend=auto"])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="has eight GPUs")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.hosts import LINK, Host, new_hosts, why_not
 from tests.cli.command import HERE, Ended, Shell, Started
-from tests.support.hosts import LINK, Host, new_hosts, why_not
 
 NAMES = ("alpha", "beta")
 MEETING = "29417"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.hosts import Host, new_hosts, why_not
 from tests.cli.command import Ended, Shell, Started
 from tests.cli.test_preemption import MODELS, OWN, assert_same_run
-from tests.support.hosts import Host, new_hosts, why_not
 
 TIMEOUT_SECONDS = 8
 SECONDS_TO_SAY_SO = 12  # to end a round's steps, to ask what the others do, and for torchrun to notice

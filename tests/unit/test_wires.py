@@ -88,6 +88,18 @@ def test_slices_of_two_silos_have_the_bits_of_the_whole(ranks):
         assert torch.equal(sliced, plain)
 
 
+def backends_of(wish: str) -> tuple[str, str]:
+    """Those of the group inside the silo, and of the one between silos."""
+    with distributed(2, device="cpu", between_backend=wish) as topology:
+        total = [total for _, total in Plain(topology).start(torch.ones(16), "delta")]
+        assert torch.equal(total[0], torch.full((16,), 2.0))
+        return dist.get_backend(topology.silo_group), dist.get_backend(topology.between_group)
+
+
+def test_each_group_has_its_own_backend(ranks):
+    assert ranks(2).run(backends_of, "gloo") == [("gloo", "gloo")] * 2
+
+
 def nothing_travels(length: int) -> int:
     with distributed(2) as topology:
         wire = Plain(topology)

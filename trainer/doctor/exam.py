@@ -102,7 +102,7 @@ def _put_together(exam: Examination, nodes: dict[str, Any], store: Any) -> str:
 def _measure(exam: Examination, config: Config, place: Place, store: Any) -> None:
     """Opens the groups that a run would open, and measures their links."""
     stuck = f"rank {place.rank}: the ranks' own connections are not made, or nothing passes, in {SECONDS_FOR_LINKS} s"
-    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT)
+    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, config.launch.between_backend)
     try:
         with (
             deadline(SECONDS_FOR_LINKS, stuck),

@@ -126,7 +126,7 @@ class Measuring:
     def _links(self) -> list[Link]:
         """Those of this world; all its ranks are one silo if the run is elsewhere."""
         silos = 1 if self.elsewhere else self.config.silos
-        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT)
+        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, self.config.launch.between_backend)
         stuck = f"rank {self.place.rank}: nothing passes between the ranks in {SECONDS_FOR_LINKS} s"
         with (
             deadline(SECONDS_FOR_LINKS, stuck),
