@@ -266,6 +266,8 @@ def _divide(
         groups.append(_new_group(range(start, start + size), silo_timeout, None))
     for replica in range(slices_of(sizes)):
         groups.append(_new_group([start + replica for start in starts], None, between_backend))
+    # Who has nothing to do must not close its connections while others still open theirs.
+    dist.all_reduce(nodes)
     silo = max(index for index, start in enumerate(starts) if start <= rank)
     replica = rank - starts[silo]
     between = dict(enumerate(groups[len(sizes) :])).get(replica)

@@ -98,6 +98,7 @@ def state_of(run_dir: Path) -> dict[str, str | int]:
 # Restarts
 
 
+@pytest.mark.long
 def test_a_run_whose_first_rank_is_killed_ends_like_one_that_was_left_alone(shell: Shell) -> None:
     """The same figures to the last bit, each round told once."""
     alone = shell.train("rounds=8", "run_dir=alone")
@@ -190,6 +191,7 @@ def test_a_rank_that_was_killed_is_named_before_one_that_lost_its_peer() -> None
     assert workers.wait() == processes.Failure(1, -signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_two_launches_at_a_time_do_not_meet(shell: Shell) -> None:
     runs = [shell.start_training("rounds=2", f"run_dir=pair-{number}") for number in (1, 2)]
     assert [(run.process.wait(60), run.err.read_text()) for run in runs] == [(0, "")] * 2

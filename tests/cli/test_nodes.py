@@ -82,6 +82,7 @@ def after(out: str, *silos: str) -> str:
     return out
 
 
+@pytest.mark.long
 def test_a_node_that_is_lost_is_done_without_and_one_that_comes_joins(shell: Shell, where: str) -> None:
     """The silos are fewer meanwhile, the clients the same; no round that was saved is trained again."""
     run = ("rounds=100000", "run_dir=elastic", where, *FEDERATED)
@@ -122,9 +123,10 @@ def stop(*nodes: Started) -> None:
     assert [node.process.wait(30) for node in nodes] == [75] * len(nodes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(("algorithm=scaffold", "silos=2"), marks=pytest.mark.long), ("algorithm=sync",)],
+    [("algorithm=scaffold", "silos=2"), ("algorithm=sync",)],
     ids=["a state for each client", "a silo over both"],
 )
 def test_nodes_without_a_common_disk_go_on_from_what_each_has(

@@ -36,6 +36,7 @@ def test_a_plan_is_told_and_nothing_is_left(shell: Shell) -> None:
     assert row_of(ended, "between silos, the run")[-2:] == [f"{last['bytes_between_silos'] / 1000:.1f}", "kB"]
 
 
+@pytest.mark.long
 def test_machines_that_are_not_here_are_told(shell: Shell) -> None:
     """8 silos: the header and the vectors take 14 messages each, in a row."""
     told = ("plan.ranks=16", "plan.bandwidth=100Mbit", "plan.latency=100ms", "plan.bandwidth_inside=1GB/s")
@@ -48,6 +49,7 @@ def test_machines_that_are_not_here_are_told(shell: Shell) -> None:
     assert "Rounds of" in ended.out
 
 
+@pytest.mark.long
 def test_it_works_under_torchrun(shell: Shell) -> None:
     options = ("--standalone", "--nproc-per-node", "2")
     ended = shell.start("-m", "torch.distributed.run", *options, "-m", "trainer", "plan", *HERE, *FEDERATED).end()

@@ -108,6 +108,7 @@ def test_one_worker_that_is_told_tells_all_under_torchrun(shell: Shell) -> None:
     assert len(list((shell.folder / "told/checkpoints").glob("round-*/silo-*/step-*/replica-0.json"))) >= 2
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_is_named(shell: Shell) -> None:
     """Stopped in the middle of its work: the other says which rank, and where it was; the run is started again."""
     overrides = (*OWN, "rounds=4", "launch.silo_timeout_seconds=6", "launch.max_restarts=1", "run_dir=hangs")
@@ -161,6 +162,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(shell: Shell, alone: Path) 
     assert refused.code == 2 and "resume=nowhere" in refused.err
 
 
+@pytest.mark.long
 def test_changed_data_is_refused(shell: Shell) -> None:
     """A text that was edited between two starts."""
     text = shell.folder / "text.txt"

@@ -63,6 +63,7 @@ def test_command(command: str, folder: Path):
     assert "test/accuracy" in printed or "_target_" in printed
 
 
+@pytest.mark.long
 def test_commands_of_two_nodes(folder: Path):
     """Both at once, with this machine for both nodes and one worker on each."""
     ours, *torchruns = [command for command in commands() if not single(command)]

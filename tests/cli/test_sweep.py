@@ -81,6 +81,7 @@ def test_what_has_finished_is_not_run_again(shell: Shell, grid: Ended) -> None:
     assert (shell.folder / "grid/seed=1,silos=1/state.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_goes_on(shell: Shell) -> None:
     """Told to leave, and killed without a word: its jobs save and leave with it, and the same command continues."""
     sweep = (*SMALL, "rounds=20", "seed=1,2", "run_dir=long")
@@ -113,6 +114,7 @@ def wait_for(log: Path, text: str, started: Started) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_optuna_looks_for_the_best(shell: Shell) -> None:
     """Three trials in a range, of which those that fail do not end the study."""
     values = ("optimizer.lr=interval(0.05,0.3)", "silos=1,2", "objective=test/accuracy")

@@ -77,6 +77,7 @@ def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, 
     assert {path.name for path in (shell.folder / "two/logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
 
 
+@pytest.mark.long
 def test_torchrun_starts_a_run_again(shell: Shell) -> None:
     """Its store outlives the workers: what those of the start before left there is not taken for this one's."""
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")

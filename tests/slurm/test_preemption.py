@@ -8,6 +8,8 @@ import pytest
 
 from tests.slurm.conftest import HERE, WORK, Project
 
+pytestmark = pytest.mark.long
+
 SLOWLY = "+model.seconds=0.15"  # 18 seconds of work
 
 
@@ -52,7 +54,6 @@ def test_a_job_whose_node_dies_goes_on_with_another(jobs: dict[str, str], projec
     assert project.weights(project.folder / "bereft") == alone
 
 
-@pytest.mark.long
 def test_a_job_whose_time_is_shorter_than_its_work_comes_to_its_end(limited: tuple[Project, str], alone: bytes) -> None:
     """SLURM's own warning before the limit; the second start has the rest of the work before it."""
     project, job = limited
