@@ -32,12 +32,13 @@ from trainer.topology import Topology, distributed
 from trainer.work import Work
 
 WIDTH = 1000
-nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+average = partial(torch.optim.SGD, lr=1.0, fused=True)  # as in conf/server
+nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=True)
 
 # Each with the most that it may take, in bare all-reduces.
 ALGORITHMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
     "averaging": (Averaging, 1.3),
-    "fedavg": (FedAvg, 1.8),
+    "fedavg": (partial(FedAvg, average), 1.8),
     "fedavg, nesterov server": (partial(FedAvg, nesterov), 2.4),
 }
 

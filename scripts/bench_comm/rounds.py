@@ -1,9 +1,10 @@
 """How much of the time two hosts train that share a link: python -m scripts.bench_comm.rounds --rate 100mbit
 
 A gpt of 10 million parameters on Shakespeare, two hosts of one thread each. Utilisation is the time of the same steps
-with nothing sent, over the time of whole rounds. `sync` is one silo over both hosts, of `--sync-steps` steps, the
-others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds that training stood still for
-what was under way between the silos, and what has left the hosts' interfaces over what the trainer says was sent.
+with nothing sent, taken before and after, over the time of the rounds; medians. `sync` is one silo over both hosts, of
+`--sync-steps` steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds that
+training stood still for what was under way between the silos, and what has left the hosts' interfaces over what the
+trainer says was sent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,7 @@ from trainer.topology import Topology, distributed
 
 LENGTH = 128  # tokens of a window
 SEQUENCES = 10  # of a host in a step
+BARE_STEPS = 6  # at a time, because the machine is not always equally fast
 
 adamw = partial(torch.optim.AdamW, lr=1e-3)
 nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
@@ -80,39 +83,47 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
     )
 
 
-def seconds_of_step(topology: Topology, steps: int) -> float:
-    """Of each of so many steps with nothing sent, on all hosts at once; the slowest host's."""
-    run = make_run(topology, CASES["fedavg"], "fp32", steps)
-    trainer, client = State(run).trainer, topology.silo
-    slowest = torch.zeros(1)
-    for index in range(2):  # the first one warms up
-        work = trainer.begin(client)
+class BareSteps:
+    """Steps with nothing sent, on all hosts at once."""
+
+    def __init__(self, topology: Topology):
+        self.run = make_run(topology, CASES["fedavg"], "fp32", BARE_STEPS)
+        self.trainer, self.client, self.rounds = State(self.run).trainer, topology.silo, 0
+        self.seconds()  # the first ones are slow
+
+    def seconds(self) -> float:
+        """Of a step, on the slowest host."""
+        work, slowest = self.trainer.begin(self.client), torch.zeros(1)
         dist.barrier()
         began = time.perf_counter()
-        trainer.train(work, run.round(index), index, None, lambda work, wish: False)
-        slowest[0] = time.perf_counter() - began
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    return float(slowest) / steps
+        self.trainer.train(work, self.run.round(self.rounds), self.rounds, None, lambda work, wish: False)
+        slowest[0] = (time.perf_counter() - began) / BARE_STEPS
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        self.rounds += 1
+        return float(slowest)
 
 
-def bench(outer: Topology, name: str, uplink: str, steps: int, rounds: int, of_step: float) -> None:
-    """Prints a row of the table."""
+def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> str:
+    """A row of the table."""
     case = CASES[name]
     with distributed(silos=case.silos, device="cpu") as topology:
-        state = State(make_run(topology, case, uplink, -(-steps // case.parts)))
-        before, began = sent_through_link(), time.perf_counter()
-        for index in range(rounds * case.parts):
-            train_round(state, state.run.round(index))
-        state.run.algorithm.settle()
-        dist.barrier()
-        taken = (time.perf_counter() - began) / rounds
-        through = sent_through_link() - before
-        told = f"{through / state.wire.bytes_sent:.3f}" if state.wire.bytes_sent else "-"
-    if outer.rank == 0:
-        utilisation = steps * of_step / taken
-        waited = state.wire.seconds_waited / rounds
-        figures = f"{taken:.2f} s | {utilisation:.3f} | {waited:.2f} s | {through / 1e6 / rounds:.2f} MB"
-        print(f"| {name} | {uplink} | {steps} | {figures} | {told} |", flush=True)
+        state, taken = State(make_run(topology, case, uplink, -(-steps // case.parts))), []
+        of_step = [bare.seconds(), bare.seconds()]
+        train_round(state, state.run.round(0))  # untimed; what it leaves under way comes in during the next one
+        waited, sent, through = state.wire.seconds_waited, state.wire.bytes_sent, sent_through_link()
+        for index in range(rounds):
+            began = time.perf_counter()
+            for part in range(case.parts):
+                train_round(state, state.run.round(1 + case.parts * index + part))
+            dist.barrier()
+            taken.append(time.perf_counter() - began)
+        waited, sent = state.wire.seconds_waited - waited, state.wire.bytes_sent - sent
+        through = sent_through_link() - through
+        of_step += [bare.seconds(), bare.seconds()]
+    utilisation = steps * median(of_step) / median(taken)
+    figures = f"{median(of_step):.3f} s | {median(taken):.2f} s | {utilisation:.3f} | {waited / rounds:.2f} s"
+    told = f"{through / sent:.3f}" if sent else "-"
+    return f"| {name} | {uplink} | {steps} | {figures} | {through / 1e6 / rounds:.2f} MB | {told} |"
 
 
 def main() -> None:
@@ -127,14 +138,16 @@ def main() -> None:
     if not in_workers_on_hosts("scripts.bench_comm.rounds", choices.rate):
         return
     with distributed(silos=2, device="cpu") as topology:
-        of_step = seconds_of_step(topology, 5)
+        bare = BareSteps(topology)
         if topology.rank == 0:
-            print(machine(), choices.rate, f"{choices.rounds} rounds", f"{of_step:.3f} s a step", sep="; ")
-            print("| algorithm | bytes | steps | a round | utilisation | stood still | sent | interfaces / told |")
+            print(machine(), choices.rate, f"{choices.rounds} rounds", sep="; ")
+            print("| algorithm | bytes | steps | bare step | round | utilisation | stood still | sent | link / told |")
         for name in choices.cases:
             for uplink in choices.uplinks:
                 steps = choices.sync_steps if name == "sync" else choices.steps
-                bench(topology, name, uplink, steps, choices.rounds, of_step)
+                row = bench(name, uplink, steps, choices.rounds, bare)
+                if topology.rank == 0:
+                    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Averaging(FedAvg):
     def _take(self, arrivals: Arrivals) -> None:
         for part, total in arrivals:
             self.parameters[part].copy_(total)
-            self.model.shared[part].copy_(total)
+            if total.data_ptr() != self.model.shared[part].data_ptr():
+                self.model.shared[part].copy_(total)
         self.wire.join(self.parameters)
         self.model_is_global = self.moves_all
