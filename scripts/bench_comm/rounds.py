@@ -1,7 +1,7 @@
 """How much of the time two hosts train that share a link: python -m scripts.bench_comm.rounds --rate 100mbit
 
 A gpt of 10 million parameters on Shakespeare, two hosts of one thread each. Utilisation is the time of the same steps
-with nothing sent, taken before and after, over the time of the rounds; medians. `sync` is one silo over both hosts, of
+with nothing sent, taken before each round, over the time of the rounds; medians. `sync` is one silo over both hosts, of
 `--sync-steps` steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds that
 training stood still for what was under way between the silos, and what has left the hosts' interfaces over what the
 trainer says was sent.
@@ -10,6 +10,7 @@ trainer says was sent.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from trainer.topology import Topology, distributed
 
 LENGTH = 128  # tokens of a window
 SEQUENCES = 10  # of a host in a step
-BARE_STEPS = 6  # at a time, because the machine is not always equally fast
+BARE_STEPS = 15  # before each round, because the machine is not always equally fast
 
 adamw = partial(torch.optim.AdamW, lr=1e-3)
 nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
@@ -105,25 +106,25 @@ class BareSteps:
 
 def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> str:
     """A row of the table."""
-    case = CASES[name]
+    case, of_step, taken = CASES[name], [], []
     with distributed(silos=case.silos, device="cpu") as topology:
-        state, taken = State(make_run(topology, case, uplink, -(-steps // case.parts))), []
-        of_step = [bare.seconds(), bare.seconds()]
-        train_round(state, state.run.round(0))  # untimed; what it leaves under way comes in during the next one
-        waited, sent, through = state.wire.seconds_waited, state.wire.bytes_sent, sent_through_link()
-        for index in range(rounds):
-            began = time.perf_counter()
-            for part in range(case.parts):
-                train_round(state, state.run.round(1 + case.parts * index + part))
+        state = State(make_run(topology, case, uplink, -(-steps // case.parts)))
+        indices, began_with = itertools.count(), sent_through_link()
+        for _ in range(rounds):
+            of_step.append(bare.seconds())
+            # What was under way had more time than it should: this round takes it in, and leaves as much under way.
+            train_round(state, state.run.round(next(indices)))
+            began, waited = time.perf_counter(), state.wire.seconds_waited
+            for _ in range(case.parts):
+                train_round(state, state.run.round(next(indices)))
             dist.barrier()
-            taken.append(time.perf_counter() - began)
-        waited, sent = state.wire.seconds_waited - waited, state.wire.bytes_sent - sent
-        through = sent_through_link() - through
-        of_step += [bare.seconds(), bare.seconds()]
-    utilisation = steps * median(of_step) / median(taken)
-    figures = f"{median(of_step):.3f} s | {median(taken):.2f} s | {utilisation:.3f} | {waited / rounds:.2f} s"
+            taken.append((time.perf_counter() - began, state.wire.seconds_waited - waited))
+        through, sent = sent_through_link() - began_with, state.wire.bytes_sent
+    seconds, waited = (median(column) for column in zip(*taken, strict=True))
+    utilisation = steps * median(of_step) / seconds
+    figures = f"{median(of_step):.3f} s | {seconds:.2f} s | {utilisation:.3f} | {waited:.2f} s"
     told = f"{through / sent:.3f}" if sent else "-"
-    return f"| {name} | {uplink} | {steps} | {figures} | {through / 1e6 / rounds:.2f} MB | {told} |"
+    return f"| {name} | {uplink} | {steps} | {figures} | {through / 1e6 * case.parts / next(indices):.2f} MB | {told} |"
 
 
 def main() -> None:
