@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.command import Shell, work
+from tests.support.datasets import FILES
 from trainer.compose import CONF, compose_tree
 from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
@@ -49,6 +50,16 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2 * clients
     newest = newest_whole(tmp_path / "checkpoints")
     assert newest is not None and newest.folder.name == "round-000002"
+
+
+@pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
+    """On two silos, from files that it is tried with."""
+    files = tmp_path / "files"
+    files.mkdir()
+    overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"data={data}", *FILES[data](files)]
+    ranks(2).run(work, [*overrides, f"run_dir={tmp_path / 'run'}"])
+    assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 4
 
 
 @pytest.mark.parametrize("gradients", sorted(path.stem for path in (CONF / "gradients").glob("*.yaml")))

@@ -6,6 +6,7 @@ from trainer.data.clients import Clients, describe
 from trainer.data.fingerprint import fingerprint
 from trainer.data.idx import read_idx
 from trainer.data.images import digits, fashion_mnist, mnist
+from trainer.data.npz import npz
 from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Shards, Similarity, natural_clients
 from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_source
 from trainer.data.texts import shakespeare, text
@@ -30,6 +31,7 @@ __all__ = [
     "fingerprint",
     "mnist",
     "natural_clients",
+    "npz",
     "read_idx",
     "shakespeare",
     "text",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +43,15 @@ def package_folder(package: str, install: str) -> Path:
         raise ValueError(
             f"this data set comes with the package {package}, which is not installed.\n  {install}"
         ) from error
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What is found wrong in the block, a fault a line, is said as what is wrong with the file `data.path`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError("\n  ".join([f"data.path={path} cannot be used:", *str(error).split("\n")])) from error
 
 
 def _write(path: Path, content: bytes) -> None:

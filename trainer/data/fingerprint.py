@@ -7,14 +7,14 @@ import zlib
 import numpy as np
 
 from trainer.data.clients import Clients
-from trainer.data.source import Arrays, Source, Splits, Windows
+from trainer.data.source import Evident, Source, Splits
 
 
 def fingerprint(data: Splits, clients: Clients) -> str:
     """A checksum of the examples and of which client owns which.
 
-    All bytes of sources in memory, 3 GB a second; of others, whose examples may be drawn anew each time they are asked
-    for, their number, labels and owners.
+    All bytes of sources in memory, 3 GB a second; of larger ones what they give as evidence; of others, whose examples
+    may be drawn anew each time they are asked for, their number, labels and owners.
     """
     crc = 0
     for source in (data.train, data.test):
@@ -26,12 +26,8 @@ def fingerprint(data: Splits, clients: Clients) -> str:
 
 
 def _columns(source: Source) -> list[np.ndarray]:
-    named = [column for column in (source.labels, source.owners) if column is not None]
-    if isinstance(source, Arrays):
-        return [source.inputs.numpy(), source.targets.numpy(), *named]
-    if isinstance(source, Windows):
-        return [source.tokens.numpy(), *named]
-    return [np.array(len(source)), *named]
+    evidence = source.evidence() if isinstance(source, Evident) else [np.array(len(source))]
+    return [*evidence, *(column for column in (source.labels, source.owners) if column is not None)]
 
 
 def _add(column: np.ndarray, crc: int) -> int:

@@ -1,4 +1,4 @@
-"""Where examples come from: one small protocol, and the three sources that fulfil it."""
+"""Where examples come from: one small protocol, and the sources that fulfil it for what is in memory."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Evident(Protocol):
+    """A Source that can be told from another one by its content."""
+
+    def evidence(self) -> list[np.ndarray]:
+        """All its examples; or of more than can be read in a moment, a part that no change is likely to spare."""
+        ...
+
+
 class Arrays:
     """Tensors in memory as a Source: inputs [N, ...], targets [N, ...].
 
@@ -51,14 +60,17 @@ class Arrays:
             )
         self.inputs = inputs
         self.targets = targets
-        self.labels = _label_column(targets)
-        self.owners = _column("owners", owners, len(inputs))
+        self.labels = label_column(targets)
+        self.owners = column("owners", owners, len(inputs))
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         return self.inputs.index_select(0, ids), self.targets.index_select(0, ids)
+
+    def evidence(self) -> list[np.ndarray]:
+        return [self.inputs.numpy(), self.targets.numpy()]
 
 
 class Windows:
@@ -78,7 +90,7 @@ class Windows:
             )
         self.tokens = tokens
         self.length = length
-        self.owners = _column("owners", owners, len(tokens))
+        self.owners = column("owners", owners, len(tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -86,6 +98,9 @@ class Windows:
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.tokens.index_select(0, ids)
         return rows[:, :-1].long(), rows[:, 1:].long()
+
+    def evidence(self) -> list[np.ndarray]:
+        return [self.tokens.numpy()]
 
 
 class MapStyle:
@@ -99,8 +114,8 @@ class MapStyle:
 
     def __init__(self, dataset: Any, labels: np.ndarray | None = None, owners: np.ndarray | None = None) -> None:
         self.dataset = dataset
-        self.labels = _column("labels", labels, len(dataset))
-        self.owners = _column("owners", owners, len(dataset))
+        self.labels = column("labels", labels, len(dataset))
+        self.owners = column("owners", owners, len(dataset))
         if labels is None:
             self.labels = self._own_labels()
 
@@ -128,7 +143,7 @@ class MapStyle:
     def _bears_out(self, column: np.ndarray) -> bool:
         """Whether examples from all over have these labels; they do not where the targets are transformed."""
         some = np.linspace(0, len(self) - 1, min(len(self), LABELS_COMPARED), dtype=np.int64)
-        found = _label_column(self.fetch(torch.from_numpy(some))[1])
+        found = label_column(self.fetch(torch.from_numpy(some))[1])
         return np.array_equal(found, column[some]) if found is not None else False
 
     def _items(self, ids: list[int]) -> list[Any]:
@@ -177,7 +192,8 @@ def as_source(dataset: Source | Dataset[Any]) -> Source:
     )
 
 
-def _label_column(targets: Tensor) -> np.ndarray | None:
+def label_column(targets: Tensor) -> np.ndarray | None:
+    """The targets as labels, int64 [N], if they are a vector of integers."""
     integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     return targets.to("cpu", torch.int64).numpy() if integers and targets.ndim == 1 else None
 
@@ -188,10 +204,10 @@ def _integers(values: Any) -> np.ndarray | None:
         values = torch.tensor(values)
     if isinstance(values, np.ndarray):
         values = torch.from_numpy(values) if np.issubdtype(values.dtype, np.integer) else None
-    return _label_column(values) if isinstance(values, Tensor) else None
+    return label_column(values) if isinstance(values, Tensor) else None
 
 
-def _column(name: str, values: np.ndarray | None, examples: int) -> np.ndarray | None:
+def column(name: str, values: np.ndarray | None, examples: int) -> np.ndarray | None:
     """The values as int64 [examples], or None for None."""
     if examples == 0:
         raise ValueError("a data set without a single example cannot be trained on or tested with")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.cutting import test_faults
 from trainer.data.files import package_folder
 from trainer.data.source import Splits, Windows
 
@@ -65,8 +66,7 @@ def _check(length: int, test: float) -> None:
     faults = []
     if length < 1:
         faults.append(f"data.length={length}: a window has at least 1 token")
-    if not 0 < test < 1:
-        faults.append(f"data.test={test}: the test set is a fraction between 0 and 1, such as 0.1")
+    faults += test_faults(test)
     if faults:
         raise ValueError("\n".join(faults))
 

@@ -1,0 +1,91 @@
+"""From the columns of a file to a data set: what they may hold, and all that is wrong with them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainer.data.cutting import held_out, test_faults
+from trainer.data.labels import Classes, owners_of, targets_of
+from trainer.data.pixels import Pixels, as_pixels
+from trainer.data.source import Arrays, Source, Splits
+from trainer.data.values import INTEGERS, NUMBERS, Column
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The examples of a part of a file. Targets and owners [N, 1] are taken for [N]."""
+
+    inputs: Column
+    targets: Column
+    owners: Column | None = None
+
+
+def splits_of(train: Columns, test: Columns | float, classes: Classes = None) -> Splits:
+    """The data set of these columns; `test` is a part of its own, or the fraction of `train` that becomes one.
+
+    inputs   numbers become float32, integers int64; uint8 [N, H, W], [N, C, H, W] or [N, H, W, C] are images: float32
+             [N, C, H, W] in [0, 1]; a single number an example, [N], becomes float32 [N, 1]
+    targets  integers or texts [N] are labels: 0 .. classes - 1, or the places of their names in `classes`, or else
+             among those that occur, sorted; other numbers become float32
+    owners   integers or texts: natural clients
+
+    Raises one ValueError with all that is wrong: kinds, shapes, lengths, labels out of range, NaN and infinity.
+    """
+    parts = [train, test] if isinstance(test, Columns) else [train]
+    faults = [fault for part in parts for fault in _length_faults(part)]
+    inputs = [_inputs(part.inputs, faults) for part in parts]
+    if len({array.shape[1:] for array in inputs}) > 1:
+        faults.append(f"the examples have different shapes: {', '.join(part.inputs.told for part in parts)}")
+    targets = targets_of([part.targets for part in parts], classes, faults)
+    owners = owners_of([part.owners for part in parts if part.owners], faults)
+    if not isinstance(test, Columns):
+        faults += test_faults(test)
+    if faults:
+        raise ValueError("\n".join(faults))
+    arrays = list(zip(inputs, targets.parts, owners.parts or [None] * len(parts), strict=True))
+    if not isinstance(test, Columns):
+        held = held_out(len(inputs[0]), test, arrays[0][2])
+        arrays = [_rows(arrays[0], ~held), _rows(arrays[0], held)]
+    return Splits(_source(*arrays[0]), _source(*arrays[1]), targets.number, owners.names, targets.names)
+
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def _rows(part: Part, rows: np.ndarray) -> Part:
+    inputs, targets, owners = part
+    return inputs[rows], targets[rows], owners[rows] if owners is not None else None
+
+
+def _source(inputs: np.ndarray, targets: np.ndarray, owners: np.ndarray | None) -> Source:
+    kind = Pixels if inputs.dtype == np.uint8 else Arrays
+    return kind(torch.from_numpy(inputs), torch.from_numpy(targets), owners)
+
+
+def _length_faults(part: Columns) -> Iterator[str]:
+    columns = [part.inputs, part.targets, *([part.owners] if part.owners else [])]
+    if len({len(column.values) for column in columns}) > 1:
+        yield "lengths differ: " + ", ".join(f"{len(column.values)} {column.name}" for column in columns)
+    elif len(part.inputs.values) == 0:
+        yield f"{part.inputs.name}: not a single example"
+
+
+def _inputs(column: Column, faults: list[str]) -> np.ndarray:
+    """float32 or int64 [N, ...]; uint8 [N, C, H, W] of images."""
+    values = column.values
+    if not column.is_of(NUMBERS):
+        faults.append(f"{column.told}, where inputs are numbers")
+        return values
+    if values.dtype == np.uint8 and values.ndim > 2:
+        try:
+            return as_pixels(values).numpy()
+        except ValueError as error:
+            faults.append(f"{column.name}: {error}")
+            return values
+    if column.is_of(INTEGERS) and values.ndim > 1:
+        return values.astype(np.int64)
+    return column.finite(faults).reshape(len(values), *(values.shape[1:] or [1]))
