@@ -20,7 +20,7 @@ from trainer.data import Arrays, Clients, Splits, natural_clients
 from trainer.data.partition import Natural
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
-from trainer.tasks import Task
+from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
 
 LOOKED_AT = 64  # examples of data that has no column of labels
@@ -30,7 +30,7 @@ def build(config: Config, topology: Topology) -> Run:
     """The Run that the configuration describes, for this rank; ValueError lists everything that is wrong with it."""
     faults = Faults()
     splits = faults.collect(lambda: _data(config))
-    task = faults.collect(lambda: _instantiate("task", config.task))
+    task = faults.collect(lambda: _task(config))
     algorithm = faults.collect(lambda: _algorithm(config, topology))
     schedule = faults.collect(lambda: _instantiate("schedule", config.schedule))
     cohort = faults.collect(lambda: _instantiate("cohort", config.cohort))
@@ -171,6 +171,16 @@ def _data(config: Config) -> Splits:
     if not isinstance(splits, Splits):
         raise ValueError(f"data={config.data['_target_']} gave a {_name(splits)}.\n  valid: trainer.data.Splits")
     return splits
+
+
+def _task(config: Config) -> Task:
+    task = _instantiate("task", config.task)
+    if missing := [verb for verb in VERBS if not hasattr(task, verb)]:
+        raise ValueError(
+            f"task={config.task['_target_']} gave a {_name(task)} without {', '.join(missing)}.\n"
+            "  valid: an object with all the verbs of trainer.tasks.Task"
+        )
+    return task
 
 
 def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:

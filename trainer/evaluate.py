@@ -54,32 +54,40 @@ def tuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
     trainer.begin_global()
 
 
-def client_sums(
+def judged_sums(
     trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...], models: Models = own_models
-) -> Tensor:
-    """This rank's part of every client's sums: float64 [clients, 1 + loss and scores], the units first.
+) -> dict[str, Tensor]:
+    """This rank's part of float64 sums, as `evaluation_metrics` takes them: of every client, and of all together.
 
     `ids` are the examples of each client. A silo evaluates the clients whose home it is, its replicas sharing each
     client's examples; the sum over the world is exact. Judges nothing any more when this rank is told to leave.
     """
-    run = trainer.run
-    table = torch.zeros(len(ids), 2 + len(run.task.scores), dtype=torch.float64)
+    trainer.model.module.eval()
+    # A rank without examples learns from one of another's what is summed.
+    rows, pooled = _judged(trainer, source, torch.zeros(1, dtype=torch.int64))
+    sums = {"clients": rows.new_zeros(len(ids), rows.shape[1])}
+    sums |= {name: torch.zeros_like(part, dtype=torch.float64) for name, part in pooled.items()}
     for group in models(trainer):
         trainer.model.module.eval()
-        for clients, examples in _batches(run, ids, group):
+        for clients, examples in _batches(trainer.run, ids, group):
             if trainer.contact.wish() is Wish.LEAVE:
                 break
-            table.index_add_(0, clients, _judged(trainer, source, examples))
-    return table
+            rows, pooled = _judged(trainer, source, examples)
+            sums["clients"].index_add_(0, clients, rows)
+            for name, part in pooled.items():
+                sums[name] += part
+    return sums
 
 
 @torch.no_grad()
-def _judged(trainer: LocalTrainer, source: Source, examples: Tensor) -> Tensor:
-    """The units, loss and scores of each example, float64."""
+def _judged(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The units and score sums of each example, float64, and the pooled sums of all of them; on the CPU."""
     task = trainer.run.task
     inputs, targets = (tensor.to(trainer.run.topology.device) for tensor in source.fetch(examples))
-    sums = task.score_sums(trainer.outputs(inputs), targets).cpu()
-    return torch.cat((sums.new_full((len(examples), 1), task.units(targets)), sums), 1)
+    outputs = trainer.outputs(inputs)
+    rows = task.score_sums(outputs, targets).cpu()
+    units = rows.new_full((len(examples), 1), task.units(targets))
+    return torch.cat((units, rows), 1), {name: part.cpu() for name, part in task.pooled_sums(outputs, targets).items()}
 
 
 def _batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from trainer import comm
 from trainer.checkpoint import Checkpoints
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
-from trainer.evaluate import average_model, check_agreement, client_sums, exhibits, tuned_models
+from trainer.evaluate import average_model, check_agreement, exhibits, judged_sums, tuned_models
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
 from trainer.midround import Inside, restore
@@ -124,19 +124,20 @@ def evaluate(state: State) -> Metrics | None:
     began = perf_counter()
     state.contact.at(f"round {state.progress.rounds + 1}: evaluating")
     check_agreement(run.topology, state.local_fingerprint, state.model)
-    tables = {"test": client_sums(state.trainer, run.data.test, clients.test)}
+    judged = {"test": judged_sums(state.trainer, run.data.test, clients.test)}
     if any(len(ids) for ids in clients.validation):
-        tables["validation"] = client_sums(state.trainer, run.data.train, clients.validation)
+        judged["validation"] = judged_sums(state.trainer, run.data.train, clients.validation)
     if state.model.has_personal and state.model.has_shared:
-        tables["global"] = client_sums(state.trainer, run.data.test, clients.test, average_model)
+        judged["global"] = judged_sums(state.trainer, run.data.test, clients.test, average_model)
     if run.personal_steps:
         tuned = partial(tuned_models, run.round(state.progress.rounds))
-        tables["personal"] = client_sums(state.trainer, run.data.test, clients.test, tuned)
+        judged["personal"] = judged_sums(state.trainer, run.data.test, clients.test, tuned)
+    tables = {f"{part}/{name}": table for part, own in judged.items() for name, table in own.items()}
     sums, tables = comm.sum_header({"leaving": float(state.contact.wish() is Wish.LEAVE)}, tables)
     state.leaving = sums["leaving"] > 0
     if state.leaving:
         return None
     metrics: Metrics = {}
-    for name, table in tables.items():
-        metrics |= evaluation_metrics(run, name, table)
+    for part, own in judged.items():
+        metrics |= evaluation_metrics(run, part, {name: tables[f"{part}/{name}"] for name in own})
     return metrics | {"seconds/evaluation": perf_counter() - began}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.cohort import Round
 from trainer.flat import Statistics
-from trainer.metrics import Metrics
+from trainer.metrics import Metrics, more_is_better
 from trainer.run import Run
 from trainer.work import Work, merged, work_of
 
@@ -140,9 +140,13 @@ def round_metrics(round: Round, sums: dict[str, float], tables: dict[str, Tensor
     return metrics
 
 
-def evaluation_metrics(run: Run, name: str, table: Tensor) -> Metrics:
-    """The figures of an evaluation, pooled over clients and per client, from sums [clients, units, loss, scores]."""
-    figures = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item())
+def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metrics:
+    """The figures of an evaluation, pooled over clients and per client.
+
+    Of the sums `clients` is a table [clients, 1 + score sums], the units first; the others are the task's pooled ones.
+    """
+    table, pooled = sums["clients"], {key: part for key, part in sums.items() if key != "clients"}
+    figures = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
     metrics = {f"{name}/{key}": value for key, value in figures.items()}
     if name == "validation" or run.per_client == "none" or len(table) < 2:
         return metrics
@@ -163,7 +167,7 @@ def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
         return {}
     squares = float(np.square(values).sum())
     return {
-        f"{group}/worst_{headline}": float(values.min() if headline == "accuracy" else values.max()),
+        f"{group}/worst_{headline}": float(values.min() if more_is_better(headline) else values.max()),
         f"{group}/{headline}_std": float(values.std()),
         f"{group}/jain": float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0,
     }
@@ -173,7 +177,7 @@ def validation_score(run: Run, metrics: Metrics) -> float | None:
     """What the best round is chosen by, more is better: the validation set's headline figure; None without one."""
     headline = run.task.headline
     value = metrics.get(f"validation/{headline}")
-    return value if value is None or headline == "accuracy" else -value
+    return value if value is None or more_is_better(headline) else -value
 
 
 def slowest_silo(silos: Tensor) -> Metrics:

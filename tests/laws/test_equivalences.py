@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -147,6 +148,12 @@ class HalfSquares:
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
         return {"loss": sums.item() / units}
+
+    def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
 
     def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         return ""

@@ -3,50 +3,121 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks import Classification, LanguageModelling, Task
+from trainer.tasks import Classification, LanguageModelling, MultiLabel, Regression, Task
+
+Pair = tuple[Tensor, Tensor]
 
 
-def images(examples: int) -> tuple[torch.Tensor, torch.Tensor]:
+def images(examples: int) -> Pair:
     """Outputs [B, 5] and labels [B]."""
     generator = torch.Generator().manual_seed(examples)
     return torch.randn(examples, 5, generator=generator), torch.randint(5, (examples,), generator=generator)
 
 
-def tokens(examples: int) -> tuple[torch.Tensor, torch.Tensor]:
+def many_classes(examples: int) -> Pair:
+    """Outputs [B, 8] and labels [B]."""
+    generator = torch.Generator().manual_seed(examples)
+    return torch.randn(examples, 8, generator=generator), torch.randint(8, (examples,), generator=generator)
+
+
+def pairs(examples: int) -> Pair:
+    """Outputs [B, 2] and labels [B]."""
+    outputs, labels = images(examples)
+    return outputs[:, :2], labels.clamp(max=1)
+
+
+def tokens(examples: int) -> Pair:
     """Outputs [B, 4, 7] and tokens [B, 4]."""
     generator = torch.Generator().manual_seed(examples)
     return torch.randn(examples, 4, 7, generator=generator), torch.randint(7, (examples, 4), generator=generator)
 
 
-TASKS = [(Classification(), images, 1), (LanguageModelling(), tokens, 4)]
+def tags(examples: int) -> Pair:
+    """Logits [B, 3] and labels [B, 3] that are there or not."""
+    generator = torch.Generator().manual_seed(examples)
+    return torch.randn(examples, 3, generator=generator), torch.randint(2, (examples, 3), generator=generator)
 
 
-@pytest.mark.parametrize(("task", "make", "units"), TASKS)
-@settings(deadline=None)
+def numbers(examples: int) -> Pair:
+    """Outputs [B, 2, 2] and numbers [B, 2, 2] that are sometimes far from them."""
+    generator = torch.Generator().manual_seed(examples)
+    outputs, noise = torch.randn(2, examples, 2, 2, generator=generator)
+    return outputs, outputs + 2 * noise
+
+
+def heights(examples: int) -> Pair:
+    """Outputs [B, 1] and numbers [B]."""
+    outputs, targets = numbers(examples)
+    return outputs[:, :1, 0], targets[:, 0, 0]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.view_as(targets) - targets).square().mean()
+
+
+def huber_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """e^2 / 2 up to 0.7, then 0.7 (|e| - 0.35)."""
+    error = (outputs - targets).abs()
+    return torch.where(error < 0.7, error.square() / 2, 0.7 * (error - 0.35)).mean()
+
+
+CASES: list[tuple[Task, Callable[[int], Pair], int, Callable[[Tensor, Tensor], Tensor]]] = [
+    (Classification(), images, 1, cross_entropy),
+    (Classification(), many_classes, 1, cross_entropy),
+    (Classification(), pairs, 1, cross_entropy),
+    (LanguageModelling(), tokens, 4, cross_entropy),
+    (MultiLabel(), tags, 3, binary_cross_entropy),
+    (MultiLabel(auc_bins=0), tags, 3, binary_cross_entropy),
+    (Regression(), numbers, 4, squared_error),
+    (Regression(), heights, 1, squared_error),
+    (Regression(huber=0.7), numbers, 4, huber_loss),
+]
+cases = pytest.mark.parametrize(("task", "make", "units", "mean_loss"), CASES)
+
+
+def pooled(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {name: part.double() for name, part in task.pooled_sums(outputs, targets).items()}
+
+
+@cases
+@settings(deadline=None, max_examples=10)
 @given(examples=st.integers(1, 30))
-def test_loss_sums_are_means_times_units(task: Task, make, units: int, examples: int):
+def test_loss_sums_are_means_times_units(task: Task, make, units: int, mean_loss, examples: int):
     outputs, targets = make(examples)
-    mean = F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
+    mean = mean_loss(outputs, targets)
     assert task.units(targets) == units
     assert task.loss_sum(outputs, targets).item() == pytest.approx(mean.item() * units * examples, rel=1e-5)
     sums = task.score_sums(outputs, targets)
-    assert sums.dtype == torch.float64 and sums.shape == (examples, 1 + len(task.scores))
+    assert sums.dtype == torch.float64 and sums.shape[0] == examples and sums.dim() == 2
     summary = task.summary(sums.sum(0), examples * units)
     assert summary["loss"] == pytest.approx(mean.item(), rel=1e-5)
     assert task.headline in summary
+    figures = summary | task.pooled_summary(pooled(task, outputs, targets))
+    assert set(figures) <= {"loss", *task.scores}
 
 
-@pytest.mark.parametrize(("task", "make", "units"), TASKS)
-@settings(deadline=None)
+@cases
+@settings(deadline=None, max_examples=10)
 @given(examples=st.integers(0, 20), cut=st.integers(0, 20))
-def test_any_split_adds_up(task: Task, make, units: int, examples: int, cut: int):
+def test_any_split_adds_up(task: Task, make, units: int, mean_loss, examples: int, cut: int):
     """Sums over two parts are the sums over the whole; a part may be empty, and its loss is 0 with a gradient."""
     outputs, targets = make(examples)
     outputs.requires_grad_()
@@ -56,8 +127,12 @@ def test_any_split_adds_up(task: Task, make, units: int, examples: int, cut: int
     torch.testing.assert_close(total, task.loss_sum(outputs, targets))
     total.backward()
     assert outputs.grad is not None and bool(outputs.grad.isfinite().all())
+    outputs = outputs.detach()
     rows = torch.cat([task.score_sums(outputs[part], targets[part]) for part in parts])
     torch.testing.assert_close(rows, task.score_sums(outputs, targets))
+    first, second = (pooled(task, outputs[part], targets[part]) for part in parts)
+    whole = pooled(task, outputs, targets)
+    torch.testing.assert_close({name: first[name] + second[name] for name in whole}, whole)
 
 
 @settings(deadline=None)
@@ -75,9 +150,22 @@ def test_perplexity_is_the_exponential_of_the_loss():
     assert math.isfinite(LanguageModelling().summary(torch.tensor([1e6]), 1)["perplexity"])
 
 
-@pytest.mark.parametrize(("task", "make", "units"), TASKS)
-def test_no_units_have_no_figures(task: Task, make, units: int):
-    assert all(math.isnan(value) for value in task.summary(torch.zeros(1 + len(task.scores)).double(), 0).values())
+@cases
+def test_no_units_have_no_figures(task: Task, make, units: int, mean_loss):
+    outputs, targets = make(3)
+    sums = torch.zeros_like(task.score_sums(outputs, targets)[0])
+    nothing = {name: torch.zeros_like(part) for name, part in pooled(task, outputs, targets).items()}
+    figures = task.summary(sums, 0) | task.pooled_summary(nothing)
+    assert all(math.isnan(value) for value in figures.values())
+
+
+@cases
+def test_outputs_that_are_not_finite_are_judged(task: Task, make, units: int, mean_loss):
+    """A model may have diverged where it is evaluated: its loss says so, and nothing breaks."""
+    outputs, targets = make(4)
+    outputs = torch.full_like(outputs, math.nan)
+    assert not math.isfinite(task.summary(task.score_sums(outputs, targets).sum(0), 4.0 * units)["loss"])
+    task.pooled_summary(pooled(task, outputs, targets))
 
 
 def test_half_precision_outputs_are_judged_in_float32():
@@ -88,16 +176,17 @@ def test_half_precision_outputs_are_judged_in_float32():
     assert Classification().score_sums(half, targets)[:, 0].sum().item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("task", "make", "units"), TASKS)
-def test_double_precision_outputs_are_judged_in_float64(task: Task, make, units: int):
+@cases
+def test_double_precision_outputs_are_judged_in_float64(task: Task, make, units: int, mean_loss):
     outputs, targets = make(20)
     outputs = outputs.double() + 1e-9  # lost in float32
-    expected = F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="sum").item()
-    assert task.score_sums(outputs, targets)[:, 0].sum().item() == pytest.approx(expected, rel=1e-14)
+    targets = targets.double() if targets.is_floating_point() else targets
+    expected = mean_loss(outputs, targets).item() * 20 * units
+    assert task.score_sums(outputs, targets)[:, 0].sum().item() == pytest.approx(expected, rel=1e-13)
 
 
-@pytest.mark.parametrize(("task", "make", "units"), TASKS)
-def test_outputs_that_fit_have_no_fault(task: Task, make, units: int):
+@cases
+def test_outputs_that_fit_have_no_fault(task: Task, make, units: int, mean_loss):
     outputs, targets = make(3)
     assert task.fault(outputs, targets, outputs.shape[-1]) == ""
     assert task.fault(outputs, targets, None) == ""
@@ -107,6 +196,20 @@ def test_outputs_that_do_not_fit_are_named():
     outputs, targets = images(3)
     assert "model.classes=10" in Classification().fault(outputs, targets, 10)
     assert "[3, 5, 1]" in Classification().fault(outputs[..., None], targets, 5)
+    assert "[batch, labels]" in MultiLabel().fault(outputs, targets, 5)
+    assert "[3, 5]" in Regression().fault(outputs, targets, None)
     outputs, targets = tokens(3)
     assert "model.vocabulary=9" in LanguageModelling().fault(outputs, targets, 9)
     assert "[3, 3, 7]" in LanguageModelling().fault(outputs[:, :3], targets, 7)
+    outputs, targets = tags(3)
+    assert "model.classes=3" in MultiLabel().fault(outputs[:, :2], targets, None)
+    assert "must be 0" in MultiLabel().fault(outputs, targets + 1, None)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "said"),
+    [(MultiLabel, {"auc_bins": -1}, "task.auc_bins=-1"), (Regression, {"huber": 0.0}, "task.huber=0")],
+)
+def test_settings_without_meaning_are_refused(task: Callable[..., Task], values: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        task(**values)

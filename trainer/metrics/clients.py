@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainer.metrics.direction import more_is_better
+
 EVALUATIONS = ("test_", "global_", "personal_")  # what else is said of a client is of its training
 
 Column = tuple[np.ndarray, np.ndarray]  # of one round: who was measured, int64 [N], and the values, float64 [N]
@@ -39,7 +41,7 @@ class ClientFigure(NamedTuple):
 
     @property
     def more_is_better(self) -> bool:
-        return self.name.endswith("accuracy")
+        return more_is_better(self.name)
 
     def worst(self) -> Worst:
         """The worst client of the last round that has values; of equal ones, that with the lowest number."""

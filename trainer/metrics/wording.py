@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from trainer.metrics.direction import HEADLINES
+
 Span = str | tuple[str, str]  # a text, or a text and its style on a terminal
 
 NAME_STYLE = "bold"
@@ -64,7 +66,7 @@ def _headlines(metrics: Mapping[str, float | int]) -> list[tuple[str, str]]:
     """Keys and labels of the train loss and, for validation and test, of the most telling metric there is."""
     found = [("train/loss", "train loss")] if "train/loss" in metrics else []
     for split in ("validation", "test"):
-        present = [metric for metric in ("accuracy", "perplexity", "loss") if f"{split}/{metric}" in metrics]
+        present = [metric for metric in HEADLINES if f"{split}/{metric}" in metrics]
         found += [(f"{split}/{metric}", f"{split} {metric}") for metric in present[:1]]
     return found
 

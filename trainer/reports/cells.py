@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from trainer.metrics import HEADLINES
 from trainer.metrics.wording import number
 from trainer.reports.brackets import brackets
 from trainer.reports.summary import Configuration, Report, Spread
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MISSING = "–"
+WORST = tuple(f"clients/worst_{name}" for name in HEADLINES)
 
 
 class Cell(NamedTuple):
@@ -36,7 +38,7 @@ def columns(report: Report) -> list[Column]:
         Column(heading, True, [_setting(each.cells[place]) for each in report.configurations])
         for place, heading in enumerate(report.headings)
     ] or [Column("configuration", True, [Cell(each.label) for each in report.configurations])]
-    worst = next((name for name in ("clients/worst_accuracy", "clients/worst_perplexity") if report.has(name)), None)
+    worst = next((name for name in WORST if report.has(name)), None)
     figures = {
         report.score: _spread_of(report.score),
         **({"worst client": _spread_of(worst)} if worst and worst != report.score else {}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.metrics import Metrics
+from trainer.metrics import HEADLINES, Metrics
 from trainer.metrics.clients import ClientFigure
 from trainer.reports.records import Record
 from trainer.reports.summary import Configuration, Report, spread_of
@@ -22,9 +22,12 @@ AXES = {
 }
 GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "clients/", "delta/")
 COUNTS = ("clients/trained", "clients/left_out", "clients/late")
+SCORES = [name for name in HEADLINES if name != "loss"]
 FIRST = (
-    *("test/accuracy", "test/perplexity", "train/loss", "test/loss"),
-    *("clients/worst_accuracy", "clients/worst_perplexity", "validation/accuracy", "validation/perplexity"),
+    *(f"test/{name}" for name in SCORES),
+    *("train/loss", "test/loss"),
+    *(f"clients/worst_{name}" for name in SCORES),
+    *(f"validation/{name}" for name in SCORES),
 )
 
 MOST_CELLS = 500_000  # of all heat maps of a page: with more it takes long to open

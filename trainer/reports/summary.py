@@ -10,11 +10,11 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from trainer.config import nearest
+from trainer.metrics import HEADLINES, more_is_better
 from trainer.reports.records import Record
 from trainer.reports.settings import Settings, configuration_of, differing, said, short_titles
 
-SCORES = ("test/accuracy", "test/perplexity", "test/loss")  # the first that there is orders the table
-MORE_IS_BETTER = ("accuracy", "jain", "cosine", "per_second")
+SCORES = tuple(f"test/{name}" for name in HEADLINES)  # the first that there is orders the table
 
 
 class Spread(NamedTuple):
@@ -87,11 +87,6 @@ class Report:
     def has(self, name: str) -> bool:
         """Whether any run has this figure."""
         return any(name in record.figures for record in self.records)
-
-
-def more_is_better(name: str) -> bool:
-    """Whether a higher value of this figure is the better one; of losses and seconds it is not."""
-    return name.endswith(MORE_IS_BETTER)
 
 
 def summarize(records: Sequence[Record], by: str | None = None) -> Report:

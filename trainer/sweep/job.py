@@ -12,12 +12,12 @@ from pathlib import Path
 from trainer.compose import compose_tree
 from trainer.folder import RunFolder
 from trainer.launch.commands import PROMPT
+from trainer.metrics import more_is_better
 
 LONGEST_NAME = 120  # file systems take 255 bytes, and people fewer
 LINES_THAT_EXPLAIN = 3
 PLAIN = r"[\w.-]*/[\w./-]*|[A-Za-z][\w.-]*"  # texts that Hydra takes for nothing else, but for some words
 WORDS = ("null", "true", "false", "nan", "inf")
-LESS_IS_BETTER = ("loss", "perplexity", "seconds", "bytes_between_silos")
 
 
 @dataclass(frozen=True)
@@ -129,4 +129,4 @@ def assign(key: str, text: str) -> str:
 
 def is_less_better(objective: str) -> bool:
     """Whether the smaller of two such figures is the better one."""
-    return objective.rpartition("/")[2] in LESS_IS_BETTER
+    return not more_is_better(objective)

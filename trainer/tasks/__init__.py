@@ -1,0 +1,11 @@
+"""What a model is asked to do: a loss and scores that are made from sums, so that any split of the examples adds up."""
+
+from __future__ import annotations
+
+from trainer.tasks.classification import Classification
+from trainer.tasks.language_modelling import LanguageModelling
+from trainer.tasks.multi_label import MultiLabel
+from trainer.tasks.regression import Regression
+from trainer.tasks.task import VERBS, Task
+
+__all__ = ["VERBS", "Classification", "LanguageModelling", "MultiLabel", "Regression", "Task"]

@@ -1,0 +1,46 @@
+"""The next token at each position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.tasks.task import misfit, precise
+
+
+class LanguageModelling:
+    """The next token at each position: cross-entropy over outputs [B, T, vocabulary] and int64 targets [B, T]."""
+
+    scores = ("perplexity",)
+    headline = "perplexity"
+
+    def units(self, targets: Tensor) -> int:
+        return targets.shape[1]
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
+
+    def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(precise(outputs.flatten(0, 1)), targets.flatten(), reduction="none")
+        return losses.view_as(targets).double().sum(1, keepdim=True)
+
+    def summary(self, sums: Tensor, units: float) -> dict[str, float]:
+        loss = sums.item() / units if units else math.nan
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
+
+    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+        if outputs.dim() != 3 or targets.dim() != 2 or outputs.shape[:2] != targets.shape:
+            wanted = "language modelling wants outputs [batch, length, vocabulary] and targets [batch, length]"
+            return misfit(outputs, targets, wanted)
+        if classes and outputs.shape[2] != classes:
+            return f"{outputs.shape[2]} outputs, but the vocabulary has {classes}: set model.vocabulary={classes}"
+        return ""

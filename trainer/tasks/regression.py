@@ -1,0 +1,71 @@
+"""Numbers to be near to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.tasks.counts import r2
+from trainer.tasks.task import misfit, precise
+
+
+class Regression:
+    """Numbers to be near to: the squared error of outputs and targets, both [B] or [B, ...]; mean absolute error.
+
+    `huber` is the size of an error from which on it counts linearly, Huber 1964: 0.5 e^2 up to there, then
+    huber (|e| - 0.5 huber); None is e^2. A unit is one number. Of all examples together also R2, the mean over an
+    example's numbers. Outputs [B, 1] may stand for targets [B].
+    """
+
+    scores = ("mae", "r2")
+    headline = "mae"
+
+    def __init__(self, huber: float | None = None):
+        if huber is not None and not huber > 0:
+            raise ValueError(f"task.huber={huber}\n  valid: a number above 0, or null for the squared error")
+        self.huber = huber
+
+    def units(self, targets: Tensor) -> int:
+        return math.prod(targets.shape[1:])
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._losses(outputs.reshape(targets.shape), targets.to(outputs.dtype), "sum")
+
+    def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs, targets = _pair(outputs, targets)
+        losses = self._losses(outputs, targets, "none")
+        return torch.stack((losses.double().sum(1), (outputs - targets).abs().double().sum(1)), 1)
+
+    def summary(self, sums: Tensor, units: float) -> dict[str, float]:
+        loss, error = (sums / units).tolist() if units else (math.nan, math.nan)
+        return {"loss": loss, "mae": error}
+
+    def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """By number [numbers, 4]: examples, targets, their squares, and squared errors."""
+        outputs, targets = (tensor.double() for tensor in _pair(outputs, targets))
+        columns = (torch.ones_like(targets), targets, targets.square(), (outputs - targets).square())
+        return {"by_number": torch.stack([column.sum(0) for column in columns], 1)}
+
+    def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"r2": r2(sums["by_number"])}
+
+    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+        if outputs.shape not in (targets.shape, (*targets.shape, 1)):
+            return misfit(outputs, targets, "regression wants as many outputs as targets an example")
+        return ""
+
+    def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        if self.huber is None:
+            return F.mse_loss(outputs, targets, reduction=reduction)
+        return F.huber_loss(outputs, targets, reduction=reduction, delta=self.huber)
+
+
+def _pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as [B, numbers], precise."""
+    exact = precise(outputs)
+    shape = (len(targets), math.prod(targets.shape[1:]))
+    return exact.reshape(shape), targets.to(exact.dtype).reshape(shape)
