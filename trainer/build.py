@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
 from trainer.arguments import argument_faults
+from trainer.clip import Clip
 from trainer.cohort import All, Cohort
 from trainer.config import Config, Leaf, shown
 from trainer.data import Arrays, Clients, Splits, natural_clients
@@ -37,6 +38,7 @@ def build(config: Config, topology: Topology) -> Run:
     uplink = faults.collect(lambda: _instantiate("uplink", config.uplink))
     gradients = faults.collect(lambda: _instantiate("gradients", config.gradients))
     optimizer = faults.collect(lambda: _optimizer("optimizer", config.optimizer))
+    clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
     faults.collect(lambda: _check_batch_size(config, topology))
@@ -62,7 +64,7 @@ def build(config: Config, topology: Topology) -> Run:
         schedule=schedule,
         cohort=cohort,
         uplink=uplink,
-        clip_norm=config.clip_norm,
+        clip=clip,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         gradients=gradients,
         seed=config.seed,

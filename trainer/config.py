@@ -153,6 +153,8 @@ class Config:
     batch_size: int | str = setting(whole(1) | words("all"))
     micro_batch_size: int | None = setting(whole(1) | words(None))
     clip_norm: float | None = setting(number(1e-12) | words(None))
+    clip_norm_order: int | str = setting(words(1, 2, "inf"))
+    clip_value: float | None = setting(number(1e-12) | words(None))
     max_bad_rounds: int = setting(whole(1))
     bad_loss: str = setting(words("stop", "skip"))
     deterministic: bool = setting(switch)

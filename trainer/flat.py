@@ -46,6 +46,7 @@ class FlatModel:
         if len(dtypes) != 1:
             found = "no parameter that trains" if not dtypes else f"trainable parameters of several types: {dtypes}"
             raise ValueError(f"model= has {found}.\n  valid: one floating point type for all that trains")
+        self.named_trainable = list(trainable.items())
         self.trainable = list(trainable.values())
         self.shared_names = [name for name in trainable if is_shared(name)]
         self.personal_names = [name for name in trainable if not is_shared(name)]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from trainer import comm
 from trainer.cohort import Round
@@ -72,7 +71,7 @@ class LocalTrainer:
         if run.autocast:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
             self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)
-        self.optimizer = run.optimizer(model.trainable)
+        self.optimizer = run.optimizer(model.named_trainable)
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
@@ -226,7 +225,7 @@ class LocalTrainer:
             loss_sum, units = self._backward(batch, seed + (step << 16))
             self.scaler.unscale(optimizer)
             algorithm.correct()
-            work.gradient_norm = self._clip(measure=step + 1 == steps)
+            work.gradient_norm = self.run.clip(self.model.trainable, measure=step + 1 == steps)
             if self.scaler.step(optimizer):
                 work.factors.append(self.factor)
             else:
@@ -273,9 +272,3 @@ class LocalTrainer:
 
     def _loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return self.task.loss_sum(self.wrapped(inputs), targets)
-
-    def _clip(self, measure: bool) -> Tensor | float:
-        """The norm of the step's gradient, where it is limited or asked for: it costs a third of a small step."""
-        if self.run.clip_norm is not None:
-            return clip_grad_norm_(self.model.trainable, self.run.clip_norm)
-        return get_total_norm([p.grad for p in self.model.trainable if p.grad is not None]) if measure else 0.0

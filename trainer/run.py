@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
+from trainer.clip import Clip
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
@@ -73,10 +74,10 @@ class Run:
 
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
     micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
-    optimizer         makes the inner optimizer from a list of parameters
+    optimizer         makes the inner optimizer from a list of named parameters
     uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
-    clip_norm         largest 2-norm of a step's gradient; None: not clipped
+    clip              limits to a step's gradient
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
     gradients         how they are averaged inside a silo; without effect in silos of one replica
     evaluate_every    rounds between evaluations; the last round is always evaluated
@@ -100,7 +101,7 @@ class Run:
     schedule: Schedule = field(default_factory=Constant)
     cohort: Cohort = field(default_factory=All)
     uplink: Uplink = field(default_factory=Full)
-    clip_norm: float | None = None
+    clip: Clip = field(default_factory=Clip)
     autocast: torch.dtype | None = None
     gradients: Gradients = field(default_factory=FullPrecision)
     seed: int = 0
@@ -112,7 +113,7 @@ class Run:
     personal_steps: int = 0
 
     def __post_init__(self):
-        self.algorithm.refuse(self.optimizer, self.clip_norm, len(self.clients))
+        self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
         self._check_uplink()
         if self.length.late == "drop" and self.algorithm.pools_data:
             raise ValueError(

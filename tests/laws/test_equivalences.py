@@ -23,6 +23,7 @@ from tests.laws.cases import (
     train,
 )
 from trainer.algorithms import FedAvg
+from trainer.clip import Clip
 from trainer.cohort import Sample
 from trainer.data import Arrays, Clients, Splits
 from trainer.randomness import generator
@@ -59,8 +60,8 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
 
     So do 2 silos of 3 and 1 ranks, where a client's batch is divided.
     """
-    clip_norm = None if name in ("scaffold", "fednova") else 1.0  # which refuse it
-    choices: dict[str, Any] = {"rounds": 4, "cohort": Sample(5), "clip_norm": clip_norm}
+    clip = Clip(None if name in ("scaffold", "fednova") else 1.0)  # which refuse it
+    choices: dict[str, Any] = {"rounds": 4, "cohort": Sample(5), "clip": clip}
     if name != "fedsgd":
         choices |= {"length": RoundLength(steps=4)}
     one = ranks(1).run(train, name, 1, choices)

@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data, train
 from trainer.algorithms import FedAvg
+from trainer.clip import Clip
 from trainer.cohort import Sample
 from trainer.randomness import generator
 from trainer.run import RoundLength
@@ -197,7 +198,7 @@ def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple
 def test_clipping_and_schedules(ranks, silos: Silos):
     """Two rounds of 3 steps. It is the gradient of the silo's batch that is clipped, not that of a replica's part."""
     choices = linear_choices("average") | {"rounds": 2, "length": RoundLength(steps=STEPS)}
-    choices |= {"clip_norm": CLIP_NORM, "schedule": Cosine()}
+    choices |= {"clip": Clip(CLIP_NORM), "schedule": Cosine()}
     ours = ranks(4).run(train, "fedavg", silos, choices)[0]
     weights, shares = start(), np.array(SIZES) / sum(SIZES)
     for round, metrics in enumerate(ours.rounds):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.laws.cases import TEST_EXAMPLES, Records, assert_close, figures, leaves, tiny_data, tiny_model
 from tests.support.runs import make_clients, make_data, make_model, make_run
+from trainer.clip import Clip
 from trainer.data import Splits
 from trainer.fit import fit
 from trainer.metrics import Metrics
@@ -42,7 +43,7 @@ BATCHES = {
     # 4 ranks get 2, 3, 2, 3 examples: one micro-batch and two.
     "micro": Batches(26, 10, {"micro_batch_size": 2}),
     "micro_of_one": Batches(23, 11, {"micro_batch_size": 1}),
-    "clipped": Batches(26, 12, {"clip_norm": 0.05}),
+    "clipped": Batches(26, 12, {"clip": Clip(0.05)}),
 }
 
 

@@ -60,6 +60,7 @@ FLOORS = [
     "topology",
     "place",
     "optimizers",
+    "clip",
     "scaler",
     "flat",
     "randomness",

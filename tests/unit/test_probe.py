@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.algorithms.probe import Probe, refuse_nonlinear
+from trainer.clip import Clip
 
 RATE = 0.1
 SGD = torch.optim.SGD
@@ -121,14 +122,14 @@ NONLINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_what_is_linear_is_accepted(name: str):
-    refuse_nonlinear("scaffold", LINEAR[name], None)
+    refuse_nonlinear("scaffold", LINEAR[name], Clip())
 
 
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_adaptive_optimizers_are_refused(name: str):
     """The message names the algorithm, the optimizer, and what to set instead."""
     with pytest.raises(ValueError) as raised:
-        refuse_nonlinear("scaffold", NONLINEAR[name], None)
+        refuse_nonlinear("scaffold", NONLINEAR[name], Clip())
     said = str(raised.value)
     assert said.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
     assert f"with {name} twice the gradient is not twice the step" in said
@@ -137,13 +138,13 @@ def test_adaptive_optimizers_are_refused(name: str):
 
 def test_an_optimizer_of_matrices_is_refused_in_its_own_words():
     with pytest.raises(ValueError, match=r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd"):
-        refuse_nonlinear("fednova", partial(torch.optim.Muon, lr=RATE), None)
+        refuse_nonlinear("fednova", partial(torch.optim.Muon, lr=RATE), Clip())
 
 
 def test_clipping_is_refused():
     """However large the norm: nobody can say that it is never met."""
     with pytest.raises(ValueError) as raised:
-        refuse_nonlinear("fednova", LINEAR["sgd"], 1e9)
+        refuse_nonlinear("fednova", LINEAR["sgd"], Clip(1e9))
     said = str(raised.value)
     assert said.startswith("clip_norm=1e+09 with algorithm=fednova")
     assert "set clip_norm=null, or algorithm=fedavg" in said

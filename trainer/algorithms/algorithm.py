@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
 from trainer.wires import Wire
@@ -49,7 +50,7 @@ class Algorithm(Protocol):
         """Whether the parameter or buffer of this name is combined between the silos."""
         ...
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         """Raises ValueError, with the reasons, when so many clients that are trained like this cannot be combined."""
         ...
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.server import Server
+from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments, difference, resized
 from trainer.wires import Arrivals, Wire
@@ -86,7 +87,7 @@ class FedAvg:
     def is_shared(self, name: str) -> bool:
         return self.shared_pattern.search(name) is not None
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:

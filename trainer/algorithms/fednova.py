@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
 from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
+from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
 from trainer.wires import Wire
@@ -40,8 +41,8 @@ class FedNova(FedAvg):
         refuse_kept("fednova", inner_state)
         super().__init__(server, weight, cap, shared, inner_state, batch_statistics, pull)
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
-        refuse_nonlinear("fednova", optimizer, clip_norm)
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+        refuse_nonlinear("fednova", optimizer, clip)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
         super().setup(model, optimizer, sizes, wire)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trainer.algorithms.algorithm import InnerState, MakeOptimizer
+from trainer.clip import Clip
 
 # Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
 LOOKED_AT = (1.0, 0.5, 0.25) * 4
@@ -42,13 +43,14 @@ class Probe:
         return -parameter.item()
 
 
-def refuse_nonlinear(name: str, optimizer: MakeOptimizer, clip_norm: float | None) -> None:
+def refuse_nonlinear(name: str, optimizer: MakeOptimizer, clip: Clip) -> None:
     """Raises ValueError when a client's way is not its gradients times numbers that the probe can measure."""
     faults = []
-    if clip_norm is not None:
+    if clip.settings:
+        nulls = " ".join(f"{setting.split('=')[0]}=null" for setting in clip.settings)
         faults.append(
-            f"clip_norm={clip_norm:g} with algorithm={name}: a clipped gradient goes another way than the one that "
-            "is measured.\n  set clip_norm=null, or algorithm=fedavg"
+            f"{' '.join(clip.settings)} with algorithm={name}: a clipped gradient goes another way than the one that "
+            f"is measured.\n  set {nulls}, or algorithm=fedavg"
         )
     if fault := _nonlinear(optimizer):
         faults.append(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, average
+from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments, resized
 from trainer.wires import Wire
@@ -61,7 +62,7 @@ class Robust(FedAvg):
             "krum": lambda columns, add_up: krum(columns, add_up, byzantine, selected),
         }[rule]
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         if clients < self.fewest:
             raise ValueError(
                 f"algorithm.byzantine={(self.fewest - 3) // 2} with clients={clients}: krum holds for "

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, Weight, average
 from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
+from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments, resized
 from trainer.wires import Wire
@@ -43,8 +44,8 @@ class Scaffold(FedAvg):
     def stateful(self) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
-        refuse_nonlinear("scaffold", optimizer, clip_norm)
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+        refuse_nonlinear("scaffold", optimizer, clip)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
         super().setup(model, optimizer, sizes, wire)

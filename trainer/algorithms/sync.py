@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
+from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
 from trainer.wires import Wire
@@ -31,7 +32,7 @@ class Sync:
     def is_shared(self, name: str) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip_norm: float | None, clients: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
