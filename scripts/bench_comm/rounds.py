@@ -23,6 +23,7 @@ import torch.distributed as dist
 from scripts.bench_comm.link import in_workers_on_hosts, sent_through_link
 from scripts.duel import machine
 from trainer.algorithms import Algorithm, FedAvg, Streaming, Sync
+from trainer.clip import Clip
 from trainer.codecs import Full, Int8, Uplink
 from trainer.data import Iid, shakespeare
 from trainer.gradients import FullPrecision, Gradients
@@ -79,7 +80,7 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
         length=RoundLength(steps=steps),
         uplink=Full() if case.silos == 1 else between,
         gradients=inside,
-        clip_norm=1.0,
+        clip=Clip(1.0),
         evaluate_every=10**6,
     )
 
