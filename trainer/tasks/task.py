@@ -16,8 +16,8 @@ from torch import Tensor
 class Task(Protocol):
     """Abstract: the verbs of a task.
 
-    Scores of few sums, such as a mean over units, are told of every client, from `score_sums`. Those of many, such as an
-    F1 by class, are told of all examples together, from `pooled_sums`: counts, say, added up before they are divided.
+    Scores of few sums, such as a mean over units, are told of every client, from `score_sums`. Those of many, such as
+    an F1 by class, are told of all examples together, from `pooled_sums`: counts, added up before they are divided.
     """
 
     @property
