@@ -66,6 +66,7 @@ def build(config: Config, topology: Topology) -> Run:
         uplink=uplink,
         clip=clip,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
+        compile=config.compile,
         gradients=gradients,
         seed=config.seed,
         evaluate_every=config.eval.every,

@@ -113,11 +113,13 @@ class ReportConfig:
 @dataclass(frozen=True)
 class RunConfig:
     smoke: bool = setting(switch)
+    profile: bool = setting(switch)
 
 
 @dataclass(frozen=True)
 class PrecisionConfig:
     autocast: str | None = setting(words("bfloat16", "float16", None))
+    tf32: bool = setting(switch)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class Config:
     max_bad_rounds: int = setting(whole(1))
     bad_loss: str = setting(words("stop", "skip"))
     deterministic: bool = setting(switch)
+    compile: str | None = setting(words("inductor", "aot_eager", None))
     objective: str | None = setting(text | words(None))
     run_dir: str | None = setting(text | words(None))
     run_dir_shared: bool | str = setting(words("auto", True))

@@ -8,6 +8,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoint.py
+  profile/       with run.profile=true: see profile.py
   logs/          one file a rank, and where the last start began
 """
 
@@ -45,6 +46,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
+        self.profile = path / "profile"
         self._claims = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:

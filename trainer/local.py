@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer import comm
 from trainer.cohort import Round
+from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
 from trainer.data.loader import Batch, Share, Stream
 from trainer.flat import FlatModel
@@ -65,9 +66,10 @@ class LocalTrainer:
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
-        self.wrapped, self.gradients = wrap(model.module, run.topology, run.gradients, self.scaler)
-        self.no_sync = self.wrapped.no_sync if isinstance(self.wrapped, DistributedDataParallel) else nullcontext
-        self.loss_sum, self.outputs = self._loss_sum, model.module.__call__
+        wrapped, self.gradients = wrap(model.module, run.topology, run.gradients, self.scaler)
+        self.no_sync = wrapped.no_sync if isinstance(wrapped, DistributedDataParallel) else nullcontext
+        self.wrapped, self.outputs = compiled(wrapped, run.compile), compiled(model.module, run.compile)
+        self.loss_sum = self._loss_sum
         if run.autocast:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
             self.loss_sum, self.outputs = autocast(self.loss_sum), autocast(self.outputs)

@@ -6,7 +6,6 @@ time, so a resumed run, and one with another number of ranks, draws what the fir
 
 from __future__ import annotations
 
-import os
 from hashlib import blake2b
 
 import numpy as np
@@ -29,13 +28,6 @@ def generator(*tags: Tag, device: torch.device | str = "cpu") -> torch.Generator
 def numpy_generator(*tags: Tag) -> np.random.Generator:
     """A numpy generator seeded with `derive(*tags)`."""
     return np.random.default_rng(derive(*tags))
-
-
-def be_deterministic() -> None:
-    """From now on, operations on GPUs give the same bits in every run, or raise an error that says so."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def default_generators(device: torch.device) -> tuple[torch.Generator, ...]:

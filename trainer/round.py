@@ -10,6 +10,7 @@ import torch
 from trainer import comm
 from trainer.checkpoint import Checkpoints
 from trainer.cohort import Round
+from trainer.compiling import graphs_compiled
 from trainer.contact import Wish
 from trainer.endings import Diverged
 from trainer.evaluate import fingerprint
@@ -51,6 +52,8 @@ def train_round(
             save_inside(state, checkpoints, inside)
         return None
     seconds = perf_counter() - began
+    if state.run.compile:
+        metrics["compile/graphs"] = graphs_compiled()
     return metrics | {"examples_per_second": metrics["round/examples"] / seconds, "seconds/round": seconds}
 
 

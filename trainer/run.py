@@ -79,6 +79,7 @@ class Run:
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
     clip              limits to a step's gradient
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
+    compile           torch.compile's backend for the model; None: it is not compiled
     gradients         how they are averaged inside a silo; without effect in silos of one replica
     evaluate_every    rounds between evaluations; the last round is always evaluated
     save_every        rounds between checkpoints; the last round is always saved
@@ -103,6 +104,7 @@ class Run:
     uplink: Uplink = field(default_factory=Full)
     clip: Clip = field(default_factory=Clip)
     autocast: torch.dtype | None = None
+    compile: str | None = None
     gradients: Gradients = field(default_factory=FullPrecision)
     seed: int = 0
     evaluate_every: int = 1

@@ -31,12 +31,12 @@ from trainer.disks import Disk, find_disk
 from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
 from trainer.folder import RunFolder, Status, flatten
-from trainer.launch.processes import choose_threads
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
+from trainer.numerics import set_up
 from trainer.parts import DiskFull
 from trainer.place import Place, check_ranks, discover
-from trainer.randomness import be_deterministic
+from trainer.profile import profiled
 from trainer.run import Run
 from trainer.start import Start
 from trainer.state import check_start
@@ -98,9 +98,7 @@ class Worker:
     def __init__(self, tree: Tree, clients: int | None, place: Place, store: Any):
         self.tree, self.clients, self.place, self.store = tree, clients, place, store
         self.config: Config = read_config(tree)
-        torch.set_num_threads(choose_threads(self.config.launch.threads, place.local_world_size))
-        if self.config.deterministic:
-            be_deterministic()
+        set_up(self.config, place)
         self.folder = RunFolder(Path(str(self.config.run_dir)))
         self.contact = Contact(self.config.checkpoint.every_seconds, self.config.launch.max_seconds)
         self.pulse = Pulse(store.clone(), place.rank, self.contact.whereabouts)
@@ -190,12 +188,13 @@ class Worker:
         self._begin_at(start)
         console = Console(run.rounds, self.folder.path, run.topology.num_silos)
         sinks = self._sinks(console, start) if self.is_first else []
-        watch = console.step if self.is_first else None
-        try:
-            return fit(run, sinks, checkpoints, start, watch, until, self.contact, diverged)
-        finally:
+        with ExitStack() as stack:
             for sink in sinks:
-                sink.close()
+                stack.callback(sink.close)
+            watch = console.step if self.is_first else None
+            if watch and self.config.run.profile:
+                watch = stack.enter_context(profiled(watch, self.folder.profile, run.topology.device))
+            return fit(run, sinks, checkpoints, start, watch, until, self.contact, diverged)
 
     def _from_elsewhere(self, run: Run) -> Start | None:
         """The checkpoint of another run that resume= names, if it names one."""

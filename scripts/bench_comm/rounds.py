@@ -1,18 +1,20 @@
 """How much of the time two hosts train that share a link: python -m scripts.bench_comm.rounds --rate 100mbit
 
 A gpt of 10 million parameters on Shakespeare, two hosts of one thread each. Utilisation is the time of the same steps
-with nothing sent, taken before each round, over the time of the rounds; medians. `sync` is one silo over both hosts, of
-`--sync-steps` steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds that
-training stood still for what was under way between the silos, and what has left the hosts' interfaces over what the
-trainer says was sent.
+with nothing sent over the time of the rounds, medians: by bare steps, of which some are made before each round, and by
+the steps of the round itself, less the processor's time that the wire's threads have taken from them; the second does
+not depend on how fast the machine is from minute to minute. `sync` is one silo over both hosts, of `--sync-steps`
+steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds that training stood
+still for what was under way, and what has left the hosts' interfaces over what the trainer says was sent.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -105,27 +107,52 @@ class BareSteps:
         return float(slowest)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of what some rounds took on this host: on the clock, in steps, of threads beside the one that trains."""
+
+    clock: float
+    steps: float
+    beside: float
+    waited: float
+
+    @property
+    def utilisation(self) -> float:
+        """The part of the time in which this host made steps, less what the wire's threads took from them."""
+        return (self.steps - self.beside) / self.clock
+
+
+def rounds_of(state: State, indices: Iterator[int], count: int) -> Taken:
+    """So many rounds."""
+    clocks = (time.perf_counter, time.process_time, time.thread_time, lambda: state.wire.seconds_waited)
+    began, steps = [clock() for clock in clocks], 0.0
+    for index in itertools.islice(indices, count):
+        figures = train_round(state, state.run.round(index))
+        assert figures
+        steps += figures["seconds/compute"] + figures["seconds/data"]
+    dist.barrier()
+    clock, process, thread, waited = (clock() - then for clock, then in zip(clocks, began, strict=True))
+    if isinstance(state.run.algorithm, Streaming):
+        steps -= waited  # it takes totals in between steps
+    return Taken(clock, steps, process - thread, waited)
+
+
 def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> str:
     """A row of the table."""
     case, of_step, taken = CASES[name], [], []
     with distributed(silos=case.silos, device="cpu") as topology:
         state = State(make_run(topology, case, uplink, -(-steps // case.parts)))
-        indices, began_with = itertools.count(), sent_through_link()
+        indices, before = itertools.count(), sent_through_link()
         for _ in range(rounds):
             of_step.append(bare.seconds())
-            # What was under way had more time than it should: this round takes it in, and leaves as much under way.
-            train_round(state, state.run.round(next(indices)))
-            began, waited = time.perf_counter(), state.wire.seconds_waited
-            for _ in range(case.parts):
-                train_round(state, state.run.round(next(indices)))
-            dist.barrier()
-            taken.append((time.perf_counter() - began, state.wire.seconds_waited - waited))
-        through, sent = sent_through_link() - began_with, state.wire.bytes_sent
-    seconds, waited = (median(column) for column in zip(*taken, strict=True))
-    utilisation = steps * median(of_step) / seconds
-    figures = f"{median(of_step):.3f} s | {seconds:.2f} s | {utilisation:.3f} | {waited:.2f} s"
-    told = f"{through / sent:.3f}" if sent else "-"
-    return f"| {name} | {uplink} | {steps} | {figures} | {through / 1e6 * case.parts / next(indices):.2f} MB | {told} |"
+            rounds_of(state, indices, 1)  # what was under way had more time than it should: this one takes it in
+            taken.append(rounds_of(state, indices, case.parts))
+        state.run.algorithm.settle()
+        through, sent = sent_through_link() - before, state.wire.bytes_sent
+    seconds, waited, inside = (median(getattr(t, key) for t in taken) for key in ("clock", "waited", "utilisation"))
+    used = f"{steps * median(of_step) / seconds:.3f} | {inside if case.silos > 1 else math.nan:.3f}"
+    amount = f"{through / 1e6 * case.parts / next(indices):.2f} MB | {f'{through / sent:.3f}' if sent else '-'}"
+    return f"| {name} | {uplink} | {steps} | {seconds:.2f} s | {used} | {waited:.2f} s | {amount} |"
 
 
 def main() -> None:
@@ -143,7 +170,7 @@ def main() -> None:
         bare = BareSteps(topology)
         if topology.rank == 0:
             print(machine(), choices.rate, f"{choices.rounds} rounds", sep="; ")
-            print("| algorithm | bytes | steps | bare step | round | utilisation | stood still | sent | link / told |")
+            print("| algorithm | bytes | steps | round | by bare steps | inside | stood still | sent | link / told |")
         for name in choices.cases:
             for uplink in choices.uplinks:
                 steps = choices.sync_steps if name == "sync" else choices.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.support.datasets import FILES
 from trainer.compose import CONF, compose_tree
 from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
+from trainer.profile import TRACED
 from trainer.start import newest_whole
 
 ALGORITHMS = ["sync", "fedavg", "fedsgd", "diloco", "local"]
@@ -67,6 +69,15 @@ def test_every_way_of_averaging_gradients(ranks, gradients: str, tmp_path: Path)
     """On two replicas, with a resume between the two steps."""
     ranks(2).run(work, ["run.smoke=true", f"gradients={gradients}", f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
+
+
+def test_a_profile_shows_steps_and_what_was_sent(ranks, tmp_path: Path) -> None:
+    overrides = ["data=digits", "run.profile=true", "round.steps=16", "rounds=1", f"run_dir={tmp_path}"]
+    ranks(2).run(work, overrides)
+    events = json.loads(gzip.decompress((tmp_path / "profile/trace.json.gz").read_bytes()))["traceEvents"]
+    names = [event["name"] for event in events if "name" in event]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == TRACED
+    assert any("Optimizer.step" in name for name in names) and any("all_reduce" in name for name in names)
 
 
 def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:

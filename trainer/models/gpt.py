@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class GPT(nn.Module):
     """Tokens [B, T], T at most `length`, to the logits of the next token [B, T, vocabulary].
 
     Pre-norm blocks with learned positions and the output tied to the embedding, as in GPT-2 (Radford et al. 2019).
+    With `checkpointing` only what goes from block to block is kept for the backward pass, which computes the rest
+    again: the same numbers in less memory, at the price of a third of the time (Chen et al. 2016, arXiv 1604.06174).
     """
 
     def __init__(
@@ -23,11 +26,12 @@ class GPT(nn.Module):
         heads: int = 4,
         width: int = 128,
         dropout: float = 0.0,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if width % heads:
             raise ValueError(f"model.width={width} is not a multiple of model.heads={heads}.")
-        self.length = length
+        self.length, self.checkpointing = length, checkpointing
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
@@ -41,7 +45,8 @@ class GPT(nn.Module):
         places = torch.arange(tokens.shape[1], device=tokens.device)
         hidden = self.drop(self.tokens(tokens) + self.positions(places))
         for block in self.blocks:
-            hidden = block(hidden)
+            again = self.checkpointing and self.training
+            hidden = checkpoint(block, hidden, use_reentrant=False) if again else block(hidden)
         return self.output(self.norm(hidden))
 
     @torch.no_grad()

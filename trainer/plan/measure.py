@@ -14,14 +14,13 @@ from trainer.build import build
 from trainer.config import Config
 from trainer.doctor.deadline import deadline
 from trainer.doctor.links import Link, measure_links
-from trainer.launch.processes import choose_threads
+from trainer.numerics import set_up
 from trainer.place import Place
 from trainer.plan.costs import Costs, Line, Load, Pace, Packing, Traffic, slowest
 from trainer.plan.memory import Lines
 from trainer.plan.mesh import check_links, is_elsewhere, leader_of, nodes_elsewhere
 from trainer.plan.rehearsal import Rehearsal
 from trainer.plan.wishes import Wishes
-from trainer.randomness import be_deterministic
 from trainer.run import Run
 from trainer.topology import distributed, share, silo_sizes
 
@@ -60,10 +59,7 @@ class Measuring:
     def __init__(self, config: Config, wishes: Wishes, place: Place, store: Any):
         self.config, self.wishes, self.place, self.store = config, wishes, place, store
         self.elsewhere = is_elsewhere(wishes, config.launch, place.started_by == "launcher")
-        self.threads = choose_threads(config.launch.threads, place.local_world_size)
-        torch.set_num_threads(self.threads)
-        if config.deterministic:
-            be_deterministic()
+        self.threads = set_up(config, place)
 
     def plan(self) -> Plan:
         """The plan, whole on rank 0. Raises ValueError, on all ranks, for bad input on any."""

@@ -1,0 +1,83 @@
+"""What only says how the numbers are computed leaves the numbers: compiled, with activations computed again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.runs import make_run, parameters
+from trainer.algorithms import Algorithm, FedAvg, Sync
+from trainer.metrics import Metrics
+from trainer.models import GPT
+from trainer.round import train_round
+from trainer.run import RoundLength
+from trainer.state import State
+from trainer.topology import Silos, distributed
+
+WORLDS = pytest.mark.parametrize(("silos", "algorithm"), [(1, Sync), (2, FedAvg)], ids=["sync", "fedavg"])
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)]
+
+
+def trained(silos: Silos, algorithm: type[Algorithm], choices: dict[str, Any]) -> tuple[list[torch.Tensor], Metrics]:
+    """The parameters after two rounds, and the figures of the second."""
+    with distributed(silos, device="cpu") as topology:
+        torch.manual_seed(0)
+        run = make_run(topology, [20, 20], "gpt", algorithm(), rounds=2, length=RoundLength(steps=3), **choices)
+        state = State(run)
+        figures = [train_round(state, run.round(index)) for index in range(2)]
+        assert figures[1]
+        return parameters(run.module), figures[1]
+
+
+def gpt(**choices: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(vocabulary=64, length=16, layers=2, heads=2, width=32, **choices)
+
+
+def assert_close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@WORLDS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: Silos, algorithm: type[Algorithm]):
+    """The last batch of an epoch is a smaller one: it may be compiled again, and the second round finds all there."""
+    plain = ranks(2).run(trained, silos, algorithm, {})
+    for (ours, figures), (theirs, _) in zip(
+        ranks(2).run(trained, silos, algorithm, {"compile": backend}), plain, strict=True
+    ):
+        assert_close(ours, theirs)
+        assert figures["compile/graphs"] > 0
+    assert "compile/graphs" not in plain[0][1]
+
+
+@WORLDS
+def test_activations_that_are_computed_again_are_the_same_bits(ranks, silos: Silos, algorithm: type[Algorithm]):
+    """With dropout: the generators are where they were."""
+    kept, again = (
+        ranks(2).run(trained, silos, algorithm, {"module": gpt(dropout=0.1, checkpointing=checkpointing)})
+        for checkpointing in (False, True)
+    )
+    for (ours, _), (theirs, _) in zip(again, kept, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def peak(checkpointing: bool) -> int:
+    """The bytes that a forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model = gpt(checkpointing=checkpointing)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(torch.zeros(8, 16, dtype=torch.int64))
+    return sum(kept.values())
+
+
+def test_activations_that_are_computed_again_are_not_kept():
+    assert peak(checkpointing=True) < peak(checkpointing=False) / 2
