@@ -19,10 +19,13 @@ from trainer.cohort import All, Cohort
 from trainer.config import Config, Leaf, shown
 from trainer.data import Arrays, Clients, Splits, natural_clients
 from trainer.data.partition import Natural
+from trainer.preprocess import Chain
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
 from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
+
+SLOTS = ("schedule", "cohort", "uplink", "gradients")  # of a Run, that are made as they are
 
 LOOKED_AT = 64  # examples of data that has no column of labels
 
@@ -33,13 +36,12 @@ def build(config: Config, topology: Topology) -> Run:
     splits = faults.collect(lambda: _data(config))
     task = faults.collect(lambda: _task(config))
     algorithm = faults.collect(lambda: _algorithm(config, topology))
-    schedule = faults.collect(lambda: _instantiate("schedule", config.schedule))
-    cohort = faults.collect(lambda: _instantiate("cohort", config.cohort))
-    uplink = faults.collect(lambda: _instantiate("uplink", config.uplink))
-    gradients = faults.collect(lambda: _instantiate("gradients", config.gradients))
+    slots = {slot: faults.collect(partial(_instantiate, slot, getattr(config, slot))) for slot in SLOTS}
+    cohort = slots["cohort"]
     optimizer = faults.collect(lambda: _optimizer("optimizer", config.optimizer))
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
+    preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
     faults.collect(lambda: _check_batch_size(config, topology))
     if algorithm and cohort:
@@ -60,14 +62,11 @@ def build(config: Config, topology: Topology) -> Run:
         rounds=config.rounds,
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
         micro_batch_size=config.micro_batch_size,
+        preprocess=preprocess,
         length=_round_length(config),
-        schedule=schedule,
-        cohort=cohort,
-        uplink=uplink,
         clip=clip,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         compile=config.compile,
-        gradients=gradients,
         seed=config.seed,
         evaluate_every=config.eval.every,
         evaluation_batch_size=config.eval.batch_size,
@@ -75,6 +74,7 @@ def build(config: Config, topology: Topology) -> Run:
         per_client=config.report.per_client,
         max_bad_rounds=config.max_bad_rounds,
         personal_steps=config.eval.personal_steps,
+        **slots,
     )
     _guard("cohort", config.cohort, lambda: run.round(0))
     return run
@@ -176,6 +176,13 @@ def _data(config: Config) -> Splits:
     return splits
 
 
+def _preprocess(config: Config, splits: Splits) -> Chain:
+    chain = Chain(_each("preprocess", config.preprocess), splits.classes)
+    if faults := chain.faults(*splits.train.fetch(torch.arange(1))):
+        raise ValueError("\n".join(faults))
+    return chain
+
+
 def _task(config: Config) -> Task:
     task = _instantiate("task", config.task)
     if missing := [verb for verb in VERBS if not hasattr(task, verb)]:
@@ -252,6 +259,14 @@ def _instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: An
         return hydra.utils.instantiate(leaf, _convert_="all", **options)
 
     return _guard(key, leaf, make)
+
+
+def _each(key: str, leaves: dict[str, Leaf]) -> dict[str, Any]:
+    """What each of the leaves describes; all that is wrong with them said at once."""
+    faults = Faults()
+    made = {name: faults.collect(partial(_instantiate, f"{key}.{name}", leaf)) for name, leaf in leaves.items()}
+    faults.raise_any()
+    return made
 
 
 def _guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:

@@ -31,6 +31,12 @@ def sum_header(
     return dict(zip(scalars, first.tolist(), strict=True)), summed
 
 
+def total(tensor: Tensor) -> Tensor:
+    """The sum over the world, in place."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
 def sum_between_silos(vector: Tensor, topology: Topology) -> Tensor:
     """The sum over the silos of one small vector each, in place: leaders all-reduce, then tell their replicas.
 

@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 # In a source tree conf/ lies beside the package, in an installed one inside it.
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.exists())
 
+LISTED = ("preprocess",)  # groups of which there may be several choices, or none
+
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 USAGE = """\
@@ -147,11 +149,18 @@ def _faults(overrides: Iterable[str]) -> list[str]:
             faults.append(f"{override} is no override\n  write key=value")
         elif key not in groups:
             values.append(override)
-        elif value in groups[key]:
-            choices.append(override)
+        elif unknown := [choice for choice in _chosen(key, value) if choice not in groups[key]]:
+            faults.append(f"{override}: there is no such choice{nearest(unknown[0], groups[key])}")
         else:
-            faults.append(f"{override}: there is no such choice{nearest(value, groups[key])}")
+            choices.append(override)
     return faults + _value_faults(choices, values)
+
+
+def _chosen(group: str, value: str) -> list[str]:
+    """The choices that are made of a group: one, or as many as are listed."""
+    if group not in LISTED or not (value.startswith("[") and value.endswith("]")):
+        return [value]
+    return [choice.strip() for choice in value[1:-1].split(",") if choice.strip()]
 
 
 def is_hydras(override: str) -> bool:

@@ -75,6 +75,10 @@ text = Kind("a text (digits as \"'7'\")", lambda value: isinstance(value, str))
 leaf = Kind(
     "a mapping with a _target_", lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str)
 )
+leaves = Kind(
+    "a mapping of names to mappings with a _target_",
+    lambda value: isinstance(value, dict) and all(leaf.accepts(part) for part in value.values()),
+)
 
 
 def setting(kind: Kind) -> Any:
@@ -166,6 +170,7 @@ class Config:
     run_dir_shared: bool | str = setting(words("auto", True))
     resume: str = setting(text)
     data: Leaf = setting(leaf)
+    preprocess: dict[str, Leaf] = setting(leaves)
     model: Leaf = setting(leaf)
     task: Leaf = setting(leaf)
     optimizer: Leaf = setting(leaf)

@@ -15,7 +15,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
-from trainer.data.loader import Batch, Share, Stream
+from trainer.data.loader import Batch, Examples, Share, Stream
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
 from trainer.optimizers import clone_state, optimizer_state, restore_optimizer_state
@@ -196,7 +196,12 @@ class LocalTrainer:
         least = 2 if self.has_batch_statistics else 0
         share = Share(topology.replica, topology.num_replicas, run.micro_batch_size, least)
         ids = run.training_sets[client]
-        return Stream(run.data.train, ids, client, run.batch_size, share, run.seed, topology.device)
+        members = torch.from_numpy(ids)
+
+        def fetch(some: Tensor, epoch: int) -> Examples:
+            return run.preprocess.train(run.data.train, some, members, run.seed, epoch, topology.device)
+
+        return Stream(fetch, ids, client, run.batch_size, share, run.seed)
 
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.
@@ -204,7 +209,8 @@ class LocalTrainer:
         A run that was loaded does this before its first step, one that is new must not. Nothing else changes: the loss
         is multiplied by zero, gradients are dropped, statistics put back; clients begin with streams of their own.
         """
-        inputs, targets = (t.to(self.run.topology.device) for t in self.run.data.train.fetch(torch.arange(2)))
+        fetched = self.run.data.train.fetch(torch.arange(2))
+        inputs, targets = self.run.preprocess.judge(fetched, self.run.topology.device)
         self.model.module.train()
         (self.loss_sum(inputs, targets) * 0).backward()
         self.optimizer.zero_grad()

@@ -17,6 +17,7 @@ from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
 from trainer.gradients import FullPrecision, Gradients
+from trainer.preprocess import Chain
 from trainer.randomness import derive
 from trainer.schedules import Constant, Schedule
 from trainer.tasks import Task
@@ -74,6 +75,7 @@ class Run:
 
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
     micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
+    preprocess        what is done to examples on their way to the model
     optimizer         makes the inner optimizer from a list of named parameters
     uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
@@ -98,6 +100,7 @@ class Run:
     rounds: int
     batch_size: int | None
     micro_batch_size: int | None = None
+    preprocess: Chain = field(default_factory=Chain)
     length: RoundLength = field(default_factory=RoundLength)
     schedule: Schedule = field(default_factory=Constant)
     cohort: Cohort = field(default_factory=All)

@@ -64,6 +64,23 @@ def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 4
 
 
+IMAGES = "preprocess=[standardise,crop,flip,rotate,cutout,normalise,mixup]"
+TOKENS = ["preprocess=[mask_tokens]", "data=text", "data.path={text}", "data.length=16", "model.layers=1"]
+
+
+@pytest.mark.parametrize("chain", [[IMAGES, "preprocess.crop.padding=1"], TOKENS], ids=["images", "tokens"])
+def test_every_transform(ranks, chain: list[str], text: Path, tmp_path: Path) -> None:
+    """On two silos, with a resume between the two rounds."""
+    overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", *(part.format(text=text) for part in chain)]
+    ranks(2).run(work, [*overrides, f"run_dir={tmp_path}"])
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
+
+
+def test_the_group_of_transforms_is_tried_as_a_whole() -> None:
+    used = {name for chain in (IMAGES, TOKENS[0]) for name in chain.partition("=")[2].strip("[]").split(",")}
+    assert used == {path.stem for path in (CONF / "preprocess").glob("*.yaml")}
+
+
 @pytest.mark.parametrize("gradients", sorted(path.stem for path in (CONF / "gradients").glob("*.yaml")))
 def test_every_way_of_averaging_gradients(ranks, gradients: str, tmp_path: Path) -> None:
     """On two replicas, with a resume between the two steps."""

@@ -55,6 +55,7 @@ FLOORS = [
     "cohort",
     "schedules",
     "tasks",
+    "preprocess",
     "models",
     "data",
     "metrics",

@@ -35,7 +35,7 @@ def stream(
     numbers = torch.arange(FIRST_ID + examples)
     source = Arrays(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
     ids = np.arange(FIRST_ID, FIRST_ID + examples)
-    return Stream(source, ids, client, batch_size, share or Share(), seed, torch.device("cpu"))
+    return Stream(lambda some, _: source.fetch(some), ids, client, batch_size, share or Share(), seed)
 
 
 def seen(batch: Batch) -> list[int]:
@@ -175,7 +175,7 @@ def test_memory_is_bounded_by_the_block():
             return super().fetch(ids)
 
     source = Counted(torch.zeros(64, 25), torch.arange(64))
-    one = Stream(source, np.arange(64), 0, 4, Share(), 0, torch.device("cpu"))
+    one = Stream(lambda ids, _: source.fetch(ids), np.arange(64), 0, 4, Share(), 0)
     with fetched_at_once(1600):
         assert len(list(one.batches(0, 16))) == 16
     assert taken == [4, *[16] * 3, 12]

@@ -7,7 +7,7 @@ between the replicas changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.source import Source
 from trainer.randomness import generator
 
 BLOCK_BYTES = 4 << 20  # small batches are fetched together: one index_select, not many, is 5 % of a small step
 
 Examples = tuple[Tensor, Tensor]
+Fetch = Callable[
+    [Tensor, int], Examples
+]  # the examples of these ids, as they are in an epoch, where they are trained on
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,20 @@ class Batch:
 class Stream:
     """The endless batches of one client, epoch after epoch; epochs never mix in a batch.
 
-    `ids` are the client's examples in `source`; `batch_size` counts examples of the whole silo, None is all of them.
-    `seconds` are those spent fetching so far.
+    `ids` are the client's examples, which `fetch` gives; `batch_size` counts examples of the whole silo, None is all of
+    them. `seconds` are those spent fetching so far.
     """
 
     def __init__(
         self,
-        source: Source,
+        fetch: Fetch,
         ids: np.ndarray,
         client: int,
         batch_size: int | None,
         share: Share,
         seed: int,
-        device: torch.device,
     ):
-        self.source, self.client, self.share, self.seed, self.device = source, client, share, seed, device
+        self.fetch, self.client, self.share, self.seed = fetch, client, share, seed
         self.seconds = 0.0
         self.ids = torch.from_numpy(ids)
         self.bounds = share.bounds(len(ids), batch_size or len(ids))
@@ -101,18 +102,17 @@ class Stream:
     def _of_epoch(self, epoch: int, bounds: list[int]) -> Iterator[Batch]:
         order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
         shares = [self.share.of(begin, end) for begin, end in pairwise(bounds)]
-        fetched = self._fetch(self.ids[order], shares)
+        fetched = self._fetch(self.ids[order], epoch, shares)
         for (begin, end), (start, last), (inputs, targets) in zip(pairwise(bounds), shares, fetched, strict=True):
             own = last - start
             yield Batch(self._micro_batches(inputs, targets, own), end - begin, own)
 
-    def _fetch(self, ids: Tensor, shares: list[tuple[int, int]]) -> Iterator[Examples]:
+    def _fetch(self, ids: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[Examples]:
         position, together = 0, 1
         while position < len(shares):
             began = perf_counter()
             block = shares[position : position + together]
-            fetched = self.source.fetch(torch.cat([ids[begin:end] for begin, end in block]))
-            inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in fetched)
+            inputs, targets = self.fetch(torch.cat([ids[begin:end] for begin, end in block]), epoch)
             sizes = [end - begin for begin, end in block]
             self.seconds += perf_counter() - began
             yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)

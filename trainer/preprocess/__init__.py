@@ -1,0 +1,22 @@
+"""What is done to examples on their way to the model: transforms of whole batches, one file a kind."""
+
+from trainer.preprocess.chain import Chain
+from trainer.preprocess.erasing import CutOut, MaskTokens
+from trainer.preprocess.geometry import RandomCrop, RandomFlip, RandomRotation
+from trainer.preprocess.mixing import MixUp
+from trainer.preprocess.scaling import Normalise, Standardise
+from trainer.preprocess.transform import Batch, Transform
+
+__all__ = [
+    "Batch",
+    "Chain",
+    "CutOut",
+    "MaskTokens",
+    "MixUp",
+    "Normalise",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomRotation",
+    "Standardise",
+    "Transform",
+]
