@@ -17,11 +17,11 @@ from trainer.arguments import argument_faults
 from trainer.clip import Clip
 from trainer.cohort import All, Cohort
 from trainer.config import Config, Leaf, shown
-from trainer.data import Arrays, Clients, Splits, natural_clients
-from trainer.data.partition import Natural
+from trainer.data import Apart, Arrays, Clients, Natural, Splits, clients_apart, natural_clients
 from trainer.preprocess import Chain
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
+from trainer.sites import read_apart
 from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
 
@@ -33,7 +33,7 @@ LOOKED_AT = 64  # examples of data that has no column of labels
 def build(config: Config, topology: Topology) -> Run:
     """The Run that the configuration describes, for this rank; ValueError lists everything that is wrong with it."""
     faults = Faults()
-    splits = faults.collect(lambda: _data(config))
+    splits = faults.collect(lambda: _data(config, topology))
     task = faults.collect(lambda: _task(config))
     algorithm = faults.collect(lambda: _algorithm(config, topology))
     slots = {slot: faults.collect(partial(_instantiate, slot, getattr(config, slot))) for slot in SLOTS}
@@ -105,7 +105,6 @@ def check_fit(module: nn.Module, task: Task, data: Splits, leaf: Leaf) -> None:
 
     `leaf` is what the model was made of: those of its keys that the data settles are the way out.
     """
-    _check_labels(data)
     inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
     try:
         outputs = module.eval()(inputs)
@@ -169,10 +168,20 @@ def _check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
         )
 
 
-def _data(config: Config) -> Splits:
-    splits = _instantiate("data", {key: value for key, value in config.data.items() if key != "validation"})
+def _data(config: Config, topology: Topology) -> Splits:
+    files, leaf = config.data["files"], {k: v for k, v in config.data.items() if k not in ("validation", "files")}
+    if files is None:
+        return _splits(config, leaf)
+    if leaf.get("path") is not None:
+        raise ValueError(f"data.path={leaf['path']} and data.files={shown(files)}\n  set one of them")
+    return read_apart(files, lambda file: _splits(config, leaf | {"path": file}), topology)
+
+
+def _splits(config: Config, leaf: Leaf) -> Splits:
+    splits = _instantiate("data", leaf)
     if not isinstance(splits, Splits):
         raise ValueError(f"data={config.data['_target_']} gave a {_name(splits)}.\n  valid: trainer.data.Splits")
+    _check_labels(splits)
     return splits
 
 
@@ -195,18 +204,18 @@ def _task(config: Config) -> Task:
 
 def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
     partition = _instantiate("partition", config.partition)
-    count = topology.num_silos
-    if config.clients != "auto":
-        count = int(config.clients)
-    elif isinstance(partition, Natural):
-        count = natural_clients(splits.train)
+    wanted = None if config.clients == "auto" else int(config.clients)
+    if isinstance(splits.train, Apart):
+        count, deal = len(splits.train.homes), partial(clients_apart, splits, partition, wanted)
+    else:
+        count = wanted or (natural_clients(splits.train) if isinstance(partition, Natural) else topology.num_silos)
+        deal = partial(partition.split, splits.train, splits.test, count, config.seed)
     if count < topology.num_silos:
         raise ValueError(
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"
         )
-    split = partial(partition.split, splits.train, splits.test, count, config.seed)
-    clients: Clients = _guard("partition", config.partition, split)
+    clients: Clients = _guard("partition", config.partition, deal)
     return clients.hold_out(config.data["validation"], config.seed)
 
 

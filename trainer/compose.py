@@ -59,6 +59,8 @@ def compose_tree(overrides: list[str]) -> Tree:
         raise ValueError("\n".join(_faults(overrides) or [str(error)])) from error
     choices = config.hydra.runtime.choices
     config = _without_hydra(config)
+    if config.data.files and OmegaConf.is_missing(config.data, "path"):
+        config.data.path = None
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ValueError("\n".join(f"{key} has no value\n  set {key}=..." for key in missing))
     tree = _plain(config)

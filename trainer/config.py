@@ -68,8 +68,13 @@ def _is_range(value: Any) -> bool:
     return _is_sizes(value) and len(value) == 2 and value[0] <= value[1]
 
 
+def _is_paths(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and bool(value) and all(isinstance(path, str) for path in value))
+
+
 sizes = Kind("a list of sizes such as [3,1]", _is_sizes)
 span = Kind("[least,most] such as [2,5]", _is_range)
+paths = Kind("a list of files such as [a.npz,b.npz], or null", _is_paths)
 switch = Kind("true or false", lambda value: type(value) is bool)
 text = Kind("a text (digits as \"'7'\")", lambda value: isinstance(value, str))
 leaf = Kind(
@@ -191,6 +196,9 @@ def read_config(values: Mapping[str, Any]) -> Config:
     validation = data.get("validation", 0) if isinstance(data, Mapping) else 0
     if not number(0, 1).accepts(validation):
         faults.append(f"data.validation={validation}\n  valid: {number(0, 1).valid}")
+    files = data.get("files") if isinstance(data, Mapping) else None
+    if not paths.accepts(files):
+        faults.append(f"data.files={shown(files)}\n  valid: {paths.valid}")
     if faults:
         raise ValueError("\n".join(faults))
     return config

@@ -170,7 +170,10 @@ class Run:
 
     @cached_property
     def homes(self) -> list[list[int]]:
-        """The clients that each silo evaluates and keeps the state of, balanced by their training examples."""
+        """The clients that each silo evaluates and keeps the state of: balanced by examples, or where these are."""
+        if self.clients.homes is not None:
+            silos = range(self.topology.num_silos)
+            return [[client for client, home in enumerate(self.clients.homes) if home == silo] for silo in silos]
         return assign(range(len(self.clients)), self.clients.sizes.tolist(), self.topology.silo_sizes)
 
     def round(self, index: int) -> Round:
@@ -190,8 +193,9 @@ class Run:
         return f"{derive(str(self.assignments(self.round(index)))):016x}"[-8:]
 
     def assignments(self, round: Round) -> list[list[int]]:
-        """The clients that each silo trains in a round; a client with state is trained where its state is."""
-        if not self.algorithm.stateful or self.algorithm.pools_data:
+        """The clients that each silo trains in a round; a client with state, or a file, is trained where that is."""
+        is_bound = self.algorithm.stateful or self.clients.homes is not None
+        if not is_bound or self.algorithm.pools_data:
             return assign(round.cohort, self.training_sizes, self.topology.silo_sizes)
         members = set(round.cohort)
         return [[client for client in home if client in members] for home in self.homes]

@@ -24,6 +24,7 @@ FLOORS = [
     "worker",
     "compose",
     "build",
+    "sites",
     "numerics",
     "profile",
     "fit",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from trainer.data.apart import Apart, clients_apart
 from trainer.data.clients import Clients, describe
-from trainer.data.fingerprint import fingerprint
+from trainer.data.fingerprint import checksum, fingerprint
 from trainer.data.idx import read_idx
 from trainer.data.images import digits, fashion_mnist, mnist
 from trainer.data.npz import npz
@@ -12,6 +13,7 @@ from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_so
 from trainer.data.texts import shakespeare, text
 
 __all__ = [
+    "Apart",
     "Arrays",
     "Clients",
     "Dirichlet",
@@ -25,6 +27,8 @@ __all__ = [
     "Splits",
     "Windows",
     "as_source",
+    "checksum",
+    "clients_apart",
     "describe",
     "digits",
     "fashion_mnist",

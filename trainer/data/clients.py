@@ -16,12 +16,14 @@ MOST_LABEL_COLUMNS = 20
 class Clients:
     """The examples of every client: sorted int64 ids, one array a client.
 
-    `train` and `validation` are ids of the train source and disjoint; `test` are ids of the test source.
+    `train` and `validation` are ids of the train source and disjoint; `test` are ids of the test source. `homes` are
+    the silos of the clients, where their examples are nowhere else.
     """
 
     train: tuple[np.ndarray, ...]
     validation: tuple[np.ndarray, ...]
     test: tuple[np.ndarray, ...]
+    homes: tuple[int, ...] | None = None
 
     @staticmethod
     def of(train_clients: np.ndarray, test_clients: np.ndarray, clients: int) -> Clients:
