@@ -10,14 +10,17 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.errors import InstantiationException
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.algorithms import Algorithm
+from trainer.algorithms.algorithm import MakeOptimizer
 from trainer.arguments import argument_faults
+from trainer.checks import check_fit, check_labels, check_rates, check_shared
 from trainer.clip import Clip
 from trainer.cohort import All, Cohort
-from trainer.config import Config, Leaf, shown
-from trainer.data import Apart, Arrays, Clients, Natural, Splits, clients_apart, natural_clients
+from trainer.config import Config, Leaf, for_target, given, shown
+from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
+from trainer.groups import Grouped
 from trainer.preprocess import Chain
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
@@ -26,8 +29,6 @@ from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
 
 SLOTS = ("schedule", "cohort", "uplink", "gradients")  # of a Run, that are made as they are
-
-LOOKED_AT = 64  # examples of data that has no column of labels
 
 
 def build(config: Config, topology: Topology) -> Run:
@@ -38,18 +39,13 @@ def build(config: Config, topology: Topology) -> Run:
     algorithm = faults.collect(lambda: _algorithm(config, topology))
     slots = {slot: faults.collect(partial(_instantiate, slot, getattr(config, slot))) for slot in SLOTS}
     cohort = slots["cohort"]
-    optimizer = faults.collect(lambda: _optimizer("optimizer", config.optimizer))
+    optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer))
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
     preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
     clients = splits and faults.collect(lambda: _clients(config, splits, topology))
     faults.collect(lambda: _check_batch_size(config, topology))
-    if algorithm and cohort:
-        faults.collect(lambda: _check_cohort(algorithm, cohort))
-    if algorithm and module:
-        faults.collect(lambda: _check_shared(algorithm, module, config.algorithm))
-    if splits and task and module:
-        faults.collect(lambda: check_fit(module, task, splits, config.model))
+    _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
     faults.raise_any()
     run = Run(
         topology=topology,
@@ -80,6 +76,19 @@ def build(config: Config, topology: Topology) -> Run:
     return run
 
 
+def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
+    """Collects what is wrong with pieces that go together; those that could not be made are None."""
+    algorithm, cohort, optimizer, module, splits, task = pieces
+    if algorithm and cohort:
+        faults.collect(lambda: _check_cohort(algorithm, cohort))
+    if algorithm and module:
+        faults.collect(lambda: check_shared(algorithm, module, config.algorithm))
+    if optimizer and module:
+        faults.collect(lambda: check_rates(optimizer, module))
+    if splits and task and module:
+        faults.collect(lambda: check_fit(module, task, splits, config.model))
+
+
 class Faults:
     """Collects what is wrong, so that it can be said all at once."""
 
@@ -99,51 +108,6 @@ class Faults:
             raise ValueError("\n".join(self.messages))
 
 
-@torch.no_grad()
-def check_fit(module: nn.Module, task: Task, data: Splits, leaf: Leaf) -> None:
-    """Raises ValueError when the model cannot take the data, or its output cannot be judged by the task.
-
-    `leaf` is what the model was made of: those of its keys that the data settles are the way out.
-    """
-    inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
-    try:
-        outputs = module.eval()(inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shape, reason = list(inputs.shape[1:]), str(error).split("\n")[0]
-        way_out = _model_for(inputs, data.classes, leaf)
-        raise ValueError(
-            f"model={_name(module)} cannot take examples of shape {shape}: {reason}\n  {way_out}"
-        ) from error
-    finally:
-        module.train()
-    if fault := task.fault(outputs, targets, data.classes):
-        raise ValueError(f"model={_name(module)} does not fit task={_name(task)}: {fault}")
-
-
-def _model_for(inputs: Tensor, classes: int | None, leaf: Leaf) -> str:
-    """What to change of a model that cannot take these inputs: numbers, or tokens if they are integers."""
-    wanted = {"vocabulary": classes, "length": inputs.shape[-1]}
-    if inputs.is_floating_point():
-        wanted = {"inputs": inputs[0].numel()}
-    changes = [f"model.{key}={value}" for key, value in wanted.items() if key in leaf and leaf[key] != value]
-    return f"set {' '.join(changes)}" if changes else f"choose another model= or data={_given('model', leaf)}"
-
-
-def _check_labels(data: Splits) -> None:
-    """Of data without a column of labels the first examples are looked at."""
-    if not data.classes:
-        return
-    for part, source in (("training", data.train), ("test", data.test)):
-        first = torch.arange(min(LOOKED_AT, len(source)))
-        labels = Arrays(*source.fetch(first)).labels if source.labels is None else source.labels
-        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < data.classes:
-            outside = labels.min() if labels.min() < 0 else labels.max()
-            raise ValueError(
-                f"data= has label {outside} among its {part} examples, but {data.classes} classes.\n"
-                f"  valid: 0 to {data.classes - 1}"
-            )
-
-
 def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
     if algorithm.pools_data and not isinstance(cohort, All):
         raise ValueError(
@@ -152,36 +116,20 @@ def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
         )
 
 
-def _check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
-    """A pattern that finds every name, or none, would make it another algorithm without a word."""
-    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-    pattern = leaf.get("shared", ".*")
-    if pattern != "$^" and not any(map(algorithm.is_shared, names)):
-        raise ValueError(
-            f"algorithm.shared={pattern} finds no name of model={_name(module)}: every client would train alone.\n"
-            f"  its names: {', '.join(names)}\n  set another pattern, or algorithm=local"
-        )
-    if pattern != ".*" and all(map(algorithm.is_shared, names)):
-        raise ValueError(
-            f"algorithm.shared={pattern} finds every name of model={_name(module)}: nothing is left to clients.\n"
-            f"  its names: {', '.join(names)}\n  set another pattern, or another model"
-        )
-
-
 def _data(config: Config, topology: Topology) -> Splits:
-    files, leaf = config.data["files"], {k: v for k, v in config.data.items() if k not in ("validation", "files")}
+    files, leaf = config.data["files"], config.data
     if files is None:
-        return _splits(config, leaf)
+        return _splits(leaf)
     if leaf.get("path") is not None:
         raise ValueError(f"data.path={leaf['path']} and data.files={shown(files)}\n  set one of them")
-    return read_apart(files, lambda file: _splits(config, leaf | {"path": file}), topology)
+    return read_apart(files, lambda file: _splits(leaf | {"path": file}), topology)
 
 
-def _splits(config: Config, leaf: Leaf) -> Splits:
+def _splits(leaf: Leaf) -> Splits:
     splits = _instantiate("data", leaf)
     if not isinstance(splits, Splits):
-        raise ValueError(f"data={config.data['_target_']} gave a {_name(splits)}.\n  valid: trainer.data.Splits")
-    _check_labels(splits)
+        raise ValueError(f"data={leaf['_target_']} gave a {_name(splits)}.\n  valid: trainer.data.Splits")
+    check_labels(splits)
     return splits
 
 
@@ -228,11 +176,27 @@ def _algorithm(config: Config, topology: Topology) -> Algorithm:
     make = _guard("algorithm", config.algorithm, lambda: hydra.utils.get_object(config.algorithm["_target_"]))
     if "server" not in signature(make).parameters:
         return _instantiate("algorithm", config.algorithm)
-    return _instantiate("algorithm", config.algorithm, ("server",), server=_optimizer("server", config.server))
+    if config.server["_target_"].endswith(".Muon"):
+        raise ValueError(
+            f"server={config.server['_target_']}: the server moves one long vector, and Muon needs matrices.\n"
+            "  set server=average, momentum, nesterov or adam"
+        )
+    server = _optimizer("server", config.server)
+    return _instantiate("algorithm", config.algorithm, ("server",), server=_tried("server", config.server, server))
 
 
-def _optimizer(key: str, leaf: Leaf) -> Callable[..., torch.optim.Optimizer]:
-    make = _instantiate(key, leaf, ("params",), _partial_=True)
+def _inner_optimizer(leaf: Leaf) -> Grouped:
+    rates = tuple((name, float(factor)) for name, factor in leaf.get("rates", []))
+    make = Grouped(_optimizer("optimizer", leaf), leaf.get("no_decay", False), rates)
+    _tried("optimizer", leaf, make)
+    return make
+
+
+def _optimizer(key: str, leaf: Leaf) -> MakeOptimizer:
+    return _instantiate(key, leaf, ("params",), _partial_=True)
+
+
+def _tried(key: str, leaf: Leaf, make: MakeOptimizer) -> MakeOptimizer:
     # Its arguments are checked now, on a parameter of its own, not in the middle of a start.
     _guard(key, leaf, lambda: make([nn.Parameter(torch.zeros(1))]))
     return make
@@ -261,6 +225,7 @@ def _round_length(config: Config) -> RoundLength:
 
 def _instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: Any) -> Any:
     """What the leaf describes; `ours` are the arguments that are not the user's."""
+    leaf = for_target(key, leaf)
 
     def make() -> Any:
         if faults := argument_faults(key, leaf, hydra.utils.get_object(leaf["_target_"]), ours):
@@ -289,12 +254,7 @@ def _guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:
             reason = "a value is of the wrong type"
         elif isinstance(cause, ValueError) and (f"{key}=" in reason or f"{key}." in reason):
             raise ValueError(str(cause)) from error
-        raise ValueError(f"{key}={leaf['_target_']}: {reason}{_given(key, leaf)}") from error
-
-
-def _given(key: str, leaf: Leaf) -> str:
-    given = ", ".join(f"{key}.{name}={shown(value)}" for name, value in leaf.items() if name != "_target_")
-    return f"\n  given: {given}" if given else ""
+        raise ValueError(f"{key}={leaf['_target_']}: {reason}{given(key, leaf)}") from error
 
 
 def _name(thing: object) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -84,6 +86,40 @@ leaves = Kind(
     "a mapping of names to mappings with a _target_",
     lambda value: isinstance(value, dict) and all(leaf.accepts(part) for part in value.values()),
 )
+
+
+def _is_pattern(value: Any) -> bool:
+    with suppress(re.error):
+        return isinstance(value, str) and re.compile(value) is not None
+    return False
+
+
+def _are_rates(value: Any) -> bool:
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return pairs and all(_is_pattern(name) and number(0).accepts(factor) for name, factor in value)
+
+
+pattern = Kind("a regular expression", _is_pattern)
+rates = Kind("a list of names, as regular expressions, with factors, such as [[head,10]]", _are_rates)
+
+# Keys of leaves that the frame reads: what is made of a leaf is not given them.
+OWN_KEYS = {
+    "data": {"validation": number(0, 1), "files": paths},
+    "optimizer": {"no_decay": switch, "rates": rates},
+    "model": {"init": text | words(None), "freeze": pattern | words(None)},
+}
+
+
+def for_target(key: str, leaf: Leaf) -> Leaf:
+    """The leaf without the keys that the frame reads."""
+    return {name: value for name, value in leaf.items() if name not in OWN_KEYS.get(key, ())}
+
+
+def given(key: str, leaf: Leaf) -> str:
+    """The leaf's values as they are typed, as a line of a message; empty when there are none."""
+    values = for_target(key, leaf).items()
+    typed = ", ".join(f"{key}.{name}={shown(value)}" for name, value in values if name != "_target_")
+    return f"\n  given: {typed}" if typed else ""
 
 
 def setting(kind: Kind) -> Any:
@@ -192,13 +228,10 @@ def read_config(values: Mapping[str, Any]) -> Config:
     """The Config that a resolved tree of plain values describes; ValueError names every fault."""
     faults: list[str] = []
     config = _read(Config, values, "", faults)
-    data = values.get("data")
-    validation = data.get("validation", 0) if isinstance(data, Mapping) else 0
-    if not number(0, 1).accepts(validation):
-        faults.append(f"data.validation={validation}\n  valid: {number(0, 1).valid}")
-    files = data.get("files") if isinstance(data, Mapping) else None
-    if not paths.accepts(files):
-        faults.append(f"data.files={shown(files)}\n  valid: {paths.valid}")
+    for key, kinds in OWN_KEYS.items():
+        own = values[key] if isinstance(values.get(key), Mapping) else {}
+        wrong = {name: kind for name, kind in kinds.items() if name in own and not kind.accepts(own[name])}
+        faults += [f"{key}.{name}={shown(own[name])}\n  valid: {kind.valid}" for name, kind in wrong.items()]
     if faults:
         raise ValueError("\n".join(faults))
     return config

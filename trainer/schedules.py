@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Schedule = Callable[[float], float]
@@ -28,12 +28,78 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self):
-        for name in ("warmup", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"schedule.{name}={getattr(self, name)} is no fraction.\n  valid: 0 to 1")
+        _check_fractions(warmup=self.warmup, final=self.final)
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:
             return progress / self.warmup
-        rest = (progress - self.warmup) / max(1 - self.warmup, 1e-12)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * _part(progress, self.warmup, 1.0)))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear warm-up to 1 during the first `warmup` of the run, then a line down to `final` at its end.
+
+    Both are fractions in [0, 1].
+    """
+
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self):
+        _check_fractions(warmup=self.warmup, final=self.final)
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return progress / self.warmup
+        return 1 - (1 - self.final) * _part(progress, self.warmup, 1.0)
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay:
+    """Linear warm-up to 1 during the first `warmup` of the run, 1, then a line down to `final` during its last `decay`.
+
+    All are fractions in [0, 1], and warm-up and decay no more than 1 together. Hu et al. 2024 (arXiv 2404.06395).
+    """
+
+    warmup: float = 0.0
+    decay: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self):
+        _check_fractions(warmup=self.warmup, decay=self.decay, final=self.final)
+        if self.warmup + self.decay > 1:
+            raise ValueError(
+                f"schedule.warmup={self.warmup} and schedule.decay={self.decay} are longer than the run.\n"
+                "  valid: no more than 1 together"
+            )
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return progress / self.warmup
+        return 1 - (1 - self.final) * _part(progress, 1 - self.decay, 1.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """1, times `factor` from each of the `milestones` on, which are fractions of the run. He et al. 2016."""
+
+    milestones: Sequence[float] = (0.5, 0.75)
+    factor: float = 0.1
+
+    def __post_init__(self):
+        _check_fractions(factor=self.factor, **{f"milestones[{i}]": place for i, place in enumerate(self.milestones)})
+
+    def __call__(self, progress: float) -> float:
+        return self.factor ** sum(progress >= milestone for milestone in self.milestones)
+
+
+def _part(progress: float, start: float, end: float) -> float:
+    """How much of [start, end] is done: 0 before, 1 after."""
+    return min(max((progress - start) / max(end - start, 1e-12), 0.0), 1.0)
+
+
+def _check_fractions(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"schedule.{name}={value} is no fraction.\n  valid: 0 to 1")

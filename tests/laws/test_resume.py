@@ -27,8 +27,10 @@ from trainer.algorithms import FedAvg
 from trainer.checkpoint import Checkpoints
 from trainer.cohort import Sample
 from trainer.fit import fit
+from trainer.groups import Grouped
 from trainer.metrics import Metrics
 from trainer.models import GPT
+from trainer.muon import Muon
 from trainer.parts import Saved, find
 from trainer.run import RoundLength
 from trainer.schedules import Cosine
@@ -137,6 +139,14 @@ def test_it_is_so_on_three_replicas(ranks, model: str, tmp_path: Path):
     """From 3 ranks on, DistributedDataParallel's first backward adds in another order than the later ones."""
     choices = text_choices(0.0) | {"module": make_model(model), "data": make_data(model, sum(SIZES))}
     assert_bit_equal(ranks(3), "sync", 1, choices | {"task": make_task(model), "batch_size": 6}, tmp_path)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, Muon])
+def test_it_is_so_for_every_optimizer_and_its_groups(ranks, make: type[torch.optim.Optimizer], tmp_path: Path):
+    """Kept by every client, with parameters of three rates and no decay of biases."""
+    rates = (("^0.weight", 0.5), ("^4", 2.0))
+    choices = noisy_choices("diloco") | {"optimizer": Grouped(partial(make, lr=0.01, weight_decay=0.1), True, rates)}
+    assert_bit_equal(ranks(2), "diloco", 2, choices, tmp_path)
 
 
 def resumed_elsewhere(name: str, silos: Silos, choices: dict[str, Any], saved: Saved) -> dict[str, Any]:

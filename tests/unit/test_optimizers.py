@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from trainer.muon import Muon
 from trainer.optimizers import optimizer_state, parameters_of, restore_optimizer_state
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -17,6 +18,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "amsgrad": partial(torch.optim.Adam, lr=0.1, amsgrad=True),
     "rmsprop": partial(torch.optim.RMSprop, lr=0.1, momentum=0.5),
     "adagrad": partial(torch.optim.Adagrad, lr=0.1),
+    "nadam": partial(torch.optim.NAdam, lr=0.1),
+    "muon": partial(Muon, lr=0.1),
 }
 
 
@@ -59,7 +62,7 @@ def test_an_empty_state_is_a_fresh_optimizer(name: str):
     used, fresh = OPTIMIZERS[name](two_parameters()), OPTIMIZERS[name](two_parameters())
     step(used, 3.0)
     restore_optimizer_state(used, {})
-    for ours, theirs in zip(parameters_of(used), two_parameters(), strict=True):
+    for ours, theirs in zip(parameters_of(used), parameters_of(fresh), strict=True):
         ours.data.copy_(theirs)
     step(used)
     step(fresh)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.schedules import Constant, Cosine
+from trainer.schedules import Constant, Cosine, Linear, Step, WarmupStableDecay
 
 fractions = st.floats(0, 1)
 
@@ -64,8 +64,62 @@ def test_cosine_rises_then_falls_and_stays_within_bounds(warmup: float, final: f
         assert schedule(low) >= final - 1e-12
 
 
-@pytest.mark.parametrize("name", ["warmup", "final"])
+@settings(deadline=None)
+@given(st.floats(0, 0.9), fractions, fractions)
+def test_linear_is_a_line_from_one_to_final(warmup: float, final: float, part: float):
+    progress = warmup + part * (1 - warmup)
+    assert Linear(warmup, final)(progress) == pytest.approx(1 + (final - 1) * part, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 0.5), st.floats(0.01, 0.5), fractions, fractions)
+def test_warm_up_stable_decay_has_three_parts(warmup: float, decay: float, final: float, part: float):
+    """progress / warmup, then 1, then a line to final."""
+    schedule = WarmupStableDecay(warmup, decay, final)
+    assert schedule(part * warmup) == pytest.approx(part, abs=1e-9)
+    assert schedule(warmup + part * (1 - warmup - decay)) == pytest.approx(1.0, abs=1e-9)
+    assert schedule(1 - decay + part * decay) == pytest.approx(1 + (final - 1) * part, abs=1e-9)
+
+
+def test_without_a_decay_it_stays_at_one():
+    assert WarmupStableDecay(0.1, 0.0)(0.999) == 1.0
+    assert WarmupStableDecay(0.5, 0.5, 0.25)(1.0) == 0.25
+
+
+@settings(deadline=None)
+@given(fractions, fractions, fractions, fractions)
+def test_linear_rises_then_falls_and_stays_within_bounds(warmup: float, final: float, a: float, b: float):
+    schedule = Linear(warmup, final)
+    low, high = sorted((a, b))
+    assert 0 <= schedule(a) <= 1
+    if high < warmup:
+        assert schedule(low) <= schedule(high)
+    elif low >= warmup:
+        assert schedule(low) >= schedule(high) >= final - 1e-12
+
+
+@settings(deadline=None)
+@given(st.lists(fractions, max_size=4), fractions, fractions)
+def test_step_is_the_factor_to_the_power_of_the_milestones_passed(milestones: list[float], factor: float, place: float):
+    passed = len([milestone for milestone in milestones if milestone <= place])
+    assert Step(milestones, factor)(place) == factor**passed
+
+
+def test_step_changes_at_its_milestones():
+    assert [Step()(progress) for progress in (0.0, 0.49, 0.5, 0.74, 0.75)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("kind", [Cosine, Linear, WarmupStableDecay, Step])
+@pytest.mark.parametrize("name", ["warmup", "final", "decay", "factor"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
-def test_what_is_no_fraction_is_refused(name: str, value: float):
-    with pytest.raises(ValueError, match=rf"schedule\.{name}="):
-        Cosine(**{name: value})
+def test_what_is_no_fraction_is_refused(kind: type, name: str, value: float):
+    if name in kind.__dataclass_fields__:
+        with pytest.raises(ValueError, match=rf"schedule\.{name}="):
+            kind(**{name: value})
+
+
+def test_what_is_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="no more than 1 together"):
+        WarmupStableDecay(0.6, 0.5)
+    with pytest.raises(ValueError, match=r"schedule\.milestones\[1\]=30"):
+        Step([0.5, 30])

@@ -9,6 +9,7 @@ import torch
 
 from trainer.algorithms.algorithm import InnerState, MakeOptimizer
 from trainer.clip import Clip
+from trainer.groups import Grouped
 
 # Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
 LOOKED_AT = (1.0, 0.5, 0.25) * 4
@@ -52,6 +53,11 @@ def refuse_nonlinear(name: str, optimizer: MakeOptimizer, clip: Clip) -> None:
             f"{' '.join(clip.settings)} with algorithm={name}: a clipped gradient goes another way than the one that "
             f"is measured.\n  set {nulls}, or algorithm=fedavg"
         )
+    if isinstance(optimizer, Grouped) and optimizer.rates:
+        faults.append(
+            f"optimizer.rates with algorithm={name}: what is measured is how far one parameter gets, and "
+            "these take some further than others.\n  set optimizer.rates=[], or algorithm=fedavg"
+        )
     if fault := _nonlinear(optimizer):
         faults.append(
             f"algorithm={name} needs an optimizer whose step is linear in the gradient: {fault}.\n"
@@ -82,5 +88,6 @@ def _nonlinear(optimizer: MakeOptimizer) -> str:
 
 
 def _name(optimizer: Any) -> str:
-    made = getattr(optimizer, "func", optimizer)
+    make = optimizer.make if isinstance(optimizer, Grouped) else optimizer
+    made = getattr(make, "func", make)
     return getattr(made, "__name__", str(made))

@@ -3,6 +3,9 @@
 from trainer.models.cnn import CNN, DigitsCNN
 from trainer.models.gpt import GPT
 from trainer.models.logistic import Logistic
+from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
+from trainer.models.resnet import ResNet
+from trainer.models.vit import ViT
 
-__all__ = ["CNN", "GPT", "MLP", "DigitsCNN", "Logistic"]
+__all__ = ["CNN", "GPT", "LSTM", "MLP", "DigitsCNN", "Logistic", "ResNet", "ViT"]

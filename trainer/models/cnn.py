@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
-Norm = Literal["none", "batch", "group"]
+from trainer.models.norm import Norm, make_norm
 
 
 class CNN(nn.Module):
@@ -58,10 +56,3 @@ class DigitsCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.norm1(self.conv1(images)).relu()
         return self.head(self.norm2(self.conv2(features)).relu())
-
-
-def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """The layer that normalises so many channels; one that does nothing for `none`."""
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(max(channels // 8, 1), channels) if norm == "group" else nn.Identity()

@@ -6,8 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from trainer.models.block import Block
 
 
 class GPT(nn.Module):
@@ -29,13 +30,11 @@ class GPT(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"model.width={width} is not a multiple of model.heads={heads}.")
         self.length, self.checkpointing = length, checkpointing
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, is_causal=True) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocabulary, bias=False)
         self.output.weight = self.tokens.weight
@@ -67,31 +66,3 @@ class GPT(nn.Module):
                 # Each block adds to the stream twice; its outputs are scaled down to keep the sum's variance.
                 scale = 0.02 / math.sqrt(2 * layers) if name.endswith("project.weight") else 0.02
                 nn.init.normal_(parameter, std=scale)
-
-
-class Block(nn.Module):
-    """A transformer block: causal self-attention, then a GELU layer of four times the width; both are residual."""
-
-    def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = nn.Linear(width, 3 * width)
-        self.attention_project = nn.Linear(width, width)
-        self.norm_hidden = nn.LayerNorm(width)
-        self.hidden = nn.Linear(width, 4 * width)
-        self.hidden_project = nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.drop(self.attention_project(self._attend(self.norm_attention(stream))))
-        return stream + self.drop(self.hidden_project(F.gelu(self.hidden(self.norm_hidden(stream)))))
-
-    def _attend(self, normed: Tensor) -> Tensor:
-        batch, length, width = normed.shape
-        projected = self.attention(normed).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.drop.p if self.training else 0.0, is_causal=True
-        )
-        return mixed.transpose(1, 2).reshape(batch, length, width)
