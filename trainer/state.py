@@ -97,7 +97,8 @@ class State:
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             comm.broadcast(tensor.detach())
-        self._measure_training_set()
+        if run.preprocess.goes_by_training_set:
+            self._measure_training_set()
         algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
         self.trainer = LocalTrainer(run, self.model, self.contact)
         self.local_fingerprint = 0
@@ -105,7 +106,7 @@ class State:
         self.seconds_waited = 0.0
 
     def _measure_training_set(self) -> None:
-        """For what preprocessing goes by. A collective, of sums of numbers alone."""
+        """For what preprocessing goes by it. A collective, of sums of numbers alone."""
         run, topology = self.run, self.run.topology
         ids = torch.cat([torch.from_numpy(run.clients.train[client]) for client in run.homes[topology.silo]])
         own = ids[topology.replica :: topology.num_replicas]

@@ -67,7 +67,7 @@ def run_of(sizes: list[int], **choices: Any):
 def test_evaluations_are_pooled_over_examples_and_told_by_client():
     """Clients of 10, 30 and no test examples; the worst is named, and clients without examples are not judged."""
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15], [0, 0, 0]], dtype=torch.float64)
-    metrics = evaluation_metrics(run_of([4, 4, 4]), "test", table)
+    metrics = evaluation_metrics(run_of([4, 4, 4]), "test", {"clients": table})
     expected = {
         "test/loss": 95 / 40,
         "test/accuracy": 24 / 40,
@@ -82,20 +82,23 @@ def test_evaluations_are_pooled_over_examples_and_told_by_client():
 
 def test_validation_is_not_told_by_client():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
-    assert set(evaluation_metrics(run_of([4, 4]), "validation", table)) == {"validation/loss", "validation/accuracy"}
+    assert set(evaluation_metrics(run_of([4, 4]), "validation", {"clients": table})) == {
+        "validation/loss",
+        "validation/accuracy",
+    }
 
 
 def test_a_run_can_hide_its_clients():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
     hiding = run_of([4, 4], per_client="none")
-    assert set(evaluation_metrics(hiding, "test", table)) == {"test/loss", "test/accuracy"}
+    assert set(evaluation_metrics(hiding, "test", {"clients": table})) == {"test/loss", "test/accuracy"}
     assert [reports_clients(run) for run in (hiding, run_of([4]), run_of([4, 4]))] == [False, False, True]
 
 
 def test_the_worst_perplexity_is_the_largest():
     run = make_run(ALONE, [4, 4], "gpt", fedavg())
     table = torch.tensor([[16, 16.0], [16, 32.0]], dtype=torch.float64)
-    assert evaluation_metrics(run, "test", table)["clients/worst_perplexity"] == pytest.approx(math.e**2)
+    assert evaluation_metrics(run, "test", {"clients": table})["clients/worst_perplexity"] == pytest.approx(math.e**2)
 
 
 def test_the_slowest_silo_is_the_one_with_most_seconds():

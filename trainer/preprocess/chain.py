@@ -22,6 +22,11 @@ class Chain:
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     classes: int | None = None
 
+    @property
+    def goes_by_training_set(self) -> bool:
+        """Whether something has to be measured before it can be used."""
+        return any(isinstance(each, Standardise) for each in self.transforms.values())
+
     def train(
         self, source: Source, ids: Tensor, members: Tensor, seed: int, epoch: int, device: torch.device
     ) -> Examples:
