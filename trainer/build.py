@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -27,6 +28,7 @@ from trainer.run import RoundLength, Run
 from trainer.sites import read_apart
 from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
+from trainer.weights import freeze, load_weights
 
 SLOTS = ("schedule", "cohort", "uplink", "gradients")  # of a Run, that are made as they are
 
@@ -205,7 +207,16 @@ def _tried(key: str, leaf: Leaf, make: MakeOptimizer) -> MakeOptimizer:
 def _model(config: Config, topology: Topology) -> nn.Module:
     for generator in default_generators(topology.device):
         generator.manual_seed(derive(config.seed, "initial parameters"))
-    return _instantiate("model", config.model)
+    module = _instantiate("model", config.model)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"model={config.model['_target_']} gave a {_name(module)}.\n  valid: a torch.nn.Module")
+    faults = Faults()
+    if (path := config.model.get("init")) is not None:
+        faults.collect(lambda: load_weights(module, Path(path)))
+    if (pattern := config.model.get("freeze")) is not None:
+        faults.collect(lambda: freeze(module, pattern))
+    faults.raise_any()
+    return module
 
 
 def _check_batch_size(config: Config, topology: Topology) -> None:

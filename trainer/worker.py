@@ -33,6 +33,7 @@ from trainer.fit import fit
 from trainer.folder import RunFolder, Status, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
+from trainer.models import describe_model
 from trainer.numerics import set_up
 from trainer.parts import DiskFull
 from trainer.place import Place, check_ranks, discover
@@ -245,13 +246,12 @@ def _together(make: Callable[[], T]) -> T:
 def introduce(run: Run) -> None:
     """Prints who trains what on what."""
     topology, clients = run.topology, run.clients
-    parameters = sum(parameter.numel() for parameter in run.module.parameters())
     examples = [sum(map(len, ids)) for ids in (clients.train, clients.validation, clients.test)]
     sizes = ",".join(map(str, topology.silo_sizes))
     print(
         f"workers   {topology.world_size} on {topology.device.type}, threads each: {torch.get_num_threads()}; "
         f"replicas in the silos: [{sizes}]\n"
-        f"model     {type(run.module).__name__}, {parameters:,} parameters\n"
+        f"model     {describe_model(run.module)}\n"
         f"examples  {examples[0]:,} to train, {examples[1]:,} to validate, {examples[2]:,} to test\n"
         f"clients   {len(clients)}",
         flush=True,

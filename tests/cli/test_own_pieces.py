@@ -73,8 +73,8 @@ def test_own_pieces_are_trained(ended: Ended, shell: Shell) -> None:
 
 def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
     stored = yaml.safe_load((shell.folder / "run/config.yaml").read_text())
-    assert stored["model"] == {"_target_": "own.Net", "width": 7}
-    assert stored["optimizer"] == {"_target_": "torch.optim.NAdam", "lr": 0.02}
+    assert stored["model"] == {"init": None, "freeze": None, "_target_": "own.Net", "width": 7}
+    assert stored["optimizer"] == {"no_decay": False, "rates": [], "_target_": "torch.optim.NAdam", "lr": 0.02}
     assert stored["data"] == {"validation": 0.1, "files": None, "_target_": "own.points", "examples": 210}
 
 

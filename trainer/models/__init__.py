@@ -6,6 +6,7 @@ from trainer.models.logistic import Logistic
 from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet
+from trainer.models.table import describe_model
 from trainer.models.vit import ViT
 
-__all__ = ["CNN", "GPT", "LSTM", "MLP", "DigitsCNN", "Logistic", "ResNet", "ViT"]
+__all__ = ["CNN", "GPT", "LSTM", "MLP", "DigitsCNN", "Logistic", "ResNet", "ViT", "describe_model"]

@@ -17,8 +17,10 @@ class LSTM(nn.Module):
         self, vocabulary: int = 256, embedding: int = 8, width: int = 256, layers: int = 2, dropout: float = 0.0
     ):
         super().__init__()
+        if dropout and layers == 1:
+            raise ValueError(f"model.dropout={dropout} with model.layers=1: it is between layers.")
         self.tokens = nn.Embedding(vocabulary, embedding)
-        self.layers = nn.LSTM(embedding, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.layers = nn.LSTM(embedding, width, layers, batch_first=True, dropout=dropout)
         self.output = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
