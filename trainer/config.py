@@ -6,6 +6,7 @@ Faults are collected, so that a user mends all of them at once.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +201,7 @@ class Config:
     batch_size: int | str = setting(whole(1) | words("all"))
     micro_batch_size: int | None = setting(whole(1) | words(None))
     clip_norm: float | None = setting(number(1e-12) | words(None))
-    clip_norm_order: int | str = setting(words(1, 2, "inf"))
+    clip_norm_order: float = setting(words(1, 2, math.inf))
     clip_value: float | None = setting(number(1e-12) | words(None))
     max_bad_rounds: int = setting(whole(1))
     bad_loss: str = setting(words("stop", "skip"))

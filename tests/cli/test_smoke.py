@@ -27,6 +27,53 @@ DATA = {
 }
 
 
+IMAGES = ["data=custom", "data._target_=tests.support.made_up.images"]
+TOKENS = ["data=text", "data.path={text}", "data.length=16"]
+# Together they have every model, task, optimizer and schedule.
+PIECES = {
+    "logistic": [
+        *("data=custom", "data._target_=tests.support.made_up.numbers", "task=regression", "task.huber=1"),
+        *("model=logistic", "model.inputs=6", "model.classes=2", "optimizer=nadam", "schedule=linear"),
+    ],
+    "mlp": [
+        *("data=custom", "data._target_=tests.support.made_up.tags", "task=multi_label", "schedule=step"),
+        *("model=mlp", "model.inputs=6", "model.hidden=8", "model.classes=3", "optimizer=adagrad"),
+    ],
+    "resnet": [
+        *(*IMAGES, "+data.channels=3", "+data.size=16", "model=resnet", "model.depth=8", "model.width=8"),
+        *("optimizer=momentum", "optimizer.no_decay=true", "clip_value=1", "schedule=warmup_stable_decay"),
+    ],
+    "vit": [
+        *(*IMAGES, "+data.channels=1", "+data.size=8", "model=vit", "model.size=8", "model.width=16", "model.layers=1"),
+        *("model.channels=1", "optimizer=muon", "optimizer.rates=[[head,2]]", "model.freeze=positions"),
+    ],
+    "cnn": [*IMAGES, "+data.channels=1", "+data.size=28", "model=cnn", "optimizer=adam", "schedule=cosine"],
+    "digits_cnn": [
+        "data=digits",
+        "model=digits_cnn",
+        "task=classification",
+        "optimizer=sgd",
+        "clip_norm=1",
+        "clip_norm_order=inf",
+    ],
+    "lstm": [
+        *TOKENS,
+        "task=language_modelling",
+        "model=lstm",
+        "model.width=16",
+        "optimizer=adamw",
+        "schedule=constant",
+    ],
+    "gpt": [*TOKENS, "model=gpt", "model.width=16", "model.layers=1", "optimizer=rmsprop"],
+    "custom": [
+        *("data=custom", "data._target_=tests.support.made_up.numbers", "task=custom"),
+        *("task._target_=trainer.tasks.Regression", "model=custom", "model._target_=torch.nn.Linear"),
+        *("+model.in_features=6", "+model.out_features=2", "optimizer=custom"),
+        *("optimizer._target_=torch.optim.RAdam", "+optimizer.lr=0.01"),
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "hamlet.txt"
@@ -95,6 +142,22 @@ def test_a_profile_shows_steps_and_what_was_sent(ranks, tmp_path: Path) -> None:
     names = [event["name"] for event in events if "name" in event]
     assert sum(name.startswith("ProfilerStep#") for name in names) == TRACED
     assert any("Optimizer.step" in name for name in names) and any("all_reduce" in name for name in names)
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path, tmp_path: Path) -> None:
+    """Two steps of two silos, with a resume between them, evaluated and saved."""
+    overrides = [override.format(text=text) for override in PIECES[pieces]]
+    ranks(2).run(work, ["run.smoke=true", "algorithm=fedavg", "silos=2", *overrides, f"run_dir={tmp_path}"])
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("group", ["model", "task", "optimizer", "schedule"])
+def test_none_of_the_files_is_left_out(group: str) -> None:
+    files = {path.stem for path in (CONF / group).glob("*.yaml")}
+    given = [override.partition("=") for overrides in PIECES.values() for override in overrides]
+    assert files == {value for key, _, value in given if key == group}
 
 
 def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:

@@ -64,13 +64,19 @@ def run_of(sizes: list[int], **choices: Any):
     return make_run(ALONE, sizes, algorithm=fedavg(), **choices)
 
 
+def sums_of(table: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of two classes of which all examples were taken for the right one."""
+    return {"clients": table, "by_class": torch.full((2, 3), 20.0)}
+
+
 def test_evaluations_are_pooled_over_examples_and_told_by_client():
     """Clients of 10, 30 and no test examples; the worst is named, and clients without examples are not judged."""
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15], [0, 0, 0]], dtype=torch.float64)
-    metrics = evaluation_metrics(run_of([4, 4, 4]), "test", {"clients": table})
+    metrics = evaluation_metrics(run_of([4, 4, 4]), "test", sums_of(table))
     expected = {
         "test/loss": 95 / 40,
         "test/accuracy": 24 / 40,
+        "test/macro_f1": 1.0,
         "client/0/test_accuracy": 0.9,
         "client/1/test_accuracy": 0.5,
         "clients/worst_accuracy": 0.5,
@@ -82,23 +88,24 @@ def test_evaluations_are_pooled_over_examples_and_told_by_client():
 
 def test_validation_is_not_told_by_client():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
-    assert set(evaluation_metrics(run_of([4, 4]), "validation", {"clients": table})) == {
+    assert set(evaluation_metrics(run_of([4, 4]), "validation", sums_of(table))) == {
         "validation/loss",
         "validation/accuracy",
+        "validation/macro_f1",
     }
 
 
 def test_a_run_can_hide_its_clients():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
     hiding = run_of([4, 4], per_client="none")
-    assert set(evaluation_metrics(hiding, "test", {"clients": table})) == {"test/loss", "test/accuracy"}
+    assert set(evaluation_metrics(hiding, "test", sums_of(table))) == {"test/loss", "test/accuracy", "test/macro_f1"}
     assert [reports_clients(run) for run in (hiding, run_of([4]), run_of([4, 4]))] == [False, False, True]
 
 
 def test_the_worst_perplexity_is_the_largest():
     run = make_run(ALONE, [4, 4], "gpt", fedavg())
     table = torch.tensor([[16, 16.0], [16, 32.0]], dtype=torch.float64)
-    assert evaluation_metrics(run, "test", {"clients": table})["clients/worst_perplexity"] == pytest.approx(math.e**2)
+    assert evaluation_metrics(run, "test", sums_of(table))["clients/worst_perplexity"] == pytest.approx(math.e**2)
 
 
 def test_the_slowest_silo_is_the_one_with_most_seconds():

@@ -1,0 +1,100 @@
+"""What is said of tasks, optimizers, schedules and weights that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.refusals import assert_says, building, composing
+from trainer.models import DigitsCNN
+from trainer.topology import Topology, distributed
+
+NUMBERS = ["data=custom", "data._target_=tests.support.made_up.numbers"]
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with distributed(device="cpu") as topology:
+        yield topology
+
+
+REFUSED = {
+    "a pattern of no name": [
+        ["optimizer.rates=[[embed,2],[conv1,3]]"],
+        ["optimizer.rates", "model=DigitsCNN goes by embed.", "conv1.weight"],
+    ],
+    "no decay of none": [
+        ["optimizer=custom", "optimizer._target_=torch.optim.Rprop", "optimizer.no_decay=true"],
+        ["optimizer.no_decay=true", "no weight decay"],
+    ],
+    "rates under scaffold": [
+        ["algorithm=scaffold", "silos=2", "optimizer.rates=[[conv1,3]]"],
+        ["optimizer.rates with algorithm=scaffold", "set optimizer.rates=[], or algorithm=fedavg"],
+    ],
+    "values clipped under fednova": [
+        ["algorithm=fednova", "silos=2", "clip_value=1"],
+        ["clip_value=1 with algorithm=fednova", "set clip_value=null"],
+    ],
+    "an order of no norm": [["clip_norm_order=1"], ["clip_norm_order=1 with clip_norm=null", "set clip_norm=1"]],
+    "muon between silos": [
+        ["algorithm=fedavg", "silos=2", "server._target_=trainer.muon.Muon"],
+        ["server=trainer.muon.Muon", "needs matrices", "set server=average"],
+    ],
+    "torch's muon on biases": [["optimizer=custom", "optimizer._target_=torch.optim.Muon"], ["Muon", "2D"]],
+    "freezing all": [["model.freeze=."], ["model.freeze=.", "nothing is left to train"]],
+    "freezing none, from nowhere": [
+        ["model.freeze=embed", "model.init=none.pt"],
+        ["model.freeze=embed finds no parameter", "conv1.weight", "model.init=none.pt is no file"],
+    ],
+    "a task without verbs": [
+        ["task=custom", "task._target_=torch.nn.Identity"],
+        ["task=torch.nn.Identity gave a Identity without scores, headline, units", "trainer.tasks.Task"],
+    ],
+    "a model that is none": [
+        ["model=custom", "model._target_=builtins.dict"],
+        ["model=builtins.dict gave a dict", "torch.nn.Module"],
+    ],
+    "numbers as classes": [[*NUMBERS, "model=logistic", "model.inputs=6"], ["classification wants outputs"]],
+    "more outputs than numbers": [
+        [*NUMBERS, "task=regression", "model=logistic", "model.inputs=6"],
+        ["task=Regression", "[2, 10] for targets of shape [2, 2]"],
+    ],
+    "classes as labels": [["task=multi_label"], ["task=MultiLabel", "[batch, labels]"]],
+    "a decay of more than the run": [
+        ["schedule=warmup_stable_decay", "schedule.warmup=0.9"],
+        ["schedule.warmup=0.9", "no more than 1 together"],
+    ],
+    "a depth that is none": [["model=resnet", "model.depth=18"], ["model.depth=18", "6 n + 2"]],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_pieces_that_cannot_be_are_refused(name: str, topology: Topology) -> None:
+    overrides, parts = REFUSED[name]
+    assert_says(building(overrides, topology), parts)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.rates=[head]", "optimizer.rates=[head]\n  valid: a list of names"),
+        ("optimizer.rates=[['(',2]]", "optimizer.rates=[[(,2]]\n  valid: a list of names"),
+        ("optimizer.no_decay=1", "optimizer.no_decay=1\n  valid: true or false"),
+        ("model.freeze='('", "model.freeze=(\n  valid: a regular expression, or null"),
+        ("model.init=3", "model.init=3\n  valid: a text"),
+        ("clip_norm_order=3", "clip_norm_order=3\n  valid: 1 or 2 or inf"),
+        ("clip_value=0", "clip_value=0\n  valid: a number from"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(override: str, said: str) -> None:
+    assert said in composing([override])
+
+
+def test_weights_of_another_model_are_refused(topology: Topology, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(DigitsCNN(classes=7, norm="batch").state_dict(), path)
+    said = building([f"model.init={path}"], topology)
+    assert_says(said, ["head.4.weight [7, 64] instead of [10, 64]", "unexpected: norm1.weight", f"model.init={path}"])
