@@ -65,6 +65,9 @@ PIECES = {
         "schedule=constant",
     ],
     "gpt": [*TOKENS, "model=gpt", "model.width=16", "model.layers=1", "optimizer=rmsprop"],
+    "transformers": [
+        *(*TOKENS, "model=transformers", "model.config.n_embd=16", "model.config.n_layer=1"),
+    ],
     "custom": [
         *("data=custom", "data._target_=tests.support.made_up.numbers", "task=custom"),
         *("task._target_=trainer.tasks.Regression", "model=custom", "model._target_=torch.nn.Linear"),
@@ -147,6 +150,8 @@ def test_a_profile_shows_steps_and_what_was_sent(ranks, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pieces", PIECES)
 def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path, tmp_path: Path) -> None:
     """Two steps of two silos, with a resume between them, evaluated and saved."""
+    if pieces == "transformers":
+        pytest.importorskip("transformers")
     overrides = [override.format(text=text) for override in PIECES[pieces]]
     ranks(2).run(work, ["run.smoke=true", "algorithm=fedavg", "silos=2", *overrides, f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4

@@ -7,6 +7,7 @@ from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet
 from trainer.models.table import describe_model
+from trainer.models.transformers import Transformers
 from trainer.models.vit import ViT
 
-__all__ = ["CNN", "GPT", "LSTM", "MLP", "DigitsCNN", "Logistic", "ResNet", "ViT", "describe_model"]
+__all__ = ["CNN", "GPT", "LSTM", "MLP", "DigitsCNN", "Logistic", "ResNet", "Transformers", "ViT", "describe_model"]

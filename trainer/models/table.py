@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from torch import nn
 
 MOST_ROWS = 12
 
-Row = tuple[str, str, int, int]  # name, kind, parameters, and those of them that are trained
+
+class Row(NamedTuple):
+    """A part of a model, its parameters, and those of them that are trained."""
+
+    name: str
+    kind: str
+    parameters: int
+    trained: int
+
+    @property
+    def frozen(self) -> str:
+        """What is said of those that are not trained."""
+        if self.trained == self.parameters:
+            return ""
+        return f", {self.parameters - self.trained:,} of them frozen" if self.trained else ", frozen"
 
 
 def describe_model(module: nn.Module) -> str:
@@ -16,40 +31,39 @@ def describe_model(module: nn.Module) -> str:
 
     Tied parameters are counted where they come first.
     """
-    rows = list(_rows(module))
-    total, trained = (sum(row[place] for row in rows) for place in (2, 3))
-    lines = [f"{type(module).__name__}, {total:,} parameters" + _frozen(total, trained)]
-    shown = rows[:MOST_ROWS] if len(rows) > 1 else []
-    widths = [max((len(text) for text in column), default=0) for column in ([r[0] for r in shown], _counts(shown))]
-    for (name, kind, count, own), said in zip(shown, _counts(shown), strict=True):
-        lines.append(f"  {name.ljust(widths[0])}  {said.rjust(widths[1])}  {kind}{_frozen(count, own)}")
-    if len(shown) < len(rows) and shown:
-        lines.append(f"  ... and {len(rows) - len(shown)} more")
+    whole, rows = _row("", module, module.parameters()), list(_rows(module))
+    lines = [f"{whole.kind}, {whole.parameters:,} parameters{whole.frozen}"]
+    if len(rows) > 1:
+        lines += _aligned(rows[:MOST_ROWS])
+    if len(rows) > MOST_ROWS:
+        lines.append(f"  ... and {len(rows) - MOST_ROWS} more")
     return "\n".join(lines)
 
 
+def _aligned(rows: list[Row]) -> list[str]:
+    name_width = max(len(row.name) for row in rows)
+    count_width = max(len(f"{row.parameters:,}") for row in rows)
+    return [f"  {row.name:<{name_width}}  {row.parameters:>{count_width},}  {row.kind}{row.frozen}" for row in rows]
+
+
 def _rows(module: nn.Module) -> Iterator[Row]:
+    """The module's own parameters and its children; those of what is the only child of another."""
     prefix = ""
-    while not module._parameters and len(children := dict(module.named_children())) == 1:
-        ((name, module),) = children.items()
+    while not module._parameters and len(children := list(module.named_children())) == 1:
+        ((name, module),) = children
         prefix += f"{name}."
     seen: set[int] = set()
     for name, parameter in module.named_parameters(recurse=False):
         seen.add(id(parameter))
-        yield prefix + name, "Parameter", parameter.numel(), parameter.numel() * parameter.requires_grad
+        yield _row(prefix + name, parameter, [parameter])
     for name, child in module.named_children():
-        new = {id(parameter): parameter for parameter in child.parameters() if id(parameter) not in seen}
-        seen |= set(new)
+        new = [parameter for parameter in child.parameters() if id(parameter) not in seen]
+        seen |= set(map(id, new))
         if new:
-            trained = sum(parameter.numel() for parameter in new.values() if parameter.requires_grad)
-            yield prefix + name, type(child).__name__, sum(p.numel() for p in new.values()), trained
+            yield _row(prefix + name, child, new)
 
 
-def _counts(rows: list[Row]) -> list[str]:
-    return [f"{count:,}" for _, _, count, _ in rows]
-
-
-def _frozen(total: int, trained: int) -> str:
-    if trained == total:
-        return ""
-    return ", frozen" if not trained else f", {total - trained:,} of them frozen"
+def _row(name: str, part: nn.Module | nn.Parameter, parameters: Iterable[nn.Parameter]) -> Row:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return Row(name, type(part).__name__, sum(size for size, _ in sizes), trained)
