@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from sklearn import metrics
 from torch import Tensor
 
-from trainer.tasks import Classification, MultiLabel, Regression, Task
+from trainer.tasks import VERBS, Classification, MultiLabel, Regression, Task
 from trainer.tasks.counts import auc, r2, score_histogram
 
 
@@ -118,3 +120,16 @@ def test_r2_of_targets_far_from_zero():
     sums = torch.tensor([[300.0, targets.sum(), (targets**2).sum(), 300 * 0.09]], dtype=torch.float64)
     assert r2(sums) == pytest.approx(metrics.r2_score(targets, outputs), rel=1e-5)
     assert math.isnan(r2(torch.tensor([[4.0, 8.0, 16.0, 1.0]])))
+
+
+def test_the_example_of_ones_own_task_is_one():
+    """docs/tasks-and-models.md: all verbs, and the figures of counts 1, 3 at rates 2, 2."""
+    page = (Path(__file__).parents[2] / "docs/tasks-and-models.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    task = names["Poisson"]()
+    assert [verb for verb in VERBS if not hasattr(task, verb)] == []
+    outputs, targets = torch.full((2, 1), math.log(2.0)), torch.tensor([1.0, 3.0])
+    figures = judged(task, outputs, targets)
+    assert figures == pytest.approx({"loss": 2 - 2 * math.log(2.0), "relative_error": 2 / 4})
+    assert task.loss_sum(outputs, targets).item() / 2 == pytest.approx(figures["loss"])
