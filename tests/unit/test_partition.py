@@ -17,9 +17,11 @@ from trainer.data import (
     Arrays,
     Clients,
     Dirichlet,
+    Hash,
     Iid,
     Natural,
     Partition,
+    Quantity,
     Shards,
     Similarity,
     describe,
@@ -68,6 +70,7 @@ alphas = st.floats(1e-4, 1e4)
 partitions = st.one_of(
     st.just(Iid()),
     st.builds(Dirichlet, alphas),
+    st.builds(Quantity, alphas),
     st.builds(Shards, st.integers(1, 5)),
     st.builds(Similarity, st.floats(0, 1)),
     st.just(Natural()),
@@ -375,3 +378,64 @@ class TestDescribe:
         for train in (Arrays(torch.zeros(30, 1), torch.zeros(30)), arrays(range(30))):
             header, *_ = describe(Iid().split(train, train, 3, 0), train).splitlines()
             assert header.split() == ["client", "train", "validation", "test"]
+
+
+def clients_of(partition: Partition, train: Arrays, clients: int, seed: int = 0) -> np.ndarray:
+    """The client of every training example."""
+    split, client_of = partition.split(train, train, clients, seed), np.empty(len(train), np.int64)
+    for client, own in enumerate(split.train):
+        client_of[own] = client
+    return client_of
+
+
+class TestHash:
+    @laws
+    @given(st.integers(1, 12), st.integers(0, 2**40), st.sampled_from(["example", "owner"]))
+    def test_a_client_that_joins_takes_its_own_share_and_moves_nothing_else(
+        self, clients: int, seed: int, key: Any
+    ) -> None:
+        """And one that leaves gives its own to the others: the same two states, the other way round."""
+        train = arrays(np.zeros(1500), np.arange(1500) // 3)
+        few, more = (clients_of(Hash(key, points=64), train, number, seed) for number in (clients, clients + 1))
+        has_moved = few != more
+        assert (more[has_moved] == clients).all() and (few[more == clients] != clients).all()
+        assert has_moved.sum() == (more == clients).sum() < 2.5 * len(train) / (clients + 1)
+
+    def test_hashed_clients_are_of_about_one_size(self) -> None:
+        sizes = np.bincount(clients_of(Hash(points=256), balanced(100_000), 20))
+        assert sizes.std() / sizes.mean() < 2 / 256**0.5
+
+    def test_an_owner_has_one_client(self) -> None:
+        train = arrays(np.zeros(900), np.random.default_rng(0).integers(0, 50, 900))
+        client_of = clients_of(Hash("owner"), train, 7)
+        assert train.owners is not None
+        assert all(len(np.unique(client_of[train.owners == owner])) == 1 for owner in np.unique(train.owners))
+
+    @pytest.mark.parametrize(
+        ("partition", "said"),
+        [
+            (Hash("owner"), "no owners"),
+            (Hash("label"), "valid: example or owner"),  # pyright: ignore[reportArgumentType]
+            (Hash(points=0), "partition.points=0"),
+            (Hash(points=1, min_examples=9), "more partition.points="),
+        ],
+    )
+    def test_what_cannot_be_hashed_is_said(self, partition: Partition, said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            partition.split(balanced(100), balanced(10), 10, 0)
+
+
+class TestQuantity:
+    @pytest.mark.parametrize("alpha", [0.2, 5.0])
+    def test_sizes_spread_as_the_distribution_says(self, alpha: float) -> None:
+        """The variance of a component of Dir(alpha, ..., alpha) over K is (K - 1) / (K^2 (K alpha + 1))."""
+        train, clients = balanced(100_000), 20
+        sizes = np.concatenate([Quantity(alpha).split(train, train, clients, seed).sizes for seed in range(30)])
+        expected = (clients - 1) / (clients**2 * (clients * alpha + 1))
+        assert (sizes / len(train)).var() == pytest.approx(expected, rel=0.3)
+
+    def test_clients_see_all_labels_alike(self) -> None:
+        train = balanced(20_000)
+        split = Quantity(1.0, min_examples=200).split(train, train, 5, 0)
+        shares = label_counts(train.labels, split.train) / split.sizes[:, None]
+        assert np.abs(shares - 0.1).max() < 0.06

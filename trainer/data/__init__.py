@@ -5,10 +5,11 @@ from __future__ import annotations
 from trainer.data.apart import Apart, clients_apart
 from trainer.data.clients import Clients, describe
 from trainer.data.fingerprint import checksum, fingerprint
+from trainer.data.hashing import Hash
 from trainer.data.idx import read_idx
 from trainer.data.images import digits, fashion_mnist, mnist
 from trainer.data.npz import npz
-from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Shards, Similarity, natural_clients
+from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Quantity, Shards, Similarity, natural_clients
 from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_source
 from trainer.data.texts import shakespeare, text
 
@@ -17,10 +18,12 @@ __all__ = [
     "Arrays",
     "Clients",
     "Dirichlet",
+    "Hash",
     "Iid",
     "MapStyle",
     "Natural",
     "Partition",
+    "Quantity",
     "Shards",
     "Similarity",
     "Source",
