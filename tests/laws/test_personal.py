@@ -125,7 +125,7 @@ def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: Silos):
             accuracy = tuned(inputs).argmax(1).eq(targets).double().mean().item()
             assert figures[f"client/{client}/personal_accuracy"] == pytest.approx(accuracy)
         told = {name.removeprefix("personal/") for name in figures if name.startswith("personal/")}
-        assert told == {"loss", "accuracy", "worst_accuracy", "accuracy_std", "jain"}
+        assert told == {"loss", "accuracy", "macro_f1", "worst_accuracy", "accuracy_std", "jain"}
 
 
 def test_judging_personal_models_changes_nothing(ranks):
