@@ -25,7 +25,7 @@ UNKNOWN = {
     "a group": (["partion=dirichlet"], ["partion", "did you mean partition?"]),
     "a key that is a section": (["rounds.epochs=2"], ["rounds.epochs", "round.epochs"]),
     "a choice": (["algorithm=fedavgg"], ["algorithm=fedavgg", "did you mean fedavg?", "valid:", "diloco", "sync"]),
-    "a choice unlike any": (["model=resnet"], ["model=resnet", "valid:", "digits_cnn", "mlp"]),
+    "a choice unlike any": (["model=unheard"], ["model=unheard", "valid:", "digits_cnn", "mlp"]),
     "no choice": (["data=null"], ["data=null", "valid:", "digits"]),
     "an experiment": (["experiment=nothing"], ["experiment=nothing", "mnist_fedavg"]),
     "an argument": (["optimizer.momentum=0.9"], ["optimizer.momentum", "optimizer.lr", "+optimizer.momentum=..."]),
