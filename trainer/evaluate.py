@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer import comm
 from trainer.cohort import Round
 from trainer.contact import Wish
-from trainer.data import Source
+from trainer.data import BYTES, Source
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Exhibits
@@ -102,13 +102,13 @@ def _batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Itera
 
 
 def exhibits(trainer: LocalTrainer) -> Exhibits:
-    """What the finished model shows besides numbers: a confusion matrix, or a text sample. A collective."""
+    """What the finished model shows besides numbers: a confusion matrix, or text if tokens are bytes. A collective."""
     run = trainer.run
     if isinstance(run.task, Classification) and run.data.classes:
         _, summed = comm.sum_header({}, {"confusion": _confusion(trainer, run.data.classes)})
         return Exhibits(confusion=summed["confusion"].long(), label_names=run.data.label_names)
     generate = getattr(run.module, "generate", None)
-    if run.topology.rank == 0 and generate:
+    if run.topology.rank == 0 and generate and (run.data.classes or 0) <= BYTES:
         return Exhibits(sample=generate(SAMPLE_LENGTH, generator(run.seed, "sample")))
     return Exhibits()
 

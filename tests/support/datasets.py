@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
+from datasets import Dataset
+from PIL import Image
 
 GENERATOR = np.random.default_rng(0)
 LANGUAGE_MODEL = ["model.width=16", "model.layers=1", "model.heads=2"]
@@ -26,6 +29,39 @@ def idx(folder: Path) -> list[str]:
     return [f"data.root={folder}", "model=mlp", "model.hidden=8"]
 
 
+def cifar10(folder: Path) -> list[str]:
+    """CIFAR-10's six files, with 4 images each."""
+    for name in [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]:
+        records = GENERATOR.integers(0, 256, (4, 3073), np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / name)
+    return [f"data.root={folder}", "model=mlp", "model.inputs=3072", "model.hidden=8"]
+
+
+def images(folder: Path) -> list[str]:
+    """Grey images of 8 x 8 in two classes, as many as a test set needs."""
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for number in range(8):
+            pixels = GENERATOR.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return [f"data.path={folder}", "data.channels=1", "data.test=0.25", "model.classes=2"]
+
+
+def parquet(folder: Path) -> list[str]:
+    """Clouds of points, their coordinates in two columns."""
+    x, y = GENERATOR.normal(size=(2, 40))
+    pyarrow.parquet.write_table(pyarrow.table({"x": x, "y": y, "label": np.arange(40) % 3}), folder / "points.parquet")
+    return [f"data.path={folder / 'points.parquet'}", "model=mlp", "model.inputs=2", "model.classes=3"]
+
+
+def datasets(folder: Path) -> list[str]:
+    """The same as a Dataset saved to disk."""
+    points = {"point": GENERATOR.normal(size=(40, 2)).tolist(), "label": (np.arange(40) % 3).tolist()}
+    Dataset.from_dict(points).save_to_disk(folder / "points")
+    return [f"data.path={folder / 'points'}", "model=mlp", "model.inputs=2", "model.classes=3"]
+
+
 def text(folder: Path) -> list[str]:
     """A text, of which a window is 16 bytes."""
     (folder / "hamlet.txt").write_text("To be, or not to be, that is the question:\n" * 20)
@@ -38,6 +74,12 @@ def npz(folder: Path) -> list[str]:
     return [f"data.path={folder / 'points.npz'}", "model=mlp", "model.inputs=5", "model.classes=3"]
 
 
+def tokens(folder: Path) -> list[str]:
+    """Tokens of a vocabulary of 300."""
+    GENERATOR.integers(0, 300, 700).astype("<u2").tofile(folder / "tokens.bin")
+    return [f"data.path={folder / 'tokens.bin'}", "data.vocabulary=300", "data.length=16", *LANGUAGE_MODEL]
+
+
 def custom(folder: Path) -> list[str]:
     """A function that gives Splits: here, one of ours."""
     path, *model = npz(folder)
@@ -46,11 +88,16 @@ def custom(folder: Path) -> list[str]:
 
 # By the names of the files in conf/data: what writes the files into a folder, and the overrides with which it is run.
 FILES: dict[str, Callable[[Path], list[str]]] = {
+    "cifar10": cifar10,
     "custom": custom,
+    "datasets": datasets,
     "digits": lambda folder: [],
     "fashion_mnist": idx,
+    "images": images,
     "mnist": idx,
     "npz": npz,
-    "shakespeare": lambda folder: ["data.length=2000", *LANGUAGE_MODEL],
+    "parquet": parquet,
+    "shakespeare": lambda folder: ["data.length=500", "data.test=0.01", "data.validation=0", *LANGUAGE_MODEL],
     "text": text,
+    "tokens": tokens,
 }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from trainer.data.cutting import held_out, test_faults
 from trainer.data.labels import Classes, owners_of, targets_of
 from trainer.data.pixels import Pixels, as_pixels
 from trainer.data.source import Arrays, Source, Splits
-from trainer.data.values import INTEGERS, NUMBERS, Column
+from trainer.data.values import INTEGERS, NUMBERS, Column, as_tensor
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Columns:
     owners: Column | None = None
 
 
-def splits_of(train: Columns, test: Columns | float, classes: Classes = None) -> Splits:
+def splits_of(train: Columns, test: Columns | float, classes: Classes = None, found: Sequence[str] = ()) -> Splits:
     """The data set of these columns; `test` is a part of its own, or the fraction of `train` that becomes one.
 
     inputs   numbers become float32, integers int64; uint8 [N, H, W], [N, C, H, W] or [N, H, W, C] are images: float32
@@ -33,10 +32,11 @@ def splits_of(train: Columns, test: Columns | float, classes: Classes = None) ->
              among those that occur, sorted; other numbers become float32
     owners   integers or texts: natural clients
 
-    Raises one ValueError with all that is wrong: kinds, shapes, lengths, labels out of range, NaN and infinity.
+    Raises one ValueError with all that is wrong: kinds, shapes, lengths, labels out of range, NaN and infinity, after
+    what was `found` wrong before.
     """
     parts = [train, test] if isinstance(test, Columns) else [train]
-    faults = [fault for part in parts for fault in _length_faults(part)]
+    faults = [*found, *(fault for part in parts for fault in _length_faults(part))]
     inputs = [_inputs(part.inputs, faults) for part in parts]
     if len({array.shape[1:] for array in inputs}) > 1:
         faults.append(f"the examples have different shapes: {', '.join(part.inputs.told for part in parts)}")
@@ -63,7 +63,7 @@ def _rows(part: Part, rows: np.ndarray) -> Part:
 
 def _source(inputs: np.ndarray, targets: np.ndarray, owners: np.ndarray | None) -> Source:
     kind = Pixels if inputs.dtype == np.uint8 else Arrays
-    return kind(torch.from_numpy(inputs), torch.from_numpy(targets), owners)
+    return kind(as_tensor(inputs), as_tensor(targets), owners)
 
 
 def _length_faults(part: Columns) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _inputs(column: Column, faults: list[str]) -> np.ndarray:
         return values
     if values.dtype == np.uint8 and values.ndim > 2:
         try:
-            return as_pixels(values).numpy()
+            return as_pixels(values)
         except ValueError as error:
             faults.append(f"{column.name}: {error}")
             return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+from numpy.lib.format import open_memmap
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -23,6 +26,25 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     if not path.exists():
         _write(path, save(make()))
     return load_file(path)
+
+
+def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    """The uint8 array of the cached file `name`, memory-mapped, first filled by `fill` where there is none.
+
+    Of the ranks of a machine one fills it while the others wait. Writing to what is returned changes no file.
+    """
+    path = cache_folder() / name
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # it is let go with the file, or with the process
+            if not path.exists():
+                with TemporaryDirectory(dir=path.parent) as aside:
+                    array = open_memmap(Path(aside) / name, "w+", np.uint8, shape)
+                    fill(array)
+                    array.flush()
+                    (Path(aside) / name).replace(path)
+    return np.load(path, mmap_mode="c")
 
 
 def cache_folder() -> Path:
@@ -55,13 +77,19 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as aside, (Path(aside) / path.name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a folder that can be written"

@@ -41,12 +41,12 @@ class Pixels:
         return [told, self.targets.numpy()]
 
 
-def as_pixels(images: np.ndarray) -> Tensor:
+def as_pixels(images: np.ndarray) -> np.ndarray:
     """Images uint8 [N, H, W], [N, C, H, W] or [N, H, W, C] as [N, C, H, W]; C is 1, 3 or 4. ValueError for others."""
     if images.ndim == 3:
-        return torch.from_numpy(images).unsqueeze(1)
+        return images[:, None]
     if images.ndim == 4 and images.shape[1] in CHANNELS:
-        return torch.from_numpy(images)
+        return images
     if images.ndim == 4 and images.shape[3] in CHANNELS:
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     raise ValueError(f"uint8 of shape {list(images.shape)} are no images: [N, H, W], [N, C, H, W] or [N, H, W, C]")

@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy's dtypes
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """The array as a tensor, copied only where it must not be written to."""
+    return torch.from_numpy(np.require(values, requirements="W"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""Parquet files, written by pyarrow, and data sets saved by `datasets`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from trainer.data import Source, Splits, parquet, saved_dataset
+
+GENERATOR = np.random.default_rng(0)
+POINTS = GENERATOR.normal(size=(40, 3))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    datasets.disable_progress_bars()
+
+
+def written(folder: Path, **columns: Any) -> Path:
+    """A Parquet file, in groups of few rows."""
+    pq.write_table(pa.table(columns), folder / "data.parquet", row_group_size=7)
+    return folder / "data.parquet"
+
+
+def all_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+    return source.fetch(torch.arange(len(source)))
+
+
+def together(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and targets, sorted by the first number of an input."""
+    inputs, targets = (torch.cat(pair).numpy() for pair in zip(all_of(splits.train), all_of(splits.test), strict=True))
+    order = np.argsort(inputs.reshape(len(inputs), -1)[:, 0])
+    return inputs[order], targets[order]
+
+
+def refusal(read: Any, path: Path, **keys: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        read(path, **keys)
+    assert str(error.value).startswith(f"data.path={path} cannot be used:\n")
+    return str(error.value)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+class TestParquet:
+    def test_named_columns_of_numbers_are_put_side_by_side(self, tmp_path: Path) -> None:
+        labels = np.arange(40) % 3
+        path = written(tmp_path, a=POINTS[:, 0], b=POINTS[:, 1].astype(np.float32), label=labels, id=np.arange(40))
+        splits = parquet(path, inputs=["a", "b"], test=0.25)
+        assert (len(splits.train), len(splits.test), splits.classes) == (30, 10, 3)
+        inputs, targets = together(splits)
+        order = np.argsort(POINTS[:, 0])
+        assert np.array_equal(inputs, POINTS[order, :2].astype(np.float32)) and np.array_equal(targets, labels[order])
+        assert all_of(parquet(path).train)[0].shape[1] == 3, "all columns but the label"
+
+    @pytest.mark.parametrize(
+        "kind", [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 3)], ids=str
+    )
+    def test_lists_of_numbers(self, tmp_path: Path, kind: pa.DataType) -> None:
+        path = written(tmp_path, x=pa.array(POINTS.tolist(), kind), label=["b", "a"] * 20)
+        splits = parquet(path)
+        assert splits.label_names == ("a", "b")
+        assert np.array_equal(together(splits)[0], POINTS[np.argsort(POINTS[:, 0])].astype(np.float32))
+
+    def test_lists_of_lists_of_bytes_are_images(self, tmp_path: Path) -> None:
+        images = GENERATOR.integers(0, 256, (10, 4, 5), np.uint8)
+        path = written(tmp_path, image=pa.array(images.tolist(), pa.list_(pa.list_(pa.uint8()))), label=np.arange(10))
+        inputs, _ = together(parquet(path))
+        assert inputs.shape == (10, 1, 4, 5) and inputs.sum() == pytest.approx(images.sum() / 255, rel=1e-5)
+
+    def test_encoded_images_are_decoded(self, tmp_path: Path) -> None:
+        images = GENERATOR.integers(0, 256, (10, 4, 5, 3), np.uint8)
+        path = written(tmp_path, image=[png(image) for image in images], label=np.arange(10))
+        inputs, _ = together(parquet(path))
+        assert inputs.shape == (10, 3, 4, 5) and inputs.sum() == pytest.approx(images.sum() / 255, rel=1e-5)
+
+    def test_tensors_of_arrow(self, tmp_path: Path) -> None:
+        images = GENERATOR.normal(size=(10, 2, 3)).astype(np.float32)
+        path = written(tmp_path, x=pa.FixedShapeTensorArray.from_numpy_ndarray(images), label=np.arange(10))
+        assert together(parquet(path))[0].shape == (10, 2, 3)
+
+    def test_dictionaries_are_labels_and_owners(self, tmp_path: Path) -> None:
+        animals = pa.array(["dog", "cat"] * 20).dictionary_encode()
+        splits = parquet(
+            written(tmp_path, x=POINTS[:, 0], animal=animals, site=animals), targets="animal", owners="site"
+        )
+        assert splits.label_names == splits.owner_names == ("cat", "dog")
+        assert np.array_equal(splits.train.labels, splits.train.owners)
+
+    def test_rows_of_tokens_are_their_own_targets(self, tmp_path: Path) -> None:
+        rows = np.arange(60).reshape(12, 5)
+        splits = parquet(written(tmp_path, input_ids=rows.tolist()), targets=None, inputs="input_ids")
+        inputs, targets = together(splits)
+        assert splits.classes == 60 and np.array_equal(inputs, rows[:, :-1]) and np.array_equal(targets, rows[:, 1:])
+
+    def test_a_folder_of_files_and_a_test_file(self, tmp_path: Path) -> None:
+        (tmp_path / "train").mkdir()
+        for number in range(3):
+            pq.write_table(
+                pa.table({"x": POINTS[:, number], "label": np.arange(40) % 2}), tmp_path / f"train/{number}.parquet"
+            )
+        path = written(tmp_path, x=POINTS[:9, 0], label=[1.5] * 9)
+        splits = parquet(tmp_path / "train", test_path=path, classes=None, targets="label")
+        assert (len(splits.train), len(splits.test), splits.classes) == (120, 9, None)
+
+    def test_all_faults_are_said_at_once(self, tmp_path: Path) -> None:
+        holed = [None if row == 7 else float(row) for row in range(40)]
+        lists = [[1, 2]] * 39 + [[1]]
+        path = written(tmp_path, a=holed, b=lists, t=[None, "x"] * 20, label=[*range(39), -2])
+        said = refusal(parquet, path, inputs=["a", "zz"], owners="t", classes=100)
+        for fault in (
+            "zz: there is no such column; there are: a, label, t",
+            "t: 20 of 40 examples are null; the first is example 0",
+            "a: 1 of 40 examples are missing (NaN)",
+            "label: 1 of 40 examples are outside 0..99, such as -2; the first is example 39",
+        ):
+            assert fault in said, said
+        assert "b: 1 of 40 examples are lists of another length than the first, 2, such as 1" in refusal(
+            parquet, path, inputs="b"
+        )
+
+    @pytest.mark.parametrize(
+        ("columns", "keys", "message"),
+        [
+            ({"x": [[1.0, None], [1.0, 2.0]]}, {"inputs": "x"}, "x: 1 of 2 examples are missing (NaN)"),
+            ({"x": [None, [1.0]]}, {"inputs": "x"}, "x: 1 of 2 examples are null; the first is example 0"),
+            ({"x": ["a", "b"]}, {"inputs": "x"}, "x: <U1 [2], where inputs are numbers"),
+            ({"x": np.zeros(2, "M8[s]")}, {"inputs": "x"}, "x: timestamp[ms], where columns are numbers"),
+            (
+                {"x": [[1], [2]], "y": [0, 1]},
+                {"inputs": ["x", "y"]},
+                "x: int64 [2, 1], where several inputs are a number each",
+            ),
+            ({"x": [b"png", b"x"]}, {"inputs": "x"}, "x of example 0: no image, or damaged"),
+            ({"x": [[1, 9], [2, 3]]}, {"inputs": "x", "targets": None, "classes": 9}, "with a token outside 0..8"),
+            (
+                {"x": [0.5, 1.5]},
+                {"inputs": "x", "targets": None},
+                "x: float64 [2], where tokens are a list of integers",
+            ),
+        ],
+    )
+    def test_columns_that_cannot_be_used(self, tmp_path: Path, columns: Any, keys: Any, message: str) -> None:
+        assert message in refusal(parquet, written(tmp_path, **({"label": [0, 1]} | columns)), **keys)
+
+    @pytest.mark.parametrize(
+        "corrupt",
+        [
+            lambda content: content[:-20],
+            lambda content: b"<html>not found",
+            lambda content: content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :],
+        ],
+    )
+    def test_damaged_files(self, tmp_path: Path, corrupt: Any) -> None:
+        path = written(tmp_path, x=POINTS[:, 0], label=np.arange(40))
+        path.write_bytes(corrupt(path.read_bytes()))
+        assert "is no Parquet file, or damaged: " in refusal(parquet, path)
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        assert "is no Parquet file, or damaged: " in refusal(parquet, tmp_path / "nowhere.parquet")
+
+    def test_how_to_get_pyarrow_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        assert "pip install silotrain[parquet]" in refusal(parquet, tmp_path / "a.parquet")
+
+
+def save(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
+    datasets.Dataset.from_dict(columns, **options).save_to_disk(folder / "saved", num_shards=2)
+    return folder / "saved"
+
+
+class TestSaved:
+    def test_a_dataset_is_cut_and_knows_its_classes(self, tmp_path: Path) -> None:
+        features = datasets.Features(
+            {"x": datasets.Array2D((3, 1), "float32"), "label": datasets.ClassLabel(names=["cat", "dog", "fox"])}
+        )
+        path = save(tmp_path, {"x": POINTS[:, :, None].tolist(), "label": [0, 1] * 20}, features=features)
+        splits = saved_dataset(path)
+        assert (len(splits.train), len(splits.test), splits.classes) == (36, 4, 3)
+        assert splits.label_names == ("cat", "dog", "fox")
+        assert np.array_equal(together(splits)[0][:, :, 0], POINTS[np.argsort(POINTS[:, 0])].astype(np.float32))
+
+    def test_a_dict_has_its_test_set_and_images(self, tmp_path: Path) -> None:
+        images = GENERATOR.integers(0, 256, (6, 4, 5, 3), np.uint8)
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        parts = {
+            name: datasets.Dataset.from_dict(
+                {"image": [Image.fromarray(image) for image in some], "label": list(range(len(some)))},
+                features=features,
+            )
+            for name, some in (("train", images), ("validation", images[:2]))
+        }
+        datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+        splits = saved_dataset(tmp_path / "saved")
+        inputs, targets = all_of(splits.test)
+        assert len(splits.train) == 6 and targets.tolist() == [0, 1]
+        assert np.allclose(inputs.numpy(), images[:2].transpose(0, 3, 1, 2) / 255)
+
+    def test_chosen_rows_are_saved_as_they_are_seen(self, tmp_path: Path) -> None:
+        data = datasets.Dataset.from_dict({"x": list(map(float, range(20))), "label": [0, 1] * 10})
+        data.shuffle(seed=0).select(range(10)).save_to_disk(tmp_path / "saved")
+        inputs, targets = together(saved_dataset(tmp_path / "saved"))
+        assert len(inputs) == 10 and np.array_equal(inputs[:, 0] % 2, targets)
+
+    @pytest.mark.parametrize(
+        ("corrupt", "message"),
+        [
+            (lambda path: path.write_bytes(path.read_bytes()[:-8]), "data-00001-of-00002.arrow: cut short"),
+            (lambda path: path.write_bytes(path.read_bytes()[:-200]), "data-00001-of-00002.arrow: cut short"),
+            (lambda path: path.write_bytes(b"<html>not found"), "data-00001-of-00002.arrow: cut short"),
+            (lambda path: path.unlink(), "data-00001-of-00002.arrow: No such file"),
+            (lambda path: (path.parent / "state.json").write_text("{"), "state.json of saved/ cannot be read"),
+            (lambda path: (path.parent / "state.json").unlink(), "holds neither a state.json nor a dataset_dict.json"),
+        ],
+    )
+    def test_damaged_files(self, tmp_path: Path, corrupt: Any, message: str) -> None:
+        path = save(tmp_path, {"x": POINTS.tolist(), "label": [0] * 40})
+        corrupt(path / "data-00001-of-00002.arrow")
+        assert message in refusal(saved_dataset, path)
+
+    def test_labels_that_are_not_known_are_said(self, tmp_path: Path) -> None:
+        """-1 is what `datasets` gives to examples of a test set whose labels are kept secret."""
+        features = datasets.Features({"x": datasets.Value("float32"), "label": datasets.ClassLabel(names=["a", "b"])})
+        path = save(tmp_path, {"x": [1.0, 2.0], "label": [1, -1]}, features=features)
+        assert "label: 1 of 2 examples are outside 0..1, such as -1" in refusal(saved_dataset, path)
+
+    def test_rows_chosen_by_an_index_are_refused(self, tmp_path: Path) -> None:
+        path = save(tmp_path, {"x": [1.0, 2.0], "label": [1, 0]})
+        state = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
+        assert "its rows are chosen by an index" in refusal(saved_dataset, path)
