@@ -73,6 +73,13 @@ def test_a_silo_needs_its_own_files_only(ranks, tmp_path: Path) -> None:
     assert json.loads((run / "state.json").read_text())["status"] == "finished"
 
 
+def test_ones_own_reader_is_called_once_a_file(ranks, tmp_path: Path) -> None:
+    """It needs no more than a path."""
+    folders(tmp_path, "a", "b")
+    run = train(ranks, tmp_path, "data=custom", "data._target_=trainer.data.npz", "data.files=[a.npz,b.npz]", "silos=2")
+    assert json.loads((run / "result.json").read_text())["examples"] == 2 * (SIZES["a"] + SIZES["b"])
+
+
 def test_replicas_of_a_silo_share_its_files(ranks, tmp_path: Path) -> None:
     folders(tmp_path, "ab", "ab", "c", "c")
     run = train(ranks, tmp_path, "data.files=[a.npz,b.npz,c.npz]", "silos=2", size=4)
