@@ -106,12 +106,14 @@ class TestRefusals:
     def test_all_images_that_cannot_be_read_are_said_at_once(self, root: Path) -> None:
         content = (root / "cat/1.png").read_bytes()
         (root / "cat/1.png").write_bytes(content[: len(content) // 2])
+        (root / "cat/0.png").write_bytes(b"")
         (root / "cat/2.png").write_bytes(b"<html>not found")
         write(root / "dog/2.png", height=9)
         said = refusal(root)
-        assert "3 of 12 images:\n" in said
+        assert "4 of 12 images:\n" in said
         for fault in (
-            "cat/1.png: ",
+            "cat/0.png: no image, or damaged",
+            "cat/1.png: image file is truncated",
             "cat/2.png: no image, or damaged",
             "dog/2.png: 9 x 5 pixels, and the first image has 6 x 5. Set data.size=",
         ):

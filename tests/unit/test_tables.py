@@ -146,7 +146,11 @@ class TestParquet:
                 {"inputs": ["x", "y"]},
                 "x: int64 [2, 1], where several inputs are a number each",
             ),
-            ({"x": [b"png", b"x"]}, {"inputs": "x"}, "x of example 0: no image, or damaged"),
+            (
+                {"x": [b"png", b"x"]},
+                {"inputs": "x"},
+                "not one of 2 images can be read, such as x of example 0: no image, or damaged",
+            ),
             ({"x": [[1, 9], [2, 3]]}, {"inputs": "x", "targets": None, "classes": 9}, "with a token outside 0..8"),
             (
                 {"x": [0.5, 1.5]},

@@ -16,24 +16,27 @@ Encoded = Path | bytes
 Channels = Literal[1, 3]
 Size = int | list[int] | None  # of both sides, or [height, width], or None: as the images are
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 MODES = {1: "L", 3: "RGB"}
 MOST_NAMED = 5  # images, in a message
 MANY = 1024  # are given to the threads at once
 
 
 def shape_of(images: Mapping[str, Encoded], size: Size, channels: Channels) -> tuple[int, int, int]:
-    """What `decode` makes of each of these images: (C, H, W). ValueError when the first one cannot be read."""
+    """What `decode` makes of each of these images: (C, H, W). ValueError when none of them can be read."""
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1:
             raise ValueError(f"data.size={size}: at least 1 pixel")
         return channels, height, width
-    name, image = next(iter(images.items()))
-    try:
-        with Image.open(_opened(image)) as opened:
-            return channels, opened.height, opened.width
-    except OSError as error:
-        raise ValueError(f"{name}: {_reason(error)}") from error
+    fault = ""
+    for name, image in images.items():
+        try:
+            with Image.open(_opened(image)) as opened:
+                return channels, opened.height, opened.width
+        except UNREADABLE as error:
+            fault = fault or f"{name}: {_reason(error)}"
+    raise ValueError(f"not one of {len(images)} images can be read, such as {fault}")
 
 
 def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, workers: int) -> None:
@@ -63,7 +66,7 @@ def _pixels(name: str, image: Encoded, shape: tuple[int, int, int], is_resized: 
     try:
         with Image.open(_opened(image)) as opened:
             decoded = opened.convert(MODES[channels])
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these for damaged files
+    except UNREADABLE as error:
         return f"{name}: {_reason(error)}"
     if is_resized:
         decoded = ImageOps.fit(decoded, (width, height))
