@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -22,6 +22,7 @@ from trainer.cohort import All, Cohort
 from trainer.config import Config, Leaf, for_target, given, shown
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
 from trainer.groups import Grouped
+from trainer.metrics import Sink
 from trainer.preprocess import Chain
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
@@ -89,6 +90,18 @@ def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
         faults.collect(lambda: check_rates(optimizer, module))
     if splits and task and module:
         faults.collect(lambda: check_fit(module, task, splits, config.model))
+
+
+def build_clients(config: Config, topology: Topology) -> tuple[Splits, Clients]:
+    """The data set that the configuration describes, and its clients; a collective only where there is a world."""
+    splits = _data(config, topology)
+    return splits, _clients(config, splits, topology)
+
+
+def build_sinks(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
+    """Where figures go by the user's wish, each told the run folder and the configuration, flat."""
+    told = {"folder": folder, "settings": settings}
+    return list(_each("sinks", config.sinks, **told).values())
 
 
 class Faults:
@@ -246,10 +259,13 @@ def _instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: An
     return _guard(key, leaf, make)
 
 
-def _each(key: str, leaves: dict[str, Leaf]) -> dict[str, Any]:
-    """What each of the leaves describes; all that is wrong with them said at once."""
+def _each(key: str, leaves: dict[str, Leaf], **told: Any) -> dict[str, Any]:
+    """What each of the leaves describes, `told` what is not the user's; all that is wrong is said at once."""
     faults = Faults()
-    made = {name: faults.collect(partial(_instantiate, f"{key}.{name}", leaf)) for name, leaf in leaves.items()}
+    made = {
+        name: faults.collect(partial(_instantiate, f"{key}.{name}", leaf, tuple(told), **told))
+        for name, leaf in leaves.items()
+    }
     faults.raise_any()
     return made
 

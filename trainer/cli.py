@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from trainer import doctor
 
         return _answer(doctor.main, arguments[1:])
+    if arguments[:1] == ["partition"]:
+        from trainer import dealing
+
+        return _answer(dealing.main, arguments[1:])
     if arguments[:1] == ["plan"]:
         from trainer import plan
 

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 # In a source tree conf/ lies beside the package, in an installed one inside it.
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.exists())
 
-LISTED = ("preprocess",)  # groups of which there may be several choices, or none
+LISTED = ("preprocess", "sinks")  # groups of which there may be several choices, or none
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -36,6 +36,7 @@ python -m trainer -m key=value,value ...                        a sweep: all com
 python -m trainer report FOLDER ...                             runs side by side: a table, a page with curves
 python -m trainer doctor [key=value ...]                        what would go wrong with such a run
 python -m trainer plan [key=value ...]                          what it would cost: time, bytes, memory
+python -m trainer partition [key=value ...]                     who would get which examples: a table, a picture
 ./scripts/train [key=value ...]                                 the first of these, installing what it needs
 
   python -m trainer                                             digits, a small CNN, synchronous, in half a minute
@@ -114,7 +115,7 @@ def _new_run_dir(name: str) -> Path:
         return folder / f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job := os.environ.get("SLURM_JOB_ID"):
         return folder / job
-    return _unused(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return unused(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
 def new_sweep_dir(name: str) -> Path:
@@ -122,12 +123,12 @@ def new_sweep_dir(name: str) -> Path:
     folder = Path("outputs") / name
     if job := os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID")):
         return folder / f"sweep-{job}"
-    return _unused(folder / f"sweep-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return unused(folder / f"sweep-{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
     """The path, or where something is there already the same with a number."""
-    numbered = (path.with_name(f"{path.name}-{number}") for number in range(2, 1000))
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 1000))
     return next(free for free in (path, *numbered) if not free.exists())
 
 

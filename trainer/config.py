@@ -213,6 +213,7 @@ class Config:
     resume: str = setting(text)
     data: Leaf = setting(leaf)
     preprocess: dict[str, Leaf] = setting(leaves)
+    sinks: dict[str, Leaf] = setting(leaves)
     model: Leaf = setting(leaf)
     task: Leaf = setting(leaf)
     optimizer: Leaf = setting(leaf)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from trainer import comm
-from trainer.build import build
+from trainer.build import build, build_sinks
 from trainer.checkpoint import Checkpoints
 from trainer.config import Config, read_config
 from trainer.contact import Contact
@@ -188,7 +188,7 @@ class Worker:
         _together(lambda: check_start(run, start, self.disk))
         self._begin_at(start)
         console = Console(run.rounds, self.folder.path, run.topology.num_silos)
-        sinks = self._sinks(console, start) if self.is_first else []
+        sinks = _together(lambda: self._sinks(console, start) if self.is_first else [])
         with ExitStack() as stack:
             for sink in sinks:
                 stack.callback(sink.close)
@@ -227,7 +227,8 @@ class Worker:
         }
         purge_round = rounds + 1 if start else None
         board = TensorBoard(self.folder.tensorboard, scalars, purge_round, partial(read_jsonl, self.folder.metrics))
-        return [JsonLines(self.folder.metrics, rounds), board, console]
+        others = build_sinks(self.config, self.folder.path, scalars)
+        return [JsonLines(self.folder.metrics, rounds), board, *others, console]
 
 
 def _together(make: Callable[[], T]) -> T:

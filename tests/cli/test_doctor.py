@@ -109,6 +109,7 @@ def both(hosts: list[Host], shells: list[Shell], *overrides: str, **commands: tu
     return [started.end() for started in began]
 
 
+@pytest.mark.long
 def test_a_name_that_leads_to_the_loopback_is_answered_with_the_interface(
     hosts: list[Host], shells: list[Shell]
 ) -> None:

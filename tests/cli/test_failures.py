@@ -74,6 +74,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_ranks_that_fail_together_show_one_traceback(shell: Shell) -> None:
     """Each alone in its silo, in the same step; the other's traceback is in its log."""
     ended = shell.train(*BREAKS, "+model.ranks=[0,1]", "algorithm=fedavg", "silos=2", *ONCE, "run_dir=both")

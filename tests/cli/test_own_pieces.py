@@ -38,6 +38,24 @@ class Net(nn.Module):
 
     def forward(self, points):
         return self.layers(points)
+
+class Lines:
+    '''A sink that writes lines to a file of the run folder.'''
+    def __init__(self, folder, settings, word):
+        self.file = (folder / 'lines.txt').open('w')
+        self.say(word, settings['rounds'])
+
+    def say(self, *words):
+        print(*words, file=self.file)
+
+    def record(self, metrics):
+        self.say('round', metrics['round'])
+
+    def finish(self, result, exhibits):
+        self.say('finished', result['round'])
+
+    def close(self):
+        self.file.close()
 """
 OVERRIDES = (
     "data=custom",
@@ -54,6 +72,7 @@ OVERRIDES = (
     "clients=3",
     "rounds=4",
     "report.per_client=scores",
+    "+sinks.lines={_target_: own.Lines, word: begins}",
     "run_dir=run",
 )
 
@@ -69,6 +88,16 @@ def test_own_pieces_are_trained(ended: Ended, shell: Shell) -> None:
     assert "model     Net, 37 parameters" in ended.out
     assert "examples  189 to train, 21 to validate, 100 to test" in ended.out
     assert json.loads((shell.folder / "run/result.json").read_text())["test/accuracy"] > 0.95
+
+
+def test_an_own_sink_is_told_of_the_run(ended: Ended, shell: Shell) -> None:
+    lines = (shell.folder / "run/lines.txt").read_text().splitlines()
+    assert lines == ["begins 4", "round 1", "round 2", "round 3", "round 4", "finished 4"]
+
+
+def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, ended: Ended) -> None:
+    refused = shell.train(*OVERRIDES[:-2], "+sinks.lines={_target_: own.Lines}", "run_dir=without")
+    assert refused.code == 2 and "sinks.lines.word has no value" in refused.err
 
 
 def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:

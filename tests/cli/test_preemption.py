@@ -123,6 +123,7 @@ def test_a_rank_that_hangs_is_named(shell: Shell) -> None:
     assert ended.code == 0
 
 
+@pytest.mark.long
 def test_starts_that_come_no_further_are_not_repeated(shell: Shell) -> None:
     """A model that breaks at the same step each time."""
     ended = shell.train(*OWN, "+model.seconds=0", "+model.breaks_at=5", "rounds=2", "run_dir=loop")
@@ -133,6 +134,7 @@ def test_starts_that_come_no_further_are_not_repeated(shell: Shell) -> None:
     assert state["status"] == "crashed" and state["final"]
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path) -> None:
     """The one before it is used, and the run ends as if nothing had been."""
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "run_dir=damaged")
@@ -148,6 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path
     assert_same_run(shell.folder / "damaged", alone)
 
 
+@pytest.mark.long
 def test_a_run_begins_from_the_checkpoint_of_another(shell: Shell, alone: Path) -> None:
     """resume=PATH leaves that run as it is; another configuration is refused with what differs."""
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "rounds=4", "resume=alone")

@@ -59,6 +59,7 @@ def test_a_finished_run_is_shown_and_not_run(new_shell: Callable[[], Shell], syn
     assert figures(sync_run.folder) == before
 
 
+@pytest.mark.long
 def test_a_run_with_more_rounds_is_one_long_run(shell: Shell, sync_run: Trained) -> None:
     """The same weights bit for bit, the same losses, one chart; only what time it took is another."""
     assert shell.train("rounds=1", "run_dir=sync").code == 0

@@ -65,6 +65,7 @@ def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
     assert project.weights(project.folder / "study/seed=1") == project.weights(alone)
 
 
+@pytest.mark.long
 def test_a_failed_job_does_not_end_the_sweep(project: Project) -> None:
     """One rank makes no two silos. The log is where that of a local sweep is."""
     started = sweep(project, *WORK, "launch.nproc=1", "silos=1,2", "run_dir=mixed")

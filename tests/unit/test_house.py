@@ -18,6 +18,7 @@ FLOORS = [
     "cli",
     "sweep",
     "reports",
+    "dealing",
     "plan",
     "doctor",
     "launcher",
