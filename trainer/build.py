@@ -23,7 +23,7 @@ from trainer.config import Config, Leaf, for_target, given, shown
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
 from trainer.groups import Grouped
 from trainer.metrics import Sink
-from trainer.preprocess import Chain
+from trainer.preprocess import Chain, skewed
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
 from trainer.sites import read_apart
@@ -46,7 +46,7 @@ def build(config: Config, topology: Topology) -> Run:
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
     preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
-    clients = splits and faults.collect(lambda: _clients(config, splits, topology))
+    splits, clients = (splits and faults.collect(lambda: _dealt(config, splits, topology))) or (splits, None)
     faults.collect(lambda: _check_batch_size(config, topology))
     _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
     faults.raise_any()
@@ -94,8 +94,7 @@ def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
 
 def build_clients(config: Config, topology: Topology) -> tuple[Splits, Clients]:
     """The data set that the configuration describes, and its clients; a collective only where there is a world."""
-    splits = _data(config, topology)
-    return splits, _clients(config, splits, topology)
+    return _dealt(config, _data(config, topology), topology)
 
 
 def build_sinks(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
@@ -163,6 +162,12 @@ def _task(config: Config) -> Task:
             "  valid: an object with all the verbs of trainer.tasks.Task"
         )
     return task
+
+
+def _dealt(config: Config, splits: Splits, topology: Topology) -> tuple[Splits, Clients]:
+    """The clients, and the data set as they have it."""
+    clients = _clients(config, splits, topology)
+    return skewed(splits, clients, _each("skew", config.skew), config.seed), clients
 
 
 def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 # In a source tree conf/ lies beside the package, in an installed one inside it.
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.exists())
 
-LISTED = ("preprocess", "sinks")  # groups of which there may be several choices, or none
+LISTED = ("skew", "preprocess", "sinks")  # groups of which there may be several choices, or none
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 

@@ -212,6 +212,7 @@ class Config:
     run_dir_shared: bool | str = setting(words("auto", True))
     resume: str = setting(text)
     data: Leaf = setting(leaf)
+    skew: dict[str, Leaf] = setting(leaves)
     preprocess: dict[str, Leaf] = setting(leaves)
     sinks: dict[str, Leaf] = setting(leaves)
     model: Leaf = setting(leaf)

@@ -126,6 +126,14 @@ def test_every_transform(ranks, chain: list[str], text: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
 
 
+def test_every_skew(ranks, tmp_path: Path) -> None:
+    """The picture of who has what tells of them too; only the training labels are wrong."""
+    names = sorted(path.stem for path in (CONF / "skew").glob("*.yaml"))
+    overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"skew=[{','.join(names)}]"]
+    ranks(2).run(work, [*overrides, f"run_dir={tmp_path}"])
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
+
+
 def test_the_group_of_transforms_is_tried_as_a_whole() -> None:
     used = {name for chain in (IMAGES, TOKENS[0]) for name in chain.partition("=")[2].strip("[]").split(",")}
     assert used == {path.stem for path in (CONF / "preprocess").glob("*.yaml")}

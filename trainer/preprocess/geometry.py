@@ -19,6 +19,16 @@ def image_fault(inputs: Tensor) -> str:
     return ""
 
 
+def turned(images: Tensor, angles: Tensor) -> Tensor:
+    """Images [B, C, H, W] turned about their middles by these angles [B], in radians, with zeros outside of them."""
+    cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # Of images that are not square a turn is one of places, not of fractions of the sides.
+    high, wide = images.shape[2:]
+    turns = torch.stack((cosine, -sine * high / wide, zero, sine * wide / high, cosine, zero), 1).view(-1, 2, 3)
+    grid = F.affine_grid(turns.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
 class Geometric:
     """What is done to images alone, at random."""
 
@@ -68,11 +78,5 @@ class RandomRotation(Geometric):
         self.degrees = degrees
 
     def __call__(self, batch: Batch) -> Examples:
-        images = batch.inputs
         angles = (2 * batch.uniform()[:, 0] - 1) * math.radians(self.degrees)
-        cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-        # Of images that are not square a turn is one of places, not of fractions of the sides.
-        high, wide = images.shape[2:]
-        turns = torch.stack((cosine, -sine * high / wide, zero, sine * wide / high, cosine, zero), 1).view(-1, 2, 3)
-        grid = F.affine_grid(turns.to(images.dtype), list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, align_corners=False), batch.targets
+        return turned(batch.inputs, angles), batch.targets
