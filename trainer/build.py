@@ -46,15 +46,16 @@ def build(config: Config, topology: Topology) -> Run:
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
     preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
-    splits, clients = (splits and faults.collect(lambda: _dealt(config, splits, topology))) or (splits, None)
+    dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
     faults.collect(lambda: _check_batch_size(config, topology))
     _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
     faults.raise_any()
+    data, clients = dealt
     run = Run(
         topology=topology,
         module=module,
         task=task,
-        data=splits,
+        data=data,
         clients=clients,
         algorithm=algorithm,
         optimizer=optimizer,
