@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from trainer import comm
-from trainer.cohort import Round
 from trainer.comm import Pending
+from trainer.lossy import Lossy
 from trainer.randomness import generator
-from trainer.residuals import Residuals
 from trainer.topology import Topology
-from trainer.wires import Arrivals, Plain, Rule, one_behind, parts_of, shifted
+from trainer.wires import Arrivals, one_behind, parts_of, shifted
 
 CACHED = 1 << 16  # numbers of a product that several operations go over while they lie in the cache
 
@@ -72,7 +71,7 @@ class Flight:
     columns: list[Tensor]
 
 
-class LowRank:
+class LowRank(Lossy):
     """Sums over the silos of which each matrix is P Q^T, of a small rank, with error feedback; equal bits on all ranks.
 
     PowerSGD, Vogels et al. 2019 (arXiv 1905.13727), algorithm 1: M is a silo's matrix + residual. P = sum of M Q, with
@@ -83,27 +82,12 @@ class LowRank:
     elementwise operations, because matrix libraries differ by bits from machine to machine.
     """
 
-    stateful = True
-
     def __init__(self, topology: Topology, rank: int, places: Sequence[tuple[int, torch.Size]]):
         """`places` are those of the parameters in a vector: where each starts, and its shape."""
-        self.topology, self.rank = topology, rank
+        super().__init__(topology)
+        self.rank = rank
         self.matrices = [Block(start, shape[0], shape[1:].numel()) for start, shape in places if len(shape) > 1]
-        self.plain = Plain(topology)
-        self.residuals = Residuals()
         self.rows: dict[tuple[str, int], Tensor] = {}  # Q of the last round
-        self.unit = self.plain.unit
-        self.bytes_sent = 0
-
-    @property
-    def seconds_waited(self) -> float:
-        return self.plain.seconds_waited
-
-    def begin_round(self, round: Round) -> None:
-        self.round = round
-
-    def parts(self, length: int) -> list[slice]:
-        return self.plain.parts(length)
 
     def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
         # P and what is no matrix by an all-reduce, orthonormal P, and Q by an all-reduce.
@@ -126,18 +110,6 @@ class LowRank:
         based = one_behind(self._send_bases(flight) for flight in flights)
         crossed = one_behind(self._send_rows(flight) for flight in based)
         return (self._total(flight, name) for flight in crossed)
-
-    def join(self, vector: Tensor) -> Tensor:
-        return self.plain.join(vector)
-
-    def add_up(self, value: float) -> float:
-        return self.plain.add_up(value)
-
-    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
-        raise AssertionError("a Run packs nothing that is not summed")
-
-    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
-        raise AssertionError("a Run packs nothing that is not summed")
 
     def state_dict(self) -> dict[str, Any]:
         rows: dict[str, dict[str, Tensor]] = {}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from trainer import comm
 from trainer.codecs import Codec
-from trainer.cohort import Round
 from trainer.comm import Pending
-from trainer.residuals import Kind, Residuals
+from trainer.lossy import Lossy
+from trainer.residuals import Kind
 from trainer.topology import Topology
-from trainer.wires import Arrivals, Plain, Rule, one_behind, parts_of, shifted
+from trainer.wires import Arrivals, one_behind, parts_of, shifted
 
 FEW = 3  # silos, each of which may well add up what all send
 
@@ -33,7 +33,7 @@ class Piece:
         return self.values[span.start - self.place.start : span.stop - self.place.start]
 
 
-class Packed:
+class Packed(Lossy):
     """Sums over the silos of what a codec makes of their vectors, with error feedback; equal bits on all ranks.
 
     p = vector + residual is packed, and p - unpack(pack(p)) is the next residual: Seide et al. 2014 (Interspeech),
@@ -43,24 +43,9 @@ class Packed:
     however many there are. A single silo has nobody to send to, and loses nothing.
     """
 
-    stateful = True
-
     def __init__(self, topology: Topology, codec: Codec):
-        self.topology, self.codec = topology, codec
-        self.plain = Plain(topology)
-        self.residuals = Residuals()
-        self.unit = self.plain.unit
-        self.bytes_sent = 0
-
-    @property
-    def seconds_waited(self) -> float:
-        return self.plain.seconds_waited
-
-    def begin_round(self, round: Round) -> None:
-        self.round = round
-
-    def parts(self, length: int) -> list[slice]:
-        return self.plain.parts(length)
+        super().__init__(topology)
+        self.codec = codec
 
     def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
         silos, slices = self.topology.num_silos, self.topology.num_slices
@@ -75,18 +60,6 @@ class Packed:
             return ((piece.place, self.residuals.flush(name, piece.place.start, piece.values)) for piece in pieces)
         self.bytes_sent += self.bytes_of(vector)
         return self._start_sharing(pieces) if self._shares_sums else self._start_all(pieces)
-
-    def join(self, vector: Tensor) -> Tensor:
-        return self.plain.join(vector)
-
-    def add_up(self, value: float) -> float:
-        return self.plain.add_up(value)
-
-    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
-        raise AssertionError("a Run packs nothing that is not summed")
-
-    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
-        raise AssertionError("a Run packs nothing that is not summed")
 
     def state_dict(self) -> dict[str, Any]:
         return self.residuals.state_dict()

@@ -18,41 +18,43 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class _Decay:
+    """Linear warm-up to 1 during the first `warmup` of the run, then by a curve from 1 down to `final` at its end."""
+
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self):
+        _check_fractions(warmup=self.warmup, final=self.final)
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return progress / self.warmup
+        return self.final + (1 - self.final) * self._curve(_part(progress, self.warmup, 1.0))
+
+    def _curve(self, part: float) -> float:
+        """From 1 at part 0 to 0 at part 1."""
+        raise NotImplementedError
+
+
+class Cosine(_Decay):
     """Linear warm-up to 1 during the first `warmup` of the run, then half a cosine down to `final`.
 
     Both are fractions in [0, 1]. Loshchilov and Hutter 2017 (arXiv 1608.03983), one period.
     """
 
-    warmup: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self):
-        _check_fractions(warmup=self.warmup, final=self.final)
-
-    def __call__(self, progress: float) -> float:
-        if progress < self.warmup:
-            return progress / self.warmup
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * _part(progress, self.warmup, 1.0)))
+    def _curve(self, part: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * part))
 
 
-@dataclass(frozen=True)
-class Linear:
+class Linear(_Decay):
     """Linear warm-up to 1 during the first `warmup` of the run, then a line down to `final` at its end.
 
     Both are fractions in [0, 1].
     """
 
-    warmup: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self):
-        _check_fractions(warmup=self.warmup, final=self.final)
-
-    def __call__(self, progress: float) -> float:
-        if progress < self.warmup:
-            return progress / self.warmup
-        return 1 - (1 - self.final) * _part(progress, self.warmup, 1.0)
+    def _curve(self, part: float) -> float:
+        return 1 - part
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ FLOORS = [
     "uplink",
     "lowrank",
     "packed",
+    "lossy",
     "wires",
     "residuals",
     "gradients",

@@ -180,7 +180,7 @@ class TestParquet:
 
     def test_how_to_get_pyarrow_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        assert "pip install silotrain[parquet]" in refusal(parquet, tmp_path / "a.parquet")
+        assert "pip install pyarrow" in refusal(parquet, tmp_path / "a.parquet")
 
 
 def save(folder: Path, columns: dict[str, Any], **options: Any) -> Path:

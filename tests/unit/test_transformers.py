@@ -43,5 +43,5 @@ def test_gpt2_has_as_many_parameters_as_published():
 
 def test_without_the_package_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'silotrain\[transformers\]'"):
+    with pytest.raises(ValueError, match=r"pip install transformers"):
         Transformers("gpt2", "next_token", GPT2)

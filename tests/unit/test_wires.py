@@ -96,7 +96,7 @@ def backends_of(wish: str) -> tuple[str, str]:
         return dist.get_backend(topology.silo_group), dist.get_backend(topology.between_group)
 
 
-def test_each_group_has_its_own_backend(ranks):
+def test_gloo_can_be_asked_for_between_silos(ranks):
     assert ranks(2).run(backends_of, "gloo") == [("gloo", "gloo")] * 2
 
 

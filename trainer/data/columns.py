@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.cutting import held_out, test_faults
+from trainer.data.cutting import cut_faults, held_out
 from trainer.data.labels import Classes, owners_of, targets_of
 from trainer.data.pixels import Pixels, as_pixels
 from trainer.data.source import Arrays, Source, Splits
@@ -43,7 +43,7 @@ def splits_of(train: Columns, test: Columns | float, classes: Classes = None, fo
     targets = targets_of([part.targets for part in parts], classes, faults)
     owners = owners_of([part.owners for part in parts if part.owners], faults)
     if not isinstance(test, Columns):
-        faults += test_faults(test)
+        faults += cut_faults(test)
     if faults:
         raise ValueError("\n".join(faults))
     arrays = list(zip(inputs, targets.parts, owners.parts or [None] * len(parts), strict=True))

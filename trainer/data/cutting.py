@@ -7,7 +7,7 @@ import numpy as np
 from trainer.randomness import numpy_generator
 
 
-def test_faults(test: float) -> list[str]:
+def cut_faults(test: float) -> list[str]:
     """What is wrong with `data.test`, the part that is the test set."""
     if 0 < test < 1:
         return []

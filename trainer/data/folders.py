@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from trainer.data.cutting import held_out, test_faults
+from trainer.data.cutting import cut_faults, held_out
 from trainer.data.decoding import Channels, Size, decode, shape_of
 from trainer.data.files import cached_array, refusing
 from trainer.data.pixels import Pixels
@@ -41,7 +41,7 @@ def image_folder(
     """
     path = Path(path).expanduser()
     with refusing(path):
-        faults = [*test_faults(test), *([f"data.workers={workers}: at least 1"] if workers < 1 else [])]
+        faults = [*cut_faults(test), *([f"data.workers={workers}: at least 1"] if workers < 1 else [])]
         train, known, names = _listed(path, test, faults)
         images = {str(file.relative_to(path)): file for file, _ in [*train, *known]}
         if faults:

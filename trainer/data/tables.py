@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trainer.data.columns import Columns, splits_of
-from trainer.data.cutting import held_out, test_faults
+from trainer.data.cutting import cut_faults, held_out
 from trainer.data.decoding import decode, shape_of
 from trainer.data.labels import Classes
 from trainer.data.source import Splits, Windows
@@ -42,7 +42,7 @@ def pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("this needs the package pyarrow.\n  pip install silotrain[parquet]") from error
+        raise ValueError("this needs the package pyarrow.\n  pip install pyarrow") from error
     return pyarrow
 
 
@@ -75,7 +75,7 @@ def _windows(parts: Sequence[Column], test: Any | float, classes: Classes, fault
         if bad.any():
             faults.append(column.fault(bad, f"with a token outside 0..{number - 1}"))
     if isinstance(test, float | int):
-        faults += test_faults(test)
+        faults += cut_faults(test)
     if faults:
         raise ValueError("\n".join(faults))
     rows = [as_tensor(column.values) for column in parts]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.cutting import test_faults
+from trainer.data.cutting import cut_faults
 from trainer.data.files import package_folder
 from trainer.data.source import Splits, Windows
 
@@ -66,7 +66,7 @@ def _check(length: int, test: float) -> None:
     faults = []
     if length < 1:
         faults.append(f"data.length={length}: a window has at least 1 token")
-    faults += test_faults(test)
+    faults += cut_faults(test)
     if faults:
         raise ValueError("\n".join(faults))
 

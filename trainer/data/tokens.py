@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.cutting import test_faults
+from trainer.data.cutting import cut_faults
 from trainer.data.files import refusing
 from trainer.data.source import Splits
 
@@ -68,7 +68,7 @@ def tokens(
     set, or all of the file `test_path`. Only a sample of up to 1024 windows is read here. Raises ValueError for a size
     that is no whole number of tokens, for too few windows, and for tokens outside the vocabulary.
     """
-    faults = test_faults(test)
+    faults = cut_faults(test)
     given = {"length": length, "vocabulary": vocabulary}
     if faults := faults + [f"data.{key}={value}\n  valid: at least 1" for key, value in given.items() if value < 1]:
         raise ValueError("\n".join(faults))

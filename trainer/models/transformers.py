@@ -32,7 +32,7 @@ class Transformers(nn.Module):
             package = import_module("transformers")
         except ModuleNotFoundError as error:
             raise ValueError(
-                "model=transformers needs a package that is not there.\n  pip install 'silotrain[transformers]'"
+                "model=transformers needs a package that is not there.\n  pip install transformers"
             ) from error
         settings = package.AutoConfig.for_model(architecture, **config)
         self.model = getattr(package, HEADS[head]).from_config(settings)

@@ -82,7 +82,7 @@ class LabelNoise:
 
 
 def skewed(splits: Splits, clients: Clients, skews: Mapping[str, Skew], seed: int) -> Splits:
-    """The data set as these clients have it, in memory; drawn by (seed, name, client). ValueError if it cannot be."""
+    """The data set as these clients have it, in memory, drawn by (seed, name, client, part); or ValueError."""
     if not skews:
         return splits
     if isinstance(splits.train, Apart):
@@ -91,11 +91,11 @@ def skewed(splits: Splits, clients: Clients, skews: Mapping[str, Skew], seed: in
     for client in range(len(clients)):
         place = client / max(len(clients) - 1, 1)
         for name, skew in skews.items():
-            parts = [(train, np.concatenate((clients.train[client], clients.validation[client])))]
-            parts += [(test, clients.test[client])] if skew.of_test else []
-            for (inputs, targets), ids in parts:
+            parts = {"train": (train, np.concatenate((clients.train[client], clients.validation[client])))}
+            parts |= {"test": (test, clients.test[client])} if skew.of_test else {}
+            for part, ((inputs, targets), ids) in parts.items():
                 own = torch.from_numpy(ids)
-                draw = generator(seed, "skew", name, client)
+                draw = generator(seed, "skew", name, client, part)
                 inputs[own], targets[own] = skew((inputs[own], targets[own]), place, splits.classes, draw)
     trained, tested = Arrays(*train, splits.train.owners), Arrays(*test, splits.test.owners)
     return Splits(trained, tested, splits.classes, splits.owner_names, splits.label_names)
