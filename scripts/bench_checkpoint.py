@@ -24,10 +24,11 @@ from torch import nn
 from scripts.bench_step import images
 from scripts.duel import in_workers, machine
 from trainer.algorithms import Sync
-from trainer.checkpoint import Checkpoints, share_of
+from trainer.checkpoints import Checkpoints
+from trainer.checkpoints.checkpoint import share_of
+from trainer.checkpoints.parts import leaves_of
 from trainer.data import Arrays, Clients, Splits
 from trainer.models import DigitsCNN
-from trainer.parts import leaves_of
 from trainer.round import train_round
 from trainer.run import RoundLength, Run
 from trainer.state import State

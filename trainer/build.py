@@ -17,12 +17,11 @@ from trainer.algorithms import Algorithm
 from trainer.algorithms.algorithm import MakeOptimizer
 from trainer.arguments import argument_faults
 from trainer.checks import check_fit, check_labels, check_rates, check_shared
-from trainer.clip import Clip
 from trainer.cohort import All, Cohort
 from trainer.config import Config, Leaf, for_target, given, shown
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
-from trainer.groups import Grouped
 from trainer.metrics import Sink
+from trainer.optim import Clip, Grouped
 from trainer.preprocess import Chain, skewed
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run

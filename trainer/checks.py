@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trainer.algorithms import Algorithm
 from trainer.config import Leaf, given
 from trainer.data import Arrays, Splits
-from trainer.groups import Grouped
+from trainer.optim import Grouped
 from trainer.tasks import Task
 
 LOOKED_AT = 64  # examples of data that has no column of labels

@@ -8,7 +8,7 @@ from functools import partial
 from time import perf_counter
 
 from trainer import comm
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints, Start
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
 from trainer.evaluate import average_model, check_agreement, exhibits, judged_sums, tuned_models
@@ -18,7 +18,6 @@ from trainer.midround import Inside, restore
 from trainer.report import evaluation_metrics, validation_score
 from trainer.round import train_round
 from trainer.run import Run
-from trainer.start import Start
 from trainer.state import State
 
 MOST_SKIPPED = 3  # windows of batches in a run

@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 import yaml
 
+from trainer.checkpoints import newest_whole
+from trainer.checkpoints.parts import write_tensors, write_text
 from trainer.config import shown
 from trainer.metrics import Metrics
-from trainer.parts import write_tensors, write_text
-from trainer.start import newest_whole
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 

@@ -18,10 +18,10 @@ from trainer.contact import Contact, Vote, Wish
 from trainer.data.loader import Batch, Examples, Share, Stream
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
-from trainer.optimizers import clone_state, optimizer_state, restore_optimizer_state
+from trainer.optim import Scaled, Scaler, Unscaled
+from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
 from trainer.run import Run
-from trainer.scaler import Scaled, Scaler, Unscaled
 from trainer.topology import Topology
 from trainer.work import Work
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints, Start
+from trainer.checkpoints.parts import Saved
 from trainer.flat import Statistics
-from trainer.parts import Saved
 from trainer.report import Tally
-from trainer.start import Start
 from trainer.state import State
 from trainer.work import Work, merged, work_of
 

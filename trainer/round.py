@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from trainer import comm
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints
 from trainer.cohort import Round
 from trainer.compiling import graphs_compiled
 from trainer.contact import Wish

@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
-from trainer.clip import Clip
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
 from trainer.gradients import FullPrecision, Gradients
+from trainer.optim import Clip, Constant, Schedule
 from trainer.preprocess import Chain
 from trainer.randomness import derive
-from trainer.schedules import Constant, Schedule
 from trainer.tasks import Task
 from trainer.topology import Topology
 

@@ -11,22 +11,19 @@ from typing import Any
 import torch
 
 from trainer import comm
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints, Disk, Start
+from trainer.checkpoints.parts import Saved
 from trainer.codecs import Full
 from trainer.cohort import Round
 from trainer.contact import Contact
-from trainer.disks import Disk
 from trainer.endings import Window
 from trainer.flat import FlatModel, places_of
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
-from trainer.parts import Saved
 from trainer.personal import average_personal
 from trainer.run import Run
-from trainer.start import Start
 from trainer.topology import slices_of
-from trainer.uplink import wire_of
-from trainer.wires import Wire
+from trainer.wires import Wire, wire_of
 
 
 @dataclass

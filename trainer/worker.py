@@ -23,11 +23,11 @@ import torch
 
 from trainer import comm
 from trainer.build import build, build_sinks
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints, Disk, Start, find_disk
+from trainer.checkpoints.parts import DiskFull
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
-from trainer.disks import Disk, find_disk
 from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
 from trainer.folder import RunFolder, Status, flatten
@@ -35,11 +35,9 @@ from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
 from trainer.models import describe_model
 from trainer.numerics import set_up
-from trainer.parts import DiskFull
 from trainer.place import Place, check_ranks, discover
 from trainer.profile import profiled
 from trainer.run import Run
-from trainer.start import Start
 from trainer.state import check_start
 from trainer.topology import Topology, distributed, meet, restarts, share
 

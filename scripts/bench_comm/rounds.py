@@ -25,12 +25,12 @@ import torch.distributed as dist
 from scripts.bench_comm.link import in_workers_on_hosts, sent_through_link
 from scripts.duel import machine
 from trainer.algorithms import Algorithm, FedAvg, Streaming, Sync
-from trainer.clip import Clip
 from trainer.codecs import Full, Int8, Uplink
 from trainer.data import Iid, shakespeare
 from trainer.gradients import FullPrecision, Gradients
 from trainer.gradients import Int8 as Int8Gradients
 from trainer.models import GPT
+from trainer.optim import Clip
 from trainer.round import train_round
 from trainer.run import RoundLength, Run
 from trainer.state import State

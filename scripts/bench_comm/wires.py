@@ -22,8 +22,7 @@ from scripts.duel import in_workers, machine
 from trainer.codecs import Cast, Full, Int4, Int8, PowerSGD, TopK, Uplink
 from trainer.cohort import Round
 from trainer.topology import Topology, distributed
-from trainer.uplink import wire_of
-from trainer.wires import Wire
+from trainer.wires import Wire, wire_of
 
 ALL: list[Uplink] = [Full(), Cast("bfloat16"), Cast("float16"), Int8(), Int4(), TopK(0.01), PowerSGD()]
 UPLINKS = {uplink.name: uplink for uplink in ALL}

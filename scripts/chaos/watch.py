@@ -13,8 +13,8 @@ from typing import Any
 
 from scripts.chaos import worker
 from scripts.chaos.marks import Mark, Marks
-from trainer.parts import find
-from trainer.start import borders
+from trainer.checkpoints.parts import find
+from trainer.checkpoints.start import borders
 
 SECONDS_BETWEEN_LOOKS = 0.001
 SECONDS_TO_END = 20

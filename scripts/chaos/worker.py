@@ -40,8 +40,9 @@ def work() -> int:
 
 
 def _mark(marks: Marks) -> None:
-    from trainer import checkpoint, comm, fit, local, round, worker
+    from trainer import comm, fit, local, round, worker
     from trainer.algorithms import FedAvg
+    from trainer.checkpoints import checkpoint
 
     for owner, name, doing in (
         (worker, "build", "building"),
@@ -81,7 +82,7 @@ def _mark_steps(marks: Marks) -> None:
 
 def _mark_saves(marks: Marks) -> None:
     """The stages of a save: its tensors are written, brought to the disk, and renamed; the note is, and it is whole."""
-    from trainer import checkpoint, start
+    from trainer.checkpoints import checkpoint, start
 
     write_part, fsync, rename = checkpoint.write_part, os.fsync, os.rename
     writing = threading.local()  # its place and stage, in the thread that writes a part

@@ -11,9 +11,9 @@ import yaml
 from torch import Tensor
 
 from trainer.build import build
+from trainer.checkpoints import newest_whole
 from trainer.config import read_config
 from trainer.flat import FlatModel
-from trainer.start import newest_whole
 from trainer.topology import distributed
 
 

@@ -40,8 +40,8 @@ REFUSED = {
     ],
     "an order of no norm": [["clip_norm_order=1"], ["clip_norm_order=1 with clip_norm=null", "set clip_norm=1"]],
     "muon between silos": [
-        ["algorithm=fedavg", "silos=2", "server._target_=trainer.muon.Muon"],
-        ["server=trainer.muon.Muon", "needs matrices", "set server=average"],
+        ["algorithm=fedavg", "silos=2", "server._target_=trainer.optim.muon.Muon"],
+        ["server=trainer.optim.muon.Muon", "needs matrices", "set server=average"],
     ],
     "torch's muon on biases": [["optimizer=custom", "optimizer._target_=torch.optim.Muon"], ["Muon", "2D"]],
     "freezing all": [["model.freeze=."], ["model.freeze=.", "nothing is left to train"]],

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.cli.command import Shell
+from trainer.checkpoints import newest_whole
+from trainer.checkpoints.start import borders
 from trainer.metrics.jsonl import read_jsonl
-from trainer.start import borders, newest_whole
 
 MODELS = """
 import time

@@ -20,11 +20,11 @@ from tensorboard.plugins.hparams import metadata
 from tests.cli.command import HERE, Shell
 from tests.cli.conftest import Trained
 from tests.support.disk import assert_trees_equal
+from trainer.checkpoints import newest_whole
 from trainer.compose import compose_tree
 from trainer.folder import flatten
 from trainer.metrics import read_jsonl
 from trainer.metrics.wording import number
-from trainer.start import newest_whole
 
 FEDAVG = (
     "algorithm=fedavg",

@@ -13,10 +13,10 @@ import yaml
 from tests.cli.command import HERE, Shell, work
 from tests.cli.conftest import SYNC, Trained
 from trainer import cli
+from trainer.checkpoints.parts import find
 from trainer.compose import compose_tree
 from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
-from trainer.parts import find
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.laws.cases import SIZES, assert_same, case_run, leaves, silos_of, tiny_data, train
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints
 from trainer.cohort import assign
 from trainer.data import Arrays, Splits
 from trainer.fit import fit

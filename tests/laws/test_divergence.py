@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.laws.cases import Records, assert_same, case_run, leaves, tiny_data
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints
 from trainer.data import Arrays, Splits
 from trainer.endings import Diverged
 from trainer.fit import fit

@@ -23,9 +23,9 @@ from tests.laws.cases import (
     train,
 )
 from trainer.algorithms import FedAvg
-from trainer.clip import Clip
 from trainer.cohort import Sample
 from trainer.data import Arrays, Clients, Splits
+from trainer.optim import Clip
 from trainer.randomness import generator
 from trainer.run import RoundLength
 

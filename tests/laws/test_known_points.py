@@ -28,8 +28,8 @@ from tests.laws.quadratics import (
 )
 from trainer.algorithms import Algorithm, FedAvg, FedNova, Scaffold
 from trainer.cohort import All, Cohort, Sample
+from trainer.optim.schedules import Constant, Cosine, Schedule
 from trainer.run import RoundLength
-from trainer.schedules import Constant, Cosine, Schedule
 from trainer.topology import Silos
 
 EQUAL, RHO, MU = [1] * len(SIZES), 0.9, 0.7

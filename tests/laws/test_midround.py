@@ -13,12 +13,11 @@ import torch
 from tests.laws.cases import CASES, Records, assert_close, assert_same, case_run, leaves, silos_of
 from tests.laws.test_resume import ROUNDS, border, noisy_choices, other_algorithms_choices, text_choices, timeless
 from trainer import contact
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints, Start
 from trainer.contact import Contact, Wish
 from trainer.endings import Preempted
 from trainer.fit import fit
 from trainer.run import RoundLength
-from trainer.start import Start
 from trainer.topology import Silos, Topology, distributed
 
 ROUND = 1  # in which the run is told to leave

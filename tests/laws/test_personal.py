@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.laws.cases import SIZES, Only, Records, assert_close, assert_same, case_run, leaves, tiny_data, tiny_model
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints
 from trainer.data import Splits
 from trainer.fit import evaluate, fit
 from trainer.metrics import Metrics

@@ -13,11 +13,11 @@ from torch import nn
 
 from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data, train
 from trainer.algorithms import FedAvg
-from trainer.clip import Clip
 from trainer.cohort import Sample
+from trainer.optim import Clip
+from trainer.optim.schedules import Cosine
 from trainer.randomness import generator
 from trainer.run import RoundLength
-from trainer.schedules import Cosine
 from trainer.topology import Silos
 
 ROUNDS, EPOCHS, BATCH_SIZE, RATE = 5, 2, 4, 0.2

@@ -24,17 +24,15 @@ from tests.laws.cases import (
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints import Checkpoints, Start
+from trainer.checkpoints.parts import Saved, find
 from trainer.cohort import Sample
 from trainer.fit import fit
-from trainer.groups import Grouped
 from trainer.metrics import Metrics
 from trainer.models import GPT
-from trainer.muon import Muon
-from trainer.parts import Saved, find
+from trainer.optim import Grouped, Muon
+from trainer.optim.schedules import Cosine
 from trainer.run import RoundLength
-from trainer.schedules import Cosine
-from trainer.start import Start
 from trainer.topology import Silos, distributed
 
 ROUNDS, INTERRUPTED = 4, 2

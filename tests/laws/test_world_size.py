@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from tests.laws.cases import TEST_EXAMPLES, Records, assert_close, figures, leaves, tiny_data, tiny_model
 from tests.support.runs import make_clients, make_data, make_model, make_run
-from trainer.clip import Clip
 from trainer.data import Splits
 from trainer.fit import fit
 from trainer.metrics import Metrics
+from trainer.optim import Clip
 from trainer.randomness import generator
 from trainer.run import Run
 from trainer.topology import Topology, distributed

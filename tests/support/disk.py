@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoints
-from trainer.start import Start
+from trainer.checkpoints import Checkpoints, Start
 from trainer.topology import Topology
 
 LAYOUT = "3f0a9c1e"  # the same silos train the same clients in every round

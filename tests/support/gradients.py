@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.checkpoints.parts import Part, find, write_part
 from trainer.gradients import Gradients
-from trainer.parts import Part, find, write_part
 from trainer.topology import Topology, distributed
 
 SHAPES = [(24, 10), (7,), (12, 3, 4), (30, 16), (16,)]

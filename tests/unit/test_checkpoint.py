@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import LAYOUT, assert_trees_equal, border_name, save_border, section_name, steps_of, writers
-from trainer.checkpoint import Checkpoints, share_of
-from trainer.parts import Part, Saved, find, leaves_of, write_part
-from trainer.start import Start, borders, choose, held, newest_whole
+from trainer.checkpoints import Checkpoints, Start, newest_whole
+from trainer.checkpoints.checkpoint import share_of
+from trainer.checkpoints.parts import Part, Saved, find, leaves_of, write_part
+from trainer.checkpoints.start import borders, choose, held
 from trainer.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

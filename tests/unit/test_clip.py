@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.clip import Clip
+from trainer.optim import Clip
 
 numbers = st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3)
 limits = st.none() | st.floats(0.01, 5)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import border_name, content, flipped, save_border, save_section, section_name, steps_of, writers
-from trainer.start import Start
+from trainer.checkpoints import Start
 from trainer.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -135,7 +135,7 @@ def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
 
 def test_another_version_is_not_gone_on_from(saved: Path, monkeypatch: pytest.MonkeyPatch):
     """A later version has written it: each of its files says so."""
-    monkeypatch.setattr("trainer.parts.FORMAT", 1)
+    monkeypatch.setattr("trainer.checkpoints.parts.FORMAT", 1)
     with pytest.raises(ValueError, match=r"format 2; this version reads 1"):
         newest(saved)
 

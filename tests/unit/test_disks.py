@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from trainer.disks import Disk, find_disk
+from trainer.checkpoints import Disk, find_disk
 from trainer.place import Place
 
 

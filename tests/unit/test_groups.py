@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms.probe import Probe, refuse_nonlinear
-from trainer.clip import Clip
-from trainer.groups import Grouped
-from trainer.muon import Muon
-from trainer.optimizers import parameters_of
+from trainer.optim import Clip, Grouped, Muon
+from trainer.optim.optimizers import parameters_of
 
 Named = list[tuple[str, nn.Parameter]]
 Make = Callable[..., torch.optim.Optimizer]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.test_packed import merged, unsent
-from trainer import wires
 from trainer.cohort import Round
-from trainer.lowrank import Block, LowRank, blocks_in, multiply
 from trainer.topology import distributed
+from trainer.wires import LowRank
+from trainer.wires.lowrank import Block, blocks_in, multiply
 
 # A layer's weight and bias, twice, in a vector of 1008 numbers.
 SHAPES = {0: (20, 30), 600: (20,), 624: (12, 4, 8)}
@@ -48,7 +48,7 @@ def rounds_of(
     sizes: list[int], part: int, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], dict[str, Any], int]:
     """The totals of some rounds on this rank, its state, and the bytes."""
-    with patch.object(wires, "PART", part), distributed(sizes) as topology:
+    with patch("trainer.wires.wire.PART", part), distributed(sizes) as topology:
         wire = LowRank(topology, RANK, PLACES)
         totals = [total_of(wire, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
         return totals, wire.state_dict(), wire.bytes_sent
@@ -136,7 +136,7 @@ def test_bytes_are_those_that_go_over(ranks):
 
 def gone_on(sizes: list[int], states: dict[int, Any], before: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank has still to send when it takes the states over; the next total, and what is left then."""
-    with patch.object(wires, "PART", 200), distributed(sizes) as topology:
+    with patch("trainer.wires.wire.PART", 200), distributed(sizes) as topology:
         wire = LowRank(topology, RANK, PLACES)
         mine = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
         wire.load_state_dicts(mine, wire.parts(LENGTH), before == sizes)

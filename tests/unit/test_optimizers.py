@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from trainer.muon import Muon
-from trainer.optimizers import optimizer_state, parameters_of, restore_optimizer_state
+from trainer.optim import Muon
+from trainer.optim.optimizers import optimizer_state, parameters_of, restore_optimizer_state
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.1),

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer import wires
 from trainer.codecs import Cast, Codec, Int4, Int8, TopK
 from trainer.cohort import Round
-from trainer.packed import Packed
 from trainer.topology import distributed
+from trainer.wires import Packed
 
 CODECS: dict[str, Codec] = {
     "bf16": Cast("bfloat16"),
@@ -62,7 +61,7 @@ def rounds_of(
     sizes: list[int], codec: str, part: int = PART, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> Outcome:
     """The totals of some rounds on this rank, what it still has to send, and the bytes."""
-    with patch.object(wires, "PART", part), distributed(sizes) as topology:
+    with patch("trainer.wires.wire.PART", part), distributed(sizes) as topology:
         wire = Packed(topology, CODECS[codec])
         totals = [total_of(wire, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
         return totals, wire.state_dict(), wire.bytes_sent
@@ -171,7 +170,7 @@ def grown(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def gone_on(sizes: list[int], states: States, before: list[int], codec: str) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank still has to send when it takes the states over; the next round's total; what is left then."""
-    with patch.object(wires, "PART", PART), distributed(sizes) as topology:
+    with patch("trainer.wires.wire.PART", PART), distributed(sizes) as topology:
         wire = Packed(topology, CODECS[codec])
         mine = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
         wire.load_state_dicts(mine, wire.parts(LENGTH), before == sizes)

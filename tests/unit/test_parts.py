@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.support.disk import assert_trees_equal, content, flipped
-from trainer import direct, parts
-from trainer.parts import DTYPES, Part, Saved, find, leaves_of, tree_of, write_part, write_tensors, write_text
+from trainer.checkpoints import direct, parts
+from trainer.checkpoints.parts import (
+    DTYPES,
+    Part,
+    Saved,
+    find,
+    leaves_of,
+    tree_of,
+    write_part,
+    write_tensors,
+    write_text,
+)
 from trainer.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

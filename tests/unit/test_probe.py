@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.algorithms.probe import Probe, refuse_nonlinear
-from trainer.clip import Clip
+from trainer.optim import Clip
 
 RATE = 0.1
 SGD = torch.optim.SGD

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import border_name, save_border, save_section, section_name, steps_of, writers
-from trainer.checkpoint import SECTIONS_KEPT, Checkpoints
-from trainer.parts import find
-from trainer.start import borders, newest_whole
+from trainer.checkpoints import Checkpoints, newest_whole
+from trainer.checkpoints.checkpoint import SECTIONS_KEPT
+from trainer.checkpoints.parts import find
+from trainer.checkpoints.start import borders
 from trainer.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from tests.support.disk import assert_trees_equal, border_name, save_border, section_name, steps_of, writers
-from trainer import checkpoint
-from trainer.checkpoint import Checkpoints
-from trainer.parts import find, write_part
-from trainer.start import Start, newest_whole
+from trainer.checkpoints import Checkpoints, Start, checkpoint, newest_whole
+from trainer.checkpoints.parts import find, write_part
 from trainer.topology import distributed
 
 SECONDS = 0.1

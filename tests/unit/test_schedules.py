@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.schedules import Constant, Cosine, Linear, Step, WarmupStableDecay
+from trainer.optim.schedules import Constant, Cosine, Linear, Step, WarmupStableDecay
 
 fractions = st.floats(0, 1)
 

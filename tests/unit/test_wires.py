@@ -11,7 +11,6 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import wires
 from trainer.topology import Topology, distributed
 from trainer.wires import Plain
 
@@ -46,7 +45,7 @@ def test_leaders_of_unequal_silos_have_it_all():
 
 def sum_by_parts(sizes: list[int], length: int, part: int) -> tuple[torch.Tensor, float, int]:
     """The joined sum of all silos' vectors, its squared norm added up over slices, and the bytes between silos."""
-    with patch.object(wires, "PART", part), distributed(sizes) as topology:
+    with patch("trainer.wires.wire.PART", part), distributed(sizes) as topology:
         wire, vector = Plain(topology), vector_of(topology.silo, length)
         squares = 0.0
         for at, total in wire.start(vector.clone(), "delta"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer import work
-from trainer.parts import Part, find, write_part
+from trainer.checkpoints.parts import Part, find, write_part
 from trainer.work import Work, merged, work_of
 
 laws = settings(deadline=None)

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
+from trainer.optim import Clip
 from trainer.wires import Wire
 from trainer.work import Work
 

@@ -9,7 +9,7 @@ import torch
 from trainer.algorithms.algorithm import Figures, InnerState
 from trainer.algorithms.fedavg import FedAvg, Weight, average
 from trainer.flat import Moments
-from trainer.wires import Arrivals
+from trainer.wires.wire import Arrivals
 from trainer.work import Work
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.server import Server
-from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments, difference, resized
-from trainer.wires import Arrivals, Wire
+from trainer.optim import Clip
+from trainer.wires import Wire
+from trainer.wires.wire import Arrivals
 from trainer.work import Work
 
 Weight = Literal["examples", "equal", "capped"]

@@ -12,9 +12,9 @@ from torch import Tensor
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
 from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
-from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
+from trainer.optim import Clip
 from trainer.wires import Wire
 from trainer.work import Work
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from trainer.algorithms.algorithm import InnerState, MakeOptimizer
-from trainer.clip import Clip
-from trainer.groups import Grouped
+from trainer.optim import Clip, Grouped
 
 # Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
 LOOKED_AT = (1.0, 0.5, 0.25) * 4

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, average
-from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments, resized
+from trainer.optim import Clip
 from trainer.wires import Wire
 from trainer.work import Work
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from trainer.algorithms.algorithm import MakeOptimizer
-from trainer.optimizers import optimizer_state, restore_optimizer_state
+from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
 
 Entry = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
 from trainer.algorithms.server import cut
 from trainer.cohort import Round
 from trainer.flat import Moments, difference, resized
-from trainer.wires import Arrivals, shifted
+from trainer.wires.wire import Arrivals, shifted
 from trainer.work import Work
 
 

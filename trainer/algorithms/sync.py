@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
-from trainer.clip import Clip
 from trainer.cohort import Round
 from trainer.flat import FlatModel, Moments
+from trainer.optim import Clip
 from trainer.wires import Wire
 from trainer.work import Work
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.scaler import Scaler
+from trainer.optim import Scaler
 from trainer.topology import Topology
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.scaler import Scaler
+from trainer.optim import Scaler
 from trainer.topology import Topology
 
 HOOKS = {"bfloat16": bf16_compress_hook, "float16": fp16_compress_hook}

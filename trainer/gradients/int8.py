@@ -17,7 +17,7 @@ from trainer import comm
 from trainer.codecs.blocks import check_block
 from trainer.gradients.blocks import SCALE_BYTES, pack, unpack
 from trainer.gradients.residual import Residual, mean_of
-from trainer.scaler import Scaler
+from trainer.optim import Scaler
 from trainer.topology import Topology
 
 

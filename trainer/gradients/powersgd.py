@@ -13,7 +13,7 @@ from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportU
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.scaler import Scaler
+from trainer.optim import Scaler
 from trainer.topology import Topology
 
 WORTH = 2  # times fewer numbers: a matrix of which it leaves more is sent as it is

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 
-from trainer.scaler import Scaler
+from trainer.optim import Scaler
 
 
 class Residual:

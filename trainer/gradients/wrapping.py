@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.gradients.gradients import FullPrecision, Gradients
-from trainer.scaler import Scaler
+from trainer.optim import Scaler
 from trainer.topology import Topology
 
 # What torch 2.13 calls the option that was broadcast_buffers before.

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from trainer.codecs import Cast, Codec, Full, Int4, Int8, PowerSGD, TopK, Uplink
 from trainer.flat import places_of
-from trainer.lowrank import multiply
-from trainer.packed import FEW
 from trainer.plan.clock import seconds_of
 from trainer.plan.costs import Packing
 from trainer.run import Run
-from trainer.uplink import wire_of
+from trainer.wires import wire_of
+from trainer.wires.lowrank import multiply
+from trainer.wires.packed import FEW
 
 Vectors = Sequence[tuple[Tensor, int]]  # without numbers, and where in a whole vector each begins
 

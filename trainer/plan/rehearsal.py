@@ -20,7 +20,7 @@ from trainer.report import Tally
 from trainer.round import combine
 from trainer.run import Run
 from trainer.state import State
-from trainer.uplink import wire_of
+from trainer.wires import wire_of
 from trainer.work import Work
 
 MOST_CLIENTS = 2  # that train in a rehearsal: the second one makes the first one's sums necessary

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.cohort import Round
-from trainer.wires import Arrivals, Rule, Wire, shifted, width_of
+from trainer.wires import Wire
+from trainer.wires.wire import Arrivals, Rule, shifted, width_of
 
 
 class Silent:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.parts import write_text
+from trainer.checkpoints.parts import write_text
 
 MARK_WITHIN = 1000  # characters
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from trainer import comm
 from trainer.codecs import Codec
 from trainer.comm import Pending
-from trainer.lossy import Lossy
-from trainer.residuals import Kind
 from trainer.topology import Topology
-from trainer.wires import Arrivals, one_behind, parts_of, shifted
+from trainer.wires.lossy import Lossy
+from trainer.wires.residuals import Kind
+from trainer.wires.wire import Arrivals, one_behind, parts_of, shifted
 
 FEW = 3  # silos, each of which may well add up what all send
 

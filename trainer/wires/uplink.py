@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from trainer.codecs import Full, PowerSGD, Uplink
-from trainer.lowrank import LowRank
-from trainer.packed import Packed
 from trainer.topology import Topology
-from trainer.wires import Plain, Wire
+from trainer.wires.lowrank import LowRank
+from trainer.wires.packed import Packed
+from trainer.wires.wire import Plain, Wire
 
 
 def wire_of(topology: Topology, uplink: Uplink, places: Sequence[tuple[int, torch.Size]]) -> Wire:

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from trainer.direct import DirectFile
+from trainer.checkpoints.direct import DirectFile
 
 FORMAT = 2
 TENSORS, NOTE = ".safetensors", ".json"

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from trainer import comm
-from trainer.disks import Disk
-from trainer.parts import Part, Tree, leaves_of, tree_of, write_part, write_text
-from trainer.start import (
+from trainer.checkpoints.disks import Disk
+from trainer.checkpoints.parts import Part, Tree, leaves_of, tree_of, write_part, write_text
+from trainer.checkpoints.start import (
     NOT_WHOLE,
     Holding,
     Start,

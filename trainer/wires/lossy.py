@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from trainer.cohort import Round
-from trainer.residuals import Residuals
 from trainer.topology import Topology
-from trainer.wires import Plain, Rule
+from trainer.wires.residuals import Residuals
+from trainer.wires.wire import Plain, Rule
 
 
 class Lossy:

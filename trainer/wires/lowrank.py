@@ -12,10 +12,10 @@ from torch import Tensor
 
 from trainer import comm
 from trainer.comm import Pending
-from trainer.lossy import Lossy
 from trainer.randomness import generator
 from trainer.topology import Topology
-from trainer.wires import Arrivals, one_behind, parts_of, shifted
+from trainer.wires.lossy import Lossy
+from trainer.wires.wire import Arrivals, one_behind, parts_of, shifted
 
 CACHED = 1 << 16  # numbers of a product that several operations go over while they lie in the cache
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.parts import Saved, damaged_notes, find
+from trainer.checkpoints.parts import Saved, damaged_notes, find
 
 BORDER = re.compile(r"round-(\d{6,})(-unevaluated)?")
 NOT_WHOLE = "is not whole"  # what is said of a save that did not come to its end
