@@ -117,7 +117,7 @@ class Run:
     personal_steps: int = 0
 
     def __post_init__(self):
-        self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
+        self.algorithm.refuse(self.optimizer, self.clip, len(self.round(0).cohort))
         self._check_uplink()
         if self.length.late == "drop" and self.algorithm.pools_data:
             raise ValueError(

@@ -30,7 +30,7 @@ from trainer.contact import Contact
 from trainer.data import describe
 from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
-from trainer.folder import RunFolder, Status, flatten
+from trainer.folder import FREE, RunFolder, Status, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
 from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
 from trainer.models import describe_model
@@ -224,7 +224,8 @@ class Worker:
             for key, value in flatten(self.tree).items()
         }
         purge_round = rounds + 1 if start else None
-        board = TensorBoard(self.folder.tensorboard, scalars, purge_round, partial(read_jsonl, self.folder.metrics))
+        compared = {key: value for key, value in scalars.items() if not key.startswith(FREE)}
+        board = TensorBoard(self.folder.tensorboard, compared, purge_round, partial(read_jsonl, self.folder.metrics))
         others = build_sinks(self.config, self.folder.path, scalars)
         return [JsonLines(self.folder.metrics, rounds), board, *others, console]
 

@@ -43,7 +43,7 @@ def test_machines_that_are_not_here_are_told(shell: Shell) -> None:
     ended = plan(shell, "algorithm=fedavg", "silos=8", "plan.seconds_per_step=0.5", "round.steps=3", *told)
     assert (ended.code, ended.err) == (0, "")
     assert "16 ranks on cpu: 8 silos of 2 replicas" in ended.out
-    assert "12.5 MB/s, 1,400.0 ms a sum, as told" in ended.out and "1.0 GB/s, 0.0 ms a sum, as told" in ended.out
+    assert "12.5 MB/s, 1,400.0 ms a sum, as told" in ended.out and "1 GB/s, 0.0 ms a sum, as told" in ended.out
     assert row_of(ended, "computing: the steps")[0] == "1.5000"
     assert float(row_of(ended, "sending between silos, and then inside")[0]) == pytest.approx(2.824, abs=0.02)
     assert "Rounds of" in ended.out

@@ -88,7 +88,7 @@ class FedAvg:
     def is_shared(self, name: str) -> bool:
         return self.shared_pattern.search(name) is not None
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:

@@ -44,7 +44,7 @@ class Scaffold(FedAvg):
     def stateful(self) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
         refuse_nonlinear("scaffold", optimizer, clip)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:

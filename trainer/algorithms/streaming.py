@@ -90,8 +90,12 @@ class Streaming(FedAvg):
     def client_state(self) -> dict[str, Any]:
         return {"round": self.round, "local": self.local}
 
-    def combine(self, sums: dict[str, float]) -> Figures:
+    def header(self) -> dict[str, float]:
+        # Some wires need every silo for their last stage, and a silo without clients has had no step to take it in.
         self._take_in()
+        return super().header()
+
+    def combine(self, sums: dict[str, float]) -> Figures:
         self.sent_in = self.round if sums["weight"] else -1
         if sums["weight"]:
             self.arrivals, self.sums_sent = self.wire.start(self._payload(sums), "delta", self.due.start), sums
