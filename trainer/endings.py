@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 Window = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
+
+
+Reason = Literal["target", "patience", "seconds"]  # of Stop, why a run has ended
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a run is finished before its last round; what is None does not end it.
+
+    target    the value of the validation set's headline figure that is wanted, or a better one
+    patience  evaluations in a row that bring no better value
+    seconds   of training, evaluations excluded, over all starts; the round that is under way is done to its end
+    """
+
+    target: float | None = None
+    patience: int | None = None
+    seconds: float | None = None
 
 
 class Diverged(RuntimeError):

@@ -26,7 +26,6 @@ import yaml
 from trainer.checkpoints import newest_whole
 from trainer.checkpoints.parts import write_tensors, write_text
 from trainer.config import shown
-from trainer.metrics import Metrics
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
@@ -102,8 +101,11 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
-        """Whether the run in this folder has come to the end, all these rounds."""
-        return self.status() == "finished" and self.result()["round"] >= rounds
+        """Whether the run in this folder has come to the end: all these rounds, or where it was to stop."""
+        if self.status() != "finished":
+            return False
+        result = self.result()
+        return result["round"] >= rounds or "stopped" in result
 
     def set_status(self, status: Status, **facts: Any) -> None:
         """Writes state.json, by which scripts learn how the run stands."""
@@ -143,13 +145,14 @@ class RunFolder:
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
         write_tensors(self.path / "model.safetensors", dict(sorted(saved.load("model").items())))
 
-    def write_result(self, result: Metrics) -> None:
-        """Writes result.json; figures that are no numbers become null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json; figures that are not finite become null."""
+        infinite = {name for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
+        finite = {name: None if name in infinite else value for name, value in result.items()}
         write_text(self.path / "result.json", json.dumps(finite, indent=1) + "\n")
 
-    def result(self) -> Metrics:
-        """The figures of the finished run."""
+    def result(self) -> dict[str, Any]:
+        """The figures of the finished run, and `stopped` if it ended before its last round."""
         stored = json.loads((self.path / "result.json").read_text())
         return {name: math.nan if value is None else value for name, value in stored.items()}
 

@@ -16,7 +16,7 @@ from trainer.checkpoints.parts import Saved
 from trainer.codecs import Full
 from trainer.cohort import Round
 from trainer.contact import Contact
-from trainer.endings import Window
+from trainer.endings import Reason, Window
 from trainer.flat import FlatModel, places_of
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
@@ -33,7 +33,10 @@ class Progress:
     metrics     of the last round
     trained     of a round that is trained and combined, but not yet evaluated
     bad_rounds  rounds in a row from which a client was left out
-    best        the best validation score so far
+    best        the best validation score so far of a round that was saved
+    peak        the best validation score so far
+    in_vain     evaluations in a row that brought no better one
+    stopped     why the run ends with the last round that was trained, though there may be more
     skipped     windows of batches that are left out
     silos       the replicas in each
     """
@@ -47,6 +50,9 @@ class Progress:
     trained: Metrics | None = None
     bad_rounds: int = 0
     best: float | None = None
+    peak: float | None = None
+    in_vain: int = 0
+    stopped: Reason | None = None
     skipped: list[Window] = field(default_factory=list)
     silos: list[int] = field(default_factory=list)
 
@@ -69,11 +75,25 @@ class Progress:
         self.best = score
         return True
 
-    def result(self) -> Metrics:
-        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds."""
+    def has_ended(self, rounds: int) -> bool:
+        """Whether there is no more to train or to evaluate, of so many rounds."""
+        return self.rounds >= rounds or (self.stopped is not None and self.trained is None)
+
+    def note(self, score: float) -> None:
+        """Counts an evaluation that brought this validation score, of which more is better."""
+        is_better = math.isfinite(score) and (self.peak is None or score > self.peak)
+        self.peak = score if is_better else self.peak
+        self.in_vain = 0 if is_better else self.in_vain + 1
+
+    def result(self) -> dict[str, Any]:
+        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds.
+
+        `stopped` is why it ended, if not because its rounds were over.
+        """
         hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
         result = {name: value for name, value in self.metrics.items() if not name.startswith(hidden)}
-        return result | {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+        result |= {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+        return result | ({"stopped": self.stopped} if self.stopped else {})
 
 
 class State:

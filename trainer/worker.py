@@ -32,7 +32,7 @@ from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
 from trainer.folder import RunFolder, Status, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
-from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
+from trainer.metrics import Console, Exhibits, JsonLines, Sink, TensorBoard, read_jsonl
 from trainer.models import describe_model
 from trainer.numerics import set_up
 from trainer.place import Place, check_ranks, discover
@@ -164,7 +164,7 @@ class Worker:
             self.folder.write_result(result)
         self._say("finished")
 
-    def _fit_or_skip(self, run: Run, until: int | None = None) -> Metrics:
+    def _fit_or_skip(self, run: Run, until: int | None = None) -> dict[str, Any]:
         """The result of the run; batches after which the loss was not finite are left out, if bad_loss=skip."""
         diverged = None
         while True:
@@ -178,7 +178,7 @@ class Worker:
                 print(f"{diverged}: goes back to the last checkpoint, and skips the batches since", flush=True)
             run = build(self.config, run.topology)
 
-    def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> Metrics:
+    def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> dict[str, Any]:
         """The result of the run, continued from its newest checkpoint if there is one."""
         keep = self.config.checkpoint.keep
         checkpoints = Checkpoints(self.folder.checkpoints, run.topology, run.layout, keep, self.disk)

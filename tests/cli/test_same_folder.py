@@ -93,6 +93,18 @@ def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_pat
     ]
 
 
+def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
+    """Here at a target that every model reaches; the same command again only shows it, also with more rounds."""
+    overrides = ["round.steps=1", "stop.target=0", f"run_dir={tmp_path}"]
+    ranks(2).run(work, ["rounds=5", *overrides])
+    folder, before = RunFolder(tmp_path), figures(tmp_path)
+    assert folder.status() == "finished" and folder.has_finished(5)
+    assert (folder.result()["round"], folder.result()["stopped"]) == (1, "target")
+    for rounds in (5, 6):
+        ranks(2).run(work, [f"rounds={rounds}", *overrides])
+        assert figures(tmp_path) == before
+
+
 REFUSED = {
     "a key": (["batch_size=16"], ["batch_size=16", "32"]),
     "two keys": (["seed=7", "optimizer.lr=0.25"], ["seed=7", "has 0", "optimizer.lr=0.25", "has 0.1"]),
