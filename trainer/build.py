@@ -66,6 +66,7 @@ def build(config: Config, topology: Topology) -> Run:
         length=_round_length(config),
         stop=Stop(config.stop.target, config.stop.patience, config.stop.seconds),
         clip=clip,
+        ema=config.ema,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         compile=config.compile,
         seed=config.seed,

@@ -209,6 +209,7 @@ class Config:
     clients: int | str = setting(whole(1) | words("auto"))
     batch_size: int | str = setting(whole(1) | words("all"))
     micro_batch_size: int | None = setting(whole(1) | words(None))
+    ema: float | None = setting(number(0, 1) | words(None))
     clip_norm: float | None = setting(number(1e-12) | words(None))
     clip_norm_order: float = setting(words(1, 2, math.inf))
     clip_value: float | None = setting(number(1e-12) | words(None))

@@ -13,6 +13,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.contact import Wish
 from trainer.data import BYTES, Source
+from trainer.ema import MovingAverage
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Exhibits
@@ -44,6 +45,12 @@ def average_model(trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, all by the model that a new client would get: the average of the personal tensors."""
     trainer.model.load_personal_state(average_personal(trainer))
     yield trainer.run.homes[trainer.run.topology.silo]
+
+
+def averaged_models(average: MovingAverage, trainer: LocalTrainer) -> Iterator[list[int]]:
+    """As `own_models`, with the average of the global weights in their place; then the model is as before."""
+    with average.in_place():
+        yield from own_models(trainer)
 
 
 def tuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:

@@ -12,7 +12,7 @@ from trainer import comm
 from trainer.checkpoints import Checkpoints, Start
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
-from trainer.evaluate import average_model, check_agreement, exhibits, judged_sums, tuned_models
+from trainer.evaluate import average_model, averaged_models, check_agreement, exhibits, judged_sums, tuned_models
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
 from trainer.midround import Inside, restore
@@ -141,6 +141,9 @@ def evaluate(state: State) -> Metrics | None:
         judged["validation"] = judged_sums(state.trainer, run.data.train, clients.validation)
     if state.model.has_personal and state.model.has_shared:
         judged["global"] = judged_sums(state.trainer, run.data.test, clients.test, average_model)
+    if state.average:
+        averaged = partial(averaged_models, state.average)
+        judged["ema"] = judged_sums(state.trainer, run.data.test, clients.test, averaged)
     if run.personal_steps:
         tuned = partial(tuned_models, run.round(state.progress.rounds))
         judged["personal"] = judged_sums(state.trainer, run.data.test, clients.test, tuned)

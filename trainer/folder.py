@@ -5,6 +5,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   state.json     running, preempted, finished, bad_input or crashed
   metrics.jsonl  one object a round
   model.safetensors  the finished model
+  ema.safetensors    with ema=: the same with the average of its weights
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoint.py
@@ -138,12 +139,18 @@ class RunFolder:
         """How the run stands; empty if there is none."""
         return self.state().get("status", "")
 
-    def write_model(self) -> None:
-        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors."""
+    def write_models(self) -> None:
+        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
+
+        And ema.safetensors, the same model with the average of its weights, if the run has made one.
+        """
         saved = newest_whole(self.checkpoints)
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
-        write_tensors(self.path / "model.safetensors", dict(sorted(saved.load("model").items())))
+        model = dict(sorted(saved.load("model").items()))
+        write_tensors(self.path / "model.safetensors", model)
+        if average := saved.load("ema"):
+            write_tensors(self.path / "ema.safetensors", model | average)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; figures that are not finite become null."""

@@ -16,6 +16,7 @@ from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
 from trainer.data.loader import Batch, Examples, Share, Stream
+from trainer.ema import MovingAverage
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
 from trainer.optim import Scaled, Scaler, Unscaled
@@ -58,11 +59,13 @@ class LocalTrainer:
     gradients   how they are averaged over the silo; what is not sent yet is a client's own, on each replica
     skipped     windows [first, last) of the round's steps whose batches are not trained on
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
+    average     of the weights, if there is one and steps move the global ones
     outputs     the bare model, in the precision of the run, for evaluation
     """
 
-    def __init__(self, run: Run, model: FlatModel, contact: Contact):
+    def __init__(self, run: Run, model: FlatModel, contact: Contact, average: MovingAverage | None = None):
         self.run, self.task, self.model = run, run.task, model
+        self.average = average
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
@@ -236,6 +239,8 @@ class LocalTrainer:
             work.gradient_norm = self.run.clip(self.model.trainable, measure=step + 1 == steps)
             if self.scaler.step(optimizer):
                 work.factors.append(self.factor)
+                if self.average:
+                    self.average.update()
             else:
                 self.gradients.revoke()
             optimizer.zero_grad()

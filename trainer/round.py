@@ -130,6 +130,7 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
         algorithm.settle()
     if sums["weight"] > 0:
         state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
+        state.average_after_round()
     else:
         state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1

@@ -81,6 +81,7 @@ class Run:
     uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
     clip              limits to a step's gradient
+    ema               decay of the weights' exponential moving average; None: there is none
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
     compile           torch.compile's backend for the model; None: it is not compiled
     gradients         how they are averaged inside a silo; without effect in silos of one replica
@@ -108,6 +109,7 @@ class Run:
     cohort: Cohort = field(default_factory=All)
     uplink: Uplink = field(default_factory=Full)
     clip: Clip = field(default_factory=Clip)
+    ema: float | None = None
     autocast: torch.dtype | None = None
     compile: str | None = None
     gradients: Gradients = field(default_factory=FullPrecision)
@@ -123,6 +125,7 @@ class Run:
         self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
         self._check_uplink()
         self._check_stop()
+        self._check_ema()
         if self.length.late == "drop" and self.algorithm.pools_data:
             raise ValueError(
                 "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
@@ -152,6 +155,14 @@ class Run:
         else:
             return
         raise ValueError(f"uplink={self.uplink.name}{fault}.\n  set uplink=fp32, or algorithm=fedavg")
+
+    def _check_ema(self) -> None:
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        if self.ema is not None and not any(map(self.algorithm.is_shared, names)):
+            raise ValueError(
+                f"ema={self.ema}, but algorithm.shared finds no parameter: there are no global weights to average.\n"
+                "  set ema=null, or algorithm=fedavg"
+            )
 
     def _check_stop(self) -> None:
         stop = self.stop

@@ -16,6 +16,7 @@ from trainer.checkpoints.parts import Saved
 from trainer.codecs import Full
 from trainer.cohort import Round
 from trainer.contact import Contact
+from trainer.ema import MovingAverage
 from trainer.endings import Reason, Window
 from trainer.flat import FlatModel, places_of
 from trainer.local import LocalTrainer
@@ -100,7 +101,7 @@ class State:
     """The live objects of a run on this rank. Silos start equal: rank 0's initial model goes to all.
 
     `wire` takes the place of the run's own, if it is given; `leaving` says whether all ranks know that they were told
-    to leave.
+    to leave; `average` is that of the weights, if there is one.
     """
 
     def __init__(self, run: Run, contact: Contact | None = None, wire: Wire | None = None):
@@ -116,8 +117,9 @@ class State:
             comm.broadcast(tensor.detach())
         if run.preprocess.goes_by_training_set:
             self._measure_training_set()
+        self.average = None if run.ema is None else MovingAverage(self.model, run.ema)
         algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
-        self.trainer = LocalTrainer(run, self.model, self.contact)
+        self.trainer = LocalTrainer(run, self.model, self.contact, self.average if algorithm.pools_data else None)
         self.local_fingerprint = 0
         self.leaving = False
         self.seconds_waited = 0.0
@@ -150,6 +152,7 @@ class State:
             "fresh": self.trainer.fresh,
             "model": self.model.shared_state(),
             "algorithm": self.run.algorithm.state_dict(),
+            **self.averages(),
         }
         slices = {"algorithm": self.run.algorithm.slice_state()}
         silos = {"clients": self.clients()}
@@ -170,6 +173,20 @@ class State:
         """What this replica alone keeps of clients, by client: what it has not sent of their gradients."""
         states = self.trainer.states.items()
         return {str(client): state["own"] for client, state in states if client != without and state.get("own")}
+
+    def average_after_round(self) -> None:
+        """Takes a round's combination into the average of the weights; that of steps has taken in each of them."""
+        if self.average and not self.run.algorithm.pools_data:
+            self.average.update()
+
+    def averages(self) -> dict[str, Any]:
+        """The average of the weights, if there is one, as a section of its own."""
+        return {"ema": self.average.state_dict()} if self.average else {}
+
+    def restore_averages(self, saved: Saved) -> None:
+        """Puts `averages` back."""
+        if self.average:
+            self.average.load_state_dict(saved.load("ema"))
 
     def residuals(self) -> dict[str, Any]:
         """What this rank's wire keeps, by silo, as a section of its own."""
@@ -194,6 +211,7 @@ class State:
     def restore_border(self, saved: Saved) -> None:
         """Puts a border back. Clients' states are read by client: their silos may be others than those that saved."""
         self.restore_totals(saved)
+        self.restore_averages(saved)
         self.model.load_shared_state(saved.load("model"))
         self.run.algorithm.load_state_dict(saved.load("algorithm"))
         self.trainer.fresh = saved.load("fresh")

@@ -160,7 +160,7 @@ class Worker:
             run = build(self.config, topology)
         result = self._fit_or_skip(run)
         if self.writes:
-            self.folder.write_model()
+            self.folder.write_models()
             self.folder.write_result(result)
         self._say("finished")
 

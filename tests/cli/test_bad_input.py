@@ -57,6 +57,7 @@ WRONG = {
     "a target of no number": (["stop.target=high"], ["stop.target=high", "valid: a number, or null"]),
     "no patience": (["stop.patience=0"], ["stop.patience=0", "a whole number from 1, or null"]),
     "less than no time": (["stop.seconds=-1"], ["stop.seconds=-1", "a number from 0, or null"]),
+    "a decay": (["ema=1"], ["ema=1", "a number from 0 to below 1, or null"]),
     "a fraction": (["data.validation=1"], ["data.validation=1", "from 0 to below 1"]),
     "no fraction": (["data.validation=some"], ["data.validation=some", "from 0 to below 1"]),
     "a section as a value": (["round=3"], ["round=3", "round.epochs", "round.steps"]),

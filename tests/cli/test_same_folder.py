@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.cli.command import HERE, Shell, work
 from tests.cli.conftest import SYNC, Trained
@@ -103,6 +104,17 @@ def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
     for rounds in (5, 6):
         ranks(2).run(work, [f"rounds={rounds}", *overrides])
         assert figures(tmp_path) == before
+
+
+def test_the_average_of_the_weights_is_exported(ranks, tmp_path: Path) -> None:
+    """A model of the same names, which differs in what is averaged alone."""
+    overrides = ["rounds=2", "round.steps=2", "ema=0.5", "model.norm=batch", "silos=1", f"run_dir={tmp_path}"]
+    ranks(2).run(work, overrides)
+    model, average = (load_file(tmp_path / f"{name}.safetensors") for name in ("model", "ema"))
+    assert model.keys() == average.keys()
+    same = {name for name in model if torch.equal(model[name], average[name])}
+    assert same == {name for name in model if "running" in name or "num_batches" in name} != set()
+    assert "ema/accuracy" in RunFolder(tmp_path).result()
 
 
 REFUSED = {

@@ -59,6 +59,7 @@ UNFIT = {
         ["stop.patience=3", "eval.every=5"],
         ["stop.patience=3 with rounds=20 and eval.every=5", "4 evaluations", "stop.patience to 2 or less"],
     ),
+    "an average of nothing": (["algorithm=local", "silos=2", "ema=0.9"], ["ema=0.9", "finds no parameter", "ema=null"]),
     "too large a cohort": (
         [*FEDAVG, "clients=4", "cohort=sample", "cohort.size=5"],
         ["cohort.size=5", "4 clients", "1 to 4"],

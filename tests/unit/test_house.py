@@ -58,6 +58,7 @@ FLOORS = [
     "topology",
     "place",
     "optim",
+    "ema",
     "flat",
     "randomness",
     "compiling",
