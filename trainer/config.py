@@ -208,7 +208,7 @@ class Config:
     silos: int | str | list[int] = setting(whole(1) | sizes | words("node"))
     clients: int | str = setting(whole(1) | words("auto"))
     batch_size: int | str = setting(whole(1) | words("all"))
-    micro_batch_size: int | None = setting(whole(1) | words(None))
+    micro_batch_size: int | Literal["auto"] | None = setting(whole(1) | words("auto", None))
     ema: float | None = setting(number(0, 1) | words(None))
     clip_norm: float | None = setting(number(1e-12) | words(None))
     clip_norm_order: float = setting(words(1, 2, math.inf))

@@ -17,6 +17,7 @@ from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
 from trainer.midround import Inside, restore
 from trainer.report import evaluation_metrics, score_of, validation_score
+from trainer.room import settle_micro_batch
 from trainer.round import train_round
 from trainer.run import Run
 from trainer.state import Progress, State
@@ -43,6 +44,7 @@ def fit(
     """
     state = State(run, contact)
     inside = restore(state, start) if start else None
+    settle_micro_batch(state)
     if diverged:
         _skip(state, inside, diverged)
     while not state.progress.has_ended(until or run.rounds) and not state.leaving:

@@ -74,7 +74,8 @@ class Run:
     Raises ValueError when the algorithm cannot combine clients that are trained in this way.
 
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
-    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
+    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch; auto:
+                      as many as all ranks have room for
     preprocess        what is done to examples on their way to the model
     stop              when the run is finished before its last round
     optimizer         makes the inner optimizer from a list of named parameters
@@ -101,7 +102,7 @@ class Run:
     optimizer: Callable[..., torch.optim.Optimizer]
     rounds: int
     batch_size: int | None
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
     preprocess: Chain = field(default_factory=Chain)
     length: RoundLength = field(default_factory=RoundLength)
     stop: Stop = field(default_factory=Stop)

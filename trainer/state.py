@@ -37,6 +37,7 @@ class Progress:
     best        the best validation score so far of a round that was saved
     peak        the best validation score so far
     in_vain     evaluations in a row that brought no better one
+    micro_batch_size  the examples that fit, if that was found by trying
     stopped     why the run ends with the last round that was trained, though there may be more
     skipped     windows of batches that are left out
     silos       the replicas in each
@@ -53,6 +54,7 @@ class Progress:
     best: float | None = None
     peak: float | None = None
     in_vain: int = 0
+    micro_batch_size: int | None = None
     stopped: Reason | None = None
     skipped: list[Window] = field(default_factory=list)
     silos: list[int] = field(default_factory=list)
@@ -65,6 +67,8 @@ class Progress:
         self.seconds += seconds
         self.training_seconds += metrics["seconds/round"]
         totals = {"round": self.rounds, "examples": self.examples, "steps": self.steps, "seconds": self.seconds}
+        if self.micro_batch_size:
+            totals["micro_batch_size"] = self.micro_batch_size
         self.metrics = totals | metrics
         self.trained = None
         return self.metrics

@@ -28,7 +28,7 @@ from trainer.checkpoints.parts import DiskFull
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
-from trainer.endings import Diverged, Preempted
+from trainer.endings import Diverged, OutOfMemory, Preempted
 from trainer.fit import fit
 from trainer.folder import RunFolder, Status, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
@@ -272,8 +272,9 @@ def _fail(place: Place, worker: Worker | None, error: BaseException) -> NoReturn
         time.sleep(0 if place.rank == 0 else SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
     said = _account(place, worker, error)
+    status = "bad_input" if isinstance(error, OutOfMemory) else "crashed"
     if folder and folder.path.exists() and folder.claim_failure("run"):
-        folder.set_status("crashed", rank=place.rank, error=f"{type(error).__name__}: {error}")
+        folder.set_status(status, rank=place.rank, error=f"{type(error).__name__}: {error}")
     if folder and not folder.claim_failure(f"node-{place.node}"):
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
@@ -289,6 +290,8 @@ def _account(place: Place, worker: Worker | None, error: BaseException) -> str:
     if comm.has_lost_peers(error):
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         return f"rank {place.rank} lost its peers: {str(error).splitlines()[0]}"
+    if isinstance(error, OutOfMemory):
+        return f"rank {place.rank}: {error}"
     if isinstance(error, DiskFull):
         return f"rank {place.rank}: {error.strerror}"
     return f"rank {place.rank} failed:\n{''.join(traceback.format_exception(error))}"

@@ -32,6 +32,7 @@ FLOORS = [
     "fit",
     "round",
     "midround",
+    "room",
     "state",
     "report",
     "evaluate",
