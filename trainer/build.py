@@ -20,6 +20,7 @@ from trainer.checks import check_fit, check_labels, check_rates, check_shared
 from trainer.cohort import All, Cohort
 from trainer.config import Config, Leaf, for_target, given, shown
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
+from trainer.endings import Stop
 from trainer.metrics import Sink
 from trainer.optim import Clip, Grouped
 from trainer.preprocess import Chain, skewed
@@ -63,7 +64,9 @@ def build(config: Config, topology: Topology) -> Run:
         micro_batch_size=config.micro_batch_size,
         preprocess=preprocess,
         length=_round_length(config),
+        stop=Stop(config.stop.target, config.stop.patience, config.stop.seconds),
         clip=clip,
+        ema=config.ema,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         compile=config.compile,
         seed=config.seed,

@@ -81,6 +81,7 @@ def _shorten(tree: Tree) -> None:
     tree["round"]["steps"] = 1
     tree["eval"]["every"] = 2
     tree["checkpoint"]["every"] = 1
+    tree["stop"] = dict.fromkeys(tree["stop"])
 
 
 def _compose(overrides: list[str]) -> DictConfig:

@@ -78,6 +78,7 @@ def _is_paths(value: Any) -> bool:
 sizes = Kind("a list of sizes such as [3,1]", _is_sizes)
 span = Kind("[least,most] such as [2,5]", _is_range)
 paths = Kind("a list of files such as [a.npz,b.npz], or null", _is_paths)
+finite = Kind("a number", lambda value: type(value) in (int, float) and math.isfinite(value))
 switch = Kind("true or false", lambda value: type(value) is bool)
 text = Kind("a text (digits as \"'7'\")", lambda value: isinstance(value, str))
 leaf = Kind(
@@ -138,6 +139,13 @@ class RoundConfig:
 
 
 @dataclass(frozen=True)
+class StopConfig:
+    target: float | None = setting(finite | words(None))
+    patience: int | None = setting(whole(1) | words(None))
+    seconds: float | None = setting(number(0) | words(None))
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     every: int = setting(whole(1))
     batch_size: int = setting(whole(1))
@@ -187,6 +195,7 @@ class Config:
     """A resolved configuration; conf/config.yaml says what each key means."""
 
     round: RoundConfig
+    stop: StopConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
     report: ReportConfig
@@ -199,7 +208,8 @@ class Config:
     silos: int | str | list[int] = setting(whole(1) | sizes | words("node"))
     clients: int | str = setting(whole(1) | words("auto"))
     batch_size: int | str = setting(whole(1) | words("all"))
-    micro_batch_size: int | None = setting(whole(1) | words(None))
+    micro_batch_size: int | Literal["auto"] | None = setting(whole(1) | words("auto", None))
+    ema: float | None = setting(number(0, 1) | words(None))
     clip_norm: float | None = setting(number(1e-12) | words(None))
     clip_norm_order: float = setting(words(1, 2, math.inf))
     clip_value: float | None = setting(number(1e-12) | words(None))

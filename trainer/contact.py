@@ -35,6 +35,7 @@ class Contact:
     save_seconds  the time between saves inside a round; None: there are none
     max_seconds   the time after which to leave; None: never
     finish_at     when the round is over for this silo, whatever is left of it to do
+    stop_at       when the time of the whole run is over, which then ends with the round
     """
 
     def __init__(self, save_seconds: float | None = None, max_seconds: float | None = None):
@@ -42,7 +43,7 @@ class Contact:
         self.save_seconds = float("inf") if save_seconds is None else save_seconds
         self.leave_at = float("inf") if max_seconds is None else began + max_seconds
         self.saved_at = began
-        self.finish_at = float("inf")
+        self.finish_at = self.stop_at = float("inf")
         self.is_leaving = False
         self.phase, self.work = "starting", None
 

@@ -13,6 +13,8 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.contact import Wish
 from trainer.data import BYTES, Source
+from trainer.ema import MovingAverage
+from trainer.endings import check_room
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Exhibits
@@ -44,6 +46,12 @@ def average_model(trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, all by the model that a new client would get: the average of the personal tensors."""
     trainer.model.load_personal_state(average_personal(trainer))
     yield trainer.run.homes[trainer.run.topology.silo]
+
+
+def averaged_models(average: MovingAverage, trainer: LocalTrainer) -> Iterator[list[int]]:
+    """As `own_models`, with the average of the global weights in their place; then the model is as before."""
+    with average.in_place():
+        yield from own_models(trainer)
 
 
 def tuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
@@ -84,7 +92,11 @@ def _judged(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Te
     """The units and score sums of each example, float64, and the pooled sums of all of them; on the CPU."""
     task = trainer.run.task
     inputs, targets = trainer.run.preprocess.judge(source.fetch(examples), trainer.run.topology.device)
-    outputs = trainer.outputs(inputs)
+    try:
+        outputs = trainer.outputs(inputs)
+    except (RuntimeError, MemoryError) as error:
+        check_room(error, "eval.batch_size", trainer.run.evaluation_batch_size, len(inputs))
+        raise
     rows = task.score_sums(outputs, targets).cpu()
     units = rows.new_full((len(examples), 1), task.units(targets))
     return torch.cat((units, rows), 1), {name: part.cpu() for name, part in task.pooled_sums(outputs, targets).items()}

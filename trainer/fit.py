@@ -6,19 +6,21 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 from trainer import comm
 from trainer.checkpoints import Checkpoints, Start
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
-from trainer.evaluate import average_model, check_agreement, exhibits, judged_sums, tuned_models
+from trainer.evaluate import average_model, averaged_models, check_agreement, exhibits, judged_sums, tuned_models
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
 from trainer.midround import Inside, restore
-from trainer.report import evaluation_metrics, validation_score
+from trainer.report import evaluation_metrics, score_of, validation_score
+from trainer.room import settle_micro_batch
 from trainer.round import train_round
 from trainer.run import Run
-from trainer.state import State
+from trainer.state import Progress, State
 
 MOST_SKIPPED = 3  # windows of batches in a run
 
@@ -32,19 +34,20 @@ def fit(
     until: int | None = None,
     contact: Contact | None = None,
     diverged: Diverged | None = None,
-) -> Metrics:
+) -> dict[str, Any]:
     """The result of a run: the figures of its last round and its totals, equal on every rank.
 
-    Trains from the checkpoint `start`, or anew, to the end, or to `until` rounds. Every rank calls it; `sinks` and
-    `watch` are rank 0's. `diverged` is what ended the last try: the batches of its window are left out, from `start`
-    on. Raises Preempted when `contact` was told to leave, RuntimeError when replicas that must be equal are
-    not, and Diverged when the numbers are of no use any more.
+    Trains from the checkpoint `start`, or anew, to the end, which may be that of `run.stop`, or to `until` rounds.
+    Every rank calls it; `sinks` and `watch` are rank 0's. `diverged` is what ended the last try: the batches of its
+    window are left out, from `start` on. Raises Preempted when `contact` was told to leave, RuntimeError when replicas
+    that must be equal are not, and Diverged when the numbers are of no use any more.
     """
     state = State(run, contact)
     inside = restore(state, start) if start else None
+    settle_micro_batch(state)
     if diverged:
         _skip(state, inside, diverged)
-    while state.progress.rounds < (until or run.rounds) and not state.leaving:
+    while not state.progress.has_ended(until or run.rounds) and not state.leaving:
         began = perf_counter() - (inside.seconds if inside else 0.0)
         round = run.round(state.progress.rounds)
         metrics = state.progress.trained or train_round(state, round, watch, checkpoints, inside)
@@ -54,10 +57,10 @@ def fit(
     state.trainer.vote.close()
     if checkpoints:
         checkpoints.wait()
-    if state.leaving and state.progress.rounds < run.rounds:
+    if state.leaving and not state.progress.has_ended(run.rounds):
         raise Preempted
     result = state.progress.result()
-    if state.progress.rounds == run.rounds:
+    if state.progress.has_ended(run.rounds):
         shown = exhibits(state.trainer)
         for sink in sinks:
             sink.finish(result, shown)
@@ -72,7 +75,7 @@ def _end_round(
     progress.trained = trained
     _check_finite(state, trained)
     metrics = trained
-    if run.evaluates(index):
+    if run.evaluates(index) or progress.stopped:
         figures = None if state.leaving else evaluate(state)
         if figures is None:
             if checkpoints:
@@ -81,10 +84,22 @@ def _end_round(
         metrics = trained | figures
     stall = {"checkpoint/stall_seconds": checkpoints.take_stall()} if checkpoints else {}
     metrics = progress.advance(metrics | stall, perf_counter() - began)
+    score = validation_score(run, metrics)
+    if score is not None:
+        _decide(run, progress, score)
     for sink in sinks:
         sink.record(metrics)
-    if checkpoints and (run.saves(index) or state.leaving):
-        state.save(checkpoints, is_best=progress.is_best(validation_score(run, metrics)))
+    if checkpoints and (run.saves(index) or state.leaving or progress.stopped):
+        state.save(checkpoints, is_best=progress.is_best(score))
+
+
+def _decide(run: Run, progress: Progress, score: float) -> None:
+    """Notes whether the run ends here, by a validation score: it is the same on all ranks, so they decide alike."""
+    progress.note(score)
+    if run.stop.target is not None and score >= score_of(run, run.stop.target):
+        progress.stopped = "target"
+    elif run.stop.patience is not None and progress.in_vain >= run.stop.patience:
+        progress.stopped = "patience"
 
 
 def _skip(state: State, inside: Inside | None, diverged: Diverged) -> None:
@@ -128,6 +143,9 @@ def evaluate(state: State) -> Metrics | None:
         judged["validation"] = judged_sums(state.trainer, run.data.train, clients.validation)
     if state.model.has_personal and state.model.has_shared:
         judged["global"] = judged_sums(state.trainer, run.data.test, clients.test, average_model)
+    if state.average:
+        averaged = partial(averaged_models, state.average)
+        judged["ema"] = judged_sums(state.trainer, run.data.test, clients.test, averaged)
     if run.personal_steps:
         tuned = partial(tuned_models, run.round(state.progress.rounds))
         judged["personal"] = judged_sums(state.trainer, run.data.test, clients.test, tuned)

@@ -72,6 +72,12 @@ class FlatModel:
         places = zip(self.shared_parameters, starts, strict=True)
         return [vector[start : start + p.numel()].view_as(p) for p, start in places]
 
+    def named_views(self, vector: Tensor) -> dict[str, Tensor]:
+        """What a vector like `shared` holds, by the names of the parameters; tied ones have several."""
+        views = dict(zip(map(id, self.shared_parameters), self.views(vector), strict=True))
+        named = self.module.named_parameters(remove_duplicate=False)
+        return {name: views[id(parameter)] for name, parameter in named if id(parameter) in views}
+
     @torch.no_grad()
     def add_to_gradients(self, tensors: Sequence[Tensor], factor: float = 1.0) -> None:
         """Adds a tensor for each of the `shared_parameters`, times the factor, to its gradient if it has one."""

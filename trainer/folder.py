@@ -5,6 +5,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   state.json     running, preempted, finished, bad_input or crashed
   metrics.jsonl  one object a round
   model.safetensors  the finished model
+  ema.safetensors    with ema=: the same with the average of its weights
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoint.py
@@ -26,14 +27,13 @@ import yaml
 from trainer.checkpoints import newest_whole
 from trainer.checkpoints.parts import write_tensors, write_text
 from trainer.config import shown
-from trainer.metrics import Metrics
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
 FREE = (
     *("run_dir", "run_dir_shared", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
-    *("eval.batch_size", "data.root", "max_bad_rounds", "objective"),
+    *("eval.batch_size", "data.root", "max_bad_rounds", "micro_batch_size", "objective"),
 )
 
 
@@ -102,8 +102,11 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
-        """Whether the run in this folder has come to the end, all these rounds."""
-        return self.status() == "finished" and self.result()["round"] >= rounds
+        """Whether the run in this folder has come to the end: all these rounds, or where it was to stop."""
+        if self.status() != "finished":
+            return False
+        result = self.result()
+        return result["round"] >= rounds or "stopped" in result
 
     def set_status(self, status: Status, **facts: Any) -> None:
         """Writes state.json, by which scripts learn how the run stands."""
@@ -136,20 +139,27 @@ class RunFolder:
         """How the run stands; empty if there is none."""
         return self.state().get("status", "")
 
-    def write_model(self) -> None:
-        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors."""
+    def write_models(self) -> None:
+        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
+
+        And ema.safetensors, the same model with the average of its weights, if the run has made one.
+        """
         saved = newest_whole(self.checkpoints)
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
-        write_tensors(self.path / "model.safetensors", dict(sorted(saved.load("model").items())))
+        model = dict(sorted(saved.load("model").items()))
+        write_tensors(self.path / "model.safetensors", model)
+        if average := saved.load("ema"):
+            write_tensors(self.path / "ema.safetensors", model | average)
 
-    def write_result(self, result: Metrics) -> None:
-        """Writes result.json; figures that are no numbers become null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json; figures that are not finite become null."""
+        infinite = {name for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
+        finite = {name: None if name in infinite else value for name, value in result.items()}
         write_text(self.path / "result.json", json.dumps(finite, indent=1) + "\n")
 
-    def result(self) -> Metrics:
-        """The figures of the finished run."""
+    def result(self) -> dict[str, Any]:
+        """The figures of the finished run, and `stopped` if it ended before its last round."""
         stored = json.loads((self.path / "result.json").read_text())
         return {name: math.nan if value is None else value for name, value in stored.items()}
 

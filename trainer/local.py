@@ -16,6 +16,8 @@ from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
 from trainer.data.loader import Batch, Examples, Share, Stream
+from trainer.ema import MovingAverage
+from trainer.endings import check_room
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
 from trainer.optim import Scaled, Scaler, Unscaled
@@ -57,12 +59,15 @@ class LocalTrainer:
     scaler      of the loss, for float16; its state is a client's own
     gradients   how they are averaged over the silo; what is not sent yet is a client's own, on each replica
     skipped     windows [first, last) of the round's steps whose batches are not trained on
+    micro_batch_size  the run's, or what was found to fit
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
+    average     of the weights, if there is one and steps move the global ones
     outputs     the bare model, in the precision of the run, for evaluation
     """
 
-    def __init__(self, run: Run, model: FlatModel, contact: Contact):
+    def __init__(self, run: Run, model: FlatModel, contact: Contact, average: MovingAverage | None = None):
         self.run, self.task, self.model = run, run.task, model
+        self.average = average
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
@@ -80,6 +85,7 @@ class LocalTrainer:
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
         self.has_stepped = False
+        self.micro_batch_size = None if run.micro_batch_size == "auto" else run.micro_batch_size
         self.skipped: list[tuple[int, int]] = []
         self.statistics = (model.statistics.vector(), model.statistics.counts())
 
@@ -194,7 +200,7 @@ class LocalTrainer:
         """The batches of a client, as this replica sees them."""
         run, topology = self.run, self.run.topology
         least = 2 if self.has_batch_statistics else 0
-        share = Share(topology.replica, topology.num_replicas, run.micro_batch_size, least)
+        share = Share(topology.replica, topology.num_replicas, self.micro_batch_size, least)
         ids = run.training_sets[client]
         members = torch.from_numpy(ids)
 
@@ -218,6 +224,11 @@ class LocalTrainer:
         self.restore_statistics()
         self.has_stepped = True
 
+    def rehearse(self, inputs: Tensor, targets: Tensor) -> None:
+        """Forward and backward of these examples, without a word to the other replicas."""
+        self.model.module.train()
+        self._unsynchronised(inputs, targets, self.shares[len(inputs)], 0)
+
     def _steps(
         self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None
     ) -> Iterator[Wish]:
@@ -236,6 +247,8 @@ class LocalTrainer:
             work.gradient_norm = self.run.clip(self.model.trainable, measure=step + 1 == steps)
             if self.scaler.step(optimizer):
                 work.factors.append(self.factor)
+                if self.average:
+                    self.average.update()
             else:
                 self.gradients.revoke()
             optimizer.zero_grad()
@@ -274,8 +287,12 @@ class LocalTrainer:
             generator.manual_seed(seed)
         if self.has_batch_statistics and self.model.module.training != (len(inputs) > 1):
             self.model.module.train(len(inputs) > 1)  # a single example has no statistics of its own
-        loss_sum = self.loss_sum(inputs, targets)
-        loss_sum.backward(share)
+        try:
+            loss_sum = self.loss_sum(inputs, targets)
+            loss_sum.backward(share)
+        except (RuntimeError, MemoryError) as error:
+            check_room(error, "micro_batch_size", self.run.micro_batch_size, len(inputs))
+            raise
         return loss_sum.detach_()
 
     def _loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:

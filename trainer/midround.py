@@ -44,6 +44,7 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
         "fresh": trainer.fresh,
         "clients": state.clients(without),
         "statistics": {"vector": vector, "counts": counts},
+        **state.averages(),
     }
     own = {
         "buffers": dict(state.model.module.named_buffers()),
@@ -77,6 +78,7 @@ def restore(state: State, start: Start) -> Inside | None:
 def _restore_section(state: State, saved: Saved, owns: list[dict[str, Any]]) -> Inside:
     algorithm, trainer, topology = state.run.algorithm, state.trainer, state.run.topology
     state.restore_totals(saved)
+    state.restore_averages(saved)
     _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
     statistics = saved.load("statistics")
     trainer.statistics = (statistics["vector"], statistics["counts"])

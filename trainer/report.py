@@ -175,9 +175,13 @@ def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
 
 def validation_score(run: Run, metrics: Metrics) -> float | None:
     """What the best round is chosen by, more is better: the validation set's headline figure; None without one."""
-    headline = run.task.headline
-    value = metrics.get(f"validation/{headline}")
-    return value if value is None or more_is_better(headline) else -value
+    value = metrics.get(f"validation/{run.task.headline}")
+    return None if value is None else score_of(run, value)
+
+
+def score_of(run: Run, value: float) -> float:
+    """The score of a value of the headline figure: more is better."""
+    return value if more_is_better(run.task.headline) else -value
 
 
 def slowest_silo(silos: Tensor) -> Metrics:

@@ -37,6 +37,8 @@ def train_round(
     began = perf_counter() - (inside.seconds if inside else 0.0)
     seconds = state.run.length.seconds
     state.contact.finish_at = math.inf if seconds is None else began + seconds
+    if state.run.stop.seconds is not None:
+        state.contact.stop_at = began + state.run.stop.seconds - state.progress.training_seconds
     if inside is None:
         state.welcome(round)
         state.run.algorithm.begin_round(round)
@@ -44,7 +46,7 @@ def train_round(
     finished = _train_clients(state, round, inside, watch, checkpoints, began)
     state.contact.finish_at = math.inf
     state.trainer.vote.close()
-    state.local_fingerprint = fingerprint(state.model) if finished and state.run.evaluates(round.index) else 0
+    state.local_fingerprint = fingerprint(state.model) if finished and state.run.may_evaluate(round.index) else 0
     metrics = combine(state, round, inside.tally, finished)
     if metrics is None:
         if finished and checkpoints:
@@ -113,17 +115,22 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     # Every silo reaches this line, each round, those without clients too: it is a collective.
     own = algorithm.header() if state.run.topology.is_leader else dict.fromkeys(algorithm.header(), 0.0)
     presence = {"unfinished": float(not finished), "leaving": float(state.contact.wish() is Wish.LEAVE)}
+    # The clocks differ: the first rank's decides for all.
+    presence["out_of_time"] = float(state.run.topology.rank == 0 and arrived >= state.contact.stop_at)
     sums, tables = comm.sum_header({**own, **tally.scalars(), **presence}, tally.tables())
     state.leaving = sums["leaving"] > 0
     if sums["unfinished"]:
         return None
+    if sums["out_of_time"]:
+        state.progress.stopped = "seconds"
     met = perf_counter()
     state.wire.begin_round(round)
     figures = algorithm.combine(sums)
-    if round.index + 1 == state.run.rounds:
+    if round.index + 1 == state.run.rounds or state.progress.stopped:
         algorithm.settle()
     if sums["weight"] > 0:
         state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
+        state.average_after_round()
     else:
         state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1

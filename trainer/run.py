@@ -15,6 +15,7 @@ from trainer.algorithms import Algorithm
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
+from trainer.endings import Stop
 from trainer.gradients import FullPrecision, Gradients
 from trainer.optim import Clip, Constant, Schedule
 from trainer.preprocess import Chain
@@ -73,12 +74,15 @@ class Run:
     Raises ValueError when the algorithm cannot combine clients that are trained in this way.
 
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
-    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
+    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch; auto:
+                      as many as all ranks have room for
     preprocess        what is done to examples on their way to the model
+    stop              when the run is finished before its last round
     optimizer         makes the inner optimizer from a list of named parameters
     uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
     clip              limits to a step's gradient
+    ema               decay of the weights' exponential moving average; None: there is none
     autocast          dtype of the forward pass's matrix products; None: that of the parameters
     compile           torch.compile's backend for the model; None: it is not compiled
     gradients         how they are averaged inside a silo; without effect in silos of one replica
@@ -98,13 +102,15 @@ class Run:
     optimizer: Callable[..., torch.optim.Optimizer]
     rounds: int
     batch_size: int | None
-    micro_batch_size: int | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
     preprocess: Chain = field(default_factory=Chain)
     length: RoundLength = field(default_factory=RoundLength)
+    stop: Stop = field(default_factory=Stop)
     schedule: Schedule = field(default_factory=Constant)
     cohort: Cohort = field(default_factory=All)
     uplink: Uplink = field(default_factory=Full)
     clip: Clip = field(default_factory=Clip)
+    ema: float | None = None
     autocast: torch.dtype | None = None
     compile: str | None = None
     gradients: Gradients = field(default_factory=FullPrecision)
@@ -119,6 +125,8 @@ class Run:
     def __post_init__(self):
         self.algorithm.refuse(self.optimizer, self.clip, len(self.round(0).cohort))
         self._check_uplink()
+        self._check_stop()
+        self._check_ema()
         if self.length.late == "drop" and self.algorithm.pools_data:
             raise ValueError(
                 "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
@@ -148,6 +156,32 @@ class Run:
         else:
             return
         raise ValueError(f"uplink={self.uplink.name}{fault}.\n  set uplink=fp32, or algorithm=fedavg")
+
+    def _check_ema(self) -> None:
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        if self.ema is not None and not any(map(self.algorithm.is_shared, names)):
+            raise ValueError(
+                f"ema={self.ema}, but algorithm.shared finds no parameter: there are no global weights to average.\n"
+                "  set ema=null, or algorithm=fedavg"
+            )
+
+    def _check_stop(self) -> None:
+        stop = self.stop
+        looked_at = {"target": stop.target, "patience": stop.patience}
+        asked = [f"stop.{name}={value}" for name, value in looked_at.items() if value is not None]
+        if asked and not any(map(len, self.clients.validation)):
+            raise ValueError(
+                f"{' and '.join(asked)}: no examples are held out for validation, which it goes by.\n"
+                "  set data.validation=0.1 or more, or stop by stop.seconds"
+            )
+        evaluations = -(-self.rounds // self.evaluate_every)
+        # The first evaluation is progress, and the last one ends the run anyway.
+        if stop.patience is not None and stop.patience > evaluations - 2:
+            raise ValueError(
+                f"stop.patience={stop.patience} with rounds={self.rounds} and eval.every={self.evaluate_every}: of "
+                f"{evaluations} evaluations so many cannot be in vain before the last.\n"
+                f"  set stop.patience to {max(evaluations - 2, 1)} or less, more rounds, or evaluate more often"
+            )
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:
@@ -182,6 +216,10 @@ class Run:
     def evaluates(self, index: int) -> bool:
         """Whether the round of this index ends with an evaluation."""
         return (index + 1) % self.evaluate_every == 0 or index + 1 == self.rounds
+
+    def may_evaluate(self, index: int) -> bool:
+        """Whether the round of this index may end with an evaluation, when it is known that the run ends with it."""
+        return self.evaluates(index) or self.stop.seconds is not None
 
     def saves(self, index: int) -> bool:
         """Whether the round of this index ends with a checkpoint."""

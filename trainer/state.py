@@ -16,7 +16,8 @@ from trainer.checkpoints.parts import Saved
 from trainer.codecs import Full
 from trainer.cohort import Round
 from trainer.contact import Contact
-from trainer.endings import Window
+from trainer.ema import MovingAverage
+from trainer.endings import Reason, Window
 from trainer.flat import FlatModel, places_of
 from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
@@ -33,7 +34,11 @@ class Progress:
     metrics     of the last round
     trained     of a round that is trained and combined, but not yet evaluated
     bad_rounds  rounds in a row from which a client was left out
-    best        the best validation score so far
+    best        the best validation score so far of a round that was saved
+    peak        the best validation score so far
+    in_vain     evaluations in a row that brought no better one
+    micro_batch_size  the examples that fit, if that was found by trying
+    stopped     why the run ends with the last round that was trained, though there may be more
     skipped     windows of batches that are left out
     silos       the replicas in each
     """
@@ -47,6 +52,10 @@ class Progress:
     trained: Metrics | None = None
     bad_rounds: int = 0
     best: float | None = None
+    peak: float | None = None
+    in_vain: int = 0
+    micro_batch_size: int | None = None
+    stopped: Reason | None = None
     skipped: list[Window] = field(default_factory=list)
     silos: list[int] = field(default_factory=list)
 
@@ -58,6 +67,8 @@ class Progress:
         self.seconds += seconds
         self.training_seconds += metrics["seconds/round"]
         totals = {"round": self.rounds, "examples": self.examples, "steps": self.steps, "seconds": self.seconds}
+        if self.micro_batch_size:
+            totals["micro_batch_size"] = self.micro_batch_size
         self.metrics = totals | metrics
         self.trained = None
         return self.metrics
@@ -69,18 +80,32 @@ class Progress:
         self.best = score
         return True
 
-    def result(self) -> Metrics:
-        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds."""
+    def has_ended(self, rounds: int) -> bool:
+        """Whether there is no more to train or to evaluate, of so many rounds."""
+        return self.rounds >= rounds or (self.stopped is not None and self.trained is None)
+
+    def note(self, score: float) -> None:
+        """Counts an evaluation that brought this validation score, of which more is better."""
+        is_better = math.isfinite(score) and (self.peak is None or score > self.peak)
+        self.peak = score if is_better else self.peak
+        self.in_vain = 0 if is_better else self.in_vain + 1
+
+    def result(self) -> dict[str, Any]:
+        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds.
+
+        `stopped` is why it ended, if not because its rounds were over.
+        """
         hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
         result = {name: value for name, value in self.metrics.items() if not name.startswith(hidden)}
-        return result | {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+        result |= {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+        return result | ({"stopped": self.stopped} if self.stopped else {})
 
 
 class State:
     """The live objects of a run on this rank. Silos start equal: rank 0's initial model goes to all.
 
     `wire` takes the place of the run's own, if it is given; `leaving` says whether all ranks know that they were told
-    to leave.
+    to leave; `average` is that of the weights, if there is one.
     """
 
     def __init__(self, run: Run, contact: Contact | None = None, wire: Wire | None = None):
@@ -96,8 +121,9 @@ class State:
             comm.broadcast(tensor.detach())
         if run.preprocess.goes_by_training_set:
             self._measure_training_set()
+        self.average = None if run.ema is None else MovingAverage(self.model, run.ema)
         algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
-        self.trainer = LocalTrainer(run, self.model, self.contact)
+        self.trainer = LocalTrainer(run, self.model, self.contact, self.average if algorithm.pools_data else None)
         self.local_fingerprint = 0
         self.leaving = False
         self.seconds_waited = 0.0
@@ -130,6 +156,7 @@ class State:
             "fresh": self.trainer.fresh,
             "model": self.model.shared_state(),
             "algorithm": self.run.algorithm.state_dict(),
+            **self.averages(),
         }
         slices = {"algorithm": self.run.algorithm.slice_state()}
         silos = {"clients": self.clients()}
@@ -150,6 +177,20 @@ class State:
         """What this replica alone keeps of clients, by client: what it has not sent of their gradients."""
         states = self.trainer.states.items()
         return {str(client): state["own"] for client, state in states if client != without and state.get("own")}
+
+    def average_after_round(self) -> None:
+        """Takes a round's combination into the average of the weights; that of steps has taken in each of them."""
+        if self.average and not self.run.algorithm.pools_data:
+            self.average.update()
+
+    def averages(self) -> dict[str, Any]:
+        """The average of the weights, if there is one, as a section of its own."""
+        return {"ema": self.average.state_dict()} if self.average else {}
+
+    def restore_averages(self, saved: Saved) -> None:
+        """Puts `averages` back."""
+        if self.average:
+            self.average.load_state_dict(saved.load("ema"))
 
     def residuals(self) -> dict[str, Any]:
         """What this rank's wire keeps, by silo, as a section of its own."""
@@ -174,6 +215,7 @@ class State:
     def restore_border(self, saved: Saved) -> None:
         """Puts a border back. Clients' states are read by client: their silos may be others than those that saved."""
         self.restore_totals(saved)
+        self.restore_averages(saved)
         self.model.load_shared_state(saved.load("model"))
         self.run.algorithm.load_state_dict(saved.load("algorithm"))
         self.trainer.fresh = saved.load("fresh")

@@ -28,11 +28,11 @@ from trainer.checkpoints.parts import DiskFull
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
-from trainer.endings import Diverged, Preempted
+from trainer.endings import Diverged, OutOfMemory, Preempted
 from trainer.fit import fit
 from trainer.folder import FREE, RunFolder, Status, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
-from trainer.metrics import Console, Exhibits, JsonLines, Metrics, Sink, TensorBoard, read_jsonl
+from trainer.metrics import Console, Exhibits, JsonLines, Sink, TensorBoard, read_jsonl
 from trainer.models import describe_model
 from trainer.numerics import set_up
 from trainer.place import Place, check_ranks, discover
@@ -160,11 +160,11 @@ class Worker:
             run = build(self.config, topology)
         result = self._fit_or_skip(run)
         if self.writes:
-            self.folder.write_model()
+            self.folder.write_models()
             self.folder.write_result(result)
         self._say("finished")
 
-    def _fit_or_skip(self, run: Run, until: int | None = None) -> Metrics:
+    def _fit_or_skip(self, run: Run, until: int | None = None) -> dict[str, Any]:
         """The result of the run; batches after which the loss was not finite are left out, if bad_loss=skip."""
         diverged = None
         while True:
@@ -178,7 +178,7 @@ class Worker:
                 print(f"{diverged}: goes back to the last checkpoint, and skips the batches since", flush=True)
             run = build(self.config, run.topology)
 
-    def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> Metrics:
+    def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> dict[str, Any]:
         """The result of the run, continued from its newest checkpoint if there is one."""
         keep = self.config.checkpoint.keep
         checkpoints = Checkpoints(self.folder.checkpoints, run.topology, run.layout, keep, self.disk)
@@ -273,8 +273,9 @@ def _fail(place: Place, worker: Worker | None, error: BaseException) -> NoReturn
         time.sleep(0 if place.rank == 0 else SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
     said = _account(place, worker, error)
+    status = "bad_input" if isinstance(error, OutOfMemory) else "crashed"
     if folder and folder.path.exists() and folder.claim_failure("run"):
-        folder.set_status("crashed", rank=place.rank, error=f"{type(error).__name__}: {error}")
+        folder.set_status(status, rank=place.rank, error=f"{type(error).__name__}: {error}")
     if folder and not folder.claim_failure(f"node-{place.node}"):
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         os._exit(1)
@@ -290,6 +291,8 @@ def _account(place: Place, worker: Worker | None, error: BaseException) -> str:
     if comm.has_lost_peers(error):
         time.sleep(SECONDS_FOR_THE_CULPRIT)
         return f"rank {place.rank} lost its peers: {str(error).splitlines()[0]}"
+    if isinstance(error, OutOfMemory):
+        return f"rank {place.rank}: {error}"
     if isinstance(error, DiskFull):
         return f"rank {place.rank}: {error.strerror}"
     return f"rank {place.rank} failed:\n{''.join(traceback.format_exception(error))}"

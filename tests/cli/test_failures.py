@@ -14,6 +14,7 @@ from tests.cli.command import Shell
 
 MODELS = """
 import time
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -38,6 +39,12 @@ class Breaks(Small):
             raise ArithmeticError("the model broke")
         return super().forward(images)
 
+class Wide(Small):
+    def forward(self, images):
+        if self.training and len(images) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...")
+        return super().forward(images)
+
 class Slow(Small):
     def forward(self, images):
         time.sleep(0.02 * self.training)
@@ -45,6 +52,7 @@ class Slow(Small):
 """
 BREAKS = ("model=custom", "model._target_=own.Breaks")
 SLOW = ("model=custom", "model._target_=own.Slow", "rounds=200")
+WIDE = ("model=custom", "model._target_=own.Wide", "rounds=1", "round.steps=2", "run_dir=wide")
 ONCE = ("launch.max_restarts=0",)
 SECONDS_TO_END = 10
 
@@ -117,3 +125,15 @@ def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) ->
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code in (75, 128 + signal.SIGINT, -signal.SIGINT)  # the last before Python itself has started
     assert "Traceback" not in ended.err and len(ended.err.splitlines()) <= 2, ended.err
+
+
+def test_no_room_in_memory_is_said_with_what_to_change_and_changed_in_the_same_folder(shell: Shell) -> None:
+    """Bad input, not a crash: nothing is started again. A step of 32 examples is 16 a rank, of which 9 fit."""
+    ended = shell.train(*WIDE)
+    assert ended.code == 2 and ended.err.count("micro_batch_size=null: there is no room") == 1
+    assert "16 examples at once: 1.50 GiB more" in ended.err and "set micro_batch_size=8 or less" in ended.err
+    assert "Traceback" not in ended.err and "restart" not in ended.err
+    folder = shell.folder / "wide"
+    assert state_of(folder)["status"] == "bad_input"
+    assert shell.train(*WIDE, "micro_batch_size=auto").code == 0
+    assert json.loads((folder / "result.json").read_text())["micro_batch_size"] == 8

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.cli.command import HERE, Shell, work
 from tests.cli.conftest import SYNC, Trained
@@ -91,6 +92,29 @@ def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_pat
     assert [[metrics[key] for key in told] for metrics in ours] == [
         [metrics[key] for key in told] for metrics in theirs
     ]
+
+
+def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
+    """Here at a target that every model reaches; the same command again only shows it, also with more rounds."""
+    overrides = ["round.steps=1", "stop.target=0", f"run_dir={tmp_path}"]
+    ranks(2).run(work, ["rounds=5", *overrides])
+    folder, before = RunFolder(tmp_path), figures(tmp_path)
+    assert folder.status() == "finished" and folder.has_finished(5)
+    assert (folder.result()["round"], folder.result()["stopped"]) == (1, "target")
+    for rounds in (5, 6):
+        ranks(2).run(work, [f"rounds={rounds}", *overrides])
+        assert figures(tmp_path) == before
+
+
+def test_the_average_of_the_weights_is_exported(ranks, tmp_path: Path) -> None:
+    """A model of the same names, which differs in what is averaged alone."""
+    overrides = ["rounds=2", "round.steps=2", "ema=0.5", "model.norm=batch", "silos=1", f"run_dir={tmp_path}"]
+    ranks(2).run(work, overrides)
+    model, average = (load_file(tmp_path / f"{name}.safetensors") for name in ("model", "ema"))
+    assert model.keys() == average.keys()
+    same = {name for name in model if torch.equal(model[name], average[name])}
+    assert same == {name for name in model if "running" in name or "num_batches" in name} != set()
+    assert "ema/accuracy" in RunFolder(tmp_path).result()
 
 
 REFUSED = {

@@ -51,6 +51,15 @@ UNFIT = {
     "fewer clients than silos": ([*FEDAVG, "clients=1"], ["clients=1", "2 silos", "2 or more"]),
     "sync with silos": (["silos=2"], ["silos=2", "algorithm=sync", "set silos=1, or algorithm=fedavg"]),
     "too small a batch": (["silos=[2]", "batch_size=1"], ["batch_size=1", "2 replicas", "2 or more, or all"]),
+    "a target of no validation": (
+        ["stop.target=0.9", "stop.patience=2", "data.validation=0"],
+        ["stop.target=0.9 and stop.patience=2", "no examples are held out", "data.validation=0.1", "stop.seconds"],
+    ),
+    "patience beyond the end": (
+        ["stop.patience=3", "eval.every=5"],
+        ["stop.patience=3 with rounds=20 and eval.every=5", "4 evaluations", "stop.patience to 2 or less"],
+    ),
+    "an average of nothing": (["algorithm=local", "silos=2", "ema=0.9"], ["ema=0.9", "finds no parameter", "ema=null"]),
     "too large a cohort": (
         [*FEDAVG, "clients=4", "cohort=sample", "cohort.size=5"],
         ["cohort.size=5", "4 clients", "1 to 4"],

@@ -86,7 +86,7 @@ def assert_left_and_bit_equal(
     resumed = pool.run(run_part, name, silos, choices, folder / "left", None)[0]
     alone = pool.run(run_part, name, silos, choices, folder / "alone", None)[0]
     ours, theirs = border(folder / "left", ROUNDS), border(folder / "alone", ROUNDS)
-    for section in ("model", "algorithm", "clients", "residuals"):
+    for section in ("model", "ema", "algorithm", "clients", "residuals"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
     for one, other in zip(resumed.rounds[::-1], alone.rounds[::-1], strict=False):
         assert_same(timeless(one), timeless(other))

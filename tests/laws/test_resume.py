@@ -62,7 +62,7 @@ def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], fol
     (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder)
     saved, expected = (border(path, ROUNDS) for path in (ours, theirs))
     assert saved.parts == expected.parts
-    for section in ("model", "algorithm", "clients", "residuals"):
+    for section in ("model", "ema", "algorithm", "clients", "residuals"):
         assert_same(leaves(saved.load(section)), leaves(expected.load(section)))
     assert torch.equal(*(each.load("progress")["participations"] for each in (saved, expected)))
     assert len(our_rounds) == ROUNDS - INTERRUPTED

@@ -56,6 +56,7 @@ def lines_of(state: State, wire: Silent, clients: int, step: int, process: int) 
         "gradients": gradients,
         "inner optimizer's state": _new(tensors_of(trainer.optimizer.state), seen),
         "global parameters": _new(tensors_of(own.pop("parameters", None)), seen),
+        "average of the weights": _new([state.average.vector] if state.average else [], seen),
         "server optimizer's state, of its slice": _new(tensors_of(algorithm.slice_state()), seen),
         "sums of the silo's clients": _new(tensors_of(own.pop("sums", None)), seen),
         "deltas of all clients": wire.bytes_held + 2 * clients * _each(own.pop("deltas", [])),

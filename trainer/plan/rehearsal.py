@@ -17,6 +17,7 @@ from trainer.plan.memory import Lines, growth, lines_of, resident
 from trainer.plan.packing import packings, residuals
 from trainer.plan.silent import Silent
 from trainer.report import Tally
+from trainer.room import settle_micro_batch
 from trainer.round import combine
 from trainer.run import Run
 from trainer.state import State
@@ -42,6 +43,8 @@ class Rehearsal:
         self.wire = Silent(wire, run.topology.num_silos, len(first.cohort))
         # What packs gradients would look for the replicas that are not there.
         self.state = State(replace(run, gradients=FullPrecision()), wire=self.wire)
+        settle_micro_batch(self.state)
+        self.run = replace(run, micro_batch_size=self.state.trainer.micro_batch_size)
         self.joined = self.sent = 0
         self.vectors: list[tuple[Tensor, int]] = []
         self._play(0.0)  # the first one is slow, and makes what later ones find

@@ -81,7 +81,8 @@ def _step(plan: Plan) -> str:
     if whole is None:
         return "all examples of a client"
     shares = [-(-whole // load.replicas) for load in plan.costs.loads]
-    pieces = [-(-share // (run.micro_batch_size or share)) for share in shares]
+    size = run.micro_batch_size
+    pieces = [-(-share // size) if isinstance(size, int) else 1 for share in shares]
     cut = f", in {_range(pieces)} micro-batches" if max(pieces) > 1 else ""
     return f"{whole} examples of a silo, {_range(shares)} of a rank{cut}"
 

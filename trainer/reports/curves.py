@@ -20,7 +20,7 @@ AXES = {
     "seconds": "seconds",
     "bytes_between_silos": "bytes between silos",
 }
-GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "clients/", "delta/")
+GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "ema/", "clients/", "delta/")
 COUNTS = ("clients/trained", "clients/left_out", "clients/late")
 SCORES = [name for name in HEADLINES if name != "loss"]
 FIRST = (

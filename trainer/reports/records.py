@@ -80,12 +80,16 @@ def _read(path: Path) -> Record:
     try:
         settings = flatten(yaml.safe_load((path / "config.yaml").read_text()))
         state = folder.state()
-        figures = folder.result() if state["status"] == "finished" else None
+        figures = _numbers(folder.result()) if state["status"] == "finished" else None
         history = read_jsonl(folder.metrics) if folder.metrics.exists() else []
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or leave it out") from error
     rounds = [_without_clients(metrics) for metrics in history]
     return Record(path, settings, state, rounds, client_figures(history), figures or _last_figures(rounds))
+
+
+def _numbers(result: dict[str, Any]) -> Metrics:
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 
 def _without_clients(metrics: dict[str, Any]) -> Metrics:

@@ -1,0 +1,189 @@
+"""A micro-batch that was found to fit is one that was given by hand, to the last bit; and what has no room is said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of
+from tests.laws.test_resume import border, noisy_choices, text_choices, timeless
+from trainer.checkpoints import Checkpoints
+from trainer.endings import OutOfMemory, check_room
+from trainer.fit import fit
+from trainer.optim import Grouped, Muon
+from trainer.room import largest_share, state_numbers
+from trainer.topology import Silos, distributed
+
+ROUNDS = 3
+GPU = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.00 GiB of which 1.00 GiB is"
+CPU = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+
+
+class Narrow(nn.Module):
+    """A module for which there is room for so many examples at once while it trains, by rank."""
+
+    def __init__(self, inner: nn.Module, limits: list[int]):
+        super().__init__()
+        self.inner, self.limits = inner, limits
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and len(inputs) > self.limits[dist.get_rank() % len(self.limits)]:
+            raise torch.OutOfMemoryError(GPU)
+        return self.inner(inputs)
+
+
+def run_to(name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int, limits: list[int]) -> Records:
+    """Trains to this round from the newest checkpoint."""
+    with distributed(silos_of(name, silos)) as topology:
+        narrow = {"module": Narrow(choices["module"], limits), "rounds": ROUNDS}
+        run, records = case_run(topology, name, choices | narrow), Records()
+        checkpoints = Checkpoints(folder, topology, run.layout)
+        fit(run, [records], checkpoints, checkpoints.newest(), until=until)
+        return records
+
+
+def assert_found(
+    pool: Any, name: str, silos: Silos, choices: dict[str, Any], limits: list[int], size: int, folder: Path
+) -> None:
+    """With `auto`, in two parts, the second with all room there is, the run is that of `size` by hand."""
+    auto, by_hand = choices | {"micro_batch_size": "auto"}, choices | {"micro_batch_size": size}
+    pool.run(run_to, name, silos, auto, folder / "auto", 1, limits)
+    found = pool.run(run_to, name, silos, auto, folder / "auto", ROUNDS, [99])[0]
+    given = pool.run(run_to, name, silos, by_hand, folder / "hand", ROUNDS, [99])[0]
+    ours, theirs = border(folder / "auto", ROUNDS), border(folder / "hand", ROUNDS)
+    for section in ("model", "algorithm", "clients"):
+        assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
+    for mine, yours in zip(found.rounds, given.rounds[1:], strict=True):
+        assert mine.pop("micro_batch_size") == size
+        assert_same(timeless(mine), timeless(yours))
+
+
+@pytest.mark.parametrize(
+    ("limits", "size"), [([3, 99], 2), ([99, 4], 4), ([99, 99], 5), ([99, 5], 5)], ids=["2", "4", "share", "just"]
+)
+def test_sync_takes_the_largest_that_all_ranks_have_room_for(ranks, limits: list[int], size: int, tmp_path: Path):
+    """Dropout and batch statistics; of a batch of 10 each of two replicas has 5."""
+    assert_found(ranks(2), "sync", 1, noisy_choices("sync"), limits, size, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "diloco", "fedsgd"])
+def test_silos_take_the_same(ranks, name: str, tmp_path: Path):
+    assert_found(ranks(2), name, 2, noisy_choices(name), [99, 6], 4, tmp_path)
+
+
+def test_buckets_stay_in_their_order_on_three_replicas(ranks, tmp_path: Path):
+    choices = text_choices(0.2) | {"batch_size": 9}
+    assert_found(ranks(3), "sync", 1, choices, [99, 2, 3], 2, tmp_path)
+
+
+def test_a_whole_share_that_fits_does_not_limit_a_larger_one(ranks, tmp_path: Path):
+    """Silos of 3 replicas and of 1, whose shares of 12 are 4 and 12."""
+    choices = noisy_choices("fedavg") | {"batch_size": 12}
+    assert_found(ranks(4), "fedavg", [3, 1], choices, [4, 4, 4, 9], 8, tmp_path)
+
+
+def test_a_number_given_later_takes_the_place_of_the_one_found(ranks, tmp_path: Path):
+    choices = noisy_choices("fedavg")
+    for until, size in ((1, "auto"), (2, 5), (3, "auto")):
+        given = choices | {"micro_batch_size": size}
+        records = ranks(2).run(run_to, "fedavg", 2, given, tmp_path, until, [3, 99] if until == 1 else [99])[0]
+        assert records.rounds[0].get("micro_batch_size") == {1: 2, 2: None, 3: 10}[until]
+
+
+def no_room_at_all(folder: Path) -> str:
+    with pytest.raises(OutOfMemory) as failure:
+        run_to("fedavg", 2, noisy_choices("fedavg") | {"micro_batch_size": "auto"}, folder, 1, [99, 0])
+    return str(failure.value)
+
+
+def test_all_ranks_end_when_one_has_no_room_for_an_example(ranks, tmp_path: Path):
+    assert all("micro_batch_size=auto" in said for said in ranks(2).run(no_room_at_all, tmp_path))
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, None])
+def test_the_share_is_that_of_the_largest_batch(batch_size: int | None):
+    with distributed() as topology:
+        run = case_run(topology, "fedavg", {"batch_size": batch_size})
+        assert largest_share(run) == (batch_size or 20)
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        (partial(torch.optim.SGD, lr=0.1), 0),
+        (partial(torch.optim.SGD, lr=0.1, momentum=0.9), 1),
+        (Grouped(partial(torch.optim.AdamW, lr=0.1), True, (("^0", 2.0),)), 2),
+        (partial(Muon, lr=0.1), 1),
+    ],
+    ids=["sgd", "momentum", "adamw", "muon"],
+)
+def test_what_an_optimizer_keeps_is_counted(make: Any, numbers: int):
+    with distributed() as topology:
+        assert state_numbers(case_run(topology, "fedavg", {"optimizer": make})) == numbers
+
+
+SAID = {
+    "a GPU's": (torch.OutOfMemoryError(GPU), 64, ["=null", "64 examples", "2.50 GiB more", "=32 or less", "=auto"]),
+    "a CPU's": (RuntimeError(CPU), 100, ["100 examples", "99 bytes more", "micro_batch_size=32 or less"]),
+    "a library's": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), 3, ["3 examples", "=1 or less"]),
+    "Python's": (MemoryError(), 1, ["1 examples", "a smaller model"]),
+}
+
+
+@pytest.mark.parametrize(("error", "examples", "said"), SAID.values(), ids=SAID.keys())
+def test_what_there_is_no_room_for_is_said(error: Any, examples: int, said: list[str]):
+    with pytest.raises(OutOfMemory) as failure:
+        check_room(error, "micro_batch_size", None, examples)
+    assert all(part in str(failure.value) for part in said), str(failure.value)
+
+
+def test_other_errors_are_left_alone():
+    check_room(RuntimeError("shapes cannot be multiplied"), "micro_batch_size", 4, 4)
+
+
+# A process with little memory: 512 MB more than PyTorch takes, for a model whose examples take 4 MB each and more.
+LITTLE = """
+import resource, sys
+import torch
+from torch import nn
+sys.path.insert(0, {root!r})
+from tests.laws.cases import case_run, tiny_data
+from tests.support.runs import make_clients
+from trainer.endings import OutOfMemory
+from trainer.fit import fit
+from trainer.topology import distributed
+
+torch.set_num_threads(1)
+wide = nn.Sequential(nn.Linear(6, 1 << 18), nn.Tanh(), nn.Linear(1 << 18, 3))
+choices = dict(sizes=[512], module=wide, data=tiny_data(512, torch.float32), batch_size=512, rounds=1)
+choices |= dict(clients=make_clients([512], 21), evaluation_batch_size=4)
+with distributed() as topology:
+    fit(case_run(topology, "sync", choices | dict(batch_size=2)))  # what PyTorch needs at the first use
+    pages = int(open("/proc/self/statm").read().split()[0])
+    room = pages * resource.getpagesize() + (512 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    try:
+        fit(case_run(topology, "sync", choices))
+    except OutOfMemory as error:
+        print(error)
+    print(fit(case_run(topology, "sync", choices | dict(micro_batch_size="auto")))["micro_batch_size"])
+"""
+
+
+def test_real_memory_is_found_and_its_end_is_said():
+    """Allocations that fail: 512 examples are told to be too many, and `auto` trains with some of them at a time."""
+    script = LITTLE.format(root=str(Path(__file__).parents[2]))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stderr
+    said, way_out, found = ended.stdout.splitlines()
+    assert "micro_batch_size=null" in said and "512 examples" in said and "bytes more" in said
+    assert "set micro_batch_size=256 or less, or micro_batch_size=auto" in way_out
+    assert int(found) in (16, 32, 64, 128)

@@ -1,0 +1,160 @@
+"""A run that stops early is the beginning of the whole run; where it stops is found by hand, and the same on resume."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.laws.cases import CASES, SIZES, TEST_EXAMPLES, Records, assert_same, case_run, leaves, silos_of
+from tests.laws.test_midround import LeavesWhile
+from tests.laws.test_resume import border, text_choices, timeless
+from trainer import round
+from trainer.checkpoints import Checkpoints
+from trainer.contact import Contact
+from trainer.data import Clients
+from trainer.endings import Preempted, Stop
+from trainer.fit import fit
+from trainer.run import RoundLength
+from trainer.state import Progress
+from trainer.topology import Silos, distributed
+
+ROUNDS = 8
+
+
+def held_out(sizes: list[int], tests: int) -> Clients:
+    """Clients of so many examples, of which each holds the first one out."""
+    edges = np.cumsum([0, *sizes])
+    ids = [np.arange(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    test = tuple(np.arange(client, tests, len(sizes)) for client in range(len(sizes)))
+    return Clients(tuple(mine[1:] for mine in ids), tuple(mine[:1] for mine in ids), test)
+
+
+def choices_of(model: str, **choices: Any) -> dict[str, Any]:
+    """Of a classifier, whose accuracy is better the larger it is, or of a gpt, whose perplexity is not."""
+    made, tests = (text_choices(0.2), 8) if model == "gpt" else ({}, TEST_EXAMPLES)
+    return made | {"clients": held_out(SIZES, tests), "rounds": ROUNDS, "seed": 3} | choices
+
+
+def run_until(
+    name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int | None = None, doing: str = ""
+) -> tuple[dict[str, Any] | None, Records]:
+    """The result, and the rounds that were run here, from the newest checkpoint on; None of a run that was to leave."""
+    with distributed(silos_of(name, silos)) as topology:
+        run, records = case_run(topology, name, choices), Records()
+        checkpoints = Checkpoints(folder, topology, run.layout, keep=ROUNDS)
+        contact = LeavesWhile(doing) if doing else Contact()
+        try:
+            return fit(run, [records], checkpoints, checkpoints.newest(), until=until, contact=contact), records
+        except Preempted:
+            return None, records
+
+
+def scores_of(records: Records, model: str) -> list[float]:
+    """The validation scores by round, more is better."""
+    if model == "gpt":
+        return [-metrics["validation/perplexity"] for metrics in records.rounds]
+    return [metrics["validation/accuracy"] for metrics in records.rounds]
+
+
+def rounds_with_patience(scores: list[float], patience: int) -> int:
+    """By hand: the first round with so many scores since the first of the best of them."""
+    for rounds in range(1, len(scores) + 1):
+        so_far = scores[:rounds]
+        if rounds - 1 - so_far.index(max(so_far)) >= patience:
+            return rounds
+    return len(scores)
+
+
+def assert_is_the_beginning(folder: Path, whole: Path, rounds: int) -> None:
+    """The last border is that of the run that was not stopped."""
+    ours, theirs = border(folder, rounds), border(whole, rounds)
+    for section in ("model", "clients"):
+        assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
+    assert not list(folder.glob(f"round-{rounds + 1:06d}*"))
+
+
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+@pytest.mark.parametrize("name", ["sync", "diloco", "streaming"])
+def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model: str, tmp_path: Path):
+    _, whole = ranks(2).run(run_until, name, 2, choices_of(model), tmp_path / "whole")[0]
+    scores = scores_of(whole, model)
+    wanted = sorted(scores)[ROUNDS // 2]
+    rounds = next(index for index, score in enumerate(scores) if score >= wanted) + 1
+    choices = choices_of(model, stop=Stop(target=abs(wanted)), save_every=ROUNDS)
+    results = [result for result, _ in ranks(2).run(run_until, name, 2, choices, tmp_path / "ours")]
+    assert [(result["round"], result["stopped"]) for result in results] == [(rounds, "target")] * 2
+    assert_is_the_beginning(tmp_path / "ours", tmp_path / "whole", rounds)
+
+
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model: str, tmp_path: Path):
+    """At a rate at which scores go up and down; interrupted before the end it ends in the same round."""
+    jumping = partial(torch.optim.SGD, lr=3.0, momentum=0.5)
+    choices = choices_of(model, optimizer=jumping, length=RoundLength(steps=2))
+    _, whole = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path / "whole")[0]
+    scores = scores_of(whole, model)
+    patience = next(p for p in (3, 2, 1) if 1 < rounds_with_patience(scores, p) < ROUNDS)
+    rounds = rounds_with_patience(scores, patience)
+    choices |= {"stop": Stop(patience=patience)}
+    for until, reason in ((rounds - 1, None), (None, "patience"), (None, "patience")):
+        outcomes = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path / "ours", until)
+        assert [(result["round"], result.get("stopped")) for result, _ in outcomes] == [(until or rounds, reason)] * 2
+    assert outcomes[0][1].rounds == [], "what was run is not run again"
+    assert_is_the_beginning(tmp_path / "ours", tmp_path / "whole", rounds)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Path):
+    """No time at all: one round, evaluated and saved though none was due, the same as a run of one round."""
+    choices = choices_of("mlp", evaluate_every=ROUNDS, save_every=ROUNDS)
+    result, ours = ranks(2).run(run_until, name, 2, choices | {"stop": Stop(seconds=0.0)}, tmp_path / "ours")[0]
+    _, theirs = ranks(2).run(run_until, name, 2, choices | {"rounds": 1}, tmp_path / "theirs")[0]
+    assert result is not None and (result["round"], result["stopped"]) == (1, "seconds")
+    assert_is_the_beginning(tmp_path / "ours", tmp_path / "theirs", 1)
+    assert_same(timeless(ours.rounds[0]), timeless(theirs.rounds[0]))
+
+
+def run_on_other_clocks(folder: Path) -> dict[str, Any]:
+    """On rank 0 the time goes by a second a look, on all others it has gone by long ago."""
+    with distributed(2) as topology:
+        run = case_run(topology, "fedavg", choices_of("mlp", stop=Stop(seconds=40)))
+        times = count(0, 1) if topology.rank == 0 else count(10**6, 10**6)
+        with patch.object(round, "perf_counter", lambda: float(next(times))):
+            return fit(run, [], Checkpoints(folder, topology, run.layout))
+
+
+def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
+    results = ranks(2).run(run_on_other_clocks, tmp_path)
+    assert results[0]["stopped"] == results[1]["stopped"] == "seconds"
+    assert 1 < results[0]["round"] == results[1]["round"] < ROUNDS
+
+
+def test_a_run_that_leaves_before_its_last_evaluation_stops_when_it_goes_on(ranks, tmp_path: Path):
+    choices = choices_of("mlp", evaluate_every=ROUNDS, stop=Stop(seconds=0.0))
+    assert ranks(2).run(run_until, "fedavg", 2, choices, tmp_path, None, "evaluating")[0][0] is None
+    assert border_is_unevaluated(tmp_path)
+    result, records = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path)[0]
+    assert result is not None and (result["round"], result["stopped"], len(records.rounds)) == (1, "seconds", 1)
+
+
+def border_is_unevaluated(folder: Path) -> bool:
+    return [path.name for path in folder.glob("round-*")] == ["round-000001-unevaluated"]
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=1))
+def test_evaluations_in_vain_are_those_since_the_first_of_the_best(scores: list[float]):
+    progress = Progress()
+    for score in scores:
+        progress.note(score)
+    known = [score for score in scores if score == score]
+    assert progress.peak == (max(known) if known else None)
+    assert progress.in_vain == len(scores) - (scores.index(max(known)) + 1 if known else 0)
