@@ -73,6 +73,8 @@ def build(config: Config, topology: Topology) -> Run:
         per_client=config.report.per_client,
         max_bad_rounds=config.max_bad_rounds,
         personal_steps=config.eval.personal_steps,
+        peak_rate=None if config.report.peak_rate == "auto" else float(config.report.peak_rate),
+        measures_rate=_measures_rate(config, topology),
         **slots,
     )
     _guard("cohort", config.cohort, lambda: run.round(0))
@@ -244,6 +246,11 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
             f"batch_size={config.batch_size} is smaller than the {largest} replicas of a silo: "
             f"it counts the examples of the whole silo.\n  valid: {largest} or more, or all"
         )
+
+
+def _measures_rate(config: Config, topology: Topology) -> bool:
+    wish = config.report.measure_rate
+    return topology.device.type == "cuda" if wish == "auto" else bool(wish)
 
 
 def _round_length(config: Config) -> RoundLength:

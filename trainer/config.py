@@ -154,6 +154,8 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class ReportConfig:
     per_client: Literal["full", "scores", "none"] = setting(words("full", "scores", "none"))
+    peak_rate: float | str = setting(number(1) | words("auto"))
+    measure_rate: bool | str = setting(switch | words("auto"))
 
 
 @dataclass(frozen=True)

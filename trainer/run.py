@@ -87,6 +87,8 @@ class Run:
     max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
     per_client        what is reported of single clients: `full`, `scores` only, or `none`
     personal_steps    steps on its own examples after which each client's model is evaluated too; 0: it is not
+    peak_rate         operations a second of the device of each rank, for the figure `mfu`; None: by the device's name
+    measures_rate     whether the rate of large matrix products is measured at the start, for `measured_mfu`
     """
 
     topology: Topology
@@ -115,6 +117,8 @@ class Run:
     per_client: PerClient = "full"
     max_bad_rounds: int = 3
     personal_steps: int = 0
+    peak_rate: float | None = None
+    measures_rate: bool = False
 
     def __post_init__(self):
         self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))

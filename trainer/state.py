@@ -22,6 +22,7 @@ from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
 from trainer.personal import average_personal
 from trainer.run import Run
+from trainer.speed import Speed
 from trainer.topology import slices_of
 from trainer.wires import Wire, wire_of
 
@@ -41,6 +42,7 @@ class Progress:
     rounds: int = 0
     examples: int = 0
     steps: int = 0
+    units: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Progress:
         self.rounds += 1
         self.examples += int(metrics["round/examples"])
         self.steps += int(metrics["round/steps"])
+        self.units += int(metrics["round/units"])
         self.seconds += seconds
         self.training_seconds += metrics["seconds/round"]
         totals = {"round": self.rounds, "examples": self.examples, "steps": self.steps, "seconds": self.seconds}
@@ -70,10 +73,12 @@ class Progress:
         return True
 
     def result(self) -> Metrics:
-        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds."""
+        """What the run is known by: the last round's figures, without single clients, and the rates over all rounds."""
         hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
         result = {name: value for name, value in self.metrics.items() if not name.startswith(hidden)}
-        return result | {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+        done = {"examples_per_second": self.examples, "tokens_per_second": self.units}
+        rates = {name: count / max(self.training_seconds, 1e-9) for name, count in done.items() if name in result}
+        return result | rates
 
 
 class State:
@@ -98,6 +103,7 @@ class State:
             self._measure_training_set()
         algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
         self.trainer = LocalTrainer(run, self.model, self.contact)
+        self.speed = Speed(run)
         self.local_fingerprint = 0
         self.leaving = False
         self.seconds_waited = 0.0
