@@ -75,6 +75,7 @@ def build(config: Config, topology: Topology) -> Run:
         personal_steps=config.eval.personal_steps,
         peak_rate=None if config.report.peak_rate == "auto" else float(config.report.peak_rate),
         measures_rate=_measures_rate(config, topology),
+        on_device=None if config.data["on_device"] == "auto" else config.data["on_device"],
         **slots,
     )
     _guard("cohort", config.cohort, lambda: run.round(0))

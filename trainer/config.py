@@ -105,7 +105,7 @@ rates = Kind("a list of names, as regular expressions, with factors, such as [[h
 
 # Keys of leaves that the frame reads: what is made of a leaf is not given them.
 OWN_KEYS = {
-    "data": {"validation": number(0, 1), "files": paths},
+    "data": {"validation": number(0, 1), "files": paths, "on_device": switch | words("auto")},
     "optimizer": {"no_decay": switch, "rates": rates},
     "model": {"init": text | words(None), "freeze": pattern | words(None)},
 }

@@ -1,16 +1,17 @@
-"""What a rank computes on: how fast it could be, and how much memory was held there."""
+"""What a rank computes on: how fast it could be, how much memory was held there, how tensors get there."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import torch
+from torch import Tensor
+
+from trainer.clock import seconds_of
 
 # Dense bfloat16 operations a second by the words of a device's name, as its maker gives them; the first that fits.
 PEAK_RATES = {
@@ -63,20 +64,21 @@ def peak_of(device: torch.device) -> float:
     return known_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else math.nan
 
 
+def on(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device, or on its way there: nobody waits for it but what is computed from it."""
+    if tensor.device == device:
+        return tensor
+    # Only from pinned memory does a GPU copy by itself.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 @cache
 def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The operations a second of products of large square matrices of this type; 2 n^3 of a product. Waits for them."""
     width = WIDTHS[device.type]
     a, b = (torch.ones(width, width, dtype=dtype, device=device) for _ in "ab")
-    out = torch.empty_like(a)
-    times = []
-    for _ in range(PRODUCTS):
-        _finish(device)
-        began = perf_counter()
-        torch.mm(a, b, out=out)
-        _finish(device)
-        times.append(perf_counter() - began)
-    return 2 * width**3 / median(times)
+    product = partial(torch.mm, a, b, out=torch.empty_like(a))
+    return 2 * width**3 / seconds_of(product, device, PRODUCTS)
 
 
 def peak_bytes(device: torch.device) -> float:
@@ -90,8 +92,3 @@ def status_bytes(name: str) -> int:
     """What Linux says of this process's memory: VmRSS is what it holds, VmHWM the most that it has held."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -15,6 +15,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
+from trainer.data.feeding import Feeding
 from trainer.data.loader import Batch, Examples, Share, Stream
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
@@ -56,6 +57,7 @@ class LocalTrainer:
     has_stepped whether this replica has trained since the run began
     scaler      of the loss, for float16; its state is a client's own
     gradients   how they are averaged over the silo; what is not sent yet is a client's own, on each replica
+    feeding     the training set, as the device gets it
     skipped     windows [first, last) of the round's steps whose batches are not trained on
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
     outputs     the bare model, in the precision of the run, for evaluation
@@ -76,6 +78,7 @@ class LocalTrainer:
         self.optimizer = run.optimizer(model.named_trainable)
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
+        self.feeding = Feeding(run.data.train, run.topology.device, run.on_device)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
@@ -199,9 +202,9 @@ class LocalTrainer:
         members = torch.from_numpy(ids)
 
         def fetch(some: Tensor, epoch: int) -> Examples:
-            return run.preprocess.train(run.data.train, some, members, run.seed, epoch, topology.device)
+            return run.preprocess.train(self.feeding.source, some, members, run.seed, epoch, topology.device)
 
-        return Stream(fetch, ids, client, run.batch_size, share, run.seed)
+        return Stream(fetch, ids, client, run.batch_size, share, run.seed, self.feeding.ahead)
 
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.

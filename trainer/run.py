@@ -15,6 +15,7 @@ from trainer.algorithms import Algorithm
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
+from trainer.data.feeding import check_on_device
 from trainer.gradients import FullPrecision, Gradients
 from trainer.optim import Clip, Constant, Schedule
 from trainer.preprocess import Chain
@@ -75,6 +76,7 @@ class Run:
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
     micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch
     preprocess        what is done to examples on their way to the model
+    on_device         whether a GPU holds the training set in its memory; None: if it is small
     optimizer         makes the inner optimizer from a list of named parameters
     uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
@@ -119,8 +121,10 @@ class Run:
     personal_steps: int = 0
     peak_rate: float | None = None
     measures_rate: bool = False
+    on_device: bool | None = None
 
     def __post_init__(self):
+        check_on_device(self.data.train, self.topology.device, self.on_device)
         self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
         self._check_uplink()
         if self.length.late == "drop" and self.algorithm.pools_data:
