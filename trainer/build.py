@@ -1,26 +1,24 @@
-"""From a configuration to the objects of a run: the only user of `instantiate`; no configuration goes further down."""
+"""From a configuration to the objects of a run; no configuration goes further down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
 import torch
-from hydra.errors import InstantiationException
 from torch import nn
 
 from trainer.algorithms import Algorithm
 from trainer.algorithms.algorithm import MakeOptimizer
-from trainer.arguments import argument_faults
 from trainer.checks import check_fit, check_labels, check_rates, check_shared
 from trainer.cohort import All, Cohort
-from trainer.config import Config, Leaf, for_target, given, shown
+from trainer.config import Config, Leaf, shown
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
 from trainer.endings import Stop
+from trainer.leaves import Faults, each, guard, instantiate, name_of, object_of
 from trainer.metrics import Sink
 from trainer.optim import Clip, Grouped
 from trainer.preprocess import Chain, skewed
@@ -40,7 +38,7 @@ def build(config: Config, topology: Topology) -> Run:
     splits = faults.collect(lambda: _data(config, topology))
     task = faults.collect(lambda: _task(config))
     algorithm = faults.collect(lambda: _algorithm(config, topology))
-    slots = {slot: faults.collect(partial(_instantiate, slot, getattr(config, slot))) for slot in SLOTS}
+    slots = {slot: faults.collect(partial(instantiate, slot, getattr(config, slot))) for slot in SLOTS}
     cohort = slots["cohort"]
     optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer))
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
@@ -76,9 +74,12 @@ def build(config: Config, topology: Topology) -> Run:
         per_client=config.report.per_client,
         max_bad_rounds=config.max_bad_rounds,
         personal_steps=config.eval.personal_steps,
+        peak_rate=None if config.report.peak_rate == "auto" else float(config.report.peak_rate),
+        measures_rate=_measures_rate(config, topology),
+        on_device=None if config.data["on_device"] == "auto" else config.data["on_device"],
         **slots,
     )
-    _guard("cohort", config.cohort, lambda: run.round(0))
+    guard("cohort", config.cohort, lambda: run.round(0))
     return run
 
 
@@ -103,33 +104,14 @@ def build_clients(config: Config, topology: Topology) -> tuple[Splits, Clients]:
 def build_sinks(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
     """Where figures go by the user's wish, each told the run folder and the configuration, flat."""
     told = {"folder": folder, "settings": settings}
-    return list(_each("sinks", config.sinks, **told).values())
-
-
-class Faults:
-    """Collects what is wrong, so that it can be said all at once."""
-
-    def __init__(self):
-        self.messages: list[str] = []
-
-    def collect(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns; None, and its ValueError remembered, if it fails."""
-        try:
-            return make()
-        except ValueError as error:
-            self.messages.append(str(error))
-            return None
-
-    def raise_any(self) -> None:
-        if self.messages:
-            raise ValueError("\n".join(self.messages))
+    return list(each("sinks", config.sinks, **told).values())
 
 
 def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
     if algorithm.pools_data and not isinstance(cohort, All):
         raise ValueError(
-            f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "
-            "clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
+            f"cohort={name_of(cohort).lower()} with algorithm={name_of(algorithm).lower()}: it trains the examples of "
+            "all clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
         )
 
 
@@ -143,25 +125,25 @@ def _data(config: Config, topology: Topology) -> Splits:
 
 
 def _splits(leaf: Leaf) -> Splits:
-    splits = _instantiate("data", leaf)
+    splits = instantiate("data", leaf)
     if not isinstance(splits, Splits):
-        raise ValueError(f"data={leaf['_target_']} gave a {_name(splits)}.\n  valid: trainer.data.Splits")
+        raise ValueError(f"data={leaf['_target_']} gave a {name_of(splits)}.\n  valid: trainer.data.Splits")
     check_labels(splits)
     return splits
 
 
 def _preprocess(config: Config, splits: Splits) -> Chain:
-    chain = Chain(_each("preprocess", config.preprocess), splits.classes)
+    chain = Chain(each("preprocess", config.preprocess), splits.classes)
     if faults := chain.faults(*splits.train.fetch(torch.arange(1))):
         raise ValueError("\n".join(faults))
     return chain
 
 
 def _task(config: Config) -> Task:
-    task = _instantiate("task", config.task)
+    task = instantiate("task", config.task)
     if missing := [verb for verb in VERBS if not hasattr(task, verb)]:
         raise ValueError(
-            f"task={config.task['_target_']} gave a {_name(task)} without {', '.join(missing)}.\n"
+            f"task={config.task['_target_']} gave a {name_of(task)} without {', '.join(missing)}.\n"
             "  valid: an object with all the verbs of trainer.tasks.Task"
         )
     return task
@@ -170,11 +152,11 @@ def _task(config: Config) -> Task:
 def _dealt(config: Config, splits: Splits, topology: Topology) -> tuple[Splits, Clients]:
     """The clients, and the data set as they have it."""
     clients = _clients(config, splits, topology)
-    return skewed(splits, clients, _each("skew", config.skew), config.seed), clients
+    return skewed(splits, clients, each("skew", config.skew), config.seed), clients
 
 
 def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
-    partition = _instantiate("partition", config.partition)
+    partition = instantiate("partition", config.partition)
     wanted = None if config.clients == "auto" else int(config.clients)
     if isinstance(splits.train, Apart):
         count, deal = len(splits.train.homes), partial(clients_apart, splits, partition, wanted)
@@ -186,7 +168,7 @@ def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"
         )
-    clients: Clients = _guard("partition", config.partition, deal)
+    clients: Clients = guard("partition", config.partition, deal)
     return clients.hold_out(config.data["validation"], config.seed)
 
 
@@ -196,16 +178,16 @@ def _algorithm(config: Config, topology: Topology) -> Algorithm:
             f"silos={topology.num_silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"
             "  set silos=1, or algorithm=fedavg"
         )
-    make = _guard("algorithm", config.algorithm, lambda: hydra.utils.get_object(config.algorithm["_target_"]))
+    make = guard("algorithm", config.algorithm, lambda: object_of(config.algorithm))
     if "server" not in signature(make).parameters:
-        return _instantiate("algorithm", config.algorithm)
+        return instantiate("algorithm", config.algorithm)
     if config.server["_target_"].endswith(".Muon"):
         raise ValueError(
             f"server={config.server['_target_']}: the server moves one long vector, and Muon needs matrices.\n"
             "  set server=average, momentum, nesterov or adam"
         )
     server = _optimizer("server", config.server)
-    return _instantiate("algorithm", config.algorithm, ("server",), server=_tried("server", config.server, server))
+    return instantiate("algorithm", config.algorithm, ("server",), server=_tried("server", config.server, server))
 
 
 def _inner_optimizer(leaf: Leaf) -> Grouped:
@@ -216,21 +198,21 @@ def _inner_optimizer(leaf: Leaf) -> Grouped:
 
 
 def _optimizer(key: str, leaf: Leaf) -> MakeOptimizer:
-    return _instantiate(key, leaf, ("params",), _partial_=True)
+    return instantiate(key, leaf, ("params",), _partial_=True)
 
 
 def _tried(key: str, leaf: Leaf, make: MakeOptimizer) -> MakeOptimizer:
     # Its arguments are checked now, on a parameter of its own, not in the middle of a start.
-    _guard(key, leaf, lambda: make([nn.Parameter(torch.zeros(1))]))
+    guard(key, leaf, lambda: make([nn.Parameter(torch.zeros(1))]))
     return make
 
 
 def _model(config: Config, topology: Topology) -> nn.Module:
     for generator in default_generators(topology.device):
         generator.manual_seed(derive(config.seed, "initial parameters"))
-    module = _instantiate("model", config.model)
+    module = instantiate("model", config.model)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"model={config.model['_target_']} gave a {_name(module)}.\n  valid: a torch.nn.Module")
+        raise ValueError(f"model={config.model['_target_']} gave a {name_of(module)}.\n  valid: a torch.nn.Module")
     faults = Faults()
     if (path := config.model.get("init")) is not None:
         faults.collect(lambda: load_weights(module, Path(path)))
@@ -249,48 +231,12 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
         )
 
 
+def _measures_rate(config: Config, topology: Topology) -> bool:
+    wish = config.report.measure_rate
+    return topology.device.type == "cuda" if wish == "auto" else bool(wish)
+
+
 def _round_length(config: Config) -> RoundLength:
     given = config.round
     epochs = given.epochs if isinstance(given.epochs, int) else (given.epochs[0], given.epochs[1])
     return RoundLength(epochs, given.steps, given.synchronous, given.seconds, given.late)
-
-
-def _instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: Any) -> Any:
-    """What the leaf describes; `ours` are the arguments that are not the user's."""
-    leaf = for_target(key, leaf)
-
-    def make() -> Any:
-        if faults := argument_faults(key, leaf, hydra.utils.get_object(leaf["_target_"]), ours):
-            raise ValueError("\n".join(faults))
-        return hydra.utils.instantiate(leaf, _convert_="all", **options)
-
-    return _guard(key, leaf, make)
-
-
-def _each(key: str, leaves: dict[str, Leaf], **told: Any) -> dict[str, Any]:
-    """What each of the leaves describes, `told` what is not the user's; all that is wrong is said at once."""
-    faults = Faults()
-    made = {
-        name: faults.collect(partial(_instantiate, f"{key}.{name}", leaf, tuple(told), **told))
-        for name, leaf in leaves.items()
-    }
-    faults.raise_any()
-    return made
-
-
-def _guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:
-    """What `make` returns; what a user did wrong in the leaf becomes a ValueError that names the key."""
-    try:
-        return make()
-    except (ImportError, InstantiationException, TypeError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        reason = " ".join(str(cause).split())
-        if isinstance(cause, TypeError) and "argument" not in reason:
-            reason = "a value is of the wrong type"
-        elif isinstance(cause, ValueError) and (f"{key}=" in reason or f"{key}." in reason):
-            raise ValueError(str(cause)) from error
-        raise ValueError(f"{key}={leaf['_target_']}: {reason}{given(key, leaf)}") from error
-
-
-def _name(thing: object) -> str:
-    return type(thing).__name__

@@ -106,7 +106,7 @@ rates = Kind("a list of names, as regular expressions, with factors, such as [[h
 
 # Keys of leaves that the frame reads: what is made of a leaf is not given them.
 OWN_KEYS = {
-    "data": {"validation": number(0, 1), "files": paths},
+    "data": {"validation": number(0, 1), "files": paths, "on_device": switch | words("auto")},
     "optimizer": {"no_decay": switch, "rates": rates},
     "model": {"init": text | words(None), "freeze": pattern | words(None)},
 }
@@ -162,6 +162,8 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class ReportConfig:
     per_client: Literal["full", "scores", "none"] = setting(words("full", "scores", "none"))
+    peak_rate: float | str = setting(number(1) | words("auto"))
+    measure_rate: bool | str = setting(switch | words("auto"))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
+from trainer.data.feeding import Feeding
 from trainer.data.loader import Batch, Examples, Share, Stream
 from trainer.ema import MovingAverage
 from trainer.endings import check_room
@@ -35,10 +36,7 @@ Pause = Callable[[Work, Wish], bool]
 
 
 class Shares(dict[int, Tensor]):
-    """What a loss sum is multiplied by, by the units of the whole batch, as the gradient that backward starts from.
-
-    DDP averages over the replicas; so each brings its sum, times their number, over the units of the silo's batch.
-    """
+    """By the units of a whole batch: replicas / units, the gradient of each one's loss sum, as DDP averages over them."""
 
     def __init__(self, topology: Topology, dtype: torch.dtype):
         super().__init__()
@@ -58,6 +56,7 @@ class LocalTrainer:
     has_stepped whether this replica has trained since the run began
     scaler      of the loss, for float16; its state is a client's own
     gradients   how they are averaged over the silo; what is not sent yet is a client's own, on each replica
+    feeding     the training set, as the device gets it
     skipped     windows [first, last) of the round's steps whose batches are not trained on
     micro_batch_size  the run's, or what was found to fit
     statistics  the global BatchNorm statistics and counters, from which every client starts its round
@@ -66,8 +65,7 @@ class LocalTrainer:
     """
 
     def __init__(self, run: Run, model: FlatModel, contact: Contact, average: MovingAverage | None = None):
-        self.run, self.task, self.model = run, run.task, model
-        self.average = average
+        self.run, self.task, self.model, self.average = run, run.task, model, average
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
@@ -81,6 +79,7 @@ class LocalTrainer:
         self.optimizer = run.optimizer(model.named_trainable)
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
+        self.feeding = Feeding(run.data.train, run.topology.device, run.on_device)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
@@ -205,9 +204,9 @@ class LocalTrainer:
         members = torch.from_numpy(ids)
 
         def fetch(some: Tensor, epoch: int) -> Examples:
-            return run.preprocess.train(run.data.train, some, members, run.seed, epoch, topology.device)
+            return run.preprocess.train(self.feeding.source, some, members, run.seed, epoch, topology.device)
 
-        return Stream(fetch, ids, client, run.batch_size, share, run.seed)
+        return Stream(fetch, ids, client, run.batch_size, share, run.seed, self.feeding.ahead)
 
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.cohort import Round
 from trainer.flat import Statistics
+from trainer.hardware import peak_bytes
 from trainer.metrics import Metrics, more_is_better
 from trainer.run import Run
 from trainer.work import Work, merged, work_of
@@ -74,7 +75,11 @@ class Tally:
         """Numbers whose sums over the world describe the round."""
         counted = [work for work, norm in zip(self.works, self.norms, strict=True) if _counts(norm)]
         on_time = [work for work in counted if not work.is_late]  # late ones have had no last step
-        own = {"loss_sum": sum(work.loss_sum for work in counted), "units": sum(work.units for work in counted)}
+        own = {
+            "loss_sum": sum(work.loss_sum for work in counted),
+            "units": sum(work.units for work in counted),
+            "units_seen": sum(work.units for work in self.works),
+        }
         equal_in_silo = {
             "examples": self.examples,
             "steps": sum(work.steps for work in self.works),
@@ -90,14 +95,21 @@ class Tally:
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
 
     def tables(self) -> dict[str, Tensor]:
-        """Float64 tables whose sums over the world describe the round: rows by silo and by client, and statistics."""
-        return {"silos": self._silo_table(), "cohort": self._client_table(), "statistics": self.statistics}
+        """Float64 tables whose sums over the world describe the round: by silo, by client, by rank, and statistics."""
+        by_row = {"silos": self._silo_table(), "cohort": self._client_table(), "memory": self._memory_table()}
+        return by_row | {"statistics": self.statistics}
 
     def _silo_table(self) -> Tensor:
         """Seconds [silos, data and compute]; this silo's row, zeros elsewhere."""
         table = torch.zeros(self.run.topology.num_silos, len(SILO_COLUMNS), dtype=torch.float64)
         if self.run.topology.is_leader:
             table[self.run.topology.silo] = torch.tensor(list(self.seconds().values()))
+        return table
+
+    def _memory_table(self) -> Tensor:
+        """The most bytes that each rank has held [ranks]; this rank's, zeros elsewhere."""
+        table = torch.zeros(self.run.topology.world_size, dtype=torch.float64)
+        table[self.run.topology.rank] = peak_bytes(self.run.topology.device)
         return table
 
     def _client_table(self) -> Tensor:
@@ -125,12 +137,14 @@ def round_metrics(round: Round, sums: dict[str, float], tables: dict[str, Tensor
     metrics: Metrics = {
         "round/examples": int(sums["examples_seen"]),
         "round/steps": int(sums["steps"]),
+        "round/units": int(sums["units_seen"]),
         "train/loss": _ratio(sums["loss_sum"], sums["units"]),
         "train/gradient_norm": _ratio(sums["gradient_norms"], sums["on_time"]),
         "train/learning_rate": _ratio(sums["learning_rates"], sums["counted"]),
         "clients/trained": int(sums["clients"]),
         "clients/left_out": int(sums["left_out"]),
         "clients/late": int(sums["late"]),
+        "memory/peak_bytes": tables["memory"].max().item(),
     }
     metrics |= slowest_silo(tables["silos"])
     for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):

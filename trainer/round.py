@@ -56,7 +56,7 @@ def train_round(
     seconds = perf_counter() - began
     if state.run.compile:
         metrics["compile/graphs"] = graphs_compiled()
-    return metrics | {"examples_per_second": metrics["round/examples"] / seconds, "seconds/round": seconds}
+    return metrics | state.speed.figures(metrics, seconds) | {"seconds/round": seconds}
 
 
 def _train_clients(

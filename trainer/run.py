@@ -15,6 +15,7 @@ from trainer.algorithms import Algorithm
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
 from trainer.data import Clients, Splits, fingerprint
+from trainer.data.feeding import check_on_device
 from trainer.endings import Stop
 from trainer.gradients import FullPrecision, Gradients
 from trainer.optim import Clip, Constant, Schedule
@@ -78,6 +79,7 @@ class Run:
                       as many as all ranks have room for
     preprocess        what is done to examples on their way to the model
     stop              when the run is finished before its last round
+    on_device         whether a GPU holds the training set in its memory; None: if it is small
     optimizer         makes the inner optimizer from a list of named parameters
     uplink            what numbers become on their way between silos
     schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
@@ -91,6 +93,8 @@ class Run:
     max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
     per_client        what is reported of single clients: `full`, `scores` only, or `none`
     personal_steps    steps on its own examples after which each client's model is evaluated too; 0: it is not
+    peak_rate         operations a second of the device of each rank, for the figure `mfu`; None: by the device's name
+    measures_rate     whether the rate of large matrix products is measured at the start, for `measured_mfu`
     """
 
     topology: Topology
@@ -121,8 +125,12 @@ class Run:
     per_client: PerClient = "full"
     max_bad_rounds: int = 3
     personal_steps: int = 0
+    peak_rate: float | None = None
+    measures_rate: bool = False
+    on_device: bool | None = None
 
     def __post_init__(self):
+        check_on_device(self.data.train, self.topology.device, self.on_device)
         self.algorithm.refuse(self.optimizer, self.clip, len(self.round(0).cohort))
         self._check_uplink()
         self._check_stop()

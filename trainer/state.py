@@ -23,6 +23,7 @@ from trainer.local import LocalTrainer
 from trainer.metrics import Metrics
 from trainer.personal import average_personal
 from trainer.run import Run
+from trainer.speed import Speed
 from trainer.topology import slices_of
 from trainer.wires import Wire, wire_of
 
@@ -46,6 +47,7 @@ class Progress:
     rounds: int = 0
     examples: int = 0
     steps: int = 0
+    units: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Progress:
         self.rounds += 1
         self.examples += int(metrics["round/examples"])
         self.steps += int(metrics["round/steps"])
+        self.units += int(metrics["round/units"])
         self.seconds += seconds
         self.training_seconds += metrics["seconds/round"]
         totals = {"round": self.rounds, "examples": self.examples, "steps": self.steps, "seconds": self.seconds}
@@ -91,13 +94,14 @@ class Progress:
         self.in_vain = 0 if is_better else self.in_vain + 1
 
     def result(self) -> dict[str, Any]:
-        """What the run is known by: the last round's figures, without single clients, and the rate over all rounds.
+        """What the run is known by: the last round's figures, without single clients, and the rates over all rounds.
 
         `stopped` is why it ended, if not because its rounds were over.
         """
         hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
         result = {name: value for name, value in self.metrics.items() if not name.startswith(hidden)}
-        result |= {"examples_per_second": self.examples / max(self.training_seconds, 1e-9)}
+        done = {"examples_per_second": self.examples, "tokens_per_second": self.units}
+        result |= {name: count / max(self.training_seconds, 1e-9) for name, count in done.items() if name in result}
         return result | ({"stopped": self.stopped} if self.stopped else {})
 
 
@@ -124,6 +128,7 @@ class State:
         self.average = None if run.ema is None else MovingAverage(self.model, run.ema)
         algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
         self.trainer = LocalTrainer(run, self.model, self.contact, self.average if algorithm.pools_data else None)
+        self.speed = Speed(run)
         self.local_fingerprint = 0
         self.leaving = False
         self.seconds_waited = 0.0

@@ -40,6 +40,7 @@ RESULT_KEYS = {
     "examples",
     "seconds",
     "examples_per_second",
+    "memory/peak_bytes",
     "train/loss",
     "test/loss",
     "test/accuracy",

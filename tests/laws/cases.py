@@ -227,7 +227,15 @@ def assert_close(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], tolerance: 
 
 def figures(metrics: Metrics) -> Metrics:
     """The metrics that say something of the training, and not of the machine."""
-    machine = ("seconds", "examples_per_second", "slowest/", "bytes_between_silos")
+    machine = (
+        "seconds",
+        "examples_per_second",
+        "tokens_per_second",
+        "mfu",
+        "memory/",
+        "slowest/",
+        "bytes_between_silos",
+    )
     return {name: value for name, value in metrics.items() if not name.startswith(machine)}
 
 

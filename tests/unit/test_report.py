@@ -132,6 +132,6 @@ def test_what_is_equal_in_a_silo_is_told_by_its_leader():
     tally = Tally(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
     tally.add(Work(0, 4, losses=[torch.tensor(3.0)], units=2, steps=2, examples_seen=4), 0.1)
     scalars = tally.scalars()
-    assert scalars.pop("loss_sum") == 3 and scalars.pop("units") == 2
+    assert scalars.pop("loss_sum") == 3 and scalars.pop("units") == scalars.pop("units_seen") == 2
     assert set(scalars.values()) == {0}
     assert tally.tables()["cohort"].tolist() == [[3, 2, 0], [0, 0, 0]]

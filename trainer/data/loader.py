@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.feeding import Block, as_they_are
 from trainer.randomness import generator
 
 BLOCK_BYTES = 4 << 20  # small batches are fetched together: one index_select, not many, is 5 % of a small step
@@ -69,7 +70,7 @@ class Stream:
     """The endless batches of one client, epoch after epoch; epochs never mix in a batch.
 
     `ids` are the client's examples, which `fetch` gives; `batch_size` counts examples of the whole silo, None is all of
-    them. `seconds` are those spent fetching so far.
+    them. `seconds` are those spent fetching so far. `ahead` passes on blocks of batches that are fetched together.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class Stream:
         batch_size: int | None,
         share: Share,
         seed: int,
+        ahead: Callable[[Iterator[Block]], Iterator[Block]] = as_they_are,
     ):
         self.fetch, self.client, self.share, self.seed = fetch, client, share, seed
-        self.seconds = 0.0
+        self.ahead, self.seconds = ahead, 0.0
         self.ids = torch.from_numpy(ids)
         self.bounds = share.bounds(len(ids), batch_size or len(ids))
 
@@ -108,6 +110,10 @@ class Stream:
             yield Batch(self._micro_batches(inputs, targets, own), end - begin, own)
 
     def _fetch(self, ids: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[Examples]:
+        for inputs, targets, sizes in self.ahead(self._blocks(ids, epoch, shares)):
+            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
+
+    def _blocks(self, ids: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[Block]:
         position, together = 0, 1
         while position < len(shares):
             began = perf_counter()
@@ -115,7 +121,7 @@ class Stream:
             inputs, targets = self.fetch(torch.cat([ids[begin:end] for begin, end in block]), epoch)
             sizes = [end - begin for begin, end in block]
             self.seconds += perf_counter() - began
-            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
+            yield inputs, targets, sizes
             position += len(block)
             together = max(1, BLOCK_BYTES * len(block) // max(inputs.nbytes, 1))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from copy import copy
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+
+from trainer.hardware import on
 
 LABELS_COMPARED = 8
 
@@ -45,6 +48,18 @@ class Evident(Protocol):
         ...
 
 
+@runtime_checkable
+class Movable(Source, Protocol):
+    """A Source that can be held in the memory of a device, of which it takes `nbytes`."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def to(self, device: torch.device) -> Source:
+        """The same source, whose `fetch` gives what lies on that device for ids that lie anywhere."""
+        ...
+
+
 class Arrays:
     """Tensors in memory as a Source: inputs [N, ...], targets [N, ...].
 
@@ -67,7 +82,17 @@ class Arrays:
         return len(self.inputs)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ids = on(ids, self.inputs.device)
         return self.inputs.index_select(0, ids), self.targets.index_select(0, ids)
+
+    @property
+    def nbytes(self) -> int:
+        return self.inputs.nbytes + self.targets.nbytes
+
+    def to(self, device: torch.device) -> Arrays:
+        moved = copy(self)
+        moved.inputs, moved.targets = self.inputs.to(device), self.targets.to(device)
+        return moved
 
     def evidence(self) -> list[np.ndarray]:
         return [self.inputs.numpy(), self.targets.numpy()]
@@ -96,8 +121,19 @@ class Windows:
         return len(self.tokens)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self.tokens.index_select(0, ids)
+        rows = self.tokens.index_select(0, on(ids, self.tokens.device))
         return rows[:, :-1].long(), rows[:, 1:].long()
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.untyped_storage().nbytes()
+
+    def to(self, device: torch.device) -> Windows:
+        """With rows that overlap as they do here, and so no more memory."""
+        moved, own = copy(self), self.tokens
+        whole = own.as_strided((self.nbytes,), (1,), 0).to(device, copy=True)
+        moved.tokens = whole.as_strided(own.shape, own.stride(), own.storage_offset())
+        return moved
 
     def evidence(self) -> list[np.ndarray]:
         return [self.tokens.numpy()]

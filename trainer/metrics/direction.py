@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MORE_IS_BETTER = ("accuracy", "top5", "f1", "auc", "r2", "jain", "cosine", "per_second")
+MORE_IS_BETTER = ("accuracy", "top5", "f1", "auc", "r2", "jain", "cosine", "per_second", "mfu")
 
 HEADLINES = ("accuracy", "micro_f1", "perplexity", "mae", "loss")  # the first that there is tells most
 

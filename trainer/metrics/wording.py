@@ -45,8 +45,10 @@ def round_line(metrics: Mapping[str, float | int], rounds: int) -> list[Span]:
     """What one round gave; only what was measured in it is said."""
     width = len(str(rounds))
     parts = [f"{label} {number(metrics[key])}" for key, label in _headlines(metrics)]
-    if "examples_per_second" in metrics:
-        parts.append(f"{number(metrics['examples_per_second'])} examples/s")
+    if unit := next((unit for unit in ("tokens", "examples") if f"{unit}_per_second" in metrics), None):
+        parts.append(f"{number(metrics[f'{unit}_per_second'])} {unit}/s")
+    if math.isfinite(metrics.get("mfu", math.nan)):
+        parts.append(f"MFU {metrics['mfu']:.1%}")
     if "seconds" in metrics:
         parts.append(f"{number(metrics['seconds'])} s")
     head = (f"round {metrics['round']:>{width}}/{rounds}", NAME_STYLE)

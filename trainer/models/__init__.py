@@ -5,9 +5,22 @@ from trainer.models.gpt import GPT
 from trainer.models.logistic import Logistic
 from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
+from trainer.models.operations import CountsOperations
 from trainer.models.resnet import ResNet
 from trainer.models.table import describe_model
 from trainer.models.transformers import Transformers
 from trainer.models.vit import ViT
 
-__all__ = ["CNN", "GPT", "LSTM", "MLP", "DigitsCNN", "Logistic", "ResNet", "Transformers", "ViT", "describe_model"]
+__all__ = [
+    "CNN",
+    "GPT",
+    "LSTM",
+    "MLP",
+    "CountsOperations",
+    "DigitsCNN",
+    "Logistic",
+    "ResNet",
+    "Transformers",
+    "ViT",
+    "describe_model",
+]

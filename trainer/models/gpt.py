@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.block import Block
+from trainer.models.operations import transformer_operations
 
 
 class GPT(nn.Module):
@@ -47,6 +48,11 @@ class GPT(nn.Module):
             again = self.checkpointing and self.training
             hidden = checkpoint(block, hidden, use_reentrant=False) if again else block(hidden)
         return self.output(self.norm(hidden))
+
+    def operations_per_token(self, length: int) -> float:
+        """Those of training on `length` tokens. The embedding counts, being the output; positions do not."""
+        multiplied = sum(parameter.numel() for parameter in self.parameters()) - self.positions.weight.numel()
+        return transformer_operations(multiplied, len(self.blocks), self.tokens.embedding_dim, length)
 
     @torch.no_grad()
     def generate(self, count: int, generator: torch.Generator, prompt: bytes = b"\n") -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.build import Faults
 from trainer.compose import compose_tree
 from trainer.config import read_config
 from trainer.doctor.workers import send, work
 from trainer.launcher import FINISHED
+from trainer.leaves import Faults
 from trainer.place import Place, check_launcher, check_world, is_worker
 from trainer.plan.measure import Measuring
 from trainer.plan.mesh import check_links, is_elsewhere, nodes_elsewhere, workers_here

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.hardware import status_bytes
 from trainer.plan.silent import Silent
 from trainer.state import State
 
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # of Linux's clear_refs: the peak is what there is now
 
 Lines = dict[str, int]  # what it is, and its bytes
@@ -25,7 +26,7 @@ PROCESS = "the process, PyTorch and the data set"  # on the host, whatever the d
 def resident() -> int:
     """The bytes of memory that this process holds, when it has given back what it does not use."""
     ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
 def growth(device: torch.device, action: Callable[[], object]) -> int:
@@ -39,7 +40,7 @@ def growth(device: torch.device, action: Callable[[], object]) -> int:
     with suppress(OSError):  # a kernel that cannot: the peak is that since the process began
         CLEAR_REFS.write_text(RESET_PEAK)
     action()
-    return max(_status("VmHWM") - before, 0)
+    return max(status_bytes("VmHWM") - before, 0)
 
 
 def lines_of(state: State, wire: Silent, clients: int, step: int, process: int) -> Lines:
@@ -91,8 +92,3 @@ def _each(trees: Iterable[Any]) -> int:
     """The mean bytes of one of these."""
     sizes = [sum(tensor.nbytes for tensor in tensors_of(tree)) for tree in trees]
     return sum(sizes) // len(sizes) if sizes else 0
-
-
-def _status(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from trainer.clock import seconds_of
 from trainer.codecs import Cast, Codec, Full, Int4, Int8, PowerSGD, TopK, Uplink
 from trainer.flat import places_of
-from trainer.plan.clock import seconds_of
 from trainer.plan.costs import Packing
 from trainer.run import Run
 from trainer.wires import wire_of

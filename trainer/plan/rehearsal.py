@@ -8,10 +8,10 @@ from time import perf_counter
 
 from torch import Tensor
 
+from trainer.clock import clock
 from trainer.evaluate import fingerprint
 from trainer.flat import places_of
 from trainer.gradients import FullPrecision
-from trainer.plan.clock import clock
 from trainer.plan.costs import Load, Pace, Packing, Traffic
 from trainer.plan.memory import Lines, growth, lines_of, resident
 from trainer.plan.packing import packings, residuals

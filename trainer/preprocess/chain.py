@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.source import Source
+from trainer.hardware import on
 from trainer.preprocess.scaling import Standardise
 from trainer.preprocess.transform import Batch, Examples, Transform, key_of
 
@@ -93,4 +94,4 @@ def _nobody(others: Tensor) -> Examples:
 
 def _on(examples: Examples, device: torch.device) -> Examples:
     inputs, targets = examples
-    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    return on(inputs, device), on(targets, device)

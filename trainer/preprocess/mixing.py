@@ -7,7 +7,8 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.preprocess.transform import Batch, Examples
+from trainer.hardware import on
+from trainer.preprocess.transform import Batch, Examples, uniform
 
 
 class MixUp:
@@ -25,10 +26,11 @@ class MixUp:
         self.alpha = alpha
 
     def __call__(self, batch: Batch) -> Examples:
-        drawn = batch.uniform(2).cpu()
+        drawn = uniform(batch.key, batch.ids, 2)
         others = batch.members[(drawn[:, 0] * len(batch.members)).long()]
         inputs, targets = batch.fetch(others)
-        part = torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn[:, 1].numpy())).to(batch.inputs)
+        part = torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn[:, 1].numpy()))
+        part = on(part.to(batch.inputs.dtype), batch.inputs.device)
         mixed = _mixed(batch.inputs, inputs, part)
         return mixed, _mixed(self._soft(batch.targets, batch), self._soft(targets, batch), part)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trainer.hardware import on
 from trainer.randomness import derive
 
 Examples = tuple[Tensor, Tensor]
@@ -36,7 +37,7 @@ class Batch:
     def uniform(self, count: int = 1) -> Tensor:
         """Numbers in [0, 1) of each example, float64 [B, count]: pure functions of (seed, epoch, example)."""
         numbers = uniform(self.key, self.ids, count)
-        return numbers.to(self.inputs.device)
+        return on(numbers, self.inputs.device)
 
     def integers(self, high: int, count: int = 1) -> Tensor:
         """Whole numbers from 0 to high - 1 of each example, int64 [B, count]."""

@@ -18,7 +18,7 @@ from trainer.folder import RunFolder
 from trainer.sweep import grid, local, plugins
 from trainer.sweep.job import Job, assign, make_job
 
-OTHER_FIGURES = ("seconds", "examples_per_second", "bytes_between_silos")
+OTHER_FIGURES = ("seconds", "examples_per_second", "tokens_per_second", "mfu", "bytes_between_silos")
 
 
 @dataclass(frozen=True)

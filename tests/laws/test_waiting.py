@@ -1,0 +1,123 @@
+"""A step waits for nothing: no number is taken from the device to the host while a client trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.support.runs import SGD, make_run
+from trainer.local import LocalTrainer
+from trainer.optim import Clip
+from trainer.preprocess import Chain, CutOut, RandomCrop, RandomFlip, RandomRotation
+from trainer.round import train_round
+from trainer.state import State
+from trainer.topology import Topology, distributed
+
+# Operations whose outcome is a number of the host's, or whose shape depends on numbers of the device.
+WAITING = {
+    "_local_scalar_dense",
+    "_unique2",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "nonzero",
+    "repeat_interleave",
+    "unique_consecutive",
+    "unique_dim",
+}
+
+PREPROCESS = Chain({"crop": RandomCrop(2), "flip": RandomFlip(), "turn": RandomRotation(), "cutout": CutOut(4)}, 10)
+CHOICES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"autocast": torch.bfloat16},
+    "clipped": {"clip": Clip(norm=1.0)},
+    "clipped_bf16": {"clip": Clip(norm=1.0), "autocast": torch.bfloat16},
+    "clipped_by_largest": {"clip": Clip(norm=1.0, order=float("inf"))},
+    "clipped_by_value": {"clip": Clip(norm=1.0, value=0.1)},
+    "momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+    "fused_adamw": {"optimizer": partial(torch.optim.AdamW, lr=0.001, fused=True)},
+    "accumulated": {"micro_batch_size": 3},
+    "scheduled": {"schedule": lambda progress: 1 - progress},
+}
+cases = [*(("mlp", name) for name in CHOICES), *(("gpt", name) for name in ("plain", "clipped_bf16"))]
+
+
+class Counting(TorchDispatchMode):
+    """Notes the operations that make the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in WAITING:
+            self.found.append(name)
+        return func(*args, **kwargs or {})
+
+
+def epoch_of_steps(topology: Topology, model: str, choices: dict[str, Any]) -> Callable[[], None]:
+    """Trains the only client for an epoch of 6 steps, the last one smaller; it has done so once."""
+    state = State(make_run(topology, [42], model, rounds=2, **choices))
+    train_round(state, state.run.round(0))
+    work, round = state.trainer.begin(0), state.run.round(1)
+
+    def steps() -> None:
+        assert state.trainer.train(work, round, 1, lambda done, examples, loss: None, lambda work, wish: False)
+
+    return steps
+
+
+@pytest.mark.parametrize(("model", "name"), cases)
+def test_no_number_is_read_in_a_step(model: str, name: str) -> None:
+    with distributed(device="cpu") as topology:
+        steps = epoch_of_steps(topology, model, CHOICES[name])
+        with Counting() as counting:
+            steps()
+    assert counting.found == []
+
+
+def test_no_number_is_read_in_preprocessing() -> None:
+    """Without mixing: what makes probabilities of labels looks at them on the CPU, though not on a GPU."""
+    with distributed(device="cpu") as topology:
+        steps = epoch_of_steps(topology, "cnn", {"preprocess": PREPROCESS})
+        with Counting() as counting:
+            steps()
+    assert counting.found == []
+
+
+def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that most loops read."""
+    micro_batch = LocalTrainer._micro_batch
+
+    def reading(*arguments: Any) -> torch.Tensor:
+        loss = micro_batch(*arguments)
+        loss.item()
+        return loss
+
+    with distributed(device="cpu") as topology:
+        steps = epoch_of_steps(topology, "mlp", {"optimizer": SGD})
+        monkeypatch.setattr(LocalTrainer, "_micro_batch", reading)
+        with Counting() as counting:
+            steps()
+    assert counting.found == ["_local_scalar_dense"] * 6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize(("model", "name"), cases)
+def test_a_gpu_is_not_waited_for(model: str, name: str, on_device: bool) -> None:
+    """CUDA raises an error where the host would wait."""
+    with distributed() as topology:
+        steps = epoch_of_steps(topology, model, CHOICES[name] | {"on_device": on_device})
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            steps()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
