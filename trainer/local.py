@@ -36,7 +36,7 @@ Pause = Callable[[Work, Wish], bool]
 
 
 class Shares(dict[int, Tensor]):
-    """By the units of a whole batch: replicas / units, the gradient of each one's loss sum, as DDP averages over them."""
+    """By a batch's units: replicas / units, from which the gradient of a loss sum starts, as DDP averages over them."""
 
     def __init__(self, topology: Topology, dtype: torch.dtype):
         super().__init__()
