@@ -2,10 +2,11 @@
 
 A gpt of 10 million parameters on Shakespeare, two hosts of one thread each. Utilisation is the time of the same steps
 with nothing sent over the time of the rounds, medians: by bare steps, of which some are made before each round, and by
-the steps of the round itself, less the processor's time that the wire's threads have taken from them; the second does
-not depend on how fast the machine is from minute to minute. `sync` is one silo over both hosts, of `--sync-steps`
-steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds that training stood
-still for what was under way, and what has left the hosts' interfaces over what the trainer says was sent.
+the steps of the round itself on the slowest host, less the processor's time that the wire's threads have taken from
+them; the second does not depend on how fast the machine is from minute to minute. `sync` is one silo over both hosts,
+of `--sync-steps` steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds
+that training stood still for what was under way, and what has left the hosts' interfaces over what the trainer says
+was sent.
 """
 
 from __future__ import annotations
@@ -109,17 +110,19 @@ class BareSteps:
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of what some rounds took on this host: on the clock, in steps, of threads beside the one that trains."""
+    """Seconds of what some rounds took: on the clock, in steps on the slowest host, and waiting for the wire on this.
+
+    Of the steps' seconds what the wire's threads have taken from them is taken off.
+    """
 
     clock: float
     steps: float
-    beside: float
     waited: float
 
     @property
     def utilisation(self) -> float:
-        """The part of the time in which this host made steps, less what the wire's threads took from them."""
-        return (self.steps - self.beside) / self.clock
+        """The part of the time in which the slowest host made steps: the others would wait for it without a wire."""
+        return self.steps / self.clock
 
 
 def rounds_of(state: State, indices: Iterator[int], count: int) -> Taken:
@@ -134,7 +137,9 @@ def rounds_of(state: State, indices: Iterator[int], count: int) -> Taken:
     clock, process, thread, waited = (clock() - then for clock, then in zip(clocks, began, strict=True))
     if isinstance(state.run.algorithm, Streaming):
         steps -= waited  # it takes totals in between steps
-    return Taken(clock, steps, process - thread, waited)
+    slowest = torch.tensor([steps - (process - thread)])
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return Taken(clock, float(slowest), waited)
 
 
 def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> str:
