@@ -49,12 +49,13 @@ def run_all(name: str, silos: Silos, choices: dict[str, Any], folder: Path) -> R
 
 
 def weights(folder: Path, rounds: int, section: str = "model") -> dict[str, Tensor]:
-    return leaves(border(folder, rounds).load(section))
+    """The tensors of a section, by name: which replica writes what, and so their order, depends on what there is."""
+    return dict(sorted(leaves(border(folder, rounds).load(section)).items()))
 
 
 def averaged_by_hand(first: dict[str, Tensor], moves: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """average <- decay average + (1 - decay) weights, one tensor after the other."""
-    average = {name: tensor.double() for name, tensor in first.items()}
+    average = {name: tensor.detach().double() for name, tensor in first.items()}
     for weights in moves:
         average = {name: DECAY * average[name] + (1 - DECAY) * weights[name].double() for name in average}
     return average

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of
+from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of, tiny_model
 from tests.laws.test_resume import border, noisy_choices, text_choices, timeless
 from trainer.checkpoints import Checkpoints
 from trainer.endings import OutOfMemory, check_room
@@ -100,7 +100,7 @@ def test_a_number_given_later_takes_the_place_of_the_one_found(ranks, tmp_path: 
 
 def no_room_at_all(folder: Path) -> str:
     with pytest.raises(OutOfMemory) as failure:
-        run_to("fedavg", 2, noisy_choices("fedavg") | {"micro_batch_size": "auto"}, folder, 1, [99, 0])
+        run_to("fedavg", 2, {"module": tiny_model().double(), "micro_batch_size": "auto"}, folder, 1, [99, 0])
     return str(failure.value)
 
 

@@ -126,7 +126,7 @@ def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Pat
 def run_on_other_clocks(folder: Path) -> dict[str, Any]:
     """On rank 0 the time goes by a second a look, on all others it has gone by long ago."""
     with distributed(2) as topology:
-        run = case_run(topology, "fedavg", choices_of("mlp", stop=Stop(seconds=40)))
+        run = case_run(topology, "fedavg", choices_of("mlp", stop=Stop(seconds=12)))
         times = count(0, 1) if topology.rank == 0 else count(10**6, 10**6)
         with patch.object(round, "perf_counter", lambda: float(next(times))):
             return fit(run, [], Checkpoints(folder, topology, run.layout))
