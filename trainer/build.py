@@ -13,14 +13,14 @@ from torch import nn
 
 from trainer.algorithms import Algorithm
 from trainer.algorithms.algorithm import MakeOptimizer
-from trainer.checks import check_fit, check_labels, check_rates, check_shared
-from trainer.cohort import All, Cohort
+from trainer.checks import check_cohort, check_fit, check_labels, check_rates, check_shared
 from trainer.config import Config, Leaf, shown
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
 from trainer.endings import Stop
 from trainer.leaves import Faults, each, guard, instantiate, name_of, object_of
 from trainer.metrics import Sink
 from trainer.optim import Clip, Grouped
+from trainer.optim.optimizers import has_fused_step
 from trainer.preprocess import Chain, skewed
 from trainer.randomness import default_generators, derive
 from trainer.run import RoundLength, Run
@@ -40,7 +40,7 @@ def build(config: Config, topology: Topology) -> Run:
     algorithm = faults.collect(lambda: _algorithm(config, topology))
     slots = {slot: faults.collect(partial(instantiate, slot, getattr(config, slot))) for slot in SLOTS}
     cohort = slots["cohort"]
-    optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer))
+    optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
     preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
@@ -87,7 +87,7 @@ def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
     """Collects what is wrong with pieces that go together; those that could not be made are None."""
     algorithm, cohort, optimizer, module, splits, task = pieces
     if algorithm and cohort:
-        faults.collect(lambda: _check_cohort(algorithm, cohort))
+        faults.collect(lambda: check_cohort(algorithm, cohort))
     if algorithm and module:
         faults.collect(lambda: check_shared(algorithm, module, config.algorithm))
     if optimizer and module:
@@ -105,14 +105,6 @@ def build_sinks(config: Config, folder: Path, settings: Mapping[str, Any]) -> li
     """Where figures go by the user's wish, each told the run folder and the configuration, flat."""
     told = {"folder": folder, "settings": settings}
     return list(each("sinks", config.sinks, **told).values())
-
-
-def _check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
-    if algorithm.pools_data and not isinstance(cohort, All):
-        raise ValueError(
-            f"cohort={name_of(cohort).lower()} with algorithm={name_of(algorithm).lower()}: it trains the examples of "
-            "all clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
-        )
 
 
 def _data(config: Config, topology: Topology) -> Splits:
@@ -133,7 +125,7 @@ def _splits(leaf: Leaf) -> Splits:
 
 
 def _preprocess(config: Config, splits: Splits) -> Chain:
-    chain = Chain(each("preprocess", config.preprocess), splits.classes)
+    chain = Chain(each("preprocess", config.preprocess), splits.classes, config.channels_last)
     if faults := chain.faults(*splits.train.fetch(torch.arange(1))):
         raise ValueError("\n".join(faults))
     return chain
@@ -190,9 +182,12 @@ def _algorithm(config: Config, topology: Topology) -> Algorithm:
     return instantiate("algorithm", config.algorithm, ("server",), server=_tried("server", config.server, server))
 
 
-def _inner_optimizer(leaf: Leaf) -> Grouped:
+def _inner_optimizer(leaf: Leaf, device: torch.device) -> Grouped:
     rates = tuple((name, float(factor)) for name, factor in leaf.get("rates", []))
-    make = Grouped(_optimizer("optimizer", leaf), leaf.get("no_decay", False), rates)
+    step = _optimizer("optimizer", leaf)
+    if not {"fused", "foreach"} & leaf.keys() and has_fused_step(object_of(leaf), device):
+        step = partial(step, fused=True)
+    make = Grouped(step, leaf.get("no_decay", False), rates)
     _tried("optimizer", leaf, make)
     return make
 

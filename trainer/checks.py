@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
+from trainer.cohort import All, Cohort
 from trainer.config import Leaf, given
 from trainer.data import Arrays, Splits
 from trainer.optim import Grouped
@@ -75,6 +76,15 @@ def check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
         raise ValueError(
             f"algorithm.shared={pattern} finds every name of model={_name(module)}: nothing is left to clients.\n"
             f"  its names: {', '.join(names)}\n  set another pattern, or another model"
+        )
+
+
+def check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
+    """Raises ValueError when clients are to be drawn where all are trained as one."""
+    if algorithm.pools_data and not isinstance(cohort, All):
+        raise ValueError(
+            f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "
+            "clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
         )
 
 

@@ -189,6 +189,7 @@ class LaunchConfig:
     max_seconds: float | None = setting(number(0) | words(None))
     silo_timeout_seconds: float = setting(number(1))
     between_timeout_seconds: float = setting(number(1))
+    backend: str = setting(words("auto", "gloo", "nccl"))
     between_backend: str = setting(words("auto", "gloo", "nccl"))
 
 
@@ -219,6 +220,7 @@ class Config:
     bad_loss: str = setting(words("stop", "skip"))
     deterministic: bool = setting(switch)
     compile: str | None = setting(words("inductor", "aot_eager", None))
+    channels_last: bool = setting(switch)
     objective: str | None = setting(text | words(None))
     run_dir: str | None = setting(text | words(None))
     run_dir_shared: bool | str = setting(words("auto", True))

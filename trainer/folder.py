@@ -33,7 +33,8 @@ Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 # Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
 FREE = (
     *("run_dir", "run_dir_shared", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
-    *("eval.batch_size", "data.root", "data.on_device", "max_bad_rounds", "micro_batch_size", "objective"),
+    *("eval.batch_size", "data.root", "data.on_device", "channels_last", "max_bad_rounds", "micro_batch_size"),
+    "objective",
 )
 
 

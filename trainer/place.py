@@ -98,6 +98,12 @@ def check_ranks(place: Place, nproc: int | str) -> None:
         )
 
 
+def to_start(ranks: int) -> str:
+    """How one tells whoever starts the ranks, torchrun, srun or our own launcher, to start so many on a node."""
+    ways = {"torchrun": "torchrun --nproc-per-node {}", "srun": "srun --ntasks-per-node={}"}
+    return ways.get(discover().started_by, "launch.nproc={}").format(ranks)
+
+
 def was_requeued(told: Mapping[str, str] = os.environ) -> bool:
     """Whether SLURM has started this job before: what is in its run folder is its own."""
     return int(told.get("SLURM_RESTART_COUNT", "0")) > 0

@@ -39,7 +39,7 @@ class Speed:
 def rates_of(run: Run) -> Rates:
     """What this rank's device could do: as the user says, as its maker does, and as it has shown now."""
     device = run.topology.device
-    peak = peak_of(device) if run.peak_rate is None else run.peak_rate
+    peak = peak_of(device) / run.topology.sharers if run.peak_rate is None else run.peak_rate
     if not run.measures_rate:
         return Rates(peak)
     return Rates(peak, measured_rate(device, run.autocast or torch.float32))

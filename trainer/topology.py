@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyright: ignore
 
-from trainer.place import Place, discover
+from trainer.devices import check_nccl, choose_device, sharers_of
+from trainer.place import Place, discover, to_start
 
 Silos = int | Sequence[int] | str  # how many, their sizes, or "node": one a machine
 
@@ -36,6 +37,7 @@ class Topology:
     device: torch.device
     silo_group: dist.ProcessGroup | None
     between_group: dist.ProcessGroup | None  # who has the same slice in the other silos; None on ranks without one
+    sharers: int = 1  # ranks that this one's GPU is shared by, itself among them
 
     @property
     def num_silos(self) -> int:
@@ -93,7 +95,7 @@ def silo_sizes(silos: Silos, nodes: Sequence[int], clients: int | None = None) -
             raise ValueError(
                 f"silos={silos} does not divide the world of {world_size} ranks.\n"
                 f"  valid: {valid}, a list of sizes that add up to {world_size}, or silos=node; "
-                f"or start another number of ranks: {_start(max(silos, 1))}"
+                f"or start another number of ranks: {to_start(max(silos, 1))}"
             )
         return (world_size // silos,) * silos
     sizes = tuple(silos)
@@ -101,7 +103,7 @@ def silo_sizes(silos: Silos, nodes: Sequence[int], clients: int | None = None) -
         listed = ",".join(map(str, sizes))
         raise ValueError(
             f"silos=[{listed}] adds up to {sum(sizes)} ranks, but the world has {world_size}.\n"
-            f"  valid: positive sizes that add up to {world_size}; or {_start(sum(sizes))}"
+            f"  valid: positive sizes that add up to {world_size}; or {to_start(sum(sizes))}"
         )
     return sizes
 
@@ -122,12 +124,6 @@ def _merged(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sum(sizes[start : start + each]) for start in range(0, len(sizes), each))
 
 
-def _start(ranks: int) -> str:
-    """How one tells whoever starts the ranks, torchrun, srun or our own launcher, to start so many on a node."""
-    ways = {"torchrun": "torchrun --nproc-per-node {}", "srun": "srun --ntasks-per-node={}"}
-    return ways.get(discover().started_by, "launch.nproc={}").format(ranks)
-
-
 @contextmanager
 def distributed(
     silos: Silos = 1,
@@ -138,24 +134,26 @@ def distributed(
     between_timeout_seconds: float = 1800,
     between_backend: str = "auto",
     clients: int | None = None,
+    backend: str = "auto",
 ) -> Iterator[Topology]:
     """This rank's Topology, with its process groups open until the block is left.
 
     A process group that the caller has opened already is used and left open. Without `place` and `store` (see `meet`)
     they are what the environment says, see `discover`; the world may be this process. `clients` is for a run that goes
-    on, see `silo_sizes`. Between silos vectors travel by `between_backend`: gloo takes them over TCP from GPUs too.
+    on, see `silo_sizes`. Vectors travel by `backend`, between silos by `between_backend`: gloo takes them over TCP from
+    GPUs too, and several ranks may then share one.
     """
     place = place or discover()
     owned = not dist.is_initialized()
     if owned:
         store = store or meet(place)
-        target = _choose_devices(device, place, store)
-        _open(place, store, target, timedelta(seconds=between_timeout_seconds))
+        target = _choose_devices(device, place, store, backend)
+        _open(place, store, target, backend, timedelta(seconds=between_timeout_seconds))
     else:
-        target = choose_device(device, place)
+        target = choose_device(device, place, backend)
     groups: list[dist.ProcessGroup | None] = []
     try:
-        between = _backend_of(between_backend, target)
+        between = _between(between_backend, backend, target)
         topology = _divide(silos, clients, place, target, timedelta(seconds=silo_timeout_seconds), between, groups)
         yield topology
     finally:
@@ -164,23 +162,6 @@ def distributed(
         else:
             for group in filter(None, groups):
                 dist.destroy_process_group(group)
-
-
-def choose_device(device: str, place: Place) -> torch.device:
-    """The device of this rank: `auto` is the GPU of its local rank if there is one, else the CPU."""
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    if visible == 1 and (place.gpus or 0) >= place.local_world_size:  # srun shows each of its tasks one of them
-        return torch.device("cuda", 0)
-    if place.local_world_size > visible:
-        fewer = f"{_start(visible)}, or " if visible else ""
-        raise ValueError(
-            f"{_start(place.local_world_size)}: each rank wants a GPU, but {visible} are visible on this node.\n"
-            f"  set {fewer}launch.device=cpu"
-        )
-    torch.cuda.set_device(place.local_rank)
-    return torch.device("cuda", place.local_rank)
 
 
 def meet(place: Place) -> Store:
@@ -224,11 +205,12 @@ def share(store: Store, key: str, place: Place, make: Callable[[], str]) -> str:
     return store.get(key).decode()
 
 
-def _choose_devices(device: str, place: Place, store: Store) -> torch.device:
+def _choose_devices(device: str, place: Place, store: Store, backend: str) -> torch.device:
     """This rank's device; ValueError on every rank if one of them cannot have its own."""
     chosen, fault = None, ""
     try:
-        chosen = choose_device(device, place)
+        chosen = choose_device(device, place, backend)
+        check_nccl("launch.backend", backend, chosen)
     except ValueError as error:
         fault = str(error)
     store.set(f"fault/{place.rank}", fault)
@@ -239,11 +221,11 @@ def _choose_devices(device: str, place: Place, store: Store) -> torch.device:
     return chosen
 
 
-def _open(place: Place, store: Store, device: torch.device, timeout: timedelta) -> None:
+def _open(place: Place, store: Store, device: torch.device, backend: str, timeout: timedelta) -> None:
     # Headers are float64 vectors on the CPU, so gloo is there beside NCCL.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and backend != "gloo" else "gloo"
     world = PrefixStore("world", store)
-    dist.init_process_group(backend, store=world, rank=place.rank, world_size=place.world_size, timeout=timeout)
+    dist.init_process_group(backends, store=world, rank=place.rank, world_size=place.world_size, timeout=timeout)
 
 
 def _divide(
@@ -271,15 +253,17 @@ def _divide(
     silo = max(index for index, start in enumerate(starts) if start <= rank)
     replica = rank - starts[silo]
     between = dict(enumerate(groups[len(sizes) :])).get(replica)
-    return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], between)
+    sharers = sharers_of(device, place)
+    return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], between, sharers)
 
 
-def _backend_of(wish: str, device: torch.device) -> str | None:
+def _between(wish: str, backend: str, device: torch.device) -> str | None:
     """The backend between silos; None for the world's own, which is nccl for tensors on GPUs."""
-    if wish == "nccl" and device.type != "cuda":
+    check_nccl("launch.between_backend", wish, device)
+    if wish == "nccl" and backend == "gloo":
         raise ValueError(
-            "launch.between_backend=nccl, but the ranks are on the CPU: NCCL is for GPUs.\n"
-            "  set launch.between_backend=auto, or launch.device=cuda"
+            "launch.between_backend=nccl with launch.backend=gloo: NCCL wants a GPU for each rank, and then takes "
+            "all vectors.\n  set launch.backend=auto, or launch.between_backend=auto"
         )
     return "gloo" if wish == "gloo" else None
 

@@ -112,7 +112,8 @@ class Worker:
         with ExitStack() as stack:
             stack.enter_context(heed_stop_signals(self.contact.leave, exit_at_once))
             stack.enter_context(self.pulse.beating(lambda: self.contact.is_leaving, self.contact.leave))
-            world = distributed(self.config.silos, self.place, self.store, launch.device, *between, self.clients)
+            where = (self.config.silos, self.place, self.store, launch.device)
+            world = distributed(*where, *between, self.clients, launch.backend)
             try:
                 topology = stack.enter_context(world)
             except ValueError as error:

@@ -15,7 +15,9 @@ from tests.cli.command import HERE, Shell
 from tests.cli.refusals import assert_says, composing
 from trainer import cli
 from trainer.compose import compose_tree
-from trainer.topology import Place, choose_device, distributed, silo_sizes
+from trainer.devices import choose_device
+from trainer.place import Place
+from trainer.topology import distributed, silo_sizes
 
 # Overrides, and what the message must hold.
 UNKNOWN = {

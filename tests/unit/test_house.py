@@ -59,6 +59,7 @@ FLOORS = [
     "metrics",
     "launch",
     "topology",
+    "devices",
     "place",
     "optim",
     "ema",

@@ -8,13 +8,19 @@ from functools import partial
 import pytest
 import torch
 
+from trainer.build import build
+from trainer.compose import compose_tree
+from trainer.config import read_config
 from trainer.optim import Muon
-from trainer.optim.optimizers import optimizer_state, parameters_of, restore_optimizer_state
+from trainer.optim.optimizers import has_fused_step, optimizer_state, parameters_of, restore_optimizer_state
+from trainer.topology import distributed
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
     "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
     "adamw": partial(torch.optim.AdamW, lr=0.1),
+    "fused_adamw": partial(torch.optim.AdamW, lr=0.1, fused=True),
+    "fused_momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True),
     "amsgrad": partial(torch.optim.Adam, lr=0.1, amsgrad=True),
     "rmsprop": partial(torch.optim.RMSprop, lr=0.1, momentum=0.5),
     "adagrad": partial(torch.optim.Adagrad, lr=0.1),
@@ -105,3 +111,52 @@ def test_positions_run_through_the_groups():
 
 def test_before_the_first_step_there_is_nothing():
     assert optimizer_state(OPTIMIZERS["momentum"](two_parameters())) == {}
+
+
+def test_a_fused_step_is_the_same_step():
+    """To rounding, after ten of them."""
+    ours, theirs = OPTIMIZERS["fused_adamw"](two_parameters()), OPTIMIZERS["adamw"](two_parameters())
+    for _ in range(10):
+        step(ours)
+        step(theirs)
+    for one, other in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fused"),
+    [
+        (["optimizer=adamw"], True),
+        (["optimizer=adam", "+optimizer.fused=false"], False),
+        (["optimizer=adam", "+optimizer.foreach=true"], None),
+        (["optimizer=sgd"], None),
+        (["optimizer=rmsprop"], None),
+    ],
+)
+def test_a_run_has_the_faster_step_unless_it_says_otherwise(overrides: list[str], fused: bool | None):
+    with distributed(device="cpu") as topology:
+        run = build(read_config(compose_tree(overrides)), topology)
+    groups = run.optimizer([("a", two_parameters()[0])]).param_groups
+    assert groups[0].get("fused") == fused
+
+
+def test_sgd_is_faster_in_one_kernel_on_gpus_alone():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert [has_fused_step(torch.optim.SGD, device) for device in (cpu, gpu)] == [False, True]
+    assert has_fused_step(torch.optim.AdamW, gpu) and not has_fused_step(torch.optim.Adagrad, gpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_fused_optimizer_on_a_gpu_goes_on_from_a_state_that_was_on_the_cpu():
+    """Its counters of steps too must be where the kernel is."""
+    ours, theirs = ([parameter.detach().cuda().requires_grad_() for parameter in two_parameters()] for _ in range(2))
+    old = OPTIMIZERS["fused_adamw"](theirs)
+    step(old)
+    saved = {i: {name: value.cpu() for name, value in entry.items()} for i, entry in optimizer_state(old).items()}
+    new = OPTIMIZERS["fused_adamw"](ours)
+    for one, other in zip(ours, theirs, strict=True):
+        one.data.copy_(other)
+    restore_optimizer_state(new, saved)
+    step(old)
+    step(new)
+    assert all(map(torch.equal, ours, theirs))

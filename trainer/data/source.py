@@ -131,7 +131,7 @@ class Windows:
     def to(self, device: torch.device) -> Windows:
         """With rows that overlap as they do here, and so no more memory."""
         moved, own = copy(self), self.tokens
-        whole = own.as_strided((self.nbytes,), (1,), 0).to(device, copy=True)
+        whole = own.as_strided((self.nbytes // own.element_size(),), (1,), 0).to(device, copy=True)
         moved.tokens = whole.as_strided(own.shape, own.stride(), own.storage_offset())
         return moved
 

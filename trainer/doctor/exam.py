@@ -102,12 +102,13 @@ def _put_together(exam: Examination, nodes: dict[str, Any], store: Any) -> str:
 def _measure(exam: Examination, config: Config, place: Place, store: Any) -> None:
     """Opens the groups that a run would open, and measures their links."""
     stuck = f"rank {place.rank}: the ranks' own connections are not made, or nothing passes, in {SECONDS_FOR_LINKS} s"
-    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, config.launch.between_backend)
+    launch = config.launch
+    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.between_backend)
     try:
         with (
             deadline(SECONDS_FOR_LINKS, stuck),
-            distributed(config.silos, place, store, config.launch.device, *limits) as silos,
-            distributed("node", place, device=config.launch.device) as hosts,
+            distributed(config.silos, place, store, launch.device, *limits, backend=launch.backend) as silos,
+            distributed("node", place, device=launch.device, backend=launch.backend) as hosts,
         ):
             exam.links = measure_links(silos, hosts)
     except RuntimeError as error:

@@ -106,6 +106,6 @@ def _gpu(config: Config, place: Place) -> tuple[str, float]:
     """The name and identity of the GPU of this rank and its free memory in GiB."""
     if config.launch.device == "cpu" or not torch.cuda.is_available():
         return "", 0.0
-    index = place.local_rank if torch.cuda.device_count() > place.local_rank else 0
+    index = place.local_rank % torch.cuda.device_count()
     properties = torch.cuda.get_device_properties(index)
     return f"{properties.name} {properties.uuid}", torch.cuda.mem_get_info(index)[0] / GIB

@@ -120,9 +120,10 @@ def _gpus(exam: Examination, config: Config) -> Iterator[Finding]:
         if facts.gpu:
             users.setdefault((facts.host, facts.gpu), []).append(facts.rank)
     for (host, gpu), ranks in users.items():
-        if len(ranks) > 1:
+        if len(ranks) > 1 and config.launch.backend != "gloo":
             text = f"ranks {named(ranks)} are on one GPU of {host}, {gpu}: NCCL refuses that"
-            yield Finding(True, text, "start one rank a GPU, or let CUDA_VISIBLE_DEVICES show each rank another")
+            way_out = "start one rank a GPU, or let CUDA_VISIBLE_DEVICES show each rank another; or launch.backend=gloo"
+            yield Finding(True, text, way_out)
     idle = [facts for facts in exam.first_ranks if facts.has_nvidia and not facts.has_cuda]
     if idle and config.launch.device != "cpu":
         text = f"{_hosts(idle)} has an NVIDIA device, but torch {idle[0].versions['torch']} cannot use it"

@@ -66,7 +66,7 @@ class Measuring:
         sizes = silo_sizes(self.config.silos, self._nodes())
         check_links(self.wishes, sizes, self.elsewhere, self.place.world_size)
         alone = replace(self.place, rank=0, world_size=1, host=None)
-        with distributed(1, alone, device=self.config.launch.device) as one:
+        with distributed(1, alone, device=self.config.launch.device, backend=self.config.launch.backend) as one:
             played = {size: self._play(size, sizes, one.device) for size in dict.fromkeys(sizes)}
         loads = tuple(played[size].loads[silo] for silo, size in enumerate(sizes))
         paces = {size: each.pace for size, each in played.items()}
@@ -122,11 +122,12 @@ class Measuring:
     def _links(self) -> list[Link]:
         """Those of this world; all its ranks are one silo if the run is elsewhere."""
         silos = 1 if self.elsewhere else self.config.silos
-        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, self.config.launch.between_backend)
+        launch = self.config.launch
+        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.between_backend)
         stuck = f"rank {self.place.rank}: nothing passes between the ranks in {SECONDS_FOR_LINKS} s"
         with (
             deadline(SECONDS_FOR_LINKS, stuck),
-            distributed(silos, self.place, self.store, self.config.launch.device, *limits) as topology,
+            distributed(silos, self.place, self.store, launch.device, *limits, backend=launch.backend) as topology,
         ):
             return measure_links(topology, topology)
 

@@ -18,10 +18,14 @@ MEASURED = 1024  # examples at a time
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms by name, in their order; the name tells their randomness apart."""
+    """Transforms by name, in their order; the name tells their randomness apart.
+
+    channels_last  whether images [B, C, H, W] are laid out in memory pixel by pixel: the same numbers in another order
+    """
 
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     classes: int | None = None
+    channels_last: bool = False
 
     @property
     def goes_by_training_set(self) -> bool:
@@ -32,11 +36,11 @@ class Chain:
         self, source: Source, ids: Tensor, members: Tensor, seed: int, epoch: int, device: torch.device
     ) -> Examples:
         """The examples `ids` of a client that has these `members`, as they are trained on in this epoch."""
-        return self._after(list(self.transforms), source, ids, members, seed, epoch, device)
+        return self._laid_out(self._after(list(self.transforms), source, ids, members, seed, epoch, device))
 
     def judge(self, examples: Examples, device: torch.device) -> Examples:
         """The examples as they are evaluated, on this device."""
-        return self._settled(list(self.transforms), _on(examples, device))
+        return self._laid_out(self._settled(list(self.transforms), _on(examples, device)))
 
     def measure(self, source: Source, ids: Tensor, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
         """Makes ready what goes by the training set, of which the examples `ids` are this rank's.
@@ -53,7 +57,15 @@ class Chain:
     def faults(self, inputs: Tensor, targets: Tensor) -> list[str]:
         """Why these examples cannot be taken, of each transform that cannot."""
         said = {name: each.fault(inputs, targets, self.classes) for name, each in self.transforms.items()}
-        return [f"preprocess.{name}: {fault}" for name, fault in said.items() if fault]
+        faults = [f"preprocess.{name}: {fault}" for name, fault in said.items() if fault]
+        if self.channels_last and inputs.dim() != 4:
+            fault = f"channels_last=true, but inputs of shape {list(inputs.shape[1:])} are no images [C, height, width]"
+            faults.append(f"{fault}\n  set channels_last=false")
+        return faults
+
+    def _laid_out(self, examples: Examples) -> Examples:
+        inputs, targets = examples
+        return (inputs.contiguous(memory_format=torch.channels_last), targets) if self.channels_last else examples
 
     def _after(
         self,
