@@ -1,15 +1,15 @@
 """What a round adds to its steps, beside one bare all-reduce: python -m scripts.bench_comm.combination
 
-Two silos of one rank and one thread on this machine. Ours is everything from the last step of a round to the first of
-the next one: the contribution, the header, the vectors, the server, the model made ready for its next client. By hand
-it is one all_reduce of as many float32 numbers. The memory is by how much the peak of a combination exceeds what lasts
-(parameters, gradients, the global copy, the server's state), in copies of the parameters.
+Two silos of one rank and one thread on this machine, on the CPU unless --device says otherwise. Ours is everything from
+the last step of a round to the first of the next one: the contribution, the header, the vectors, the server, the model
+made ready for its next client. By hand it is one all_reduce of as many float32 numbers. The memory is by how much the
+peak of a combination exceeds what lasts (parameters, gradients, the global copy, the server's state), in copies of the
+parameters.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -20,6 +20,7 @@ from torch import nn
 
 from scripts.duel import in_workers, machine
 from trainer.algorithms import Algorithm, Averaging, FedAvg
+from trainer.clock import clock
 from trainer.cohort import Round
 from trainer.data import Arrays, Iid, Splits
 from trainer.plan.memory import growth
@@ -89,26 +90,28 @@ class Rounds:
         self.work: Work = self.state.trainer.begin(self.run.topology.silo)
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """From when both ranks begin until both are done."""
-    dist.barrier()
-    began = time.perf_counter()
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """From when both ranks begin until both are done, with what they told their devices too."""
+    dist.all_reduce(torch.zeros(1))
+    began = clock(device)
     action()
-    dist.barrier()
-    return time.perf_counter() - began
+    clock(device)
+    dist.all_reduce(torch.zeros(1))
+    return clock(device) - began
 
 
 def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
     """Prints a row of the table."""
     make, goal = ALGORITHMS[name]
     rounds = Rounds(topology, make(), numbers, pairs + 3)
-    vector = torch.zeros(sum(parameter.numel() for parameter in rounds.run.module.parameters()))
+    device = topology.device
+    vector = torch.zeros(sum(parameter.numel() for parameter in rounds.run.module.parameters()), device=device)
     times: list[tuple[float, float]] = []
     for _ in range(pairs + 1):
         rounds.train()
-        times.append((seconds_of(rounds.combine), seconds_of(lambda: dist.all_reduce(vector))))
+        times.append((seconds_of(rounds.combine, device), seconds_of(lambda: dist.all_reduce(vector), device)))
     rounds.train()
-    copies = growth(topology.device, rounds.combine) / vector.nbytes
+    copies = growth(device, rounds.combine) / vector.nbytes
     ratios = sorted(ours / bare for ours, bare in times[1:])
     ours, bare = (1e3 * median(side) for side in zip(*times[1:], strict=True))
     spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
@@ -122,10 +125,12 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--numbers", nargs="+", type=int, default=[10_000_000, 100_000_000])
     parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
     choices = parser.parse_args()
     if not in_workers("scripts.bench_comm.combination"):
         return
-    with distributed(silos=2, device="cpu") as topology:
+    backend = "gloo" if torch.cuda.device_count() == 1 else "auto"  # which lets both share the only GPU
+    with distributed(silos=2, device=choices.device, backend=backend) as topology:
         if topology.rank == 0:
             print(machine(), f"{choices.pairs} pairs", sep="; ")
             print("| algorithm | parameters | ours | bare all_reduce | ratio (middle half) | goal | extra copies |")

@@ -1,0 +1,39 @@
+"""The benchmark for GPUs runs where there is none: both sides of every model, and what it says of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.bench_gpu.__main__ import MODELS, main
+from scripts.bench_gpu.cases import cases, resnet18
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_sides_train(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([name, "--tiny", "--windows", "1", "--no-memory"])
+    said = capsys.readouterr().out
+    assert f"\n{name} " in said and "by hand" in said and "ratio" in said
+    assert ("measured_mfu" in said) == ("tokens_per_second" in said) == (name == "gpt")
+
+
+@pytest.mark.parametrize("side", ["ours", "by-hand"])
+def test_a_side_alone_tells_its_memory(side: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["mlp", "--tiny", "--alone", side])
+    assert float(capsys.readouterr().out) > 1e6
+
+
+def test_what_is_no_case_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bert"])
+    assert "unknown: bert; valid: gpt, resnet, mlp, combination" in capsys.readouterr().err
+
+
+def test_the_network_of_18_layers_has_as_many_parameters_as_its_convolutions_norms_and_last_layer() -> None:
+    """By hand: 3 x 3 convolutions of 3 to 64, four of 64, and of each wider stage one from half and three more."""
+    wider = sum(9 * (width // 2 * width + 3 * width**2) + 4 * 2 * width for width in (128, 256, 512))
+    first = 9 * 3 * 64 + 2 * 64 + 4 * (9 * 64**2 + 2 * 64)
+    assert sum(parameter.numel() for parameter in resnet18().parameters()) == first + wider + 512 * 10 + 10
+
+
+def test_every_case_is_there_in_both_sizes() -> None:
+    assert list(cases(tiny=True)) == list(cases(tiny=False)) == list(MODELS)
