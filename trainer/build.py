@@ -28,6 +28,7 @@ from trainer.run import RoundLength, Run
 from trainer.sites import read_apart
 from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
+from trainer.weighing import weigh
 from trainer.weights import freeze, load_weights
 
 SLOTS = ("schedule", "cohort", "uplink", "gradients")  # of a Run, that are made as they are
@@ -46,6 +47,7 @@ def build(config: Config, topology: Topology) -> Run:
     module = faults.collect(lambda: _model(config, topology))
     preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
     dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
+    weights = task and dealt and faults.collect(lambda: weigh(task, *dealt, topology=topology))
     faults.collect(lambda: _check_batch_size(config, topology))
     _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
     faults.raise_any()
@@ -61,6 +63,7 @@ def build(config: Config, topology: Topology) -> Run:
         rounds=config.rounds,
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
         micro_batch_size=config.micro_batch_size,
+        weights=weights,
         preprocess=preprocess,
         length=_round_length(config),
         clip=clip,

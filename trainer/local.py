@@ -15,7 +15,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
-from trainer.data.loader import Batch, Examples, Share, Stream
+from trainer.data.loader import Batch, Examples, MicroBatch, Share, Stream
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
 from trainer.optim import Scaled, Scaler, Unscaled
@@ -32,7 +32,7 @@ Watch = Callable[[float, int, Callable[[], float]], None]
 Pause = Callable[[Work, Wish], bool]
 
 
-class Shares(dict[int, Tensor]):
+class Shares(dict[float, Tensor]):
     """What a loss sum is multiplied by, by the units of the whole batch, as the gradient that backward starts from.
 
     DDP averages over the replicas; so each brings its sum, times their number, over the units of the silo's batch.
@@ -42,9 +42,13 @@ class Shares(dict[int, Tensor]):
         super().__init__()
         self.topology, self.dtype = topology, dtype
 
-    def __missing__(self, units: int) -> Tensor:
-        self[units] = torch.tensor(self.topology.num_replicas / units, dtype=self.dtype, device=self.topology.device)
-        return self[units]
+    def __missing__(self, units: float) -> Tensor:
+        # A batch whose examples all weigh nothing has no gradient.
+        value = self.topology.num_replicas / units if units else 0.0
+        share = torch.tensor(value, dtype=self.dtype, device=self.topology.device)
+        if isinstance(units, int):  # sums of weights hardly come twice
+            self[units] = share
+        return share
 
 
 class LocalTrainer:
@@ -100,7 +104,7 @@ class LocalTrainer:
         self.scaler.load_state_dict(kept.get("scaler", {}))
         # Without a vote there is no way back, and the memory is wanted.
         self.gradients.load_state_dict(kept.get("own", {}) if self.run.algorithm.votes else kept.pop("own", {}))
-        return Work(client, len(self.run.training_sets[client]))
+        return Work(client, self.run.training_weights[client])
 
     def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
         """Goes on with a client's round, after it took part in so many earlier ones; whether it came to the end.
@@ -201,7 +205,8 @@ class LocalTrainer:
         def fetch(some: Tensor, epoch: int) -> Examples:
             return run.preprocess.train(run.data.train, some, members, run.seed, epoch, topology.device)
 
-        return Stream(fetch, ids, client, run.batch_size, share, run.seed)
+        weights = run.weights.of(members) if run.weights else None
+        return Stream(fetch, ids, client, run.batch_size, share, run.seed, weights)
 
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.
@@ -255,28 +260,29 @@ class LocalTrainer:
                 group["lr"] = rate * factor
             self.factor = factor
 
-    def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, int]:
+    def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, float]:
         """Adds the gradient of the mean loss over the silo's batch; this replica's loss sum and units."""
-        *earlier, (inputs, targets) = batch.micro_batches
-        units = self.task.units(targets)
-        share = self.scaler.scale(self.shares[batch.examples * units])
-        losses = [self._unsynchronised(*examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
+        *earlier, last = batch.micro_batches
+        units = self.task.units(last[1])
+        share = self.scaler.scale(self.shares[batch.weight * units])
+        losses = [self._unsynchronised(examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
         # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
-        loss_sum = self._micro_batch(inputs, targets, share, seed)
+        loss_sum = self._micro_batch(last, share, seed)
         return sum(losses, start=loss_sum) if losses else loss_sum, batch.own * units
 
-    def _unsynchronised(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
+    def _unsynchronised(self, examples: MicroBatch, share: Tensor, seed: int) -> Tensor:
         with self.no_sync():
-            return self._micro_batch(inputs, targets, share, seed)
+            return self._micro_batch(examples, share, seed)
 
-    def _micro_batch(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
+    def _micro_batch(self, examples: MicroBatch, share: Tensor, seed: int) -> Tensor:
         for generator in self.generators:
             generator.manual_seed(seed)
-        if self.has_batch_statistics and self.model.module.training != (len(inputs) > 1):
-            self.model.module.train(len(inputs) > 1)  # a single example has no statistics of its own
-        loss_sum = self.loss_sum(inputs, targets)
+        count = len(examples[0])
+        if self.has_batch_statistics and self.model.module.training != (count > 1):
+            self.model.module.train(count > 1)  # a single example has no statistics of its own
+        loss_sum = self.loss_sum(*examples)
         loss_sum.backward(share)
         return loss_sum.detach_()
 
-    def _loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.task.loss_sum(self.wrapped(inputs), targets)
+    def _loss_sum(self, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        return self.task.loss_sum(self.wrapped(inputs), targets, *weights)

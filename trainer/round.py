@@ -123,7 +123,7 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     if round.index + 1 == state.run.rounds:
         algorithm.settle()
     if sums["weight"] > 0:
-        state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
+        state.trainer.pool_statistics(tables["statistics"] / sums["trained_weight"], tally.counts)
     else:
         state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1

@@ -96,7 +96,7 @@ class State:
             comm.broadcast(tensor.detach())
         if run.preprocess.goes_by_training_set:
             self._measure_training_set()
-        algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
+        algorithm.setup(self.model, run.optimizer, run.training_weights, self.wire)
         self.trainer = LocalTrainer(run, self.model, self.contact)
         self.local_fingerprint = 0
         self.leaving = False

@@ -26,6 +26,7 @@ FLOORS = [
     "compose",
     "build",
     "sites",
+    "weighing",
     "numerics",
     "profile",
     "checks",
