@@ -27,6 +27,7 @@ from trainer.run import RoundLength, Run
 from trainer.sites import read_apart
 from trainer.tasks import VERBS, Task
 from trainer.topology import Topology
+from trainer.weighing import weigh
 from trainer.weights import freeze, load_weights
 
 SLOTS = ("schedule", "cohort", "uplink", "gradients")  # of a Run, that are made as they are
@@ -45,6 +46,7 @@ def build(config: Config, topology: Topology) -> Run:
     module = faults.collect(lambda: _model(config, topology))
     preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
     dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
+    weights = task and dealt and faults.collect(lambda: weigh(task, *dealt, topology=topology))
     faults.collect(lambda: _check_batch_size(config, topology))
     _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
     faults.raise_any()
@@ -57,13 +59,25 @@ def build(config: Config, topology: Topology) -> Run:
         clients=clients,
         algorithm=algorithm,
         optimizer=optimizer,
+        weights=weights,
+        preprocess=preprocess,
+        clip=clip,
+        measures_rate=_measures_rate(config, topology),
+        **slots,
+        **_told(config),
+    )
+    guard("cohort", config.cohort, lambda: run.round(0))
+    return run
+
+
+def _told(config: Config) -> dict[str, Any]:
+    """What of a Run the configuration says in so many words."""
+    return dict(
         rounds=config.rounds,
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
         micro_batch_size=config.micro_batch_size,
-        preprocess=preprocess,
         length=_round_length(config),
         stop=Stop(config.stop.target, config.stop.patience, config.stop.seconds),
-        clip=clip,
         ema=config.ema,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         compile=config.compile,
@@ -75,12 +89,8 @@ def build(config: Config, topology: Topology) -> Run:
         max_bad_rounds=config.max_bad_rounds,
         personal_steps=config.eval.personal_steps,
         peak_rate=None if config.report.peak_rate == "auto" else float(config.report.peak_rate),
-        measures_rate=_measures_rate(config, topology),
         on_device=None if config.data["on_device"] == "auto" else config.data["on_device"],
-        **slots,
     )
-    guard("cohort", config.cohort, lambda: run.round(0))
-    return run
 
 
 def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:

@@ -16,7 +16,7 @@ from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
 from trainer.data.feeding import Feeding
-from trainer.data.loader import Batch, Examples, Share, Stream
+from trainer.data.loader import Batch, Examples, MicroBatch, Share, Stream
 from trainer.ema import MovingAverage
 from trainer.endings import check_room
 from trainer.flat import FlatModel
@@ -25,7 +25,7 @@ from trainer.optim import Scaled, Scaler, Unscaled
 from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
 from trainer.run import Run
-from trainer.topology import Topology
+from trainer.shares import Shares
 from trainer.work import Work
 
 # Told after each step: the part done of the client's round, the examples of the step, and its mean loss when asked.
@@ -33,18 +33,6 @@ Watch = Callable[[float, int, Callable[[], float]], None]
 
 # Told what the silo has agreed on, when that is not to go on: saves; says whether the client is to stop here.
 Pause = Callable[[Work, Wish], bool]
-
-
-class Shares(dict[int, Tensor]):
-    """By a batch's units: replicas / units, from which the gradient of a loss sum starts, as DDP averages over them."""
-
-    def __init__(self, topology: Topology, dtype: torch.dtype):
-        super().__init__()
-        self.topology, self.dtype = topology, dtype
-
-    def __missing__(self, units: int) -> Tensor:
-        self[units] = torch.tensor(self.topology.num_replicas / units, dtype=self.dtype, device=self.topology.device)
-        return self[units]
 
 
 class LocalTrainer:
@@ -105,7 +93,7 @@ class LocalTrainer:
         self.scaler.load_state_dict(kept.get("scaler", {}))
         # Without a vote there is no way back, and the memory is wanted.
         self.gradients.load_state_dict(kept.get("own", {}) if self.run.algorithm.votes else kept.pop("own", {}))
-        return Work(client, len(self.run.training_sets[client]))
+        return Work(client, self.run.training_weights[client])
 
     def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
         """Goes on with a client's round, after it took part in so many earlier ones; whether it came to the end.
@@ -206,7 +194,8 @@ class LocalTrainer:
         def fetch(some: Tensor, epoch: int) -> Examples:
             return run.preprocess.train(self.feeding.source, some, members, run.seed, epoch, topology.device)
 
-        return Stream(fetch, ids, client, run.batch_size, share, run.seed, self.feeding.ahead)
+        weights = run.weights.of(members) if run.weights else None
+        return Stream(fetch, ids, client, run.batch_size, share, run.seed, weights, self.feeding.ahead)
 
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.
@@ -226,7 +215,7 @@ class LocalTrainer:
     def rehearse(self, inputs: Tensor, targets: Tensor) -> None:
         """Forward and backward of these examples, without a word to the other replicas."""
         self.model.module.train()
-        self._unsynchronised(inputs, targets, self.shares[len(inputs)], 0)
+        self._unsynchronised((inputs, targets), self.shares[len(inputs)], 0)
 
     def _steps(
         self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None
@@ -267,32 +256,33 @@ class LocalTrainer:
                 group["lr"] = rate * factor
             self.factor = factor
 
-    def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, int]:
+    def _backward(self, batch: Batch, seed: int) -> tuple[Tensor, float]:
         """Adds the gradient of the mean loss over the silo's batch; this replica's loss sum and units."""
-        *earlier, (inputs, targets) = batch.micro_batches
-        units = self.task.units(targets)
-        share = self.scaler.scale(self.shares[batch.examples * units])
-        losses = [self._unsynchronised(*examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
+        *earlier, last = batch.micro_batches
+        units = self.task.units(last[1])
+        share = self.scaler.scale(self.shares[batch.weight * units])
+        losses = [self._unsynchronised(examples, share, seed + 1 + i) for i, examples in enumerate(earlier)]
         # Only the last micro-batch is a collective. Every replica runs one, if need be of no examples.
-        loss_sum = self._micro_batch(inputs, targets, share, seed)
+        loss_sum = self._micro_batch(last, share, seed)
         return sum(losses, start=loss_sum) if losses else loss_sum, batch.own * units
 
-    def _unsynchronised(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
+    def _unsynchronised(self, examples: MicroBatch, share: Tensor, seed: int) -> Tensor:
         with self.no_sync():
-            return self._micro_batch(inputs, targets, share, seed)
+            return self._micro_batch(examples, share, seed)
 
-    def _micro_batch(self, inputs: Tensor, targets: Tensor, share: Tensor, seed: int) -> Tensor:
+    def _micro_batch(self, examples: MicroBatch, share: Tensor, seed: int) -> Tensor:
         for generator in self.generators:
             generator.manual_seed(seed)
-        if self.has_batch_statistics and self.model.module.training != (len(inputs) > 1):
-            self.model.module.train(len(inputs) > 1)  # a single example has no statistics of its own
+        count = len(examples[0])
+        if self.has_batch_statistics and self.model.module.training != (count > 1):
+            self.model.module.train(count > 1)  # a single example has no statistics of its own
         try:
-            loss_sum = self.loss_sum(inputs, targets)
+            loss_sum = self.loss_sum(*examples)
             loss_sum.backward(share)
         except (RuntimeError, MemoryError) as error:
-            check_room(error, "micro_batch_size", self.run.micro_batch_size, len(inputs))
+            check_room(error, "micro_batch_size", self.run.micro_batch_size, count)
             raise
         return loss_sum.detach_()
 
-    def _loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.task.loss_sum(self.wrapped(inputs), targets)
+    def _loss_sum(self, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        return self.task.loss_sum(self.wrapped(inputs), targets, *weights)

@@ -21,7 +21,7 @@ def average_personal(trainer: LocalTrainer) -> dict[str, Tensor]:
     for client, kept in trainer.states.items():
         model.load_personal_state(kept["personal"])
         one = torch.cat([torch.ones(1).double(), model.personal.double().cpu(), own.vector()])
-        sums.add_(one, alpha=trainer.run.training_sizes[client])
+        sums.add_(one, alpha=trainer.run.training_weights[client])
         counts = torch.maximum(counts, own.counts())
     weight, parameters, statistics = comm.sum_between_silos(sums, trainer.run.topology).split(lengths)
     if len(counts):

@@ -27,7 +27,7 @@ class Tally:
 
     def __init__(self, run: Run, round: Round, buffers: Statistics):
         self.run, self.round, self.buffers = run, round, buffers
-        self.examples = 0.0
+        self.weight = 0.0
         self.works: list[Work] = []
         self.norms: list[float | None] = []
         self.missing = 0  # clients that there was no time to begin with
@@ -42,21 +42,21 @@ class Tally:
         self.works.append(work)
         self.norms.append(delta_norm)
         if _counts(delta_norm):
-            self.examples += work.examples
+            self.weight += work.weight
             if self.buffers.any:
-                self.statistics += self.buffers.vector() * (work.examples / self.run.topology.num_replicas)
+                self.statistics += self.buffers.vector() * (work.weight / self.run.topology.num_replicas)
                 self.counts = torch.maximum(self.counts, self.buffers.counts())
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as a tree."""
         works = {str(place): work.state_dict() for place, work in enumerate(self.works)}
-        sums = {"examples": self.examples, "norms": json.dumps(self.norms)}
+        sums = {"weight": self.weight, "norms": json.dumps(self.norms)}
         return {"works": works, **sums, "statistics": self.statistics, "counts": self.counts}
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]], replica: int) -> None:
         """Puts the `state_dict` of this replica back, or its part of those of another number of replicas."""
         one, alone = states[0], len(states) == 1
-        self.examples, self.norms = one["examples"], json.loads(one["norms"])
+        self.weight, self.norms = one["weight"], json.loads(one["norms"])
         for place in range(len(self.norms)):
             works = [work_of(state["works"][str(place)]) for state in states]
             self.works.append(works[0] if alone else merged(works, replica))
@@ -81,7 +81,7 @@ class Tally:
             "units_seen": sum(work.units for work in self.works),
         }
         equal_in_silo = {
-            "examples": self.examples,
+            "trained_weight": self.weight,
             "steps": sum(work.steps for work in self.works),
             "examples_seen": sum(work.examples_seen for work in self.works),
             "clients": len(self.works),

@@ -129,7 +129,7 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     if round.index + 1 == state.run.rounds or state.progress.stopped:
         algorithm.settle()
     if sums["weight"] > 0:
-        state.trainer.pool_statistics(tables["statistics"] / sums["examples"], tally.counts)
+        state.trainer.pool_statistics(tables["statistics"] / sums["trained_weight"], tally.counts)
         state.average_after_round()
     else:
         state.trainer.restore_statistics()

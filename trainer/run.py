@@ -14,7 +14,7 @@ from torch import nn
 from trainer.algorithms import Algorithm
 from trainer.codecs import Full, Uplink
 from trainer.cohort import All, Cohort, Round, Trace, assign
-from trainer.data import Clients, Splits, fingerprint
+from trainer.data import Clients, Splits, Weights, fingerprint
 from trainer.data.feeding import check_on_device
 from trainer.endings import Stop
 from trainer.gradients import FullPrecision, Gradients
@@ -77,6 +77,7 @@ class Run:
     batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
     micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch; auto:
                       as many as all ranks have room for
+    weights           what examples count in the loss, and clients in the combination; None: each example 1
     preprocess        what is done to examples on their way to the model
     stop              when the run is finished before its last round
     on_device         whether a GPU holds the training set in its memory; None: if it is small
@@ -107,6 +108,7 @@ class Run:
     rounds: int
     batch_size: int | None
     micro_batch_size: int | Literal["auto"] | None = None
+    weights: Weights | None = None
     preprocess: Chain = field(default_factory=Chain)
     length: RoundLength = field(default_factory=RoundLength)
     stop: Stop = field(default_factory=Stop)
@@ -202,6 +204,13 @@ class Run:
     def training_sizes(self) -> list[int]:
         """The number of training examples by client."""
         return [len(ids) for ids in self.training_sets]
+
+    @cached_property
+    def training_weights(self) -> list[float]:
+        """n_k by client: the number of training examples, or the sum of their weights if they have any."""
+        if self.weights is None:
+            return [float(size) for size in self.training_sizes]
+        return [sum(self.weights.clients)] if self.algorithm.pools_data else list(self.weights.clients)
 
     @cached_property
     def data_fingerprint(self) -> str:

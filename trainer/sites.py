@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer import comm
@@ -28,12 +29,14 @@ class Facts:
     classes: int | None
     label_names: list[str]
     checksum: int
+    has_weights: bool
 
     @staticmethod
     def of(splits: Splits) -> Facts:
         inputs, targets = (_kind(tensor) for tensor in splits.train.fetch(torch.arange(1)))
         names = list(splits.label_names)
-        return Facts(len(splits.train), len(splits.test), inputs, targets, splits.classes, names, checksum(splits))
+        sizes, told = (len(splits.train), len(splits.test)), checksum(splits)
+        return Facts(*sizes, inputs, targets, splits.classes, names, told, splits.weights is not None)
 
 
 def read_apart(files: Sequence[str], read: Callable[[str], Splits], topology: Topology) -> Splits:
@@ -61,7 +64,20 @@ def read_apart(files: Sequence[str], read: Callable[[str], Splits], topology: To
         return Apart(sizes, {c: getattr(here[c], part) for c in here}, homes, [each.checksum for each in facts])
 
     classes = max((each.classes for each in facts if each.classes is not None), default=None)
-    return Splits(joined("train"), joined("test"), classes, label_names=tuple(facts[0].label_names))
+    train, names = joined("train"), tuple(facts[0].label_names)
+    weights = _weights(here, len(train)) if any(each.has_weights for each in facts) else None
+    return Splits(train, joined("test"), classes, label_names=names, weights=weights)
+
+
+def _weights(here: Mapping[int, Splits], examples: int) -> np.ndarray:
+    """What each example counts, float32 [N]: those that are here are numbered first, those that are not count 1."""
+    weights, first = np.ones(examples, np.float32), 0
+    for splits in here.values():
+        last = first + len(splits.train)
+        if splits.weights is not None:
+            weights[first:last] = splits.weights
+        first = last
+    return weights
 
 
 def _kind(examples: torch.Tensor) -> str:

@@ -126,7 +126,7 @@ class State:
         if run.preprocess.goes_by_training_set:
             self._measure_training_set()
         self.average = None if run.ema is None else MovingAverage(self.model, run.ema)
-        algorithm.setup(self.model, run.optimizer, run.training_sizes, self.wire)
+        algorithm.setup(self.model, run.optimizer, run.training_weights, self.wire)
         self.trainer = LocalTrainer(run, self.model, self.contact, self.average if algorithm.pools_data else None)
         self.speed = Speed(run)
         self.local_fingerprint = 0

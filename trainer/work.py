@@ -17,10 +17,10 @@ LOSSES_KEPT = 1024  # appending a step's loss to a list costs a tenth of adding 
 class Work:
     """What a client did in a round. losses and units are this replica's part, the rest is equal in the silo.
 
-    examples        n_k, the size of the client's training set
+    weight          n_k, the number of the client's training examples, or the sum of their weights if they have any
     examples_seen   examples that went through the model, epochs counted
     steps           optimizer steps that were attempted: the place in the client's round
-    units           what the loss is summed over: examples or tokens
+    units           what the loss is summed over: examples or tokens, each times its weight
     factors         on the learning rates, of the steps that were applied
     gradient_norm   of the last step, before clipping
     is_late         whether the time of the round was over before the client's work was done
@@ -28,13 +28,13 @@ class Work:
     """
 
     client: int
-    examples: int
+    weight: float
     losses: list[Tensor] = field(default_factory=list)
     folded: Tensor | float = 0.0
-    last: tuple[Tensor | float, int] = (0.0, 0)
+    last: tuple[Tensor | float, float] = (0.0, 0)
     examples_seen: int = 0
     steps: int = 0
-    units: int = 0
+    units: float = 0
     factors: list[float] = field(default_factory=list)
     is_late: bool = False
     is_last: bool = False
@@ -43,7 +43,7 @@ class Work:
     seconds_data: float = 0.0
     seconds_compute: float = 0.0
 
-    def add(self, examples: int, loss_sum: Tensor, units: int) -> None:
+    def add(self, examples: int, loss_sum: Tensor, units: float) -> None:
         """Counts one step."""
         self.last = (loss_sum, units)
         self.steps += 1
@@ -56,7 +56,7 @@ class Work:
     def last_loss(self) -> float:
         """This replica's mean loss of the last step. Waits for the device."""
         loss_sum, units = self.last
-        return float(loss_sum) / max(units, 1)
+        return float(loss_sum) / (units or 1)
 
     @property
     def loss_sum(self) -> float:

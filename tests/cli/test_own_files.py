@@ -35,6 +35,7 @@ def write(folder: Path, name: str, **changes: np.ndarray) -> None:
     for part, size in (("train", SIZES[name]), ("test", 10)):
         points = generator.normal(size=(size, 4))
         arrays |= {f"x_{part}": points, f"y_{part}": points[:, :3].argmax(1), f"site_{part}": np.full(size, ord(name))}
+        arrays[f"weight_{part}"] = np.abs(points[:, 3])
     np.savez(folder / f"{name}.npz", **(arrays | changes))
 
 
@@ -88,7 +89,7 @@ def test_replicas_of_a_silo_share_its_files(ranks, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "sync"])
 def test_files_are_the_clients_of_one_file_with_owners(ranks, tmp_path: Path, algorithm: str) -> None:
-    """The same clients in one file, told by a column, give the same model."""
+    """The same clients in one file, told by a column, give the same model; also with weights, of which sums travel."""
     names = "ab" if algorithm != "sync" else "abc"
     held = list(names) if algorithm != "sync" else [names, names]
     folders(tmp_path, *held)
@@ -97,6 +98,7 @@ def test_files_are_the_clients_of_one_file_with_owners(ranks, tmp_path: Path, al
     for rank in range(2):
         np.savez(tmp_path / f"rank-{rank}/all.npz", **joined)
     chosen = [f"algorithm={algorithm}", f"silos={1 if algorithm == 'sync' else 2}"]
+    chosen += ["data.weights=weight", "task.class_weights=balanced"] if algorithm != "scaffold" else []
     files = train(ranks, tmp_path, f"data.files=[{','.join(f'{n}.npz' for n in names)}]", *chosen, name="files")
     one = ["data.path=all.npz", "data.owners=site", "partition=natural", f"clients={len(names)}"]
     whole = train(ranks, tmp_path, *one, *chosen, name="whole")

@@ -80,7 +80,7 @@ def test_told_to_leave_by_a_thread(clock: Clock):
 
 def test_what_is_done_is_said():
     """For people: the phase; while a client is trained also which, and at which step it is now."""
-    mine, work = Contact(), Work(client=3, examples=10, steps=17)
+    mine, work = Contact(), Work(client=3, weight=10, steps=17)
     assert mine.whereabouts() == "starting"
     mine.at("round 2: training", work)
     work.steps += 1

@@ -115,8 +115,8 @@ def test_blocks_come_on_a_stream_of_their_own() -> None:
         for number in range(3):
             seen.append(torch.cuda.current_stream())
             filled = on(torch.full((4,), number), GPU)
-            yield filled, filled + 1, [4]
+            yield (filled, filled + 1), [4]
 
-    found = [(int(inputs[0]), int(targets[0])) for inputs, targets, _ in Ahead(GPU)(blocks())]
+    found = [(int(inputs[0]), int(targets[0])) for (inputs, targets), _ in Ahead(GPU)(blocks())]
     assert found == [(0, 1), (1, 2), (2, 3)]
     assert torch.cuda.default_stream() not in seen

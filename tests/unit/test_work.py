@@ -29,14 +29,14 @@ def few_losses_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def work_after(taken: list[tuple[int, torch.Tensor, int]], begun: Work | None = None) -> Work:
     """The Work of a client, new or `begun`, that goes on with these steps."""
-    one = begun or Work(client=7, examples=100)
+    one = begun or Work(client=7, weight=100)
     for examples, loss, units in taken:
         one.add(examples, loss, units)
     return one
 
 
 def counts(one: Work) -> tuple[int, ...]:
-    return one.client, one.examples, one.examples_seen, one.steps, one.units
+    return one.client, one.weight, one.examples_seen, one.steps, one.units
 
 
 @laws
@@ -52,7 +52,7 @@ def test_losses_are_added_up(taken: list[tuple[int, torch.Tensor, int]]):
 
 def test_few_losses_are_kept():
     """However many steps a round has."""
-    one = Work(client=0, examples=1)
+    one = Work(client=0, weight=1)
     for _ in range(10 * KEPT + 1):
         one.add(1, torch.tensor(0.5), 1)
         assert len(one.losses) < KEPT

@@ -54,11 +54,11 @@ class Algorithm(Protocol):
         """Raises ValueError, with the reasons, when so many clients a round, trained like this, cannot be combined."""
         ...
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
         """Takes the model, whose shared vector holds the global parameters; makes the algorithm's own state.
 
-        `optimizer` makes the one that trains clients; `sizes` are the numbers of examples of all clients; `wire` is the
-        way to the other silos.
+        `optimizer` makes the one that trains clients; `client_weights` are the n_k of all clients; `wire` is the way to
+        the other silos.
         """
         ...
 

@@ -37,7 +37,7 @@ class Averaging(FedAvg):
 
     def contribute(self, work: Work) -> float:
         place = self.model.shared if self.parameters.dtype == self.model.shared.dtype else None
-        self.weights.append(self._weight(work.examples))
+        self.weights.append(self._weight(work.weight))
         self._add(torch.mul(self.model.shared.to(self.parameters.dtype), self._share(work), out=place), work)
         return 0.0
 

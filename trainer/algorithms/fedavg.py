@@ -32,8 +32,8 @@ class FedAvg:
     McMahan et al. 2017 (arXiv 1602.05629); with a server optimizer other than SGD at rate 1: Reddi et al. 2021 (arXiv
     2003.00295); with inner AdamW kept and a Nesterov server: DiLoCo, Douillard et al. 2023 (arXiv 2311.08105).
 
-    weight            `examples`: n_k is the number of the client's training examples; `equal`: 1; `capped`: the
-                      examples, but `cap` at most
+    weight            `examples`: n_k is the number of the client's training examples, or the sum of their weights;
+                      `equal`: 1; `capped`: the examples, but `cap` at most
     server            makes a torch optimizer, which must be elementwise, for the one vector of global parameters
     shared            a regular expression: the parameters and buffers whose names it finds travel, the others stay
                       with their client; `.*` is all, `$^` none
@@ -91,8 +91,8 @@ class FedAvg:
     def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
-        self.model, self.sizes, self.wire = model, sizes, wire
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
+        self.model, self.client_weights, self.wire = model, client_weights, wire
         # Combined in at least float32, whatever the model is trained in.
         precision = torch.promote_types(model.shared.dtype, torch.float32)
         self.parameters = model.shared.to(precision, copy=True)
@@ -114,7 +114,7 @@ class FedAvg:
     def begin_round(self, round: Round) -> None:
         self.weights, self.norms = [], []
         self.last, self.has_sums = None, False
-        self.planned_weight = math.fsum(self._weight(self.sizes[client]) for client in round.cohort)
+        self.planned_weight = math.fsum(self._weight(self.client_weights[client]) for client in round.cohort)
         self._set_anchors()
 
     def begin_client(self, state: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class FedAvg:
             bounded = norm if self.norm_bound is None else min(norm, self.norm_bound)
             if bounded < norm:
                 delta.mul_(bounded / norm)
-            self.weights.append(self._weight(work.examples))
+            self.weights.append(self._weight(work.weight))
             self.norms.append(bounded)
             self._add(delta, work)
         return norm
@@ -189,10 +189,11 @@ class FedAvg:
         self.parameters.copy_(resized(state.get("parameters", self.model.shared), len(self.parameters)))
         self.server.load_state_dict(state["server"])
 
-    def _weight(self, examples: int) -> float:
+    def _weight(self, own: float) -> float:
+        """What a client whose examples weigh so much counts in the combination."""
         if self.weight == "equal":
             return 1.0
-        return float(examples if self.cap is None else min(examples, self.cap))
+        return float(own if self.cap is None else min(own, self.cap))
 
     def _parts(self) -> list[slice]:
         return self.wire.parts(len(self.parameters))
@@ -208,7 +209,7 @@ class FedAvg:
 
     def _share(self, work: Work) -> float:
         """What a client's delta is multiplied by: its part of the weight that the round was planned with."""
-        return self._weight(work.examples) / (self.planned_weight or 1.0)
+        return self._weight(work.weight) / (self.planned_weight or 1.0)
 
     def _add(self, delta: Tensor, work: Work) -> None:
         """Adds a client's delta, times its share, to this silo's sum."""

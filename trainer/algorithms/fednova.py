@@ -44,8 +44,8 @@ class FedNova(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
         refuse_nonlinear("fednova", optimizer, clip)
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
-        super().setup(model, optimizer, sizes, wire)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
+        super().setup(model, optimizer, client_weights, wire)
         self.probe = Probe(optimizer, self.pull)
         self.ways: list[float] = []  # a_k of this silo's clients
 

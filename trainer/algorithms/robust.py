@@ -69,8 +69,8 @@ class Robust(FedAvg):
                 f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, more clients, or a larger cohort.size"
             )
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
-        super().setup(model, optimizer, sizes, wire)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
+        super().setup(model, optimizer, client_weights, wire)
         self.deltas: list[Tensor] = []  # of this silo's clients
 
     def begin_round(self, round: Round) -> None:

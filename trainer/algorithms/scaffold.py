@@ -47,10 +47,10 @@ class Scaffold(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
         refuse_nonlinear("scaffold", optimizer, clip)
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
-        super().setup(model, optimizer, sizes, wire)
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
+        super().setup(model, optimizer, client_weights, wire)
         self.probe = Probe(optimizer)
-        self.population = sum(self._weight(size) for size in sizes)
+        self.population = sum(self._weight(weight) for weight in client_weights)
         self.changes = torch.zeros_like(self.parameters)  # of this silo's control variates, times p_k
         self.control = torch.zeros_like(self.parameters)  # c
         self.own_control = self.control  # c_k of the client that trains

@@ -35,11 +35,11 @@ class Sync:
     def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, sizes: Sequence[int], wire: Wire) -> None:
-        self.examples = 0
+    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
+        self.weight = 0
 
     def begin_round(self, round: Round) -> None:
-        self.examples = 0
+        self.weight = 0
 
     def begin_client(self, state: dict[str, Any]) -> None:
         pass
@@ -51,14 +51,14 @@ class Sync:
         pass
 
     def contribute(self, work: Work) -> float:
-        self.examples += work.examples
+        self.weight += work.weight
         return 0.0
 
     def client_state(self) -> dict[str, Any]:
         return {}
 
     def header(self) -> dict[str, float]:
-        return {"weight": self.examples}
+        return {"weight": self.weight}
 
     def combine(self, sums: dict[str, float]) -> Figures:
         return {}
@@ -67,10 +67,10 @@ class Sync:
         pass
 
     def round_state(self) -> dict[str, Any]:
-        return {"examples": self.examples}
+        return {"weight": self.weight}
 
     def load_round_state(self, state: dict[str, Any]) -> None:
-        self.examples = state["examples"]
+        self.weight = state["weight"]
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -17,6 +17,7 @@ from trainer.data.saved import saved_dataset
 from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_source
 from trainer.data.texts import BYTES, shakespeare, text
 from trainer.data.tokens import Tokens, tokens
+from trainer.data.weights import Weights
 
 __all__ = [
     "BYTES",
@@ -35,6 +36,7 @@ __all__ = [
     "Source",
     "Splits",
     "Tokens",
+    "Weights",
     "Windows",
     "as_source",
     "checksum",

@@ -12,15 +12,17 @@ from trainer.data.labels import Classes, owners_of, targets_of
 from trainer.data.pixels import Pixels, as_pixels
 from trainer.data.source import Arrays, Source, Splits
 from trainer.data.values import INTEGERS, NUMBERS, Column, as_tensor
+from trainer.data.weights import weights_of
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The examples of a part of a file. Targets and owners [N, 1] are taken for [N]."""
+    """The examples of a part of a file. Targets, owners and weights [N, 1] are taken for [N]."""
 
     inputs: Column
     targets: Column
     owners: Column | None = None
+    weights: Column | None = None
 
 
 def splits_of(train: Columns, test: Columns | float, classes: Classes = None, found: Sequence[str] = ()) -> Splits:
@@ -31,6 +33,7 @@ def splits_of(train: Columns, test: Columns | float, classes: Classes = None, fo
     targets  integers or texts [N] are labels: 0 .. classes - 1, or the places of their names in `classes`, or else
              among those that occur, sorted; other numbers become float32
     owners   integers or texts: natural clients
+    weights  numbers from 0, not all of them 0; asked of `train` alone
 
     Raises one ValueError with all that is wrong: kinds, shapes, lengths, labels out of range, NaN and infinity, after
     what was `found` wrong before.
@@ -42,6 +45,7 @@ def splits_of(train: Columns, test: Columns | float, classes: Classes = None, fo
         faults.append(f"the examples have different shapes: {', '.join(part.inputs.told for part in parts)}")
     targets = targets_of([part.targets for part in parts], classes, faults)
     owners = owners_of([part.owners for part in parts if part.owners], faults)
+    weights = weights_of(train.weights, faults)
     if not isinstance(test, Columns):
         faults += cut_faults(test)
     if faults:
@@ -50,7 +54,8 @@ def splits_of(train: Columns, test: Columns | float, classes: Classes = None, fo
     if not isinstance(test, Columns):
         held = held_out(len(inputs[0]), test, arrays[0][2])
         arrays = [_rows(arrays[0], ~held), _rows(arrays[0], held)]
-    return Splits(_source(*arrays[0]), _source(*arrays[1]), targets.number, owners.names, targets.names)
+        weights = weights[~held] if weights is not None else None
+    return Splits(_source(*arrays[0]), _source(*arrays[1]), targets.number, owners.names, targets.names, weights)
 
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -67,7 +72,7 @@ def _source(inputs: np.ndarray, targets: np.ndarray, owners: np.ndarray | None) 
 
 
 def _length_faults(part: Columns) -> Iterator[str]:
-    columns = [part.inputs, part.targets, *([part.owners] if part.owners else [])]
+    columns = [part.inputs, part.targets, *filter(None, (part.owners, part.weights))]
     if len({len(column.values) for column in columns}) > 1:
         yield "lengths differ: " + ", ".join(f"{len(column.values)} {column.name}" for column in columns)
     elif len(part.inputs.values) == 0:

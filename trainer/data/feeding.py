@@ -14,7 +14,7 @@ from trainer.data.source import Movable, Source
 
 PART_OF_FREE = 0.1  # of a GPU's memory, up to which a training set is held there unless the user says otherwise
 
-Block = tuple[Tensor, Tensor, list[int]]  # inputs and targets of several batches, and their sizes
+Block = tuple[tuple[Tensor, ...], list[int]]  # inputs, targets and what else several batches have, and their sizes
 
 
 class Feeding:
@@ -53,12 +53,12 @@ class Ahead:
         self.stream.wait_stream(current)  # what preprocessing finds on the device has come there
         coming = self._begin(blocks)
         while coming is not None:
-            (inputs, targets, sizes), ready = coming
+            (columns, sizes), ready = coming
             coming = self._begin(blocks)
             current.wait_event(ready)
-            for tensor in (inputs, targets):
-                tensor.record_stream(current)  # its memory is not given away before the steps with it are done
-            yield inputs, targets, sizes
+            for column in columns:
+                column.record_stream(current)  # its memory is not given away before the steps with it are done
+            yield columns, sizes
 
     def _begin(self, blocks: Iterator[Block]) -> tuple[Block, torch.Event] | None:
         """The next block, and what tells when it is there; None after the last one."""

@@ -29,7 +29,7 @@ def checksum(data: Splits) -> int:
     for source in (data.train, data.test):
         for column in _columns(source):
             crc = _add(column, crc)
-    return crc
+    return crc if data.weights is None else _add(data.weights, crc)
 
 
 def _columns(source: Source) -> list[np.ndarray]:

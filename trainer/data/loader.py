@@ -22,9 +22,10 @@ from trainer.randomness import generator
 BLOCK_BYTES = 4 << 20  # small batches are fetched together: one index_select, not many, is 5 % of a small step
 
 Examples = tuple[Tensor, Tensor]
-Fetch = Callable[
-    [Tensor, int], Examples
-]  # the examples of these ids, as they are in an epoch, where they are trained on
+MicroBatch = tuple[Tensor, ...]  # inputs, targets and, if examples have any, weights
+
+# The examples of these ids, as they are in an epoch, where they are trained on.
+Fetch = Callable[[Tensor, int], Examples]
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,22 @@ class Batch:
     """A replica's micro-batches, at least one though it may be empty.
 
     examples  the examples of the silo's whole batch
-    own       those of them that are this replica's
+    weight    what they count together: their number, or the sum of their weights, equal on all replicas
+    own       what those of this replica count
     """
 
-    micro_batches: list[Examples]
+    micro_batches: list[MicroBatch]
     examples: int
-    own: int
+    weight: float
+    own: float
 
 
 class Stream:
     """The endless batches of one client, epoch after epoch; epochs never mix in a batch.
 
     `ids` are the client's examples, which `fetch` gives; `batch_size` counts examples of the whole silo, None is all of
-    them. `seconds` are those spent fetching so far. `ahead` passes on blocks of batches that are fetched together.
+    them. `weights` (float32) are what each of the examples counts; None: all the same. `ahead` passes on blocks of
+    batches that are fetched together. `seconds` are those spent fetching so far.
     """
 
     def __init__(
@@ -81,9 +85,10 @@ class Stream:
         batch_size: int | None,
         share: Share,
         seed: int,
+        weights: Tensor | None = None,
         ahead: Callable[[Iterator[Block]], Iterator[Block]] = as_they_are,
     ):
-        self.fetch, self.client, self.share, self.seed = fetch, client, share, seed
+        self.fetch, self.client, self.share, self.seed, self.weights = fetch, client, share, seed, weights
         self.ahead, self.seconds = ahead, 0.0
         self.ids = torch.from_numpy(ids)
         self.bounds = share.bounds(len(ids), batch_size or len(ids))
@@ -104,29 +109,40 @@ class Stream:
     def _of_epoch(self, epoch: int, bounds: list[int]) -> Iterator[Batch]:
         order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
         shares = [self.share.of(begin, end) for begin, end in pairwise(bounds)]
-        fetched = self._fetch(self.ids[order], epoch, shares)
-        for (begin, end), (start, last), (inputs, targets) in zip(pairwise(bounds), shares, fetched, strict=True):
-            own = last - start
-            yield Batch(self._micro_batches(inputs, targets, own), end - begin, own)
+        fetched = self._fetch(order, epoch, shares)
+        for (begin, end), (start, last), columns in zip(pairwise(bounds), shares, fetched, strict=True):
+            weight, own = self._weight(order, begin, end), self._weight(order, start, last)
+            yield Batch(self._micro_batches(columns, last - start), end - begin, weight, own)
 
-    def _fetch(self, ids: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[Examples]:
-        for inputs, targets, sizes in self.ahead(self._blocks(ids, epoch, shares)):
-            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
+    def _weight(self, order: Tensor, begin: int, end: int) -> float:
+        """What these examples of an epoch count together: the same bits on all replicas, and after a restart."""
+        if self.weights is None:
+            return end - begin
+        return self.weights[order[begin:end]].sum(dtype=torch.float64).item()
 
-    def _blocks(self, ids: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[Block]:
+    def _fetch(self, order: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[MicroBatch]:
+        for columns, sizes in self.ahead(self._blocks(order, epoch, shares)):
+            yield from zip(*(column.split(sizes) for column in columns), strict=True)
+
+    def _blocks(self, order: Tensor, epoch: int, shares: list[tuple[int, int]]) -> Iterator[Block]:
         position, together = 0, 1
         while position < len(shares):
             began = perf_counter()
             block = shares[position : position + together]
-            inputs, targets = self.fetch(torch.cat([ids[begin:end] for begin, end in block]), epoch)
+            columns = self._columns(torch.cat([order[begin:end] for begin, end in block]), epoch)
             sizes = [end - begin for begin, end in block]
             self.seconds += perf_counter() - began
-            yield inputs, targets, sizes
+            yield columns, sizes
             position += len(block)
-            together = max(1, BLOCK_BYTES * len(block) // max(inputs.nbytes, 1))
+            together = max(1, BLOCK_BYTES * len(block) // max(columns[0].nbytes, 1))
 
-    def _micro_batches(self, inputs: Tensor, targets: Tensor, own: int) -> list[Examples]:
+    def _columns(self, places: Tensor, epoch: int) -> MicroBatch:
+        """The client's examples at these places, with their weights if there are any."""
+        examples = self.fetch(self.ids[places], epoch)
+        return examples if self.weights is None else (*examples, self.weights[places].to(examples[0].device))
+
+    def _micro_batches(self, columns: MicroBatch, own: int) -> list[MicroBatch]:
         size = self.share.micro_batch_size
         if size is None or own <= size:
-            return [(inputs, targets)]
-        return list(zip(inputs.split(size), targets.split(size), strict=True))
+            return [columns]
+        return list(zip(*(column.split(size) for column in columns), strict=True))

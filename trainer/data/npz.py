@@ -25,10 +25,11 @@ def npz(
     inputs: str = "x",
     targets: str = "y",
     owners: str | None = None,
+    weights: str | None = None,
     classes: Classes = None,
     test: float = 0.1,
 ) -> Splits:
-    """The arrays of a .npz file, as numpy.savez writes it, called `inputs`, `targets` and perhaps `owners`.
+    """The arrays of a .npz file, as numpy.savez writes it, called `inputs`, `targets`, perhaps `owners` and `weights`.
 
     Where there are `x_train` and `x_test`, or `train_x` and `test_x`, these are the training and the test set; else the
     fraction `test` of the examples is the test set, drawn. What the arrays may hold is said at `splits_of`. Raises one
@@ -36,11 +37,11 @@ def npz(
     """
     path = Path(path).expanduser()
     with refusing(path), _opened(path) as file:
-        wanted = [name for name in (inputs, targets, owners) if name]
+        wanted = {"inputs": inputs, "targets": targets, "owners": owners}
         pattern = next((pattern for pattern in PATTERNS if pattern.format(inputs, "train") in file.files), "{}")
-        parts = [[pattern.format(name, part) for name in wanted] for part in ("train", "test")]
-        columns = [_columns(file, names) for names in (parts if pattern != "{}" else parts[:1])]
-        return splits_of(columns[0], columns[1] if len(columns) == 2 else test, classes)
+        train = _columns(file, wanted | {"weights": weights}, pattern, "train")
+        known = _columns(file, wanted, pattern, "test") if pattern != "{}" else test
+        return splits_of(train, known, classes)
 
 
 @contextmanager
@@ -57,12 +58,15 @@ def _opened(path: Path) -> Iterator[NpzFile]:
         raise ValueError(f"{path.absolute()} cannot be read: {error.strerror or error}") from error
 
 
-def _columns(file: NpzFile, names: list[str]) -> Columns:
-    """The arrays of these names. ValueError says all that is missing or damaged."""
-    faults, columns = [], []
-    for name in names:
+def _columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, part: str) -> Columns:
+    """A part's arrays, by what they are for. ValueError says all that is missing or damaged."""
+    faults, columns = [], {}
+    for role, name in wanted.items():
+        if not name:
+            continue
+        name = pattern.format(name, part)
         try:
-            columns.append(Column(name, np.atleast_1d(file[name])))
+            columns[role] = Column(name, np.atleast_1d(file[name]))
         except KeyError:
             faults.append(f"{name}: there is no such array")
         except (BadZipFile, EOFError, OSError, ValueError, zlib.error) as error:
@@ -70,4 +74,4 @@ def _columns(file: NpzFile, names: list[str]) -> Columns:
     if faults:
         there = f"there are: {', '.join(file.files)}\nset data.inputs= data.targets= to the names of yours"
         raise ValueError("\n".join([*faults, there]))
-    return Columns(*columns)
+    return Columns(**columns)

@@ -16,6 +16,7 @@ def parquet(
     targets: str | None = "label",
     inputs: Names = None,
     owners: str | None = None,
+    weights: str | None = None,
     classes: Classes = None,
     test: float = 0.1,
     test_path: str | Path | None = None,
@@ -26,7 +27,7 @@ def parquet(
     tokens. The test set is the file `test_path`, or else the fraction `test` of the examples, drawn. What columns may
     hold is said at `splits_of_tables`. Raises one ValueError with all that is wrong with the file.
     """
-    path, wanted = Path(path).expanduser(), Wanted(inputs, targets, owners)
+    path, wanted = Path(path).expanduser(), Wanted(inputs, targets, owners, weights)
     with refusing(path):
         held = _table(Path(test_path).expanduser(), wanted) if test_path is not None else test
         return splits_of_tables(_table(path, wanted), held, wanted, classes)
@@ -36,7 +37,7 @@ def _table(path: Path, wanted: Wanted) -> Any:
     """The wanted columns, or all where they are not told."""
     arrow = pyarrow()
     inputs = [wanted.inputs] if isinstance(wanted.inputs, str) else wanted.inputs
-    names = [*inputs, *filter(None, [wanted.targets, wanted.owners])] if inputs else None
+    names = [*inputs, *filter(None, [wanted.targets, wanted.owners, wanted.weights])] if inputs else None
     try:
         there = arrow.parquet.ParquetDataset(path).schema.names
         return arrow.parquet.read_table(path, columns=names and [name for name in names if name in there])

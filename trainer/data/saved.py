@@ -20,6 +20,7 @@ def saved_dataset(
     targets: str | None = "label",
     inputs: Names = None,
     owners: str | None = None,
+    weights: str | None = None,
     classes: Classes = None,
     test: float = 0.1,
 ) -> Splits:
@@ -35,7 +36,7 @@ def saved_dataset(
         train, held = _folders(path)
         known = _class_names(train, targets) if classes is None else classes
         tables = _table(train), _table(held) if held else test
-        return splits_of_tables(*tables, Wanted(inputs, targets, owners), known)
+        return splits_of_tables(*tables, Wanted(inputs, targets, owners, weights), known)
 
 
 def _folders(path: Path) -> tuple[Path, Path | None]:

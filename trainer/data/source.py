@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
+from trainer.data.weights import checked_weights
 from trainer.hardware import on
 
 LABELS_COMPARED = 8
@@ -192,7 +193,8 @@ class Splits:
     """A data set: what is trained on, what is tested on, and what its labels and owners are called.
 
     `train` and `test` are Sources, whatever they are made from (see `as_source`). `classes` is the number of classes,
-    or of tokens in the vocabulary; None where the task is not a classification.
+    or of tokens in the vocabulary; None where the task is not a classification. `weights` are what each training
+    example counts in the loss, N numbers from 0; None: all the same. Raises ValueError for others.
     """
 
     def __init__(
@@ -202,8 +204,10 @@ class Splits:
         classes: int | None,
         owner_names: tuple[str, ...] = (),
         label_names: tuple[str, ...] = (),
+        weights: np.ndarray | None = None,
     ) -> None:
         self.train, self.test = as_source(train), as_source(test)
+        self.weights = checked_weights(weights, len(self.train))
         self.classes = classes
         self.owner_names = owner_names
         self.label_names = label_names

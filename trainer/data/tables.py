@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from trainer.data.decoding import decode, shape_of
 from trainer.data.labels import Classes
 from trainer.data.source import Splits, Windows
 from trainer.data.values import INTEGERS, Column, as_tensor
+from trainer.data.weights import weights_of
 
 Names = str | list[str] | None
 THREADS = 4  # that decode images
@@ -27,11 +28,13 @@ class Wanted:
     inputs   one column, or several of numbers, which are put side by side; None: all that are neither of the others
     targets  None: the inputs are tokens, and the targets those one place later
     owners   of the natural clients, or None
+    weights  of the training examples, or None
     """
 
     inputs: Names = None
     targets: str | None = None
     owners: str | None = None
+    weights: str | None = None
 
 
 def pyarrow() -> Any:
@@ -56,15 +59,19 @@ def splits_of_tables(train: Any, test: Any | float, wanted: Wanted, classes: Cla
     faults: list[str] = []
     parts = [train] if isinstance(test, float | int) else [train, test]
     inputs = [_inputs(table, wanted, faults) for table in parts]
+    weights = _weights(train, wanted, faults)
     if wanted.targets is None:
-        return _windows(inputs, test, classes, faults)
+        return _windows(inputs, weights, test, classes, faults)
     targets = [_column(table, wanted.targets, faults) for table in parts]
     owners = [_column(table, wanted.owners, faults) if wanted.owners else None for table in parts]
     columns = [Columns(*part) for part in zip(inputs, targets, owners, strict=True)]
+    columns[0] = replace(columns[0], weights=weights)
     return splits_of(columns[0], test if isinstance(test, float | int) else columns[1], classes, faults)
 
 
-def _windows(parts: Sequence[Column], test: Any | float, classes: Classes, faults: list[str]) -> Splits:
+def _windows(
+    parts: Sequence[Column], weights: Column | None, test: Any | float, classes: Classes, faults: list[str]
+) -> Splits:
     """Rows of tokens as windows that are one shorter."""
     strange = [column for column in parts if not column.is_of(INTEGERS) or column.values.ndim != 2]
     faults += [f"{column.told}, where tokens are a list of integers in each row" for column in strange]
@@ -76,18 +83,20 @@ def _windows(parts: Sequence[Column], test: Any | float, classes: Classes, fault
             faults.append(column.fault(bad, f"with a token outside 0..{number - 1}"))
     if isinstance(test, float | int):
         faults += cut_faults(test)
+    counted = weights_of(weights, faults)
     if faults:
         raise ValueError("\n".join(faults))
     rows = [as_tensor(column.values) for column in parts]
     if isinstance(test, float | int):
         held = torch.from_numpy(held_out(len(rows[0]), test))
         rows = [rows[0][~held], rows[0][held]]
+        counted = counted[(~held).numpy()] if counted is not None else None
     train, known = (Windows(part, part.shape[1] - 1) for part in rows)
-    return Splits(train, known, number)
+    return Splits(train, known, number, weights=counted)
 
 
 def _inputs(table: Any, wanted: Wanted, faults: list[str]) -> Column:
-    others = {wanted.targets, wanted.owners}
+    others = {wanted.targets, wanted.owners, wanted.weights}
     names = wanted.inputs or [name for name in table.column_names if name not in others]
     if isinstance(names, str):
         return _column(table, names, faults)
@@ -101,6 +110,13 @@ def _inputs(table: Any, wanted: Wanted, faults: list[str]) -> Column:
         else:
             joined.append(np.nan_to_num(column.finite(faults)))
     return Column("inputs", np.stack(joined, axis=1) if joined else np.zeros((len(table), 1)))
+
+
+def _weights(table: Any, wanted: Wanted, faults: list[str]) -> Column | None:
+    """The weights; None where none are wanted, or they cannot be read, for which there is a fault then."""
+    before = len(faults)
+    column = _column(table, wanted.weights, faults) if wanted.weights else None
+    return column if len(faults) == before else None
 
 
 def _column(table: Any, name: str, faults: list[str]) -> Column:

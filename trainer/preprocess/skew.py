@@ -98,7 +98,7 @@ def skewed(splits: Splits, clients: Clients, skews: Mapping[str, Skew], seed: in
                 draw = generator(seed, "skew", name, client, part)
                 inputs[own], targets[own] = skew((inputs[own], targets[own]), place, splits.classes, draw)
     trained, tested = Arrays(*train, splits.train.owners), Arrays(*test, splits.test.owners)
-    return Splits(trained, tested, splits.classes, splits.owner_names, splits.label_names)
+    return Splits(trained, tested, splits.classes, splits.owner_names, splits.label_names, splits.weights)
 
 
 def _whole(source: Source) -> tuple[Tensor, Tensor]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.counts import auc, macro_f1, mean, score_histogram
-from trainer.tasks.task import misfit, precise
+from trainer.tasks.task import misfit, precise, weighted_sum
 
 TOP = 5
+
+ClassWeights = Literal["balanced"] | list[float] | None
 
 
 class Classification:
     """One label an example: cross-entropy over outputs [B, classes] and int64 targets [B]; accuracy.
+
+    `class_weights` are what the examples of each class count in training, a number a class; or `balanced`, as much for
+    all classes together as for each other one: N / (K n_c), if K classes occur and n_c of N examples are of class c.
 
     Of all examples together also the mean F1 of the classes, and of more than 5 classes how often the right one is
     among the 5 likeliest, of 2 classes the area under the receiver operating characteristic (`counts.auc`).
@@ -25,11 +31,21 @@ class Classification:
     scores = ("accuracy", "macro_f1", "top5", "auc")
     headline = "accuracy"
 
+    def __init__(self, class_weights: ClassWeights = None):
+        if isinstance(class_weights, list) and not _are_weights(class_weights):
+            raise ValueError(
+                f"task.class_weights={class_weights}\n"
+                "  valid: finite numbers from 0, one a class and not all of them 0; balanced; or null"
+            )
+        self.class_weights: ClassWeights = class_weights
+
     def units(self, targets: Tensor) -> int:
         return 1
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="sum")
+    def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(outputs, targets, reduction="sum")
+        return weighted_sum(F.cross_entropy(outputs, targets, reduction="none"), weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(precise(outputs), targets, reduction="none")
@@ -65,3 +81,7 @@ class Classification:
         if classes and outputs.shape[1] != classes:
             return f"{outputs.shape[1]} outputs, but the data has {classes} classes: set model.classes={classes}"
         return ""
+
+
+def _are_weights(numbers: list[float]) -> bool:
+    return all(0 <= number < math.inf for number in numbers) and any(numbers)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.task import misfit, precise
+from trainer.tasks.task import misfit, precise, weighted_sum
 
 
 class LanguageModelling:
@@ -20,8 +20,11 @@ class LanguageModelling:
     def units(self, targets: Tensor) -> int:
         return targets.shape[1]
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
+    def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
+        losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+        return weighted_sum(losses.view_as(targets), weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(precise(outputs.flatten(0, 1)), targets.flatten(), reduction="none")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.counts import BINS, auc, f1, macro_f1, score_histogram
-from trainer.tasks.task import misfit, precise
+from trainer.tasks.task import misfit, precise, weighted_sum
 
 
 class MultiLabel:
@@ -32,8 +32,11 @@ class MultiLabel:
     def units(self, targets: Tensor) -> int:
         return targets.shape[1]
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="sum")
+    def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        if weights is None:
+            return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="sum")
+        losses = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+        return weighted_sum(losses, weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         exact = precise(outputs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.counts import r2
-from trainer.tasks.task import misfit, precise
+from trainer.tasks.task import misfit, precise, weighted_sum
 
 
 class Regression:
@@ -32,8 +32,11 @@ class Regression:
     def units(self, targets: Tensor) -> int:
         return math.prod(targets.shape[1:])
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._losses(outputs.reshape(targets.shape), targets.to(outputs.dtype), "sum")
+    def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        outputs, targets = outputs.reshape(targets.shape), targets.to(outputs.dtype)
+        if weights is None:
+            return self._losses(outputs, targets, "sum")
+        return weighted_sum(self._losses(outputs, targets, "none"), weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         outputs, targets = _pair(outputs, targets)

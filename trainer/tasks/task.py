@@ -34,8 +34,11 @@ class Task(Protocol):
         """The number of units that one example of these targets [B, ...] holds."""
         ...
 
-    def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss summed over units: a scalar with a gradient."""
+    def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss summed over units, each example's times its weight [B] if there are any: a scalar with a gradient.
+
+        It is called without the last argument where examples have no weights.
+        """
         ...
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -65,6 +68,11 @@ VERBS = tuple(name for name in vars(Task) if not name.startswith("_"))
 def precise(outputs: Tensor) -> Tensor:
     """The outputs in float32, or better where they are."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    """The sum of losses [B, ...], each example's times its weight [B]."""
+    return (losses * weights.view(-1, *[1] * (losses.dim() - 1))).sum()
 
 
 def misfit(outputs: Tensor, targets: Tensor, wanted: str) -> str:

@@ -1,0 +1,105 @@
+"""The experiments of conf/: each runs as it is, and a small part of it already beats what knows no inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.command import work
+from tests.support.datasets import FILES
+from trainer.compose import CONF, compose_tree
+from trainer.data import digits, mnist, shakespeare
+from trainer.data.texts import BYTES
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+MNIST = Path(os.environ.get("SILOTRAIN_MNIST", Path(__file__).parents[2] / "../shared/data/mnist"))
+FASHION = Path("/usr/share/dataset/fashion-mnist")
+
+# Of each experiment that has real data here: a part of it, and by how much its test accuracy is more than that of the
+# most frequent class. Those that take minutes are long.
+PARTS = {
+    "digits": (["rounds=10"], 0.5),
+    "digits_fedavg": (["rounds=4"], 0.3),
+    "mnist_fedavg": (["rounds=3"], 0.5),
+    "mnist": (["rounds=1", "round.steps=60"], 0.6),
+    "mcmahan_2nn": (["rounds=3"], 0.5),
+    "mcmahan_cnn": (["rounds=2"], 0.4),
+    "scaffold_mnist": (["rounds=4"], 0.3),
+    "fashion": (["rounds=1", "round.steps=60"], 0.4),
+    "fashion_dirichlet": (["rounds=2"], 0.2),
+}
+LONG = ("mnist", "mcmahan_cnn", "fashion", "fashion_dirichlet")
+TEXTS = {
+    "shakespeare": ["rounds=1", "round.steps=60"],
+    "diloco_shakespeare": ["rounds=2", "round.steps=40"],
+    "shakespeare_fedavg": ["rounds=3"],
+}
+
+
+def data_of(experiment: str) -> str:
+    """The choice of a data set in an experiment: mnist."""
+    return compose_tree([f"experiment={experiment}"])["data"]["_target_"].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path) -> None:
+    """On files like those of its data set, with fewer clients."""
+    tree, files = compose_tree([f"experiment={experiment}"]), tmp_path / "files"
+    files.mkdir()
+    few = ["clients=2"] if isinstance(tree["clients"], int) or tree["cohort"].get("size") else []
+    few += ["cohort.size=2"] if tree["cohort"].get("size") else []
+    target = [override for override in FILES[data_of(experiment)](files) if not override.startswith("model=")]
+    if tree["model"]["_target_"].endswith((".CNN", ".ResNet", ".Logistic")):
+        target = [override for override in target if not override.startswith("model.")]
+    overrides = ["run.smoke=true", f"experiment={experiment}", *target, *few, "data.validation=0"]
+    ranks(2).run(work, [*overrides, f"run_dir={tmp_path / 'run'}"])
+    assert json.loads((tmp_path / "run/state.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_says_what_to_expect(experiment: str) -> None:
+    """In its first comment."""
+    _, comment, *_ = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert comment.startswith("# ") and "%" in comment or "perplexity" in comment
+
+
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in PARTS]
+)
+def test_a_part_of_it_beats_the_most_frequent_class(ranks, experiment: str, tmp_path: Path) -> None:
+    part, margin = PARTS[experiment]
+    if data_of(experiment) == "mnist":
+        if not MNIST.is_dir():
+            pytest.skip("no MNIST: set SILOTRAIN_MNIST to the folder of its four IDX files")
+        part = [*part, f"data.root={MNIST}"]
+    if data_of(experiment) == "fashion_mnist" and not FASHION.is_dir():
+        pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
+    ranks(2).run(work, [f"experiment={experiment}", *part, f"run_dir={tmp_path}"])
+    assert json.loads((tmp_path / "result.json").read_text())["test/accuracy"] >= constant(experiment) + margin
+
+
+def constant(experiment: str) -> float:
+    """The test accuracy of always answering with the most frequent class."""
+    if data_of(experiment) == "fashion_mnist":
+        return 0.1
+    test = (digits() if data_of(experiment) == "digits" else mnist(MNIST)).test
+    assert test.labels is not None
+    return np.bincount(test.labels).max() / len(test)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("experiment", TEXTS)
+def test_a_part_of_it_beats_the_frequencies_of_letters(ranks, experiment: str, tmp_path: Path) -> None:
+    """Its test perplexity is less than 0.8 of theirs."""
+    ranks(2).run(work, [f"experiment={experiment}", *TEXTS[experiment], f"run_dir={tmp_path}"])
+    test = shakespeare().test
+    _, targets = test.fetch(torch.arange(len(test)))
+    parts = targets.flatten().bincount(minlength=BYTES).double() / targets.numel()
+    frequencies = math.exp(-sum(part * math.log(part) for part in parts.tolist() if part))
+    assert json.loads((tmp_path / "result.json").read_text())["test/perplexity"] <= 0.8 * frequencies

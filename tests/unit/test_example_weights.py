@@ -1,0 +1,104 @@
+"""Weights of examples, as files bring them and as data sets of one's own do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars
+
+from trainer.data import Arrays, Splits, checksum, npz, parquet, saved_dataset
+
+WEIGHTS = np.arange(20.0) + 1
+LABELS = np.arange(20) % 3
+
+
+def as_npz(folder: Path, weights: Any) -> Splits:
+    np.savez(folder / "data.npz", x=WEIGHTS, y=LABELS, w=weights)
+    return npz(folder / "data.npz", weights="w")
+
+
+def as_parquet(folder: Path, weights: Any, **keys: Any) -> Splits:
+    pq.write_table(pa.table({"x": WEIGHTS, "label": LABELS, "w": weights}), folder / "data.parquet")
+    return parquet(folder / "data.parquet", weights="w", **keys)
+
+
+def as_saved(folder: Path, weights: Any) -> Splits:
+    disable_progress_bars()
+    columns = {"x": WEIGHTS.tolist(), "label": LABELS.tolist(), "w": weights.tolist()}
+    Dataset.from_dict(columns).save_to_disk(folder / "data")
+    return saved_dataset(folder / "data", weights="w")
+
+
+@pytest.mark.parametrize("read", [as_npz, as_parquet, as_saved])
+def test_weights_stay_with_their_examples(read: Any, tmp_path: Path) -> None:
+    """Here an example's only input is its weight; the test set needs none."""
+    splits = read(tmp_path, WEIGHTS)
+    inputs, _ = splits.train.fetch(torch.arange(len(splits.train)))
+    assert splits.weights is not None and splits.weights.dtype == np.float32
+    assert inputs.shape == (18, 1) and splits.weights.tolist() == inputs[:, 0].tolist()
+
+
+def test_a_test_set_of_its_own_needs_no_weights(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x_train=WEIGHTS, y_train=LABELS, w_train=WEIGHTS, x_test=WEIGHTS, y_test=LABELS)
+    splits = npz(tmp_path / "data.npz", weights="w")
+    assert splits.weights is not None and splits.weights.tolist() == WEIGHTS.tolist()
+
+
+def test_windows_of_tokens_have_weights(tmp_path: Path) -> None:
+    rows = [[row, row, row] for row in range(20)]
+    pq.write_table(pa.table({"ids": rows, "w": np.arange(20.0)}), tmp_path / "data.parquet")
+    splits = parquet(tmp_path / "data.parquet", targets=None, weights="w")
+    inputs, _ = splits.train.fetch(torch.arange(len(splits.train)))
+    assert splits.weights is not None and splits.weights.tolist() == inputs[:, 0].tolist()
+
+
+BAD = {
+    "negative": (np.where(WEIGHTS == 3, -2, WEIGHTS), "w: 1 of 20 examples are negative, such as -2"),
+    "missing": (np.where(WEIGHTS == 3, np.nan, WEIGHTS), "w: 1 of 20 examples are missing (NaN) or not finite"),
+    "infinite": (np.where(WEIGHTS == 3, np.inf, WEIGHTS), "w: 1 of 20 examples are missing (NaN) or not finite"),
+    "all zero": (np.zeros(20), "w: all weights are 0"),
+    "too few": (WEIGHTS[:19], "lengths differ: 20 x, 20 y, 19 w"),
+    "a matrix": (np.ones((20, 2)), "w: float64 [20, 2], where a weight is one number an example"),
+    "texts": (np.array(["much"] * 20), "w: <U4 [20], where a weight is one number an example"),
+}
+
+
+@pytest.mark.parametrize(("weights", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_weights_are_said_with_the_other_faults(tmp_path: Path, weights: np.ndarray, said: str) -> None:
+    labels = np.where(WEIGHTS == 5, -1, LABELS)
+    np.savez(tmp_path / "data.npz", x=WEIGHTS, y=labels, w=weights)
+    with pytest.raises(ValueError) as error:
+        npz(tmp_path / "data.npz", weights="w")
+    assert said in str(error.value) and "y: 1 of 20 examples are outside" in str(error.value)
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="v: there is no such column; there are: x, label"):
+        pq.write_table(pa.table({"x": WEIGHTS, "label": LABELS, "w": WEIGHTS}), tmp_path / "data.parquet")
+        parquet(tmp_path / "data.parquet", weights="v", inputs="x")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.0, 2.0], r"weights: float64 \[2\] for 3 training examples"),
+        ([1.0, -2.0, 1.0], "weights: 1 of 3 examples are negative"),
+        ([0, 0, 0], "weights: all weights are 0"),
+    ],
+)
+def test_splits_refuses_them_too(weights: list[float], said: str) -> None:
+    source = Arrays(torch.zeros(3, 1), torch.arange(3))
+    with pytest.raises(ValueError, match=said):
+        Splits(source, source, 3, weights=np.array(weights))
+
+
+def test_other_weights_are_another_data_set() -> None:
+    source = Arrays(torch.zeros(3, 1), torch.arange(3))
+    told = [checksum(Splits(source, source, 3, weights=weights)) for weights in (None, np.ones(3), np.arange(3))]
+    assert len(set(told)) == 3
