@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.data import Arrays
+from trainer.data import Apart, Arrays, Source
 from trainer.preprocess import (
     Batch,
     Chain,
@@ -141,9 +141,27 @@ class _Always(RandomRotation):
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         class Drawn(Batch):
             def uniform(self, count: int = 1) -> Tensor:
-                return torch.ones(len(self.ids), count, dtype=torch.float64)
+                return torch.ones(len(self.numbers), count, dtype=torch.float64)
 
         return super().__call__(Drawn(**vars(batch)))
+
+
+def test_a_file_is_changed_alike_whatever_silo_has_it():
+    """Three clients' files on one rank, each on its own, and as one file: the same examples for each client."""
+    chain = Chain({"crop": RandomCrop(2), "flip": RandomFlip(), "mixup": MixUp()}, classes=CLASSES)
+    inputs, targets = images().fetch(torch.arange(COUNT))
+    sizes = [11, 20, COUNT - 31]
+    files = [Arrays(*part) for part in zip(inputs.split(sizes), targets.split(sizes), strict=True)]
+
+    def seen(source: Source, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return chain.train(source, ids, ids, 3, 1, torch.device("cpu"))
+
+    for client, ids in enumerate(torch.arange(COUNT).split(sizes)):
+        expected = seen(images(), ids)
+        for here in ([client], [0, 1, 2]):
+            apart = Apart(sizes, {each: files[each] for each in here}, [0, 1, 2], [0, 0, 0])
+            found = seen(apart, torch.from_numpy(apart.ids(client)))
+            assert all(map(torch.equal, found, expected))
 
 
 def test_a_cutout_is_one_square_of_zeros():

@@ -33,6 +33,8 @@ class Apart:
         self.ends = torch.tensor([sizes[client] for client in order]).cumsum(0)
         self.starts = dict(zip(order, [0, *self.ends[:-1].tolist()], strict=True))
         self.sizes = sizes
+        firsts = np.cumsum([0, *sizes[:-1]])  # of the clients' examples, were all files one after the other
+        self.shifts = torch.tensor([int(firsts[client]) - self.starts[client] for client in order])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -40,6 +42,10 @@ class Apart:
     def ids(self, client: int) -> np.ndarray:
         """The ids of a client's examples, ascending."""
         return self.starts[client] + np.arange(self.sizes[client])
+
+    def numbers(self, ids: Tensor) -> Tensor:
+        """The places of these examples in all files, one after the other: the same on all ranks, as ids are not."""
+        return ids + self.shifts[torch.searchsorted(self.ends, ids, right=True)]
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         clients = self.clients[torch.searchsorted(self.ends, ids, right=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.data.source import Source
+from trainer.data import Apart, Source
 from trainer.hardware import on
 from trainer.preprocess.scaling import Standardise
 from trainer.preprocess.transform import Batch, Examples, Transform, key_of
@@ -80,7 +80,8 @@ class Chain:
         examples = _on(source.fetch(ids), device)
         if not names:
             return examples
-        batch = Batch(*examples, ids, members, 0, _nobody, self.classes)
+        numbers = source.numbers(ids) if isinstance(source, Apart) else ids
+        batch = Batch(*examples, numbers, members, 0, _nobody, self.classes)
         for place, name in enumerate(names):
             before = names[:place]
 

@@ -26,7 +26,7 @@ class MixUp:
         self.alpha = alpha
 
     def __call__(self, batch: Batch) -> Examples:
-        drawn = uniform(batch.key, batch.ids, 2)
+        drawn = uniform(batch.key, batch.numbers, 2)
         others = batch.members[(drawn[:, 0] * len(batch.members)).long()]
         inputs, targets = batch.fetch(others)
         part = torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn[:, 1].numpy()))

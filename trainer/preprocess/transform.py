@@ -19,7 +19,7 @@ Examples = tuple[Tensor, Tensor]
 class Batch:
     """Inputs [B, ...] and targets [B, ...] on one device, and what randomness and mixing need to know of them.
 
-    ids      of the examples, int64 [B]
+    numbers  of the examples, int64 [B]: an example has its own, whatever rank it is on
     members  of all examples of their client, int64 [n]
     key      of the seed, the epoch and the transform
     fetch    gives the examples of other ids as they would be here: after the transforms before this one
@@ -28,7 +28,7 @@ class Batch:
 
     inputs: Tensor
     targets: Tensor
-    ids: Tensor
+    numbers: Tensor
     members: Tensor
     key: int
     fetch: Callable[[Tensor], Examples]
@@ -36,7 +36,7 @@ class Batch:
 
     def uniform(self, count: int = 1) -> Tensor:
         """Numbers in [0, 1) of each example, float64 [B, count]: pure functions of (seed, epoch, example)."""
-        numbers = uniform(self.key, self.ids, count)
+        numbers = uniform(self.key, self.numbers, count)
         return on(numbers, self.inputs.device)
 
     def integers(self, high: int, count: int = 1) -> Tensor:
@@ -66,13 +66,13 @@ def key_of(seed: int, epoch: int, name: str) -> int:
     return derive(seed, "preprocess", epoch, name)
 
 
-def uniform(key: int, ids: Tensor, count: int) -> Tensor:
-    """float64 [len(ids), count] in [0, 1), each a hash of the key, the id and its place.
+def uniform(key: int, numbers: Tensor, count: int) -> Tensor:
+    """float64 [len(numbers), count] in [0, 1), each a hash of the key, the example's number and its place.
 
     SplitMix64 (Steele, Lea and Flood 2014): a generator that can be asked for any number of its sequence, so no state
     is kept, and it does not matter who draws, and in what order. Arithmetic is that of int64, which wraps around.
     """
-    places = ids.cpu().long()[:, None] * count + torch.arange(count)
+    places = numbers.cpu().long()[:, None] * count + torch.arange(count)
     mixed = (places + 1) * _signed(0x9E3779B97F4A7C15) + _signed(key)
     mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
