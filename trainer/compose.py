@@ -41,7 +41,6 @@ python -m trainer partition [key=value ...]                     who would get wh
 
   python -m trainer                                             digits, a small CNN, synchronous, in half a minute
   python -m trainer algorithm=fedavg silos=2 partition=dirichlet partition.alpha=0.1
-  python -m trainer data=mnist data.root=PATH model=mlp optimizer.lr=0.05 rounds=10
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
   python -m trainer -m optimizer.lr=0.1,0.03 seed=1,2,3         six runs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -133,7 +133,7 @@ class Run:
 
     def __post_init__(self):
         check_on_device(self.data.train, self.topology.device, self.on_device)
-        self.algorithm.refuse(self.optimizer, self.clip, len(self.round(0).cohort))
+        self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
         self._check_uplink()
         self._check_stop()
         self._check_ema()
@@ -206,10 +206,10 @@ class Run:
         return [len(ids) for ids in self.training_sets]
 
     @cached_property
-    def training_weights(self) -> list[float]:
+    def training_weights(self) -> Sequence[float]:
         """n_k by client: the number of training examples, or the sum of their weights if they have any."""
         if self.weights is None:
-            return [float(size) for size in self.training_sizes]
+            return self.training_sizes
         return [sum(self.weights.clients)] if self.algorithm.pools_data else list(self.weights.clients)
 
     @cached_property

@@ -104,7 +104,8 @@ def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
     stored = yaml.safe_load((shell.folder / "run/config.yaml").read_text())
     assert stored["model"] == {"init": None, "freeze": None, "_target_": "own.Net", "width": 7}
     assert stored["optimizer"] == {"no_decay": False, "rates": [], "_target_": "torch.optim.NAdam", "lr": 0.02}
-    assert stored["data"] == {"validation": 0.1, "files": None, "_target_": "own.points", "examples": 210}
+    ours = {"validation": 0.1, "files": None, "on_device": "auto"}
+    assert stored["data"] == ours | {"_target_": "own.points", "examples": 210}
 
 
 def test_scores_of_clients_are_told_without_their_labels(ended: Ended, shell: Shell) -> None:

@@ -50,8 +50,8 @@ class Algorithm(Protocol):
         """Whether the parameter or buffer of this name is combined between the silos."""
         ...
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
-        """Raises ValueError, with the reasons, when so many clients a round, trained like this, cannot be combined."""
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+        """Raises ValueError, with the reasons, when so many clients that are trained like this cannot be combined."""
         ...
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:

@@ -88,7 +88,7 @@ class FedAvg:
     def is_shared(self, name: str) -> bool:
         return self.shared_pattern.search(name) is not None
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:

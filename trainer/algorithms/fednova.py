@@ -41,7 +41,7 @@ class FedNova(FedAvg):
         refuse_kept("fednova", inner_state)
         super().__init__(server, weight, cap, shared, inner_state, batch_statistics, pull)
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         refuse_nonlinear("fednova", optimizer, clip)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:

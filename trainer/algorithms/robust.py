@@ -62,11 +62,11 @@ class Robust(FedAvg):
             "krum": lambda columns, add_up: krum(columns, add_up, byzantine, selected),
         }[rule]
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
-        if cohort < self.fewest:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+        if clients < self.fewest:
             raise ValueError(
-                f"algorithm.byzantine={(self.fewest - 3) // 2} with {cohort} clients a round: krum holds for "
-                f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, more clients, or a larger cohort.size"
+                f"algorithm.byzantine={(self.fewest - 3) // 2} with clients={clients}: krum holds for "
+                f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients"
             )
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:

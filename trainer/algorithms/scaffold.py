@@ -44,7 +44,7 @@ class Scaffold(FedAvg):
     def stateful(self) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         refuse_nonlinear("scaffold", optimizer, clip)
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:

@@ -32,7 +32,7 @@ class Sync:
     def is_shared(self, name: str) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, cohort: int) -> None:
+    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         pass
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
