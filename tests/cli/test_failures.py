@@ -127,6 +127,7 @@ def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) ->
     assert "Traceback" not in ended.err and len(ended.err.splitlines()) <= 2, ended.err
 
 
+@pytest.mark.long
 def test_no_room_in_memory_is_said_with_what_to_change_and_changed_in_the_same_folder(shell: Shell) -> None:
     """Bad input, not a crash: nothing is started again. A step of 32 examples is 16 a rank, of which 9 fit."""
     ended = shell.train(*WIDE)

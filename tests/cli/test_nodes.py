@@ -48,6 +48,7 @@ def losses(run_dir: Path) -> list[tuple[float, float]]:
     return [(line["train/loss"], line["test/loss"]) for line in read_jsonl(run_dir / "metrics.jsonl")]
 
 
+@pytest.mark.long
 def test_two_nodes_of_one_rank_are_one_node_of_two(shell: Shell, where: str) -> None:
     run = ("rounds=3", *FEDERATED)
     assert shell.train("run_dir=one", *run).code == 0

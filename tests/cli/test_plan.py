@@ -23,6 +23,7 @@ def row_of(ended: Ended, name: str) -> list[str]:
     return next(line for line in ended.out.splitlines() if line.startswith(name)).removeprefix(name).split()
 
 
+@pytest.mark.long
 def test_a_plan_is_told_and_nothing_is_left(shell: Shell) -> None:
     """The bytes are those of the run, whose digits CNN has 43,056 numbers with their padding."""
     before = {path.name for path in shell.folder.iterdir()}

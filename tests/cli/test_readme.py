@@ -53,7 +53,10 @@ def single(command: str) -> bool:
     return "--nnodes" not in command and "launch.nodes" not in command
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if single(command)])
+FIRST, SECOND, *OTHERS = filter(single, commands())
+
+
+@pytest.mark.parametrize("command", [FIRST, SECOND, *(pytest.param(other, marks=pytest.mark.long) for other in OTHERS)])
 def test_command(command: str, folder: Path):
     """Scripts are started where they lie, and train into a folder of the test."""
     program, *arguments = shlex.split(command)

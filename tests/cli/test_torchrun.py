@@ -56,6 +56,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+@pytest.mark.long
 def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, shell: Shell) -> None:
     """The same losses to the last bit, whoever started the workers; rank 0's machine alone says how it goes."""
     port = str(free_port())
