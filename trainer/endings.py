@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from trainer.config import shown
-
 Window = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
-
-
 Reason = Literal["target", "patience", "seconds"]  # of Stop, why a run has ended
 
 
@@ -40,31 +33,6 @@ class Diverged(RuntimeError):
     def __init__(self, message: str, window: tuple[int, int] | None = None, skipped: Sequence[Window] = ()):
         super().__init__(message)
         self.window, self.skipped = window, list(skipped)
-
-
-class OutOfMemory(ValueError):
-    """There is no room for so many examples at once; the message is for the user."""
-
-
-# What is said where there is no exception of its own: of the CPU's memory, and by CUDA's libraries.
-NO_ROOM = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
-
-
-def check_room(error: RuntimeError | MemoryError, key: str, value: object, examples: int) -> None:
-    """Raises OutOfMemory when `error` says that so many examples at once, by this key's value, found no room.
-
-    What is proposed is the largest power of two up to the half of them.
-    """
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(said in str(error) for said in NO_ROOM):
-        return
-    way_out = f"set {key}={1 << (examples // 2).bit_length() - 1} or less" if examples > 1 else "take a smaller model"
-    if key == "micro_batch_size" and value != "auto":
-        way_out += f", or {key}=auto, which finds the largest that fits"
-    wanted = re.search(r"allocate ([\d.]+ \w+)", str(error))
-    missing = f": {wanted[1]} more could not be had" if wanted else ""
-    raise OutOfMemory(
-        f"{key}={shown(value)}: there is no room in memory for {examples} examples at once{missing}.\n  {way_out}"
-    ) from error
 
 
 class Preempted(Exception):

@@ -14,12 +14,12 @@ from trainer.cohort import Round
 from trainer.contact import Wish
 from trainer.data import BYTES, Source
 from trainer.ema import MovingAverage
-from trainer.endings import check_room
 from trainer.flat import FlatModel
 from trainer.local import LocalTrainer
 from trainer.metrics import Exhibits
 from trainer.personal import average_personal
 from trainer.randomness import generator
+from trainer.room import check_room
 from trainer.run import Run
 from trainer.tasks import Classification
 from trainer.topology import Topology

@@ -8,7 +8,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   ema.safetensors    with ema=: the same with the average of its weights
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
-  checkpoints/   see checkpoint.py
+  checkpoints/   see checkpoints/checkpoint.py
   profile/       with run.profile=true: see profile.py
   logs/          one file a rank, and where the last start began
 """

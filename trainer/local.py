@@ -18,12 +18,12 @@ from trainer.contact import Contact, Vote, Wish
 from trainer.data.feeding import Feeding
 from trainer.data.loader import Batch, Examples, MicroBatch, Share, Stream
 from trainer.ema import MovingAverage
-from trainer.endings import check_room
 from trainer.flat import FlatModel
 from trainer.gradients import wrap
 from trainer.optim import Scaled, Scaler, Unscaled
 from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state
 from trainer.randomness import default_generators
+from trainer.room import check_room
 from trainer.run import Run
 from trainer.shares import Shares
 from trainer.work import Work

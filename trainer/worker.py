@@ -28,7 +28,7 @@ from trainer.checkpoints.parts import DiskFull
 from trainer.config import Config, read_config
 from trainer.contact import Contact
 from trainer.data import describe
-from trainer.endings import Diverged, OutOfMemory, Preempted
+from trainer.endings import Diverged, Preempted
 from trainer.fit import fit
 from trainer.folder import FREE, RunFolder, Status, flatten
 from trainer.launch.pulse import Pulse, exit_at_once, heed_stop_signals
@@ -37,6 +37,7 @@ from trainer.models import describe_model
 from trainer.numerics import set_up
 from trainer.place import Place, check_ranks, discover
 from trainer.profile import profiled
+from trainer.room import OutOfMemory
 from trainer.run import Run
 from trainer.state import check_start
 from trainer.topology import Topology, distributed, meet, restarts, share

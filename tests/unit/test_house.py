@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 TRAINER = Path(__file__).parents[2] / "trainer"
+CONCEPTS = TRAINER.parent / "docs/concepts.md"
 FILES = sorted(TRAINER.rglob("*.py"))
 
 # Imports point only down this list. A package is one floor; inside it they must not go in circles.
@@ -34,7 +35,7 @@ FLOORS = [
     "fit",
     "round",
     "midround",
-    "room",
+    "micro_batch",
     "state",
     "speed",
     "report",
@@ -71,6 +72,7 @@ FLOORS = [
     "randomness",
     "compiling",
     "endings",
+    "room",
     "arguments",
     "config",
 ]
@@ -150,6 +152,12 @@ def test_the_list_names_every_floor_once():
     there = {floor_of(module) for module in MODULES if module != "trainer"}
     assert set(FLOORS) == there
     assert len(FLOORS) == len(there)
+
+
+def test_the_documentation_has_the_same_list():
+    listing = CONCEPTS.read_text().split("```\ntrainer/\n")[1].split("```")[0]
+    listed = [word.removesuffix(".py").removesuffix("/") for word in listing.split() if word.endswith((".py", "/"))]
+    assert listed == FLOORS
 
 
 @files

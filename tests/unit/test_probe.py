@@ -122,7 +122,10 @@ NONLINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_what_is_linear_is_accepted(name: str):
+    """And twice the gradient is indeed twice the way, at rates that change."""
     refuse_nonlinear("scaffold", LINEAR[name], Clip())
+    way, twice = (Probe(LINEAR[name]).way((1.0, 0.3, 0.7), gradient) for gradient in (1.0, 2.0))
+    assert way > 0 and twice == pytest.approx(2 * way, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", NONLINEAR)

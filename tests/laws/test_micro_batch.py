@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of, tiny_model
 from tests.laws.test_resume import border, noisy_choices, text_choices, timeless
 from trainer.checkpoints import Checkpoints
-from trainer.endings import OutOfMemory, check_room
 from trainer.fit import fit
+from trainer.micro_batch import largest_share, state_numbers
 from trainer.optim import Grouped, Muon
-from trainer.room import largest_share, state_numbers
+from trainer.room import OutOfMemory, check_room
 from trainer.topology import Silos, distributed
 
 ROUNDS = 3
@@ -157,7 +157,7 @@ from torch import nn
 sys.path.insert(0, {root!r})
 from tests.laws.cases import case_run, tiny_data
 from tests.support.runs import make_clients
-from trainer.endings import OutOfMemory
+from trainer.room import OutOfMemory
 from trainer.fit import fit
 from trainer.topology import distributed
 
