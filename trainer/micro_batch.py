@@ -18,6 +18,7 @@ from trainer.run import Run
 from trainer.state import State
 
 UNLIMITED = 1 << 62
+SPARE = 8  # examples for which there must be room for one more: memory is broken up otherwise in each step
 TRIED = 64  # rows and columns of the parameter by which it is seen what an optimizer keeps
 
 
@@ -62,15 +63,19 @@ def _largest_that_fits(trainer: LocalTrainer, share: int) -> int:
     if client is None:
         return share
     ids = torch.from_numpy(trainer.run.training_sets[client])
-    examples = trainer.stream(client).fetch(ids[torch.arange(share) % len(ids)], 0)
+    examples = trainer.stream(client).fetch(ids[torch.arange(_with_spare(share)) % len(ids)], 0)
     sizes = [*(1 << power for power in range((share - 1).bit_length())), share]
     found = 0
     with _put_back(trainer), _filled(trainer):
         for size in sizes:
-            if not _fits(trainer, examples, size):
+            if not _fits(trainer, examples, _with_spare(size)):
                 break
             found = size
     return found
+
+
+def _with_spare(size: int) -> int:
+    return size + size // SPARE
 
 
 def _client_here(run: Run) -> int | None:

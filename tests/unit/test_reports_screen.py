@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -69,6 +69,7 @@ WORDS = st.text("abc ", max_size=20)
 NUMBERS = st.integers(0, 10**9).map(lambda value: Cell(str(value), value))
 
 
+@example([(" aaa", "aaaaaaaa", Cell("0", 0))], 22)
 @given(st.lists(st.tuples(WORDS, WORDS, NUMBERS), min_size=1, max_size=6), st.integers(5, 100))
 def test_a_table_fits_or_there_is_none(rows: list[tuple[str, str, Cell]], width: int) -> None:
     first, second, numbers = zip(*rows, strict=True)

@@ -51,7 +51,7 @@ def fitting_table(found: Sequence[Column], width: int) -> Table | None:
         left -= wide - narrow
         table.add_column(Text(column.heading), width=wide, justify="right" if _is_of_numbers(column) else "left")
     for row in zip(*(column.cells for column in found), strict=True):
-        table.add_row(*(Text(cell.text) for cell in row))
+        table.add_row(*(Text(cell.text.strip()) for cell in row))  # a space in front would break the word after it
     return table
 
 
