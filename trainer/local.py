@@ -207,7 +207,7 @@ class LocalTrainer:
         inputs, targets = self.run.preprocess.judge(fetched, self.run.topology.device)
         self.model.module.train()
         (self.loss_sum(inputs, targets) * 0).backward()
-        self.optimizer.zero_grad()
+        self.model.drop_gradients()
         self.gradients.load_state_dict({})
         self.restore_statistics()
         self.has_stepped = True
@@ -239,7 +239,7 @@ class LocalTrainer:
                     self.average.update()
             else:
                 self.gradients.revoke()
-            optimizer.zero_grad()
+            self.model.drop_gradients()
             work.add(batch.examples, loss_sum, units)
             if watch:
                 watch((step + 1) / steps, batch.examples, work.last_loss)

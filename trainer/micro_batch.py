@@ -120,7 +120,7 @@ def _put_back(trainer: LocalTrainer) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in trainer.model.module.buffers()]
     states = [(generator, generator.get_state()) for generator in trainer.generators]
     yield
-    trainer.optimizer.zero_grad()
+    trainer.model.drop_gradients()
     for buffer, before in buffers:
         buffer.copy_(before)
     for generator, before in states:

@@ -38,8 +38,10 @@ class Clip:
         """
         if self.norm is not None and self.value is None:
             return clip_grad_norm_(parameters, self.norm, self.order)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = get_total_norm(gradients, self.order) if measure else 0.0
+        norm = 0.0
+        if measure:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = get_total_norm(gradients, self.order)
         if self.value is not None:
             clip_grad_value_(parameters, self.value)
         if self.norm is not None:
