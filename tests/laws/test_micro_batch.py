@@ -186,7 +186,7 @@ with distributed() as topology:
 
 
 def test_real_memory_is_found_and_its_end_is_said():
-    """Allocations that fail: `auto` trains with some of 512 examples at a time, and all of them are too many at once."""
+    """Allocations that fail: `auto` trains with some of 512 examples at a time, and all are too many at once."""
     script = LITTLE.format(root=str(Path(__file__).parents[2]))
     # Each further arena of glibc reserves 64 MB of addresses, at moments of its own.
     settings = {**os.environ, "MALLOC_ARENA_MAX": "1"}

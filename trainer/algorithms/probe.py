@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trainer.algorithms.algorithm import InnerState, MakeOptimizer
-from trainer.optim import Clip, Grouped
+from trainer.optim import Clip, Grouped, step
 
 # Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
 LOOKED_AT = (1.0, 0.5, 0.25) * 4
@@ -39,7 +39,7 @@ class Probe:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             parameter.grad = gradient + self.pull * parameter.detach()
-            optimizer.step()
+            step(optimizer)
         return -parameter.item()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from trainer.algorithms.algorithm import MakeOptimizer
+from trainer.optim import step
 from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
 
 Entry = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Server:
         """Moves a part of the vector."""
         parameter = self.parameters[part.start]
         parameter.grad = gradient
-        self.optimizer.step()
+        step(self.optimizer)
         parameter.grad = None
 
     def state_dict(self) -> dict[str, dict[str, Any]]:

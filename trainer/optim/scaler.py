@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trainer.optim.stepping import step
+
 
 class Scaler(Protocol):
     """Abstract: scales what backward starts from, and steps the optimizer with gradients of the right size.
@@ -52,7 +54,7 @@ class Unscaled:
         pass
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        optimizer.step()
+        step(optimizer)
         return True
 
     def state_dict(self) -> dict[str, Any]:
