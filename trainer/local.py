@@ -15,6 +15,7 @@ from trainer import comm
 from trainer.cohort import Round
 from trainer.compiling import compiled
 from trainer.contact import Contact, Vote, Wish
+from trainer.data import is_in_order
 from trainer.data.feeding import Feeding
 from trainer.data.loader import Batch, Examples, MicroBatch, Share, Stream
 from trainer.ema import MovingAverage
@@ -195,7 +196,8 @@ class LocalTrainer:
             return run.preprocess.train(self.feeding.source, some, members, run.seed, epoch, topology.device)
 
         weights = run.weights.of(members) if run.weights else None
-        return Stream(fetch, ids, client, run.batch_size, share, run.seed, weights, self.feeding.ahead)
+        ahead, in_order = self.feeding.ahead, is_in_order(run.data.train)
+        return Stream(fetch, ids, client, run.batch_size, share, run.seed, weights, ahead, in_order)
 
     def warm_up(self) -> None:
         """Brings DDP to where it is after a step: it orders its buckets anew after the first one, which changes bits.

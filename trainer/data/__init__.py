@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.data.apart import Apart, clients_apart
+from trainer.data.apart import Apart, clients_apart, is_in_order
 from trainer.data.cifar import cifar10
 from trainer.data.clients import Clients, describe
 from trainer.data.fingerprint import checksum, fingerprint
@@ -10,6 +10,7 @@ from trainer.data.folders import image_folder
 from trainer.data.hashing import Hash
 from trainer.data.idx import read_idx
 from trainer.data.images import digits, fashion_mnist, mnist
+from trainer.data.in_order import InOrder
 from trainer.data.npz import npz
 from trainer.data.parquet import parquet
 from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Quantity, Shards, Similarity, natural_clients
@@ -27,6 +28,7 @@ __all__ = [
     "Dirichlet",
     "Hash",
     "Iid",
+    "InOrder",
     "MapStyle",
     "Natural",
     "Partition",
@@ -47,6 +49,7 @@ __all__ = [
     "fashion_mnist",
     "fingerprint",
     "image_folder",
+    "is_in_order",
     "mnist",
     "natural_clients",
     "npz",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.clients import Clients
+from trainer.data.in_order import InOrder
 from trainer.data.partition import Iid, Natural, Partition
 from trainer.data.source import Source, Splits
 
@@ -64,6 +65,12 @@ class Apart:
     def _of(self, client: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         assert client in self.here, f"the examples of client {client} are in silo {self.homes[client]}"
         return self.here[client].fetch(ids - self.starts[client])
+
+
+def is_in_order(source: Source) -> bool:
+    """Whether examples can only be read one after the other, and are trained on in that order."""
+    parts = source.here.values() if isinstance(source, Apart) else [source]
+    return any(isinstance(part, InOrder) for part in parts)
 
 
 def clients_apart(data: Splits, partition: Partition, wanted: int | None = None) -> Clients:

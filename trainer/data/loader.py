@@ -74,7 +74,7 @@ class Stream:
 
     `ids` are the client's examples, which `fetch` gives; `batch_size` counts examples of the whole silo, None is all of
     them. `weights` (float32) are what each of the examples counts; None: all the same. `ahead` passes on blocks of
-    batches that are fetched together. `seconds` are those spent fetching so far.
+    batches that are fetched together. Examples `in_order` are not shuffled. `seconds` are those spent fetching so far.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class Stream:
         seed: int,
         weights: Tensor | None = None,
         ahead: Callable[[Iterator[Block]], Iterator[Block]] = as_they_are,
+        in_order: bool = False,
     ):
         self.fetch, self.client, self.share, self.seed, self.weights = fetch, client, share, seed, weights
-        self.ahead, self.seconds = ahead, 0.0
+        self.ahead, self.in_order, self.seconds = ahead, in_order, 0.0
         self.ids = torch.from_numpy(ids)
         self.bounds = share.bounds(len(ids), batch_size or len(ids))
 
@@ -107,12 +108,17 @@ class Stream:
             start += last - first
 
     def _of_epoch(self, epoch: int, bounds: list[int]) -> Iterator[Batch]:
-        order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
+        order = self._order(epoch)
         shares = [self.share.of(begin, end) for begin, end in pairwise(bounds)]
         fetched = self._fetch(order, epoch, shares)
         for (begin, end), (start, last), columns in zip(pairwise(bounds), shares, fetched, strict=True):
             weight, own = self._weight(order, begin, end), self._weight(order, start, last)
             yield Batch(self._micro_batches(columns, last - start), end - begin, weight, own)
+
+    def _order(self, epoch: int) -> Tensor:
+        if self.in_order:
+            return torch.arange(len(self.ids))
+        return torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
 
     def _weight(self, order: Tensor, begin: int, end: int) -> float:
         """What these examples of an epoch count together: the same bits on all replicas, and after a restart."""

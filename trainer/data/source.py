@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from copy import copy
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from trainer.data.collating import collated
+from trainer.data.in_order import InOrder, Readable
 from trainer.data.weights import checked_weights
 from trainer.hardware import on
 
@@ -161,13 +163,7 @@ class MapStyle:
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         # A replica may have no example of a batch: it still needs an empty one of the right shape.
-        batch = default_collate(self._items(ids.tolist() or [0]))
-        if not (isinstance(batch, Sequence) and len(batch) == 2):
-            raise ValueError(
-                f"{type(self.dataset).__name__} gives items that are not (input, target) pairs.\n"
-                "  wrap it in a Dataset whose items are pairs"
-            )
-        inputs, targets = batch
+        inputs, targets = collated(self.dataset, self._items(ids.tolist() or [0]))
         return inputs[: len(ids)], targets[: len(ids)]
 
     def _own_labels(self) -> np.ndarray | None:
@@ -216,7 +212,7 @@ class Splits:
 def as_source(dataset: Source | Dataset[Any]) -> Source:
     """The data set as a Source: a Source stays, a TensorDataset of two is taken by its tensors, a Dataset is wrapped.
 
-    Raises ValueError for an IterableDataset and for anything else that cannot be indexed.
+    An IterableDataset is one if it is `Readable`. Raises ValueError for others, and for what cannot be indexed.
     """
     if isinstance(dataset, Source):
         return dataset
@@ -224,11 +220,14 @@ def as_source(dataset: Source | Dataset[Any]) -> Source:
         return Arrays(*dataset.tensors)
     if isinstance(dataset, Dataset) and isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
         return MapStyle(dataset)
+    if isinstance(dataset, IterableDataset) and isinstance(dataset, Readable):
+        return InOrder(dataset)
     raise ValueError(
         f"a data set must be one of these, got {type(dataset).__name__}:\n"
         "  a Source (__len__, fetch, labels, owners), a TensorDataset of two tensors,\n"
         "  or a map-style torch Dataset (__len__, __getitem__) of (input, target) pairs.\n"
-        "  An IterableDataset has no numbered examples to deal out: read it into tensors first"
+        "  An IterableDataset needs __len__() and examples(start), an iterator from that example on:\n"
+        "  otherwise its examples have no numbers, by which they are dealt out, and found again after a restart"
     )
 
 
