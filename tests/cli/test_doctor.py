@@ -59,6 +59,7 @@ def test_bad_input_is_one_message(shell: Shell, overrides: tuple[str, ...], said
     assert ended.err.count(said) == 1 and "Traceback" not in ended.err
 
 
+@pytest.mark.long
 def test_it_works_under_torchrun(shell: Shell) -> None:
     options = ("--standalone", "--nproc-per-node", "2")
     ended = shell.start("-m", "torch.distributed.run", *options, "-m", "trainer", "doctor", *HERE).end()

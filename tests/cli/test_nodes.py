@@ -150,6 +150,7 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     assert len({model.read_bytes() for model in models}) == 1
 
 
+@pytest.mark.long
 def test_a_folder_that_has_to_be_shared_is_looked_for(new_shell: Callable[[], Shell], where: str) -> None:
     nodes = [start(new_shell(), "2", "run_dir=run", "run_dir_shared=true", where) for _ in range(2)]
     assert [node.process.wait(60) for node in nodes] == [2, 2]

@@ -159,6 +159,7 @@ def test_every_run_is_listed_with_a_link_to_its_folder(opened: Browser, sweep: P
     assert sorted(links) == sorted(f"{(sweep / f'{rate}-{seed}').as_uri()}/" for rate in RATES for seed in SEEDS)
 
 
+@pytest.mark.long
 def test_single_clients_are_drawn(window: Browser, shell: Shell) -> None:
     """A point a client, and a heat map client x round; a run alone is reported in its own folder."""
     federated = ("algorithm=fedavg", "clients=3", "rounds=3", "launch.nproc=1", "run_dir=federated")

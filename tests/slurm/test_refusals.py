@@ -16,7 +16,7 @@ REFUSED = {
     "torchruns": (TWO_ON_A_NODE, TORCHRUN, (), "torchrun was started by srun with 2 tasks a node"),
     "strangers": (ONE_A_NODE, TORCHRUN, (), "torchrun knows of 1 node, and srun has started it on 2"),
 }
-SLOW = ("torchruns", "strangers")
+SLOW = ("device", "torchruns", "strangers")
 CASES = [pytest.param(*case, id=name, marks=[pytest.mark.long] * (name in SLOW)) for name, case in REFUSED.items()]
 
 
