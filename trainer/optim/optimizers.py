@@ -43,7 +43,22 @@ def restore_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, d
     placed: dict[Tensor, dict[str, Any]] = {}
     for parameter, entry in ((parameters[int(i)], entry) for i, entry in state.items()):
         placed[parameter] = _beside(parameter, entry, id(parameter) in fused)
-    optimizer.state = defaultdict(dict, placed)
+    optimizer.state = defaultdict(dict, _first_sums(optimizer) | placed)
+
+
+def _first_sums(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """The state that Adagrad begins with, which torch before 2.13 makes when it is built and not when it is missed."""
+    if not isinstance(optimizer, torch.optim.Adagrad):
+        return {}
+    first = optimizer.defaults["initial_accumulator_value"]
+    return {
+        parameter: {
+            "step": torch.zeros((), device=parameter.device if group["fused"] else None),
+            "sum": torch.full_like(parameter, first, requires_grad=False),
+        }
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def _beside(parameter: Tensor, entry: dict[str, Any], is_fused: bool) -> dict[str, Any]:
