@@ -124,6 +124,7 @@ def test_a_name_that_leads_to_the_loopback_is_answered_with_the_interface(
     assert "links: not measured" in out
 
 
+@pytest.mark.long
 def test_with_the_interface_all_is_well(hosts: list[Host], shells: list[Shell], tmp_path: Path) -> None:
     """The links between the hosts are measured. Their folders, one of which is hidden by a mount, are not the same."""
     choose = f"export GLOO_SOCKET_IFNAME={LINK}"

@@ -182,6 +182,7 @@ def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:
         folder.check(compose_tree([f"run_dir={tmp_path}"]))
 
 
+@pytest.mark.long
 def test_smoke_of_a_language_model_from_the_command_line(shell: Shell, text: Path) -> None:
     """The real start: two lines of rounds, and a sample of text in TensorBoard."""
     overrides = [override.format(text=text) for override in DATA["text"]]

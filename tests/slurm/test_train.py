@@ -27,6 +27,7 @@ def test_each_gpu_of_a_node_has_a_task(jobs: dict[str, str], project: Project, a
     assert project.weights(project.folder / "outputs/digits-sync" / job) == alone
 
 
+@pytest.mark.long
 def test_a_node_with_two_tasks_and_one_with_one_are_silos_of_these_sizes(
     jobs: dict[str, str], project: Project
 ) -> None:
