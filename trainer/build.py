@@ -51,7 +51,8 @@ def build(config: Config, topology: Topology) -> Run:
     _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
     faults.raise_any()
     data, clients = dealt
-    run = Run(
+    guard("cohort", config.cohort, lambda: cohort.draw(len(clients), config.seed, 0))
+    return Run(
         topology=topology,
         module=module,
         task=task,
@@ -66,8 +67,6 @@ def build(config: Config, topology: Topology) -> Run:
         **slots,
         **_told(config),
     )
-    guard("cohort", config.cohort, lambda: run.round(0))
-    return run
 
 
 def _told(config: Config) -> dict[str, Any]:

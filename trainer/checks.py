@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
-from trainer.cohort import All, Cohort, Sample
+from trainer.cohort import All, Cohort
 from trainer.config import Leaf, given
 from trainer.data import Arrays, Splits
 from trainer.optim import Grouped
@@ -80,13 +80,7 @@ def check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
 
 
 def check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
-    """Raises ValueError when clients are to be drawn where all are trained as one, or too few to tell who lies."""
-    fewest = getattr(algorithm, "fewest", 0)
-    if isinstance(cohort, Sample) and cohort.size < fewest:
-        raise ValueError(
-            f"cohort.size={cohort.size} with algorithm.byzantine={(fewest - 3) // 2}: krum holds for {fewest} clients "
-            "a round or more.\n  set a smaller algorithm.byzantine, or a larger cohort.size"
-        )
+    """Raises ValueError when clients are to be drawn where all are trained as one."""
     if algorithm.pools_data and not isinstance(cohort, All):
         raise ValueError(
             f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "

@@ -15,11 +15,11 @@ from tests.cli.command import work
 from tests.support.datasets import FILES
 from trainer.compose import CONF, compose_tree
 from trainer.data import digits, mnist, shakespeare
+from trainer.data.images import FASHION_FOLDER
 from trainer.data.texts import BYTES
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 MNIST = Path(os.environ.get("SILOTRAIN_MNIST", Path(__file__).parents[2] / "../shared/data/mnist"))
-FASHION = Path("/usr/share/dataset/fashion-mnist")
 
 # Of each experiment that has real data here: a part of it, and by how much its test accuracy is more than that of the
 # most frequent class. Those that take minutes are long.
@@ -78,7 +78,7 @@ def test_a_part_of_it_beats_the_most_frequent_class(ranks, experiment: str, tmp_
         if not MNIST.is_dir():
             pytest.skip("no MNIST: set SILOTRAIN_MNIST to the folder of its four IDX files")
         part = [*part, f"data.root={MNIST}"]
-    if data_of(experiment) == "fashion_mnist" and not FASHION.is_dir():
+    if data_of(experiment) == "fashion_mnist" and not Path(FASHION_FOLDER).is_dir():
         pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
     ranks(2).run(work, [f"experiment={experiment}", *part, f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["test/accuracy"] >= constant(experiment) + margin

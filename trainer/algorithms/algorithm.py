@@ -51,7 +51,7 @@ class Algorithm(Protocol):
         ...
 
     def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
-        """Raises ValueError, with the reasons, when so many clients that are trained like this cannot be combined."""
+        """Raises ValueError, with the reasons, when so many clients a round, trained like this, cannot be combined."""
         ...
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:

@@ -65,8 +65,8 @@ class Robust(FedAvg):
     def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
         if clients < self.fewest:
             raise ValueError(
-                f"algorithm.byzantine={(self.fewest - 3) // 2} with clients={clients}: krum holds for "
-                f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients"
+                f"algorithm.byzantine={(self.fewest - 3) // 2} with {clients} clients a round: krum holds for "
+                f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients, or a larger cohort.size"
             )
 
     def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
