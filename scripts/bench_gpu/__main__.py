@@ -1,4 +1,4 @@
-"""How well a GPU is used, beside the same loop written by hand: python -m scripts.bench_gpu
+"""How well a GPU is used, beside the same loop written by hand: python -m scripts.bench_gpu --all
 
 gpt          124 million parameters, 32 sequences of 1,024 tokens a step, bfloat16, compiled, fused AdamW
 resnet       ResNet-18 on images of 32 x 32, 512 a step, bfloat16, channels last
@@ -72,15 +72,19 @@ def _another(module: str, *arguments: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(MODELS)}, combination; all of them if none is named")
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(MODELS)}, combination")
+    parser.add_argument("--all", action="store_true", help="all of them")
     parser.add_argument("--windows", type=int, default=11, help="of each side, after one that does not count")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of this program itself")
     parser.add_argument("--no-memory", action="store_true", help="starts no processes for the peaks of memory")
     parser.add_argument("--alone", choices=SIDES, help="trains this side of one case, and prints its peak of memory")
     options = parser.parse_args(arguments)
-    chosen, made = options.cases or [*MODELS, "combination"], cases(options.tiny)
-    if unknown := set(chosen) - {*MODELS, "combination"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(MODELS)}, combination")
+    known, made = [*MODELS, "combination"], cases(options.tiny)
+    chosen = known if options.all else options.cases
+    if unknown := set(chosen) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(known)}")
+    if not chosen:
+        parser.error(f"name some of {', '.join(known)}, or say --all")
     if options.alone:
         print(peak_alone(made[chosen[0]], options.alone))
         return

@@ -28,6 +28,12 @@ def test_what_is_no_case_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown: bert; valid: gpt, resnet, mlp, combination" in capsys.readouterr().err
 
 
+def test_without_a_case_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert "gpt, resnet, mlp, combination, or say --all" in capsys.readouterr().err
+
+
 def test_the_network_of_18_layers_has_as_many_parameters_as_its_convolutions_norms_and_last_layer() -> None:
     """By hand: 3 x 3 convolutions of 3 to 64, four of 64, and of each wider stage one from half and three more."""
     wider = sum(9 * (width // 2 * width + 3 * width**2) + 4 * 2 * width for width in (128, 256, 512))
