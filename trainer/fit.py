@@ -13,11 +13,11 @@ from trainer.checkpoints import Checkpoints, Start
 from trainer.contact import Contact, Wish
 from trainer.endings import Diverged, Preempted
 from trainer.evaluate import average_model, averaged_models, check_agreement, exhibits, judged_sums, tuned_models
+from trainer.figures import evaluation_metrics, score_of, validation_score
 from trainer.local import Watch
 from trainer.metrics import Metrics, Sink
 from trainer.micro_batch import settle_micro_batch
 from trainer.midround import Inside, restore
-from trainer.report import evaluation_metrics, score_of, validation_score
 from trainer.round import train_round
 from trainer.run import Run
 from trainer.state import Progress, State

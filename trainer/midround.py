@@ -9,8 +9,8 @@ import torch
 
 from trainer.checkpoints import Checkpoints, Start
 from trainer.checkpoints.parts import Saved
+from trainer.figures import Tally
 from trainer.flat import Statistics
-from trainer.report import Tally
 from trainer.state import State
 from trainer.work import Work, merged, work_of
 

@@ -14,10 +14,10 @@ from trainer.compiling import graphs_compiled
 from trainer.contact import Wish
 from trainer.endings import Diverged
 from trainer.evaluate import fingerprint
+from trainer.figures import Tally, round_metrics
 from trainer.local import Watch
 from trainer.metrics import Metrics
 from trainer.midround import Inside, save_inside
-from trainer.report import Tally, round_metrics
 from trainer.state import State
 from trainer.work import Work
 

@@ -23,8 +23,8 @@ from trainer.algorithms import Algorithm, Averaging, FedAvg
 from trainer.clock import clock
 from trainer.cohort import Round
 from trainer.data import Arrays, Iid, Splits
+from trainer.figures import Tally
 from trainer.plan.memory import growth
-from trainer.report import Tally
 from trainer.round import combine
 from trainer.run import RoundLength, Run
 from trainer.state import State

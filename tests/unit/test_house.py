@@ -38,7 +38,7 @@ FLOORS = [
     "micro_batch",
     "state",
     "speed",
-    "report",
+    "figures",
     "evaluate",
     "personal",
     "local",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.clock import clock
 from trainer.evaluate import fingerprint
+from trainer.figures import Tally
 from trainer.flat import places_of
 from trainer.gradients import FullPrecision
 from trainer.micro_batch import settle_micro_batch
@@ -17,7 +18,6 @@ from trainer.plan.costs import Load, Pace, Packing, Traffic
 from trainer.plan.memory import Lines, growth, lines_of, resident
 from trainer.plan.packing import packings, residuals
 from trainer.plan.silent import Silent
-from trainer.report import Tally
 from trainer.round import combine
 from trainer.run import Run
 from trainer.state import State

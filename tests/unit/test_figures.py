@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.support.runs import fedavg, make_run
 from trainer.algorithms.fedavg import mean_cosine
 from trainer.cohort import Round
+from trainer.figures import Tally, evaluation_metrics, reports_clients, slowest_silo
 from trainer.flat import FlatModel
 from trainer.local import Work
-from trainer.report import Tally, evaluation_metrics, reports_clients, slowest_silo
 from trainer.topology import Topology
 
 ALONE = Topology(0, 1, 0, 0, (1,), torch.device("cpu"), None, None)
