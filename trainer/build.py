@@ -48,11 +48,10 @@ def build(config: Config, topology: Topology) -> Run:
     dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
     weights = task and dealt and faults.collect(lambda: weigh(task, *dealt, topology=topology))
     faults.collect(lambda: _check_batch_size(config, topology))
-    _check_together(faults, config, algorithm, cohort, optimizer, module, splits, task)
+    _check_together(faults, config, algorithm, cohort, optimizer, clip, module, splits, task)
     faults.raise_any()
     data, clients = dealt
-    guard("cohort", config.cohort, lambda: cohort.draw(len(clients), config.seed, 0))
-    return Run(
+    run = Run(
         topology=topology,
         module=module,
         task=task,
@@ -67,6 +66,8 @@ def build(config: Config, topology: Topology) -> Run:
         **slots,
         **_told(config),
     )
+    guard("cohort", config.cohort, lambda: run.round(0))
+    return run
 
 
 def _told(config: Config) -> dict[str, Any]:
@@ -94,9 +95,9 @@ def _told(config: Config) -> dict[str, Any]:
 
 def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
     """Collects what is wrong with pieces that go together; those that could not be made are None."""
-    algorithm, cohort, optimizer, module, splits, task = pieces
-    if algorithm and cohort:
-        faults.collect(lambda: check_cohort(algorithm, cohort))
+    algorithm, cohort, optimizer, clip, module, splits, task = pieces
+    if algorithm and cohort and optimizer and clip:
+        faults.collect(lambda: check_cohort(algorithm, cohort, optimizer, clip))
     if algorithm and module:
         faults.collect(lambda: check_shared(algorithm, module, config.algorithm))
     if optimizer and module:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
-from trainer.cohort import All, Cohort
+from trainer.algorithms.algorithm import MakeOptimizer
+from trainer.cohort import All, Cohort, Sample
 from trainer.config import Leaf, given
 from trainer.data import Arrays, Splits
-from trainer.optim import Grouped
+from trainer.optim import Clip, Grouped
 from trainer.tasks import Task
 
 LOOKED_AT = 64  # examples of data that has no column of labels
@@ -79,8 +80,10 @@ def check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
         )
 
 
-def check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
-    """Raises ValueError when clients are to be drawn where all are trained as one."""
+def check_cohort(algorithm: Algorithm, cohort: Cohort, optimizer: MakeOptimizer, clip: Clip) -> None:
+    """Raises ValueError when clients are to be drawn where all are trained as one, or too few to be combined."""
+    if isinstance(cohort, Sample):
+        algorithm.refuse(optimizer, clip, cohort.size)
     if algorithm.pools_data and not isinstance(cohort, All):
         raise ValueError(
             f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "

@@ -133,7 +133,7 @@ class Run:
 
     def __post_init__(self):
         check_on_device(self.data.train, self.topology.device, self.on_device)
-        self.algorithm.refuse(self.optimizer, self.clip, len(self.round(0).cohort))
+        self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
         self._check_uplink()
         self._check_stop()
         self._check_ema()
