@@ -114,6 +114,16 @@ def test_starting_later_is_skipping(examples: int, batch_size: int | None, start
     assert late == through[start:]
 
 
+@laws
+@given(counts, batch_sizes, micro_sizes, st.integers(0, 7))
+def test_a_batch_begins_where_a_tensor_of_its_own_does(
+    examples: int, batch_size: int | None, micro: int | None, start: int
+):
+    """Wherever it lies in the block that was fetched: on some processors the bits of a product depend on that."""
+    for batch in stream(examples, batch_size, Share(micro_batch_size=micro)).batches(start, 5):
+        assert all(inputs.data_ptr() % 64 == 0 for inputs, _ in batch.micro_batches)
+
+
 def test_orders_differ_by_seed_client_and_epoch():
     """And are the permutations that `randomness` gives for them."""
     one = stream(30, None)

@@ -20,6 +20,7 @@ from trainer.data.feeding import Block, as_they_are
 from trainer.randomness import generator
 
 BLOCK_BYTES = 4 << 20  # small batches are fetched together: one index_select, not many, is 5 % of a small step
+ALIGNMENT = 64  # bytes, at which torch lets a tensor begin
 
 Examples = tuple[Tensor, Tensor]
 MicroBatch = tuple[Tensor, ...]  # inputs, targets and, if examples have any, weights
@@ -150,5 +151,16 @@ class Stream:
     def _micro_batches(self, columns: MicroBatch, own: int) -> list[MicroBatch]:
         size = self.share.micro_batch_size
         if size is None or own <= size:
-            return [columns]
-        return list(zip(*(column.split(size) for column in columns), strict=True))
+            return [_aligned(columns)]
+        return [_aligned(part) for part in zip(*(column.split(size) for column in columns), strict=True)]
+
+
+def _aligned(columns: MicroBatch) -> MicroBatch:
+    """The columns, those of floating numbers where a tensor of their own would begin.
+
+    MKL on some processors, and cuBLAS, add a product up in another order where a matrix is aligned otherwise, and after
+    a restart a batch lies in another place of its block.
+    """
+    return tuple(
+        column.clone() if column.is_floating_point() and column.data_ptr() % ALIGNMENT else column for column in columns
+    )
