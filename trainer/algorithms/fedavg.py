@@ -96,6 +96,7 @@ class FedAvg:
         # Combined in at least float32, whatever the model is trained in.
         precision = torch.promote_types(model.shared.dtype, torch.float32)
         self.parameters = model.shared.to(precision, copy=True)
+        self.start = self.parameters  # where this silo's clients begin
         self.weights: list[float] = []
         self.norms: list[float] = []
         self.planned_weight = 0.0  # of all clients of the round
@@ -108,18 +109,22 @@ class FedAvg:
         self.parts = self._parts()
         self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
         self.server = Server(self.make_server, self.parameters, self.parts)
-        self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to
+        self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to: the start
         self.anchors = model.views(self.anchor)
 
     def begin_round(self, round: Round) -> None:
         self.weights, self.norms = [], []
         self.last, self.has_sums = None, False
         self.planned_weight = math.fsum(self._weight(self.client_weights[client]) for client in round.cohort)
+        self.start = self._start()
         self._set_anchors()
 
     def begin_client(self, state: dict[str, Any]) -> None:
         self._put_aside()
-        self._reset_model()
+        if self.start is self.parameters:
+            self._reset_model()
+        else:
+            self.model.shared.copy_(self.start)
         self.model_is_global = False
 
     def receive(self, steps: int) -> None:
@@ -166,10 +171,12 @@ class FedAvg:
         self._put_aside()
         told = {"weights": self.weights, "norms": self.norms, "planned_weight": self.planned_weight}
         sums = {"sums": self.sums} if self.has_sums else {}
-        return {"parameters": self.parameters, "json": json.dumps(told), **sums}
+        start = {} if self.start is self.parameters else {"start": self.start}
+        return {"parameters": self.parameters, "json": json.dumps(told), **sums, **start}
 
     def load_round_state(self, state: dict[str, Any]) -> None:
         self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
+        self.start = resized(state["start"], len(self.parameters)) if "start" in state else self.parameters
         told = json.loads(state["json"])
         self.weights, self.norms, self.planned_weight = told["weights"], told["norms"], told["planned_weight"]
         self.last, self.has_sums = None, "sums" in state
@@ -198,14 +205,21 @@ class FedAvg:
     def _parts(self) -> list[slice]:
         return self.wire.parts(len(self.parameters))
 
+    def _start(self) -> Tensor:
+        """The global parameters, moved by what this silo's clients have done and could not send yet.
+
+        Else the next ones would do that again: the step ahead of Xu et al. 2021 (arXiv 2008.05823).
+        """
+        return self.wire.ahead(self.parameters, "delta")
+
     def _delta(self, share: float) -> tuple[Tensor, float]:
         """What the client has changed, times its share, and the norm of the change.
 
-        global - local: it points where a gradient points, so server optimizers need no minus sign. The local model is
+        start - local: it points where a gradient points, so server optimizers need no minus sign. The local model is
         needed no more, and the delta takes its place if that is precise enough.
         """
-        mine, world = self.model.shared[self.due], self.parameters[self.due]
-        return difference(world, mine, share, out=mine if mine.dtype == world.dtype else None)
+        mine, start = self.model.shared[self.due], self.start[self.due]
+        return difference(start, mine, share, out=mine if mine.dtype == start.dtype else None)
 
     def _share(self, work: Work) -> float:
         """What a client's delta is multiplied by: its part of the weight that the round was planned with."""
@@ -262,7 +276,7 @@ class FedAvg:
 
     def _set_anchors(self) -> None:
         if self.pull:
-            self.anchor.copy_(self.parameters)
+            self.anchor.copy_(self.start)
 
 
 def mean_cosine(sums: dict[str, float], norm: float) -> float:

@@ -150,6 +150,9 @@ class Streaming(FedAvg):
         start = min(index % self.num_fragments * width, len(self.parameters))
         return slice(start, min(start + width, len(self.parameters)))
 
+    def _start(self) -> Tensor:
+        return self.parameters
+
     def _parts(self) -> list[slice]:
         fragments = map(self._fragment, range(self.num_fragments))
         return [part for fragment in fragments for part in self._parts_of(fragment)] or [slice(0, 0)]

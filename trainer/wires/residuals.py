@@ -37,6 +37,13 @@ class Residuals:
         residual.zero_()
         return values
 
+    def subtract(self, name: str, vector: Tensor) -> Tensor:
+        """The vector less what was held back of those of this name, in place."""
+        for (of, _, start), piece in self.pieces.items():
+            if of == name:
+                vector[start : start + len(piece)].sub_(piece)
+        return vector
+
     def state_dict(self) -> dict[str, Any]:
         """The live pieces, as a tree: vector, kind, start."""
         tree: dict[str, Any] = {}

@@ -65,6 +65,13 @@ class Wire(Protocol):
         """
         ...
 
+    def ahead(self, vector: Tensor, name: str) -> Tensor:
+        """This vector, when what this silo holds back of those of this name will have been subtracted from it.
+
+        The vector itself, where nothing is held back, else a new one, equal on all ranks of the silo: a collective.
+        """
+        ...
+
     def join(self, vector: Tensor) -> Tensor:
         """The vector of which each rank has what it moves, whole on all ranks of the silo, in place."""
         ...
@@ -137,6 +144,9 @@ class Plain:
         arrived = pending.wait()
         self.seconds += perf_counter() - began
         return arrived
+
+    def ahead(self, vector: Tensor, name: str) -> Tensor:
+        return vector
 
     def join(self, vector: Tensor) -> Tensor:
         return comm.join_slices(vector, self.topology)

@@ -1,0 +1,60 @@
+"""What a silo holds back of its deltas: its clients begin where the global parameters will be when it has come."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tests.laws.cases import SIZES
+from tests.laws.quadratics import EVERYONE, START, Walk, bowl_choices, path
+from trainer.algorithms import FedAvg, FedNova
+from trainer.codecs import TopK
+from trainer.cohort import assign
+
+ROUNDS, KEPT = 5, 2
+PADDED = 16  # numbers of a slice, of which 5 are the place
+
+
+def largest(values: np.ndarray) -> np.ndarray:
+    """The two largest numbers in single precision, the others 0."""
+    sent = np.zeros_like(values)
+    places = np.argsort(-abs(values))[:KEPT]
+    sent[places] = values[places].astype(np.float32)
+    return sent
+
+
+def reference(walk: Walk, sizes: list[int]) -> np.ndarray:
+    """x_k = x - e_k; p_k = e_k + sum of n / N (x_k - w) of its clients; e_k = p_k - top(p_k); x <- x - sum top(p_k)."""
+    found, place, held = [], START, [np.zeros_like(START) for _ in sizes]
+    for _ in range(ROUNDS):
+        total = np.zeros_like(START)
+        for silo, mine in enumerate(assign(EVERYONE, SIZES, sizes)):
+            deltas = [SIZES[client] / sum(SIZES) * walk.delta(client, place - held[silo]) for client in mine]
+            given = held[silo] + np.sum(deltas, axis=0)
+            sent = largest(given)
+            held[silo] = given - sent
+            total += sent
+        place = place - total
+        found.append(place)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [2, 1, 1]], ids=str)
+@pytest.mark.parametrize("walk", [Walk(), Walk(pull=0.5)], ids=["fedavg", "fedprox"])
+def test_clients_begin_ahead(ranks, walk: Walk, sizes: list[int]):
+    """On every rank, and with FedProx, which pulls to where a client began."""
+    choices = bowl_choices(walk, rounds=ROUNDS, uplink=TopK(KEPT / PADDED))
+    by_rank = ranks(sum(sizes)).run(path, sizes, partial(FedAvg, pull=walk.pull), choices)
+    np.testing.assert_allclose(by_rank[0], reference(walk, sizes), rtol=1e-12, atol=1e-12)
+    assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
+
+
+def test_alone_nobody_is_ahead(ranks):
+    """A silo that has nobody to send to holds nothing back."""
+    packed, plain = (
+        ranks(1).run(path, 1, FedNova, bowl_choices(rounds=ROUNDS, **uplink))[0]
+        for uplink in ({"uplink": TopK(KEPT / PADDED)}, {})
+    )
+    assert np.array_equal(packed, plain)
