@@ -19,6 +19,7 @@ from trainer.data.images import FASHION_FOLDER
 from trainer.data.texts import BYTES
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+CIFAR = Path(os.environ.get("SILOTRAIN_CIFAR10", "data/cifar-10-batches-bin"))
 MNIST = Path(os.environ.get("SILOTRAIN_MNIST", Path(__file__).parents[2] / "../shared/data/mnist"))
 
 # Of each experiment that has real data here: a part of it, and by how much its test accuracy is more than that of the
@@ -33,8 +34,9 @@ PARTS = {
     "scaffold_mnist": (["rounds=4"], 0.3),
     "fashion": (["rounds=1", "round.steps=60"], 0.4),
     "fashion_dirichlet": (["rounds=2"], 0.2),
+    "cifar10_resnet": (["rounds=1", "round.steps=60"], 0.15),
 }
-LONG = ("mnist", "mcmahan_cnn", "fashion", "fashion_dirichlet")
+LONG = ("mnist", "mcmahan_cnn", "fashion", "fashion_dirichlet", "cifar10_resnet")
 TEXTS = {
     "shakespeare": ["rounds=1", "round.steps=60"],
     "diloco_shakespeare": ["rounds=2", "round.steps=40"],
@@ -78,6 +80,10 @@ def test_a_part_of_it_beats_the_most_frequent_class(ranks, experiment: str, tmp_
         if not MNIST.is_dir():
             pytest.skip("no MNIST: set SILOTRAIN_MNIST to the folder of its four IDX files")
         part = [*part, f"data.root={MNIST}"]
+    if data_of(experiment) == "cifar10":
+        if not CIFAR.is_dir():
+            pytest.skip("no CIFAR-10: set SILOTRAIN_CIFAR10 to the folder of its six binary files")
+        part = [*part, f"data.root={CIFAR}"]
     if data_of(experiment) == "fashion_mnist" and not Path(FASHION_FOLDER).is_dir():
         pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
     ranks(2).run(work, [f"experiment={experiment}", *part, f"run_dir={tmp_path}"])
@@ -86,7 +92,7 @@ def test_a_part_of_it_beats_the_most_frequent_class(ranks, experiment: str, tmp_
 
 def constant(experiment: str) -> float:
     """The test accuracy of always answering with the most frequent class."""
-    if data_of(experiment) == "fashion_mnist":
+    if data_of(experiment) in ("fashion_mnist", "cifar10"):
         return 0.1
     test = (digits() if data_of(experiment) == "digits" else mnist(MNIST)).test
     assert test.labels is not None
