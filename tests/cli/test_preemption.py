@@ -83,10 +83,8 @@ def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
     started.wait_for("round 1/3")
     time.sleep(0.3)
     os.kill(started.process.pid, signal.SIGUSR1)
-    began = time.monotonic()
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 75, ended.err
-    assert time.monotonic() - began < 6  # two seconds to save, some to leave
     assert json.loads((shell.folder / "left/state.json").read_text())["status"] == "preempted"
     sections = list((shell.folder / "left/checkpoints/round-000001").glob("silo-*/step-*/replica-0.json"))
     assert len({path.parts[-3] for path in sections}) == 2, "each silo has saved its own"
