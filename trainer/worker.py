@@ -133,13 +133,15 @@ class Worker:
             return "finished"
         try:
             self._train(topology)
-            return "finished"
+            status = "finished"
         except BadInput:
             self._say("bad_input")
             raise
         except Preempted:
-            self._say("preempted")
-            return "preempted"
+            status = "preempted"
+        self._say(status)
+        comm.barrier()  # the launchers read it when the ranks of their nodes have ended
+        return status
 
     @property
     def writes(self) -> bool:
@@ -164,7 +166,6 @@ class Worker:
         if self.writes:
             self.folder.write_models()
             self.folder.write_result(result)
-        self._say("finished")
 
     def _fit_or_skip(self, run: Run, until: int | None = None) -> dict[str, Any]:
         """The result of the run; batches after which the loss was not finite are left out, if bad_loss=skip."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import DEADLINE_SECONDS, Shell, Started
+from trainer.folder import RunFolder
 from trainer.metrics import read_jsonl
 
 NODE = ("-m", "trainer", "launch.nproc=1", "launch.threads=1", "launch.device=cpu")
@@ -148,6 +149,40 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     assert whole.train(*run[:2], *algorithm).code == 0
     models = [shell.folder / "run/model.safetensors" for shell in (*shells, whole)]
     assert len({model.read_bytes() for model in models}) == 1
+
+
+LINGERING = """
+import time
+
+class Lingering:
+    def __init__(self, folder, settings):
+        pass
+
+    def record(self, metrics):
+        pass
+
+    def finish(self, result, exhibits):
+        pass
+
+    def close(self):
+        time.sleep(3)
+"""
+SLOW_TO_END = ("+sinks.slow={_target_: own.Lingering}", "algorithm=averaging", "silos=2", "run_dir=run")
+
+
+def test_a_node_whose_ranks_are_done_waits_until_the_run_is_said_to_be_finished(shell: Shell, where: str) -> None:
+    """Its launcher, which reads how the run stands, took it for one with bad input."""
+    (shell.folder / "own.py").write_text(LINGERING)
+    nodes = [start(shell, "2", "rounds=1", where, *SLOW_TO_END) for _ in range(2)]
+    assert [(node.process.wait(60), node.err.read_text()) for node in nodes] == [(0, "")] * 2
+    assert RunFolder(shell.folder / "run").status() == "finished"
+
+
+@pytest.mark.long
+def test_a_node_whose_ranks_have_left_waits_until_the_run_is_said_to_be_preempted(shell: Shell, where: str) -> None:
+    (shell.folder / "own.py").write_text(LINGERING)
+    stop(*[start(shell, "2", "rounds=100000", where, *SLOW_TO_END) for _ in range(2)])
+    assert RunFolder(shell.folder / "run").status() == "preempted"
 
 
 @pytest.mark.long
