@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.plan.costs import Load, Packing, Traffic
 from trainer.plan.memory import Lines
 from trainer.plan.mesh import leader_of
 from trainer.plan.rehearsal import Rehearsal
+from trainer.plan.together import seconds_of_step
 from trainer.run import RoundLength
 from trainer.topology import distributed, silo_sizes
 
@@ -110,3 +112,30 @@ def test_the_bytes_of_other_uplinks_are_those_of_their_codecs(ranks, silos: int)
 def test_what_cannot_be_packed_is_not_offered(ranks):
     assert ranks(1).run(offered, [1, 1], partial(Robust, "median")) == [{}]
     assert ranks(1).run(offered, [1], Sync) == [{}]
+
+
+SLEEP = 0.02  # seconds
+
+
+def step_together(silos: list[int], slow: int) -> float:
+    """This rank's seconds of a step, of which one rank sleeps through the most."""
+    with distributed(silos) as topology:
+        run = make_run(topology, [16] * topology.num_silos, algorithm=FedAvg(average))
+        if topology.rank == slow:
+            run.module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP))
+        return seconds_of_step(run, topology, seconds=0.05)
+
+
+def test_a_step_takes_every_replica_of_a_silo_as_long_as_its_slowest(ranks):
+    took = ranks(4).run(step_together, [3, 1], 1)
+    assert all(seconds >= SLEEP for seconds in took[:3])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_of_whole_silos_can_be_timed_whatever_the_algorithm(ranks, name: str):
+    assert all(seconds > 0 for seconds in ranks(4).run(timed, name))
+
+
+def timed(name: str) -> float:
+    with distributed(silos_of(name, [2, 2])) as topology:
+        return seconds_of_step(case_run(topology, name, {}), topology, seconds=0.05)

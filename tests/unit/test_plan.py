@@ -15,7 +15,7 @@ from tests.support.folders import composed_tree
 from tests.support.runs import fedavg, make_run
 from trainer.config import LaunchConfig, read_config
 from trainer.plan.advice import advice
-from trainer.plan.costs import Costs, Line, Load, Pace, Packing, Traffic, slowest
+from trainer.plan.costs import Costs, Line, Load, Pace, Packing, Traffic, pace_of
 from trainer.plan.forecast import forecast, seconds_to_average
 from trainer.plan.measure import Plan
 from trainer.plan.memory import growth, tensors_of
@@ -192,8 +192,20 @@ def test_a_round_has_a_step_of_each_client_at_least():
     assert forecast(costs_of((1, 1), loads=many), 0.001).steps == 5
 
 
+def test_averaging_that_was_measured_counts_in_the_place_of_the_links():
+    now = forecast(costs_of((3, 1), averaging={3: 0.05}))
+    assert now.averaging == pytest.approx(10 * 0.05)
+    assert forecast(costs_of((3, 1), averaging={3: 0.0})).averaging == 0
+
+
 def test_ranks_that_wait_for_each_other_are_as_slow_as_the_slowest():
-    assert slowest([Pace(1, 5, 2), Pace(3, 4, 1)]) == Pace(3, 5, 2)
+    assert pace_of([[Pace(1, 5, 2)], [Pace(3, 4, 1)]]) == Pace(3, 5, 2)
+
+
+def test_ranks_that_are_slow_in_turn_are_as_slow_as_the_slowest_of_each_round():
+    """Each is quick in two rounds of three, both at once in one: the last round is of one of them alone."""
+    quick, slow = Pace(1, 1, 1), Pace(4, 4, 4)
+    assert pace_of([[quick, slow, quick, quick], [slow, quick, quick]]) == slow
 
 
 # What would help most

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from statistics import median
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Pace:
     step: float
     client: float
     combination: float
+
+
+PARTS = [part.name for part in fields(Pace)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Costs:
     inside       the link between replicas of a silo; None where no silo has two
     between      that of a silo to the others; None where there is one silo
     rounds       of the run
+    averaging    seconds a step that the mean of the gradients takes, by the number of replicas, where it was measured
     uplink       the name of the run's; empty if nothing goes over it
     packings     by uplink, of those that the run can have
     overlap      steps of the next round in which what silos send may be under way
@@ -82,6 +87,7 @@ class Costs:
     inside: Line | None
     between: Line | None
     rounds: int
+    averaging: dict[int, float] = field(default_factory=dict)
     uplink: str = ""
     packings: dict[str, Packing] = field(default_factory=dict)
     overlap: int = 0
@@ -96,7 +102,10 @@ class Costs:
         return replace(self, uplink=name, traffic=replace(self.traffic, between=self.packings[name].between))
 
 
-def slowest(paces: Iterable[Pace]) -> Pace:
-    """That of ranks which wait for each other: the longest of each."""
-    paces = list(paces)
-    return Pace(*(max(getattr(pace, name) for pace in paces) for name in ("step", "client", "combination")))
+def pace_of(ranks: Iterable[Iterable[Pace]]) -> Pace:
+    """That of ranks which wait for each other, from what each took round by round: the slowest's, in the median round.
+
+    Not the slowest in the median: ranks of which now the one and now the other is slow are late more often than each.
+    """
+    rounds = list(zip(*ranks, strict=False))
+    return Pace(*(median(max(getattr(pace, name) for pace in round) for round in rounds) for name in PARTS))

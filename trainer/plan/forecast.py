@@ -56,8 +56,10 @@ def _of_silo(costs: Costs, load: Load, length: float) -> Forecast:
     """The part of a round until its combination."""
     pace = costs.paces[load.replicas]
     steps = max(round(load.steps * length), min(load.steps, load.clients))
-    averaging = steps * seconds_to_average(costs.traffic.gradients, load.replicas, costs.inside)
-    return Forecast(steps, steps * pace.step, averaging, load.clients * pace.client, 0.0)
+    averaging = costs.averaging.get(load.replicas)
+    if averaging is None:
+        averaging = seconds_to_average(costs.traffic.gradients, load.replicas, costs.inside)
+    return Forecast(steps, steps * pace.step, steps * averaging, load.clients * pace.client, 0.0)
 
 
 def seconds_to_average(gradients: int, replicas: int, inside: Line | None) -> float:

@@ -16,13 +16,14 @@ from trainer.doctor.deadline import deadline
 from trainer.doctor.links import Link, measure_links
 from trainer.numerics import set_up
 from trainer.place import Place
-from trainer.plan.costs import Costs, Line, Load, Pace, Packing, Traffic, slowest
+from trainer.plan.costs import Costs, Line, Load, Pace, Packing, Traffic, pace_of
 from trainer.plan.memory import Lines
 from trainer.plan.mesh import check_links, is_elsewhere, leader_of, nodes_elsewhere
 from trainer.plan.rehearsal import Rehearsal
+from trainer.plan.together import seconds_of_step
 from trainer.plan.wishes import Wishes
 from trainer.run import Run
-from trainer.topology import distributed, share, silo_sizes
+from trainer.topology import Topology, distributed, share, silo_sizes
 
 T = TypeVar("T")
 
@@ -53,6 +54,14 @@ class Played:
     memory: Lines
 
 
+@dataclass(frozen=True)
+class Peers:
+    """What ranks have found out together: their links; seconds of averaging a step's gradients, by a silo's size."""
+
+    links: list[Link]
+    averaging: dict[int, float]
+
+
 class Measuring:
     """One worker of several, which look around for a run of their own world or of another."""
 
@@ -71,7 +80,8 @@ class Measuring:
         loads = tuple(played[size].loads[silo] for silo, size in enumerate(sizes))
         paces = {size: each.pace for size, each in played.items()}
         most = max(played.values(), key=lambda each: sum(each.memory.values()))
-        run, (inside, between) = most.run, self._lines(sizes)
+        run, peers = most.run, self._peers(sizes, played)
+        inside, between = self._lines(sizes, peers.links)
         costs = Costs(
             loads=loads,
             paces=paces,
@@ -79,6 +89,7 @@ class Measuring:
             inside=inside,
             between=between,
             rounds=run.rounds,
+            averaging=peers.averaging,
             uplink=run.uplink.name if most.packings else "",
             packings=most.packings,
             overlap=run.algorithm.overlap_steps,
@@ -96,14 +107,14 @@ class Measuring:
         """What the first silo of this size does."""
         place = leader_of(sizes.index(size), sizes, device)
         rehearsal = self._together(f"rehearsal of {size}", lambda: Rehearsal(build(self.config, place)))
-        own = rehearsal.pace(SECONDS)
-        pace = slowest(Pace(**told) for told in self._gather(f"pace of {size}", asdict(own)))
+        own = [asdict(pace) for pace in rehearsal.paces(SECONDS)]
+        pace = pace_of([Pace(**told) for told in rank] for rank in self._gather(f"paces of {size}", own))
         if self.wishes.seconds_per_step:
             pace = replace(pace, step=self.wishes.seconds_per_step)
         loads = {silo: rehearsal.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
         return Played(rehearsal.run, pace, loads, rehearsal.traffic(), rehearsal.packings(), rehearsal.memory())
 
-    def _lines(self, sizes: tuple[int, ...]) -> tuple[Line | None, Line | None]:
+    def _lines(self, sizes: tuple[int, ...], measured: list[Link]) -> tuple[Line | None, Line | None]:
         """The links inside the silos and between them."""
         wishes, messages = self.wishes, 2 * (len(sizes) - 1)  # in a row, of a sum around a ring
         inside = between = None
@@ -111,16 +122,18 @@ class Measuring:
             inside = Line(wishes.bandwidth_inside, 0.0, is_measured=False)
         if wishes.bandwidth:
             between = Line(wishes.bandwidth, messages * (wishes.latency or 0.0), is_measured=False)
-        if (max(sizes) > 1 and not inside) or (len(sizes) > 1 and not between):
-            links = {link.name: Line(link.bandwidth, link.latency, is_measured=True) for link in self._links()}
-            inside = inside or links.get("inside silos")
-            between = between or links.get("between silos")
+        links = {link.name: Line(link.bandwidth, link.latency, is_measured=True) for link in measured}
+        inside = inside or links.get("inside silos")
+        between = between or links.get("between silos")
         if between and wishes.latency:
             between = replace(between, latency=messages * wishes.latency)
         return (inside if max(sizes) > 1 else None), (between if len(sizes) > 1 else None)
 
-    def _links(self) -> list[Link]:
-        """Those of this world; all its ranks are one silo if the run is elsewhere."""
+    def _peers(self, sizes: tuple[int, ...], played: dict[int, Played]) -> Peers:
+        """What this world shows together, of what is not told; all its ranks are one silo if the run is elsewhere."""
+        asks_inside = max(sizes) > 1 and not self.wishes.bandwidth_inside
+        if not asks_inside and (len(sizes) == 1 or self.wishes.bandwidth):
+            return Peers([], {})
         silos = 1 if self.elsewhere else self.config.silos
         launch = self.config.launch
         limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.between_backend)
@@ -129,7 +142,16 @@ class Measuring:
             deadline(SECONDS_FOR_LINKS, stuck),
             distributed(silos, self.place, self.store, launch.device, *limits, backend=launch.backend) as topology,
         ):
-            return measure_links(topology, topology)
+            links = measure_links(topology, topology)
+            is_here = topology.silo_sizes == sizes and not self.wishes.seconds_per_step
+            return Peers(links, self._averaging(topology, played) if asks_inside and is_here else {})
+
+    def _averaging(self, topology: Topology, played: dict[int, Played]) -> dict[int, float]:
+        """By how much a step of a whole silo is longer than one alone, by the size of silos of several."""
+        own = seconds_of_step(played[topology.num_replicas].run, topology, SECONDS)
+        steps = self._gather("steps together", (topology.num_replicas, own))
+        slowest = {size: max(took for replicas, took in steps if replicas == size) for size in played if size > 1}
+        return {size: max(took - played[size].pace.step, 0.0) for size, took in slowest.items()}
 
     def _gather(self, name: str, value: Any) -> list[Any]:
         """The values of all ranks, on all of them."""

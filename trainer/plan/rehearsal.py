@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import median
 from time import perf_counter
 
 from torch import Tensor
 
 from trainer.clock import clock
+from trainer.cohort import Round
 from trainer.evaluate import fingerprint
 from trainer.figures import Tally
 from trainer.flat import places_of
@@ -25,7 +25,7 @@ from trainer.wires import wire_of
 from trainer.work import Work
 
 MOST_CLIENTS = 2  # that train in a rehearsal: the second one makes the first one's sums necessary
-LEAST_ROUNDS = 5  # in the time for rehearsals; the median counts
+LEAST_ROUNDS = 5  # in the time for rehearsals
 
 
 class Rehearsal:
@@ -49,13 +49,13 @@ class Rehearsal:
         self.vectors: list[tuple[Tensor, int]] = []
         self._play(0.0)  # the first one is slow, and makes what later ones find
 
-    def pace(self, seconds: float) -> Pace:
-        """The medians over rounds that take about so many seconds together, or over one that takes longer."""
+    def paces(self, seconds: float) -> list[Pace]:
+        """Those of rounds that take about so many seconds together, or of one that takes longer."""
         deadline = perf_counter() + seconds
         played: list[Pace] = []
         while not played or perf_counter() < deadline:
             played.append(self._play(seconds / LEAST_ROUNDS / len(self.clients)))
-        return Pace(*(median(getattr(pace, name) for pace in played) for name in ("step", "client", "combination")))
+        return played
 
     def traffic(self) -> Traffic:
         """What a round would have sent, at most."""
@@ -69,8 +69,8 @@ class Rehearsal:
         """What this rank holds in the middle of a round."""
         self.run.algorithm.begin_round(self.round)
         for client in self.clients[:-1]:
-            self._end(self._train(client, 0.0)[0])
-        step = growth(self.device, lambda: self._train(self.clients[-1], 0.0))
+            self._end(self._train(0.0, client)[0])
+        step = growth(self.device, lambda: self._train(0.0, self.clients[-1]))
         lines = lines_of(self.state, self.wire, self.load(self.silo).clients, step, self.process)
         kept = residuals(self.run, self.vectors)
         return lines | ({"residuals of the uplink": kept} if kept else {})
@@ -95,7 +95,7 @@ class Rehearsal:
         self.run.algorithm.begin_round(self.round)
         tally, training = Tally(self.run, self.round, self.state.model.statistics), 0.0
         for client in self.clients:
-            work, spent = self._train(client, seconds)
+            work, spent = self._train(seconds, client)
             training += spent
             tally.add(work, self._end(work))
         if self.run.evaluates(self.round.index):
@@ -117,18 +117,22 @@ class Rehearsal:
         index = self.round.index + 1
         self.round = replace(self.round, index=index if index < self.run.rounds else self.first.index)
 
-    def _train(self, client: int, seconds: float) -> tuple[Work, float]:
-        """A client's work, and the seconds that its steps took."""
-        trainer, contact = self.state.trainer, self.state.contact
-        work = trainer.begin(client)
-        began = clock(self.device)
-        contact.finish_at = began + seconds
-        trainer.train(work, self.round, int(self.state.participations[client]), None, lambda work, wish: False)
-        trainer.vote.close()
-        return work, clock(self.device) - began
+    def _train(self, seconds: float, client: int) -> tuple[Work, float]:
+        return train_for(seconds, self.state, self.round, client)
 
     def _end(self, work: Work) -> float:
         """The norm of the client's delta, which is among this silo's sums now."""
         norm = self.run.algorithm.contribute(work)
         self.state.trainer.commit(work.client)
         return norm
+
+
+def train_for(seconds: float, state: State, round: Round, client: int) -> tuple[Work, float]:
+    """What a client does in so many seconds, one step at least, and the seconds that its steps took."""
+    trainer, device = state.trainer, state.run.topology.device
+    work = trainer.begin(client)
+    began = clock(device)
+    state.contact.finish_at = began + seconds
+    trainer.train(work, round, int(state.participations[client]), None, lambda work, wish: False)
+    trainer.vote.close()
+    return work, clock(device) - began
