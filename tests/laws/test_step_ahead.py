@@ -13,16 +13,23 @@ from trainer.algorithms import FedAvg, FedNova
 from trainer.codecs import TopK
 from trainer.cohort import assign
 
-ROUNDS, KEPT = 5, 2
+ROUNDS = 5
 PADDED = 16  # numbers of a slice, of which 5 are the place
+KEPT, KEPT_OF_SHARE = 2, 1  # of a slice; of a fourth of it
+SHARES = [slice(first, first + PADDED // 4) for first in range(0, PADDED, PADDED // 4)]
 
 
-def largest(values: np.ndarray) -> np.ndarray:
-    """The two largest numbers in single precision, the others 0."""
+def largest(values: np.ndarray, kept: int = KEPT) -> np.ndarray:
+    """The largest numbers in single precision, the others 0."""
     sent = np.zeros_like(values)
-    places = np.argsort(-abs(values))[:KEPT]
+    places = np.argsort(-abs(values))[:kept]
     sent[places] = values[places].astype(np.float32)
     return sent
+
+
+def largest_of_shares(values: np.ndarray) -> np.ndarray:
+    """The largest number of each share, the others 0."""
+    return np.concatenate([largest(values[share], KEPT_OF_SHARE) for share in SHARES])
 
 
 def reference(walk: Walk, sizes: list[int]) -> np.ndarray:
@@ -41,6 +48,27 @@ def reference(walk: Walk, sizes: list[int]) -> np.ndarray:
     return np.stack(found)
 
 
+def reference_of_four(walk: Walk) -> np.ndarray:
+    """Silo k sums share k of all top(p), and sends top(sum + s_k), of which it holds back s_k: x_k = x - e_k - s_k."""
+    found, place, sizes = [], START, [1] * 4
+    held, held_of_sums = [np.zeros_like(START) for _ in sizes], np.zeros_like(START)
+    for _ in range(ROUNDS):
+        total = held_of_sums.copy()
+        for silo, mine in enumerate(assign(EVERYONE, SIZES, sizes)):
+            ahead = place - held[silo]
+            ahead[SHARES[silo]] -= held_of_sums[SHARES[silo]]
+            deltas = [SIZES[client] / sum(SIZES) * walk.delta(client, ahead) for client in mine]
+            given = held[silo] + np.sum(deltas, axis=0)
+            sent = largest_of_shares(given)
+            held[silo] = given - sent
+            total += sent
+        sent = largest_of_shares(total)
+        held_of_sums = total - sent
+        place = place - sent
+        found.append(place)
+    return np.stack(found)
+
+
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [2, 1, 1]], ids=str)
 @pytest.mark.parametrize("walk", [Walk(), Walk(pull=0.5)], ids=["fedavg", "fedprox"])
 def test_clients_begin_ahead(ranks, walk: Walk, sizes: list[int]):
@@ -48,6 +76,15 @@ def test_clients_begin_ahead(ranks, walk: Walk, sizes: list[int]):
     choices = bowl_choices(walk, rounds=ROUNDS, uplink=TopK(KEPT / PADDED))
     by_rank = ranks(sum(sizes)).run(path, sizes, partial(FedAvg, pull=walk.pull), choices)
     np.testing.assert_allclose(by_rank[0], reference(walk, sizes), rtol=1e-12, atol=1e-12)
+    assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
+
+
+@pytest.mark.parametrize("walk", [Walk(), Walk(pull=0.5)], ids=["fedavg", "fedprox"])
+def test_clients_begin_ahead_by_what_is_held_back_of_sums_too(ranks, walk: Walk):
+    """From four silos on each sums a share of the numbers, and holds back of that."""
+    choices = bowl_choices(walk, rounds=ROUNDS, uplink=TopK(KEPT / PADDED))
+    by_rank = ranks(4).run(path, [1] * 4, partial(FedAvg, pull=walk.pull), choices)
+    np.testing.assert_allclose(by_rank[0], reference_of_four(walk), rtol=1e-12, atol=1e-12)
     assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
 
 
