@@ -61,8 +61,7 @@ def main(compose: Callable[[], Tree]) -> Status:
 
     Rank 0 composes the configuration; the others get it, resolved.
     """
-    place = discover()
-    worker = None
+    place, worker = discover(), None
     try:
         store = meet(place)
         told = json.loads(share(store, "config", place, lambda: json.dumps(_composed(compose, place))))
