@@ -139,7 +139,7 @@ class Worker:
         except Preempted:
             status = "preempted"
         self._say(status)
-        comm.barrier()  # the launchers read it when the ranks of their nodes have ended
+        comm.barrier()  # a launcher reads it when the ranks of its own node have ended, be they the first
         return status
 
     @property

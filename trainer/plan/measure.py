@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -138,11 +139,11 @@ class Measuring:
         launch = self.config.launch
         limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.between_backend)
         stuck = f"rank {self.place.rank}: nothing passes between the ranks in {SECONDS_FOR_LINKS} s"
-        with (
-            deadline(SECONDS_FOR_LINKS, stuck),
-            distributed(silos, self.place, self.store, launch.device, *limits, backend=launch.backend) as topology,
-        ):
-            links = measure_links(topology, topology)
+        world = distributed(silos, self.place, self.store, launch.device, *limits, backend=launch.backend)
+        with ExitStack() as stack:
+            with deadline(SECONDS_FOR_LINKS, stuck):
+                topology = stack.enter_context(world)
+                links = measure_links(topology, topology)
             is_here = topology.silo_sizes == sizes and not self.wishes.seconds_per_step
             return Peers(links, self._averaging(topology, played) if asks_inside and is_here else {})
 
