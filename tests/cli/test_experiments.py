@@ -38,9 +38,9 @@ PARTS = {
 }
 LONG = ("mnist", "mcmahan_cnn", "fashion", "fashion_dirichlet", "cifar10_resnet")
 TEXTS = {
-    "shakespeare": ["rounds=1", "round.steps=60"],
-    "diloco_shakespeare": ["rounds=2", "round.steps=40"],
-    "shakespeare_fedavg": ["rounds=3"],
+    "shakespeare": ["rounds=1", "round.steps=150"],
+    "diloco_shakespeare": ["rounds=3", "round.steps=50"],
+    "shakespeare_fedavg": ["rounds=8"],
 }
 
 
