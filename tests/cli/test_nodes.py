@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -115,12 +115,21 @@ def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(shell: 
     assert stopped.read_bytes() == whole.read_bytes()
 
 
-def stop(*nodes: Started) -> None:
-    """Tells the last of the nodes to stop when a round is over, and sees that all of them do."""
+def tells_of_rounds(node: Started) -> bool:
+    """Whether it is the node of the first rank, and a round is over."""
+    return "train loss" in node.out.read_text()
+
+
+def wait_for_a_round(nodes: Sequence[Started]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not any("train loss" in node.out.read_text() for node in nodes):
+    while not any(map(tells_of_rounds, nodes)):
         assert time.monotonic() < deadline, [node.err.read_text() for node in nodes]
         time.sleep(0.05)
+
+
+def stop(*nodes: Started) -> None:
+    """Tells the last of the nodes to stop when a round is over, and sees that all of them do."""
+    wait_for_a_round(nodes)
     nodes[-1].process.send_signal(signal.SIGUSR1)
     assert [node.process.wait(30) for node in nodes] == [75] * len(nodes)
 
@@ -151,10 +160,11 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     assert len({model.read_bytes() for model in models}) == 1
 
 
-LINGERING = """
+SINKS = """
+import atexit
 import time
 
-class Lingering:
+class SlowToClose:
     def __init__(self, folder, settings):
         pass
 
@@ -166,23 +176,37 @@ class Lingering:
 
     def close(self):
         time.sleep(3)
+
+class SlowToExit(SlowToClose):
+    def close(self):
+        atexit.register(time.sleep, 6)
 """
-SLOW_TO_END = ("+sinks.slow={_target_: own.Lingering}", "algorithm=averaging", "silos=2", "run_dir=run")
+SLOW_TO_CLOSE, SLOW_TO_EXIT = (f"+sinks.slow={{_target_: own.{name}}}" for name in ("SlowToClose", "SlowToExit"))
+AVERAGING = ("algorithm=averaging", "silos=2")
 
 
 def test_a_node_whose_ranks_are_done_waits_until_the_run_is_said_to_be_finished(shell: Shell, where: str) -> None:
     """Its launcher, which reads how the run stands, took it for one with bad input."""
-    (shell.folder / "own.py").write_text(LINGERING)
-    nodes = [start(shell, "2", "rounds=1", where, *SLOW_TO_END) for _ in range(2)]
+    (shell.folder / "own.py").write_text(SINKS)
+    nodes = [start(shell, "2", "rounds=1", "run_dir=done", where, SLOW_TO_CLOSE, *AVERAGING) for _ in range(2)]
     assert [(node.process.wait(60), node.err.read_text()) for node in nodes] == [(0, "")] * 2
-    assert RunFolder(shell.folder / "run").status() == "finished"
+    assert RunFolder(shell.folder / "done").status() == "finished"
 
 
 @pytest.mark.long
 def test_a_node_whose_ranks_have_left_waits_until_the_run_is_said_to_be_preempted(shell: Shell, where: str) -> None:
-    (shell.folder / "own.py").write_text(LINGERING)
-    stop(*[start(shell, "2", "rounds=100000", where, *SLOW_TO_END) for _ in range(2)])
-    assert RunFolder(shell.folder / "run").status() == "preempted"
+    (shell.folder / "own.py").write_text(SINKS)
+    stop(*[start(shell, "2", "rounds=100000", "run_dir=left", where, SLOW_TO_CLOSE, *AVERAGING) for _ in range(2)])
+    assert RunFolder(shell.folder / "left").status() == "preempted"
+
+
+@pytest.mark.long
+def test_a_node_whose_ranks_take_longer_to_exit_does_not_take_the_others_for_lost(shell: Shell, where: str) -> None:
+    """It began again, found that the run had ended, and exited with 1 instead of 75."""
+    (shell.folder / "own.py").write_text(SINKS)
+    nodes = [start(shell, "2", "rounds=100000", "run_dir=slow", where, SLOW_TO_EXIT, *AVERAGING) for _ in range(2)]
+    wait_for_a_round(nodes)
+    stop(*sorted(nodes, key=tells_of_rounds, reverse=True))
 
 
 @pytest.mark.long

@@ -129,7 +129,8 @@ class Nodes:
 
     def close(self) -> None:
         """Lets nobody else join: the run has ended. The store goes last, if it is on this node."""
-        self.rest()
+        if self._pulse:
+            self._pulse.leave()
         with suppress(Exception):  # the store may be gone with its node
             self._handler.shutdown()
             self._store.set(f"left/{self._store.add('left', 1)}", "")
@@ -154,6 +155,12 @@ class NodesPulse:
         with suppress(RuntimeError):  # the store is gone, with the node that it was on: the next meeting says so
             self._store.set("changed", "")
 
+    def leave(self) -> None:
+        """Tells the other nodes that this one falls silent because the run has ended."""
+        with suppress(RuntimeError):
+            self._store.set("left", "")
+        self.stop()
+
     def stop(self) -> None:
         self._ended.set()
 
@@ -165,6 +172,8 @@ class NodesPulse:
                     self.announce()
                 if self._store.check(["changed"]):
                     self._changed.set()
+                elif self._store.check(["left"]):
+                    return  # who falls silent now has left, too
         except Exception:  # the store is gone
             self._changed.set()
 
