@@ -82,10 +82,13 @@ class LocalTrainer:
         self.run.algorithm.begin_client({})
         self.restore_statistics()
 
-    def begin(self, client: int) -> Work:
-        """The Work of a client that is about to begin its round, with the model and the optimizer as it needs them."""
+    def begin(self, client: int, alone: bool = False) -> Work:
+        """The Work of a client that is about to begin its round, with the model and the optimizer as it needs them.
+
+        `alone`: before the next combination no other client begins, and this one surely comes to it.
+        """
         kept = self.states.get(client, {})
-        self.run.algorithm.begin_client(kept.get("algorithm", {}))
+        self.run.algorithm.begin_client(kept.get("algorithm", {}), alone)
         self.restore_statistics()
         self.load_personal(client)
         state = kept.get("optimizer", {})

@@ -77,6 +77,7 @@ def _train_clients(
 
     clients = run.assignments(round)[run.topology.silo]
     trainer.skipped = [(first, last) for index, first, last in state.progress.skipped if index == round.index]
+    alone = len(clients) == 1 and run.length.late != "drop"
     for position in range(len(tally.works), len(clients)):
         if tally.works and tally.works[-1].is_last:
             tally.missing = len(clients) - position
@@ -84,7 +85,7 @@ def _train_clients(
         client = clients[position]
         place = round.index + position / len(clients)
         watch_client = watch and _part(watch, place / run.rounds, 1 / (len(clients) * run.rounds))
-        work = inside.work or trainer.begin(client)
+        work = inside.work or trainer.begin(client, alone)
         if not trainer.train(work, round, int(state.participations[client]), watch_client, pause):
             return False
         inside.work = None

@@ -87,7 +87,7 @@ class Rounds:
     def _begin(self, round: Round) -> None:
         self.round = round
         self.run.algorithm.begin_round(round)
-        self.work: Work = self.state.trainer.begin(self.run.topology.silo)
+        self.work: Work = self.state.trainer.begin(self.run.topology.silo, alone=True)
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:

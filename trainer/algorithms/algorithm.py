@@ -66,8 +66,11 @@ class Algorithm(Protocol):
         """Forgets the last round's contributions."""
         ...
 
-    def begin_client(self, state: dict[str, Any]) -> None:
-        """Puts the global parameters into the model; `state` is the client's last `client_state`, or empty."""
+    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
+        """Puts the global parameters into the model; `state` is the client's last `client_state`, or empty.
+
+        `alone`: before the next combination no other client begins, and this one surely comes to it.
+        """
         ...
 
     def receive(self, steps: int) -> None:

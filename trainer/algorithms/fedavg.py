@@ -119,7 +119,7 @@ class FedAvg:
         self.start = self._start()
         self._set_anchors()
 
-    def begin_client(self, state: dict[str, Any]) -> None:
+    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
         self._put_aside()
         if self.start is self.parameters:
             self._reset_model()

@@ -61,8 +61,8 @@ class Scaffold(FedAvg):
         super().begin_round(round)
         self.changes.zero_()
 
-    def begin_client(self, state: dict[str, Any]) -> None:
-        super().begin_client(state)
+    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
+        super().begin_client(state, alone)
         self._take(state.get("control", torch.zeros_like(self.control)))
 
     def correct(self) -> None:

@@ -67,11 +67,11 @@ class Streaming(FedAvg):
         super().begin_round(round)
         self._set_round(round.index)
 
-    def begin_client(self, state: dict[str, Any]) -> None:
+    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
         goes_on = state.get("round") == self.round - 1
         if not goes_on:
             self._take_in()
-        super().begin_client(state)
+        super().begin_client(state, alone)
         self.is_merged = not goes_on
         if goes_on:
             self.model.shared.copy_(resized(state["local"], len(self.model.shared)))

@@ -41,7 +41,7 @@ class Sync:
     def begin_round(self, round: Round) -> None:
         self.weight = 0
 
-    def begin_client(self, state: dict[str, Any]) -> None:
+    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
         pass
 
     def receive(self, steps: int) -> None:
