@@ -15,10 +15,10 @@ from torch import Tensor
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.server import Server
 from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments, difference, resized
+from trainer.flat import FlatModel, Moments, blocks_of, difference, resized
 from trainer.optim import Clip
 from trainer.wires import Wire
-from trainer.wires.wire import Arrivals
+from trainer.wires.wire import Arrivals, shifted
 from trainer.work import Work
 
 Weight = Literal["examples", "equal", "capped"]
@@ -255,14 +255,16 @@ class FedAvg:
         """Moves the global parameters by totals that come in, on all ranks of the silo; the norm of all of them."""
         squares = 0.0
         for part, total in arrivals:
-            squares += float(torch.linalg.vector_norm(total)) ** 2
-            self.server.step(part, total)
-            self._has_moved(part)
+            for block in blocks_of(self.parameters, part):
+                come = total[shifted(block, -part.start)]
+                squares += float(torch.linalg.vector_norm(come)) ** 2
+                self.server.step(block, come)
+                self._has_moved(block)
         self._have_all_moved()
         return math.sqrt(self.wire.add_up(squares))
 
-    def _has_moved(self, part: slice) -> None:
-        self.model.shared[part].copy_(self.parameters[part])  # while it is in the cache
+    def _has_moved(self, block: slice) -> None:
+        self.model.shared[block].copy_(self.parameters[block])  # while it is in the cache
 
     def _have_all_moved(self) -> None:
         self.wire.join(self.parameters)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from trainer.algorithms.algorithm import MakeOptimizer
+from trainer.flat import blocks_of
 from trainer.optim import step
 from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
 
@@ -16,37 +17,45 @@ Entry = Mapping[str, Any]
 
 
 class Server:
-    """A torch optimizer of some parts of a vector, each a parameter of its own, so that one can move before the next.
+    """Moves some parts of a vector, each by a torch optimizer of its own, block by block.
 
-    The optimizer must be elementwise: then it moves every number as if it moved the whole vector.
+    So one part can move before the next has come, and one block while it is in the cache. The optimizer must be
+    elementwise: then it moves every number as if it moved the whole vector. There is one for each part because a step
+    looks at all parameters of its optimizer, and a vector may have thousands of blocks.
     """
 
     def __init__(self, make: MakeOptimizer, vector: Tensor, parts: Sequence[slice]):
-        self.parts = list(parts)
-        self.parameters = {part.start: Parameter(vector[part], requires_grad=False) for part in parts}
-        self.optimizer = make(list(self.parameters.values()))
+        self.blocks = [blocks_of(vector, part) for part in parts]
+        parameters = [[Parameter(vector[block], requires_grad=False) for block in blocks] for blocks in self.blocks]
+        self.optimizers = [make(own) for own in parameters]
+        self.places = {
+            block.start: (parameter, optimizer)
+            for blocks, own, optimizer in zip(self.blocks, parameters, self.optimizers, strict=True)
+            for block, parameter in zip(blocks, own, strict=True)
+        }
 
-    def step(self, part: slice, gradient: Tensor) -> None:
-        """Moves a part of the vector."""
-        parameter = self.parameters[part.start]
+    def step(self, block: slice, gradient: Tensor) -> None:
+        """Moves a block of the vector."""
+        parameter, optimizer = self.places[block.start]
         parameter.grad = gradient
-        step(self.optimizer)
+        step(optimizer)
         parameter.grad = None
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The live state of each part, by the place in the vector at which it starts."""
-        state = optimizer_state(self.optimizer)
-        return {str(self.parts[int(index)].start): entry for index, entry in state.items()}
+        """The live state of each block, by the place in the vector at which it starts."""
+        states = zip(self.blocks, map(optimizer_state, self.optimizers), strict=True)
+        return {str(blocks[int(index)].start): entry for blocks, state in states for index, entry in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Entry]) -> None:
-        """Puts states back, whatever parts of the vector they were of."""
+        """Puts states back, whatever blocks of the vector they were of."""
         saved = {int(start): entry for start, entry in state.items()}
-        own = {str(index): cut(saved, part) for index, part in enumerate(self.parts) if saved}
-        restore_optimizer_state(self.optimizer, own)
+        for blocks, optimizer in zip(self.blocks, self.optimizers, strict=True):
+            own = {str(index): cut(saved, block) for index, block in enumerate(blocks) if saved}
+            restore_optimizer_state(optimizer, own)
 
 
 def cut(saved: Mapping[int, Entry], part: slice) -> dict[str, Any]:
-    """The state of a part, out of those of other parts by where they start; what none of them has is zero."""
+    """The state of a part, out of those of others by where they start; what none of them has is zero."""
     entry = dict(saved[min(saved)])
     for name, value in entry.items():
         if isinstance(value, Tensor) and value.dim():

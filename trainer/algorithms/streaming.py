@@ -173,7 +173,7 @@ class Streaming(FedAvg):
         self.arrivals, self.model_is_global = None, False
         self.delta = {"norm": norm, "cosine": mean_cosine(self.sums_sent, norm)}
 
-    def _has_moved(self, part: slice) -> None:
+    def _has_moved(self, block: slice) -> None:
         pass  # clients take the global fragment in, each in its own time
 
     def _have_all_moved(self) -> None:
