@@ -1,4 +1,4 @@
-"""Reddi et al. 2021's server optimizers against ten lines of numpy, in whole runs of a linear softmax model.
+"""Reddi et al. 2021's server optimizers against ten lines of numpy, in whole runs of a linear softmax model; blocks.
 
 The servers that are torch's own are in test_references.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from tests.laws.cases import train
+from tests.laws.cases import COMBINED, Outcome, assert_same, train
 from tests.laws.test_references import assert_is_reference, linear_choices, reference, sgd, start
+from trainer import flat
 from trainer.algorithms import FedAvg, FedOpt
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -79,3 +81,17 @@ def test_adagrad_of_a_large_tau_is_fedavg(ranks):
     choices = [linear_choices("average") | {"algorithm": FedAvg(server)} for server in servers]
     ours, theirs = (ranks(2).run(train, "fedavg", 2, of)[0] for of in choices)
     torch.testing.assert_close(ours.model["weight"], theirs.model["weight"], rtol=1e-12, atol=1e-12)
+
+
+def train_in_blocks(name: str, choices: dict[str, Any]) -> Outcome:
+    """A run whose vectors have several blocks."""
+    with patch.object(flat, "BLOCK", 16):
+        return train(name, 2, choices)
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINED if name != "bounded"])
+def test_the_blocks_of_a_vector_do_not_show(ranks, name: str):
+    """The bits are those of a run in which every vector is one block, unless a norm, rounded otherwise, moves them."""
+    blocks, whole = ranks(2).run(train_in_blocks, name, {"rounds": 3}), ranks(2).run(train, name, 2, {"rounds": 3})
+    for one, other in zip(blocks, whole, strict=True):
+        assert_same(one.model, other.model)
