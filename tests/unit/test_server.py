@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer import flat
 from trainer.algorithms import FedOpt
-from trainer.algorithms.server import Server
+from trainer.algorithms.server import Server, cut, in_order
 from trainer.flat import blocks_of, difference
 
 NUMBERS = 100
@@ -52,6 +52,17 @@ def test_neither_parts_nor_blocks_show(name: str):
         wanted.grad = numbers(seed)
         theirs.step()
     assert torch.equal(vector, wanted)
+
+
+def test_a_state_is_cut_as_its_parts_lie():
+    """Out of parts in any order, of some of the vector: what is between them and behind them is zero."""
+    whole = torch.arange(1.0, 21.0)
+    saved = in_order({"12": {"sum": whole[12:17]}, "0": {"sum": whole[0:4]}, "4": {"sum": whole[4:9]}})
+    lacking = whole.clone()
+    lacking[9:12] = lacking[17:] = 0
+    for start in range(20):
+        for stop in range(start + 1, 21):
+            assert torch.equal(cut(saved, slice(start, stop))["sum"], lacking[start:stop])
 
 
 def test_a_rank_that_moves_nothing_has_an_empty_part():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +16,8 @@ from trainer.optim import step
 from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
 
 Entry = Mapping[str, Any]
+Placed = tuple[int, Entry]  # what is kept of a part of a vector, and where the part starts
+PLACE = itemgetter(0)
 
 
 class Server:
@@ -48,24 +52,28 @@ class Server:
 
     def load_state_dict(self, state: Mapping[str, Entry]) -> None:
         """Puts states back, whatever blocks of the vector they were of."""
-        saved = {int(start): entry for start, entry in state.items()}
+        saved = in_order(state)
         for blocks, optimizer in zip(self.blocks, self.optimizers, strict=True):
             own = {str(index): cut(saved, block) for index, block in enumerate(blocks) if saved}
             restore_optimizer_state(optimizer, own)
 
 
-def cut(saved: Mapping[int, Entry], part: slice) -> dict[str, Any]:
-    """The state of a part, out of those of others by where they start; what none of them has is zero."""
-    entry = dict(saved[min(saved)])
+def in_order(state: Mapping[str, Entry]) -> list[Placed]:
+    """What was saved of parts of a vector, by the places at which they start."""
+    return sorted((int(start), entry) for start, entry in state.items())
+
+
+def cut(saved: Sequence[Placed], part: slice) -> dict[str, Any]:
+    """The state of a part, out of those of others, in their order; what none of them has is zero."""
+    entry = dict(saved[0][1])
+    # A vector may have thousands of parts: only those are looked at that reach into this one.
+    reaching = bisect_right(saved, part.start, key=PLACE) - 1
+    near = saved[max(reaching, 0) : bisect_left(saved, part.stop, key=PLACE)]
     for name, value in entry.items():
         if isinstance(value, Tensor) and value.dim():
             entry[name] = value.new_zeros(part.stop - part.start)
-            for start, piece in _pieces(saved.items(), name):
+            for start, piece in ((start, other[name]) for start, other in near):
                 first, last = max(start, part.start), min(start + len(piece), part.stop)
                 if first < last:
                     entry[name][first - part.start : last - part.start] = piece[first - start : last - start]
     return entry
-
-
-def _pieces(saved: Iterable[tuple[int, Entry]], name: str) -> Iterator[tuple[int, Tensor]]:
-    return ((start, entry[name]) for start, entry in saved)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
-from trainer.algorithms.server import cut
+from trainer.algorithms.server import cut, in_order
 from trainer.cohort import Round
 from trainer.flat import Moments, difference, resized
 from trainer.wires.wire import Arrivals, shifted
@@ -117,7 +117,7 @@ class Streaming(FedAvg):
         self._set_round(told["round"])
         self.is_merged = told["is_merged"]
         if "sums" in state:
-            state = state | cut({told["start"]: {"sums": state["sums"]}}, self.due)
+            state = state | cut([(told["start"], {"sums": state["sums"]})], self.due)
         super().load_round_state(state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,8 +136,7 @@ class Streaming(FedAvg):
         told = state["streaming"]
         self.sent_in, self.sums_sent, self.delta = told["sent_in"], told["sums"], told["delta"]
         if told["is_under_way"]:
-            saved = {int(start): entry for start, entry in state["totals"].items()}
-            own = self._parts_of(self._fragment(self.sent_in))
+            saved, own = in_order(state["totals"]), self._parts_of(self._fragment(self.sent_in))
             self.arrivals = iter([(part, cut(saved, part)["total"]) for part in own])
 
     def _set_round(self, index: int) -> None:
