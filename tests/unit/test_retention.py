@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import border_name, save_border, save_section, section_name, steps_of, writers
-from trainer.checkpoints import Checkpoints, newest_whole
+from trainer.checkpoints import Checkpoints, checkpoint, newest_whole
 from trainer.checkpoints.checkpoint import SECTIONS_KEPT
-from trainer.checkpoints.parts import find
-from trainer.checkpoints.start import borders
+from trainer.checkpoints.parts import Saved, find
+from trainer.checkpoints.start import borders, usable
 from trainer.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -76,6 +76,22 @@ def test_half_a_border_goes_when_a_newer_one_is_whole(tmp_path: Path):
     assert names(tmp_path) == after(1, 2, 3, 4)
     save_border(ranks[:1], 3)
     assert names(tmp_path) == after(1, 3, 4)
+
+
+def test_a_border_that_becomes_whole_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Slow ranks end their parts of it, and of the next, while the first one looks which are whole."""
+    ranks, late = writers(tmp_path, SIZES, keep=2), [1, 2]
+
+    def look(path: Path, passed: list[str]) -> Saved | None:
+        found = usable(path, passed)
+        while late:
+            save_border(ranks[1:], late.pop(0))
+        return found
+
+    save_border(ranks[:1], 1)
+    monkeypatch.setattr(checkpoint, "usable", look)
+    save_border(ranks[:1], 2)
+    assert names(tmp_path) == after(1, 2)
 
 
 def test_sections_go_with_their_round(tmp_path: Path):

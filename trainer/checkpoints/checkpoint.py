@@ -234,12 +234,13 @@ class Checkpoints:
 
     def _drop_old_borders(self, newest: Path) -> None:
         # Later ones, of an earlier start, are damaged: this one would have gone on from them.
-        earlier = [path for path in borders(self.folder) if order(path) <= order(newest)]
-        whole = [path for path in earlier if usable(path, self._passed)]
+        there = [path for path in reversed(borders(self.folder)) if order(path) <= order(newest)]
+        # The newest is looked at first: when it is whole, no rank still writes an older one.
+        whole = [path for path in there if usable(path, self._passed)]
         best = self.folder / "best"
-        kept = {path.name for path in whole[-self.keep :]} | ({best.read_text()} if best.exists() else set())
-        for old in borders(self.folder):
-            if whole and order(old) < order(whole[-1]):
+        kept = {path.name for path in whole[: self.keep]} | ({best.read_text()} if best.exists() else set())
+        for old in there:
+            if whole and order(old) < order(whole[0]):
                 for unneeded in old.glob("silo-*/") if old.name in kept else [old]:
                     shutil.rmtree(unneeded, ignore_errors=True)
 
