@@ -132,7 +132,7 @@ def _counts(delta_norm: float | None) -> bool:
     return delta_norm is not None and math.isfinite(delta_norm)
 
 
-def round_metrics(round: Round, sums: dict[str, float], tables: dict[str, Tensor]) -> Metrics:
+def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[str, Tensor]) -> Metrics:
     """The figures of a round's training from the world's sums."""
     metrics: Metrics = {
         "round/examples": int(sums["examples_seen"]),
@@ -150,7 +150,8 @@ def round_metrics(round: Round, sums: dict[str, float], tables: dict[str, Tensor
     for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
         loss_sum, units, norm = row
         metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)
-        metrics[f"client/{client}/delta_norm"] = norm
+        if run.algorithm.votes:  # the others measure no deltas
+            metrics[f"client/{client}/delta_norm"] = norm
     return metrics
 
 

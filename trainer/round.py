@@ -135,7 +135,7 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
     else:
         state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1
-    metrics = round_metrics(round, sums, tables) | figures
+    metrics = round_metrics(state.run, round, sums, tables) | figures
     metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}
     return metrics | {"seconds/exposed": state.stood_still(), "bytes_between_silos": state.wire.bytes_sent}
 
