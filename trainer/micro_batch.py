@@ -69,6 +69,9 @@ def _largest_that_fits(trainer: LocalTrainer, share: int) -> int:
     with _put_back(trainer), _filled(trainer):
         for size in sizes:
             if not _fits(trainer, examples, _with_spare(size)):
+                # What did not fit has left the memory broken up: what fitted before may do so no longer.
+                while found and not _fits(trainer, examples, _with_spare(found)):
+                    found //= 2
                 break
             found = size
     return found

@@ -41,6 +41,20 @@ class Narrow(nn.Module):
         return self.inner(inputs)
 
 
+class Crumbling(nn.Module):
+    """A module for which there is room for 9 examples at once while it trains, until one more is tried; then for 4."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner, self.limit = inner, 9
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and len(inputs) > self.limit:
+            self.limit = 4
+            raise torch.OutOfMemoryError(GPU)
+        return self.inner(inputs)
+
+
 def run_to(name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int, limits: list[int]) -> Records:
     """Trains to this round from the newest checkpoint."""
     with distributed(silos_of(name, silos)) as topology:
@@ -83,6 +97,12 @@ def test_silos_take_the_same(ranks, name: str, tmp_path: Path):
 @pytest.mark.parametrize(("limit", "size"), [(8, 4), (9, 8)])
 def test_an_eighth_is_left_to_spare(ranks, limit: int, size: int, tmp_path: Path):
     assert_found(ranks(2), "fedavg", 2, noisy_choices("fedavg"), [99, limit], size, tmp_path)
+
+
+def test_what_fits_no_longer_after_a_failure_is_not_taken(ranks, tmp_path: Path):
+    choices = noisy_choices("fedavg")
+    broken_up = choices | {"module": Crumbling(choices["module"])}
+    assert_found(ranks(2), "fedavg", 2, broken_up, [99], 4, tmp_path)
 
 
 def test_buckets_stay_in_their_order_on_three_replicas(ranks, tmp_path: Path):
