@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 
 from tests.laws.cases import (
     CASES,
+    COMBINED,
     SIZES,
     Records,
+    adam,
     assert_close,
     assert_same,
     case_run,
@@ -23,7 +26,8 @@ from tests.laws.cases import (
     tiny_data,
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
-from trainer.algorithms import FedAvg
+from trainer import flat
+from trainer.algorithms import FedAvg, FedOpt, Streaming
 from trainer.checkpoints import Checkpoints, Start
 from trainer.checkpoints.parts import Saved, find
 from trainer.cohort import Sample
@@ -48,18 +52,18 @@ def run_rounds(name: str, silos: Silos, choices: dict[str, Any], folder: Path, u
         return records
 
 
-def interrupted_and_not(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path):
+def interrupted_and_not(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path, runs=run_rounds):
     """The folders and the last rounds' figures of a run in two parts, and of the same run in one."""
     first, one = folder / "two_parts", folder / "one"
-    pool.run(run_rounds, name, silos, choices, first, INTERRUPTED, False)
-    resumed = pool.run(run_rounds, name, silos, choices, first, ROUNDS, True)[0]
-    through = pool.run(run_rounds, name, silos, choices, one, ROUNDS, False)[0]
+    pool.run(runs, name, silos, choices, first, INTERRUPTED, False)
+    resumed = pool.run(runs, name, silos, choices, first, ROUNDS, True)[0]
+    through = pool.run(runs, name, silos, choices, one, ROUNDS, False)[0]
     return (first, resumed.rounds), (one, through.rounds[INTERRUPTED:])
 
 
-def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path) -> None:
+def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path, runs=run_rounds) -> None:
     """Every section on disk but the clock readings, and every figure."""
-    (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder)
+    (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder, runs)
     saved, expected = (border(path, ROUNDS) for path in (ours, theirs))
     assert saved.parts == expected.parts
     for section in ("model", "ema", "algorithm", "clients", "residuals"):
@@ -107,6 +111,24 @@ def noisy_choices(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, tmp_path: Path):
     assert_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path)
+
+
+def run_rounds_in_blocks(*arguments: Any) -> Records:
+    """`run_rounds` with vectors of several blocks, as models of more than half a million parameters have."""
+    with patch.object(flat, "BLOCK", 16):
+        return run_rounds(*arguments)
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_it_is_so_in_several_blocks(ranks, name: str, tmp_path: Path):
+    assert_bit_equal(ranks(2), name, 2, {}, tmp_path, run_rounds_in_blocks)
+
+
+@pytest.mark.parametrize("server", [adam, partial(FedOpt, lr=0.05, rule="adam")], ids=["adam", "fedadam"])
+def test_it_is_so_where_fragments_have_moved_differently_often(ranks, server: Any, tmp_path: Path):
+    """Of three fragments two have moved when the run is interrupted."""
+    algorithm = Streaming(server, fragments=3, overlap_steps=1)
+    assert_bit_equal(ranks(2), "streaming", 2, {"algorithm": algorithm}, tmp_path, run_rounds_in_blocks)
 
 
 @pytest.mark.parametrize("name", ["diloco", "local"])

@@ -36,17 +36,18 @@ def walk(server: Server, vector: Tensor, parts: Sequence[slice], seeds: Sequence
                 server.step(block, numbers(seed)[block])
 
 
+@pytest.mark.parametrize("blocks", [[16, 1000], [1000, 16], [16, 16], [16, 24]], ids=str)
 @pytest.mark.parametrize("name", SERVERS)
-def test_neither_parts_nor_blocks_show(name: str):
-    """Two steps in blocks of 16, saved, and two in one block of all: the bits of torch's optimizer of the whole."""
+def test_neither_parts_nor_blocks_show(name: str, blocks: list[int]):
+    """Two steps, saved, and two more, in blocks of these lengths: the bits of torch's optimizer of the whole."""
     vector, wanted = numbers(0), numbers(0)
-    with patch.object(flat, "BLOCK", 16):
-        assert [len(blocks_of(vector, part)) for part in HALVES] == [3, 4]
+    with patch.object(flat, "BLOCK", blocks[0]):
         first = Server(SERVERS[name], vector, HALVES)
         walk(first, vector, HALVES, [1, 2])
-    second = Server(SERVERS[name], vector, WHOLE)
-    second.load_state_dict(first.state_dict())
-    walk(second, vector, WHOLE, [3, 4])
+    with patch.object(flat, "BLOCK", blocks[1]):
+        second = Server(SERVERS[name], vector, WHOLE)
+        second.load_state_dict(first.state_dict())
+        walk(second, vector, WHOLE, [3, 4])
     theirs = SERVERS[name]([wanted])
     for seed in (1, 2, 3, 4):
         wanted.grad = numbers(seed)
@@ -63,6 +64,24 @@ def test_a_state_is_cut_as_its_parts_lie():
     for start in range(20):
         for stop in range(start + 1, 21):
             assert torch.equal(cut(saved, slice(start, stop))["sum"], lacking[start:stop])
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi"])
+def test_parts_that_moved_differently_often_stay_so(name: str):
+    """One half has moved twice, the other never: restored, each goes on as torch's optimizer of that half alone."""
+    vector, wanted = numbers(0), numbers(0)
+    with patch.object(flat, "BLOCK", 16):
+        first, second = Server(SERVERS[name], vector, HALVES), Server(SERVERS[name], vector, HALVES)
+        walk(first, vector, HALVES[:1], [1, 2])
+        second.load_state_dict(first.state_dict())
+        walk(second, vector, HALVES, [3])
+    for half, seeds in zip(HALVES, [(1, 2, 3), (3,)], strict=True):
+        theirs = SERVERS[name]([wanted[half]])
+        for seed in seeds:
+            part = theirs.param_groups[0]["params"][0]
+            part.grad = numbers(seed)[half]
+            theirs.step()
+    assert torch.equal(vector, wanted)
 
 
 def test_a_rank_that_moves_nothing_has_an_empty_part():

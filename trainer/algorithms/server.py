@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -54,7 +55,8 @@ class Server:
         """Puts states back, whatever blocks of the vector they were of."""
         saved = in_order(state)
         for blocks, optimizer in zip(self.blocks, self.optimizers, strict=True):
-            own = {str(index): cut(saved, block) for index, block in enumerate(blocks) if saved}
+            # A block that has never moved, such as one of a later fragment, starts as the optimizer starts.
+            own = {str(index): cut(saved, block) for index, block in enumerate(blocks) if reaching(saved, block)}
             restore_optimizer_state(optimizer, own)
 
 
@@ -63,17 +65,36 @@ def in_order(state: Mapping[str, Entry]) -> list[Placed]:
     return sorted((int(start), entry) for start, entry in state.items())
 
 
+def reaching(saved: Sequence[Placed], part: slice) -> list[Placed]:
+    """Those of the saved states, in their order, that reach into the part."""
+    # A vector may have thousands of parts, so the first one is found by bisection.
+    first = max(bisect_right(saved, part.start, key=PLACE) - 1, 0)
+    near = saved[first : bisect_left(saved, part.stop, key=PLACE)]
+    return [(start, entry) for start, entry in near if start + _length(entry) > part.start]
+
+
 def cut(saved: Sequence[Placed], part: slice) -> dict[str, Any]:
-    """The state of a part, out of those of others, in their order; what none of them has is zero."""
-    entry = dict(saved[0][1])
-    # A vector may have thousands of parts: only those are looked at that reach into this one.
-    reaching = bisect_right(saved, part.start, key=PLACE) - 1
-    near = saved[max(reaching, 0) : bisect_left(saved, part.stop, key=PLACE)]
+    """The state of a part, out of those of others, in their order; what none of them has is zero.
+
+    Numbers without a place, such as a count of steps, are those of the first state that reaches into the part. They
+    are copied: an optimizer counts in place, and each of its blocks by itself.
+    """
+    near = reaching(saved, part)
+    entry = dict((near or saved)[0][1])
     for name, value in entry.items():
-        if isinstance(value, Tensor) and value.dim():
-            entry[name] = value.new_zeros(part.stop - part.start)
-            for start, piece in ((start, other[name]) for start, other in near):
-                first, last = max(start, part.start), min(start + len(piece), part.stop)
-                if first < last:
-                    entry[name][first - part.start : last - part.start] = piece[first - start : last - start]
+        if not isinstance(value, Tensor):
+            continue
+        if not value.dim():
+            entry[name] = value.clone()
+            continue
+        entry[name] = value.new_zeros(part.stop - part.start)
+        for start, piece in ((start, other[name]) for start, other in near):
+            first, last = max(start, part.start), min(start + len(piece), part.stop)
+            if first < last:
+                entry[name][first - part.start : last - part.start] = piece[first - start : last - start]
     return entry
+
+
+def _length(entry: Entry) -> float:
+    """The length of the part of the vector that a state is of; infinite for a state without vectors."""
+    return max((len(value) for value in entry.values() if isinstance(value, Tensor) and value.dim()), default=math.inf)
