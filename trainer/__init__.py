@@ -1,3 +1,24 @@
-"""Synchronous data-parallel and federated training as one loop. See docs/concepts.md for the walk through the files."""
+"""silotrain: synchronous data-parallel and federated training in PyTorch, as one loop."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.distributed.topology import distributed
+    from trainer.loop.fit import fit
+    from trainer.loop.run import Run
 
 __version__ = "0.1.0"
+
+__all__ = ["Run", "__version__", "distributed", "fit"]
+
+_HOMES = {"Run": "trainer.loop.run", "distributed": "trainer.distributed.topology", "fit": "trainer.loop.fit"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import trainer` alone does not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from trainer.place import is_worker
+from trainer.distributed.environment import is_worker
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -16,7 +16,7 @@ def run() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # thirty lines for a lost peer, of which we say one
     if is_worker(sys.argv):
         _become_worker()
-        from trainer.cli import main
+        from trainer.commands.main import main
     else:
         main = _main_of_launcher()
     try:
@@ -30,7 +30,7 @@ def _main_of_launcher() -> Callable[[], int]:
     if "SILOTRAIN_SWEPT" in os.environ:
         _leave_with_parent()
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from trainer.cli import main
+    from trainer.commands.main import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return main

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoints import newest_whole
-from trainer.checkpoints.parts import leaves_of
-from trainer.folder import RunFolder
-from trainer.metrics import Metrics, read_jsonl
+from trainer.checkpoint import newest_whole
+from trainer.checkpoint.format import leaves_of
+from trainer.checkpoint.run_dir import RunFolder
+from trainer.loggers import Metrics, read_jsonl
 
 SECTIONS = ("model", "algorithm", "clients")
 

@@ -15,7 +15,7 @@ from scripts.chaos.compare import differences
 from scripts.chaos.killer import Killer
 from scripts.chaos.kills import Kill, Kind
 from scripts.chaos.watch import under_way
-from trainer.compose import compose_tree
+from trainer.config.compose import compose_tree
 
 IDLE_RUNS = 5  # so many in a row without a kill are not followed by another
 

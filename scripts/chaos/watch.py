@@ -13,8 +13,8 @@ from typing import Any
 
 from scripts.chaos import worker
 from scripts.chaos.marks import Mark, Marks
-from trainer.checkpoints.parts import find
-from trainer.checkpoints.start import borders
+from trainer.checkpoint.format import find
+from trainer.checkpoint.resume import borders
 
 SECONDS_BETWEEN_LOOKS = 0.001
 SECONDS_TO_END = 20

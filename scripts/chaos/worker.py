@@ -17,9 +17,9 @@ from scripts.chaos.marks import Marks
 FOLDER = "CHAOS_MARKS"  # where the marks are: one file a rank
 
 
-def start(tree: dict[str, Any], marks: Path, said: Path) -> None:
+def resume(tree: dict[str, Any], marks: Path, said: Path) -> None:
     """Launches the run of a resolved configuration, its output in `said`, and ends this process with its exit code."""
-    from trainer.launcher import launch
+    from trainer.commands.train.launcher import launch
 
     with said.open("w") as file:
         for stream in (1, 2):
@@ -40,19 +40,21 @@ def work() -> int:
 
 
 def _mark(marks: Marks) -> None:
-    from trainer import comm, fit, local, round, worker
     from trainer.algorithms import FedAvg
-    from trainer.checkpoints import checkpoint
+    from trainer.checkpoint import checkpointer
+    from trainer.commands.train import worker
+    from trainer.distributed import collectives
+    from trainer.loop import fit, local_trainer, round
 
     for owner, name, doing in (
         (worker, "build", "building"),
-        (checkpoint.Checkpoints, "newest", "choosing a checkpoint"),
+        (checkpointer.Checkpoints, "newest", "choosing a checkpoint"),
         (fit, "restore", "restoring"),
-        (local.LocalTrainer, "train", "training"),
+        (local_trainer.LocalTrainer, "train", "training"),
         (round, "combine", "combining"),
         (fit, "evaluate", "evaluating"),
         (fit, "_end_round", "ending the round"),
-        (comm, "sum_header", "scalars"),
+        (collectives, "sum_header", "scalars"),
         (FedAvg, "_move", "vectors"),
     ):
         setattr(owner, name, _inside(getattr(owner, name), marks, doing))
@@ -69,7 +71,7 @@ def _inside(function: Callable[..., Any], marks: Marks, doing: str) -> Callable[
 
 
 def _mark_steps(marks: Marks) -> None:
-    from trainer.work import Work
+    from trainer.algorithms.client_result import Work
 
     add, steps = Work.add, iter(range(1, sys.maxsize))
 
@@ -82,9 +84,9 @@ def _mark_steps(marks: Marks) -> None:
 
 def _mark_saves(marks: Marks) -> None:
     """The stages of a save: its tensors are written, brought to the disk, and renamed; the note is, and it is whole."""
-    from trainer.checkpoints import checkpoint, start
+    from trainer.checkpoint import checkpointer, resume
 
-    write_part, fsync, rename = checkpoint.write_part, os.fsync, os.rename
+    write_part, fsync, rename = checkpointer.write_part, os.fsync, os.rename
     writing = threading.local()  # its place and stage, in the thread that writes a part
 
     def at(stage: str, *after: str) -> None:
@@ -93,7 +95,7 @@ def _mark_saves(marks: Marks) -> None:
             marks.save(f"{writing.place}: {stage}")
 
     def mark_part(folder: Path, part: Any, tree: Any) -> None:
-        border = next(path for path in (folder, *folder.parents) if start.BORDER.fullmatch(path.name))
+        border = next(path for path in (folder, *folder.parents) if resume.BORDER.fullmatch(path.name))
         writing.place = f"{folder.relative_to(border.parent)}/{part.name}"
         writing.stage = "begin"
         at("tensors", "begin")
@@ -110,9 +112,9 @@ def _mark_saves(marks: Marks) -> None:
         at("whole", "note")
         at("note", "sync")
 
-    checkpoint.write_part, os.fsync, os.rename = mark_part, mark_sync, mark_rename
+    checkpointer.write_part, os.fsync, os.rename = mark_part, mark_sync, mark_rename
     for name in ("_drop_old_borders", "_drop_old_sections"):
-        setattr(checkpoint.Checkpoints, name, _clearing(getattr(checkpoint.Checkpoints, name), marks))
+        setattr(checkpointer.Checkpoints, name, _clearing(getattr(checkpointer.Checkpoints, name), marks))
 
 
 def _clearing(drop: Callable[..., None], marks: Marks) -> Callable[..., None]:

@@ -33,8 +33,9 @@ def work(overrides: list[str]) -> None:
     """What a worker does with these overrides, in a world of live ranks: milliseconds, where a start takes seconds."""
     import torch.distributed as dist
 
-    from trainer import comm, worker
-    from trainer.compose import compose_tree
+    from trainer.commands.train import worker
+    from trainer.config.compose import compose_tree
+    from trainer.distributed import collectives
 
     rank, size = dist.get_rank(), dist.get_world_size()
     place = worker.Place(rank, size, rank, size)
@@ -43,9 +44,9 @@ def work(overrides: list[str]) -> None:
         patch.object(worker, "discover", lambda: place),
         patch.object(worker, "meet", lambda place: dist.FileStore(path, size)),  # pyright: ignore
     ):
-        path = comm.broadcast_text(f"{folder}/store")
+        path = collectives.broadcast_text(f"{folder}/store")
         worker.main(lambda: compose_tree(["launch.threads=1", "launch.device=cpu", *overrides]))
-        comm.barrier()  # rank 0's folder is everybody's
+        collectives.barrier()  # rank 0's folder is everybody's
 
 
 class Shell:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.build import build
-from trainer.compose import compose_tree
-from trainer.config import read_config
-from trainer.topology import Topology, silo_sizes
+from trainer.config.build import build
+from trainer.config.compose import compose_tree
+from trainer.config.schema import read_config
+from trainer.distributed.topology import Topology, silo_sizes
 
 
 def composing(overrides: list[str]) -> str:

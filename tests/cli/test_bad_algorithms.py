@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.refusals import assert_says, building, composing
-from trainer.build import build
-from trainer.compose import CONF, compose_tree
-from trainer.config import read_config
-from trainer.flat import FlatModel
-from trainer.topology import Topology, distributed
-from trainer.wires import Plain
+from trainer.config.build import build
+from trainer.config.compose import CONF, compose_tree
+from trainer.config.schema import read_config
+from trainer.distributed.topology import Topology, distributed
+from trainer.distributed.transport import Plain
+from trainer.models.flat import FlatModel
 
 FEDAVG, SCAFFOLD, FEDNOVA, KRUM = (
     [f"algorithm={name}", "silos=2"] for name in ("fedavg", "scaffold", "fednova", "krum")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.refusals import assert_says, building, composing
-from trainer.topology import Topology, distributed
+from trainer.distributed.topology import Topology, distributed
 
 
 @pytest.fixture(scope="module")

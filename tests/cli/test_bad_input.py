@@ -13,11 +13,11 @@ import torch
 
 from tests.cli.command import HERE, Shell
 from tests.cli.refusals import assert_says, composing
-from trainer import cli
-from trainer.compose import compose_tree
-from trainer.devices import choose_device
-from trainer.place import Place
-from trainer.topology import distributed, silo_sizes
+from trainer.commands import main as cli
+from trainer.config.compose import compose_tree
+from trainer.distributed.device import choose_device
+from trainer.distributed.environment import Place
+from trainer.distributed.topology import distributed, silo_sizes
 
 # Overrides, and what the message must hold.
 UNKNOWN = {

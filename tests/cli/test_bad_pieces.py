@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.cli.refusals import assert_says, building, composing
+from trainer.distributed.topology import Topology, distributed
 from trainer.models import DigitsCNN
-from trainer.topology import Topology, distributed
 
 NUMBERS = ["data=custom", "data._target_=tests.support.made_up.numbers"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.bench_gpu.__main__ import MODELS, main
-from scripts.bench_gpu.cases import cases, resnet18
+from scripts.bench.gpu.__main__ import MODELS, main
+from scripts.bench.gpu.cases import cases, resnet18
 
 
 @pytest.mark.parametrize("name", MODELS)

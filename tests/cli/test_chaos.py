@@ -16,7 +16,7 @@ from scripts.chaos.compare import differences
 from scripts.chaos.kills import IN_TWENTY, Kill, Kind, plan, shares
 from scripts.chaos.marks import Mark
 from tests.cli.command import Shell
-from trainer.checkpoints.parts import Part, write_part, write_tensors
+from trainer.checkpoint.format import Part, write_part, write_tensors
 
 
 def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.hosts import LINK, Host, new_hosts, why_not
+from scripts.network_namespaces import LINK, Host, new_hosts, why_not
 from tests.cli.command import HERE, Ended, Shell, Started
 
 NAMES = ("alpha", "beta")

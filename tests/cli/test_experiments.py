@@ -13,10 +13,10 @@ import torch
 
 from tests.cli.command import work
 from tests.support.datasets import FILES
-from trainer.compose import CONF, compose_tree
+from trainer.config.compose import CONF, compose_tree
 from trainer.data import digits, mnist, shakespeare
-from trainer.data.images import FASHION_FOLDER
-from trainer.data.texts import BYTES
+from trainer.data.readers.mnist import FASHION_FOLDER
+from trainer.data.readers.text import BYTES
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CIFAR = Path(os.environ.get("SILOTRAIN_CIFAR10", "data/cifar-10-batches-bin"))

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.cli.command import HERE, Shell
-from trainer import cli
-from trainer.compose import CONF, compose_tree
+from trainer.commands import main as cli
+from trainer.config.compose import CONF, compose_tree
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 STABLE_KEYS = """

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import HERE, ROOT, Ended, Shell, Started
-from trainer import launcher
-from trainer.compose import compose_tree
-from trainer.folder import RunFolder
-from trainer.launch import processes
-from trainer.launch.pulse import SECONDS_APART, STOP_SIGNALS
-from trainer.metrics import Metrics, read_jsonl
+from trainer.checkpoint.run_dir import RunFolder
+from trainer.commands.train import launcher
+from trainer.config.compose import compose_tree
+from trainer.distributed.launch import processes
+from trainer.distributed.launch.heartbeat import SECONDS_APART, STOP_SIGNALS
+from trainer.loggers import Metrics, read_jsonl
 
 # What workers of the tests begin with; a line or two follow.
 WORKER = """
@@ -71,8 +71,8 @@ kill()
 """
 LAUNCH = """
 import sys
-from trainer.compose import compose_tree
-from trainer.launcher import launch
+from trainer.config.compose import compose_tree
+from trainer.commands.train.launcher import launch
 
 sys.exit(launch(compose_tree(sys.argv[2:]), [sys.argv[1]]))
 """

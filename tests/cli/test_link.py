@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.hosts import Host, new_hosts, why_not
+from scripts.network_namespaces import Host, new_hosts, why_not
 from tests.cli.command import Ended, Shell, Started
 from tests.cli.test_preemption import MODELS, OWN, assert_same_run
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import DEADLINE_SECONDS, Shell, Started
-from trainer.folder import RunFolder
-from trainer.metrics import read_jsonl
+from trainer.checkpoint.run_dir import RunFolder
+from trainer.loggers import read_jsonl
 
 NODE = ("-m", "trainer", "launch.nproc=1", "launch.threads=1", "launch.device=cpu")
 FEDERATED = ("algorithm=fedavg", "silos=2")

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from tests.cli.command import work
 from tests.cli.refusals import assert_says, building
-from trainer import comm
-from trainer.build import build
-from trainer.compose import compose_tree
-from trainer.config import read_config
+from trainer.config.build import build
+from trainer.config.compose import compose_tree
+from trainer.config.schema import read_config
 from trainer.data import Apart, Arrays
-from trainer.topology import Topology, distributed
+from trainer.distributed import collectives
+from trainer.distributed.topology import Topology, distributed
 
 MODEL = ["model=mlp", "model.inputs=4", "model.hidden=8", "model.classes=3"]
 TRAINING = ["algorithm=fedavg", "rounds=2", "optimizer.lr=0.1", "data.validation=0", "report.per_client=scores"]
@@ -47,7 +47,7 @@ def in_own_folder(folder: str, function: Callable[..., Any], *arguments: object)
         return function(*arguments)
     finally:
         os.chdir(here)
-        comm.barrier()
+        collectives.barrier()
 
 
 def folders(root: Path, *names: str) -> None:

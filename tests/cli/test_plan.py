@@ -8,8 +8,8 @@ import pytest
 
 from tests.cli.command import HERE, Ended, Shell
 from tests.cli.refusals import building
-from trainer import cli
-from trainer.topology import distributed
+from trainer.commands import main as cli
+from trainer.distributed.topology import distributed
 
 FEDERATED = ("algorithm=fedavg", "silos=2")
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.cli.command import Shell
-from trainer.checkpoints import newest_whole
-from trainer.checkpoints.start import borders
-from trainer.metrics.jsonl import read_jsonl
+from trainer.checkpoint import newest_whole
+from trainer.checkpoint.resume import borders
+from trainer.loggers.jsonl import read_jsonl
 
 MODELS = """
 import time

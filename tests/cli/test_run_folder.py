@@ -20,11 +20,12 @@ from tensorboard.plugins.hparams import metadata
 from tests.cli.command import HERE, Shell
 from tests.cli.conftest import Trained
 from tests.support.disk import assert_trees_equal
-from trainer.checkpoints import newest_whole
-from trainer.compose import compose_tree
-from trainer.folder import FREE, flatten
-from trainer.metrics import read_jsonl
-from trainer.metrics.wording import number
+from trainer.checkpoint import newest_whole
+from trainer.checkpoint.run_dir import FREE
+from trainer.config.compose import compose_tree
+from trainer.loggers import read_jsonl
+from trainer.loggers.messages import number
+from trainer.utils.trees import flatten
 
 FEDAVG = (
     "algorithm=fedavg",

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from tests.cli.command import HERE, Shell, work
 from tests.cli.conftest import SYNC, Trained
-from trainer import cli
-from trainer.checkpoints.parts import find
-from trainer.compose import compose_tree
-from trainer.folder import RunFolder
-from trainer.metrics import read_jsonl
+from trainer.checkpoint.format import find
+from trainer.checkpoint.run_dir import RunFolder
+from trainer.commands import main as cli
+from trainer.config.compose import compose_tree
+from trainer.loggers import read_jsonl
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

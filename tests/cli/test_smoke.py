@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.cli.command import Shell, work
 from tests.support.datasets import FILES
-from trainer.checkpoints import newest_whole
-from trainer.compose import CONF, compose_tree
-from trainer.folder import RunFolder
-from trainer.metrics import read_jsonl
-from trainer.profile import TRACED
+from trainer.checkpoint import newest_whole
+from trainer.checkpoint.run_dir import RunFolder
+from trainer.config.compose import CONF, compose_tree
+from trainer.loggers import read_jsonl
+from trainer.loop.profiler import TRACED
 
 ALGORITHMS = ["sync", "fedavg", "fedsgd", "diloco", "local"]
 TEXT = "To be, or not to be, that is the question:\n" * 20

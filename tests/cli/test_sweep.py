@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cli.command import Ended, Shell, Started
-from trainer.metrics import read_jsonl
+from trainer.loggers import read_jsonl
 
 SMALL = ("launch.nproc=1", "launch.threads=1", "launch.device=cpu", "model=mlp", "model.inputs=64")
 # One rank makes no two silos, which a job finds when it starts.

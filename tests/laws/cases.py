@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from tests.support.runs import make_clients
 from trainer.algorithms import Algorithm, Averaging, FedAvg, FedNova, FedOpt, Robust, Scaffold, Streaming, Sync
-from trainer.codecs import Int4, Int8, PowerSGD, TopK
 from trainer.data import Arrays, Splits
-from trainer.fit import evaluate
-from trainer.metrics import Exhibits, Metrics
-from trainer.round import train_round
-from trainer.run import RoundLength, Run
-from trainer.state import State
+from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
+from trainer.distributed.topology import Silos, Topology, distributed
+from trainer.loggers import Exhibits, Metrics
+from trainer.loop.fit import evaluate
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength, Run
+from trainer.loop.train_state import State
 from trainer.tasks import Classification
-from trainer.topology import Silos, Topology, distributed
 
 SIZES = [3, 12, 7, 20, 5, 9, 16]
 FEATURES, CLASSES, TEST_EXAMPLES = 6, 3, 21

@@ -29,10 +29,10 @@ from tests.laws.cases import (
     tiny_model,
 )
 from tests.laws.test_equivalences import HalfSquares, Point
-from trainer import contact, round
-from trainer.cohort import Round
+from trainer.algorithms.round import Round
 from trainer.data import Arrays, Splits
-from trainer.run import RoundLength
+from trainer.loop import control, round
+from trainer.loop.run import RoundLength
 
 EVERYONE = tuple(range(len(SIZES)))
 SLOW, OTHER = 5, 6  # the last clients of the first and of the second silo of two
@@ -72,8 +72,8 @@ class Costly(nn.Module):
 
 def by_clock(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns on a rank that tells the time by the clock, and whose replicas vote after each step."""
-    votes = patch.object(contact, "SECONDS_BETWEEN_VOTES", 0.0)
-    with votes, patch.object(contact, "perf_counter", CLOCK), patch.object(round, "perf_counter", CLOCK):
+    votes = patch.object(control, "SECONDS_BETWEEN_VOTES", 0.0)
+    with votes, patch.object(control, "perf_counter", CLOCK), patch.object(round, "perf_counter", CLOCK):
         return function(*arguments)
 
 

@@ -19,9 +19,9 @@ from tests.laws.cases import SIZES, Outcome, case_run, one_round, outcome
 from tests.laws.test_equivalences import HalfSquares
 from trainer.algorithms import Algorithm
 from trainer.data import Arrays, Splits
-from trainer.run import RoundLength
-from trainer.state import State
-from trainer.topology import Silos, distributed
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.run import RoundLength
+from trainer.loop.train_state import State
 
 DIMENSIONS, RATE, EPOCHS, BATCH_SIZE = 5, 0.2, 1, 4
 STEPS = [EPOCHS * -(-size // BATCH_SIZE) for size in SIZES]

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from tests.laws.cases import CASES, assert_same, case_run, leaves, silos_of, tiny_model
-from trainer.cohort import Sample
-from trainer.fit import fit
-from trainer.local import Watch
-from trainer.run import RoundLength, Run
-from trainer.state import State
-from trainer.topology import Silos, distributed
+from trainer.data.client_sampling.sampling import Sample
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.fit import fit
+from trainer.loop.local_trainer import Watch
+from trainer.loop.run import RoundLength, Run
+from trainer.loop.train_state import State
 
 
 def odd_model(seed: int) -> nn.Module:

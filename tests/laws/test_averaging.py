@@ -13,7 +13,7 @@ from tests.laws.cases import Only, Outcome, assert_close, figures, tiny_data, ti
 from tests.laws.heterogeneity import DEADLINE, by_clock, slow_choices
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import noisy_choices
-from trainer.topology import Silos
+from trainer.distributed.topology import Silos
 
 # Of two silos: each with a client, one of them with two, one of them with none, and each with one again.
 COHORTS = Only(((0, 1), (2, 3, 4), (5,), (6, 0)))

@@ -18,12 +18,12 @@ from torch import nn
 
 from tests.laws.cases import SIZES, assert_same, case_run, leaves, silos_of, tiny_data, train
 from trainer.algorithms import FedAvg
-from trainer.checkpoints import Checkpoints
-from trainer.cohort import assign
+from trainer.checkpoint import Checkpoints
 from trainer.data import Arrays, Splits
-from trainer.fit import fit
-from trainer.randomness import generator
-from trainer.topology import Silos, distributed, silo_sizes
+from trainer.distributed.topology import Silos, distributed, silo_sizes
+from trainer.loop.assignment import assign
+from trainer.loop.fit import fit
+from trainer.utils.seeding import generator
 
 BATCH_SIZE, MOMENTUM = 8, 0.1
 BIG = [4 * size for size in SIZES]

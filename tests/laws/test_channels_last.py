@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from tests.support.runs import make_clients, make_run
 from trainer.data import Arrays, Splits
-from trainer.fit import evaluate
-from trainer.metrics import Metrics
+from trainer.data.transforms import Chain, RandomCrop
+from trainer.distributed.topology import Topology, distributed
+from trainer.loggers import Metrics
+from trainer.loop.fit import evaluate
+from trainer.loop.round import train_round
+from trainer.loop.run import Run
+from trainer.loop.train_state import State
 from trainer.models import ResNet
-from trainer.preprocess import Chain, RandomCrop
-from trainer.round import train_round
-from trainer.run import Run
-from trainer.state import State
-from trainer.topology import Topology, distributed
 
 EXAMPLES = 24
 

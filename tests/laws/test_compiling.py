@@ -9,12 +9,12 @@ import torch
 
 from tests.support.runs import make_run, parameters
 from trainer.algorithms import Algorithm, FedAvg, Sync
-from trainer.metrics import Metrics
+from trainer.distributed.topology import Silos, distributed
+from trainer.loggers import Metrics
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength
+from trainer.loop.train_state import State
 from trainer.models import GPT
-from trainer.round import train_round
-from trainer.run import RoundLength
-from trainer.state import State
-from trainer.topology import Silos, distributed
 
 WORLDS = pytest.mark.parametrize(("silos", "algorithm"), [(1, Sync), (2, FedAvg)], ids=["sync", "fedavg"])
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)]

@@ -44,7 +44,7 @@ from tests.laws.heterogeneity import (
 )
 from tests.laws.test_midround import assert_left_and_bit_equal
 from trainer.algorithms import FedNova
-from trainer.run import RoundLength
+from trainer.loop.run import RoundLength
 
 
 @pytest.mark.parametrize("name", FEDERATED)

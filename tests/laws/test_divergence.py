@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.laws.cases import Records, assert_same, case_run, leaves, tiny_data
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoint import Checkpoints
 from trainer.data import Arrays, Splits
-from trainer.endings import Diverged
-from trainer.fit import fit
-from trainer.randomness import generator
-from trainer.run import RoundLength
-from trainer.topology import distributed
+from trainer.distributed.topology import distributed
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.loop.stopping import Diverged
+from trainer.utils.seeding import generator
 
 EXAMPLES, BATCH, STEPS = 90, 10, 3
 SIZES = [50, 40]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.laws.cases import case_run, silos_of
-from trainer.fit import fit
-from trainer.run import RoundLength
-from trainer.topology import Silos, distributed
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
 
 
 class Masks(nn.Module):

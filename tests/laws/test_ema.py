@@ -29,12 +29,12 @@ from tests.laws.test_batch_statistics import norm_choices
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import assert_bit_equal, border, noisy_choices, timeless
 from trainer.algorithms import FedAvg
-from trainer.checkpoints import Checkpoints
-from trainer.ema import MovingAverage
-from trainer.fit import fit
-from trainer.flat import FlatModel
-from trainer.run import RoundLength
-from trainer.topology import Silos, distributed
+from trainer.checkpoint import Checkpoints
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.models.flat import FlatModel
+from trainer.optim.ema import MovingAverage
 
 DECAY, ROUNDS = 0.7, 4
 MOVING = [name for name in CASES if name != "local"]

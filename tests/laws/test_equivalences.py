@@ -23,11 +23,11 @@ from tests.laws.cases import (
     train,
 )
 from trainer.algorithms import FedAvg
-from trainer.cohort import Sample
 from trainer.data import Arrays, Clients, Splits
+from trainer.data.client_sampling.sampling import Sample
+from trainer.loop.run import RoundLength
 from trainer.optim import Clip
-from trainer.randomness import generator
-from trainer.run import RoundLength
+from trainer.utils.seeding import generator
 
 
 def whole(examples: int, clients: int) -> Clients:

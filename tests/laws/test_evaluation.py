@@ -23,8 +23,8 @@ from tests.laws.cases import (
 )
 from trainer.algorithms import FedAvg
 from trainer.data import Clients
-from trainer.fit import fit
-from trainer.topology import Silos, distributed
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.fit import fit
 
 
 def fit_to_the_end(name: str, silos: Silos, choices: dict[str, Any]) -> Records:

@@ -16,14 +16,14 @@ from tests.laws.cases import Records, assert_close, assert_same, case_run, leave
 from tests.laws.test_midround import Orders, other_number_of_replicas, run_part
 from tests.laws.test_resume import ROUNDS, border, interrupted_and_not, noisy_choices, text_choices, timeless
 from tests.laws.test_world_size import BATCHES, double_run
-from trainer.checkpoints.parts import Saved
-from trainer.cohort import All
+from trainer.checkpoint.format import Saved
 from trainer.data import Arrays, Splits
-from trainer.fit import fit
-from trainer.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
-from trainer.run import RoundLength
-from trainer.state import State
-from trainer.topology import distributed
+from trainer.data.client_sampling.sampling import All
+from trainer.distributed.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
+from trainer.distributed.topology import distributed
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.loop.train_state import State
 
 pytestmark = pytest.mark.long
 

@@ -25,8 +25,9 @@ from tests.laws.heterogeneity import EVERYONE, START, STEPS, WEIGHTS, assert_sam
 from tests.laws.test_equivalences import batch_of
 from tests.laws.test_resume import assert_bit_equal, noisy_choices
 from trainer.algorithms import FedAvg, Scaffold
-from trainer.cohort import Round, Sample, Trace
-from trainer.run import RoundLength
+from trainer.algorithms.round import Round
+from trainer.data.client_sampling.sampling import Sample, Trace
+from trainer.loop.run import RoundLength
 
 TRACE = "round, client, event\n1, 2, join\n1, 4, join\n2, 2, leave\n2, 4, leave\n3, 1, leave\n3, 4, join\n3, 6, join\n"
 MEMBERS = [[0, 1, 2, 3, 4, 5], [0, 1, 3, 5], [0, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6]]

@@ -17,8 +17,8 @@ from torch.utils.data import IterableDataset
 from tests.laws.cases import SIZES, assert_close, figures, tiny_data, train
 from tests.laws.test_midround import assert_left_and_bit_equal
 from trainer.data import Apart, Arrays, InOrder, Splits, as_source, is_in_order
-from trainer.data.loader import Share, Stream
-from trainer.run import RoundLength
+from trainer.data.loading.loader import Share, Stream
+from trainer.loop.run import RoundLength
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 EXAMPLES = sum(SIZES)

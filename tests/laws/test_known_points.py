@@ -27,10 +27,10 @@ from tests.laws.quadratics import (
     trajectory,
 )
 from trainer.algorithms import Algorithm, FedAvg, FedNova, Scaffold
-from trainer.cohort import All, Cohort, Sample
+from trainer.data.client_sampling.sampling import All, Cohort, Sample
+from trainer.distributed.topology import Silos
+from trainer.loop.run import RoundLength
 from trainer.optim.schedules import Constant, Cosine, Schedule
-from trainer.run import RoundLength
-from trainer.topology import Silos
 
 EQUAL, RHO, MU = [1] * len(SIZES), 0.9, 0.7
 PLAIN, MOMENTUM, NESTEROV = Walk(), Walk(0.05, RHO), Walk(0.05, RHO, nesterov=True)

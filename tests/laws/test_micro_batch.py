@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of, tiny_model
 from tests.laws.test_resume import border, noisy_choices, text_choices, timeless
-from trainer.checkpoints import Checkpoints
-from trainer.fit import fit
-from trainer.micro_batch import largest_share, state_numbers
+from trainer.checkpoint import Checkpoints
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.fit import fit
+from trainer.loop.micro_batch_size import largest_share, state_numbers
 from trainer.optim import Grouped, Muon
-from trainer.room import OutOfMemory, check_room
-from trainer.topology import Silos, distributed
+from trainer.utils.oom import OutOfMemory, check_room
 
 ROUNDS = 3
 GPU = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.00 GiB of which 1.00 GiB is"
@@ -183,9 +183,9 @@ from torch import nn
 sys.path.insert(0, {root!r})
 from tests.laws.cases import case_run, tiny_data
 from tests.support.runs import make_clients
-from trainer.room import OutOfMemory
-from trainer.fit import fit
-from trainer.topology import distributed
+from trainer.utils.oom import OutOfMemory
+from trainer.loop.fit import fit
+from trainer.distributed.topology import distributed
 
 torch.set_num_threads(1)
 wide = nn.Sequential(nn.Linear(6, 1 << 18), nn.Tanh(), nn.Linear(1 << 18, 3))

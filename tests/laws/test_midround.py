@@ -12,13 +12,13 @@ import torch
 
 from tests.laws.cases import CASES, Records, assert_close, assert_same, case_run, leaves, silos_of
 from tests.laws.test_resume import ROUNDS, border, noisy_choices, other_algorithms_choices, text_choices, timeless
-from trainer import contact
-from trainer.checkpoints import Checkpoints, Start
-from trainer.contact import Contact, Wish
-from trainer.endings import Preempted
-from trainer.fit import fit
-from trainer.run import RoundLength
-from trainer.topology import Silos, Topology, distributed
+from trainer.checkpoint import Checkpoints, Start
+from trainer.distributed.topology import Silos, Topology, distributed
+from trainer.loop import control
+from trainer.loop.control import Contact, Wish
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.loop.stopping import Preempted
 
 ROUND = 1  # in which the run is told to leave
 
@@ -66,7 +66,7 @@ def contact_of(topology: Topology, orders: Orders) -> Contact:
 
 def run_part(name: str, silos: Silos, choices: dict[str, Any], folder: Path, orders: Orders | None) -> Records | None:
     """Trains from the newest checkpoint to the end, or until told to leave."""
-    with distributed(silos_of(name, silos)) as topology, patch.object(contact, "SECONDS_BETWEEN_VOTES", 0.0):
+    with distributed(silos_of(name, silos)) as topology, patch.object(control, "SECONDS_BETWEEN_VOTES", 0.0):
         run = case_run(topology, name, {"rounds": ROUNDS, "save_every": 1} | choices)
         checkpoints = Checkpoints(folder, topology, run.layout)
         start, records = checkpoints.newest(), Records()

@@ -11,14 +11,14 @@ import torch
 
 from tests.laws.cases import average
 from trainer.algorithms import FedAvg
-from trainer.cohort import Sample
 from trainer.data import Iid, mnist
-from trainer.fit import fit
-from trainer.metrics import Metrics
+from trainer.data.client_sampling.sampling import Sample
+from trainer.distributed.topology import distributed
+from trainer.loggers import Metrics
+from trainer.loop.fit import fit
+from trainer.loop.run import Run
 from trainer.models import MLP
-from trainer.run import Run
 from trainer.tasks import Classification
-from trainer.topology import distributed
 
 FOLDER = Path(os.environ.get("SILOTRAIN_MNIST", Path(__file__).parents[2] / "../shared/data/mnist"))
 ROUNDS = 10

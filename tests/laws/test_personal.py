@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from tests.laws.cases import SIZES, Only, Records, assert_close, assert_same, case_run, leaves, tiny_data, tiny_model
 from trainer.algorithms import FedAvg
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoint import Checkpoints
 from trainer.data import Splits
-from trainer.fit import evaluate, fit
-from trainer.metrics import Metrics
-from trainer.randomness import generator
-from trainer.round import train_round
-from trainer.run import Run
-from trainer.state import State
-from trainer.topology import Silos, Topology, distributed
+from trainer.distributed.topology import Silos, Topology, distributed
+from trainer.loggers import Metrics
+from trainer.loop.fit import evaluate, fit
+from trainer.loop.round import train_round
+from trainer.loop.run import Run
+from trainer.loop.train_state import State
+from trainer.utils.seeding import generator
 
 RATE, STEPS, BATCH_SIZE = 0.3, 3, 4
 HEAD = "^0\\."  # the first layer is shared, the second the clients' own

@@ -13,14 +13,14 @@ import torch
 from tests.laws.cases import CASES, case_run, silos_of, train
 from tests.support.runs import average, make_run
 from trainer.algorithms import Algorithm, FedAvg, Robust, Sync
-from trainer.gradients import Gradients, HalfPrecision, PowerSGD
-from trainer.plan.costs import Load, Packing, Traffic
-from trainer.plan.memory import Lines
-from trainer.plan.mesh import leader_of
-from trainer.plan.rehearsal import Rehearsal
-from trainer.plan.together import seconds_of_step
-from trainer.run import RoundLength
-from trainer.topology import distributed, silo_sizes
+from trainer.commands.plan.cost_model import Load, Packing, Traffic
+from trainer.commands.plan.ddp_step import seconds_of_step
+from trainer.commands.plan.dry_run import Rehearsal
+from trainer.commands.plan.memory import Lines
+from trainer.commands.plan.target_world import leader_of
+from trainer.distributed.gradients import Gradients, HalfPrecision, PowerSGD
+from trainer.distributed.topology import distributed, silo_sizes
+from trainer.loop.run import RoundLength
 
 OTHER_SILOS = [(name, silos) for silos in ([1, 1], [3, 1]) for name in ("fedavg", "scaffold", "diloco", "krum", "int8")]
 CPU = torch.device("cpu")

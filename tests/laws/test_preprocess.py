@@ -8,11 +8,11 @@ import torch
 
 from tests.support.runs import make_data, make_run, parameters
 from trainer.algorithms import FedAvg, Sync
-from trainer.preprocess import Chain, CutOut, MixUp, RandomCrop, RandomFlip, Standardise
-from trainer.round import train_round
-from trainer.run import RoundLength
-from trainer.state import State
-from trainer.topology import Silos, distributed
+from trainer.data.transforms import Chain, CutOut, MixUp, RandomCrop, RandomFlip, Standardise
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength
+from trainer.loop.train_state import State
 
 SIZES = [20, 14, 6]
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data, train
 from trainer.algorithms import FedAvg
-from trainer.cohort import Sample
+from trainer.data.client_sampling.sampling import Sample
+from trainer.distributed.topology import Silos
+from trainer.loop.run import RoundLength
 from trainer.optim import Clip
 from trainer.optim.schedules import Cosine
-from trainer.randomness import generator
-from trainer.run import RoundLength
-from trainer.topology import Silos
+from trainer.utils.seeding import generator
 
 ROUNDS, EPOCHS, BATCH_SIZE, RATE = 5, 2, 4, 0.2
 STEPS, CLIP_NORM = 3, 0.5

@@ -26,18 +26,17 @@ from tests.laws.cases import (
     tiny_data,
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
-from trainer import flat
 from trainer.algorithms import FedAvg, FedOpt, Streaming
-from trainer.checkpoints import Checkpoints, Start
-from trainer.checkpoints.parts import Saved, find
-from trainer.cohort import Sample
-from trainer.fit import fit
-from trainer.metrics import Metrics
-from trainer.models import GPT
+from trainer.checkpoint import Checkpoints, Start
+from trainer.checkpoint.format import Saved, find
+from trainer.data.client_sampling.sampling import Sample
+from trainer.distributed.topology import Silos, distributed
+from trainer.loggers import Metrics
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.models import GPT, flat
 from trainer.optim import Grouped, Muon
 from trainer.optim.schedules import Cosine
-from trainer.run import RoundLength
-from trainer.topology import Silos, distributed
 
 ROUNDS, INTERRUPTED = 4, 2
 

@@ -17,8 +17,8 @@ from tests.laws.cases import SIZES, Only
 from tests.laws.quadratics import BOWLS, EVERYONE, START, Bowls, Walk, bowl_choices, path, trajectory
 from trainer.algorithms import FedAvg, Robust
 from trainer.algorithms.robust import krum, trimmed_mean
-from trainer.cohort import assign
-from trainer.topology import Silos
+from trainer.distributed.topology import Silos
+from trainer.loop.assignment import assign
 
 ROUNDS, BAD = 3, 2
 Combine = Callable[[np.ndarray], np.ndarray]

@@ -30,11 +30,11 @@ from tests.laws.cases import (
     train,
 )
 from trainer.data import Arrays, Splits
-from trainer.fit import evaluate
-from trainer.round import train_round
-from trainer.run import RoundLength
-from trainer.state import State
-from trainer.topology import Silos, distributed
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.fit import evaluate
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength
+from trainer.loop.train_state import State
 
 EVERYONE = tuple(range(len(SIZES)))
 BAD, SILENT = 3, 5

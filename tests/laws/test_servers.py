@@ -15,8 +15,8 @@ import torch
 
 from tests.laws.cases import COMBINED, Outcome, assert_same, train
 from tests.laws.test_references import assert_is_reference, linear_choices, reference, sgd, start
-from trainer import flat
 from trainer.algorithms import FedAvg, FedOpt
+from trainer.models import flat
 
 CHOICES: dict[str, dict[str, Any]] = {
     "adagrad": {"rule": "adagrad", "lr": 0.1, "betas": (0.0, 0.99), "tau": 0.01},

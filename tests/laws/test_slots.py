@@ -45,10 +45,10 @@ from tests.laws.test_batch_statistics import (
 from tests.laws.test_equivalences import batch_of
 from trainer.algorithms import FedAvg
 from trainer.data import Arrays, Splits
-from trainer.metrics import Metrics
-from trainer.randomness import generator
-from trainer.state import State
-from trainer.topology import Silos, distributed
+from trainer.distributed.topology import Silos, distributed
+from trainer.loggers import Metrics
+from trainer.loop.train_state import State
+from trainer.utils.seeding import generator
 
 ROUNDS, BOUND, CAP, BATCH_SIZE, RATE = 5, 6.0, 8, 4, 0.1
 FEDBN = Path(__file__).parents[2] / "conf/algorithm/fedbn.yaml"

@@ -10,8 +10,8 @@ import pytest
 from tests.laws.cases import SIZES
 from tests.laws.quadratics import EVERYONE, START, Walk, bowl_choices, path
 from trainer.algorithms import FedAvg, FedNova
-from trainer.codecs import TopK
-from trainer.cohort import assign
+from trainer.distributed.compression import TopK
+from trainer.loop.assignment import assign
 
 ROUNDS = 5
 PADDED = 16  # numbers of a slice, of which 5 are the place

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from tests.laws.cases import CASES, SIZES, TEST_EXAMPLES, Records, assert_same, case_run, leaves, silos_of
 from tests.laws.test_midround import LeavesWhile
 from tests.laws.test_resume import border, text_choices, timeless
-from trainer import round
-from trainer.checkpoints import Checkpoints
-from trainer.contact import Contact
+from trainer.checkpoint import Checkpoints
 from trainer.data import Clients
-from trainer.endings import Preempted, Stop
-from trainer.fit import fit
-from trainer.run import RoundLength
-from trainer.state import Progress
-from trainer.topology import Silos, distributed
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop import round
+from trainer.loop.control import Contact
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.loop.stopping import Preempted, Stop
+from trainer.loop.train_state import Progress
 
 ROUNDS = 8
 

@@ -15,12 +15,12 @@ from tests.laws.quadratics import BOWLS, SIZES, bowl_choices, path
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import INTERRUPTED, assert_bit_equal, border, noisy_choices, run_rounds
 from trainer.algorithms import FedAvg
-from trainer.checkpoints.parts import Saved
-from trainer.codecs import Cast, Codec, Int4, Int8, PowerSGD, TopK, Uplink
-from trainer.cohort import All
-from trainer.run import RoundLength
-from trainer.state import State
-from trainer.topology import Silos, distributed
+from trainer.checkpoint.format import Saved
+from trainer.data.client_sampling.sampling import All
+from trainer.distributed.compression import Cast, Codec, Int4, Int8, PowerSGD, TopK, Uplink
+from trainer.distributed.topology import Silos, distributed
+from trainer.loop.run import RoundLength
+from trainer.loop.train_state import State
 
 pytestmark = pytest.mark.long
 

@@ -11,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.runs import SGD, make_run
-from trainer.local import LocalTrainer
+from trainer.data.transforms import Chain, CutOut, RandomCrop, RandomFlip, RandomRotation
+from trainer.distributed.topology import Topology, distributed
+from trainer.loop.local_trainer import LocalTrainer
+from trainer.loop.round import train_round
+from trainer.loop.train_state import State
 from trainer.optim import Clip
-from trainer.preprocess import Chain, CutOut, RandomCrop, RandomFlip, RandomRotation
-from trainer.round import train_round
-from trainer.state import State
-from trainer.topology import Topology, distributed
 
 # Operations whose outcome is a number of the host's, or whose shape depends on numbers of the device.
 WAITING = {

@@ -19,11 +19,11 @@ from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_tasks import choices_of
 from tests.support.runs import make_clients
 from trainer.data import Arrays, Splits, Weights
-from trainer.randomness import generator
-from trainer.run import RoundLength
+from trainer.data.loading.class_weights import weigh
+from trainer.distributed.topology import distributed
+from trainer.loop.run import RoundLength
 from trainer.tasks import Classification, LanguageModelling, MultiLabel, Task
-from trainer.topology import distributed
-from trainer.weighing import weigh
+from trainer.utils.seeding import generator
 
 EXAMPLES = sum(SIZES)
 SGD = partial(torch.optim.SGD, lr=0.1)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from tests.laws.cases import TEST_EXAMPLES, Records, assert_close, figures, leaves, tiny_data, tiny_model
 from tests.support.runs import make_clients, make_data, make_model, make_run
 from trainer.data import Splits
-from trainer.fit import fit
-from trainer.metrics import Metrics
+from trainer.distributed.topology import Topology, distributed
+from trainer.loggers import Metrics
+from trainer.loop.fit import fit
+from trainer.loop.run import Run
 from trainer.optim import Clip
-from trainer.randomness import generator
-from trainer.run import Run
-from trainer.topology import Topology, distributed
+from trainer.utils.seeding import generator
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from scripts import handwritten
+from scripts.bench import ddp_baseline
 from tests.support.runs import loss_function, make_data, make_model, make_run, parameters
-from trainer.fit import fit
-from trainer.randomness import generator
-from trainer.run import RoundLength
-from trainer.topology import distributed
+from trainer.distributed.topology import distributed
+from trainer.loop.fit import fit
+from trainer.loop.run import RoundLength
+from trainer.utils.seeding import generator
 
 STEPS = 50
 EXAMPLES_PER_RANK = 4
@@ -33,11 +33,11 @@ def both(model: str, optimizer: str) -> tuple[list[torch.Tensor], list[torch.Ten
         fit(run)
         module = make_model(model)
         inputs, targets = make_data(model, examples).train.fetch(torch.arange(examples))
-        wrapped, step = handwritten.wrap(module), OPTIMIZERS[optimizer](module.parameters())
+        wrapped, step = ddp_baseline.wrap(module), OPTIMIZERS[optimizer](module.parameters())
         for epoch in range(STEPS // 10):
             order = torch.randperm(examples, generator=generator(0, "order", 0, epoch))
-            batches = handwritten.shares(order, batch_size)
-            handwritten.steps(wrapped, step, loss_function(model), inputs, targets, batches)
+            batches = ddp_baseline.shares(order, batch_size)
+            ddp_baseline.steps(wrapped, step, loss_function(model), inputs, targets, batches)
     return parameters(run.module), parameters(module)
 
 

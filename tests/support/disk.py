@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoints import Checkpoints, Start
-from trainer.topology import Topology
+from trainer.checkpoint import Checkpoints, Start
+from trainer.distributed.topology import Topology
 
 LAYOUT = "3f0a9c1e"  # the same silos train the same clients in every round
 

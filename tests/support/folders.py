@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from trainer.compose import compose_tree
-from trainer.folder import RunFolder
-from trainer.metrics import JsonLines, Metrics
+from trainer.checkpoint.run_dir import RunFolder
+from trainer.config.compose import compose_tree
+from trainer.loggers import JsonLines, Metrics
 
 EXAMPLES = 1000  # of a round
 TOTALS = ("seconds", "bytes_between_silos")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.checkpoints.parts import Part, find, write_part
-from trainer.gradients import Gradients
-from trainer.topology import Topology, distributed
+from trainer.checkpoint.format import Part, find, write_part
+from trainer.distributed.gradients import Gradients
+from trainer.distributed.topology import Topology, distributed
 
 SHAPES = [(24, 10), (7,), (12, 3, 4), (30, 16), (16,)]
 SMALL_BUCKETS_MB = 0.001

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm, FedAvg, Sync
 from trainer.data import Arrays, Clients, Splits, Windows
+from trainer.distributed.topology import Topology
+from trainer.loop.run import Run
 from trainer.models import CNN, GPT, MLP
-from trainer.run import Run
 from trainer.tasks import Classification, LanguageModelling, Task
-from trainer.topology import Topology
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 average = partial(torch.optim.SGD, lr=1.0)

@@ -12,14 +12,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
-from trainer.algorithms.server import Server
-from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments, blocks_of, difference, resized
+from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.client_result import Work
+from trainer.algorithms.round import Round
+from trainer.algorithms.server_optimizer import Server
+from trainer.distributed.transport import Wire
+from trainer.distributed.transport.base import Arrivals, shifted
+from trainer.models.flat import FlatModel, Moments, blocks_of, difference, resized
 from trainer.optim import Clip
-from trainer.wires import Wire
-from trainer.wires.wire import Arrivals, shifted
-from trainer.work import Work
 
 Weight = Literal["examples", "equal", "capped"]
 

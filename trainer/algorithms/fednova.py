@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.client_result import Work
+from trainer.algorithms.effective_steps import Probe, refuse_kept, refuse_nonlinear
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
-from trainer.algorithms.probe import Probe, refuse_kept, refuse_nonlinear
-from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments
+from trainer.algorithms.round import Round
+from trainer.distributed.transport import Wire
+from trainer.models.flat import FlatModel, Moments
 from trainer.optim import Clip
-from trainer.wires import Wire
-from trainer.work import Work
 
 
 class FedNova(FedAvg):

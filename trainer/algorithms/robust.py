@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.client_result import Work
 from trainer.algorithms.fedavg import FedAvg, average
-from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments, resized
+from trainer.algorithms.round import Round
+from trainer.distributed.transport import Wire
+from trainer.models.flat import FlatModel, Moments, resized
 from trainer.optim import Clip
-from trainer.wires import Wire
-from trainer.work import Work
 
 Rule = Literal["median", "trimmed_mean", "krum"]
 

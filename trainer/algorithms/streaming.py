@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.client_result import Work
 from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
-from trainer.algorithms.server import cut, in_order
-from trainer.cohort import Round
-from trainer.flat import Moments, difference, resized
-from trainer.wires.wire import Arrivals, shifted
-from trainer.work import Work
+from trainer.algorithms.round import Round
+from trainer.algorithms.server_optimizer import cut, in_order
+from trainer.distributed.transport.base import Arrivals, shifted
+from trainer.models.flat import Moments, difference, resized
 
 
 class Streaming(FedAvg):

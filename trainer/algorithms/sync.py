@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.algorithms.algorithm import Figures, InnerState, MakeOptimizer
-from trainer.cohort import Round
-from trainer.flat import FlatModel, Moments
+from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.client_result import Work
+from trainer.algorithms.round import Round
+from trainer.distributed.transport import Wire
+from trainer.models.flat import FlatModel, Moments
 from trainer.optim import Clip
-from trainer.wires import Wire
-from trainer.work import Work
 
 
 class Sync:

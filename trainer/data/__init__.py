@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from trainer.data.apart import Apart, clients_apart, is_in_order
-from trainer.data.cifar import cifar10
-from trainer.data.clients import Clients, describe
-from trainer.data.fingerprint import checksum, fingerprint
-from trainer.data.folders import image_folder
-from trainer.data.hashing import Hash
-from trainer.data.idx import read_idx
-from trainer.data.images import digits, fashion_mnist, mnist
-from trainer.data.in_order import InOrder
-from trainer.data.npz import npz
-from trainer.data.parquet import parquet
-from trainer.data.partition import Dirichlet, Iid, Natural, Partition, Quantity, Shards, Similarity, natural_clients
-from trainer.data.saved import saved_dataset
-from trainer.data.source import Arrays, MapStyle, Source, Splits, Windows, as_source
-from trainer.data.texts import BYTES, shakespeare, text
-from trainer.data.tokens import Tokens, tokens
-from trainer.data.weights import Weights
+from trainer.data.loading.fingerprint import checksum, fingerprint
+from trainer.data.partition.clients import Clients, describe
+from trainer.data.partition.consistent_hashing import Hash
+from trainer.data.partition.partition import (
+    Dirichlet,
+    Iid,
+    Natural,
+    Partition,
+    Quantity,
+    Shards,
+    Similarity,
+    natural_clients,
+)
+from trainer.data.readers.cifar import cifar10
+from trainer.data.readers.huggingface import saved_dataset
+from trainer.data.readers.idx import read_idx
+from trainer.data.readers.image_folder import image_folder
+from trainer.data.readers.mnist import digits, fashion_mnist, mnist
+from trainer.data.readers.npz import npz
+from trainer.data.readers.parquet import parquet
+from trainer.data.readers.text import BYTES, shakespeare, text
+from trainer.data.readers.tokens import Tokens, tokens
+from trainer.data.sources.base import Arrays, MapStyle, Source, Splits, Windows, as_source
+from trainer.data.sources.example_weights import Weights
+from trainer.data.sources.iterable import InOrder
+from trainer.data.sources.per_client import Apart, clients_apart, is_in_order
 
 __all__ = [
     "BYTES",

@@ -1,13 +1,13 @@
 """Models: plain modules that know nothing of training."""
 
 from trainer.models.cnn import CNN, DigitsCNN
+from trainer.models.flops import CountsOperations
 from trainer.models.gpt import GPT
-from trainer.models.logistic import Logistic
+from trainer.models.logistic_regression import Logistic
 from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
-from trainer.models.operations import CountsOperations
 from trainer.models.resnet import ResNet
-from trainer.models.table import describe_model
+from trainer.models.summary import describe_model
 from trainer.models.transformers import Transformers
 from trainer.models.vit import ViT
 

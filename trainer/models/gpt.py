@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.block import Block
-from trainer.models.operations import transformer_operations
+from trainer.models.flops import transformer_operations
 
 
 class GPT(nn.Module):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from trainer.tasks.base import VERBS, Task
 from trainer.tasks.classification import Classification
 from trainer.tasks.language_modelling import LanguageModelling
 from trainer.tasks.multi_label import MultiLabel
 from trainer.tasks.regression import Regression
-from trainer.tasks.task import VERBS, Task
 
 __all__ = ["VERBS", "Classification", "LanguageModelling", "MultiLabel", "Regression", "Task"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.tasks.base import misfit, precise, weighted_sum
 from trainer.tasks.counts import auc, macro_f1, mean, score_histogram
-from trainer.tasks.task import misfit, precise, weighted_sum
 
 TOP = 5
 

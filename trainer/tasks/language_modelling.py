@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.task import misfit, precise, weighted_sum
+from trainer.tasks.base import misfit, precise, weighted_sum
 
 
 class LanguageModelling:

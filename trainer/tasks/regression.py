@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.tasks.base import misfit, precise, weighted_sum
 from trainer.tasks.counts import r2
-from trainer.tasks.task import misfit, precise, weighted_sum
 
 
 class Regression:

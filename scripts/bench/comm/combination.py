@@ -1,0 +1,143 @@
+"""What a round adds to its steps, beside one bare all-reduce: python -m scripts.bench.comm.combination
+
+Two silos of one rank and one thread on this machine, on the CPU unless --device says otherwise. Ours is everything from
+the last step of a round to the first of the next one: the contribution, the header, the vectors, the server, the model
+made ready for its next client. By hand it is one all_reduce of as many float32 numbers. The memory is by how much the
+peak of a combination exceeds what lasts (parameters, gradients, the global copy, the server's state), in copies of the
+parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from scripts.bench.paired_timing import in_workers, machine
+from trainer.algorithms import Algorithm, Averaging, FedAvg
+from trainer.algorithms.client_result import Work
+from trainer.algorithms.round import Round
+from trainer.commands.plan.memory import growth
+from trainer.data import Arrays, Iid, Splits
+from trainer.distributed.topology import Topology, distributed
+from trainer.loop.round import combine
+from trainer.loop.round_metrics import Tally
+from trainer.loop.run import RoundLength, Run
+from trainer.loop.train_state import State
+from trainer.tasks import Classification
+from trainer.utils.timing import clock
+
+WIDTH = 1000
+average = partial(torch.optim.SGD, lr=1.0, fused=True)  # as in conf/server
+nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=True)
+
+# Each with the most that it may take, in bare all-reduces.
+ALGORITHMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
+    "averaging": (Averaging, 1.3),
+    "fedavg": (partial(FedAvg, average), 1.8),
+    "fedavg, nesterov server": (partial(FedAvg, nesterov), 2.4),
+}
+
+
+def layers(numbers: int) -> nn.Sequential:
+    """Linear layers of about so many parameters in all."""
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(max(numbers // WIDTH**2, 1))))
+
+
+class Rounds:
+    """Rounds of one step for one client a silo, in which what is not the step is timed."""
+
+    def __init__(self, topology: Topology, algorithm: Algorithm, numbers: int, rounds: int):
+        source = Arrays(torch.randn(2, WIDTH), torch.tensor([0, 1]))
+        self.run = Run(
+            topology=topology,
+            module=layers(numbers),
+            task=Classification(),
+            data=Splits(source, source, WIDTH),
+            clients=Iid().split(source, source, clients=2, seed=0),
+            algorithm=algorithm,
+            optimizer=partial(torch.optim.SGD, lr=1e-3),
+            rounds=rounds,
+            batch_size=1,
+            length=RoundLength(steps=1),
+            evaluate_every=10**6,
+            per_client="none",
+        )
+        self.state = State(self.run)
+        self._begin(self.run.round(0))
+
+    def train(self) -> None:
+        """The steps of the round."""
+        self.state.trainer.train(self.work, self.round, self.round.index, None, lambda work, wish: False)
+
+    def combine(self) -> None:
+        """What is not a step, up to the first of the next round."""
+        tally = Tally(self.run, self.round, self.state.model.statistics)
+        norm = self.run.algorithm.contribute(self.work)
+        self.state.trainer.commit(self.work.client)
+        tally.add(self.work, norm)
+        combine(self.state, self.round, tally)
+        self._begin(self.run.round(self.round.index + 1))
+
+    def _begin(self, round: Round) -> None:
+        self.round = round
+        self.run.algorithm.begin_round(round)
+        self.work: Work = self.state.trainer.begin(self.run.topology.silo, alone=True)
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """From when both ranks begin until both are done, with what they told their devices too."""
+    dist.all_reduce(torch.zeros(1))
+    began = clock(device)
+    action()
+    clock(device)
+    dist.all_reduce(torch.zeros(1))
+    return clock(device) - began
+
+
+def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
+    """Prints a row of the table."""
+    make, goal = ALGORITHMS[name]
+    rounds = Rounds(topology, make(), numbers, pairs + 3)
+    device = topology.device
+    vector = torch.zeros(sum(parameter.numel() for parameter in rounds.run.module.parameters()), device=device)
+    times: list[tuple[float, float]] = []
+    for _ in range(pairs + 1):
+        rounds.train()
+        times.append((seconds_of(rounds.combine, device), seconds_of(lambda: dist.all_reduce(vector), device)))
+    rounds.train()
+    copies = growth(device, rounds.combine) / vector.nbytes
+    ratios = sorted(ours / bare for ours, bare in times[1:])
+    ours, bare = (1e3 * median(side) for side in zip(*times[1:], strict=True))
+    spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
+    if topology.rank == 0:
+        figures = f"{ours:.1f} ms | {bare:.1f} ms | {median(ratios):.2f} ({spread}) | {goal}"
+        print(f"| {name} | {len(vector):,} | {figures} | {copies:.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--numbers", nargs="+", type=int, default=[10_000_000, 100_000_000])
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+    choices = parser.parse_args()
+    if not in_workers("scripts.bench.comm.combination"):
+        return
+    backend = "gloo" if torch.cuda.device_count() == 1 else "auto"  # which lets both share the only GPU
+    with distributed(silos=2, device=choices.device, backend=backend) as topology:
+        if topology.rank == 0:
+            print(machine(), f"{choices.pairs} pairs", sep="; ")
+            print("| algorithm | parameters | ours | bare all_reduce | ratio (middle half) | goal | extra copies |")
+        for numbers in choices.numbers:
+            for name in choices.algorithms:
+                bench(topology, name, numbers, choices.pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""How much of the time two hosts train that share a link: python -m scripts.bench.comm.rounds --rate 100mbit
+
+A gpt of 10 million parameters on Shakespeare, two hosts of one thread each. Utilisation is the time of the same steps
+with nothing sent over the time of the rounds, medians: by bare steps, of which some are made before each round, and by
+the steps of the round itself on the slowest host, less the processor's time that the wire's threads have taken from
+them; the second does not depend on how fast the machine is from minute to minute. `sync` is one silo over both hosts,
+of `--sync-steps` steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds
+that training stood still for what was under way, and what has left the hosts' interfaces over what the trainer says
+was sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from scripts.bench.comm.link import in_workers_on_hosts, sent_through_link
+from scripts.bench.paired_timing import machine
+from trainer.algorithms import Algorithm, FedAvg, Streaming, Sync
+from trainer.data import Iid, shakespeare
+from trainer.distributed.compression import Full, Int8, Uplink
+from trainer.distributed.gradients import FullPrecision, Gradients
+from trainer.distributed.gradients import Int8 as Int8Gradients
+from trainer.distributed.topology import Topology, distributed
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength, Run
+from trainer.loop.train_state import State
+from trainer.models import GPT
+from trainer.optim import Clip
+from trainer.tasks import LanguageModelling
+
+LENGTH = 128  # tokens of a window
+SEQUENCES = 10  # of a host in a step
+BARE_STEPS = 15  # before each round, because the machine is not always equally fast
+
+adamw = partial(torch.optim.AdamW, lr=1e-3)
+nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm, in how many silos, and how many rounds of it do what one of the others does."""
+
+    algorithm: Callable[[], Algorithm]
+    silos: int = 2
+    parts: int = 1
+
+
+CASES = {
+    "sync": Case(Sync, silos=1),
+    "fedavg": Case(FedAvg),
+    "diloco": Case(partial(FedAvg, nesterov, weight="equal", inner_state="keep")),
+    "delayed": Case(partial(Streaming, overlap_steps=8)),
+    "streaming": Case(partial(Streaming, nesterov, fragments=2, overlap_steps=8, alpha=0.5), parts=2),
+}
+UPLINKS: dict[str, tuple[Uplink, Gradients]] = {"fp32": (Full(), FullPrecision()), "int8": (Int8(), Int8Gradients())}
+
+
+def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
+    """The same work for a host in a step, whatever the algorithm."""
+    data = shakespeare(length=LENGTH)
+    between, inside = UPLINKS[uplink]
+    torch.manual_seed(0)
+    return Run(
+        topology=topology,
+        module=GPT(length=LENGTH, layers=8, heads=8, width=320),
+        task=LanguageModelling(),
+        data=data,
+        clients=Iid().split(data.train, data.test, clients=2, seed=0),
+        algorithm=case.algorithm(),
+        optimizer=adamw,
+        rounds=10**6,
+        batch_size=SEQUENCES * topology.num_replicas,
+        length=RoundLength(steps=steps),
+        uplink=Full() if case.silos == 1 else between,
+        gradients=inside,
+        clip=Clip(1.0),
+        evaluate_every=10**6,
+    )
+
+
+class BareSteps:
+    """Steps with nothing sent, on all hosts at once."""
+
+    def __init__(self, topology: Topology):
+        self.run = make_run(topology, CASES["fedavg"], "fp32", BARE_STEPS)
+        self.trainer, self.client, self.rounds = State(self.run).trainer, topology.silo, 0
+        self.seconds()  # the first ones are slow
+
+    def seconds(self) -> float:
+        """Of a step, on the slowest host."""
+        work, slowest = self.trainer.begin(self.client), torch.zeros(1)
+        dist.barrier()
+        began = time.perf_counter()
+        self.trainer.train(work, self.run.round(self.rounds), self.rounds, None, lambda work, wish: False)
+        slowest[0] = (time.perf_counter() - began) / BARE_STEPS
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        self.rounds += 1
+        return float(slowest)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of what some rounds took: on the clock, in steps on the slowest host, and waiting for the wire on this.
+
+    Of the steps' seconds what the wire's threads have taken from them is taken off.
+    """
+
+    clock: float
+    steps: float
+    waited: float
+
+    @property
+    def utilisation(self) -> float:
+        """The part of the time in which the slowest host made steps: the others would wait for it without a wire."""
+        return self.steps / self.clock
+
+
+def rounds_of(state: State, indices: Iterator[int], count: int) -> Taken:
+    """So many rounds."""
+    clocks = (time.perf_counter, time.process_time, time.thread_time, lambda: state.wire.seconds_waited)
+    began, steps = [clock() for clock in clocks], 0.0
+    for index in itertools.islice(indices, count):
+        figures = train_round(state, state.run.round(index))
+        assert figures
+        steps += figures["seconds/compute"] + figures["seconds/data"]
+    dist.barrier()
+    clock, process, thread, waited = (clock() - then for clock, then in zip(clocks, began, strict=True))
+    if isinstance(state.run.algorithm, Streaming):
+        steps -= waited  # it takes totals in between steps
+    slowest = torch.tensor([steps - (process - thread)])
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return Taken(clock, float(slowest), waited)
+
+
+def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> str:
+    """A row of the table."""
+    case, of_step, taken = CASES[name], [], []
+    with distributed(silos=case.silos, device="cpu") as topology:
+        state = State(make_run(topology, case, uplink, -(-steps // case.parts)))
+        indices, before = itertools.count(), sent_through_link()
+        rounds_of(state, indices, 1)  # the first is slow
+        for _ in range(rounds):
+            of_step.append(bare.seconds())
+            if isinstance(state.run.algorithm, Streaming):
+                rounds_of(state, indices, 1)  # what was under way had more time than it should: this one takes it in
+            taken.append(rounds_of(state, indices, case.parts))
+        state.run.algorithm.settle()
+        through, sent = sent_through_link() - before, state.wire.bytes_sent
+    seconds, waited, inside = (median(getattr(t, key) for t in taken) for key in ("clock", "waited", "utilisation"))
+    used = f"{steps * median(of_step) / seconds:.3f} | {inside if case.silos > 1 else math.nan:.3f}"
+    amount = f"{through / 1e6 * case.parts / next(indices):.2f} MB | {f'{through / sent:.3f}' if sent else '-'}"
+    return f"| {name} | {uplink} | {steps} | {seconds:.2f} s | {used} | {waited:.2f} s | {amount} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", required=True, help="of the link of each host, for tc(8): 100mbit")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--uplinks", nargs="+", choices=UPLINKS, default=["fp32", "int8"])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--sync-steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    choices = parser.parse_args()
+    if not in_workers_on_hosts("scripts.bench.comm.rounds", choices.rate):
+        return
+    with distributed(silos=2, device="cpu") as topology:
+        bare = BareSteps(topology)
+        if topology.rank == 0:
+            print(machine(), choices.rate, f"{choices.rounds} rounds", sep="; ")
+            print("| algorithm | bytes | steps | round | by bare steps | inside | stood still | sent | link / told |")
+        for name in choices.cases:
+            for uplink in choices.uplinks:
+                steps = choices.sync_steps if name == "sync" else choices.steps
+                row = bench(name, uplink, steps, choices.rounds, bare)
+                if topology.rank == 0:
+                    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

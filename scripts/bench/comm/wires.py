@@ -1,0 +1,110 @@
+"""What each uplink costs and saves: python -m scripts.bench.comm.wires
+
+For each choice of `uplink=`, on one thread a silo: the CPU time in which a vector is packed and unpacked, what all
+silos send of it, and for its sum the CPU time of the first silo, its collectives included, and the time on the clock.
+The vector is one matrix of 1,000 columns. With --rate, each silo is a host of its own, and what has left the hosts'
+interfaces stands beside what the wires say that they send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scripts.bench.comm.link import in_workers_on_hosts, sent_through_link
+from scripts.bench.paired_timing import in_workers, machine
+from trainer.algorithms.round import Round
+from trainer.distributed.compression import Cast, Full, Int4, Int8, PowerSGD, TopK, Uplink
+from trainer.distributed.topology import Topology, distributed
+from trainer.distributed.transport import Wire, wire_of
+
+ALL: list[Uplink] = [Full(), Cast("bfloat16"), Cast("float16"), Int8(), Int4(), TopK(0.01), PowerSGD()]
+UPLINKS = {uplink.name: uplink for uplink in ALL}
+
+COLUMNS = 1000
+
+
+def timed(do: Callable[[], object], times: int, clock: Callable[[], float]) -> float:
+    """The median milliseconds of doing it, after a first time that is not counted."""
+    taken = []
+    for _ in range(times + 1):
+        dist.barrier()
+        began = clock()
+        do()
+        taken.append(clock() - began)
+    return 1e3 * median(taken[1:])
+
+
+def codec_times(uplink: Uplink, vector: Tensor, times: int) -> str:
+    """Milliseconds of packing and of unpacking."""
+    if isinstance(uplink, Full | PowerSGD):
+        return "- | -"
+    packed, back = torch.zeros(uplink.size(len(vector)), dtype=torch.uint8), torch.empty_like(vector)
+    pack = timed(lambda: uplink.pack(vector, packed, 0), times, time.thread_time)
+    unpack = timed(lambda: uplink.unpack(packed, back), times, time.thread_time)
+    return f"{pack:.1f} | {unpack:.1f}"
+
+
+def sum_times(wire: Wire, vector: Tensor, times: int) -> tuple[float, float]:
+    """Milliseconds of a sum, of a new vector each time: of the processor, and on the clock."""
+    one = torch.empty_like(vector)
+
+    def do() -> None:
+        for _ in wire.start(one.copy_(vector), "delta"):
+            pass
+
+    wire.begin_round(Round(0, 0, ()).seed_for)
+    return timed(do, times, time.process_time), timed(do, times, time.perf_counter)
+
+
+def bench(topology: Topology, uplinks: Sequence[Uplink], numbers: int, times: int, on_hosts: bool) -> None:
+    """Prints a row for each uplink."""
+    vector = torch.randn(numbers, generator=torch.Generator().manual_seed(topology.rank))
+    plain = 0.0
+    for uplink in uplinks:
+        wire = wire_of(topology, uplink, [(0, vector.view(-1, COLUMNS).shape)])
+        own = codec_times(uplink, vector, times)
+        before = sent_through_link() if on_hosts else 0.0
+        used, taken = sum_times(wire, vector, times)
+        by_interfaces = f" {(sent_through_link() - before) / wire.bytes_sent:.3f} |" if on_hosts else ""
+        plain = plain or taken
+        if topology.rank == 0:
+            sent = wire.bytes_sent / (2 * times + 2) / 1e6
+            row = f"| {uplink.name} | {own} | {sent:.2f} | {used:.1f} | {taken:.1f} | {taken / plain:.3f} |"
+            print(row + by_interfaces, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--silos", type=int, default=2)
+    parser.add_argument("--numbers", type=int, default=10_000_000)
+    parser.add_argument("--times", type=int, default=9)
+    parser.add_argument("--uplinks", nargs="+", choices=UPLINKS, default=list(UPLINKS))
+    parser.add_argument("--rate", help="of the link of each silo, for tc(8): 100mbit")
+    options = parser.parse_args()
+    module = "scripts.bench.comm.wires"
+    on_hosts = options.rate is not None
+    is_worker = (
+        in_workers_on_hosts(module, options.rate, options.silos) if on_hosts else in_workers(module, options.silos)
+    )
+    if not is_worker:
+        return
+    with distributed(options.silos, device="cpu") as topology:
+        if topology.rank == 0:
+            print(
+                machine(), f"{options.silos} silos, {options.numbers:,} numbers", options.rate or "loopback", sep="; "
+            )
+            by_interfaces = " interfaces / told |" if on_hosts else ""
+            print("| uplink | pack ms | unpack ms | sent MB | sum: CPU ms | ms | of fp32 |" + by_interfaces)
+        uplinks = [UPLINKS[name] for name in options.uplinks]
+        bench(topology, uplinks, options.numbers, options.times, on_hosts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""How well a GPU is used, beside the same loop written by hand: python -m scripts.bench.gpu --all
+
+gpt          124 million parameters, 32 sequences of 1,024 tokens a step, bfloat16, compiled, fused AdamW
+resnet       ResNet-18 on images of 32 x 32, 512 a step, bfloat16, channels last
+mlp          the 2NN of McMahan et al. 2017 at batch 10: a step is mostly the host's own time
+combination  of 124 million parameters between two ranks, beside a bare all-reduce; on one GPU they share it, over gloo
+
+Both sides of a model train in one process, in turn, a window of steps at a time; the median of the windows' ratios
+counts. The memory is the peak of a process that trains one side alone. With --tiny all of it is so small that any
+machine does it in a moment, on the CPU too: the figures then say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+from scripts.bench.gpu.cases import Case, cases
+from scripts.bench.gpu.sides import Ours, by_hand
+from scripts.bench.paired_timing import duel, machine
+from trainer.distributed.topology import distributed
+from trainer.utils.hardware import peak_bytes
+
+MODELS = ("gpt", "resnet", "mlp")
+SIDES = {"ours": Ours, "by-hand": by_hand}
+PARAMETERS, PARAMETERS_OF_TINY = 124_000_000, 1_000_000
+
+
+def compare(name: str, case: Case, windows: int) -> None:
+    """Prints the rates of both sides and their ratio; of a model that can tell, how well ours uses the chip."""
+    with distributed() as topology:
+        ours = Ours(case, topology)
+        duel(name, ours, by_hand(case, topology), windows, "examples/s", case.steps * case.batch_size)
+        for figure in ("tokens_per_second", "mfu", "measured_mfu"):
+            if values := [metrics[figure] for metrics in ours.figures[1:] if figure in metrics]:
+                print(f"{'':<8} {figure} {median(values):,.4f}", flush=True)
+
+
+def peak_alone(case: Case, side: str) -> float:
+    """The peak of the memory of this process, which trains two windows on one side, in bytes."""
+    with distributed() as topology:
+        train = SIDES[side](case, topology)
+        for window in range(2):
+            train(window)
+        return peak_bytes(topology.device)
+
+
+def compare_memory(name: str, tiny: bool) -> None:
+    """Prints the peaks of processes that train one side each, and by how much ours is larger."""
+    peaks = [float(_another("scripts.bench.gpu", name, "--alone", side, *["--tiny"] * tiny)) for side in SIDES]
+    ours, theirs = (peak / 2**20 for peak in peaks)
+    print(f"{name:<8} ours {ours:,.0f} MiB   by hand {theirs:,.0f} MiB   {ours - theirs:+,.0f} MiB", flush=True)
+
+
+def combination(tiny: bool) -> str:
+    """What `scripts.bench.comm.combination` says of FedAvg between two ranks where they are now."""
+    numbers, pairs = (PARAMETERS_OF_TINY, 3) if tiny else (PARAMETERS, 15)
+    options = ["--algorithms", "fedavg", "--numbers", str(numbers), "--pairs", str(pairs), "--device", "auto"]
+    return _another("scripts.bench.comm.combination", *options)
+
+
+def _another(module: str, *arguments: str) -> str:
+    """What another process prints."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(MODELS)}, combination")
+    parser.add_argument("--all", action="store_true", help="all of them")
+    parser.add_argument("--windows", type=int, default=11, help="of each side, after one that does not count")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a test of this program itself")
+    parser.add_argument("--no-memory", action="store_true", help="starts no processes for the peaks of memory")
+    parser.add_argument("--alone", choices=SIDES, help="trains this side of one case, and prints its peak of memory")
+    options = parser.parse_args(arguments)
+    known, made = [*MODELS, "combination"], cases(options.tiny)
+    chosen = known if options.all else options.cases
+    if unknown := set(chosen) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(known)}")
+    if not chosen:
+        parser.error(f"name some of {', '.join(known)}, or say --all")
+    if options.alone:
+        print(peak_alone(made[chosen[0]], options.alone))
+        return
+    print(machine(), torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", sep="; ", flush=True)
+    for name in chosen:
+        if name == "combination":
+            print(combination(options.tiny), flush=True)
+            continue
+        compare(name, made[name], options.windows)
+        if not options.no_memory:
+            compare_memory(name, options.tiny)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The two sides of a case: ours, a round with nothing but its steps, and the loop that one writes by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+
+from scripts.bench.gpu.cases import Case
+from trainer.algorithms import Sync
+from trainer.data import Clients, Splits
+from trainer.data.transforms import Chain
+from trainer.distributed.topology import Topology
+from trainer.loggers import Metrics
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength, Run
+from trainer.loop.train_state import State
+from trainer.utils.compile import compiled
+from trainer.utils.timing import clock
+
+FOREVER = 10**6
+
+
+class Ours:
+    """A run whose rounds are the windows; `figures` are those of the rounds so far."""
+
+    def __init__(self, case: Case, topology: Topology):
+        source = case.source()
+        self.state = State(
+            Run(
+                topology=topology,
+                module=case.model(),
+                task=case.task,
+                data=Splits(source, source, None),
+                clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
+                algorithm=Sync(),
+                optimizer=case.optimizer,
+                rounds=FOREVER,
+                batch_size=case.batch_size,
+                preprocess=Chain(channels_last=case.channels_last),
+                length=RoundLength(steps=case.steps),
+                autocast=case.autocast,
+                compile=case.compile,
+                evaluate_every=FOREVER,
+                measures_rate=True,
+            )
+        )
+        self.figures: list[Metrics] = []
+
+    def __call__(self, window: int) -> None:
+        metrics = train_round(self.state, self.state.run.round(window))
+        assert metrics is not None
+        clock(self.state.run.topology.device)
+        self.figures.append(metrics)
+
+
+def by_hand(case: Case, topology: Topology) -> Callable[[int], None]:
+    """The same number of steps on the same examples, which lie on the device."""
+    source, device = case.source(), topology.device
+    inputs, targets = (part.to(device) for part in source.fetch(torch.arange(len(source))))
+    if case.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    model = case.model().to(device)
+    optimizer, forward = case.optimizer(model.parameters()), compiled(model, case.compile)
+    precision = torch.autocast(device.type, case.autocast) if case.autocast else nullcontext()
+
+    def theirs(window: int) -> None:
+        model.train()
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(window))
+        order = order.repeat(1 + case.steps * case.batch_size // len(source)).to(device)
+        for ids in order[: case.steps * case.batch_size].split(case.batch_size):
+            with precision:
+                loss = case.loss(forward(inputs.index_select(0, ids)), targets.index_select(0, ids))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        clock(device)
+
+    return theirs

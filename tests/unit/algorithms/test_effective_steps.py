@@ -1,0 +1,153 @@
+"""The probe: how far optimizers go under a gradient of 1, in closed form; and which of them it cannot measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.algorithms.effective_steps import Probe, refuse_nonlinear
+from trainer.optim import Clip
+
+RATE = 0.1
+SGD = torch.optim.SGD
+
+laws = settings(deadline=None)
+steps = st.integers(0, 40)
+betas = st.floats(0, 0.95)
+schedules = st.lists(st.floats(0, 2), max_size=20)
+
+
+def close(value: float) -> object:
+    return pytest.approx(value, rel=1e-12, abs=1e-15)
+
+
+def velocity(rho: float, step: int) -> float:
+    """1 + rho + ... + rho^(step - 1): the momentum buffer at the step, counted from 1."""
+    return (1 - rho**step) / (1 - rho)
+
+
+@laws
+@given(schedules)
+def test_sgd_goes_the_sum_of_its_rates(factors: list[float]):
+    assert Probe(partial(SGD, lr=RATE)).way(tuple(factors)) == close(RATE * math.fsum(factors))
+
+
+@laws
+@given(steps, betas)
+def test_momentum_goes_the_norm_of_fednova(tau: int, rho: float):
+    """eta ||a||_1 with (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho), Wang et al. 2020."""
+    norm = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+    assert Probe(partial(SGD, lr=RATE, momentum=rho)).way((1.0,) * tau) == pytest.approx(RATE * norm, abs=1e-12)
+
+
+@laws
+@given(steps, st.floats(0.01, 0.95))
+def test_nesterov_looks_ahead_by_one_step(tau: int, rho: float):
+    """Each step is 1 + rho v_t: together the tau steps and rho times what momentum goes."""
+    norm = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+    way = Probe(partial(SGD, lr=RATE, momentum=rho, nesterov=True)).way((1.0,) * tau)
+    assert way == pytest.approx(RATE * (tau + rho * norm), abs=1e-12)
+
+
+@laws
+@given(schedules, st.floats(0.01, 0.95))
+def test_schedules_weigh_the_steps_of_momentum(factors: list[float], rho: float):
+    """sum_t eta_t v_t: the rate of a step multiplies what all steps before it have left."""
+    expected = math.fsum(RATE * factor * velocity(rho, t) for t, factor in enumerate(factors, 1))
+    assert Probe(partial(SGD, lr=RATE, momentum=rho)).way(tuple(factors)) == close(expected)
+
+
+@laws
+@given(steps, st.floats(0.01, 5))
+def test_a_pull_brings_it_back(tau: int, mu: float):
+    """(1 - (1 - eta mu)^tau) / mu, eta times the proximal norm of Wang et al. 2020."""
+    expected = (1 - (1 - RATE * mu) ** tau) / mu
+    assert Probe(partial(SGD, lr=RATE), pull=mu).way((1.0,) * tau) == pytest.approx(expected, rel=1e-10)
+
+
+@laws
+@given(schedules, st.floats(0.01, 4))
+def test_schedules_weigh_a_pull(factors: list[float], mu: float):
+    """(1 - prod_t (1 - eta_t mu)) / mu."""
+    expected = (1 - math.prod(1 - RATE * factor * mu for factor in factors)) / mu
+    assert Probe(partial(SGD, lr=RATE), pull=mu).way(tuple(factors)) == pytest.approx(expected, rel=1e-9, abs=1e-14)
+
+
+@laws
+@given(schedules, st.floats(0, 0.95), st.floats(-3, 3))
+def test_the_way_is_in_proportion_to_the_gradient(factors: list[float], rho: float, gradient: float):
+    probe = Probe(partial(SGD, lr=RATE, momentum=rho))
+    assert probe.way(tuple(factors), gradient) == close(gradient * probe.way(tuple(factors)))
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
+def test_weight_decay_is_left_out(options: dict[str, float]):
+    """It is a part of the clients' gradients, not of how far they carry."""
+    with_it, without = (partial(SGD, lr=RATE, weight_decay=decay, **options) for decay in (0.5, 0.0))
+    assert Probe(with_it).way((1.0, 0.5, 2.0)) == Probe(without).way((1.0, 0.5, 2.0))
+
+
+def test_every_way_begins_anew():
+    """Asked again, for more steps and for the same: no momentum is left from the last time."""
+    probe = Probe(partial(SGD, lr=RATE, momentum=0.5))
+    assert [probe.way((1.0,) * tau) for tau in (1, 2, 1)] == [close(0.1), close(0.25), close(0.1)]
+
+
+LINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(SGD, lr=RATE),
+    "momentum": partial(SGD, lr=RATE, momentum=0.9),
+    "nesterov": partial(SGD, lr=RATE, momentum=0.9, nesterov=True),
+    "dampening": partial(SGD, lr=RATE, momentum=0.9, dampening=0.5),
+    "weight_decay": partial(SGD, lr=RATE, weight_decay=0.1),
+    "fused": partial(SGD, lr=RATE, momentum=0.9, fused=True),
+}
+NONLINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "Adam": partial(torch.optim.Adam, lr=RATE),
+    "AdamW": torch.optim.AdamW,
+    "RMSprop": partial(torch.optim.RMSprop, lr=RATE, momentum=0.9),
+    "Adagrad": partial(torch.optim.Adagrad, lr=RATE),
+    "Adadelta": torch.optim.Adadelta,
+    "Adamax": torch.optim.Adamax,
+    "NAdam": torch.optim.NAdam,
+    "RAdam": torch.optim.RAdam,
+    "Rprop": torch.optim.Rprop,
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_what_is_linear_is_accepted(name: str):
+    """And twice the gradient is indeed twice the way, at rates that change."""
+    refuse_nonlinear("scaffold", LINEAR[name], Clip())
+    way, twice = (Probe(LINEAR[name]).way((1.0, 0.3, 0.7), gradient) for gradient in (1.0, 2.0))
+    assert way > 0 and twice == pytest.approx(2 * way, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_adaptive_optimizers_are_refused(name: str):
+    """The message names the algorithm, the optimizer, and what to set instead."""
+    with pytest.raises(ValueError) as raised:
+        refuse_nonlinear("scaffold", NONLINEAR[name], Clip())
+    said = str(raised.value)
+    assert said.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
+    assert f"with {name} twice the gradient is not twice the step" in said
+    assert "set optimizer=sgd or optimizer=momentum, or algorithm=fedavg" in said
+
+
+def test_an_optimizer_of_matrices_is_refused_in_its_own_words():
+    with pytest.raises(ValueError, match=r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd"):
+        refuse_nonlinear("fednova", partial(torch.optim.Muon, lr=RATE), Clip())
+
+
+def test_clipping_is_refused():
+    """However large the norm: nobody can say that it is never met."""
+    with pytest.raises(ValueError) as raised:
+        refuse_nonlinear("fednova", LINEAR["sgd"], Clip(1e9))
+    said = str(raised.value)
+    assert said.startswith("clip_norm=1e+09 with algorithm=fednova")
+    assert "set clip_norm=null, or algorithm=fedavg" in said

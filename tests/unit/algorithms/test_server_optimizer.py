@@ -1,0 +1,99 @@
+"""The server optimizer: however its vector is cut into parts and blocks, it is one optimizer of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.algorithms import FedOpt
+from trainer.algorithms.server_optimizer import Server, cut, in_order
+from trainer.models import flat
+from trainer.models.flat import blocks_of, difference
+
+NUMBERS = 100
+WHOLE, HALVES = [slice(0, NUMBERS)], [slice(0, 48), slice(48, NUMBERS)]
+SERVERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "mean": partial(torch.optim.SGD, lr=1.0, fused=True),
+    "nesterov": partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=True),
+    "adam": partial(torch.optim.Adam, lr=0.01, fused=True),
+    "yogi": partial(FedOpt, lr=0.05, rule="yogi"),
+}
+
+
+def numbers(seed: int) -> Tensor:
+    return torch.randn(NUMBERS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def walk(server: Server, vector: Tensor, parts: Sequence[slice], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        for part in parts:
+            for block in blocks_of(vector, part):
+                server.step(block, numbers(seed)[block])
+
+
+@pytest.mark.parametrize("blocks", [[16, 1000], [1000, 16], [16, 16], [16, 24]], ids=str)
+@pytest.mark.parametrize("name", SERVERS)
+def test_neither_parts_nor_blocks_show(name: str, blocks: list[int]):
+    """Two steps, saved, and two more, in blocks of these lengths: the bits of torch's optimizer of the whole."""
+    vector, wanted = numbers(0), numbers(0)
+    with patch.object(flat, "BLOCK", blocks[0]):
+        first = Server(SERVERS[name], vector, HALVES)
+        walk(first, vector, HALVES, [1, 2])
+    with patch.object(flat, "BLOCK", blocks[1]):
+        second = Server(SERVERS[name], vector, WHOLE)
+        second.load_state_dict(first.state_dict())
+        walk(second, vector, WHOLE, [3, 4])
+    theirs = SERVERS[name]([wanted])
+    for seed in (1, 2, 3, 4):
+        wanted.grad = numbers(seed)
+        theirs.step()
+    assert torch.equal(vector, wanted)
+
+
+def test_a_state_is_cut_as_its_parts_lie():
+    """Out of parts in any order, of some of the vector: what is between them and behind them is zero."""
+    whole = torch.arange(1.0, 21.0)
+    saved = in_order({"12": {"sum": whole[12:17]}, "0": {"sum": whole[0:4]}, "4": {"sum": whole[4:9]}})
+    lacking = whole.clone()
+    lacking[9:12] = lacking[17:] = 0
+    for start in range(20):
+        for stop in range(start + 1, 21):
+            assert torch.equal(cut(saved, slice(start, stop))["sum"], lacking[start:stop])
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi"])
+def test_parts_that_moved_differently_often_stay_so(name: str):
+    """One half has moved twice, the other never: restored, each goes on as torch's optimizer of that half alone."""
+    vector, wanted = numbers(0), numbers(0)
+    with patch.object(flat, "BLOCK", 16):
+        first, second = Server(SERVERS[name], vector, HALVES), Server(SERVERS[name], vector, HALVES)
+        walk(first, vector, HALVES[:1], [1, 2])
+        second.load_state_dict(first.state_dict())
+        walk(second, vector, HALVES, [3])
+    for half, seeds in zip(HALVES, [(1, 2, 3), (3,)], strict=True):
+        theirs = SERVERS[name]([wanted[half]])
+        for seed in seeds:
+            part = theirs.param_groups[0]["params"][0]
+            part.grad = numbers(seed)[half]
+            theirs.step()
+    assert torch.equal(vector, wanted)
+
+
+def test_a_rank_that_moves_nothing_has_an_empty_part():
+    vector, none = numbers(0), slice(0, 0)
+    assert blocks_of(vector, none) == [none]
+    Server(SERVERS["nesterov"], vector, [none]).step(none, vector[none])
+    assert torch.equal(vector, numbers(0))
+
+
+def test_a_difference_is_the_same_in_blocks():
+    a, b = numbers(0), numbers(1)
+    with patch.object(flat, "BLOCK", 16):
+        delta, norm = difference(a, b, 0.5)
+    assert torch.equal(delta, (a - b) * 0.5)
+    assert norm == pytest.approx(float(torch.linalg.vector_norm(a - b)), rel=1e-14)

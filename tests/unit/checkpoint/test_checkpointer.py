@@ -1,0 +1,244 @@
+"""Checkpoints: replicas divide them and merge them, and a run goes on from the newest that are as they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.disk import LAYOUT, assert_trees_equal, border_name, save_border, section_name, steps_of, writers
+from trainer.checkpoint import Checkpoints, Start, newest_whole
+from trainer.checkpoint.checkpointer import share_of
+from trainer.checkpoint.format import Part, Saved, find, leaves_of, write_part
+from trainer.checkpoint.resume import borders, choose, held
+from trainer.distributed.topology import distributed
+
+laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SIZES = (2, 1)  # of the silos that save
+
+
+@pytest.fixture(autouse=True)
+def world() -> Iterator[None]:
+    """This process is all the ranks there are."""
+    with distributed():
+        yield
+
+
+leaf = st.builds(torch.zeros, st.integers(0, 300)) | st.integers()
+trees = st.dictionaries(
+    st.text("abcd", min_size=1), leaf | st.dictionaries(st.text("abcd", min_size=1), leaf), max_size=9
+)
+
+
+@laws
+@given(trees, st.integers(1, 5))
+def test_replicas_divide_what_they_hold_in_common(tree: dict, replicas: int):
+    """Every leaf exactly once; and no replica writes more than another by more than the largest leaf."""
+    shares = [share_of(tree, replica, replicas) for replica in range(replicas)]
+    assert sorted(name for share in shares for name in share) == sorted(name for name, _ in leaves_of(tree))
+    assert all(share[name] is leaf for share in shares for name, leaf in leaves_of(tree) if name in share)
+    loads = [
+        sum(leaf.nbytes + 1 if isinstance(leaf, torch.Tensor) else 1 for leaf in share.values()) for share in shares
+    ]
+    largest = max((leaf.nbytes for _, leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)), default=0)
+    assert max(loads) - min(loads) <= largest + 1
+
+
+@settings(laws, max_examples=25)
+@given(trees, st.integers(1, 3))
+def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory, tree: dict, replicas: int):
+    """The tree of all of them; what each calls its own stays its own."""
+    folder = tmp_path_factory.mktemp("merged")
+    ranks = writers(folder, (replicas,))
+    for replica, one in enumerate(ranks):
+        one.save_section(1, 5, {"model": tree, "empty": {}}, {}, {"replica": replica})
+        one.wait()
+    saved = find(folder / section_name(0, 1, 5))
+    assert saved is not None and not saved.faults()
+    assert_trees_equal(saved.load("model"), tree)
+    assert saved.load("empty") == {}
+    assert [saved.load_of(part, "own") for part in saved.parts] == [{"replica": replica} for replica in range(replicas)]
+
+
+def test_all_silos_write_or_the_first_alone(tmp_path: Path):
+    """Where clients keep nothing, the other silos have nothing to bring."""
+    for name, all_write in (("round-000001", True), ("round-000002", False)):
+        for one in writers(tmp_path, SIZES):
+            clients = {"clients": {str(one.topology.silo): {"a": 1}}}
+            one.save_border(name, {"model": {"a": 1}}, {}, clients, {}, all_write)
+            one.wait()
+    every, first = (find(path) for path in borders(tmp_path))
+    assert every is not None and first is not None
+    assert every.parts == ("silo-0.replica-0", "silo-0.replica-1", "silo-1.replica-0")
+    assert first.parts == ("silo-0.replica-0", "silo-0.replica-1")
+    assert set(first.load("clients")) == {"0"} and set(every.load("clients")) == {"0", "1"}
+    assert [len(every.load_of(part, "model")) for part in every.parts] == [1, 0, 0]
+
+
+def test_what_is_loaded_is_not_what_is_on_disk(tmp_path: Path):
+    """No aliases: training on changes neither the file nor what is loaded from it again."""
+    save_border(writers(tmp_path), 1)
+    saved = newest_whole(tmp_path)
+    assert saved is not None
+    saved.load("model")["weight"].zero_()
+    assert saved.faults() == [] and saved.load("model")["weight"].tolist() == [1] * 4
+
+
+def test_nothing_is_no_checkpoint(tmp_path: Path):
+    assert writers(tmp_path)[0].newest() is None
+    assert newest_whole(tmp_path / "nowhere") is None
+
+
+def test_borders_are_in_the_order_of_the_run(tmp_path: Path):
+    """By number, not by letter; a round that has still to be evaluated before the same that has been."""
+    names = ["round-000009", "round-000010-unevaluated", "round-000010", "round-999999", "round-1000000"]
+    for name in [*reversed(names), "rounds", "round-1", "round-000001.old"]:
+        (tmp_path / name).mkdir()
+    assert [path.name for path in borders(tmp_path)] == names
+
+
+def test_where_a_run_stands_is_said(tmp_path: Path):
+    section = Saved(tmp_path / "step-000400", ())
+    assert Start(3, Saved(tmp_path / "round-000003", ())).place == "round 3"
+    assert Start(3, None, {1: section, 0: section}).place == "round 3, silo 0 at step-000400, silo 1 at step-000400"
+
+
+def test_the_figures_of_a_round_are_reported_when_it_is_evaluated(tmp_path: Path):
+    assert Start(3, Saved(tmp_path / border_name(3), ())).reported == 3
+    assert Start(3, Saved(tmp_path / border_name(3, False), ())).reported == 2
+    assert Start(3, None, {0: Saved(tmp_path / section_name(0, 3, 1), ())}).reported == 3
+
+
+SILOS = (f"silo-0-{LAYOUT}", f"silo-1-{LAYOUT}")
+PLACES = (border_name(1), border_name(2, False), border_name(2), border_name(3))
+STEPS = ("step-000009", "step-000010", "step-000200")
+
+amounts = st.sampled_from(["none", "half", "whole", "whole"])
+kept = st.fixed_dictionaries({place: amounts for place in PLACES})
+kept_sections = st.dictionaries(
+    st.tuples(st.sampled_from(PLACES), st.sampled_from([*SILOS, "silo-1-another0"]), st.sampled_from(STEPS)), amounts
+)
+
+
+def put(folder: Path, amount: str) -> None:
+    """All parts of a whole, or half of them, or none."""
+    for part in {"none": "", "half": "a", "whole": "ab"}[amount]:
+        write_part(folder, Part(part, ("a", "b"), "first"), {})
+
+
+def chosen(folder: Path, passed: list[str]) -> list[str]:
+    names = [path.name for path in reversed(borders(folder))]
+    return choose(folder, names, lambda name: held(folder / name, SILOS, passed), passed).splitlines()
+
+
+@settings(laws, max_examples=60)
+@given(kept, kept_sections)
+def test_the_newest_is_chosen(
+    tmp_path_factory: pytest.TempPathFactory, kept: dict[str, str], sections: dict[tuple[str, str, str], str]
+):
+    """The newest border that is whole, or inside whose round all silos have saved; and the silos' newest sections.
+
+    What is newer and not whole is told.
+    """
+    folder = tmp_path_factory.mktemp("choice")
+    for place, amount in {**kept, **{"/".join(key): amount for key, amount in sections.items()}}.items():
+        put(folder / place, amount)
+    usable: dict[str, list[str]] = {}
+    for place in PLACES:
+        whole = {silo: [step for step in STEPS if sections.get((place, silo, step)) == "whole"] for silo in SILOS}
+        newest = [f"{place}/{silo}/{steps[-1]}" for silo, steps in whole.items() if steps]
+        if kept[place] == "whole" or len(newest) == len(SILOS):
+            usable[place] = [place] * (kept[place] == "whole") + newest
+    expected = list(usable)[-1:]
+    passed: list[str] = []
+    assert chosen(folder, passed) == (usable[expected[0]] if expected else [])
+    newer = [path for path in PLACES[PLACES.index(expected[0]) + 1 if expected else 0 :] if (folder / path).exists()]
+    assert passed == [f"{folder / path} is not whole" for path in reversed(newer)]
+
+
+TWO = {place: [place, *(f"{place}/{silo}/{STEPS[0]}" for silo in SILOS)] for place in (border_name(1), border_name(2))}
+
+
+@pytest.fixture
+def two_rounds(tmp_path: Path) -> Path:
+    """Two borders, and inside the round after each a section of every silo."""
+    for name in sum(TWO.values(), []):
+        put(tmp_path / name, "whole")
+    return tmp_path
+
+
+@laws
+@given(st.sets(st.sampled_from(sum(TWO.values(), []))))
+def test_what_is_known_to_be_damaged_is_not_chosen(two_rounds: Path, damaged: set[str]):
+    """A damaged part of a border leaves the sections inside it in use, and the other way round."""
+    passed = [f"{two_rounds / name / 'b.safetensors'} is damaged" for name in damaged]
+    left = {place: [name for name in names if name not in damaged] for place, names in TWO.items()}
+    usable = [names for place, names in left.items() if place in names or len(names) == len(SILOS)]
+    assert chosen(two_rounds, passed) == (usable[-1] if usable else [])
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path):
+    """A long round: the millionth step comes after the one before."""
+    for step in (999_999, 1_000_000):
+        for silo in SILOS:
+            put(tmp_path / border_name(0) / silo / f"step-{step:06d}", "whole")
+    assert chosen(tmp_path, []) == [f"{border_name(0)}/{silo}/step-1000000" for silo in SILOS]
+
+
+def save_together(folder: Path) -> None:
+    """Two silos save a border, and each a section of its own."""
+    with distributed(2) as topology:
+        mine = Checkpoints(folder, topology, lambda rounds: LAYOUT)
+        mine.save_border(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_write=True)
+        mine.save_section(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
+        mine.wait()
+
+
+def go_on_together(folder: Path) -> tuple[tuple, tuple[str, ...]] | str:
+    """What these ranks go on from, and what they have passed; or what they have raised."""
+    with distributed(2) as topology:
+        try:
+            start = Checkpoints(folder, topology, lambda rounds: LAYOUT).newest()
+        except ValueError as error:
+            return str(error)
+        return (steps_of(start), start.passed) if start else "nothing"
+
+
+def test_a_checkpoint_is_of_all_ranks(ranks, tmp_path: Path):
+    ranks(2).run(save_together, tmp_path)
+    saved = newest_whole(tmp_path)
+    assert saved is not None and saved.load("silo") == {"0": 0, "1": 1}
+    assert ranks(2).run(go_on_together, tmp_path) == [((border_name(1), {0: 10, 1: 11}), ())] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_rank_finds_all_know(ranks, tmp_path: Path, rank: int):
+    """Whichever rank reads the damaged part; when nothing is left all raise the same."""
+    ranks(2).run(save_together, tmp_path)
+    damaged = tmp_path / section_name(rank, 1, 10 + rank) / "replica-0.safetensors"
+    damaged.write_bytes(b"")
+    (one, passed), other = ranks(2).run(go_on_together, tmp_path)
+    assert (one, passed) == other and one == (border_name(1), {1 - rank: 11 - rank})
+    assert len(passed) == 1 and str(damaged) in passed[0]
+    (tmp_path / border_name(1) / f"silo-{rank}.replica-0.safetensors").unlink()
+    raised = ranks(2).run(go_on_together, tmp_path)
+    assert raised[0] == raised[1] and "run_dir" in raised[0] and str(damaged) in raised[0]
+
+
+def test_all_ranks_know_what_is_not_whole(ranks, tmp_path: Path):
+    """Rank 0 looks for what is whole, and all go the same way: here back to the first border."""
+    ranks(2).run(save_together, tmp_path)
+    save_border(writers(tmp_path, (1, 1))[:1], 2)
+    one, other = ranks(2).run(go_on_together, tmp_path)
+    assert one == other == ((border_name(1), {0: 10, 1: 11}), (f"{tmp_path / border_name(2)} is not whole",))
+
+
+def test_all_ranks_raise_or_none_does(ranks, tmp_path: Path):
+    """Nothing but half of a border: what some do, the others do too, or they would wait for each other."""
+    save_border(writers(tmp_path, (1, 1))[:1], 2)
+    one, other = ranks(2).run(go_on_together, tmp_path)
+    assert one == other

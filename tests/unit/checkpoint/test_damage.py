@@ -1,0 +1,155 @@
+"""Damaged checkpoints: each flipped bit is noticed before any of it is used, and a run goes on from what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.disk import border_name, content, flipped, save_border, save_section, section_name, steps_of, writers
+from trainer.checkpoint import Start
+from trainer.distributed.topology import distributed
+
+laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SIZES = (2, 1)  # of the silos that save
+
+
+@pytest.fixture(autouse=True)
+def world() -> Iterator[None]:
+    """This process is all the ranks there are."""
+    with distributed():
+        yield
+
+
+def written(folder: Path) -> Path:
+    """Two borders, and after the second two sections of silo 0 and one of silo 1."""
+    with distributed():
+        ranks = writers(folder, SIZES)
+        save_border(ranks, 1)
+        save_border(ranks, 2)
+        for silo, step in ((0, 100), (0, 200), (1, 50)):
+            save_section(ranks, silo, 2, step)
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Checkpoints to damage."""
+    return written(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints to damage and to mend again."""
+    return written(tmp_path_factory.mktemp("saved"))
+
+
+def newest(folder: Path) -> Start:
+    """What a run of the same silos goes on from."""
+    start = writers(folder, SIZES)[0].newest()
+    assert start is not None
+    return start
+
+
+def test_undamaged_it_goes_on_from_the_newest(saved: Path):
+    start = newest(saved)
+    assert steps_of(start) == (border_name(2), {0: 200, 1: 50})
+    assert start.passed == () and start.rounds == 2
+
+
+# By the folder with a damaged file: the border and the steps of silos that the run goes on from instead.
+INSTEAD = {
+    border_name(2): ("", {0: 200, 1: 50}),
+    section_name(0, 2, 200): (border_name(2), {0: 100, 1: 50}),
+    section_name(1, 2, 50): (border_name(2), {0: 200}),
+}
+folders = pytest.mark.parametrize("folder", INSTEAD, ids=["border", "section", "only section"])
+suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+
+
+def assert_noticed(saved: Path, folder: str, path: Path, damaged: bytes | None) -> None:
+    """Fails unless a run goes on from what is left, and says why, when the file has this content."""
+    with content(path, damaged):
+        start = newest(saved)
+    assert steps_of(start) == INSTEAD[folder]
+    assert len(start.passed) == 1
+    assert str(path) in start.passed[0]
+
+
+@folders
+@suffixes
+@settings(laws, max_examples=30)
+@given(data=st.data())
+def test_every_flipped_bit_is_noticed(saved_once: Path, folder: str, suffix: str, data: st.DataObject):
+    path = data.draw(st.sampled_from(sorted((saved_once / folder).glob(f"*{suffix}"))))
+    own = path.read_bytes()
+    place, bit = data.draw(st.integers(0, len(own) - 1)), data.draw(st.integers(0, 7))
+    assert_noticed(saved_once, folder, path, flipped(own, place, bit))
+
+
+@folders
+@suffixes
+@settings(laws, max_examples=15)
+@given(data=st.data())
+def test_every_truncation_and_every_addition_is_noticed(
+    saved_once: Path, folder: str, suffix: str, data: st.DataObject
+):
+    path = data.draw(st.sampled_from(sorted((saved_once / folder).glob(f"*{suffix}"))))
+    own = path.read_bytes()
+    assert_noticed(saved_once, folder, path, own[: data.draw(st.integers(0, len(own) - 1))])
+    assert_noticed(saved_once, folder, path, own + data.draw(st.binary(min_size=1, max_size=9)))
+
+
+@folders
+def test_missing_tensors_are_noticed(saved_once: Path, folder: str):
+    for path in (saved_once / folder).glob("*.safetensors"):
+        assert_noticed(saved_once, folder, path, None)
+
+
+def test_it_goes_on_from_the_border_before(saved: Path):
+    """The newest border and the sections after it are damaged, each at another rank's share."""
+    damaged = [saved / border_name(2) / "silo-1.replica-0.safetensors"]
+    damaged += [saved / section_name(0, 2, step) / "replica-1.safetensors" for step in (100, 200)]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1])
+    start = newest(saved)
+    assert steps_of(start) == (border_name(1), {}) and start.rounds == 1
+    assert all(any(str(path) in fault for fault in start.passed) for path in damaged)
+
+
+def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
+    """Each damaged file, and the way out."""
+    for rounds in (1, 2):
+        save_border(writers(tmp_path, SIZES), rounds)
+    damaged = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(damaged) == 2 * sum(SIZES)
+    for path in damaged:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"(?s)can be used.*run_dir") as raised:
+        newest(tmp_path)
+    assert all(str(path) in str(raised.value) for path in damaged)
+
+
+def test_another_version_is_not_gone_on_from(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    """A later version has written it: each of its files says so."""
+    monkeypatch.setattr("trainer.checkpoint.format.FORMAT", 1)
+    with pytest.raises(ValueError, match=r"format 2; this version reads 1"):
+        newest(saved)
+
+
+def test_a_run_that_was_killed_in_its_first_save_starts_anew(tmp_path: Path):
+    """Nothing is damaged, something is not yet written: the same command begins again, and saves over it."""
+    ranks = writers(tmp_path, SIZES)
+    save_border(ranks[:1], 1)
+    assert writers(tmp_path, SIZES)[0].newest() is None
+    save_border(writers(tmp_path, SIZES), 1)
+    assert steps_of(newest(tmp_path)) == (border_name(1), {})
+
+
+def test_silos_that_were_killed_before_the_first_border_start_anew(tmp_path: Path):
+    """Silo 0 has saved inside the first round, silo 1 was about to."""
+    save_section(writers(tmp_path, SIZES), 0, 0, 100)
+    assert writers(tmp_path, SIZES)[0].newest() is None

@@ -1,0 +1,284 @@
+"""Trees on disk: what goes in comes out, a whole is there with all its parts or not at all, and damage is noticed."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tests.support.disk import assert_trees_equal, content, flipped
+from trainer.checkpoint import direct_io
+from trainer.checkpoint import format as checkpoint_format
+from trainer.checkpoint.format import (
+    DTYPES,
+    Part,
+    Saved,
+    find,
+    leaves_of,
+    tree_of,
+    write_part,
+    write_tensors,
+    write_text,
+)
+from trainer.distributed.topology import distributed
+
+laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+TEXTS = ("a" * 60000, "b" * 50000)
+
+names = st.text("abcdefgh.0123456789_", min_size=1, max_size=6)
+shapes = st.lists(st.integers(0, 3), max_size=3)
+tensors = st.builds(
+    lambda shape, dtype: torch.arange(math.prod(shape)).view(shape).to(dtype), shapes, st.sampled_from(list(DTYPES))
+)
+numbers = st.integers(-(1 << 60), 1 << 60) | st.floats(allow_nan=False) | st.booleans()
+values = tensors | numbers | st.none() | st.text(max_size=5)
+trees = st.recursive(
+    st.dictionaries(names, values, max_size=4),
+    lambda inner: st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def write(folder: Path, tree: dict[str, Any]) -> Saved:
+    """A whole of one part."""
+    write_part(folder, Part("a", ("a",), "first"), tree)
+    saved = find(folder)
+    assert saved is not None and saved.faults() == []
+    return saved
+
+
+@laws
+@given(trees)
+def test_trees_go_round(tmp_path: Path, tree: dict[str, Any]):
+    """Nested names, tensors of every type and shape, numbers, texts and null come back as they were.
+
+    So do empty trees: an optimizer that has no state yet is not one that was forgotten.
+    """
+    assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+def test_tensors_of_every_type_go_round(tmp_path: Path, dtype: torch.dtype):
+    """Those without elements and without dimensions too; bit for bit, what is no number included."""
+    bits = torch.arange(256, dtype=torch.uint8) & (1 if dtype is torch.bool else 255)
+    tree = {"all": bits.view(dtype), "none": torch.zeros(0, 3, dtype=dtype), "one": torch.ones((), dtype=dtype)}
+    assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
+
+
+def test_tensors_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those that end with a block, within one, and with the first byte of one; the library reads the file too."""
+    monkeypatch.setattr(direct_io, "BLOCK_BYTES", 4096)
+    tree = {str(size): torch.arange(size).to(torch.uint8) for size in (0, 1, 4095, 4096, 4097, 40960, 50001)}
+    assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
+    assert_trees_equal(load_file(tmp_path / "a.safetensors"), {f"section/{size}": leaf for size, leaf in tree.items()})
+
+
+def test_numbers_that_are_none_go_round(tmp_path: Path):
+    loaded = write(tmp_path, {"section": {"nan": math.nan, "most": math.inf, "least": -math.inf}}).load("section")
+    assert math.isnan(loaded["nan"]) and (loaded["most"], loaded["least"]) == (math.inf, -math.inf)
+
+
+@laws
+@given(trees)
+def test_a_tree_is_its_leaves(tree: dict[str, Any]):
+    assert_trees_equal(tree_of(dict(leaves_of(tree))), tree)
+
+
+def test_leaves_that_are_not_wanted_are_left_out(tmp_path: Path):
+    """Tensors and numbers alike, chosen by their paths: client 1 is not client 11."""
+    tree = {"1": {"a": torch.ones(1), "b": 2}, "11": {"a": torch.zeros(1), "b": 3}}
+    saved = write(tmp_path, {"clients": tree})
+    assert_trees_equal(saved.load("clients", lambda leaf: leaf.startswith("1/")), {"1": tree["1"]})
+    assert_trees_equal(saved.load("clients", lambda leaf: leaf.endswith("/b")), {"1": {"b": 2}, "11": {"b": 3}})
+    assert saved.load("clients", lambda leaf: False) == {}
+
+
+def test_sections_are_told_apart(tmp_path: Path):
+    """One whose name begins like another's, an empty one, and one that is not there."""
+    saved = write(tmp_path, {"model": {"a": 1}, "model.old": {"b": 2}, "algorithm": {}})
+    assert saved.load("model") == {"a": 1}
+    assert saved.load("model.old") == {"b": 2}
+    assert saved.load("algorithm") == saved.load("nothing") == {}
+
+
+def test_a_view_is_saved_without_what_it_looks_into(tmp_path: Path):
+    """One row of a megabyte, and a part of another, transposed: a small file, and the right numbers."""
+    tree = {"row": torch.arange(262144.0).view(-1, 4)[7], "turned": torch.arange(262144.0).view(-1, 4)[:3].T}
+    saved = write(tmp_path, {"model": tree})
+    assert (tmp_path / "a.safetensors").stat().st_size < 1000
+    assert_trees_equal(saved.load("model"), tree)
+
+
+def test_parts_are_merged(tmp_path: Path):
+    """What they divide is one tree again; what each of them calls its own can be told apart."""
+    for name, value in (("a", 1), ("b", 2)):
+        write_part(tmp_path, Part(name, ("a", "b"), "first"), {"model": {name: value}, "own": {"value": value}})
+    saved = find(tmp_path)
+    assert saved is not None and saved.parts == ("a", "b")
+    assert saved.load("model") == {"a": 1, "b": 2}
+    assert [saved.load_of(part, "own") for part in saved.parts] == [{"value": 1}, {"value": 2}]
+
+
+three = ("a", "b", "c")
+written = st.lists(st.tuples(st.sampled_from(three), st.sampled_from(["first", "second"])), max_size=8)
+
+
+@laws
+@given(written)
+def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, str]]):
+    """In whatever order two attempts write theirs, some of them over the other's: parts never mix."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, attempt in order:
+        write_part(folder, Part(name, three, attempt), {"section": {name: attempt}})
+    last, saved = dict(order), find(folder)
+    assert (saved is not None) == (set(last) == set(three) and len(set(last.values())) == 1)
+    assert saved is None or saved.load("section") == last
+
+
+def test_other_parts_in_the_folder_are_left_alone(tmp_path: Path):
+    """A run of three replicas stopped here half-way; one of two goes on, and is whole without the third."""
+    for name in ("a", "c"):
+        write_part(tmp_path, Part(name, three, "first"), {"section": {name: 1}})
+    for name in ("b", "a"):
+        assert find(tmp_path) is None
+        write_part(tmp_path, Part(name, ("a", "b"), "second"), {"section": {name: 2}})
+    saved = find(tmp_path)
+    assert saved is not None and saved.load("section") == {"a": 2, "b": 2}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    """A whole of two parts, to damage."""
+    for name in ("a", "b"):
+        tree = {"model": {name: torch.linspace(-1, 1, 20)}, "progress": {name: 3}}
+        write_part(tmp_path, Part(name, ("a", "b"), "first"), tree)
+    whole = find(tmp_path)
+    assert whole is not None
+    return whole
+
+
+def faults_of(folder: Path) -> list[str]:
+    saved = find(folder)
+    return saved.faults() if saved else [f"{folder} is not whole"]
+
+
+def test_without_a_note_it_is_not_whole(saved: Saved):
+    with content(saved.folder / "b.json", None):
+        assert find(saved.folder) is None
+    assert faults_of(saved.folder) == []
+
+
+def test_nothing_is_not_whole(tmp_path: Path):
+    assert find(tmp_path) is None
+    assert find(tmp_path / "nowhere") is None
+
+
+def test_all_faults_are_said_at_once(saved: Saved):
+    """A missing file and a damaged one, each with its path; ranks that divide the looking divide the faults."""
+    (saved.folder / "a.safetensors").unlink()
+    (saved.folder / "b.safetensors").write_bytes(b"")
+    missing, damaged = saved.faults()
+    assert str(saved.folder / "a.safetensors") in missing and "missing" in missing
+    assert str(saved.folder / "b.safetensors") in damaged and "damaged" in damaged
+    assert [saved.faults(share, 2) for share in range(2)] == [[missing], [damaged]]
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.json"])
+def test_every_flipped_bit_of_a_note_is_noticed(saved: Saved, name: str):
+    """All of them, one after the other: a note that lies would lose a part in silence."""
+    own = (saved.folder / name).read_bytes()
+    unnoticed = []
+    for place in range(len(own)):
+        for bit in range(8):
+            with content(saved.folder / name, flipped(own, place, bit)):
+                if not faults_of(saved.folder):
+                    unnoticed.append((place, bit))
+    assert not unnoticed
+
+
+def test_every_truncation_of_a_note_is_noticed(saved: Saved):
+    own = (saved.folder / "a.json").read_bytes()
+    for length in range(len(own)):
+        with content(saved.folder / "a.json", own[:length]):
+            assert faults_of(saved.folder), length
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A whole that a later version has written."""
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint_format, "FORMAT", checkpoint_format.FORMAT + 1)
+        write(tmp_path, {"model": {"a": 1}})
+    (fault,) = faults_of(tmp_path)
+    assert str(tmp_path) in fault
+    assert f"format {checkpoint_format.FORMAT + 1}" in fault and f"reads {checkpoint_format.FORMAT}" in fault
+
+
+def test_a_note_comes_last(saved: Saved, monkeypatch: pytest.MonkeyPatch):
+    """A part that is stopped after its tensors is not there: the whole of the next attempt neither, nor a mixed one."""
+
+    def stop(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_format, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_part(saved.folder, Part("a", ("a", "b"), "second"), {"model": {"a": 5}})
+    assert faults_of(saved.folder)
+
+
+def test_what_an_interrupted_write_left_is_harmless(tmp_path: Path):
+    """The next one writes over it, whatever it was."""
+    tmp_path.joinpath(".a.partial").write_bytes(b"half")
+    assert find(tmp_path) is None
+    assert write(tmp_path, {"model": {"a": 1}}).load("model") == {"a": 1}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "a.json"}
+
+
+def test_named_tensors_are_one_file_that_others_can_read(tmp_path: Path):
+    """Written over the one before; views as what they show."""
+    path = tmp_path / "model.safetensors"
+    vector = torch.arange(6.0)
+    write_tensors(path, {"old": vector})
+    write_tensors(path, {"weight": vector.view(2, 3).T, "bias": torch.ones(2, dtype=torch.bfloat16)})
+    expected = {"weight": vector.view(2, 3).T, "bias": torch.ones(2, dtype=torch.bfloat16)}
+    assert_trees_equal(load_file(path), expected)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """When the disk fails before the renaming, the old text stands, alone."""
+    path = tmp_path / "best"
+    write_text(path, "old")
+
+    def stop(source: Path, target: Path) -> None:
+        raise OSError("the machine stops")
+
+    monkeypatch.setattr(os, "rename", stop)
+    with pytest.raises(OSError, match="stops"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_and_read(path: Path) -> set[str]:
+    """All that one reads of a text that two processes write."""
+    with distributed() as topology:
+        seen = set()
+        for _ in range(50):
+            write_text(path, TEXTS[topology.rank])
+            seen.add(path.read_text())
+        return seen
+
+
+def test_two_processes_write_the_same_text(ranks, tmp_path: Path):
+    """Neither breaks the other: every reader sees one of the two texts whole, and no file is left aside."""
+    seen = ranks(2).run(write_and_read, tmp_path / "state.json")
+    assert seen[0] | seen[1] == set(TEXTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

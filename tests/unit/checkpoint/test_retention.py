@@ -1,0 +1,226 @@
+"""What stays on disk: the newest borders, the best, the newest sections; and always something whole to go on from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.disk import border_name, save_border, save_section, section_name, steps_of, writers
+from trainer.checkpoint import Checkpoints, checkpointer, newest_whole
+from trainer.checkpoint.checkpointer import SECTIONS_KEPT
+from trainer.checkpoint.format import Saved, find
+from trainer.checkpoint.resume import borders, usable
+from trainer.distributed.topology import distributed
+
+laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SIZES = (2, 1)  # of the silos that save
+
+
+@pytest.fixture(autouse=True)
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is all the ranks there are, on a disk that need not be waited for."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    with distributed():
+        yield
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in borders(folder)]
+
+
+def after(*rounds: int) -> list[str]:
+    return [border_name(each) for each in rounds]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_and_the_best_stay(tmp_path: Path, keep: int):
+    """The best of rounds 1 to 8 are 2 and then 5: the file names it, and the one before goes."""
+    ranks = writers(tmp_path, SIZES, keep)
+    for rounds in range(1, 9):
+        save_border(ranks[::-1], rounds, is_best=rounds in (2, 5))  # rank 0, which drops the old ones, is the last
+        best = 5 if rounds >= 5 else 2
+        expected = set(range(max(1, rounds - keep + 1), rounds + 1)) | ({best} if rounds >= best else set())
+        assert names(tmp_path) == after(*sorted(expected))
+    assert (tmp_path / "best").read_text() == border_name(5)
+    assert {path.name for path in tmp_path.iterdir()} == {"best", *names(tmp_path)}
+
+
+def test_a_border_that_was_evaluated_follows_the_one_that_was_not(tmp_path: Path):
+    ranks = writers(tmp_path, SIZES, keep=2)
+    for rounds, is_evaluated in ((1, True), (2, False), (2, True)):
+        save_border(ranks[::-1], rounds, is_evaluated)
+    assert names(tmp_path) == [border_name(2, False), border_name(2)]
+
+
+def test_a_round_is_saved_again(tmp_path: Path):
+    """By a run that went on from before: it replaces what was there."""
+    for keep in (2, 3):
+        save_border(writers(tmp_path, SIZES, keep), 1)
+    saved = newest_whole(tmp_path)
+    assert saved is not None and saved.faults() == [] and names(tmp_path) == after(1)
+
+
+def test_half_a_border_goes_when_a_newer_one_is_whole(tmp_path: Path):
+    """And not before; newer ones may still be written."""
+    earlier = writers(tmp_path, SIZES)
+    save_border(earlier, 1)
+    save_border(earlier[:2], 2)
+    ranks = writers(tmp_path, SIZES)
+    save_border(ranks[1:], 4)
+    save_border(ranks[1:], 3)
+    assert names(tmp_path) == after(1, 2, 3, 4)
+    save_border(ranks[:1], 3)
+    assert names(tmp_path) == after(1, 3, 4)
+
+
+def test_a_border_that_becomes_whole_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Slow ranks end their parts of it, and of the next, while the first one looks which are whole."""
+    ranks, late = writers(tmp_path, SIZES, keep=2), [1, 2]
+
+    def look(path: Path, passed: list[str]) -> Saved | None:
+        found = usable(path, passed)
+        while late:
+            save_border(ranks[1:], late.pop(0))
+        return found
+
+    save_border(ranks[:1], 1)
+    monkeypatch.setattr(checkpointer, "usable", look)
+    save_border(ranks[:1], 2)
+    assert names(tmp_path) == after(1, 2)
+
+
+def test_sections_go_with_their_round(tmp_path: Path):
+    """Of the border that is kept too: only those inside the round that follows the newest are of use."""
+    ranks = writers(tmp_path, SIZES)
+    save_border(ranks[::-1], 1)
+    for silo in (0, 1):
+        save_section(ranks, silo, 1, 10)
+    save_border(ranks[1:], 2)
+    assert find(tmp_path / section_name(0, 1, 10)) and find(tmp_path / section_name(1, 1, 10))
+    save_border(ranks[:1], 2)
+    save_section(ranks, 0, 2, 10)
+    assert names(tmp_path) == after(1, 2)
+    assert not list((tmp_path / border_name(1)).glob("silo-*/"))
+    assert find(tmp_path / section_name(0, 2, 10))
+
+
+def test_the_newest_sections_stay(tmp_path: Path):
+    ranks = writers(tmp_path, SIZES)
+    steps = range(10, 100, 10)
+    for step in steps:
+        for silo in (0, 1):
+            save_section(ranks, silo, 0, step)
+    for silo in (0, 1):
+        there = sorted(path.name for path in (tmp_path / section_name(silo, 0, 0)).parent.iterdir())
+        assert there == [f"step-{step:06d}" for step in steps[-SECTIONS_KEPT:]]
+
+
+def in_order(turns: Sequence[int], ranks: Sequence[Checkpoints]) -> Iterator[tuple[Checkpoints, int, int]]:
+    """Who writes its next save, which it is, and how many all have then ended.
+
+    Nobody begins a save before all have ended the last but one: all of them have begun the last one, in a step or at
+    the end of a round which they left together, and that waited for the one before.
+    """
+    ended = [0] * len(ranks)
+    for turn in turns:
+        if ended[turn] <= min(ended) + 1:
+            ended[turn] += 1
+            yield ranks[turn], ended[turn], min(ended)
+
+
+turns = st.lists(st.integers(0, sum(SIZES) - 1), max_size=30)
+
+
+@settings(laws, max_examples=40)
+@given(turns, st.integers(1, 3), st.sets(st.integers(1, 10)))
+def test_in_whatever_order_borders_are_written_the_newest_whole_one_stays(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[int], keep: int, best: set[int]
+):
+    """And is the one that all have ended; so do those before it that are to be kept."""
+    folder = tmp_path_factory.mktemp("borders")
+    for one, rounds, whole in in_order(turns, writers(folder, SIZES, keep)):
+        save_border([one], rounds, is_best=rounds in best)
+        saved = newest_whole(folder)
+        assert (saved.folder.name if saved else None) == (border_name(whole) if whole else None)
+        assert set(names(folder)) >= set(after(*range(max(1, whole - keep + 1), whole + 1)))
+        assert len(names(folder)) <= keep + 1 + 2 + 1  # the best, two that are being written, one not yet dropped
+
+
+@settings(laws, max_examples=40)
+@given(turns)
+def test_in_whatever_order_sections_are_written_the_newest_whole_one_stays(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[int]
+):
+    folder = tmp_path_factory.mktemp("sections")
+    for one, number, whole in in_order(turns, writers(folder, (sum(SIZES),))):
+        save_section([one], 0, 0, 10 * number)
+        start = writers(folder, (1,))[0].newest() if whole else None
+        assert start is None or (steps_of(start) == ("", {0: 10 * whole}) and not start.saved[0].faults())
+        written = list(folder.rglob(f"replica-{one.topology.replica}.safetensors"))
+        assert 1 <= len(written) <= SECTIONS_KEPT
+
+
+@settings(laws, max_examples=40)
+@given(st.sets(st.integers(3, 9), max_size=SECTIONS_KEPT - 1), st.lists(st.integers(0, 1), max_size=12))
+def test_what_an_earlier_start_did_not_finish_displaces_nothing(
+    tmp_path_factory: pytest.TempPathFactory, unfinished: set[int], turns: list[int]
+):
+    """It was killed when one replica had written later steps and the other had not; the run goes on from step 10."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    earlier = writers(folder, (2,))
+    save_section(earlier, 0, 0, 10)
+    for step in unfinished:
+        save_section(earlier[:1], 0, 0, 10 * step)
+    for one, number, whole in in_order(turns, writers(folder, (2,))):
+        save_section([one], 0, 0, 10 + number)
+        start = writers(folder, (2,))[0].newest()
+        assert steps_of(start) == ("", {0: 10 + whole})
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(("damaged", "following"), [(6, 5), (5, 6)])
+def test_what_is_damaged_displaces_nothing(tmp_path: Path, keep: int, damaged: int, following: int):
+    """The run goes on from the border before it, and saves the next before it comes to the same round, or after."""
+    for rounds in (4, damaged):
+        save_border(writers(tmp_path, SIZES), rounds)
+    path = tmp_path / border_name(damaged) / "silo-0.replica-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    ranks = writers(tmp_path, SIZES, keep)
+    assert steps_of(ranks[0].newest())[0] == border_name(4)
+    for one in ranks:
+        assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(4)
+        save_border([one], following)
+    assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(following)
+
+
+def test_a_folder_that_a_peer_has_just_made_stays(tmp_path: Path):
+    """It has begun its fourth save, and written nothing there yet, when this replica ends its third."""
+    mine = writers(tmp_path, (2,))[0]
+    for step in (10, 20):
+        save_section([mine], 0, 0, step)
+    (tmp_path / section_name(0, 0, 40)).mkdir()
+    save_section([mine], 0, 0, 30)
+    assert (tmp_path / section_name(0, 0, 40)).exists()
+
+
+def test_a_section_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp_path: Path):
+    """Told to leave again before its first step, a silo saves the step that it began with; and is killed on the way."""
+    save_section(writers(tmp_path, (2,)), 0, 0, 10)
+    again = writers(tmp_path, (2,))
+    assert steps_of(again[0].newest()) == ("", {0: 10})
+    save_section(again[:1], 0, 0, 10)
+    assert steps_of(writers(tmp_path, (2,))[0].newest()) == ("", {0: 10})
+
+
+def test_a_border_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp_path: Path):
+    """Told to leave again before it has evaluated, a run saves the border that it began with; and is killed."""
+    save_border(writers(tmp_path, SIZES, keep=1), 3, is_evaluated=False)
+    again = writers(tmp_path, SIZES, keep=1)
+    assert steps_of(again[0].newest())[0] == border_name(3, False)
+    save_border(again[:1], 3, is_evaluated=False)
+    assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(3, False)

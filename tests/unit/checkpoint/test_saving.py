@@ -1,0 +1,273 @@
+"""Saves in flight: what is written is what was there at the call, one save waits for the other, and faults are told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.disk import assert_trees_equal, border_name, save_border, section_name, steps_of, writers
+from trainer.checkpoint import Checkpoints, Start, checkpointer, newest_whole
+from trainer.checkpoint.format import find, write_part
+from trainer.distributed.topology import distributed
+
+SECONDS = 0.1
+
+
+@pytest.fixture(autouse=True)
+def world() -> Iterator[None]:
+    """This process is all the ranks there are."""
+    with distributed():
+        yield
+
+
+class Disk:
+    """A disk that is slow: it writes when it is `let`, and notes what it begins and ends."""
+
+    def __init__(self):
+        self.let, self.log = Event(), []
+
+    def write(self, folder: Path, *rest: Any) -> None:
+        self.log.append(f"begins {folder.name}")
+        assert self.let.wait(60)
+        write_part(folder, *rest)
+        self.log.append(f"ends {folder.name}")
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    disk = Disk()
+    monkeypatch.setattr(checkpointer, "write_part", disk.write)
+    yield disk
+    disk.let.set()
+
+
+Save = Callable[[Checkpoints, int, dict[str, Any]], None]
+
+
+def save_a_border(mine: Checkpoints, rounds: int, tree: dict[str, Any]) -> None:
+    mine.save_border(border_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_write=True)
+
+
+def save_a_section(mine: Checkpoints, step: int, tree: dict[str, Any]) -> None:
+    mine.save_section(1, step, tree, {}, {"own": tree})
+
+
+@pytest.mark.parametrize(("save", "name"), [(save_a_border, border_name(7)), (save_a_section, section_name(0, 1, 7))])
+def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk, save: Save, name: str):
+    """Training goes on in the same tensors, views and parameters among them, while a thread writes."""
+    vector, parameter = torch.arange(10.0), torch.nn.Parameter(torch.ones(3))
+    tree = {"model": {"head": vector[:4], "turned": vector.view(2, 5).T, "same": vector[:4], "weight": parameter}}
+    expected = {name: leaf.detach().clone() for name, leaf in tree["model"].items()}
+    (mine,) = writers(tmp_path)
+    save(mine, 7, tree)
+    with torch.no_grad():
+        vector.fill_(-1)
+        parameter.fill_(-1)
+    tree["model"].clear()
+    slow.let.set()
+    mine.wait()
+    saved = find(tmp_path / name)
+    assert saved is not None
+    for loaded in (saved.load("model"), saved.load("own")["own"]["model"]):
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def test_each_save_is_of_its_own_time(tmp_path: Path):
+    """Though all are copied into the same memory; tensors may change their shapes and types, and come and go."""
+    (mine,) = writers(tmp_path, keep=5)
+    trees = [
+        {"weight": torch.full((3,), 1.0), "old": torch.ones(2)},
+        {"weight": torch.full((3,), 2.0)},
+        {"weight": torch.full((4, 2), 3.0), "new": torch.ones(2)},
+        {"weight": torch.full((4, 2), 4), "old": torch.zeros(2)},
+    ]
+    for rounds, tree in enumerate(trees):
+        save_a_border(mine, rounds, {"model": tree})
+    mine.wait()
+    for rounds, tree in enumerate(trees):
+        saved = find(tmp_path / border_name(rounds))
+        assert saved is not None and saved.faults() == []
+        assert_trees_equal(saved.load("model"), tree)
+
+
+@pytest.mark.parametrize(("first", "second"), [(save_a_border, save_a_section), (save_a_section, save_a_border)])
+def test_the_second_save_waits_for_the_first(tmp_path: Path, slow: Disk, first: Save, second: Save):
+    """The first does not wait for the disk; how long the second did is known once."""
+    (mine,) = writers(tmp_path)
+    first(mine, 1, {"a": {"b": 1}})
+    assert len(slow.log) <= 1
+    mine.take_stall()
+    Timer(SECONDS, slow.let.set).start()
+    second(mine, 2, {"a": {"b": 1}})
+    assert mine.take_stall() > 0.5 * SECONDS
+    assert mine.take_stall() == 0
+    mine.wait()
+    assert [line.split()[0] for line in slow.log] == ["begins", "ends"] * 2
+
+
+def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: Disk):
+    """Silo 1's section is on the disk before silo 0 alone writes the border that follows."""
+    mine = writers(tmp_path, (1, 1))[1]
+    save_a_section(mine, 5, {})
+    Timer(SECONDS, slow.let.set).start()
+    mine.save_border(border_name(2), {}, {}, {}, {}, all_write=False)
+    assert slow.log == ["begins step-000005", "ends step-000005"]
+    assert not (tmp_path / border_name(2)).exists()
+
+
+def test_what_went_wrong_is_raised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the next save or by `wait`, which then begin anew."""
+    (mine,) = writers(tmp_path)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.EIO, "the disk is on fire")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpointer, "write_part", fail)
+        save_a_border(mine, 1, {})
+        with pytest.raises(OSError, match="fire"):
+            save_a_border(mine, 2, {})
+        save_a_border(mine, 3, {})
+        with pytest.raises(OSError, match="fire"):
+            mine.wait()
+        mine.wait()
+    save_a_border(mine, 4, {})
+    mine.wait()
+    saved = newest_whole(tmp_path)
+    assert saved is not None and saved.folder.name == border_name(4)
+
+
+def put_a_folder_in_the_way(folder: Path) -> dict[str, Any]:
+    (folder / border_name(1) / ".silo-0.replica-0.partial").mkdir(parents=True)
+    return {"a": torch.ones(1)}
+
+
+def choose_a_type_without_a_format(folder: Path) -> dict[str, Any]:
+    return {"a": torch.ones(1, dtype=torch.complex128)}
+
+
+@pytest.mark.parametrize("prepare", [put_a_folder_in_the_way, choose_a_type_without_a_format])
+def test_whatever_goes_wrong_in_the_thread_is_raised(tmp_path: Path, prepare: Callable[[Path], dict[str, Any]]):
+    """Faults of the disk and our own: a run that cannot save must not go on as if it did."""
+    (mine,) = writers(tmp_path)
+    save_a_border(mine, 1, {"model": prepare(tmp_path)})
+    with pytest.raises(Exception):  # noqa: B017 (whichever it is)
+        mine.wait()
+
+
+def test_a_section_that_nobody_needs_any_more_may_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rank 0 drops the sections of a round when the next border is whole, if need be under the writer's feet."""
+    ranks = writers(tmp_path, (1, 1))
+
+    def lose(*arguments: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "the folder is gone")
+
+    save_border(ranks, 1)
+    with monkeypatch.context() as dropped:
+        dropped.setattr(checkpointer, "write_part", lose)
+        save_a_section(ranks[1], 5, {})
+        with pytest.raises(OSError, match="gone"):
+            ranks[1].wait()
+    save_border(ranks, 2)
+    with monkeypatch.context() as dropped:
+        dropped.setattr(checkpointer, "write_part", lose)
+        save_a_section(ranks[1], 6, {})
+        ranks[1].wait()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A small file system in memory, with these options."""
+    place = tmp_path / "disk"
+
+    def mount(options: str) -> Path:
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"mount is not permitted: {done.stderr.decode().strip()}")
+        return place
+
+    try:
+        yield mount
+    finally:
+        if place.is_mount():
+            subprocess.run(["umount", str(place)], check=True)
+
+
+LARGE = {"model": {"weight": torch.zeros(1 << 18)}}  # a megabyte, and another of its own
+
+
+def newest(folder: Path) -> Start:
+    start = writers(folder)[0].newest()
+    assert start is not None
+    return start
+
+
+@pytest.mark.parametrize("save", [save_a_border, save_a_section])
+def test_a_full_disk(mounted: Callable[[str], Path], save: Save):
+    """The fault names the folder and the free bytes; the checkpoint before stays; with room, saving works again."""
+    folder = mounted("size=3m") / "checkpoints"
+    (mine,) = writers(folder)
+    save_border([mine], 1)
+    other = folder.parent / "other"
+    other.write_bytes(bytes(1 << 21))
+    before = steps_of(newest(folder))
+    save(mine, 2, LARGE)
+    with pytest.raises(OSError) as raised:
+        mine.wait()
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    assert raised.value.errno == errno.ENOSPC
+    assert str(folder) in str(raised.value) and f"{free:,} bytes" in str(raised.value)
+    assert steps_of(newest(folder)) == before == (border_name(1), {})
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+    other.unlink()
+    save(mine, 2, LARGE)
+    mine.wait()
+    after = newest(folder)
+    assert steps_of(after) != before and all(not saved.faults() for saved in after.saved)
+    assert not after.passed
+
+
+def test_a_quota_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As clusters have it: what is free may be another's."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    (mine,) = writers(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    save_a_border(mine, 1, {})
+    with pytest.raises(OSError, match=rf"(?s){tmp_path}.*make room") as raised:
+        mine.wait()
+    assert raised.value.strerror and str(tmp_path) in raised.value.strerror
+
+
+@pytest.mark.parametrize("left", range(3))
+def test_a_disk_without_room_for_another_file(mounted: Callable[[str], Path], left: int):
+    """Neither for the folder, or for it and the tensors, or for these and no note: told in the same way."""
+    folder = mounted("size=2m,nr_inodes=20") / "checkpoints"
+    (mine,) = writers(folder)
+    save_border([mine], 1)
+    others = []
+    while os.statvfs(folder).f_ffree > left:
+        others.append(folder.parent / f"other-{len(others)}")
+        others[-1].touch()
+    save_a_border(mine, 2, {"model": {"weight": torch.zeros(3)}})
+    with pytest.raises(OSError, match=rf"{folder}.*bytes are free"):
+        mine.wait()
+    assert steps_of(newest(folder)) == (border_name(1), {})
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+    for path in others:
+        path.unlink()
+    save_a_border(mine, 2, {"model": {"weight": torch.zeros(3)}})
+    mine.wait()
+    assert steps_of(newest(folder)) == (border_name(2), {})

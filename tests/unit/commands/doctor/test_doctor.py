@@ -1,0 +1,227 @@
+"""What the doctor finds in facts made up for it, and that its table stays readable."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.support.folders import composed_tree, write_run
+from trainer.commands.doctor.checks import Finding, findings
+from trainer.commands.doctor.console import ranges, show
+from trainer.commands.doctor.examine import Examination
+from trainer.commands.doctor.run_dir_check import View, look, marked
+from trainer.commands.probe.connectivity import Heard, ask_all, can_connect, listen
+from trainer.commands.probe.host_facts import Facts, find_facts
+from trainer.commands.probe.link_bandwidth import Link
+from trainer.commands.probe.network_interfaces import interfaces, is_here, of_gloo
+from trainer.config.schema import read_config
+from trainer.distributed.environment import Place
+
+VERSIONS = {"python": "3.12.1", "torch": "2.12.0", "NCCL": "2.27.3", "hydra": "1.3.2", "silotrain": "0.1.0"}
+
+
+def world(nodes: int, ranks_each: int = 1, **changes: Any) -> Examination:
+    """So many nodes with nothing wrong on any; `changes` are of the facts of the last rank."""
+    facts = [
+        Facts(
+            rank=node * ranks_each + local,
+            node=node,
+            host=f"n{node:02}",
+            interface="eth0",
+            address=f"10.0.0.{node + 1}",
+            port=0 if local else 40000,
+            proposed="eth0",
+            versions=VERSIONS,
+            threads=4,
+            cores=list(range(4 * ranks_each)),
+            omp="",
+            memory=64.0,
+            shm=8.0,
+            disk=500.0,
+            gpu=f"H100 GPU-{node}-{local}",
+            gpu_memory=79.0,
+            has_cuda=True,
+            has_nvidia=True,
+        )
+        for node in range(nodes)
+        for local in range(ranks_each)
+    ]
+    facts[-1] = replace(facts[-1], **changes)
+    heard = {node: [Heard(other, "", 0.0) for other in range(nodes) if other != node] for node in range(nodes)}
+    return Examination(facts, heard, {node: View(True, "") for node in range(nodes)}, [])
+
+
+def found_in(exam: Examination, *overrides: str) -> list[Finding]:
+    tree = dict(composed_tree(("run_dir=nowhere/run", *overrides)))
+    return findings(exam, read_config(tree), tree)
+
+
+def test_where_nothing_is_wrong_nothing_is_found() -> None:
+    assert found_in(world(nodes=4, ranks_each=8)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_wrong", "said", "way_out"),
+    [
+        ({"versions": VERSIONS | {"torch": "2.11.0"}}, True, "2.12.0 on n00; 2.11.0 on n01", "install one"),
+        ({"versions": VERSIONS | {"python": "3.11.9"}}, False, "python is not the same", "install one"),
+        ({"threads": 16}, False, "n01: 1 ranks with launch.threads=16 share 4 cores", "launch.threads=4"),
+        ({"omp": "16"}, False, "OMP_NUM_THREADS=16 is not heeded", "launch.threads=16"),
+        ({"disk": 0.25}, True, "n01: 0.25 GiB are free where run_dir=nowhere/run is", "run_dir"),
+        ({"memory": 0.1}, True, "n01: 0.10 GiB of memory", "fewer ranks"),
+        ({"shm": 0.01}, True, "n01: 0.01 GiB are free in /dev/shm", "--shm-size"),
+        ({"has_cuda": False, "gpu": ""}, False, "n01 has an NVIDIA device, but torch", "launch.device=cpu"),
+    ],
+)
+def test_what_is_wrong_on_one_host_is_said_with_the_way_out(
+    changes: dict[str, Any], is_wrong: bool, said: str, way_out: str
+) -> None:
+    (finding,) = found_in(world(nodes=2, **changes))
+    assert finding.is_wrong == is_wrong
+    assert said in finding.text and way_out in finding.way_out
+
+
+def test_no_cuda_is_wrong_where_it_is_asked_for_and_right_where_it_is_not() -> None:
+    exam = world(nodes=1, has_cuda=False, gpu="")
+    assert found_in(exam, "launch.device=cuda")[0].is_wrong
+    assert found_in(exam, "launch.device=cpu") == []
+
+
+def test_two_ranks_on_one_gpu_are_named() -> None:
+    exam = world(nodes=1, ranks_each=3, gpu="H100 GPU-0-1")
+    (finding,) = found_in(exam)
+    assert finding.is_wrong and finding.text.startswith("ranks 1, 2 are on one GPU of n00")
+
+
+def test_a_clock_that_is_off_is_named() -> None:
+    exam = world(nodes=3)
+    exam.heard[0] = [Heard(1, "", 0.5), Heard(2, "", -3.25)]
+    (finding,) = found_in(exam)
+    assert not finding.is_wrong and "the clock of n02 is -3.2 s off that of n00" in finding.text
+
+
+def test_a_host_whose_name_leads_to_its_loopback_is_told_the_interface() -> None:
+    """The hosts that fail to reach it are not listed on top: there is one cause."""
+    exam = world(nodes=3, address="127.0.1.1", interface="lo", proposed="ib0")
+    for node in (0, 1):
+        exam.heard[node][-1] = Heard(2, "Connection refused", 0.0)
+    (finding,) = found_in(exam)
+    assert finding.is_wrong and "127.0.1.1 on n02" in finding.text
+    assert "set GLOO_SOCKET_IFNAME=ib0" in finding.way_out
+
+
+def test_a_port_that_cannot_be_reached_is_named_with_both_ends() -> None:
+    exam = world(nodes=2, ranks_each=2)
+    exam.heard[1] = [Heard(0, "timed out", 0.0)]
+    (finding,) = found_in(exam)
+    assert finding.is_wrong
+    assert "n01 (rank 2) cannot reach n00 (rank 0) at 10.0.0.1, interface eth0, port 40000: timed out" in finding.text
+
+
+def test_a_folder_that_is_not_shared_is_wrong_where_it_must_be() -> None:
+    exam = world(nodes=2)
+    exam.views[1] = View(False, "")
+    (finding,) = found_in(exam)
+    assert not finding.is_wrong and "is not the same folder on n01 as on n00" in finding.text
+    (finding,) = found_in(exam, "run_dir_shared=true")
+    assert finding.is_wrong and "run_dir_shared=auto" in finding.way_out
+
+
+def test_a_run_that_does_not_fit_its_folder_is_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", status="crashed", test_accuracy=[0.5])
+    (finding,) = found_in(world(nodes=1), f"run_dir={run}", "optimizer.lr=0.5")
+    assert finding.is_wrong and "optimizer.lr=0.5, but the run in this folder has 0.1" in finding.text
+
+
+def test_what_is_wrong_comes_first() -> None:
+    found = found_in(world(nodes=2, omp="16", disk=0.1, threads=16, versions=VERSIONS | {"hydra": "1.4"}))
+    assert [finding.is_wrong for finding in found] == [True, False, False]
+
+
+def shown(exam: Examination, found: list[Finding]) -> list[str]:
+    console = Console(file=StringIO(), width=160)
+    show(exam, found, console)
+    return console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_five_hundred_ranks_are_one_row() -> None:
+    exam = world(nodes=64, ranks_each=8)
+    exam.links = [Link("inside silos", 64, 8, 2e-5, 3e11, slowest=9)]
+    lines = shown(exam, [])
+    assert len(lines) < 12 and max(map(len, lines)) <= 160
+    row = next(line for line in lines if line.startswith("0-511"))
+    assert "n00, n01, n02, n03 and 60 more" in row and "79.0 GiB" in row
+    assert any("20 us" in line and "300.00 GB/s" in line and "rank 9, n01" in line for line in lines)
+
+
+def test_a_rank_that_is_unlike_the_others_has_a_row_of_its_own() -> None:
+    lines = shown(world(nodes=4, ranks_each=2, threads=1), [Finding(True, "this is so", "do that")])
+    rows = [line.split()[0] for line in lines if line.startswith(("0-6", "7 "))]
+    assert rows == ["0-6", "7"]
+    assert "wrong  this is so" in lines and "         do that" in lines
+
+
+@pytest.mark.parametrize(("ranks", "text"), [([], ""), ([3], "3"), ([0, 1], "0-1"), ([0, 2, 3], "0, 2-3")])
+def test_ranges(ranks: list[int], text: str) -> None:
+    assert ranges(ranks) == text
+
+
+def test_a_node_that_listens_tells_who_it_is_and_what_time_it_is() -> None:
+    port = listen("127.0.0.1", node=7)
+    (heard,) = ask_all({7: ("127.0.0.1", port)})
+    assert heard.fault == "" and abs(heard.ahead) < 0.1
+    (heard,) = ask_all({6: ("127.0.0.1", port)})
+    assert heard.fault == "another node answers there"
+
+
+def test_where_nobody_listens_that_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    (heard,) = ask_all({1: ("127.0.0.1", port)})
+    assert heard.fault == "Connection refused" and can_connect("127.0.0.1", port, 0.1) == "Connection refused"
+    assert time.monotonic() - began < 2
+
+
+def test_the_loopback_is_an_interface_of_this_host() -> None:
+    assert ("lo", "127.0.0.1") in interfaces()
+    assert is_here("127.0.0.1") and is_here("localhost") and not is_here("192.0.2.77")
+
+
+def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
+    with pytest.raises(ValueError, match=r"GLOO_SOCKET_IFNAME=eth77: .* has none\n  valid there: .*lo"):
+        of_gloo()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert of_gloo() == ("lo", "127.0.0.1")
+
+
+def test_the_facts_are_those_of_this_process(tmp_path: Path) -> None:
+    config = read_config(composed_tree((f"run_dir={tmp_path}/a/b", "launch.threads=3")))
+    facts = find_facts(config, Place(), 0)
+    assert facts.cores == sorted(os.sched_getaffinity(0)) and facts.threads == 3
+    assert facts.host == socket.gethostname() and facts.disk > 0 and facts.memory > 0
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_same_folder_is_known_by_a_file_beside_it_and_nothing_is_left(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "deep/er/run", tmp_path / "other/run"
+    with marked(run) as mark:
+        assert look(run, mark) == View(True, "")
+        assert look(elsewhere, mark) == View(False, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with marked(tmp_path / "file/run") as mark:
+        assert mark == ""
+        assert "Not a directory" in look(tmp_path / "file/run", mark).fault

@@ -1,0 +1,142 @@
+"""What a report draws, and its files: against numpy, and against what lies in the run folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.folders import EXAMPLES, SECONDS, rounds_of, write_rounds, write_run
+from trainer.commands.report import plot_data
+from trainer.commands.report.csv_export import curves_csv, runs_csv
+from trainer.commands.report.output_files import Target, check
+from trainer.commands.report.page import page
+from trainer.commands.report.plot_data import curves, drawn_names, heat_maps, last_of_clients
+from trainer.commands.report.run_records import read_records
+from trainer.commands.report.summary import Report, summarize
+
+
+def report_on(folder: Path) -> Report:
+    return summarize(read_records([folder]))
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(StringIO(text)))
+
+
+def test_a_line_is_the_mean_over_seeds_by_round(tmp_path: Path) -> None:
+    """The second seed is a round ahead; the mean goes on with it alone."""
+    values = [[0.1, 0.4], [0.3, 0.5, 0.9]]
+    for seed, accuracies in enumerate(values):
+        write_run(tmp_path / str(seed), seed=seed, status="running", test_accuracy=accuracies)
+    drawn = curves(report_on(tmp_path).configurations[0], ["test/accuracy"])
+    figure = drawn["figures"]["test/accuracy"]
+    assert drawn["x"]["round"] == [1, 2, 3]
+    assert drawn["x"]["examples"] == [EXAMPLES, 2 * EXAMPLES, 3 * EXAMPLES]
+    assert drawn["x"]["seconds"] == [SECONDS, 2 * SECONDS, 3 * SECONDS]
+    assert figure["mean"] == pytest.approx([0.2, 0.45, 0.9])
+    both = np.std([accuracies[:2] for accuracies in values], axis=0, ddof=1)
+    assert figure["deviation"][:2] == pytest.approx(both.tolist()) and figure["deviation"][2] is None
+    assert figure["runs"] == [2, 2, 1]
+
+
+def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", seed=0, test_loss=[2.0, math.inf])
+    write_run(tmp_path / "1", seed=1, test_loss=[4.0, 1.0])
+    figure = curves(report_on(tmp_path).configurations[0], ["test/loss"])["figures"]["test/loss"]
+    assert figure["mean"] == [3.0, None]
+
+
+def test_the_score_is_drawn_first_and_counts_not_at_all(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", train_loss=[1.0], clients_trained=[3], test_accuracy=[0.5], slowest_data=[1.0])
+    report = summarize(read_records([tmp_path]), "train/loss")
+    assert drawn_names(report) == ["train/loss", "test/accuracy"]
+
+
+def client_rounds(clients: int, rounds: int) -> list[dict[str, float | int]]:
+    """Client k has k + round / 100."""
+    made = rounds_of({"test/accuracy": [0.5] * rounds})
+    for metrics in made:
+        metrics |= {f"client/{client}/test_accuracy": client + metrics["round"] / 100 for client in range(clients)}
+    return made
+
+
+def test_every_client_of_every_run_is_a_point_at_its_last_value(tmp_path: Path) -> None:
+    for seed in (4, 5):
+        write_rounds(tmp_path / str(seed), (), seed, client_rounds(2, rounds=3), "finished")
+    drawn = last_of_clients(report_on(tmp_path).configurations[0].records)
+    assert drawn == {
+        "test_accuracy": {
+            "values": [0.03, 1.03, 0.03, 1.03],
+            "names": ["client 0, seed 4", "client 1, seed 4", "client 0, seed 5", "client 1, seed 5"],
+        }
+    }
+
+
+def test_a_heat_map_holds_all_values(tmp_path: Path) -> None:
+    write_rounds(tmp_path / "0", ("name=mine",), 7, client_rounds(2, rounds=3), "finished")
+    (drawn,) = heat_maps(report_on(tmp_path))
+    assert drawn["name"] == "mine, seed 7"
+    figure = drawn["figures"]["test_accuracy"]
+    assert (figure["clients"], figure["rounds"], figure["best"]) == ([0, 1], [1, 2, 3], "high")
+    assert figure["values"] == [[0.01, 0.02, 0.03], [1.01, 1.02, 1.03]]
+
+
+def test_large_heat_maps_leave_out_rounds_but_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plot_data, "MOST_CELLS", 10)
+    write_rounds(tmp_path / "0", (), 0, client_rounds(3, rounds=8), "finished")
+    (drawn,) = heat_maps(report_on(tmp_path))
+    figure = drawn["figures"]["test_accuracy"]
+    assert figure["rounds"] == [2, 5, 8] and [row[-1] for row in figure["values"]] == [0.08, 1.08, 2.08]
+
+
+def test_the_sheet_of_runs_holds_all_of_the_results(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "optimizer.lr=0.1", test_accuracy=[0.5], test_loss=[1.5])
+    write_run(tmp_path / "b", "optimizer.lr=0.2", "rounds=9", status="crashed", test_accuracy=[0.75])
+    rows = rows_of(runs_csv(report_on(tmp_path)))
+    assert [row["run"] for row in rows] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert [row["status"] for row in rows] == ["finished", "crashed"]
+    assert [row["optimizer.lr"] for row in rows] == ["0.1", "0.2"]
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert {name: float(rows[0][name]) for name in result} == result
+    assert rows[1]["test/accuracy"] == "0.75" and rows[1]["test/loss"] == ""
+
+
+def test_the_sheet_of_curves_holds_every_round_of_every_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", seed=0, test_accuracy=[0.1, 1 / 3])
+    write_run(tmp_path / "1", seed=1, status="crashed", test_accuracy=[0.2])
+    rows = rows_of(curves_csv(report_on(tmp_path)))
+    assert [(row["seed"], row["round"]) for row in rows] == [("0", "1"), ("0", "2"), ("1", "1")]
+    assert [float(row["test/accuracy"]) for row in rows] == [0.1, 1 / 3, 0.2]
+
+
+def test_no_text_of_a_user_becomes_part_of_the_page(tmp_path: Path) -> None:
+    wild = '</script><b>"&'
+    write_run(tmp_path / "0", status="crashed", error=wild, test_accuracy=[0.5])
+    write_run(tmp_path / "1", "algorithm=fedavg", "algorithm.shared='<b>'", test_accuracy=[0.5])
+    text = page(report_on(tmp_path), tmp_path)
+    assert wild not in text and "&lt;/script&gt;&lt;b&gt;&quot;&amp;" in text and "<b>&#x27;" not in text
+    assert text.count("</script>") == 3
+
+
+def test_a_page_names_its_runs_by_links_that_can_be_moved_with_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "sweep/0", test_accuracy=[0.5])
+    assert 'href="sweep/0/"' in page(report_on(tmp_path), tmp_path)
+
+
+def test_only_reports_of_ours_are_overwritten(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours.csv", tmp_path / "other.csv"
+    ours.write_text("run,configuration\n1,2\n")
+    other.write_text("name,age\n1,2\n")
+    check([Target("--csv", ours, "run,configuration"), Target("--csv", tmp_path / "new.csv", "run")])
+    with pytest.raises(ValueError) as error:
+        check(Target("--csv", path, "run,configuration") for path in (other, tmp_path, tmp_path / "no/file"))
+    assert "other.csv is there, and no such report" in str(error.value)
+    assert f"{tmp_path} is a folder" in str(error.value) and "there is no folder" in str(error.value)
+    Target("--csv", ours, "run,configuration").write("run,configuration\n")
+    assert ours.read_text() == "run,configuration\n" and sorted(tmp_path.iterdir()) == [other, ours]

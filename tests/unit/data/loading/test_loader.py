@@ -1,0 +1,192 @@
+"""The batches of a client are those of its silo, cut: whatever the replicas, the same examples in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data import Arrays
+from trainer.data.loading import loader
+from trainer.data.loading.loader import Batch, Share, Stream
+
+laws = settings(deadline=None, max_examples=80)
+counts = st.integers(1, 40)
+batch_sizes = st.none() | st.integers(1, 45)
+micro_sizes = st.none() | st.integers(1, 6)
+replica_numbers = st.integers(1, 5)
+
+FIRST_ID = 100  # the client's ids are not their positions
+
+
+def stream(
+    examples: int,
+    batch_size: int | None,
+    share: Share | None = None,
+    client: int = 3,
+    seed: int = 0,
+) -> Stream:
+    """The stream of a client whose examples are 100, 101, ...: an input is its own id, a target ten times that."""
+    numbers = torch.arange(FIRST_ID + examples)
+    source = Arrays(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
+    ids = np.arange(FIRST_ID, FIRST_ID + examples)
+    return Stream(lambda some, _: source.fetch(some), ids, client, batch_size, share or Share(), seed)
+
+
+def seen(batch: Batch) -> list[int]:
+    """The ids of a batch, in order; inputs and targets must be of the same examples."""
+    ids = []
+    for inputs, targets in batch.micro_batches:
+        assert inputs.shape == (len(targets), 3)
+        assert torch.equal(inputs[:, 0] * 10, targets.float())
+        ids += (targets // 10).tolist()
+    return ids
+
+
+def epoch(examples: int, batch_size: int | None, **choices) -> list[list[int]]:
+    """The batches of the first epoch."""
+    one = stream(examples, batch_size, **choices)
+    return [seen(batch) for batch in one.batches(0, one.steps_per_epoch)]
+
+
+@contextmanager
+def fetched_at_once(block_bytes: int) -> Iterator[None]:
+    """Batches are fetched together up to so many bytes."""
+    before = loader.BLOCK_BYTES
+    loader.BLOCK_BYTES = block_bytes
+    try:
+        yield
+    finally:
+        loader.BLOCK_BYTES = before
+
+
+@laws
+@given(counts, batch_sizes, replica_numbers, micro_sizes, st.integers(0, 2), st.integers(0, 7), st.integers(1, 9))
+def test_replicas_divide_the_batches_of_one_replica(
+    examples: int, batch_size: int | None, replicas: int, micro: int | None, least: int, start: int, steps: int
+):
+    """Joined in the order of the replicas, their parts are the batch that a single replica would have."""
+    shares = [Share(replica, replicas, micro, least) for replica in range(replicas)]
+    # A last batch joins the one before it by the number of replicas; the whole takes the same rule.
+    whole = Share(0, 1, None, least * replicas)
+    parts = [list(stream(examples, batch_size, share).batches(start, steps)) for share in shares]
+    batches = list(stream(examples, batch_size, whole).batches(start, steps))
+    assert [len(mine) for mine in parts] == [steps] * replicas
+    for number, batch in enumerate(batches):
+        mine = [part[number] for part in parts]
+        assert [example for one in mine for example in seen(one)] == seen(batch)
+        assert all(one.examples == len(seen(batch)) for one in mine)
+        sizes = [one.own for one in mine]
+        assert sizes == [len(seen(one)) for one in mine]
+        assert max(sizes) - min(sizes) <= 1
+        for one in mine:
+            cut = [len(targets) for _, targets in one.micro_batches]
+            assert cut
+            assert micro is None or max(cut) <= micro
+            assert 0 not in cut or one.own == 0
+
+
+@laws
+@given(counts, batch_sizes, st.integers(0, 3), st.sampled_from([1, 100, 1 << 20]))
+def test_an_epoch_is_every_example_once(examples: int, batch_size: int | None, number: int, block_bytes: int):
+    """Batches are full but for the last, epochs do not mix, and how many are fetched together changes nothing."""
+    with fetched_at_once(block_bytes):
+        one = stream(examples, batch_size)
+        batches = [seen(batch) for batch in one.batches(number * one.steps_per_epoch, one.steps_per_epoch)]
+    size = min(batch_size or examples, examples)
+    assert one.steps_per_epoch == len(batches) == -(-examples // size)
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    assert sorted(example for batch in batches for example in batch) == list(range(FIRST_ID, FIRST_ID + examples))
+
+
+@laws
+@given(counts, batch_sizes, st.integers(0, 12), st.integers(1, 12), st.sampled_from([1, 100, 1 << 20]))
+def test_starting_later_is_skipping(examples: int, batch_size: int | None, start: int, steps: int, block_bytes: int):
+    """Batches start to start + steps are the same whether those before were drawn or not."""
+    with fetched_at_once(block_bytes):
+        late = [seen(batch) for batch in stream(examples, batch_size).batches(start, steps)]
+        through = [seen(batch) for batch in stream(examples, batch_size).batches(0, start + steps)]
+    assert late == through[start:]
+
+
+@laws
+@given(counts, batch_sizes, micro_sizes, st.integers(0, 7))
+def test_a_batch_begins_where_a_tensor_of_its_own_does(
+    examples: int, batch_size: int | None, micro: int | None, start: int
+):
+    """Wherever it lies in the block that was fetched: on some processors the bits of a product depend on that."""
+    for batch in stream(examples, batch_size, Share(micro_batch_size=micro)).batches(start, 5):
+        assert all(inputs.data_ptr() % 64 == 0 for inputs, _ in batch.micro_batches)
+
+
+def test_orders_differ_by_seed_client_and_epoch():
+    """And are the permutations that `randomness` gives for them."""
+    one = stream(30, None)
+    orders = [seen(batch) for batch in one.batches(0, 2)]
+    orders += [epoch(30, None, client=4)[0], epoch(30, None, seed=1)[0]]
+    assert len({tuple(order) for order in orders}) == 4
+    permutation = torch.randperm(30, generator=loader.generator(0, "order", 3, 1)) + FIRST_ID
+    assert orders[1] == permutation.tolist()
+
+
+def test_a_golden_order():
+    """The order in which old runs went through their examples, for they are to be resumed."""
+    assert epoch(8, 3, client=0) == [[102, 104, 107], [106, 101, 100], [103, 105]]
+
+
+def test_the_order_does_not_depend_on_the_batch_size():
+    assert [sum(epoch(20, size), []) for size in (1, 7, None)] == [epoch(20, None)[0]] * 3
+
+
+@laws
+@given(counts, st.integers(1, 45), replica_numbers, st.integers(0, 3))
+def test_a_last_batch_that_is_too_small_joins_the_one_before(examples: int, batch_size: int, replicas: int, least: int):
+    """No replica has fewer than `least` examples of a last batch, unless there is no batch before it."""
+    share = Share(0, replicas, None, least)
+    bounds = share.bounds(examples, batch_size)
+    assert bounds[0] == 0 and bounds[-1] == examples
+    sizes = [end - begin for begin, end in pairwise(bounds)]
+    assert all(size == batch_size for size in sizes[:-1])
+    rest = examples % batch_size or batch_size
+    joins = examples > batch_size and rest < least * replicas
+    assert sizes[-1] == (batch_size + rest if joins else min(rest, examples))
+
+
+@pytest.mark.parametrize(("replicas", "parts"), [(1, [5]), (2, [2, 3]), (3, [1, 2, 2]), (7, [0, 1, 1, 0, 1, 1, 1])])
+def test_shares_are_consecutive(replicas: int, parts: list[int]):
+    """Of the batch [10, 15); a replica may have none."""
+    edges = [Share(replica, replicas).of(10, 15) for replica in range(replicas)]
+    assert edges[0][0] == 10 and edges[-1][1] == 15
+    assert all(before[1] == after[0] for before, after in pairwise(edges))
+    assert [last - first for first, last in edges] == parts
+
+
+def test_a_replica_without_examples_gets_an_empty_batch():
+    """One micro-batch of the right shape and type: the backward pass is a collective."""
+    (batch,) = stream(2, None, Share(0, 3)).batches(0, 1)
+    ((inputs, targets),) = batch.micro_batches
+    assert inputs.shape == (0, 3) and inputs.dtype == torch.float32
+    assert targets.shape == (0,) and targets.dtype == torch.int64
+    assert (batch.examples, batch.own) == (2, 0)
+
+
+def test_memory_is_bounded_by_the_block():
+    """Together are fetched no more bytes than a block, and at least a batch."""
+    taken: list[int] = []
+
+    class Counted(Arrays):
+        def fetch(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            taken.append(len(ids))
+            return super().fetch(ids)
+
+    source = Counted(torch.zeros(64, 25), torch.arange(64))
+    one = Stream(lambda ids, _: source.fetch(ids), np.arange(64), 0, 4, Share(), 0)
+    with fetched_at_once(1600):
+        assert len(list(one.batches(0, 16))) == 16
+    assert taken == [4, *[16] * 3, 12]

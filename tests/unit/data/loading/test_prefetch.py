@@ -1,0 +1,122 @@
+"""The way to the device: the same examples, wherever they lie and whenever they were fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.runs import make_run, parameters
+from trainer.data import Arrays, Windows
+from trainer.data.loading.loader import Share, Stream
+from trainer.data.loading.prefetch import Ahead, Block, Feeding, check_on_device
+from trainer.data.sources.base import MapStyle, Movable
+from trainer.distributed.topology import distributed
+from trainer.loop.fit import fit
+from trainer.utils.hardware import on
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+laws = settings(deadline=None)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def arrays() -> Arrays:
+    return Arrays(torch.arange(60.0).view(20, 3), torch.arange(20))
+
+
+def windows() -> Windows:
+    """Rows that overlap, and begin in the middle of what is below them."""
+    return Windows(torch.arange(40, dtype=torch.uint8)[3:].unfold(0, 6, 2), 5, np.arange(16))
+
+
+SOURCES = {"arrays": arrays, "windows": windows}
+sources = pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
+
+
+@sources
+def test_a_source_that_is_moved_gives_the_same_examples_with_the_same_labels_and_owners(make: Any) -> None:
+    source, ids = make(), torch.tensor([7, 0, 15, 7])
+    moved = source.to(torch.device("cpu"))
+    assert type(moved) is type(source) and len(moved) == len(source)
+    for ours, theirs in zip(moved.fetch(ids), source.fetch(ids), strict=True):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    for ours, theirs in ((moved.labels, source.labels), (moved.owners, source.owners)):
+        assert (ours is None and theirs is None) or np.array_equal(ours, theirs)
+
+
+def test_rows_that_overlap_take_no_more_memory_when_they_are_moved() -> None:
+    """37 of 40 tokens lie below 16 rows of 6."""
+    source = windows()
+    moved = source.to(torch.device("cpu"))
+    assert source.nbytes == moved.nbytes == 40
+    assert moved.tokens.untyped_storage().data_ptr() != source.tokens.untyped_storage().data_ptr()
+    assert moved.tokens.untyped_storage().nbytes() == 40 and moved.tokens.numel() == 96
+
+
+def test_on_the_cpu_nothing_is_done() -> None:
+    source = arrays()
+    feeding, blocks = Feeding(source, CPU, on_device=True), iter([])
+    assert feeding.source is source and feeding.ahead(blocks) is blocks
+    tensor = torch.ones(3)
+    assert on(tensor, CPU) is tensor
+
+
+@laws
+@given(st.integers(1, 30), st.integers(1, 8))
+def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, batch_size: int) -> None:
+    """Blocks that are all made before the first is used give the batches of those that are made one by one."""
+
+    def at_once(blocks: Iterator[Block]) -> Iterator[Block]:
+        return iter(list(blocks))
+
+    def batches(**choices: Any) -> list[tuple[Tensor, Tensor]]:
+        source = Arrays(torch.arange(examples).float(), torch.arange(examples))
+        stream = Stream(lambda ids, _: source.fetch(ids), np.arange(examples), 0, batch_size, Share(), 0, **choices)
+        return [pair for batch in stream.batches(0, 2 * stream.steps_per_epoch) for pair in batch.micro_batches]
+
+    for ours, theirs in zip(batches(ahead=at_once), batches(), strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_what_cannot_be_held_on_a_gpu_is_said_before_it_starts() -> None:
+    one_by_one = MapStyle([(torch.ones(1), 0)])
+    assert isinstance(arrays(), Movable) and not isinstance(one_by_one, Movable)
+    with pytest.raises(ValueError, match=r"data.on_device=true, but a MapStyle .*\n  valid: auto or false"):
+        check_on_device(one_by_one, GPU, True)
+    for source, device, wish in ((one_by_one, CPU, True), (one_by_one, GPU, None), (arrays(), GPU, True)):
+        check_on_device(source, device, wish)
+
+
+@needs_cuda
+@pytest.mark.parametrize("on_device", [True, False])
+def test_a_gpu_trains_on_the_same_examples_however_they_come(on_device: bool) -> None:
+    """Bit for bit what it trains on when they are copied before each step."""
+
+    def trained(wish: bool, **choices: Any) -> list[Tensor]:
+        with distributed() as topology:
+            run = make_run(topology, [300], on_device=wish, rounds=2, **choices)
+            fit(run)
+            return parameters(run.module)
+
+    assert all(map(torch.equal, trained(on_device), trained(False, batch_size=8)))
+
+
+@needs_cuda
+def test_blocks_come_on_a_stream_of_their_own() -> None:
+    seen: list[torch.cuda.Stream] = []
+
+    def blocks() -> Iterator[Block]:
+        for number in range(3):
+            seen.append(torch.cuda.current_stream())
+            filled = on(torch.full((4,), number), GPU)
+            yield (filled, filled + 1), [4]
+
+    found = [(int(inputs[0]), int(targets[0])) for (inputs, targets), _ in Ahead(GPU)(blocks())]
+    assert found == [(0, 1), (1, 2), (2, 3)]
+    assert torch.cuda.default_stream() not in seen

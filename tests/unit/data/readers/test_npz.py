@@ -1,0 +1,182 @@
+"""Columns of a file as a data set, and numpy's .npz files, written by numpy itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data import Source, Splits, npz
+from trainer.data.readers.test_split import held_out
+
+GENERATOR = np.random.default_rng(0)
+FEATURES = GENERATOR.normal(size=(40, 3))
+
+
+def written(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def all_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+    return source.fetch(torch.arange(len(source)))
+
+
+def refusal(path: Path, **keys: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        npz(path, **keys)
+    assert str(error.value).startswith(f"data.path={path} cannot be used:\n")
+    return str(error.value)
+
+
+def together(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and targets of the training and then the test set."""
+    parts = [all_of(splits.train), all_of(splits.test)]
+    return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+class TestTest:
+    @settings(max_examples=100, deadline=None)
+    @given(examples=st.integers(2, 200), test=st.floats(0.01, 0.99))
+    def test_both_sides_get_at_least_one(self, examples: int, test: float) -> None:
+        held = held_out(examples, test)
+        assert held.sum() == min(max(1, np.rint(test * examples)), examples - 1)
+        assert np.array_equal(held, held_out(examples, test))
+
+    @settings(max_examples=100, deadline=None)
+    @given(owners=st.lists(st.integers(0, 5), min_size=1, max_size=60), test=st.floats(0.01, 0.99))
+    def test_every_owner_gives_its_part_and_keeps_one(self, owners: list[int], test: float) -> None:
+        held = held_out(len(owners), test, np.array(owners))
+        for owner in set(owners):
+            mine = held[np.array(owners) == owner]
+            assert mine.sum() == min(np.rint(test * len(mine)), len(mine) - 1)
+
+
+class TestNpz:
+    def test_every_example_is_trained_or_tested_with(self, tmp_path: Path) -> None:
+        labels = np.arange(40) % 4
+        splits = npz(written(tmp_path, x=FEATURES, y=labels), test=0.25)
+        assert (len(splits.train), len(splits.test), splits.classes) == (30, 10, 4)
+        inputs, targets = together(splits)
+        assert inputs.dtype == np.float32 and targets.dtype == np.int64
+        order, wanted = np.argsort(inputs[:, 0]), np.argsort(FEATURES[:, 0])
+        assert np.array_equal(inputs[order], FEATURES[wanted].astype(np.float32))
+        assert np.array_equal(targets[order], labels[wanted])
+
+    @pytest.mark.parametrize("pattern", ["{0}_{1}", "{1}_{0}"])
+    def test_a_test_set_of_its_own_is_taken(self, tmp_path: Path, pattern: str) -> None:
+        """As keras calls its arrays, and as MedMNIST does, whose labels are [N, 1]."""
+        images = GENERATOR.integers(0, 256, (7, 5, 4, 3), np.uint8)
+        arrays = {pattern.format("images", "train"): images, pattern.format("images", "test"): images[:2]}
+        arrays |= {pattern.format("labels", "train"): np.arange(7)[:, None] % 3}
+        arrays |= {pattern.format("labels", "test"): np.array([[2], [1]], np.uint8)}
+        splits = npz(written(tmp_path, **arrays), inputs="images", targets="labels")
+        assert (len(splits.train), len(splits.test), splits.classes) == (7, 2, 3)
+        inputs, targets = all_of(splits.test)
+        assert targets.tolist() == [2, 1]
+        assert np.allclose(inputs.numpy(), np.moveaxis(images[:2], 3, 1) / 255)
+
+    @pytest.mark.parametrize("shape", [(6, 5, 4), (6, 3, 5, 4), (6, 5, 4, 3)])
+    def test_bytes_of_images_become_numbers_to_one(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        images = GENERATOR.integers(0, 256, shape, np.uint8)
+        inputs, _ = together(npz(written(tmp_path, x=images, y=np.zeros(6, int))))
+        assert inputs.dtype == np.float32 and inputs.shape == (6, 1 if len(shape) == 3 else 3, 5, 4)
+        assert inputs.sum() == pytest.approx(images.sum() / 255, rel=1e-5)
+
+    @pytest.mark.parametrize(
+        ("inputs", "dtype", "shape"),
+        [
+            (np.arange(12.0), torch.float32, (12, 1)),
+            (np.arange(12), torch.float32, (12, 1)),
+            (np.arange(24, dtype=np.int16).reshape(12, 2), torch.int64, (12, 2)),
+            (np.arange(24, dtype=np.uint8).reshape(12, 2), torch.int64, (12, 2)),
+            (np.ones((12, 2, 2), np.float16), torch.float32, (12, 2, 2)),
+        ],
+    )
+    def test_numbers_and_integers(self, tmp_path: Path, inputs: np.ndarray, dtype: torch.dtype, shape: tuple) -> None:
+        splits = npz(written(tmp_path, x=inputs, y=np.ones(12)))
+        found, targets = all_of(splits.train)
+        assert found.dtype == dtype and found.shape[1:] == shape[1:]
+        assert splits.classes is None and targets.dtype == torch.float32
+
+    def test_texts_are_labels_and_owners_by_their_names(self, tmp_path: Path) -> None:
+        names = np.array(["dog", "cat", "fox"])[np.arange(30) % 3]
+        path = written(tmp_path, x=np.arange(30.0), y=names, site=names)
+        splits = npz(path, owners="site")
+        assert splits.label_names == splits.owner_names == ("cat", "dog", "fox")
+        inputs, targets = all_of(splits.train)
+        assert [splits.label_names[label] for label in targets] == names[inputs[:, 0].long()].tolist()
+        assert np.array_equal(splits.train.owners, splits.train.labels)
+        assert np.bincount(splits.test.owners).tolist() == [1, 1, 1]
+        told = npz(path, classes=["fox", "dog", "cat", "owl"])
+        assert told.classes == 4 and told.label_names[int(all_of(told.train)[1][0])] == names[0]
+
+    def test_classes_may_be_told(self, tmp_path: Path) -> None:
+        path = written(tmp_path, x=FEATURES, y=(np.arange(40) % 3).astype(float))
+        assert npz(path).classes is None
+        splits = npz(path, classes=5)
+        assert splits.classes == 5 and splits.train.labels is not None
+
+
+class TestRefusals:
+    def test_all_faults_are_said_at_once(self, tmp_path: Path) -> None:
+        holed = FEATURES.copy()
+        holed[[3, 7], [0, 2]] = np.nan, np.inf
+        labels = np.arange(39) % 4
+        labels[5] = -1
+        said = refusal(written(tmp_path, x=holed, y=labels, site=np.ones(40)), classes=3, owners="site", test=1)
+        for fault in (
+            "lengths differ: 40 x, 39 y, 40 site",
+            "x: 2 of 40 examples are missing (NaN) or not finite in float32; the first is example 3",
+            "y: 10 of 39 examples are outside 0..2, such as 3; the first is example 3",
+            "site: float64 [40], where an owner is a number or a text",
+            "data.test=1: ",
+        ):
+            assert fault in said, said
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"x": [["a", "b"]], "y": [1]}, "x: <U1 [1, 2], where inputs are numbers"),
+            ({"x": np.zeros((2, 5, 5, 5), np.uint8), "y": [1, 2]}, "uint8 of shape [2, 5, 5, 5] are no images"),
+            ({"x": [1e300, 1], "y": [1, 2]}, "not finite in float32; the first is example 0"),
+            ({"x": [1.0], "y": [1j]}, "y: complex128 [1], where targets are numbers or texts"),
+            ({"x": np.zeros((0, 2)), "y": np.zeros(0)}, "x: not a single example"),
+            ({"x": 1.0, "y": [1, 2]}, "lengths differ: 1 x, 2 y"),
+            ({"x": [1.0], "z": [1]}, "y: there is no such array\n  there are: x, z\n  set data.inputs="),
+            ({"x": [1.0], "y": np.array([{}], object)}, "y: Object arrays cannot be loaded"),
+            ({"x_train": [1.0], "y_train": [1], "x_test": [1.0]}, "y_test: there is no such array"),
+            (
+                {"x_train": np.ones((2, 3)), "y_train": [1, 2], "x_test": np.ones((2, 4)), "y_test": [1, 2]},
+                "the examples have different shapes: x_train: float64 [2, 3], x_test: float64 [2, 4]",
+            ),
+        ],
+    )
+    def test_what_no_data_set_can_be_made_of(self, tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+        assert message in refusal(written(tmp_path, **arrays))
+
+    def test_names_that_are_not_the_classes(self, tmp_path: Path) -> None:
+        path = written(tmp_path, x=np.ones(3), y=["cat", "dog", "cat"])
+        assert "1 of 3 examples are none of the classes cat, fox, such as dog" in refusal(path, classes=["cat", "fox"])
+
+    @pytest.mark.parametrize(
+        ("corrupt", "message"),
+        [
+            (lambda content: content[: len(content) // 2], "no .npz file, or cut short"),
+            (lambda content: b"<html>not found", "no .npz file, or cut short"),
+            (lambda content: content.replace(FEATURES.tobytes(), FEATURES[::-1].tobytes()), "x: Bad CRC-32"),
+        ],
+    )
+    def test_damaged_files(self, tmp_path: Path, corrupt: Any, message: str) -> None:
+        path = written(tmp_path, x=FEATURES, y=np.arange(40))
+        path.write_bytes(corrupt(path.read_bytes()))
+        assert message in refusal(path)
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        assert re.search(r"/mine.npz cannot be read: No such file", refusal(tmp_path / "mine.npz"))

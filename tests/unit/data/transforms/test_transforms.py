@@ -1,0 +1,270 @@
+"""Transforms: what they make of a batch, by numpy; draws that belong to an example, whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainer.data import Apart, Arrays, Source
+from trainer.data.transforms import (
+    Batch,
+    Chain,
+    CutOut,
+    MaskTokens,
+    MixUp,
+    Normalise,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    Standardise,
+    Transform,
+)
+from trainer.data.transforms.base import uniform
+
+CPU = torch.device("cpu")
+laws = settings(deadline=None, max_examples=40)
+COUNT, CLASSES = 40, 4
+
+RANDOM: dict[str, Transform] = {
+    "crop": RandomCrop(2),
+    "flip": RandomFlip(),
+    "rotate": RandomRotation(30),
+    "cutout": CutOut(3),
+    "mixup": MixUp(0.4),
+}
+
+
+def images(channels: int = 2, side: int = 6) -> Arrays:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(COUNT, channels, side, side, generator=generator)
+    return Arrays(inputs, torch.randint(0, CLASSES, (COUNT,), generator=generator))
+
+
+def trained(transforms: Mapping[str, Transform], ids: Tensor, epoch: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    return Chain(transforms, CLASSES).train(images(), ids, torch.arange(COUNT), seed, epoch, CPU)
+
+
+# Draws
+
+
+@laws
+@given(st.integers(-(2**63), 2**63 - 1), st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(1, 5))
+def test_a_draw_is_of_its_example_alone(key: int, ids: list[int], count: int):
+    together = uniform(key, torch.tensor(ids), count)
+    assert ((together >= 0) & (together < 1)).all()
+    for row, one in zip(together, ids, strict=True):
+        assert torch.equal(row, uniform(key, torch.tensor([one]), count)[0])
+
+
+def test_draws_are_those_of_splitmix64():
+    """The first numbers from seed 1234567, as published with the generator's C code."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    drawn = uniform(1234567, torch.tensor([0]), 3)[0]
+    np.testing.assert_array_equal(drawn.numpy(), [(number >> 11) * 2.0**-53 for number in published])
+
+
+def test_draws_are_uniform():
+    drawn = uniform(7, torch.arange(50_000), 2)
+    counts = torch.histc(drawn, 20, 0, 1)
+    assert (counts / 5000 - 1).abs().max() < 0.06
+    assert abs(float(torch.corrcoef(drawn.T)[0, 1])) < 0.02
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_random_is_of_seed_epoch_and_example(name: str):
+    """Not of the batch that an example is in."""
+    transforms = {name: RANDOM[name]}
+    ids = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))
+    whole = trained(transforms, ids)
+    parts = [trained(transforms, part) for part in ids.split(7)]
+    for one, all_parts in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(one, torch.cat(all_parts), rtol=0, atol=1e-6)
+    assert torch.equal(whole[0], trained(transforms, ids)[0])
+    assert not torch.equal(whole[0], trained(transforms, ids, epoch=1)[0])
+    assert not torch.equal(whole[0], trained(transforms, ids, seed=1)[0])
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_random_is_not_of_evaluation(name: str):
+    examples = images().fetch(torch.arange(COUNT))
+    for ours, theirs in zip(Chain({name: RANDOM[name]}, CLASSES).judge(examples, CPU), examples, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_two_of_a_kind_draw_apart():
+    ids = torch.arange(COUNT)
+    once = trained({"flip": RandomFlip()}, ids)[0]
+    twice = trained({"flip": RandomFlip(), "again": RandomFlip()}, ids)[0]
+    assert not torch.equal(twice, once) and not torch.equal(twice, images().inputs)
+
+
+# Transforms
+
+
+def test_a_crop_is_a_window_of_the_padded_image():
+    inputs, _ = images().fetch(torch.arange(COUNT))
+    padded = np.pad(inputs.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    seen = set()
+    for image, cut in zip(padded, trained({"crop": RandomCrop(2)}, torch.arange(COUNT))[0].numpy(), strict=True):
+        windows = {(i, j) for i in range(5) for j in range(5) if (image[:, i : i + 6, j : j + 6] == cut).all()}
+        assert windows
+        seen |= windows
+    assert len(seen) > 12
+
+
+def test_a_flip_mirrors_about_half():
+    inputs, flipped = images().inputs, trained({"flip": RandomFlip()}, torch.arange(COUNT))[0]
+    is_same = (flipped == inputs).flatten(1).all(1)
+    assert torch.equal(flipped[~is_same], inputs[~is_same].flip(3))
+    assert 8 < is_same.sum() < 32
+
+
+def test_a_turn_by_nothing_is_nothing_and_by_a_quarter_is_numpys():
+    batch = Batch(
+        images().inputs, images().targets, torch.arange(COUNT), torch.arange(COUNT), 0, lambda ids: images().fetch(ids)
+    )
+    same, _ = RandomRotation(1e-6)(batch)
+    torch.testing.assert_close(same, batch.inputs, rtol=0, atol=1e-4)
+    turned, _ = _Always(90)(batch)
+    np.testing.assert_allclose(turned.numpy(), np.rot90(batch.inputs.numpy(), 1, (2, 3)), atol=1e-4)
+
+
+class _Always(RandomRotation):
+    """By just so many degrees."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        class Drawn(Batch):
+            def uniform(self, count: int = 1) -> Tensor:
+                return torch.ones(len(self.numbers), count, dtype=torch.float64)
+
+        return super().__call__(Drawn(**vars(batch)))
+
+
+def test_a_file_is_changed_alike_whatever_silo_has_it():
+    """Three clients' files on one rank, each on its own, and as one file: the same examples for each client."""
+    chain = Chain({"crop": RandomCrop(2), "flip": RandomFlip(), "mixup": MixUp()}, classes=CLASSES)
+    inputs, targets = images().fetch(torch.arange(COUNT))
+    sizes = [11, 20, COUNT - 31]
+    files = [Arrays(*part) for part in zip(inputs.split(sizes), targets.split(sizes), strict=True)]
+
+    def seen(source: Source, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return chain.train(source, ids, ids, 3, 1, torch.device("cpu"))
+
+    for client, ids in enumerate(torch.arange(COUNT).split(sizes)):
+        expected = seen(images(), ids)
+        for here in ([client], [0, 1, 2]):
+            apart = Apart(sizes, {each: files[each] for each in here}, [0, 1, 2], [0, 0, 0])
+            found = seen(apart, torch.from_numpy(apart.ids(client)))
+            assert all(map(torch.equal, found, expected))
+
+
+def test_a_cutout_is_one_square_of_zeros():
+    cut = trained({"cutout": CutOut(3)}, torch.arange(COUNT))[0]
+    for image, before in zip(cut, images().inputs, strict=True):
+        is_out = (image == 0).all(0)
+        rows, columns = is_out.any(1), is_out.any(0)
+        assert (
+            torch.equal(is_out, rows[:, None] & columns[None, :]) and 2 <= rows.sum() <= 3 and 2 <= columns.sum() <= 3
+        )
+        assert torch.equal(image[:, ~is_out], before[:, ~is_out])
+
+
+def test_mixed_examples_are_between_two_of_their_client():
+    members = torch.tensor([1, 5, 9])
+    source = images()
+    inputs, targets = Chain({"mixup": MixUp(1.0)}, CLASSES).train(source, members, members, 0, 0, CPU)
+    assert targets.shape == (3, CLASSES)
+    torch.testing.assert_close(targets.sum(1), torch.ones(3))
+    for mixed, id in zip(inputs, members, strict=True):
+        spans = torch.stack([source.inputs[other] - source.inputs[id] for other in members]).flatten(1)
+        away = (mixed - source.inputs[id]).flatten()
+        parts = [float(away @ span / span.square().sum().clamp_(min=1e-9)) for span in spans]
+        assert any(
+            0 <= part <= 1 and torch.allclose(away, part * span, atol=1e-5)
+            for part, span in zip(parts, spans, strict=True)
+        )
+
+
+def test_mixing_comes_after_what_was_before_it():
+    """The other example is normalised and flipped too, by its own draws."""
+    chain = Chain({"normalise": Normalise(100.0, 1.0), "mixup": MixUp(1.0)}, CLASSES)
+    inputs, _ = chain.train(images(), torch.arange(COUNT), torch.arange(COUNT), 0, 0, CPU)
+    assert (inputs.mean((1, 2, 3)) + 100).abs().max() < 1
+
+
+def test_some_tokens_are_masked():
+    tokens = Arrays(torch.randint(1, 50, (200, 30)), torch.zeros(200, 30, dtype=torch.int64))
+    chain = Chain({"mask": MaskTokens(0.2, 0)}, 50)
+    inputs, targets = chain.train(tokens, torch.arange(200), torch.arange(200), 0, 0, CPU)
+    is_masked = inputs == 0
+    assert 0.18 < is_masked.float().mean() < 0.22 and torch.equal(targets, tokens.targets)
+    assert torch.equal(inputs[~is_masked], tokens.inputs[~is_masked])
+
+
+def test_given_numbers_normalise():
+    inputs, _ = Chain({"n": Normalise([1.0, 2.0], [0.5, 4.0])}).judge(images().fetch(torch.arange(5)), CPU)
+    expected = (images().inputs[:5].numpy() - np.array([1, 2])[:, None, None]) / np.array([0.5, 4])[:, None, None]
+    np.testing.assert_allclose(inputs.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@laws
+@given(st.integers(1, 5), st.integers(0, 10_000))
+def test_statistics_are_those_of_all_examples_together(parts: int, offset: int):
+    """However they are divided; to 1e-6 of float64's."""
+    source = Arrays(images(3).inputs + offset, images(3).targets)
+    split = torch.arange(COUNT).tensor_split(parts)
+    sums = []
+    for ids in split:
+        Chain({"s": Standardise()}).measure(source, ids, lambda own: sums.append(own) or own + 0, CPU)
+    together = Standardise()
+    Chain({"s": together}).measure(source, split[0], lambda own: torch.stack(sums).sum(0), CPU)
+    columns = source.inputs.double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
+    np.testing.assert_allclose(together.mean, columns.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(together.std, columns.std(1), rtol=1e-6)
+
+
+def test_a_channel_that_never_changes_is_centred():
+    source = Arrays(torch.full((COUNT, 1), 3.0), torch.zeros(COUNT, dtype=torch.int64))
+    chain = Chain({"s": Standardise()})
+    chain.measure(source, torch.arange(COUNT), lambda own: own, CPU)
+    assert not chain.judge(source.fetch(torch.arange(4)), CPU)[0].any()
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (RandomCrop(1), "no images"),
+        (MaskTokens(0.1, 0), "no tokens"),
+        (Normalise([1.0] * 3, [1.0] * 3), "3 means for 5 channels"),
+    ],
+)
+def test_examples_that_a_transform_cannot_take_are_said(transform: Transform, said: str):
+    (fault,) = Chain({"it": transform}).faults(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+    assert fault.startswith("preprocess.it: ") and said in fault
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RandomCrop(0),
+        lambda: RandomFlip(0.0),
+        lambda: RandomRotation(200),
+        lambda: CutOut(0),
+        lambda: MixUp(0.0),
+        lambda: MaskTokens(1.0),
+        lambda: Normalise(0.0, 0.0),
+        lambda: Normalise([1.0], [1.0, 2.0]),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(make):
+    with pytest.raises(ValueError, match="valid: "):
+        make()

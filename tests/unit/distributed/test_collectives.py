@@ -1,0 +1,107 @@
+"""The collectives, on live ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.distributed import collectives
+from trainer.distributed.topology import distributed
+
+
+def texts_of(texts: list[str]) -> tuple[list[str], str]:
+    with distributed() as topology:
+        return collectives.gather_texts(texts[topology.rank]), collectives.broadcast_text(texts[topology.rank])
+
+
+@pytest.mark.parametrize(
+    "texts", [["", ""], ["", "one"], ["a much longer text\nof two lines", ""], ["grün, 猫, 🐈", "x" * 70000]]
+)
+def test_texts_arrive_as_they_were(ranks, texts: list[str]):
+    """Of any length and script: all of them in rank order by gathering, rank 0's by broadcasting."""
+    assert ranks(2).run(texts_of, texts) == [(texts, texts[0])] * 2
+
+
+def header_of(rank: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Two scalars, and tables of which some are empty."""
+    generator = torch.Generator().manual_seed(rank)
+    shapes = {"table": (3, 2), "empty": (0,), "empty_table": (0, 3), "vector": (4,)}
+    tables = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    return {"weight": 2.0**40 + rank, "steps": rank}, tables
+
+
+def sum_headers() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    with distributed() as topology:
+        return collectives.sum_header(*header_of(topology.rank))
+
+
+def test_headers_are_added_entry_by_entry(ranks):
+    """Scalars are exact in float64, tables keep their shapes; numpy adds the same, and all ranks have the same bits."""
+    outcomes = ranks(3).run(sum_headers)
+    for scalars, tables in outcomes:
+        assert scalars == {"weight": 3 * 2.0**40 + 3, "steps": 3}
+        assert list(tables) == list(header_of(0)[1])
+        for name, total in tables.items():
+            expected = np.sum([header_of(rank)[1][name].numpy() for rank in range(3)], 0)
+            assert total.shape == expected.shape and total.dtype == torch.float64
+            np.testing.assert_allclose(total, expected, rtol=1e-15, atol=1e-15)
+            assert torch.equal(total, outcomes[0][1][name])
+
+
+def sum_of_nothing() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    with distributed():
+        return collectives.sum_header({}, {"table": torch.ones(2, dtype=torch.float64)})
+
+
+def test_a_header_may_be_tables_alone(ranks):
+    for scalars, tables in ranks(2).run(sum_of_nothing):
+        assert scalars == {} and tables["table"].tolist() == [2.0, 2.0]
+
+
+def rows_and_maxima() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with distributed() as topology:
+        row = torch.tensor([topology.rank, -(1 << 62) + topology.rank])
+        spoken = collectives.broadcast(torch.full((2,), float(topology.rank + 5)))
+        return collectives.gather_rows(row), collectives.maximum(torch.tensor([topology.rank, -topology.rank])), spoken
+
+
+def test_rows_maxima_and_broadcasts(ranks):
+    """Rows are in rank order, and 64 bits wide; the maximum is elementwise; rank 0 is who is heard."""
+    for rows, maxima, spoken in ranks(3).run(rows_and_maxima):
+        assert rows.tolist() == [[rank, -(1 << 62) + rank] for rank in range(3)]
+        assert maxima.tolist() == [2, 0]
+        assert spoken.tolist() == [5.0, 5.0]
+
+
+def vector_of(silo: int) -> torch.Tensor:
+    return torch.randn(1000, generator=torch.Generator().manual_seed(silo))
+
+
+def sum_silos(silos: list[int]) -> torch.Tensor:
+    with distributed(silos) as topology:
+        return collectives.sum_between_silos(vector_of(topology.silo), topology)
+
+
+@pytest.mark.parametrize("silos", [[3, 1], [1, 1, 2], [1, 1, 1, 1], [4]])
+def test_silos_count_once_whatever_their_ranks(ranks, silos: list[int]):
+    """The sum over silos, not over ranks; the same bits on every rank."""
+    outcomes = ranks(4).run(sum_silos, silos)
+    expected = np.sum([vector_of(silo).double().numpy() for silo in range(len(silos))], 0)
+    np.testing.assert_allclose(outcomes[0], expected, atol=1e-6)
+    assert all(torch.equal(outcomes[0], other) for other in outcomes)
+
+
+def test_a_timeout_of_somebody_else_is_not_a_lost_peer():
+    """A data loader's, say: it keeps its traceback."""
+    assert not collectives.has_timed_out(RuntimeError("DataLoader timed out after 5 seconds"))
+    assert collectives.has_timed_out(RuntimeError("[gloo/transport/tcp] Timed out waiting 5000ms for recv operation"))
+
+
+def test_a_lost_peer_is_told_from_our_own_failure():
+    """gloo's words on a connection that broke, and others."""
+    assert collectives.has_lost_peers(
+        RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]")
+    )
+    assert not collectives.has_lost_peers(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not collectives.has_lost_peers(ValueError("Connection closed by peer"))

@@ -1,0 +1,97 @@
+"""Which device a rank gets, on nodes with any number of GPUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.pool import RankPool
+from tests.support.runs import fedavg, make_run, parameters
+from trainer.distributed.device import check_nccl, choose_device, sharers_of
+from trainer.distributed.environment import Place
+from trainer.distributed.topology import _between, distributed
+from trainer.loop.fit import fit
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def with_gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, so many GPUs are visible, though there may be none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+
+
+def place_of(local_rank: int, ranks: int, gpus: int | None = None) -> Place:
+    return Place(rank=local_rank, local_rank=local_rank, local_world_size=ranks, gpus=gpus)
+
+
+@given(st.integers(1, 5), st.integers(1, 9))
+def test_ranks_take_the_gpus_in_turns(gpus: int, ranks: int) -> None:
+    """No GPU has two ranks more than another, and each rank knows with how many it shares."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        with_gpus(gpus, monkeypatch)
+        places = [place_of(rank, ranks) for rank in range(ranks)]
+        chosen = [choose_device("auto", place, "gloo") for place in places]
+        shared = Counter(device.index for device in chosen)
+        assert [device.index for device in chosen] == [rank % gpus for rank in range(ranks)]
+        assert [sharers_of(*pair) for pair in zip(chosen, places, strict=True)] == [shared[d.index] for d in chosen]
+
+
+@pytest.mark.parametrize("backend", ["auto", "nccl"])
+def test_nccl_wants_a_gpu_for_each_rank(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(2, monkeypatch)
+    assert choose_device("cuda", place_of(1, 2), backend).index == 1
+    with pytest.raises(ValueError, match="but 2 are visible.*\n.*launch.nproc=2, or launch.backend=gloo.*device=cpu"):
+        choose_device("cuda", place_of(0, 3), backend)
+
+
+def test_without_a_gpu_there_is_none_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(0, monkeypatch)
+    assert choose_device("auto", place_of(0, 3), "gloo") == CPU
+    with pytest.raises(ValueError, match="but 0 are visible.*\n  set launch.device=cpu"):
+        choose_device("cuda", place_of(0, 3), "gloo")
+
+
+def test_srun_shows_each_task_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(1, monkeypatch)
+    place = place_of(3, 4, gpus=4)
+    assert choose_device("auto", place) == GPU and sharers_of(GPU, place) == 1
+
+
+def test_ranks_on_the_cpu_share_nothing() -> None:
+    assert sharers_of(CPU, place_of(1, 4)) == 1
+
+
+def test_what_nccl_cannot_carry_is_refused() -> None:
+    check_nccl("launch.backend", "nccl", GPU)
+    with (
+        pytest.raises(ValueError, match="launch.backend=nccl, but the ranks are on the CPU"),
+        distributed(device="cpu", backend="nccl"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="launch.between_backend=nccl with launch.backend=gloo"):
+        _between("nccl", "gloo", GPU)
+    assert [_between(wish, "gloo", GPU) for wish in ("auto", "gloo")] == [None, "gloo"]
+
+
+def trained(device: str) -> list[Tensor]:
+    """The parameters after two rounds of two silos."""
+    with distributed(2, device=device) as topology:
+        run = make_run(topology, [40, 30], algorithm=fedavg(), rounds=2)
+        fit(run)
+        return [parameter.cpu() for parameter in parameters(run.module)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_two_silos_on_one_gpu_train_what_two_on_the_cpu_do(ranks: Callable[[int], RankPool]) -> None:
+    (ours, others), (theirs, _) = (ranks(2).run(trained, device) for device in ("cuda", "cpu"))
+    assert all(map(torch.equal, ours, others))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,179 @@
+"""What the environment variables of torchrun, srun and a batch script say of a process's place in the world."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.distributed import environment
+from trainer.distributed.environment import (
+    Place,
+    check_launcher,
+    check_ranks,
+    check_world,
+    discover,
+    is_speaker,
+    is_worker,
+)
+from trainer.distributed.topology import silo_sizes
+
+# As SLURM 22.05 sets them: in a batch script, and there with `srun --ntasks=1`; in the task 3 of `srun --ntasks=4`.
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+ONE_TASK = BATCH | {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_STEP_NODELIST": "node1",
+}
+TASK = BATCH | {
+    "SLURM_STEP_ID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_GPUS_ON_NODE": "2",
+}
+A_NODE = TASK | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1"}
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_RANK": "1",
+    "GROUP_WORLD_SIZE": "2",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "5",
+}
+
+
+@pytest.mark.parametrize("told", [{}, BATCH, ONE_TASK, TASK | {"SLURM_STEP_ID": str(0xFFFFFFFB)}])
+def test_a_shell_a_batch_script_and_a_single_task_make_no_world(told: dict[str, str]) -> None:
+    assert discover(told) == Place()
+    assert not is_worker([], told)
+
+
+def test_torchrun_says_it_wherever_it_runs() -> None:
+    theirs = Place(3, 4, 1, 2, 1, "host", 5, "torchrun")
+    assert discover(TORCHRUN) == discover(TASK | TORCHRUN) == theirs
+    assert discover(TORCHRUN | {"SILOTRAIN_RESTART": "0"}).started_by == "launcher"
+
+
+def test_the_tasks_of_srun_are_ranks() -> None:
+    found = discover(TASK)
+    assert found == Place(3, 4, 1, 2, 1, "node1", found.port, "srun", gpus=2)
+    others = [TASK | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, TASK | {"SLURM_GTIDS": "2,3"}]
+    assert {discover(told).port for told in others} == {found.port}, "all ranks derive the same"
+    assert discover(TASK | {"SLURM_STEP_ID": "2"}).port != found.port != discover(TASK | {"SLURM_JOB_ID": "8"}).port
+    assert found.port in environment.PORTS
+
+
+def test_where_rank_0_is_met_can_be_said() -> None:
+    found = discover(TASK | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    assert (found.host, found.port) == ("10.0.0.1", 29500)
+
+
+def test_with_launch_nodes_the_tasks_are_launchers() -> None:
+    assert is_worker(["rounds=3"], A_NODE)
+    assert not is_worker(["rounds=3", "launch.nodes=2"], A_NODE)
+    assert is_worker(["launch.nodes=2"], A_NODE | TORCHRUN), "what a launcher has started is a worker"
+
+
+def compressed(counts: list[int]) -> str:
+    """Numbers as SLURM writes them: 2(x3),1."""
+    groups: list[list[int]] = []
+    for count in counts:
+        if groups and groups[-1][0] == count:
+            groups[-1].append(count)
+        else:
+            groups.append([count])
+    return ",".join(f"{group[0]}(x{len(group)})" if len(group) > 1 else f"{group[0]}" for group in groups)
+
+
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=9), st.data())
+def test_each_node_has_its_own_number_of_tasks(counts: list[int], data: st.DataObject) -> None:
+    node = data.draw(st.integers(0, len(counts) - 1))
+    facts = {"SLURM_STEP_NUM_TASKS": str(sum(counts)), "SLURM_STEP_TASKS_PER_NODE": compressed(counts)}
+    found = discover(TASK | facts | {"SLURM_NODEID": str(node)})
+    assert (found.local_world_size, found.world_size, found.node) == (counts[node], sum(counts), node)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("login", "login"),
+        ("login,node[1-2]", "login"),
+        ("node[1-2]", "node1"),
+        ("node[01-03,7],login", "node01"),
+        ("node[7,9-11]", "node7"),
+        ("rack[2-4,7]-n[01-16],login", "rack2-n01"),
+        ("gpu-a1.site.org", "gpu-a1.site.org"),
+    ],
+)
+def test_the_first_host_of_a_list(hosts: str, first: str) -> None:
+    assert discover(TASK | {"SLURM_STEP_NODELIST": hosts}).host == first
+
+
+# What cannot be meant
+
+
+def refusal(check: object, *arguments: object) -> str:
+    assert callable(check)
+    with pytest.raises(ValueError) as refused:
+        check(*arguments)
+    return str(refused.value)
+
+
+def test_several_torchruns_on_a_node_are_refused() -> None:
+    said = refusal(check_world, TASK | TORCHRUN)
+    assert "2 tasks a node" in said and "srun --ntasks-per-node=1 torchrun" in said
+
+
+def test_torchruns_that_do_not_know_of_each_other_are_refused() -> None:
+    said = refusal(check_world, A_NODE | TORCHRUN | {"GROUP_WORLD_SIZE": "1"})
+    assert "knows of 1 node" in said and "on 2" in said and "--nnodes=2" in said and "launch.nodes=2" in said
+
+
+def test_one_torchrun_a_node_is_as_it_should_be() -> None:
+    for told in ({}, BATCH | TORCHRUN, ONE_TASK | TORCHRUN, A_NODE | TORCHRUN, TASK):
+        check_world(told)
+    check_world(TASK | TORCHRUN | {"SILOTRAIN_RESTART": "0", "GROUP_WORLD_SIZE": "1"})
+
+
+def test_launchers_that_are_not_one_a_node_are_refused() -> None:
+    assert "2 tasks a node" in refusal(check_launcher, 2, TASK)
+    assert "launch.nodes=3, and srun has started this on 2" in refusal(check_launcher, 3, A_NODE)
+    assert "launch.nodes=[3,4], and" in refusal(check_launcher, [3, 4], A_NODE)
+    for nodes, told in ((1, {}), (3, BATCH), (1, ONE_TASK), (2, A_NODE), ([1, 4], A_NODE)):
+        check_launcher(nodes, told)
+
+
+def test_another_number_of_ranks_than_srun_has_started_is_refused() -> None:
+    said = refusal(check_ranks, discover(TASK), 3)
+    assert "launch.nproc=3" in said and "2 ranks on this node" in said and "--ntasks-per-node=3" in said
+    for found, nproc in ((discover(TASK), 2), (discover(TASK), "auto"), (discover(TORCHRUN), 3), (Place(), 3)):
+        check_ranks(found, nproc)
+
+
+def test_ranks_that_go_from_node_to_node_make_no_silo_of_a_node() -> None:
+    """srun --distribution=cyclic."""
+    assert silo_sizes("node", [0, 0, 1]) == (2, 1)
+    assert "srun --distribution=block" in refusal(silo_sizes, "node", [0, 1, 0])
+
+
+def test_one_process_of_all_speaks() -> None:
+    """Whichever world it is in: those of torchruns that do not know of each other all have a rank 0."""
+    assert is_speaker({}) and is_speaker(BATCH) and is_speaker(A_NODE | {"SLURM_PROCID": "0"})
+    assert not is_speaker(TASK) and not is_speaker(A_NODE | TORCHRUN)
+    assert not is_speaker(A_NODE | TORCHRUN | {"SLURM_PROCID": "0"}), "its local rank 0 does"

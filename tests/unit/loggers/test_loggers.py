@@ -1,0 +1,321 @@
+"""Files give back what they were given: JSON lines byte by byte, TensorBoard's charts float by float."""
+
+# The classes of protobuf's generated modules exist only at run time.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.util.tensor_util import make_ndarray
+
+import trainer.loggers
+from trainer.loggers import Console, Exhibits, JsonLines, Sink, TensorBoard, read_jsonl
+from trainer.loggers.base import Metrics
+
+OF_A_CLIENT = "client/3/test_accuracy"
+ROUND: Metrics = {
+    "round": 3,
+    "examples": 1437,
+    "seconds": 1.8,
+    "examples_per_second": 12345.6,
+    "train/loss": 0.43214,
+    "validation/loss": 0.3,
+    "validation/accuracy": 0.9,
+    "test/accuracy": 0.97216,
+    OF_A_CLIENT: 1 / 3,
+    "bytes_between_silos": 2**40,
+}
+RESULT = {
+    "test/accuracy": 0.97222,
+    "test/loss": 0.1,
+    "seconds": 12.5,
+    "silos": [3, 3, 2],
+}
+
+
+@pytest.fixture(params=["console", "jsonl", "tensorboard"])
+def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Sink:
+    sinks: dict[str, Callable[[], Sink]] = {
+        "console": lambda: Console(10, Path("outputs/my digits"), stream=io.StringIO()),
+        "jsonl": lambda: JsonLines(tmp_path / "metrics.jsonl"),
+        "tensorboard": lambda: TensorBoard(tmp_path / "events", {}),
+    }
+    return sinks[request.param]()
+
+
+def test_every_sink_closes_twice_without_a_round_or_a_result(sink: Sink, tmp_path: Path) -> None:
+    sink.close()
+    sink.close()
+    assert not (tmp_path / "events").exists()
+
+
+def test_no_sink_changes_the_metrics_that_the_next_one_gets(sink: Sink) -> None:
+    metrics, result = dict(ROUND), dict(RESULT)
+    sink.record(metrics)
+    sink.finish(result, Exhibits())
+    sink.close()
+    assert metrics == ROUND and result == RESULT
+
+
+def test_heavy_imports_wait_until_they_are_needed() -> None:
+    code = """
+import io, pathlib, sys
+from trainer.loggers import Console, TensorBoard
+TensorBoard(pathlib.Path("unused"), {}).close()
+Console(1, stream=io.StringIO()).close()
+print(sorted({"torch", "numpy", "tensorboard", "PIL", "rich"} & set(sys.modules)))
+"""
+    root = Path(trainer.loggers.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# JSON lines
+
+numbers = st.integers() | st.floats()
+figures = st.lists(st.dictionaries(st.text(), numbers), max_size=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jsonl")
+
+
+def numbered(figures: list[Metrics], first: int = 1) -> list[Metrics]:
+    """Consecutive rounds of these figures."""
+    return [{**each, "round": round} for round, each in enumerate(figures, start=first)]
+
+
+def write(path: Path, metrics: list[Metrics], keep_rounds: int = 0) -> None:
+    sink = JsonLines(path, keep_rounds)
+    for each in metrics:
+        sink.record(each)
+    sink.close()
+
+
+@settings(deadline=None, max_examples=50)
+@given(figures=figures)
+def test_what_is_written_is_read_back_with_null_for_the_non_finite(folder: Path, figures: list[Metrics]) -> None:
+    rounds = numbered(figures)
+    write(folder / "all.jsonl", rounds)
+    expected = [{key: value if math.isfinite(value) else None for key, value in each.items()} for each in rounds]
+    assert read_jsonl(folder / "all.jsonl") == expected
+
+
+@settings(deadline=None, max_examples=50)
+@given(kept=figures, lost=figures, again=figures, torn=st.integers(0, 30))
+def test_a_resumed_file_is_the_file_of_a_run_never_stopped(
+    folder: Path, kept: list[Metrics], lost: list[Metrics], again: list[Metrics], torn: int
+) -> None:
+    """Rounds after the checkpoint are cut off, also when a kill tore the last of them."""
+    whole, resumed = folder / "whole.jsonl", folder / "resumed.jsonl"
+    following = len(kept) + 1
+    write(whole, numbered(kept) + numbered(again, following))
+    write(resumed, numbered(kept))
+    size = resumed.stat().st_size
+    write(resumed, numbered(lost, following), keep_rounds=len(kept))
+    os.truncate(resumed, max(size, resumed.stat().st_size - torn))
+    write(resumed, numbered(again, following), keep_rounds=len(kept))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_a_round_is_on_disk_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path)
+    for rounds in (1, 2):
+        sink.record({**ROUND, "round": rounds})
+        assert len(read_jsonl(path)) == rounds
+    sink.close()
+
+
+def test_every_line_is_strict_json(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.jsonl", [{"round": 1, "train/loss": math.nan, "delta/norm": -math.inf}])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"round": 1, "train/loss": None, "delta/norm": None}
+
+
+def test_a_run_that_starts_anew_starts_its_file_anew(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.jsonl", [ROUND, ROUND])
+    write(tmp_path / "metrics.jsonl", [])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_write_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [ROUND, ROUND])
+    path.write_bytes(path.read_bytes()[:-5])
+    assert read_jsonl(path) == [ROUND]
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1}\n{"round": \n{"round": 3}\n')
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 2")):
+        read_jsonl(path)
+
+
+def test_a_resumed_run_refuses_a_file_that_is_not_json(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("no metrics\n")
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        JsonLines(path, keep_rounds=1)
+    assert path.read_text() == "no metrics\n"
+
+
+# TensorBoard
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, np.float32]]:
+    """Steps and values of a chart, in the order of the file."""
+    return [(event.step, np.float32(event.value)) for event in events.Scalars(tag)]
+
+
+def hparams(events: EventAccumulator, tag: str) -> bytes:
+    return events.SummaryMetadata(tag).plugin_data.content
+
+
+def test_the_charts_have_exactly_the_tags_and_values_given(tmp_path: Path) -> None:
+    second = {"round": 4, "train/loss": math.inf, "delta/cosine": -1e-3}
+    sink = TensorBoard(tmp_path, {})
+    sink.record(ROUND)
+    sink.record(second)
+    sink.close()
+    events = read_events(tmp_path)
+    tags = (ROUND.keys() | second.keys()) - {"round", OF_A_CLIENT}
+    assert set(events.Tags()["scalars"]) == tags
+    for tag in tags:
+        given = [(metrics["round"], np.float32(metrics[tag])) for metrics in (ROUND, second) if tag in metrics]
+        assert scalars(events, tag) == given, tag
+
+
+def test_the_charts_of_single_clients_lie_beside_the_others(tmp_path: Path) -> None:
+    """The HParams tab has a column for every chart of the run's own folder."""
+    sink = TensorBoard(tmp_path / "board", {})
+    sink.record(ROUND)
+    sink.record({"round": 4, "train/loss": 1.0})
+    sink.close()
+    events = read_events(tmp_path / "board-clients")
+    assert events.Tags()["scalars"] == [OF_A_CLIENT]
+    assert scalars(events, OF_A_CLIENT) == [(3, np.float32(1 / 3))]
+    assert {path.name for path in tmp_path.iterdir()} == {"board", "board-clients"}
+
+
+def test_without_clients_there_is_no_such_folder(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path / "board", {})
+    sink.record({"round": 1, "train/loss": 1.0})
+    sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["board"]
+
+
+def test_a_round_is_one_event_and_on_disk_at_once(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path, {})
+    before = time.time()
+    for index in range(1, 6):
+        sink.record({**ROUND, "round": index})
+    (path,) = tmp_path.iterdir()
+    *_, event = LegacyEventFileLoader(str(path)).Load()
+    assert event.step == 5 and {value.tag for value in event.summary.value} == ROUND.keys() - {"round", OF_A_CLIENT}
+    assert before <= event.wall_time <= time.time()
+    sink.close()
+
+
+def test_the_hyperparameters_and_the_end_of_the_run_are_readable(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path, {"lr": 0.1, "silos": 2, "amp": True, "name": "sgd", "clip": None, "limit": math.inf})
+    sink.record(ROUND)
+    running = read_events(tmp_path)
+    start = metadata.parse_session_start_info_plugin_data(hparams(running, metadata.SESSION_START_INFO_TAG))
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert values == {"lr": 0.1, "silos": 2.0, "amp": True, "name": "sgd", "clip": "null", "limit": "inf"}
+    assert metadata.SESSION_END_INFO_TAG not in running.Tags()["tensors"]
+    sink.finish(RESULT, Exhibits())
+    sink.close()
+    end = metadata.parse_session_end_info_plugin_data(hparams(read_events(tmp_path), metadata.SESSION_END_INFO_TAG))
+    assert end.status == api_pb2.STATUS_SUCCESS
+    assert start.start_time_secs <= end.end_time_secs <= time.time()
+
+
+def test_the_result_ends_the_charts_of_its_measures_and_no_others(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path, {})
+    sink.record(ROUND)
+    sink.finish({**RESULT, "validation/accuracy": ROUND["validation/accuracy"]}, Exhibits())
+    sink.close()
+    events = read_events(tmp_path)
+    assert scalars(events, "test/accuracy") == [(3, np.float32(0.97216)), (3, np.float32(0.97222))]
+    assert scalars(events, "test/loss") == [(3, np.float32(0.1))]
+    assert len(scalars(events, "seconds")) == 1, "a run's seconds are not a round's"
+    assert len(scalars(events, "validation/accuracy")) == 1, "a value that is there already is not repeated"
+    assert set(events.Tags()["scalars"]) == (ROUND.keys() | {"test/loss"}) - {"round", OF_A_CLIENT}
+
+
+def test_the_exhibits_are_an_image_and_a_verbatim_text(tmp_path: Path) -> None:
+    sample = "ROMEO:\n\n  But *soft*, what `light`\nthrough yonder window breaks?"
+    sink = TensorBoard(tmp_path, {})
+    sink.record(ROUND)
+    sink.finish(RESULT, Exhibits(torch.eye(2, dtype=torch.int64), ("cat", "dog"), sample))
+    sink.close()
+    events = read_events(tmp_path)
+    (image,) = events.Images("test/confusion")
+    assert image.encoded_image_string.startswith(b"\x89PNG") and image.step == 3
+    size = struct.unpack(">II", image.encoded_image_string[16:24])
+    assert (image.width, image.height) == size and min(size) > 100
+    (text,) = events.Tensors("test/sample")
+    lines = make_ndarray(text.tensor_proto).item().decode().split("\n")
+    assert all(line.startswith("    ") for line in lines), "Markdown shows only indented text as it is"
+    assert "\n".join(line[4:] for line in lines) == sample
+    assert events.SummaryMetadata("test/sample").plugin_data.plugin_name == "text"
+
+
+def test_a_result_without_exhibits_shows_none(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path, {})
+    sink.finish(RESULT, Exhibits())
+    sink.close()
+    tags = read_events(tmp_path).Tags()
+    assert tags["images"] == [] and "test/sample" not in tags["tensors"]
+
+
+@pytest.mark.parametrize("purge_round", [1, 3, 5])
+def test_a_resumed_run_hides_the_rounds_it_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purge_round: int
+) -> None:
+    def run(now: float, first: int, last: int, loss: float, purge: int | None) -> None:
+        monkeypatch.setattr(
+            time, "time", lambda: now
+        )  # event files are read in the order of the seconds in their names
+        sink = TensorBoard(tmp_path, {"lr": loss}, purge)
+        for index in range(first, last + 1):
+            sink.record({"round": index, "train/loss": loss})
+        sink.close()
+
+    run(1e9, 1, 6, loss=1.0, purge=None)
+    run(2e9, purge_round, 5, loss=2.0, purge=purge_round)
+    events = read_events(tmp_path)
+    expected = [(index, np.float32(2.0 if index >= purge_round else 1.0)) for index in range(1, 6)]
+    assert scalars(events, "train/loss") == expected
+    metadata.parse_session_start_info_plugin_data(hparams(events, metadata.SESSION_START_INFO_TAG))

@@ -1,0 +1,109 @@
+"""Memory: algorithms without client state hold as much for a thousand clients as for ten, but for a count of each."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests.laws.cases import CASES, FEDERATED, case_run
+from trainer.data.client_sampling.sampling import Sample
+from trainer.distributed.topology import distributed
+from trainer.loop.round import train_round
+from trainer.loop.run import RoundLength, Run
+from trainer.loop.train_state import State
+
+FEW, MANY = 10, 1000
+COHORT_SIZE, CLIENT_EXAMPLES = 8, 2
+COUNT_BYTES = 8  # of the rounds that a client took part in
+
+STATEFUL = [name for name in FEDERATED if CASES[name].algorithm().stateful]
+STATELESS = [name for name in FEDERATED if name not in STATEFUL]
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_tensors_do_not_grow_with_the_clients(name: str):
+    """Neither inside a round, after each step, nor after the last one: there is a count of each, and no byte more.
+
+    Less than a byte of each is left to chance: a thread of gloo's may not yet have let go of the last header.
+    """
+    few, many = tensor_bytes(name, FEW), tensor_bytes(name, MANY)
+    assert len(few) == COHORT_SIZE + 1 and min(few) > 0
+    growth = [(more - less) / (MANY - FEW) for less, more in zip(few, many, strict=True)]
+    assert growth == [pytest.approx(COUNT_BYTES, abs=0.9)] * len(few)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_what_clients_keep_is_seen(name: str):
+    """By the same measure: of a thousand clients more have taken part than of ten."""
+    assert tensor_bytes(name, MANY)[-1] - tensor_bytes(name, FEW)[-1] > (MANY - FEW) * COUNT_BYTES
+
+
+def test_objects_do_not_grow_with_the_clients():
+    """Lists, arrays and texts of Python and numpy: two numbers for each client, and a little: a name is 50 bytes."""
+    tensor_bytes("fedavg", FEW)  # what is imported and cached at the first use is there now
+    few, many = object_bytes("fedavg", FEW), object_bytes("fedavg", MANY)
+    assert 0 < many < few + 24 * (MANY - FEW)
+
+
+def tensor_bytes(name: str, clients: int) -> list[int]:
+    """The bytes of the tensors that a run of so many clients has made: after each step of the last round, and after it.
+
+    Clients' examples are not counted: they are there before.
+    """
+    held: list[int] = []
+    with open_run(name, clients) as run, only_new_objects():
+        state = State(run)
+        for index in range(3):
+            watch = (lambda *_: held.append(new_tensor_bytes())) if index == 2 else None
+            train_round(state, run.round(index), watch)
+        held.append(new_tensor_bytes())
+    return held
+
+
+def object_bytes(name: str, clients: int) -> int:
+    """The bytes that Python and numpy, not torch, hold for a run of so many clients after rounds of many of them."""
+    with open_run(name, clients) as run:
+        tracemalloc.start()
+        state = State(run)
+        for index in range(12):
+            train_round(state, run.round(index))
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return held
+
+
+@contextmanager
+def open_run(name: str, clients: int) -> Iterator[Run]:
+    """A run of an algorithm of the table, over small clients of one size: a few a round, that do one step each."""
+    choices = {
+        "sizes": [CLIENT_EXAMPLES] * clients,
+        "batch_size": CLIENT_EXAMPLES,
+        "length": RoundLength(steps=1),
+        "cohort": Sample(COHORT_SIZE),
+    }
+    with distributed() as topology:
+        yield case_run(topology, name, choices)
+
+
+@contextmanager
+def only_new_objects() -> Iterator[None]:
+    """As long as it lasts, the collector knows only what was made in it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def new_tensor_bytes() -> int:
+    """The bytes of all tensors that the collector knows; views of one memory count once."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,81 @@
+"""How fast a round was, against the formula written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.pool import RankPool
+from tests.support.runs import make_run
+from trainer.distributed.topology import distributed
+from trainer.loop.round import train_round
+from trainer.loop.throughput import Speed
+from trainer.loop.train_state import State
+from trainer.models import GPT, MLP, CountsOperations
+
+ROUND = {"round/examples": 20, "round/units": 20 * 16}
+PEAK = 1e9
+
+
+def test_a_gpt_counts_six_operations_a_number_and_twelve_a_pair_of_tokens() -> None:
+    """6 N + 12 L T d of GPT-2: N by hand, 12 L d^2 in matrices, 13 L d in vectors, the last norm, the embedding."""
+    layers, width, vocabulary = 12, 768, 50257
+    with torch.device("meta"):
+        model = GPT(vocabulary, 1024, layers, 12, width)
+    numbers = 12 * layers * width**2 + 13 * layers * width + 2 * width + vocabulary * width
+    assert model.operations_per_token(512) == 6 * numbers + 12 * layers * 512 * width
+    assert sum(parameter.numel() for parameter in model.parameters()) == numbers + 1024 * width
+    assert isinstance(model, CountsOperations) and not isinstance(MLP(), CountsOperations)
+
+
+def figures_of(model: str, **choices: object) -> dict[str, float]:
+    """Of a round of 20 examples in 2 seconds, on one rank."""
+    with distributed(device="cpu") as topology:
+        return Speed(make_run(topology, [20], model, **choices)).figures(ROUND, 2.0)
+
+
+def test_the_utilisation_is_what_was_done_over_what_could_have_been() -> None:
+    module = GPT(vocabulary=64, length=16, layers=2, heads=2, width=32)
+    figures = figures_of("gpt", peak_rate=PEAK, measures_rate=True)
+    assert figures.pop("measured_mfu") > 0
+    rate = 20 * 16 / 2.0
+    assert figures == {
+        "examples_per_second": 10.0,
+        "tokens_per_second": rate,
+        "mfu": module.operations_per_token(16) * rate / PEAK,
+    }
+
+
+def test_a_chip_that_nobody_knows_has_no_utilisation() -> None:
+    assert math.isnan(figures_of("gpt")["mfu"])
+
+
+def test_models_that_count_nothing_and_other_tasks_have_no_tokens() -> None:
+    assert list(figures_of("mlp")) == ["examples_per_second"]
+    assert list(figures_of("gpt", module=nn.Embedding(64, 64))) == ["examples_per_second", "tokens_per_second"]
+
+
+def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
+    """The figures of a round, and the result."""
+    with distributed(device="cpu") as topology:
+        run = make_run(topology, [20], "gpt", peak_rate=PEAK)
+        state = State(run)
+        metrics = train_round(state, run.round(0))
+        assert metrics is not None
+        state.progress.advance(metrics, 0.0)
+        return metrics, state.progress.result()
+
+
+def test_ranks_bring_their_chips_together(ranks: Callable[[int], RankPool]) -> None:
+    """On two of them half as much of twice the peak is done, and all say the same."""
+    (metrics, result), (others, _) = ranks(2).run(told_by_a_rank)
+    assert metrics["round/units"] == 20 * 16
+    assert metrics["memory/peak_bytes"] == others["memory/peak_bytes"] > 1e7
+    operations = GPT(vocabulary=64, length=16, layers=2, heads=2, width=32).operations_per_token(16)
+    assert metrics["mfu"] == pytest.approx(operations * metrics["tokens_per_second"] / (2 * PEAK))
+    assert result["tokens_per_second"] == pytest.approx(metrics["tokens_per_second"])
+    assert result["tokens_per_second"] == pytest.approx(16 * result["examples_per_second"])

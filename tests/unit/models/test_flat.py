@@ -1,0 +1,224 @@
+"""A model as vectors: its parameters are aligned views, divided by name; its statistics pool as those of a union."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.models import GPT
+from trainer.models.flat import ALIGNMENT_BYTES, FlatModel, Statistics
+
+
+def small(dtype: torch.dtype = torch.float32) -> Any:
+    """Odd sizes, batch statistics, and a layer that is not trained."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 7), nn.Linear(7, 2)).to(dtype)
+    model[2].requires_grad_(False)
+    return model
+
+
+def head_is_personal(name: str) -> bool:
+    return not name.startswith("3.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_parameters_are_aligned_views_of_the_vector(dtype: torch.dtype):
+    """Each begins at a multiple of 64 bytes, keeps its values, and moves with the vector; the padding is zero."""
+    before = {name: parameter.clone() for name, parameter in small(dtype).named_parameters()}
+    module = small(dtype)
+    model = FlatModel(module)
+    covered = torch.zeros(len(model.shared), dtype=torch.bool)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, before[name])
+        if parameter.requires_grad:
+            offset = parameter.data_ptr() - model.shared.data_ptr()
+            assert offset % ALIGNMENT_BYTES == 0
+            start = offset // parameter.element_size()
+            assert not covered[start : start + parameter.numel()].any()
+            covered[start : start + parameter.numel()] = True
+    assert covered.sum() == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert not model.shared[~covered].any()
+    model.shared += 1
+    assert all(torch.equal(p, before[n] + 1) for n, p in module.named_parameters() if p.requires_grad)
+    assert torch.equal(module[2].weight, before["2.weight"])
+
+
+def train(module: nn.Module, steps: int) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(inputs).square().mean().backward()
+        optimizer.step()
+    return module.state_dict()
+
+
+def test_training_through_the_views_is_bit_equal():
+    module = small()
+    FlatModel(module)
+    ours, theirs = train(module, 20), train(small(), 20)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_vectors_are_divided_by_name():
+    """Shared, personal and frozen: of the tensors that `is_shared` refuses none is in the vector that travels."""
+    module = small()
+    model = FlatModel(module, head_is_personal)
+    assert model.shared_names == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert model.personal_names == ["3.weight", "3.bias"]
+    model.personal.zero_()
+    assert not module[3].weight.any() and not module[3].bias.any()
+    assert module[0].weight.any()
+    assert len(model.trainable) == 6
+    assert model.has_personal and not FlatModel(small()).has_personal
+
+
+def test_personal_state_is_copied_out_and_in():
+    """Two clients on one model: each finds its own head and its own batch statistics again."""
+    module = small()
+    model = FlatModel(module, lambda name: not name.startswith(("1.running", "3.")))
+    first = model.personal_state()
+    assert set(first) == {"parameters", "1.running_mean", "1.running_var"}
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    model.personal.add_(1)
+    module[1].running_mean.fill_(7)
+    second = model.personal_state()
+    assert all(torch.equal(first[name], kept[name]) for name in kept)
+    model.load_personal_state(first)
+    assert torch.equal(module[1].running_mean, torch.zeros(5))
+    model.load_personal_state(second)
+    assert torch.equal(module[1].running_mean, torch.full((5,), 7.0))
+    assert torch.equal(model.personal, kept["parameters"] + 1)
+
+
+def test_shared_state_goes_round():
+    """Into another model, through its vectors: frozen tensors and buffers too, personal ones not."""
+    source, target = small(), small()
+    model = FlatModel(source, head_is_personal)
+    for tensor in source.state_dict().values():
+        tensor.fill_(3)
+    state = model.shared_state()
+    assert set(state) == set(source.state_dict()) - {"3.weight", "3.bias"}
+    other = FlatModel(target, head_is_personal)
+    pointer, head = other.shared.data_ptr(), other.personal.clone()
+    other.load_shared_state(state)
+    assert all((target.state_dict()[name] == 3).all() for name in state)
+    assert other.shared.data_ptr() == pointer and (other.shared[:15] == 3).all()
+    assert torch.equal(other.personal, head)
+    source[0].weight.data.fill_(4)
+    assert (state["0.weight"] == 3).all()
+
+
+@pytest.mark.parametrize("change", ["a name more", "a name less"])
+def test_a_state_of_another_model_is_refused(change: str):
+    """A tensor that the model does not have, or one that it would be left without; personal ones are not expected."""
+    model = FlatModel(small(), head_is_personal)
+    state = model.shared_state()
+    if change == "a name more":
+        state["0.gain"] = torch.zeros(1)
+    else:
+        del state["0.bias"]
+    with pytest.raises(ValueError, match=r"model=.*0\."):
+        model.load_shared_state(state)
+
+
+def test_tied_parameters_are_one():
+    """A gpt's output is its embedding: it is in the vector once."""
+    module = GPT(vocabulary=16, length=4, layers=1, heads=1, width=16)
+    model = FlatModel(module)
+    assert model.shared_names.count("tokens.weight") == 1 and "output.weight" not in model.shared_names
+    assert module.output.weight is module.tokens.weight
+    assert len(model.shared) == sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_a_personal_tensor_is_personal_under_all_its_names():
+    """A gpt whose embedding stays with the client: its other name, the output's, must not carry it away."""
+    model = FlatModel(GPT(vocabulary=16, length=4, layers=1, heads=1, width=16), lambda name: "blocks" in name)
+    assert not {"tokens.weight", "output.weight"} & set(model.shared_state())
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_what_cannot_be_trained_is_refused(freeze: bool):
+    """No parameter that trains, or two types of them."""
+    module = small().requires_grad_(not freeze)
+    if not freeze:
+        module[0].double()
+    with pytest.raises(ValueError, match="no parameter" if freeze else r"several types.*float32.*float64"):
+        FlatModel(module)
+
+
+@pytest.mark.parametrize(
+    ("layer", "has"),
+    [(nn.BatchNorm1d(2), True), (nn.BatchNorm2d(2), True), (nn.LayerNorm(2), False), (nn.GroupNorm(1, 2), False)],
+)
+def test_who_normalises_by_the_batch(layer: nn.Module, has: bool):
+    assert FlatModel(nn.Sequential(nn.Linear(2, 2), layer)).has_batch_statistics is has
+
+
+floats = st.floats(-50, 50, width=32)
+
+
+def buffers(mean: float, variance: float, plain: float, count: int) -> dict[str, torch.Tensor]:
+    """What BatchNorm keeps, and an average of another kind."""
+    return {
+        "n.running_mean": torch.tensor([mean]),
+        "n.running_var": torch.tensor([variance]),
+        "n.num_batches_tracked": torch.tensor(count),
+        "average": torch.tensor([[plain]]),
+    }
+
+
+@settings(deadline=None)
+@given(floats, st.floats(0, 100, width=32), floats, st.integers(0, 1 << 40))
+def test_statistics_go_round(mean: float, variance: float, plain: float, count: int):
+    """Out and in again is bit-equal: variances are made of moments, but in float64."""
+    before = buffers(mean, variance, plain, count)
+    after = buffers(0.0, 1.0, 0.0, 0)
+    source = Statistics(before)
+    assert source.vector().dtype == torch.float64 and source.counts().dtype == torch.int64
+    Statistics(after).load(source.vector(), source.counts())
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-10)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1, max_size=5))
+def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
+    """Averages of the vectors by n are numpy's mean and variance of all numbers together, and plain buffers' means."""
+    vectors, counts = [], []
+    for number, group in enumerate(groups):
+        statistics = Statistics(buffers(float(np.mean(group)), float(np.var(group)), float(len(group)), number))
+        vectors.append(len(group) * statistics.vector())
+        counts.append(statistics.counts())
+    everything = np.concatenate(groups)
+    pooled = buffers(0.0, 0.0, 0.0, 0)
+    Statistics(pooled).load(torch.stack(vectors).sum(0) / len(everything), torch.stack(counts).max(0).values)
+    assert pooled["n.running_mean"].item() == pytest.approx(everything.mean(), abs=1e-4)
+    assert pooled["n.running_var"].item() == pytest.approx(everything.var(), abs=1e-2, rel=1e-4)
+    assert pooled["average"].item() == pytest.approx(sum(len(g) ** 2 for g in groups) / len(everything), rel=1e-6)
+    assert pooled["n.num_batches_tracked"].item() == len(groups) - 1
+
+
+def test_statistics_of_a_real_layer():
+    """Names and shapes are torch's: a BatchNorm2d, its statistics pooled with those of another."""
+    first, second, target = (dict(nn.BatchNorm2d(4).named_buffers()) for _ in range(3))
+    for seed, kept in enumerate((first, second)):
+        kept["running_mean"].copy_(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
+        kept["running_var"].copy_(torch.arange(4) + seed)
+    vectors = Statistics(first).vector() + Statistics(second).vector()
+    Statistics(target).load(vectors / 2, Statistics(first).counts())
+    torch.testing.assert_close(target["running_mean"], (first["running_mean"] + second["running_mean"]) / 2)
+    apart = (first["running_mean"] - second["running_mean"]) ** 2 / 4
+    torch.testing.assert_close(target["running_var"], (first["running_var"] + second["running_var"]) / 2 + apart)
+
+
+def test_a_model_without_buffers_has_empty_statistics():
+    statistics = FlatModel(nn.Linear(2, 2)).statistics
+    assert statistics.vector().shape == statistics.counts().shape == (0,)
+    statistics.load(statistics.vector(), statistics.counts())

@@ -1,0 +1,96 @@
+"""Numbers from files: both formats, every fault of a file at once; parameters that are not trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer.models import GPT, MLP, DigitsCNN
+from trainer.models.pretrained import freeze, load_weights
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """As most people do: safetensors refuses tensors that share memory, torch does not."""
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.clone() for name, tensor in module.state_dict().items()}, path)
+    else:
+        torch.save(module.state_dict(), path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_parameters_and_buffers_are_those_of_the_file(name: str, tmp_path: Path):
+    saved, other = DigitsCNN(norm="batch"), DigitsCNN(norm="batch")
+    saved(torch.randn(5, 1, 8, 8))
+    save(saved, tmp_path / name)
+    load_weights(other, tmp_path / name)
+    assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_of_tied_parameters_one_name_is_enough(tmp_path: Path):
+    saved, other = GPT(width=32, layers=1), GPT(width=32, layers=1)
+    tensors = {name: tensor.clone() for name, tensor in saved.state_dict().items() if name != "output.weight"}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    load_weights(other, tmp_path / "weights.safetensors")
+    assert torch.equal(other.output.weight, saved.tokens.weight)
+
+
+def test_all_faults_of_a_file_are_said_at_once(tmp_path: Path):
+    """Nothing is loaded from it."""
+    tensors = dict(MLP(hidden=8).state_dict())
+    tensors["layers.5.weight"] = torch.zeros(7, 8)
+    tensors["head.weight"] = tensors.pop("layers.3.weight")
+    save_file(tensors, tmp_path / "weights.safetensors")
+    module = MLP(hidden=8)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError) as refusal:
+        load_weights(module, tmp_path / "weights.safetensors")
+    said = str(refusal.value)
+    assert f"model.init={tmp_path}/weights.safetensors does not fit model=MLP" in said
+    assert "missing: layers.3.weight\n" in said and "unexpected: head.weight\n" in said
+    assert "of another shape: layers.5.weight [7, 8] instead of [10, 8]\n" in said
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+class Anything:
+    """What only pickle could bring back."""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no weights at all", "cannot be read"),
+        ({"model": {}, "epoch": 3}, "holds a dict with model, epoch, not only tensors"),
+        ([torch.zeros(1)], "holds a list"),
+        (Anything(), "cannot be read"),
+        (None, "is no file"),
+    ],
+    ids=["noise", "training state", "list", "pickle", "nothing"],
+)
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_files_of_other_things_are_refused(content, said: str, name: str, tmp_path: Path):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+        said = "cannot be read" if name.endswith("safetensors") else said
+    with pytest.raises(ValueError, match=said):
+        load_weights(MLP(), path)
+
+
+def test_a_pattern_freezes_the_parameters_that_it_finds():
+    module = DigitsCNN()
+    freeze(module, r"^conv|head\.2")
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "head.2.weight", "head.2.bias"]
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("embed", "finds no parameter"), (".", "nothing is left to train")])
+def test_a_pattern_that_parts_nothing_is_refused(pattern: str, said: str):
+    with pytest.raises(ValueError, match=said) as refusal:
+        freeze(DigitsCNN(), pattern)
+    assert "conv1.weight" in str(refusal.value)

@@ -1,0 +1,198 @@
+"""The run folder: what is written there besides checkpoints and metrics, and whether a run may go on in it.
+
+outputs/digits-sync/2026-01-31_12-00-00/
+  config.yaml    the resolved configuration; its numbers are those of the run
+  state.json     running, preempted, finished, bad_input or crashed
+  metrics.jsonl  one object a round
+  model.safetensors  the finished model
+  ema.safetensors    with ema=: the same with the average of its weights
+  result.json    the figures of the finished run
+  tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
+  checkpoints/   see checkpoints/checkpoint.py
+  profile/       with run.profile=true: see profile.py
+  logs/          one file a rank, and where the last start began
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trainer.checkpoint import newest_whole
+from trainer.checkpoint.format import write_tensors, write_text
+from trainer.utils.text import shown
+from trainer.utils.trees import flatten
+
+Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
+
+# Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
+FREE = (
+    *("run_dir", "run_dir_shared", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
+    *("eval.batch_size", "data.root", "data.on_device", "channels_last", "max_bad_rounds", "micro_batch_size"),
+    "objective",
+)
+
+
+class RunFolder:
+    """The files of one run. Rank 0 writes them, but for the logs and the report of a crash."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.profile = path / "profile"
+        self._claims = path / "logs"
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError if the folder holds anything else than the run that `config` describes."""
+        if config["resume"] not in ("auto", "never"):
+            RunFolder(Path(config["resume"]))._check_source(config)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run_dir={self.path} is a file.\n  choose a new or an empty folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if config["resume"] == "never":
+            raise ValueError(f"run_dir={self.path} is not empty, and resume=never.\n  choose another run_dir")
+        if not self.config.exists():
+            raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
+        if self._has_begun():
+            _check_same(_read_yaml(self.config), config, self.path)
+
+    def _has_begun(self) -> bool:
+        """Whether a run has begun here, and not only been refused."""
+        return self.config.exists() and (self.status() != "bad_input" or self.checkpoints.exists())
+
+    def clients(self) -> int | None:
+        """How many clients the run in this folder was begun with, if one was: that stays, whoever trains them."""
+        clients = _read_yaml(self.config)["clients"] if self._has_begun() else None
+        return clients if isinstance(clients, int) else None
+
+    def _check_source(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError if a run that `config` describes cannot begin from the checkpoints of this folder."""
+        if newest_whole(self.checkpoints) is None or not self.config.exists():
+            raise ValueError(
+                f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
+            )
+        _check_same(_read_yaml(self.config), config, self.path)
+
+    def open(self, config: Mapping[str, Any], again: bool = False) -> None:
+        """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not.
+
+        `again`: the launcher has started the workers again, so what is there is their own.
+        """
+        self.check({**config, "resume": "auto"} if again else config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"run_dir={self.path} cannot be made: {error.strerror}\n  choose another folder"
+            ) from error
+        for claim in self._claims.glob("failed-*"):
+            claim.unlink()
+        self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml, with which a run that goes on is compared."""
+        write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def has_finished(self, rounds: int) -> bool:
+        """Whether the run in this folder has come to the end: all these rounds, or where it was to stop."""
+        if self.status() != "finished":
+            return False
+        result = self.result()
+        return result["round"] >= rounds or "stopped" in result
+
+    def set_status(self, status: Status, **facts: Any) -> None:
+        """Writes state.json, by which scripts learn how the run stands."""
+        write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
+
+    def count_start(self, place: str, restarts: int) -> int:
+        """How many starts in a row, of one launch, have begun at this place; counts one."""
+        path = self.path / "logs" / "starts.json"
+        last = json.loads(path.read_text()) if restarts and path.exists() else {}
+        starts = last["starts"] + 1 if last.get("place") == place else 1
+        write_text(path, json.dumps({"place": place, "starts": starts}) + "\n")
+        return starts
+
+    def claim_failure(self, of: str) -> bool:
+        """Whether this process is the first of this start to fail `of` a node, or of the run."""
+        if not self._claims.exists():
+            return True
+        try:
+            (self._claims / f"failed-{of}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What state.json says: the status and its facts; empty if there is none."""
+        path = self.path / "state.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def status(self) -> str:
+        """How the run stands; empty if there is none."""
+        return self.state().get("status", "")
+
+    def write_models(self) -> None:
+        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
+
+        And ema.safetensors, the same model with the average of its weights, if the run has made one.
+        """
+        saved = newest_whole(self.checkpoints)
+        assert saved is not None
+        # Sorted: the file is the same whichever replicas wrote the checkpoint.
+        model = dict(sorted(saved.load("model").items()))
+        write_tensors(self.path / "model.safetensors", model)
+        if average := saved.load("ema"):
+            write_tensors(self.path / "ema.safetensors", model | average)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json; figures that are not finite become null."""
+        infinite = {name for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
+        finite = {name: None if name in infinite else value for name, value in result.items()}
+        write_text(self.path / "result.json", json.dumps(finite, indent=1) + "\n")
+
+    def result(self) -> dict[str, Any]:
+        """The figures of the finished run, and `stopped` if it ended before its last round."""
+        stored = json.loads((self.path / "result.json").read_text())
+        return {name: math.nan if value is None else value for name, value in stored.items()}
+
+    def start_log(self, rank: int) -> None:
+        """Sends this process's log records to logs/rank-<rank>.log, after what an earlier start wrote there."""
+        logs = self.path / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(filename=logs / f"rank-{rank}.log", format=layout, level=logging.INFO, force=True)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged.\n  restore it from a copy, or choose another run_dir") from error
+
+
+def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    old, new = flatten(stored), flatten(config)
+    if new["clients"] == "auto":
+        new["clients"] = old["clients"]  # fixed when the run was begun
+    constant = new.get("schedule._target_", "").endswith(".Constant")
+    if constant and new["rounds"] >= old["rounds"]:
+        old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
+    changed = [
+        f"{key}={shown(new.get(key))}, but the run in this folder has {shown(old.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(FREE) and not (key == "rounds" and key not in old)
+    ]
+    if changed:
+        raise ValueError(
+            "\n".join(changed) + f"\n  go on with the run as it was, or choose another run_dir than {path}"
+        )

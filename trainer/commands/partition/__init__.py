@@ -1,0 +1,3 @@
+"""Who would get which examples, before anything is trained: a table and a picture."""
+
+from trainer.commands.partition.main import main as main

@@ -1,0 +1,22 @@
+"""Steps of the run's own silos, each replica beside its peers: what averaging gradients takes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+
+from trainer.commands.plan.dry_run import LEAST_ROUNDS, train_for
+from trainer.distributed.topology import Topology
+from trainer.loop.run import Run
+from trainer.loop.train_state import State
+
+
+def seconds_of_step(run: Run, topology: Topology, seconds: float) -> float:
+    """The median seconds of a step of this rank's silo, over clients that train for so long together. A collective."""
+    state = State(replace(run, topology=topology))
+    round = run.round(min(run.length.synchronous, run.rounds - 1))
+    clients = run.assignments(round)[topology.silo] or round.cohort or range(len(run.training_sets))
+    state.run.algorithm.begin_round(round)
+    train_for(0.0, state, round, clients[0])  # the first steps are slow
+    played = [train_for(seconds / LEAST_ROUNDS, state, round, clients[0]) for _ in range(LEAST_ROUNDS)]
+    return median(spent / work.steps for work, spent in played)

@@ -1,0 +1,78 @@
+"""`python -m trainer report`: a table of runs on the console, and the same with curves as a page and as CSV."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from trainer.commands.report import csv_export
+from trainer.commands.report.console import show
+from trainer.commands.report.output_files import Target, check
+from trainer.commands.report.page import GENERATOR, page
+from trainer.commands.report.run_records import Record, read_records
+from trainer.commands.report.summary import summarize
+
+PAGE = "report.html"
+NAMES = {"--html": "page", "--csv": "runs", "--curves": "curves"}
+
+DESCRIPTION = """\
+A table of runs: a row for each configuration, of the settings that differ alone, with the mean and the standard
+deviation over its seeds, the best first. With it a page that needs no network, with curves by round, examples, seconds
+and bytes. Runs that are not finished are read as far as they came."""
+
+EXAMPLES = """\
+examples:
+  python -m trainer report outputs
+  python -m trainer report multirun/lr outputs/digits-sync --by validation/accuracy
+  python -m trainer report outputs --html page.html --csv runs.csv --curves curves.csv
+
+docs/reports.md says how to read it."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reports on the runs in the folders that the arguments name; the exit code. Raises ValueError for bad input."""
+    options = _parser().parse_args(arguments)
+    records = read_records(options.folders)
+    report = summarize(records, options.by)
+    target = Target("--html", options.html or _page_of(options.folders[0], records), GENERATOR)
+    texts: dict[Target, Callable[[], str]] = {target: lambda: page(report, target.path.parent)}
+    if options.csv:
+        texts[Target("--csv", options.csv, ",".join(csv_export.RUN))] = lambda: csv_export.runs_csv(report)
+    if options.curves:
+        texts[Target("--curves", options.curves, ",".join(csv_export.ROUND))] = lambda: csv_export.curves_csv(report)
+    check(texts)
+    for written, text in texts.items():
+        written.write(text())
+    console = Console()
+    show(report, console)
+    for written in texts:
+        console.print(Text(f"{NAMES[written.option]:<7} {written.path}"), soft_wrap=True)
+    return 0
+
+
+def _page_of(folder: Path, records: Sequence[Record]) -> Path:
+    """report.html in this folder; if it holds one run alone, in the folder of the run."""
+    within = [record.folder for record in records if record.folder.resolve().is_relative_to(folder.resolve())]
+    return (within[0] if len(within) == 1 else folder) / PAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m trainer report",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one that holds runs")
+    by = "orders the configurations; without it test/accuracy, else test/perplexity, else test/loss"
+    parser.add_argument("--by", metavar="FIGURE", help=by)
+    html = f"the page; without it {PAGE} in the first FOLDER"
+    parser.add_argument("--html", type=Path, metavar="FILE", help=html)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="one row a run: settings, status and all figures")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="one row a run and round: what the page draws")
+    return parser

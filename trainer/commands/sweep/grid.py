@@ -1,0 +1,42 @@
+"""The values that a sweep's overrides stand for, as Hydra's sweepers read them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+
+from trainer.commands.sweep import hydra_plugins
+
+Overrides = tuple[str, ...]
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """What Hydra reads in the overrides, the last of those for one key."""
+    parser = OverridesParser.create(config_loader=hydra_plugins.our_hydra().config_loader)
+    parsed = parser.parse_overrides(list(overrides))
+    return list({override.get_key_element(): override for override in parsed}.values())
+
+
+def values(override: Override) -> list[str]:
+    """The overrides of single values that this one stands for; of an interval its ends."""
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={end}" for end in dict.fromkeys((value.start, value.end))]
+    if override.is_sweep_override():
+        return [f"{key}={text}" for text in override.sweep_string_iterator()]
+    return [f"{key}={override.get_value_element_as_str()}"]
+
+
+def product(overrides: Sequence[Override]) -> list[Overrides]:
+    """Every combination of their values, in the order in which Hydra's own sweeper takes them."""
+    return list(itertools.product(*map(values, overrides)))
+
+
+def edges(overrides: Sequence[Override]) -> list[Overrides]:
+    """A few combinations that hold each value at least once."""
+    lists = [values(override) for override in overrides]
+    longest = max(map(len, lists), default=1)
+    return [tuple(texts[min(index, len(texts) - 1)] for texts in lists) for index in range(longest)]

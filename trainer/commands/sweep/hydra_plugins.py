@@ -1,0 +1,150 @@
+"""Hydra's side of a sweep: which sweeper and launcher were chosen, and what we set where the user has not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.commands.sweep.job import assign, is_less_better
+from trainer.config.compose import COMPOSITION_ERRORS, CONF
+from trainer.distributed.launch.subprocesses import answer
+from trainer.utils.text import nearest
+
+# Hydra takes plugins from the package hydra_plugins alone, of which ours is a part that nobody else has to see.
+sys.path.append(str(Path(__file__).parent / "plugin"))
+
+GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+LOCAL = "hydra_plugins.silotrain.LocalLauncher"
+PACKAGES = {
+    "hydra/launcher=submitit_slurm": "hydra_submitit_launcher",
+    "hydra/launcher=submitit_local": "hydra_submitit_launcher",
+    "hydra/sweeper=optuna": "hydra_optuna_sweeper",
+}
+MOST_STARTS = 100  # of a SLURM job whose time limits end it before it is done
+LONGEST_NAME = 1024  # that SLURM takes for a job
+
+
+def our_hydra() -> Any:
+    """Hydra's frame: it reads conf/, and knows our launcher."""
+    node = {"_target_": LOCAL, "jobs": 1, "part": None}
+    ConfigStore.instance().store(group="hydra/launcher", name="local", node=node, provider="silotrain")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return GlobalHydra.instance().hydra
+
+
+def read_settings(overrides: Sequence[str]) -> DictConfig:
+    """Hydra's own part of the configuration with these overrides of it; ValueError if it takes them not."""
+    for override in overrides:
+        if override in PACKAGES and not find_spec(f"hydra_plugins.{PACKAGES[override]}"):
+            raise ValueError(f"{override} needs a package that is not there\n  pip install 'silotrain[sweep]'")
+    try:
+        settings = _composed(overrides)
+    except COMPOSITION_ERRORS as error:
+        raise ValueError(_unknown_keys(overrides) or str(error)) from error
+    if settings.launcher._target_ == LOCAL:
+        _check_local(settings)
+    elif settings.runtime.choices["hydra/launcher"] == "submitit_slurm":
+        _check_slurm(settings.launcher.partition, settings.launcher.name)
+    return settings
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    return our_hydra().compose_config("sweep", list(overrides), RunMode.MULTIRUN).hydra
+
+
+def _unknown_keys(overrides: Sequence[str]) -> str:
+    """Which of the overrides set keys that their sweeper or launcher does not have; ValueError if there is no such."""
+    try:
+        settings = _composed([override for override in overrides if override.startswith("hydra/")])
+    except COMPOSITION_ERRORS as error:
+        raise ValueError(str(error)) from error
+    faults = []
+    for key in (override.partition("=")[0] for override in overrides):
+        section, _, name = key.rpartition(".")
+        siblings = OmegaConf.select(OmegaConf.create({"hydra": settings}), section) if section else None
+        if isinstance(siblings, DictConfig) and name not in siblings:
+            valid = [f"{section}.{sibling}" for sibling in map(str, siblings) if sibling != "_target_"]
+            faults.append(f"{key} is no key{nearest(key, valid)}")
+    return "\n".join(faults)
+
+
+def _check_local(settings: DictConfig) -> None:
+    jobs, part = settings.launcher.jobs, settings.launcher.part
+    faults = []
+    if type(jobs) is not int or jobs < 1:
+        faults.append(f"hydra.launcher.jobs={jobs}\n  valid: a whole number from 1")
+    if part is not None:
+        numbers = list(part) if not isinstance(part, str) else []
+        if [type(number) for number in numbers] != [int, int] or not 0 <= numbers[0] < numbers[1]:
+            faults.append(f"hydra.launcher.part={part}\n  valid: [0,8] to [7,8] for the eight parts of a sweep")
+        if settings.sweeper._target_ != GRID:
+            faults.append("hydra.launcher.part is for sweeps over lists; this sweeper chooses its jobs itself")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _check_slurm(partition: str | None, name: str) -> None:
+    """What sbatch would say of the first job, before there is one."""
+    said = answer("sinfo", "--noheader", "--format=%R")
+    if said is None:
+        raise ValueError(
+            "hydra/launcher=submitit_slurm: sinfo is not there, or SLURM does not answer it\n"
+            "  start the sweep on a node of the cluster, or leave this out to run its jobs here"
+        )
+    valid = list(dict.fromkeys(said.split()))
+    faults = []
+    for wanted in partition.split(",") if partition else ():
+        if wanted not in valid:
+            faults.append(f"hydra.launcher.partition={wanted}: there is no such one{nearest(wanted, valid)}")
+    if len(name) > LONGEST_NAME:
+        faults.append(f"hydra.launcher.name has {len(name)} characters\n  valid: {LONGEST_NAME} at most")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def remark(launcher: str, folder: Path) -> str:
+    """What is said before the jobs are handed to another launcher than ours."""
+    said = f"the jobs are run by {launcher}; their output: {folder / 'logs'}"
+    if launcher == "submitit_slurm" and answer("sacct", "--noheader") is None:
+        said += "\nsacct does not answer: a job that somebody cancels is waited for until this is interrupted"
+    return said
+
+
+def defaults(settings: DictConfig, sweep: Path, objective: str, constant: Sequence[str]) -> list[str]:
+    """The overrides that come before the user's own.
+
+    Hydra does not let files of ours extend the configurations that come with its plugins.
+    """
+    choices = settings.runtime.choices
+    keys = ",".join(f"'{key}'" for key in constant)
+    chosen = [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
+    if choices["hydra/launcher"] == "submitit_slurm":
+        # The job's own launcher has it continue: to put it back into the queue is enough.
+        chosen += [
+            assign("hydra.launcher.name", sweep.name[:LONGEST_NAME]),
+            f"hydra.launcher.max_num_timeout={MOST_STARTS}",
+            "+hydra.launcher.additional_parameters.requeue=true",
+        ]
+    if choices["hydra/sweeper"] == "optuna":
+        chosen += _of_optuna(settings, objective)
+    return chosen
+
+
+def _of_optuna(settings: DictConfig, objective: str) -> list[str]:
+    direction = "minimize" if is_less_better(objective) else "maximize"
+    # A failed job counts as a failed trial, and does not end the study.
+    chosen = [f"hydra.sweeper.direction={direction}", "hydra.sweeper.max_failure_rate=1.0"]
+    if settings.launcher._target_ == LOCAL:
+        chosen.append("hydra.sweeper.n_jobs=${hydra.launcher.jobs}")
+    if "seed" in settings.sweeper.sampler:
+        chosen.append("hydra.sweeper.sampler.seed=0")  # the same command proposes the same, so that it continues
+    return chosen

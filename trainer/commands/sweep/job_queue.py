@@ -1,0 +1,105 @@
+"""The jobs of a sweep that run on this machine: started where there is room, reported when they have ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.commands.sweep import messages
+from trainer.commands.sweep.job import Job, Outcome
+from trainer.commands.train.launcher import PREEMPTED
+from trainer.distributed.launch.processes import Stop, heed_signals
+from trainer.distributed.launch.subprocesses import Busy, Command, Share, hand_on
+from trainer.loggers import choose_screen
+
+SECONDS_BETWEEN_LOOKS = 0.05
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job under way on its share of the machine."""
+
+    job: Job
+    share: Share
+    command: Command
+    begun: float
+
+
+class Queue:
+    """Runs jobs, as many at a time as there are shares, and says how each has ended.
+
+    before: so many jobs of the sweep have been run before. total: so many it has, if that is known.
+    rank: of this process, where several run each job together, as the tasks of a SLURM step do.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        shares: Sequence[Share],
+        objective: str,
+        before: int = 0,
+        total: int | None = None,
+        rank: int = 0,
+    ):
+        self._waiting, self._free = list(jobs), list(shares)
+        self._objective, self._rank = objective, rank
+        self._before, self._total = before, total or before + len(jobs)
+        self._screen = choose_screen(sys.stdout)
+        self._running: list[Running] = []
+        self._outcomes: dict[Job, Outcome] = {}
+
+    def run(self) -> dict[Job, Outcome]:
+        """What became of each job. Told to leave, it has them save and leave, and then does so itself."""
+        with heed_signals() as stop:
+            told = 0
+            while self._running or (self._waiting and not stop.signal):
+                while self._waiting and self._free and not stop.signal:
+                    self._begin(self._waiting.pop(0))
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                told = self._pass_on(stop, told)
+                for running in [each for each in self._running if each.command.code() is not None]:
+                    self._take_leave(running)
+        self._screen.close()
+        if stop.signal:
+            hand_on(stop.signal)
+        return self._outcomes
+
+    def _begin(self, job: Job) -> None:
+        if job.has_finished():
+            self._report(job, job.outcome(self._objective), None)
+            return
+        try:
+            command = Command(job.arguments, job.log_of(self._rank), self._free[0])
+        except Busy:
+            self._report(job, Outcome("running", reason="another process runs it"), None)
+            return
+        self._running.append(Running(job, self._free.pop(0), command, time.monotonic()))
+        names = [running.job.name for running in self._running]
+        done = self._before + len(self._outcomes)
+        self._screen.progress(done / self._total, messages.progress(done, self._total, names))
+
+    def _pass_on(self, stop: Stop, told: int) -> int:
+        """Tells the jobs what this process was told, twice at most; how often it has."""
+        due = int(stop.signal is not None) + int(stop.at_once)
+        if due > told:
+            if not told:
+                self._screen.line("the jobs save and leave; once more ends them at once")
+            for running in self._running:
+                running.command.tell_to_leave()
+        return due
+
+    def _take_leave(self, running: Running) -> None:
+        self._running.remove(running)
+        self._free.append(running.share)
+        outcome = running.job.outcome(self._objective)
+        code = running.command.code()
+        if code and outcome.status in ("finished", "running"):  # of an earlier start
+            outcome = Outcome("preempted" if code == PREEMPTED else "failed", reason=running.job.last_words())
+        self._report(running.job, outcome, time.monotonic() - running.begun)
+
+    def _report(self, job: Job, outcome: Outcome, seconds: float | None) -> None:
+        self._outcomes[job] = outcome
+        for spans in messages.ended(job, outcome, self._objective, seconds):
+            self._screen.line(*spans)

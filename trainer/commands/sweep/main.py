@@ -1,0 +1,68 @@
+"""`python -m trainer -m`: a sweep from its command line to its table and exit code."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+
+from hydra.errors import HydraException
+
+from trainer.commands.sweep import hydra_plugins, messages
+from trainer.commands.sweep.array_task import run_job
+from trainer.commands.sweep.job import assign, found
+from trainer.commands.sweep.sweep_plan import Plan, make_plan
+from trainer.commands.train.launcher import BAD_INPUT, FAILED, FINISHED, PREEMPTED
+from trainer.distributed.environment import is_worker
+from trainer.distributed.launch.subprocesses import Told, leaving_when_told
+from trainer.loggers import choose_screen
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code of a sweep: 0 all jobs have finished, 1 some failed, 2 bad input, 75 or 130 it was interrupted."""
+    try:
+        if is_worker(arguments):
+            raise ValueError("a sweep starts its own workers\n  leave torchrun or srun out: python -m trainer -m ...")
+        plan = make_plan(arguments)
+    except ValueError as error:
+        print(error, file=sys.stderr, flush=True)
+        return BAD_INPUT
+    try:
+        was_run = _sweep(plan)
+    except (Told, KeyboardInterrupt) as error:
+        again = [argument for argument in arguments if not argument.startswith("run_dir=")]
+        command = shlex.join(["python", "-m", "trainer", "-m", *again, assign("run_dir", str(plan.folder))])
+        print(f"interrupted; go on with\n  {command}", file=sys.stderr, flush=True)
+        return PREEMPTED if isinstance(error, Told) else INTERRUPTED
+    code = _conclude(plan)
+    return code if was_run else FAILED
+
+
+def _sweep(plan: Plan) -> bool:
+    """Whether Hydra has run all jobs. What a sweeper or a launcher could not do is said."""
+    logging.disable(logging.WARNING)  # theirs; ours is on the screen
+    if plan.launcher != "local":
+        print(hydra_plugins.remark(plan.launcher, plan.folder), flush=True)
+    with leaving_when_told():
+        try:
+            hydra_plugins.our_hydra().multirun("sweep", run_job, list(plan.overrides))
+        except (HydraException, ValueError, RuntimeError) as error:
+            print(f"the sweep has ended early: {error}", file=sys.stderr, flush=True)
+            return False
+    return True
+
+
+def _conclude(plan: Plan) -> int:
+    """Shows the table; the exit code that it stands for."""
+    jobs = found(plan.folder) if plan.jobs is None else plan.jobs
+    outcomes = {job: job.outcome(plan.objective) for job in jobs}
+    screen = choose_screen(sys.stdout)
+    for spans in messages.table(outcomes, plan.objective, plan.folder):
+        screen.line(*spans)
+    left = {outcome.status for outcome in outcomes.values() if not outcome.is_finished}
+    if left <= {"preempted", "running", "waiting"}:
+        return PREEMPTED if left else FINISHED
+    return FAILED

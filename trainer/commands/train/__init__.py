@@ -1,0 +1,1 @@
+"""Start the workers of a run on this node, and run one of them."""

@@ -1,0 +1,29 @@
+"""How this process computes: its threads, and what its numbers may be rounded to."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from trainer.config.schema import Config
+from trainer.distributed.environment import Place
+from trainer.distributed.launch.processes import choose_threads
+
+
+def set_up(config: Config, place: Place) -> int:
+    """The CPU threads of this process, which computes as configured from now on."""
+    threads = choose_threads(config.launch.threads, place.local_world_size)
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if config.precision.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.precision.tf32  # torch's own default is True, for convolutions alone
+    if config.deterministic:
+        be_deterministic()
+    return threads
+
+
+def be_deterministic() -> None:
+    """From now on, operations on GPUs give the same bits in every run, or raise an error that says so."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

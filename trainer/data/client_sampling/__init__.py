@@ -1,0 +1,1 @@
+"""Client sampling: which clients take part in a round."""

@@ -1,0 +1,84 @@
+"""Who takes part in a round, and which silo trains whom: pure functions, equal on every rank, so nothing is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from trainer.data.client_sampling.availability_trace import Event, read_events
+from trainer.utils.seeding import numpy_generator
+
+
+class Cohort(Protocol):
+    """Abstract: draws the clients of a round."""
+
+    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        """The clients of round `index`, ascending."""
+        ...
+
+
+@dataclass(frozen=True)
+class All:
+    """Every client, every round."""
+
+    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        return tuple(range(clients))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`size` clients a round, drawn uniformly without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
+
+    size: int
+
+    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        if not 0 < self.size <= clients:
+            raise ValueError(
+                f"cohort.size={self.size} cannot be drawn from {clients} clients.\n  valid: 1 to {clients}"
+            )
+        chosen = numpy_generator(seed, "cohort", index).choice(clients, self.size, replace=False)
+        return tuple(sorted(chosen.tolist()))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The clients that are there, as a file tells when they `join` and `leave`; `size` of them drawn if there are more.
+
+    The file is CSV with the columns round, client and event: from that round on (the first is 1) the client is there,
+    or is not. Before its first line a client is there if that line says that it leaves; one without a line always is.
+    Raises ValueError for a file that says otherwise.
+    """
+
+    file: Path
+    size: int | None = None
+
+    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"cohort.size={self.size}\n  valid: a whole number from 1, or null")
+        there = self._there(clients, index)
+        if self.size is None or self.size >= len(there):
+            return there
+        chosen = numpy_generator(seed, "cohort", index).choice(there, self.size, replace=False)
+        return tuple(sorted(chosen.tolist()))
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """The lines of the file, in the order of the rounds."""
+        return sorted(read_events(Path(self.file)), key=lambda event: event.round)
+
+    def _there(self, clients: int, index: int) -> tuple[int, ...]:
+        there, told = set(range(clients)), set()
+        for event in self.events:
+            if event.client >= clients:
+                raise ValueError(
+                    f"cohort.file={self.file}, line {event.line}: client {event.client}\n  valid: 0 to {clients - 1}"
+                )
+            if event.joins and event.client not in told:
+                there.discard(event.client)
+            told.add(event.client)
+        for event in self.events:
+            if event.round <= index + 1:
+                (there.add if event.joins else there.discard)(event.client)
+        return tuple(sorted(there))

@@ -1,0 +1,1 @@
+"""Loading: batches of a client's examples, on their way to the device."""

@@ -1,0 +1,80 @@
+"""How examples come to a GPU that does not wait for them: all of them lie there, or the next ones are on their way.
+
+On the CPU there is no way to go, and nothing is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trainer.data.sources.base import Movable, Source
+
+PART_OF_FREE = 0.1  # of a GPU's memory, up to which a training set is held there unless the user says otherwise
+
+Block = tuple[tuple[Tensor, ...], list[int]]  # inputs, targets and what else several batches have, and their sizes
+
+
+class Feeding:
+    """A source as the device gets it.
+
+    source  gives examples where they lie: on the device, if it was moved there
+    ahead   brings blocks of them, each while the one before is trained on
+
+    `on_device` says whether the source is moved; None: if it takes less than a tenth of the device's free memory.
+    """
+
+    def __init__(self, source: Source, device: torch.device, on_device: bool | None = None):
+        self.source, self.ahead = source, as_they_are
+        if device.type != "cuda":
+            return
+        if isinstance(source, Movable) and (_fits(source, device) if on_device is None else on_device):
+            self.source = source.to(device)
+        else:
+            self.ahead = Ahead(device)
+
+
+def as_they_are(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks, each made when it is wanted."""
+    return blocks
+
+
+class Ahead:
+    """Prepares each block on a stream of its own, while the block before is trained on."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+
+    def __call__(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The same blocks, ready for the current stream."""
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)  # what preprocessing finds on the device has come there
+        coming = self._begin(blocks)
+        while coming is not None:
+            (columns, sizes), ready = coming
+            coming = self._begin(blocks)
+            current.wait_event(ready)
+            for column in columns:
+                column.record_stream(current)  # its memory is not given away before the steps with it are done
+            yield columns, sizes
+
+    def _begin(self, blocks: Iterator[Block]) -> tuple[Block, torch.Event] | None:
+        """The next block, and what tells when it is there; None after the last one."""
+        with torch.cuda.stream(self.stream):
+            block = next(blocks, None)
+            return None if block is None else (block, self.stream.record_event())
+
+
+def check_on_device(source: object, device: torch.device, on_device: bool | None) -> None:
+    """Raises ValueError when a source shall be held on a GPU and cannot be."""
+    if on_device and device.type == "cuda" and not isinstance(source, Movable):
+        raise ValueError(
+            f"data.on_device=true, but a {type(source).__name__} fetches its examples when they are wanted.\n"
+            "  valid: auto or false; arrays and texts in memory, without skew=, can be held on a GPU"
+        )
+
+
+def _fits(source: Movable, device: torch.device) -> bool:
+    return source.nbytes <= PART_OF_FREE * torch.cuda.mem_get_info(device)[0]

@@ -1,0 +1,230 @@
+"""How examples are dealt to clients. Train and test are dealt alike, so that a client is tested on its own kind.
+
+A partition is a pure function of the labels or owners, the number of clients and the seed. Every example of train and
+of test goes to exactly one client, and every client gets at least `min_examples` to train on; test examples it may have
+none, where there are few. What cannot be dealt so is refused with a ValueError that names the keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol
+
+import numpy as np
+
+from trainer.data.partition.allocation import counted, dealt, even, in_proportion, merged, topped_up
+from trainer.data.partition.clients import Clients
+from trainer.data.partition.errors import column_faults, refuse, size_faults, smallest_faults
+from trainer.data.sources.base import Source
+from trainer.utils.seeding import numpy_generator
+
+DIRICHLET_DRAWS = 100
+
+
+class Partition(Protocol):
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        """The examples of each of `clients` clients."""
+        ...
+
+
+@dataclass(frozen=True)
+class Iid:
+    """Every client gets as many examples as any other, give or take one, drawn from all."""
+
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        refuse(size_faults("iid", train, clients, self.min_examples))
+        generator = numpy_generator(seed, "partition", "iid")
+        train_clients, test_clients = (generator.permutation(even(len(source), clients)) for source in (train, test))
+        return Clients.of(train_clients, test_clients, clients)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Clients of unequal sizes, drawn from Dirichlet(alpha, ..., alpha), whose examples are drawn from all.
+
+    A small alpha gives a few clients nearly everything. Sizes are drawn again, up to 100 times, until every client has
+    `min_examples`; then the largest give some of theirs. Test examples are divided in the same proportions. Li et al.
+    2022, Federated learning on non-IID data silos: an experimental study (arXiv 2102.02079).
+    """
+
+    alpha: float
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = size_faults("quantity", train, clients, self.min_examples)
+        if not 0 < self.alpha < inf:
+            faults.append(f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes sizes more alike")
+        refuse(faults)
+        alike = _Labels(np.zeros(len(train), np.int64), np.zeros(len(test), np.int64), 1)
+        generator = numpy_generator(seed, "partition", "quantity")
+        counts = Dirichlet(self.alpha, self.min_examples).draw(alike.examples, clients, generator)
+        return alike.deal(counts, self.min_examples, generator)
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each label's examples are divided over the clients in proportions drawn from Dirichlet(alpha, ..., alpha).
+
+    A small alpha gives clients few labels and unequal sizes, a large one makes them alike. The proportions are drawn
+    again, up to 100 times, until every client has `min_examples`; then the largest clients give some of theirs. Test
+    examples are divided as the training examples of their label are. Yurochkin et al. 2019, Bayesian nonparametric
+    federated learning of neural networks.
+    """
+
+    alpha: float
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = size_faults("dirichlet", train, clients, self.min_examples)
+        faults += column_faults("dirichlet", "labels", train, test)
+        if not 0 < self.alpha < inf:
+            faults.append(
+                f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes clients more alike"
+            )
+        refuse(faults)
+        labels = _Labels.of(train, test)
+        generator = numpy_generator(seed, "partition", "dirichlet")
+        return labels.deal(self.draw(labels.examples, clients, generator), self.min_examples, generator)
+
+    def draw(self, examples: np.ndarray, clients: int, generator: np.random.Generator) -> np.ndarray:
+        """Training examples by label and client, int64 [labels, clients]; `examples` is their number by label."""
+        counts = np.zeros((len(examples), clients), np.int64)
+        for _ in range(DIRICHLET_DRAWS):
+            proportions = generator.dirichlet(np.full(clients, self.alpha), size=len(examples))
+            ends = np.rint(proportions.cumsum(axis=1) * examples[:, None]).astype(np.int64)
+            counts = np.diff(ends, prepend=0)
+            if counts.sum(axis=0).min() >= self.min_examples:
+                break
+        return counts
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The examples, sorted by label, are cut in clients * per_client equal shards; each client is dealt per_client.
+
+    So a client sees about per_client labels. The test examples of a label are dealt in proportion to the clients'
+    training examples of it. McMahan et al. 2017, Communication-efficient learning of deep networks from decentralized
+    data: 100 clients with 2 shards of 300 digits each.
+    """
+
+    per_client: int = 2
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = size_faults("shards", train, clients, self.min_examples)
+        faults += column_faults("shards", "labels", train, test)
+        if self.per_client < 1:
+            faults.append(f"partition.per_client={self.per_client}: a client gets at least 1 shard")
+        refuse(faults)
+        labels = _Labels.of(train, test)
+        generator = numpy_generator(seed, "partition", "shards")
+        shards = clients * self.per_client
+        client_of_shard = generator.permutation(even(shards, clients))
+        client_of_sorted = client_of_shard[even(len(train), shards)]
+        counts = counted(np.sort(labels.train), client_of_sorted, labels.number, clients)
+        return labels.deal(counts, self.min_examples, generator)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The part `similarity` of the examples is dealt at random; the rest is sorted by label, and cut a piece a client.
+
+    At 0 a client sees one label or two, at 1 clients are alike; their sizes differ by two examples at most. The test
+    examples of a label are dealt in proportion to the clients' training examples of it. Karimireddy et al. 2020,
+    SCAFFOLD: stochastic controlled averaging for federated learning.
+    """
+
+    similarity: float
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        faults = size_faults("similarity", train, clients, self.min_examples)
+        faults += column_faults("similarity", "labels", train, test)
+        if not 0 <= self.similarity <= 1:
+            faults.append(f"partition.similarity={self.similarity}: the part that is dealt at random, from 0 to 1")
+        refuse(faults)
+        labels = _Labels.of(train, test)
+        generator = numpy_generator(seed, "partition", "similarity")
+        alike, others = np.split(generator.permutation(labels.train), [round(self.similarity * len(train))])
+        counts = counted(alike, even(len(alike), clients), labels.number, clients)
+        client_of_sorted = generator.permutation(clients)[even(len(others), clients)]
+        counts += counted(np.sort(others), client_of_sorted, labels.number, clients)
+        return labels.deal(counts, self.min_examples, generator)
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Every owner of examples is a client; owners are merged, never split, where there are fewer clients.
+
+    The largest owner left always joins the smallest client, which balances their training examples. Clients are
+    numbered by their first owner. Nothing is drawn: the seed has no effect.
+    """
+
+    min_examples: int = 1
+
+    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
+        refuse(size_faults("natural", train, clients, self.min_examples) or _owner_faults(train, test, clients))
+        assert train.owners is not None and test.owners is not None
+        owners, owner_of, examples = np.unique(train.owners, return_inverse=True, return_counts=True)
+        client_of = merged(examples, clients)
+        test_clients = client_of[np.searchsorted(owners, test.owners)]
+        split = Clients.of(client_of[owner_of], test_clients, clients)
+        refuse(smallest_faults("natural", split, self.min_examples, "owners are not split: set fewer clients="))
+        return split
+
+
+def natural_clients(train: Source) -> int:
+    """The number of owners of the training examples: the most clients that Natural can make of them."""
+    refuse(column_faults("natural", "owners", train))
+    assert train.owners is not None
+    return len(np.unique(train.owners))
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of train and test, numbered 0 .. number - 1 by what occurs in either."""
+
+    train: np.ndarray
+    test: np.ndarray
+    number: int
+
+    @staticmethod
+    def of(train: Source, test: Source) -> _Labels:
+        assert train.labels is not None and test.labels is not None
+        values, labels = np.unique(np.concatenate([train.labels, test.labels]), return_inverse=True)
+        return _Labels(labels[: len(train)], labels[len(train) :], len(values))
+
+    @property
+    def examples(self) -> np.ndarray:
+        """Training examples of each label, int64 [number]."""
+        return np.bincount(self.train, minlength=self.number)
+
+    def deal(self, counts: np.ndarray, min_examples: int, generator: np.random.Generator) -> Clients:
+        """Clients with these training examples by label and client, topped up, and test examples in proportion."""
+        counts = topped_up(counts, min_examples)
+        test_examples = np.bincount(self.test, minlength=self.number)
+        test_counts = in_proportion(counts, test_examples, generator)
+        train_clients, test_clients = dealt(self.train, counts, generator), dealt(self.test, test_counts, generator)
+        return Clients.of(train_clients, test_clients, counts.shape[1])
+
+
+def _owner_faults(train: Source, test: Source, clients: int) -> list[str]:
+    if missing := column_faults("natural", "owners", train, test):
+        return missing
+    assert train.owners is not None and test.owners is not None
+    faults, owners = [], np.unique(train.owners)
+    if clients > len(owners):
+        faults.append(
+            f"partition=natural: clients={clients}, and the training examples have {len(owners)} owners.\n"
+            f"  set clients={len(owners)} or fewer"
+        )
+    strangers = np.setdiff1d(test.owners, owners)
+    if len(strangers):
+        faults.append(
+            f"partition=natural: {len(strangers)} owners have test examples and no training examples, such as owner "
+            f"{strangers[0]}.\n  leave their examples out, or set partition=iid"
+        )
+    return faults

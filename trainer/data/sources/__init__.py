@@ -1,0 +1,1 @@
+"""Sources: examples by index, as tensors."""

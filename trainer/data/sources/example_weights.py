@@ -1,0 +1,59 @@
+"""How much each example counts in the loss, and with its examples each client in the combination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from trainer.data.sources.column import NUMBERS, Column
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What examples and clients count.
+
+    examples  float32 [N], by the ids of the training source; where examples lie apart, only those that are here tell
+    clients   n_k, the sum of the weights of its training examples, by client; equal on all ranks
+    """
+
+    examples: Tensor
+    clients: tuple[float, ...]
+
+    def of(self, ids: Tensor) -> Tensor | None:
+        """Those of these examples; None where all are 1, so that such a client is trained as one without weights."""
+        found = self.examples[ids]
+        return None if bool((found == 1).all()) else found
+
+
+def weights_of(column: Column | None, faults: list[str]) -> np.ndarray | None:
+    """The weights in a column, float32 [N]; what is wrong with them is added to the faults.
+
+    A weight is a finite number from 0, and not all are 0.
+    """
+    if column is None:
+        return None
+    column = column.vector()
+    if not column.is_of(NUMBERS) or column.values.ndim != 1:
+        faults.append(f"{column.told}, where a weight is one number an example")
+        return None
+    values = column.finite(faults)
+    if (bad := values < 0).any():
+        faults.append(column.fault(bad, f"negative, such as {values[bad.argmax()]:g}, where a weight is 0 or more"))
+    elif not values.any():
+        faults.append(f"{column.name}: all weights are 0, so that there is nothing to learn from")
+    return values
+
+
+def checked_weights(weights: np.ndarray | None, examples: int) -> np.ndarray | None:
+    """The weights of so many examples, float32 [N], or None for None; ValueError with all that is wrong with them."""
+    if weights is None:
+        return None
+    column, faults = Column("weights", np.atleast_1d(np.asarray(weights))), []
+    if len(column.values) != examples:
+        faults.append(f"{column.told} for {examples} training examples: there is one weight for each")
+    values = weights_of(column, faults)
+    if faults:
+        raise ValueError("\n".join(faults))
+    return values

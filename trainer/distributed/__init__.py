@@ -1,0 +1,1 @@
+"""Processes, devices, silos, and everything that they send to each other."""

@@ -1,0 +1,42 @@
+"""Numbers of 16 bits instead of 32."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trainer.distributed.compression.base import multiple_of_4, piece_of
+
+Half = Literal["bfloat16", "float16"]
+
+
+class Cast:
+    """Each value rounded to the nearest number of 16 bits; one that is too large becomes the largest.
+
+    bfloat16  8 bits of exponent, 8 of precision: |error| <= 2^-8 |x|, or 1e-38 if that is more; to 3.3e38
+    float16   5 bits of exponent, 11 of precision: |error| <= 2^-11 |x|, or 3e-8 if that is more; to 65504
+    """
+
+    def __init__(self, dtype: Half):
+        if dtype not in get_args(Half):
+            raise ValueError(f"uplink.dtype={dtype}\n  valid: {', '.join(get_args(Half))}")
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
+    def size(self, count: int) -> int:
+        return multiple_of_4(2 * count)
+
+    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
+        most, piece = torch.finfo(self.dtype).max, piece_of(values)
+        scratch = values.new_empty(min(piece, len(values)), dtype=torch.float32)
+        for part, numbers in zip(values.split(piece), self._numbers(packed, values).split(piece), strict=True):
+            numbers.copy_(scratch[: len(part)].copy_(part).clamp_(-most, most))
+        packed[2 * len(values) :].zero_()
+
+    def unpack(self, packed: Tensor, values: Tensor) -> None:
+        values.copy_(self._numbers(packed, values))
+
+    def _numbers(self, packed: Tensor, values: Tensor) -> Tensor:
+        return packed[: 2 * len(values)].view(self.dtype)

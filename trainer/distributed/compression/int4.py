@@ -1,0 +1,64 @@
+"""Numbers of 4 bits, rounded at random so that they are right on average, and a scale a block."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from trainer.distributed.compression.blocks import check_block, count_blocks, pack_blocks, unpack_blocks
+from trainer.utils.seeding import generator
+
+LEVELS = 7
+DRAWS = 1 << 16  # different random numbers
+
+
+class Int4:
+    """Each value as one of the two multiples of its block's scale around it; the scale is the largest magnitude / 7.
+
+    The nearer one is the more probable: the mean over seeds is the value, to 2^-16 scale. |error| <= scale within a
+    block, for magnitudes from 9e-38 to 2^127. As in QSGD, Alistarh et al. 2017 (arXiv 1610.02132), with the largest
+    magnitude for the norm. Scales are float32: with blocks of 256 they add a 32nd.
+
+    In a byte are number i of a block and number i + block / 2, as the first + 16 times the second.
+    """
+
+    name = "int4"
+
+    def __init__(self, block: int = 256):
+        check_block("uplink", block)
+        self.block = block
+
+    def size(self, count: int) -> int:
+        return count_blocks(count, self.block) * (4 + self.block // 2)
+
+    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
+        scales, pairs = self._parts(packed, len(values))
+        draw = generator(seed, device=values.device)
+        pack_blocks(values, scales, pairs, self.block, LEVELS, partial(_pairs_of, draw))
+
+    def unpack(self, packed: Tensor, values: Tensor) -> None:
+        scales, pairs = self._parts(packed, len(values))
+        unpack_blocks(scales, pairs, values, self.block, _integers_of)
+
+    def _parts(self, packed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        blocks = count_blocks(count, self.block)
+        scales, pairs = packed.split([4 * blocks, self.block // 2 * blocks])
+        return scales.view(torch.float32), pairs.view(torch.int8).view(blocks, self.block // 2)
+
+
+def _pairs_of(draw: torch.Generator, blocks: Tensor) -> Tensor:
+    """The blocks [b, block] rounded up or down at random, and two numbers each put together [b, block / 2]."""
+    # One draw of 64 bits is four numbers r from -2^15 on: floor(x + u) with u = (r + 1/2) / 2^16 + 1/2 inside (0, 1).
+    bits = torch.empty(blocks.numel() // 4, dtype=torch.int64, device=blocks.device)
+    bits.random_(-(2**63), None, generator=draw)
+    blocks.add_(bits.view(torch.int16).view_as(blocks), alpha=1 / DRAWS).add_(0.5 + 0.5 / DRAWS).floor_()
+    first, second = blocks.chunk(2, 1)
+    return first.add(second, alpha=16)
+
+
+def _integers_of(pairs: Tensor) -> Tensor:
+    """The numbers [b, block] within +-7 of pairs [b, block / 2]."""
+    second = pairs.add(8).bitwise_right_shift_(4)
+    return torch.cat([pairs.sub(second, alpha=16), second], 1)

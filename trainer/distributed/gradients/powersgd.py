@@ -1,0 +1,150 @@
+"""Gradients as products of thin matrices, with error feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.distributed.topology import Topology
+from trainer.optim import Scaler
+
+WORTH = 2  # times fewer numbers: a matrix of which it leaves more is sent as it is
+EPSILON = 1e-8  # beside the norm of a column, so that a matrix of zeros is not divided by zero
+
+
+class PowerSGD:
+    """Of an n x m gradient (n + m) * `rank` numbers: P Q' with one step of power iteration, and error feedback.
+
+    Vogels, Karimireddy and Jaggi 2019 (arXiv 1905.13727), by torch's own hook. Matrices of which that is not less than
+    half, and vectors, are sent as they are. P = orthonormal(mean(M_k) Q), then Q = mean(M_k)' P, where M_k is the
+    gradient of replica k and its residual; Q is the next step's start. Replica k keeps M_k - P Q'.
+
+    The first `start` steps of a client are sent in full precision, because a start from little is what hurts most: two
+    at least, because DDP orders its buckets anew after the first.
+
+    Raises ValueError when `rank` or `start` is too small.
+    """
+
+    def __init__(self, rank: int = 4, start: int = 10):
+        faults = [f"gradients.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
+        faults += [f"gradients.start={start}\n  valid: a whole number from 2"] if start < 2 else []
+        if faults:
+            raise ValueError("\n".join(faults))
+        self.rank, self.start = rank, start
+
+    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
+        self.scaler, self.device = scaler, topology.device
+        self.group = topology.silo_group if topology.device.type == "cuda" else InTurn(topology.silo_group)
+        self.load_state_dict({})
+        ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
+
+    def size(self, gradients: Sequence[Tensor]) -> int:
+        # After the first steps, and by the rule of the hook.
+        return sum(gradient.element_size() * self._numbers_of(gradient) for gradient in gradients)
+
+    def revoke(self) -> None:
+        self.hook.error_dict, self.hook.p_memory_dict, self.hook.q_memory_dict = self.before
+
+    def state_dict(self) -> dict[str, Any]:
+        generator = self.hook.rng.get_state(legacy=False)["state"]
+        return {
+            "iteration": self.hook.iter,
+            "errors": _named(self.hook.error_dict),
+            "p": _named(self.hook.p_memory_dict),
+            "q": _named(self.hook.q_memory_dict),
+            "generator": torch.tensor([*generator["key"].tolist(), generator["pos"]]),
+            "loss_scale": self.loss_scale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        options: dict[str, Any] = {"orthogonalization_epsilon": EPSILON, "min_compression_rate": WORTH}
+        hook = PowerSGDState(self.group, self.rank, self.start, **options)
+        self.hook, self.loss_scale = hook, state.get("loss_scale", self.scaler.loss_scale)
+        if state:
+            hook.iter = state["iteration"]
+            hook.error_dict, p, q = (_numbered(state[name], self.device) for name in ("errors", "p", "q"))
+            hook.p_memory_dict, hook.q_memory_dict = _copies(p), _copies(q)  # the hook writes to them
+            *key, position = state["generator"].tolist()
+            hook.rng.set_state(hook.rng.get_state(legacy=False) | {"state": {"key": key, "pos": position}})
+        self._remember()
+
+    def redistributed(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        # A gradient is a mean over the replicas: what it lacks is the mean of their errors. The rest is equal in all.
+        errors = {
+            bucket: torch.stack([state["errors"][bucket] for state in states]).mean(0) for bucket in states[0]["errors"]
+        }
+        return states[0] | {"errors": errors}
+
+    def _numbers_of(self, gradient: Tensor) -> int:
+        rows = gradient.shape[0]
+        columns = gradient.numel() // rows
+        thin = min(rows, columns, self.rank) * (rows + columns)
+        return thin if WORTH * thin < gradient.numel() else gradient.numel()
+
+    def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        if bucket.index() == 0:
+            self._begin_step()
+        return powerSGD_hook(self.hook, bucket)
+
+    def _begin_step(self) -> None:
+        factor = self.scaler.loss_scale / self.loss_scale
+        if factor != 1:  # a power of two: nothing is rounded
+            self.hook.error_dict = {index: error * factor for index, error in self.hook.error_dict.items()}
+            self.loss_scale = self.scaler.loss_scale
+        if self.scaler.may_skip:
+            self._remember()
+
+    def _remember(self) -> None:
+        """Notes the state before a step. The hook replaces errors by new tensors, makes P anew, and writes to Q."""
+        hook = self.hook
+        self.before = (dict(hook.error_dict), dict(hook.p_memory_dict), _copies(hook.q_memory_dict))
+
+
+class InTurn:
+    """A gloo group for the hook, each of whose collectives ends before the next begins.
+
+    The hook calls the later ones in callbacks, which gloo runs in its two threads. Two buckets on their way would keep
+    both waiting for ever, replicas would call them in different orders, and a callback that is the last to know the
+    group would end its threads from within. What has ended calls back at once, in the thread that asks.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        assert group is not None
+        self.group = group
+
+    def size(self) -> int:
+        return self.group.size()
+
+    def allreduce(self, tensors: list[Tensor], options: dist.AllreduceOptions) -> Ending:
+        return Ending(self.group.allreduce(tensors, options))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A collective that has ended when its future is asked for."""
+
+    work: dist.Work
+
+    def get_future(self) -> torch.futures.Future[Any]:
+        self.work.wait()
+        return self.work.get_future()
+
+
+def _copies(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+    return {index: tensor.clone() for index, tensor in tensors.items()}
+
+
+def _named(by_bucket: dict[int, Tensor]) -> dict[str, Tensor]:
+    return {str(index): tensor for index, tensor in by_bucket.items()}
+
+
+def _numbered(by_name: dict[str, Tensor], device: torch.device) -> dict[int, Tensor]:
+    return {int(name): tensor.to(device) for name, tensor in by_name.items()}

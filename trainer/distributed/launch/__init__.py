@@ -1,0 +1,1 @@
+"""Launch worker processes and bring their nodes together."""

@@ -1,5 +1,0 @@
-"""What a run would find on these machines, and what would go wrong, before it does."""
-
-from trainer.doctor.command import main
-
-__all__ = ["main"]

@@ -1,1 +1,0 @@
-"""How workers come into being."""

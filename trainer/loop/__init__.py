@@ -1,0 +1,1 @@
+"""The training loop: rounds of local training, each ended by one combination."""

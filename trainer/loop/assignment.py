@@ -1,0 +1,21 @@
+"""Which silo trains which clients: a pure function, equal on every rank, so nothing is sent."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+
+def assign(clients: Sequence[int], sizes: Sequence[int], silo_sizes: Sequence[int]) -> list[list[int]]:
+    """The clients that each silo trains, so that silos finish at about the same time.
+
+    The largest client first, each to the silo that would finish it earliest, in examples a replica. `sizes` are the
+    numbers of examples by client. A silo's clients come in ascending order.
+    """
+    loads = [(0.0, silo) for silo in range(len(silo_sizes))]
+    assigned: list[list[int]] = [[] for _ in silo_sizes]
+    for client in sorted(clients, key=lambda client: (-sizes[client], client)):
+        load, silo = heapq.heappop(loads)
+        assigned[silo].append(client)
+        heapq.heappush(loads, (load + sizes[client] / silo_sizes[silo], silo))
+    return [sorted(mine) for mine in assigned]

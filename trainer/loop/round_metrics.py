@@ -1,0 +1,216 @@
+"""From sums to figures: what a round says of itself, on the console, in metrics.jsonl and in TensorBoard alike."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.algorithms.client_result import Work, merged, work_of
+from trainer.algorithms.round import Round
+from trainer.loggers import Metrics, more_is_better
+from trainer.loop.run import Run
+from trainer.models.flat import Statistics
+from trainer.utils.hardware import peak_bytes
+
+CLIENT_COLUMNS = ("loss_sum", "units", "delta_norm")
+SILO_COLUMNS = ("data", "compute")
+
+
+class Tally:
+    """One rank's sums of a round. What is equal on the replicas of a silo is counted by its leader alone."""
+
+    def __init__(self, run: Run, round: Round, buffers: Statistics):
+        self.run, self.round, self.buffers = run, round, buffers
+        self.weight = 0.0
+        self.works: list[Work] = []
+        self.norms: list[float | None] = []
+        self.missing = 0  # clients that there was no time to begin with
+        self.statistics = torch.zeros_like(buffers.vector())
+        self.counts = buffers.counts()
+
+    def add(self, work: Work, delta_norm: float | None) -> None:
+        """Counts a client's work; BatchNorm statistics are pooled by n_k, and over the replicas of the silo.
+
+        A client that was too late to count has no norm, that of one that is left out is not finite.
+        """
+        self.works.append(work)
+        self.norms.append(delta_norm)
+        if _counts(delta_norm):
+            self.weight += work.weight
+            if self.buffers.any:
+                self.statistics += self.buffers.vector() * (work.weight / self.run.topology.num_replicas)
+                self.counts = torch.maximum(self.counts, self.buffers.counts())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as a tree."""
+        works = {str(place): work.state_dict() for place, work in enumerate(self.works)}
+        sums = {"weight": self.weight, "norms": json.dumps(self.norms)}
+        return {"works": works, **sums, "statistics": self.statistics, "counts": self.counts}
+
+    def load_state_dicts(self, states: Sequence[dict[str, Any]], replica: int) -> None:
+        """Puts the `state_dict` of this replica back, or its part of those of another number of replicas."""
+        one, alone = states[0], len(states) == 1
+        self.weight, self.norms = one["weight"], json.loads(one["norms"])
+        for place in range(len(self.norms)):
+            works = [work_of(state["works"][str(place)]) for state in states]
+            self.works.append(works[0] if alone else merged(works, replica))
+        sums = torch.stack([state["statistics"] for state in states]).sum(0)
+        self.statistics = sums if alone or replica == 0 else torch.zeros_like(sums)
+        self.counts = torch.stack([state["counts"] for state in states]).amax(0)
+
+    def seconds(self) -> Metrics:
+        """What this rank spent its time on."""
+        return {
+            "seconds/data": sum(work.seconds_data for work in self.works),
+            "seconds/compute": sum(work.seconds_compute for work in self.works),
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers whose sums over the world describe the round."""
+        counted = [work for work, norm in zip(self.works, self.norms, strict=True) if _counts(norm)]
+        on_time = [work for work in counted if not work.is_late]  # late ones have had no last step
+        own = {
+            "loss_sum": sum(work.loss_sum for work in counted),
+            "units": sum(work.units for work in counted),
+            "units_seen": sum(work.units for work in self.works),
+        }
+        equal_in_silo = {
+            "trained_weight": self.weight,
+            "steps": sum(work.steps for work in self.works),
+            "examples_seen": sum(work.examples_seen for work in self.works),
+            "clients": len(self.works),
+            "counted": len(counted),
+            "on_time": len(on_time),
+            "gradient_norms": sum(float(work.gradient_norm) for work in on_time),
+            "learning_rates": sum(work.learning_rate for work in counted),
+            "left_out": sum(norm is not None and not math.isfinite(norm) for norm in self.norms),
+            "late": sum(work.is_late for work in self.works) + self.missing,
+        }
+        return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
+
+    def tables(self) -> dict[str, Tensor]:
+        """Float64 tables whose sums over the world describe the round: by silo, by client, by rank, and statistics."""
+        by_row = {"silos": self._silo_table(), "cohort": self._client_table(), "memory": self._memory_table()}
+        return by_row | {"statistics": self.statistics}
+
+    def _silo_table(self) -> Tensor:
+        """Seconds [silos, data and compute]; this silo's row, zeros elsewhere."""
+        table = torch.zeros(self.run.topology.num_silos, len(SILO_COLUMNS), dtype=torch.float64)
+        if self.run.topology.is_leader:
+            table[self.run.topology.silo] = torch.tensor(list(self.seconds().values()))
+        return table
+
+    def _memory_table(self) -> Tensor:
+        """The most bytes that each rank has held [ranks]; this rank's, zeros elsewhere."""
+        table = torch.zeros(self.run.topology.world_size, dtype=torch.float64)
+        table[self.run.topology.rank] = peak_bytes(self.run.topology.device)
+        return table
+
+    def _client_table(self) -> Tensor:
+        """What is reported of each client of the cohort [clients, columns]; empty if nothing is."""
+        rows = (
+            {client: [0.0] * len(CLIENT_COLUMNS) for client in self.round.cohort} if reports_clients(self.run) else {}
+        )
+        for work, norm in zip(self.works, self.norms, strict=True):
+            if rows:
+                rows[work.client] = [work.loss_sum, work.units, (norm or 0.0) if self.run.topology.is_leader else 0.0]
+        return torch.tensor(list(rows.values()), dtype=torch.float64).view(len(rows), len(CLIENT_COLUMNS))
+
+
+def reports_clients(run: Run) -> bool:
+    """Whether rounds speak of single clients: there are several, trained apart, and the run does not hide them."""
+    return run.per_client != "none" and len(run.training_sets) > 1
+
+
+def _counts(delta_norm: float | None) -> bool:
+    return delta_norm is not None and math.isfinite(delta_norm)
+
+
+def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[str, Tensor]) -> Metrics:
+    """The figures of a round's training from the world's sums."""
+    metrics: Metrics = {
+        "round/examples": int(sums["examples_seen"]),
+        "round/steps": int(sums["steps"]),
+        "round/units": int(sums["units_seen"]),
+        "train/loss": _ratio(sums["loss_sum"], sums["units"]),
+        "train/gradient_norm": _ratio(sums["gradient_norms"], sums["on_time"]),
+        "train/learning_rate": _ratio(sums["learning_rates"], sums["counted"]),
+        "clients/trained": int(sums["clients"]),
+        "clients/left_out": int(sums["left_out"]),
+        "clients/late": int(sums["late"]),
+        "memory/peak_bytes": tables["memory"].max().item(),
+    }
+    metrics |= slowest_silo(tables["silos"])
+    for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
+        loss_sum, units, norm = row
+        metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)
+        if run.algorithm.votes:  # the others measure no deltas
+            metrics[f"client/{client}/delta_norm"] = norm
+    return metrics
+
+
+def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metrics:
+    """The figures of an evaluation, pooled over clients and per client.
+
+    Of the sums `clients` is a table [clients, 1 + score sums], the units first; the others are the task's pooled ones.
+    """
+    table, pooled = sums["clients"], {key: part for key, part in sums.items() if key != "clients"}
+    figures = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
+    metrics = {f"{name}/{key}": value for key, value in figures.items()}
+    if name == "validation" or run.per_client == "none" or len(table) < 2:
+        return metrics
+    headline = run.task.headline
+    judged = {
+        client: run.task.summary(row[1:], row[0].item())[headline] for client, row in enumerate(table) if row[0] > 0
+    }
+    metrics |= {f"client/{client}/{name}_{headline}": value for client, value in judged.items()}
+    return metrics | _spread("clients" if name == "test" else name, headline, np.array(list(judged.values())))
+
+
+def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
+    """How far the clients are apart: the worst, the standard deviation, and Jain's index.
+
+    Jain et al. 1984: (sum x)^2 / (K sum x^2), from 1/K, one client has it all, to 1, all have the same.
+    """
+    if not len(values):
+        return {}
+    squares = float(np.square(values).sum())
+    return {
+        f"{group}/worst_{headline}": float(values.min() if more_is_better(headline) else values.max()),
+        f"{group}/{headline}_std": float(values.std()),
+        f"{group}/jain": float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0,
+    }
+
+
+def validation_score(run: Run, metrics: Metrics) -> float | None:
+    """What the best round is chosen by, more is better: the validation set's headline figure; None without one."""
+    value = metrics.get(f"validation/{run.task.headline}")
+    return None if value is None else score_of(run, value)
+
+
+def score_of(run: Run, value: float) -> float:
+    """The score of a value of the headline figure: more is better."""
+    return value if more_is_better(run.task.headline) else -value
+
+
+def slowest_silo(silos: Tensor) -> Metrics:
+    """Which silo the others waited for, and what it spent its time on; nothing when there is only one.
+
+    `silos` holds seconds [silos, data and compute].
+    """
+    if len(silos) < 2:
+        return {}
+    slowest = int(silos.sum(1).argmax())
+    return {"slowest/silo": slowest} | {
+        f"slowest/{name}": seconds for name, seconds in zip(SILO_COLUMNS, silos[slowest].tolist(), strict=True)
+    }
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan

@@ -1,0 +1,257 @@
+"""What a run consists of: every choice, made, as one frozen value that the loop and its parts read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.algorithms import Algorithm
+from trainer.algorithms.round import Round
+from trainer.data import Clients, Splits, Weights, fingerprint
+from trainer.data.client_sampling.sampling import All, Cohort, Trace
+from trainer.data.loading.prefetch import check_on_device
+from trainer.data.transforms import Chain
+from trainer.distributed.compression import Full, Uplink
+from trainer.distributed.gradients import FullPrecision, Gradients
+from trainer.distributed.topology import Topology
+from trainer.loop.assignment import assign
+from trainer.loop.stopping import Stop
+from trainer.optim import Clip, Constant, Schedule
+from trainer.tasks import Task
+from trainer.utils.seeding import derive
+
+PerClient = Literal["full", "scores", "none"]
+
+
+Late = Literal["count", "drop"]
+
+
+@dataclass(frozen=True)
+class RoundLength:
+    """How much a client does in a round: local epochs, or a number of steps if that is given.
+
+    epochs       a number, or (least, most): drawn anew for every client and round
+    synchronous  so many first rounds are of one step: post-local SGD, Lin et al. 2020 (arXiv 1808.07217)
+    seconds      after so long a silo ends its round, wherever it is; None: never
+    late         of a client that had no time to do all its work: `count` what it did, or `drop` it
+    """
+
+    epochs: int | tuple[int, int] = 1
+    steps: int | None = None
+    synchronous: int = 0
+    seconds: float | None = None
+    late: Late = "count"
+
+    def of(self, steps_per_epoch: int, round: Round, client: int) -> int:
+        """The steps of a client in a round, if its epoch has so many."""
+        if round.index < self.synchronous:
+            return 1
+        return self.steps or self._epochs(round, client) * steps_per_epoch
+
+    def begins_at(self, steps_per_epoch: int, earlier_rounds: int) -> int:
+        """Where in a client's stream of batches its round begins, after so many in which it took part.
+
+        Every round but the synchronous ones has room for the most that may be done in it: so this is a pure function.
+        """
+        synchronous = min(earlier_rounds, self.synchronous)
+        most = self.epochs if isinstance(self.epochs, int) else self.epochs[1]
+        return synchronous + (earlier_rounds - synchronous) * (self.steps or most * steps_per_epoch)
+
+    def _epochs(self, round: Round, client: int) -> int:
+        if isinstance(self.epochs, int):
+            return self.epochs
+        least, most = self.epochs
+        return least + round.seed_for("epochs", client) % (most - least + 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, ready for `fit`. Replicas and silos are those of `topology`; everything else is equal on all ranks.
+
+    Raises ValueError when the algorithm cannot combine clients that are trained in this way.
+
+    batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
+    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch; auto:
+                      as many as all ranks have room for
+    weights           what examples count in the loss, and clients in the combination; None: each example 1
+    preprocess        what is done to examples on their way to the model
+    stop              when the run is finished before its last round
+    on_device         whether a GPU holds the training set in its memory; None: if it is small
+    optimizer         makes the inner optimizer from a list of named parameters
+    uplink            what numbers become on their way between silos
+    schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
+    clip              limits to a step's gradient
+    ema               decay of the weights' exponential moving average; None: there is none
+    autocast          dtype of the forward pass's matrix products; None: that of the parameters
+    compile           torch.compile's backend for the model; None: it is not compiled
+    gradients         how they are averaged inside a silo; without effect in silos of one replica
+    evaluate_every    rounds between evaluations; the last round is always evaluated
+    save_every        rounds between checkpoints; the last round is always saved
+    max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
+    per_client        what is reported of single clients: `full`, `scores` only, or `none`
+    personal_steps    steps on its own examples after which each client's model is evaluated too; 0: it is not
+    peak_rate         operations a second of the device of each rank, for the figure `mfu`; None: by the device's name
+    measures_rate     whether the rate of large matrix products is measured at the start, for `measured_mfu`
+    """
+
+    topology: Topology
+    module: nn.Module
+    task: Task
+    data: Splits
+    clients: Clients
+    algorithm: Algorithm
+    optimizer: Callable[..., torch.optim.Optimizer]
+    rounds: int
+    batch_size: int | None
+    micro_batch_size: int | Literal["auto"] | None = None
+    weights: Weights | None = None
+    preprocess: Chain = field(default_factory=Chain)
+    length: RoundLength = field(default_factory=RoundLength)
+    stop: Stop = field(default_factory=Stop)
+    schedule: Schedule = field(default_factory=Constant)
+    cohort: Cohort = field(default_factory=All)
+    uplink: Uplink = field(default_factory=Full)
+    clip: Clip = field(default_factory=Clip)
+    ema: float | None = None
+    autocast: torch.dtype | None = None
+    compile: str | None = None
+    gradients: Gradients = field(default_factory=FullPrecision)
+    seed: int = 0
+    evaluate_every: int = 1
+    save_every: int = 1
+    evaluation_batch_size: int = 1024
+    per_client: PerClient = "full"
+    max_bad_rounds: int = 3
+    personal_steps: int = 0
+    peak_rate: float | None = None
+    measures_rate: bool = False
+    on_device: bool | None = None
+
+    def __post_init__(self):
+        check_on_device(self.data.train, self.topology.device, self.on_device)
+        self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
+        self._check_uplink()
+        self._check_stop()
+        self._check_ema()
+        if self.length.late == "drop" and self.algorithm.pools_data:
+            raise ValueError(
+                "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
+                "  set round.late=count, or algorithm=fedavg"
+            )
+        if self.personal_steps and self.algorithm.pools_data:
+            raise ValueError(
+                f"eval.personal_steps={self.personal_steps} with algorithm=sync: it trains the examples of all clients "
+                "as those of one.\n  set eval.personal_steps=0, or algorithm=fedavg"
+            )
+        if self.length.synchronous and not isinstance(self.cohort, All):
+            raise ValueError(
+                f"round.synchronous={self.length.synchronous} with a cohort of some clients: their batches would be of "
+                "different rounds.\n  set cohort=all, or round.synchronous=0"
+            )
+
+    def _check_uplink(self) -> None:
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        if isinstance(self.uplink, Full):
+            return
+        if self.algorithm.pools_data:
+            fault = " with algorithm=sync: there is one silo, and nothing goes between silos"
+        elif not self.algorithm.sums_deltas:
+            fault = " with an algorithm that sends something else than sums of deltas, such as median or averaging"
+        elif not any(map(self.algorithm.is_shared, names)):
+            fault = ", but algorithm.shared finds no parameter: clients train alone, and nothing goes between silos"
+        else:
+            return
+        raise ValueError(f"uplink={self.uplink.name}{fault}.\n  set uplink=fp32, or algorithm=fedavg")
+
+    def _check_ema(self) -> None:
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        if self.ema is not None and not any(map(self.algorithm.is_shared, names)):
+            raise ValueError(
+                f"ema={self.ema}, but algorithm.shared finds no parameter: there are no global weights to average.\n"
+                "  set ema=null, or algorithm=fedavg"
+            )
+
+    def _check_stop(self) -> None:
+        stop = self.stop
+        looked_at = {"target": stop.target, "patience": stop.patience}
+        asked = [f"stop.{name}={value}" for name, value in looked_at.items() if value is not None]
+        if asked and not any(map(len, self.clients.validation)):
+            raise ValueError(
+                f"{' and '.join(asked)}: no examples are held out for validation, which it goes by.\n"
+                "  set data.validation=0.1 or more, or stop by stop.seconds"
+            )
+        evaluations = -(-self.rounds // self.evaluate_every)
+        # The first evaluation is progress, and the last one ends the run anyway.
+        if stop.patience is not None and stop.patience > evaluations - 2:
+            raise ValueError(
+                f"stop.patience={stop.patience} with rounds={self.rounds} and eval.every={self.evaluate_every}: of "
+                f"{evaluations} evaluations so many cannot be in vain before the last.\n"
+                f"  set stop.patience to {max(evaluations - 2, 1)} or less, more rounds, or evaluate more often"
+            )
+
+    @cached_property
+    def training_sets(self) -> tuple[np.ndarray, ...]:
+        """The ids of the examples that are trained together: one array a client, or one of all clients' examples."""
+        if self.algorithm.pools_data:
+            return (np.sort(np.concatenate(self.clients.train)),)
+        return self.clients.train
+
+    @cached_property
+    def training_sizes(self) -> list[int]:
+        """The number of training examples by client."""
+        return [len(ids) for ids in self.training_sets]
+
+    @cached_property
+    def training_weights(self) -> Sequence[float]:
+        """n_k by client: the number of training examples, or the sum of their weights if they have any."""
+        if self.weights is None:
+            return self.training_sizes
+        return [sum(self.weights.clients)] if self.algorithm.pools_data else list(self.weights.clients)
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What tells the examples, their clients and when these are there from others."""
+        told = fingerprint(self.data, self.clients)
+        return f"{told}-{derive(str(self.cohort.events)):016x}" if isinstance(self.cohort, Trace) else told
+
+    @cached_property
+    def homes(self) -> list[list[int]]:
+        """The clients that each silo evaluates and keeps the state of: balanced by examples, or where these are."""
+        if self.clients.homes is not None:
+            silos = range(self.topology.num_silos)
+            return [[client for client, home in enumerate(self.clients.homes) if home == silo] for silo in silos]
+        return assign(range(len(self.clients)), self.clients.sizes.tolist(), self.topology.silo_sizes)
+
+    def round(self, index: int) -> Round:
+        """The round of this index, equal on every rank."""
+        return Round(index, self.seed, self.cohort.draw(len(self.training_sets), self.seed, index))
+
+    def evaluates(self, index: int) -> bool:
+        """Whether the round of this index ends with an evaluation."""
+        return (index + 1) % self.evaluate_every == 0 or index + 1 == self.rounds
+
+    def may_evaluate(self, index: int) -> bool:
+        """Whether the round of this index may end with an evaluation, when it is known that the run ends with it."""
+        return self.evaluates(index) or self.stop.seconds is not None
+
+    def saves(self, index: int) -> bool:
+        """Whether the round of this index ends with a checkpoint."""
+        return (index + 1) % self.save_every == 0 or index + 1 == self.rounds
+
+    def layout(self, index: int) -> str:
+        """A word for who trains whom in the round of this index: equal words, equal assignments."""
+        return f"{derive(str(self.assignments(self.round(index)))):016x}"[-8:]
+
+    def assignments(self, round: Round) -> list[list[int]]:
+        """The clients that each silo trains in a round; a client with state, or a file, is trained where that is."""
+        is_bound = self.algorithm.stateful or self.clients.homes is not None
+        if not is_bound or self.algorithm.pools_data:
+            return assign(round.cohort, self.training_sizes, self.topology.silo_sizes)
+        members = set(round.cohort)
+        return [[client for client in home if client in members] for home in self.homes]

@@ -1,0 +1,45 @@
+"""How fast a round was: examples and tokens a second, and its operations as parts of what the chips could do."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.distributed import collectives
+from trainer.loggers import Metrics
+from trainer.loop.run import Run
+from trainer.models import CountsOperations
+from trainer.tasks import LanguageModelling
+from trainer.utils.hardware import Rates, measured_rate, peak_of
+
+
+class Speed:
+    """What the ranks of a run could do together, and what they have done of it. Made by all of them: a collective."""
+
+    def __init__(self, run: Run):
+        self.counts_tokens = isinstance(run.task, LanguageModelling)
+        self.model = run.module if isinstance(run.module, CountsOperations) else None
+        own = rates_of(run) if self.model else Rates()
+        peak, measured = collectives.total(torch.tensor([own.peak, own.measured], dtype=torch.float64)).tolist()
+        self.rates, self.measures = Rates(peak, measured), run.measures_rate
+
+    def figures(self, metrics: Metrics, seconds: float) -> Metrics:
+        """The figures of a round that has taken so many seconds, from its examples and units."""
+        examples, units = metrics["round/examples"], metrics["round/units"]
+        figures: Metrics = {"examples_per_second": examples / seconds}
+        if self.counts_tokens:
+            figures["tokens_per_second"] = units / seconds
+        if self.model and self.counts_tokens and examples:
+            done = self.model.operations_per_token(round(units / examples)) * units / seconds
+            figures["mfu"] = done / self.rates.peak
+            if self.measures:
+                figures["measured_mfu"] = done / self.rates.measured
+        return figures
+
+
+def rates_of(run: Run) -> Rates:
+    """What this rank's device could do: as the user says, as its maker does, and as it has shown now."""
+    device = run.topology.device
+    peak = peak_of(device) / run.topology.sharers if run.peak_rate is None else run.peak_rate
+    if not run.measures_rate:
+        return Rates(peak)
+    return Rates(peak, measured_rate(device, run.autocast or torch.float32))

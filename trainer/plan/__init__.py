@@ -1,5 +1,0 @@
-"""What a run will cost, before anything starts: time, bytes and memory, and what would make it cost less."""
-
-from trainer.plan.command import main
-
-__all__ = ["main"]

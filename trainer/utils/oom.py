@@ -1,0 +1,34 @@
+"""Room in memory: what is said when there is none."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from trainer.utils.text import shown
+
+
+class OutOfMemory(ValueError):
+    """There is no room for so many examples at once; the message is for the user."""
+
+
+# What is said where there is no exception of its own: of the CPU's memory, and by CUDA's libraries.
+NO_ROOM = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def check_room(error: RuntimeError | MemoryError, key: str, value: object, examples: int) -> None:
+    """Raises OutOfMemory when `error` says that so many examples at once, by this key's value, found no room.
+
+    What is proposed is the largest power of two up to the half of them.
+    """
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(said in str(error) for said in NO_ROOM):
+        return
+    way_out = f"set {key}={1 << (examples // 2).bit_length() - 1} or less" if examples > 1 else "take a smaller model"
+    if key == "micro_batch_size" and value != "auto":
+        way_out += f", or {key}=auto, which finds the largest that fits"
+    wanted = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    missing = f": {wanted[1]} more could not be had" if wanted else ""
+    raise OutOfMemory(
+        f"{key}={shown(value)}: there is no room in memory for {examples} examples at once{missing}.\n  {way_out}"
+    ) from error
