@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.round import Round
 from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals, Rule, shifted, width_of
+from trainer.distributed.transport.base import Arrivals, Rule, SeedFor, shifted, width_of
 
 
 class Silent:
@@ -36,7 +35,7 @@ class Silent:
         self.vectors: list[tuple[Tensor, int]] = []
         self.bytes_sent = self.bytes_joined = 0
 
-    def begin_round(self, round: Round) -> None:
+    def begin_round(self, seed_for: SeedFor) -> None:
         pass
 
     def parts(self, length: int) -> list[slice]:
