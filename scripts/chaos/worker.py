@@ -17,7 +17,7 @@ from scripts.chaos.marks import Marks
 FOLDER = "CHAOS_MARKS"  # where the marks are: one file a rank
 
 
-def resume(tree: dict[str, Any], marks: Path, said: Path) -> None:
+def start(tree: dict[str, Any], marks: Path, said: Path) -> None:
     """Launches the run of a resolved configuration, its output in `said`, and ends this process with its exit code."""
     from trainer.commands.train.launcher import launch
 
