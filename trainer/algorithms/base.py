@@ -1,131 +1,239 @@
-"""What an algorithm is: the round, seen from one silo."""
+"""The protocols of an algorithm, by lifetime: an Algorithm, its run, a round of it, a client of the round.
+
+    Algorithm      a choice: frozen, and the same value may serve any number of runs
+    RunSession     the algorithm at work on one model
+    RoundSession   one round, as seen from one silo: its clients, and what they sum up to
+    ClientSession  one client's local training in that round
+
+Each makes the next, so a wrong order of calls cannot be written. All ranks of a silo make the same calls with equal
+values, so their copies stay bit-equal without communication.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
+from torch import Tensor
 
 from trainer.algorithms.client_result import Work
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Wire
 from trainer.models.flat import FlatModel, Moments
 from trainer.optim import Clip
+from trainer.optim.optimizers import OptimizerFactory
 
-InnerState = Literal["reset", "keep"]
-MakeOptimizer = Callable[..., torch.optim.Optimizer]
-Figures = dict[str, float | int]
+ClientOptimizerState = Literal["reset", "keep"]
+Metrics = dict[str, float | int]
+ClientState = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The choices of a run that an algorithm may be unable to work with.
+
+    Attributes:
+        optimizer: makes the optimizer of the clients.
+        clip: limits to a step's gradient.
+        silos: number of silos.
+        clients_per_round: number of clients that a round combines.
+        samples_clients: whether a round may have fewer clients than there are.
+        drops_stragglers: whether clients that are late are left out.
+        finetuning_steps: steps after which personalised models are evaluated; 0 for none.
+        compression: the name of what compresses updates between silos; None if nothing does.
+    """
+
+    optimizer: OptimizerFactory
+    clip: Clip
+    silos: int
+    clients_per_round: int
+    samples_clients: bool = False
+    drops_stragglers: bool = False
+    finetuning_steps: int = 0
+    compression: str | None = None
 
 
 class Algorithm(Protocol):
-    """Abstract: begins a round, collects this silo's contributions, and combines them with the other silos'.
+    """A choice of how clients train and how silos combine what they have learnt. A frozen value.
 
-    All ranks of a silo call it with equal values, so their copies stay bit-equal without a word between them.
-
-    inner_state       whether a client's optimizer state is kept until it trains again, or reset
-    batch_statistics  how BatchNorm's running means and variances are combined: `pooled`, or their `mean`
-    pools_data        whether the clients' examples are trained as those of one client
-    sums_deltas       whether what the silos send are deltas that are summed, and may therefore be packed
-    votes             whether a client whose delta is not finite is left out of the round
-    overlap_steps     of the next round, in which what is sent at the end of one may be under way
-    stateful          whether clients have state of their own between rounds, and so a home silo
-    parts             those of the shared vector that this rank moves, known after `setup`
+    Attributes:
+        client_optimizer_state: whether a client's optimizer state is kept until it trains again, or reset.
+        batchnorm_stats: how running means and variances are combined: `pooled` as those of all examples, or their
+            plain `mean`.
+        keeps_client_state: whether clients keep anything between rounds, and so have a home silo.
+        moves_global_model: whether each local step moves the global model, as in data parallelism.
+        skips_nonfinite_clients: whether a client whose update is not finite is left out of the round.
+        is_compressible: whether silos send sums of updates, which may be compressed.
+        overlap_steps: steps of the next round during which communication may still be under way.
+        can_overlap: whether `overlap_steps` can be chosen, by this algorithm or by a sibling of it.
     """
 
-    inner_state: InnerState
-    batch_statistics: Moments
-    pools_data: bool
-    sums_deltas: bool
-    votes: bool
-    overlap_steps: int
+    client_optimizer_state: ClientOptimizerState
+    batchnorm_stats: Moments
 
     @property
-    def stateful(self) -> bool: ...
+    def keeps_client_state(self) -> bool: ...
 
     @property
-    def parts(self) -> Sequence[slice]: ...
+    def moves_global_model(self) -> bool: ...
+
+    @property
+    def skips_nonfinite_clients(self) -> bool: ...
+
+    @property
+    def is_compressible(self) -> bool: ...
+
+    @property
+    def overlap_steps(self) -> int: ...
+
+    @property
+    def can_overlap(self) -> bool: ...
 
     def is_shared(self, name: str) -> bool:
-        """Whether the parameter or buffer of this name is combined between the silos."""
+        """Return whether the parameter or buffer of this name is combined between the silos."""
         ...
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
-        """Raises ValueError, with the reasons, when so many clients a round, trained like this, cannot be combined."""
+    def groups(self, clients: int) -> list[list[int]]:
+        """Return the groups of clients whose examples are trained together, as those of one client."""
         ...
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
-        """Takes the model, whose shared vector holds the global parameters; makes the algorithm's own state.
+    def validate(self, setting: Setting) -> None:
+        """Raise ValueError, with all the reasons, if the algorithm cannot work with these choices."""
+        ...
 
-        `optimizer` makes the one that trains clients; `client_weights` are the n_k of all clients; `wire` is the way to
-        the other silos.
+    def setup(
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+    ) -> RunSession:
+        """Return the algorithm at work on a model, whose shared vector holds the initial global parameters.
+
+        Args:
+            model: is trained in place; its shared vector is where clients train.
+            optimizer: makes the optimizer of the clients.
+            client_weights: n_k of every client: its number of examples, or the sum of their weights.
+            transport: sums vectors over the silos.
         """
         ...
 
-    def begin_round(self, round: Round) -> None:
-        """Forgets the last round's contributions."""
+
+class RunSession(Protocol):
+    """An algorithm at work on one model: the global parameters, and what moves them."""
+
+    @property
+    def parts(self) -> Sequence[slice]:
+        """The parts of the shared vector that this rank sums and moves."""
         ...
 
-    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
-        """Puts the global parameters into the model; `state` is the client's last `client_state`, or empty.
-
-        `alone`: before the next combination no other client begins, and this one surely comes to it.
-        """
+    def start_round(self, round: Round) -> RoundSession:
+        """Begin a round. Its clients begin at the global parameters of now."""
         ...
 
-    def receive(self, steps: int) -> None:
-        """Takes in what was under way between the silos, if it is time: the client has done so many of its steps."""
+    def load_round(self, round: Round, state: dict[str, Any]) -> RoundSession:
+        """Restore a round from its `state_dict`, in place of `start_round`."""
         ...
 
-    def correct(self) -> None:
-        """Edits the gradients of a step, after the mean over the silo and before clipping."""
+    def reset_model(self) -> None:
+        """Copy the global parameters into the model."""
         ...
 
-    def contribute(self, work: Work) -> float:
-        """Adds the trained model of a client to this silo's sums; the norm of its delta.
-
-        A client whose delta is not finite contributes nothing, and its norm says why.
-        """
+    def flush(self) -> None:
+        """Wait for, and apply, communication that is still under way, because the run ends. A collective."""
         ...
 
-    def client_state(self) -> dict[str, Any]:
-        """What the client that has just contributed keeps until it trains again, besides its optimizer's state."""
+    def global_state(self) -> dict[str, Tensor]:
+        """Return the live vectors that clients begin a round with; `parameters` is among them."""
         ...
 
-    def header(self) -> dict[str, float]:
-        """This silo's scalars, summed over the silos before the vectors; `weight` must be among them."""
-        ...
-
-    def combine(self, sums: dict[str, float]) -> Figures:
-        """Moves the global parameters by what all silos contributed, and the model with them; what is told of it.
-
-        `sums` are the headers'. A collective; when nobody brought anything it sends nothing, and nothing moves.
-        """
-        ...
-
-    def settle(self) -> None:
-        """Takes in what is still under way between the silos, because the run ends. A collective."""
-        ...
-
-    def round_state(self) -> dict[str, Any]:
-        """What there is besides `state_dict` in the middle of a round: the global parameters, this silo's sums."""
-        ...
-
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        """Puts a `round_state` back, instead of `begin_round`."""
+    def load_global_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a `global_state` into place, and into the model."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The algorithm's state that all ranks hold, besides the global parameters: a tree of tensors and numbers."""
+        """Return the state that all ranks hold alike, but for what the model holds: a tree of tensors and numbers."""
         ...
 
-    def slice_state(self) -> dict[str, Any]:
-        """The state that only the ranks with this one's slice hold; its names are others than theirs."""
+    def sharded_state_dict(self) -> dict[str, Any]:
+        """Return the state of this rank's `parts`, under names that no other rank with other parts uses."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a `state_dict` and the `slice_state` of all slices back, as one tree.
+        """Restore a `state_dict` and the `sharded_state_dict` of all parts, as one tree.
 
         The model must hold the global parameters already.
         """
+        ...
+
+
+class RoundSession(Protocol):
+    """One round of an algorithm, as seen from one silo."""
+
+    def start_client(self, state: ClientState, exclusive: bool = False) -> ClientSession:
+        """Copy the parameters that a client begins with into the model.
+
+        Args:
+            state: the client's last `client_state`; empty before its first round.
+            exclusive: no other client of this silo begins before `aggregate`, and this one surely finishes.
+        """
+        ...
+
+    def load_client(self, state: dict[str, Any]) -> ClientSession:
+        """Restore a client from its `state_dict`, in place of `start_client`. The model must be restored already."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Return this silo's sums of scalars, which go between the silos before the vectors; `weight` is among them."""
+        ...
+
+    def aggregate(self, sums: dict[str, float]) -> Metrics:
+        """Move the global parameters, and the model with them, by what all silos have summed. A collective.
+
+        Args:
+            sums: the `scalars` of all silos, summed. With a weight of 0 nothing is sent, and nothing moves.
+
+        Returns:
+            Metrics of the combination.
+        """
+        ...
+
+    def contribution(self) -> dict[str, Tensor]:
+        """Return the vectors that this silo's clients have summed, as shares of the weight planned for its round."""
+        ...
+
+    def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
+        """Add the contribution of another silo, as if its clients had trained here.
+
+        Args:
+            contribution: what `contribution` returned there.
+            weight: the weight that was planned for its round.
+            factor: multiplies it, such as for staleness.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the middle of a round besides the run's: the global parameters, this silo's sums."""
+        ...
+
+
+class ClientSession(Protocol):
+    """One client's local training."""
+
+    def before_step(self, step: int) -> None:
+        """Apply what has come in from the other silos, if it is due before this step, counted from 0."""
+        ...
+
+    def adjust_gradients(self) -> None:
+        """Edit the gradients of a step in place, after the mean over the silo and before clipping."""
+        ...
+
+    def finish(self, result: Work) -> tuple[float, ClientState]:
+        """Add the trained model's update to the sums of the silo.
+
+        Returns:
+            The norm of the update, not finite if the client is left out; and the state that the client keeps until it
+            trains again, besides that of its optimizer.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the middle of the client's round."""
         ...

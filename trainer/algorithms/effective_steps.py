@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from trainer.algorithms.base import InnerState, MakeOptimizer
+from trainer.algorithms.base import ClientOptimizerState
 from trainer.optim import Clip, Grouped, step
+from trainer.optim.optimizers import OptimizerFactory
 
 # Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
 LOOKED_AT = (1.0, 0.5, 0.25) * 4
@@ -22,7 +23,7 @@ class Probe:
     ||a||_1 in FedNova (Wang et al. 2020), K eta_l in SCAFFOLD (Karimireddy et al. 2020). `pull` is FedProx's.
     """
 
-    def __init__(self, optimizer: MakeOptimizer, pull: float = 0.0):
+    def __init__(self, optimizer: OptimizerFactory, pull: float = 0.0):
         self.optimizer, self.pull = optimizer, pull
         # Under a constant schedule there are few different rounds, and none has to be walked twice.
         self.way = lru_cache(maxsize=256)(self._way)
@@ -43,39 +44,40 @@ class Probe:
         return -parameter.item()
 
 
-def refuse_nonlinear(name: str, optimizer: MakeOptimizer, clip: Clip) -> None:
-    """Raises ValueError when a client's way is not its gradients times numbers that the probe can measure."""
-    faults = []
+def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: Clip) -> list[str]:
+    """Return the errors of choices with which a client's distance is not its gradients times measurable numbers."""
+    errors = []
     if clip.settings:
         nulls = " ".join(f"{setting.split('=')[0]}=null" for setting in clip.settings)
-        faults.append(
+        errors.append(
             f"{' '.join(clip.settings)} with algorithm={name}: a clipped gradient goes another way than the one that "
             f"is measured.\n  set {nulls}, or algorithm=fedavg"
         )
     if isinstance(optimizer, Grouped) and optimizer.rates:
-        faults.append(
+        errors.append(
             f"optimizer.rates with algorithm={name}: what is measured is how far one parameter gets, and "
             "these take some further than others.\n  set optimizer.rates=[], or algorithm=fedavg"
         )
-    if fault := _nonlinear(optimizer):
-        faults.append(
-            f"algorithm={name} needs an optimizer whose step is linear in the gradient: {fault}.\n"
+    if error := _nonlinear(optimizer):
+        errors.append(
+            f"algorithm={name} needs an optimizer whose step is linear in the gradient: {error}.\n"
             "  set optimizer=sgd or optimizer=momentum, or algorithm=fedavg"
         )
-    if faults:
-        raise ValueError("\n".join(faults))
+    return errors
 
 
-def refuse_kept(name: str, inner_state: InnerState) -> None:
-    """Raises ValueError when clients do not begin their rounds as the probe does."""
-    if inner_state != "reset":
-        raise ValueError(
-            f"algorithm.inner_state={inner_state} with algorithm={name}: how far a client gets is measured from an "
-            "optimizer without state.\n  set algorithm.inner_state=reset, or algorithm=fedavg"
-        )
+def kept_state(name: str, client_optimizer_state: ClientOptimizerState) -> list[str]:
+    """Return the error of clients that do not begin their rounds as the probe does."""
+    if client_optimizer_state == "reset":
+        return []
+    return [
+        f"algorithm.client_optimizer_state={client_optimizer_state} with algorithm={name}: how far a client gets is "
+        "measured from an optimizer without state.\n"
+        "  set algorithm.client_optimizer_state=reset, or algorithm=fedavg"
+    ]
 
 
-def _nonlinear(optimizer: MakeOptimizer) -> str:
+def _nonlinear(optimizer: OptimizerFactory) -> str:
     """Why the probe's way would be of no use; empty when twice the gradient is twice the way."""
     kind = _name(optimizer)
     try:

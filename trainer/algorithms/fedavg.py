@@ -1,295 +1,312 @@
-"""Federated averaging, and what is a choice of its slots: FedSGD, FedProx, FedAvgM, FedAdam, DiLoCo, FedBN, alone."""
+"""Federated averaging, and what is a choice of its options: FedSGD, FedProx, FedAvgM, FedAdam, DiLoCo, FedBN, local."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.aggregation_rule import Aggregated, AggregationRule, Mean
+from trainer.algorithms.base import ClientState, Metrics, Setting
 from trainer.algorithms.client_result import Work
+from trainer.algorithms.drift_correction import NO_CORRECTION, Corrector, DriftCorrection
+from trainer.algorithms.global_model import GlobalModel
+from trainer.algorithms.options import FederatedOptions, raise_errors
 from trainer.algorithms.round import Round
-from trainer.algorithms.server_optimizer import Server
 from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals, shifted
-from trainer.models.flat import FlatModel, Moments, blocks_of, difference, resized
-from trainer.optim import Clip
-
-Weight = Literal["examples", "equal", "capped"]
-
-average: MakeOptimizer = partial(torch.optim.SGD, lr=1.0)
+from trainer.models.flat import FlatModel, difference, resized
+from trainer.optim.optimizers import OptimizerFactory
 
 
-class FedAvg:
-    """w <- server(w, sum_k (n_k / n) (w - w_k)): the weighted mean of the clients' deltas, as a gradient of the server.
+@dataclass(frozen=True)
+class FedAvg(FederatedOptions):
+    """w <- server(w, sum_k (n_k / n) (w - w_k)): the weighted mean of the clients' updates, as the server's gradient.
 
     McMahan et al. 2017 (arXiv 1602.05629); with a server optimizer other than SGD at rate 1: Reddi et al. 2021 (arXiv
     2003.00295); with inner AdamW kept and a Nesterov server: DiLoCo, Douillard et al. 2023 (arXiv 2311.08105).
 
-    weight            `examples`: n_k is the number of the client's training examples, or the sum of their weights;
-                      `equal`: 1; `capped`: the examples, but `cap` at most
-    server            makes a torch optimizer, which must be elementwise, for the one vector of global parameters
-    shared            a regular expression: the parameters and buffers whose names it finds travel, the others stay
-                      with their client; `.*` is all, `$^` none
-    inner_state       what becomes of a client's optimizer state between its rounds: `reset` or `keep`
-    batch_statistics  of BatchNorm layers: `pooled` as those of all examples together, or the plain `mean`
-    pull              mu of FedProx, Li et al. 2020 (arXiv 1812.06127): adds mu (w_k - w) to the clients' gradients
-    norm_bound        the largest norm of a client's delta, a longer one is shortened, Sun et al. 2019 (arXiv
-                      1911.07963); None: any
+    Attributes:
+        proximal_mu: mu of FedProx, Li et al. 2020 (arXiv 1812.06127): adds mu (w_k - w) to the clients' gradients.
+        max_update_norm: the largest 2-norm of a client's update; a longer one is scaled down, Sun et al. 2019 (arXiv
+            1911.07963). None: no limit.
+        drift_correction: Scaffold, FedNova or FedDyn; None: plain averaging.
+        rule: how the clients' updates become one: their mean, or a robust rule such as Median.
     """
 
-    pools_data = False
-    sums_deltas = True
-    votes = True
-    overlap_steps = 0
+    proximal_mu: float = 0.0
+    max_update_norm: float | None = None
+    drift_correction: DriftCorrection | None = None
+    rule: AggregationRule = field(default_factory=Mean)
+
+    @property
+    def keeps_client_state(self) -> bool:
+        corrected = self.drift_correction is not None and self.drift_correction.keeps_client_state
+        return self.client_optimizer_state == "keep" or self.has_personal or corrected
+
+    @property
+    def skips_nonfinite_clients(self) -> bool:
+        return True
+
+    @property
+    def is_compressible(self) -> bool:
+        return self.rule.is_sum
+
+    @property
+    def overlap_steps(self) -> int:
+        return 0
+
+    @property
+    def can_overlap(self) -> bool:
+        return self.drift_correction is None and self.rule.is_sum
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.proximal_mu < 0:
+            raise ValueError(f"algorithm.proximal_mu={self.proximal_mu}\n  valid: a number from 0")
+        if self.max_update_norm is not None and self.max_update_norm <= 0:
+            raise ValueError(f"algorithm.max_update_norm={self.max_update_norm}\n  valid: a number above 0, or null")
+
+    def validate(self, setting: Setting) -> None:
+        errors = [*self.compression_error(setting, self.is_compressible), *self.rule.errors(self, setting)]
+        if self.drift_correction:
+            errors += self.drift_correction.errors(self, setting)
+        raise_errors(errors)
+
+    def setup(
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+    ) -> FedAvgRun:
+        return FedAvgRun(self, model, optimizer, client_weights, transport)
+
+
+class FedAvgRun:
+    """FedAvg at work on one model.
+
+    Attributes:
+        options: the choices.
+        model: what clients train.
+        optimizer: makes the optimizer of the clients.
+        client_weights: the weights in the mean of all clients.
+        global_model: the global parameters, and what moves them.
+        corrector: the drift correction at work.
+    """
 
     def __init__(
         self,
-        server: MakeOptimizer = average,
-        weight: Weight = "examples",
-        cap: int | None = None,
-        shared: str = ".*",
-        inner_state: InnerState = "reset",
-        batch_statistics: Moments = "pooled",
-        pull: float = 0.0,
-        norm_bound: float | None = None,
+        options: FedAvg,
+        model: FlatModel,
+        optimizer: OptimizerFactory,
+        client_weights: Sequence[float],
+        transport: Wire,
     ):
-        words = (("weight", weight, Weight), ("inner_state", inner_state, InnerState))
-        for name, value, valid in (*words, ("batch_statistics", batch_statistics, Moments)):
-            if value not in get_args(valid):
-                raise ValueError(f"algorithm.{name}={value}\n  valid: {', '.join(get_args(valid))}")
-        if (weight == "capped") != (cap is not None) or (cap is not None and cap < 1):
-            given = "null" if cap is None else cap
-            raise ValueError(
-                f"algorithm.weight={weight} with algorithm.cap={given}\n"
-                "  valid: weight=capped with a cap from 1, or another weight with cap=null"
-            )
-        if pull < 0:
-            raise ValueError(f"algorithm.pull={pull}\n  valid: a number from 0")
-        if norm_bound is not None and norm_bound <= 0:
-            raise ValueError(f"algorithm.norm_bound={norm_bound}\n  valid: a number above 0, or null")
-        self.make_server, self.weight, self.cap = server, weight, cap
-        self.inner_state: InnerState = inner_state
-        self.batch_statistics: Moments = batch_statistics
-        self.pull, self.norm_bound = pull, norm_bound
-        self.shared_pattern = re.compile(shared)
-        self.has_personal = shared != ".*"
+        self.options, self.model, self.optimizer, self.transport = options, model, optimizer, transport
+        self.client_weights = [options.weight_of(weight) for weight in client_weights]
+        self.global_model = GlobalModel(model, transport, options.server, transport.parts(len(model.shared)))
+        self.updates = options.rule.setup(transport)
+        self.corrector: Corrector = NO_CORRECTION
+        if options.drift_correction:
+            self.corrector = options.drift_correction.setup(self)
 
     @property
-    def stateful(self) -> bool:
-        return self.inner_state == "keep" or self.has_personal
+    def parts(self) -> Sequence[slice]:
+        return self.global_model.parts
 
-    def is_shared(self, name: str) -> bool:
-        return self.shared_pattern.search(name) is not None
+    def start_round(self, round: Round) -> FedAvgRound:
+        # Moved by what this silo's clients have done and compression has held back, or the next clients would do that
+        # again: the step ahead of Xu et al. 2021 (arXiv 2008.05823).
+        start = self.transport.ahead(self.global_model.parameters, "delta")
+        return FedAvgRound(self, round, start)
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+    def load_round(self, round: Round, state: dict[str, Any]) -> FedAvgRound:
+        self.global_model.set(state["parameters"])
+        length = len(self.global_model.parameters)
+        start = resized(state["start"], length) if "start" in state else self.global_model.parameters
+        self.global_model.in_model = False
+        session = FedAvgRound(self, round, start)
+        session.load_state_dict(state)
+        return session
+
+    def reset_model(self) -> None:
+        self.global_model.reset_model()
+
+    def flush(self) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
-        self.model, self.client_weights, self.wire = model, client_weights, wire
-        # Combined in at least float32, whatever the model is trained in.
-        precision = torch.promote_types(model.shared.dtype, torch.float32)
-        self.parameters = model.shared.to(precision, copy=True)
-        self.start = self.parameters  # where this silo's clients begin
+    def global_state(self) -> dict[str, Tensor]:
+        return {"parameters": self.global_model.parameters, **self.corrector.vectors}
+
+    def load_global_state(self, state: dict[str, Tensor]) -> None:
+        self.global_model.set(state["parameters"])
+        self._load_vectors(state)
+        self.global_model.in_model = False
+        self.reset_model()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.global_model.state_dict(), **self.corrector.vectors}
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        return self.global_model.sharded_state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.global_model.load_state_dict(state)
+        self._load_vectors(state)
+
+    def _load_vectors(self, state: dict[str, Any]) -> None:
+        for name, vector in self.corrector.vectors.items():
+            vector.copy_(resized(state[name], len(vector)))
+
+
+class FedAvgRound:
+    """A round of FedAvg.
+
+    Attributes:
+        start: the parameters [n] that the clients of this silo begin with.
+        planned_weight: the weight of all clients of the round.
+        sums: what the clients of this silo have added to each vector in the corrector's `summed`, by name.
+    """
+
+    def __init__(self, run: FedAvgRun, round: Round, start: Tensor):
+        self.run, self.start = run, start
+        self.planned_weight = math.fsum(run.client_weights[client] for client in round.cohort)
         self.weights: list[float] = []
         self.norms: list[float] = []
-        self.planned_weight = 0.0  # of all clients of the round
-        # This silo's sum of shares of deltas: of the last client, which may lie in the model, and of those before.
-        self.last: Tensor | None = None
-        self.sums: Tensor | None = None
-        self.has_sums = False
-        self.model_is_global = True
-        self.due = slice(0, len(self.parameters))  # what is combined at the end of the round
-        self.parts = self._parts()
-        self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
-        self.server = Server(self.make_server, self.parameters, self.parts)
-        self.anchor = model.shared.clone() if self.pull else model.shared  # where FedProx pulls to: the start
-        self.anchors = model.views(self.anchor)
+        self.measures: list[dict[str, float]] = []
+        self.updates = run.updates
+        self.updates.clear()
+        corrector = run.corrector
+        self.sums = {name: torch.zeros_like(corrector.vectors[name]) for name in corrector.summed}
 
-    def begin_round(self, round: Round) -> None:
-        self.weights, self.norms = [], []
-        self.last, self.has_sums = None, False
-        self.planned_weight = math.fsum(self._weight(self.client_weights[client]) for client in round.cohort)
-        self.start = self._start()
-        self._set_anchors()
+    @cached_property
+    def anchors(self) -> list[Tensor]:
+        """Where clients begin, one tensor for each shared parameter, in the model's precision."""
+        return self.run.model.views(self.start.to(self.run.model.shared.dtype))
 
-    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
-        self._put_aside()
-        if self.start is self.parameters:
-            self._reset_model()
-        else:
-            self.model.shared.copy_(self.start)
-        self.model_is_global = False
+    def start_client(self, state: ClientState, exclusive: bool = False) -> FedAvgClient:
+        self.updates.detach()
+        self.run.global_model.load_into_model(self.start)
+        return FedAvgClient(self, state)
 
-    def receive(self, steps: int) -> None:
-        pass
+    def load_client(self, state: dict[str, Any]) -> FedAvgClient:
+        return FedAvgClient(self, state["client"])
 
-    def correct(self) -> None:
-        if self.pull:
-            self.model.add_to_gradients(self.model.shared_parameters, self.pull)
-            self.model.add_to_gradients(self.anchors, -self.pull)
-
-    def contribute(self, work: Work) -> float:
-        delta, norm = self._delta(self._share(work))
-        if self.has_personal and not torch.linalg.vector_norm(self.model.personal).isfinite():
-            norm = math.nan
-        if math.isfinite(norm):
-            bounded = norm if self.norm_bound is None else min(norm, self.norm_bound)
-            if bounded < norm:
-                delta.mul_(bounded / norm)
-            self.weights.append(self._weight(work.weight))
-            self.norms.append(bounded)
-            self._add(delta, work)
-        return norm
-
-    def client_state(self) -> dict[str, Any]:
-        return {}
-
-    def header(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         pairs = list(zip(self.weights, self.norms, strict=True))
-        return {
+        names = self.run.corrector.measure(Work(0, 0.0))
+        measured = {
+            name: math.fsum(w * one[name] for w, one in zip(self.weights, self.measures, strict=True)) for name in names
+        }
+        return measured | {
             "weight": math.fsum(self.weights),
             "weighted_norms": math.fsum(w * d for w, d in pairs),
             "squared_weighted_norms": math.fsum((w * d) ** 2 for w, d in pairs),
         }
 
-    def combine(self, sums: dict[str, float]) -> Figures:
-        norm = self._move(self.wire.start(self._payload(sums), "delta")) if sums["weight"] else 0.0
-        self._reset_model()
-        return {"delta/norm": norm, "delta/cosine": mean_cosine(sums, norm)}
+    def aggregate(self, sums: dict[str, float]) -> Metrics:
+        run, corrector, aggregated = self.run, self.run.corrector, Aggregated()
+        if sums["weight"]:
+            # All vectors are under way together.
+            pending = {name: run.transport.start(vector, name) for name, vector in self.sums.items()}
+            factor = corrector.mean_factor(sums)
+            chunks = self.updates.reduce(self.planned_weight, sums["weight"], factor, run.global_model.parameters)
+            norm = run.global_model.move(chunks, lambda block, update: corrector.correct(block, update, sums))
+            for name, arriving in pending.items():
+                for part, total in arriving:
+                    corrector.vectors[name][part].add_(total)
+            for vector in corrector.vectors.values():
+                run.transport.join(vector)
+            aggregated = Aggregated(norm, factor)
+        run.reset_model()
+        return run.options.rule.metrics(sums, aggregated)
 
-    def settle(self) -> None:
-        pass
+    def contribution(self) -> dict[str, Tensor]:
+        return {**self.updates.contribution(self.run.global_model.parameters), **self.sums}
 
-    def round_state(self) -> dict[str, Any]:
-        self._put_aside()
-        told = {"weights": self.weights, "norms": self.norms, "planned_weight": self.planned_weight}
-        sums = {"sums": self.sums} if self.has_sums else {}
-        start = {} if self.start is self.parameters else {"start": self.start}
-        return {"parameters": self.parameters, "json": json.dumps(told), **sums, **start}
-
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
-        self.start = resized(state["start"], len(self.parameters)) if "start" in state else self.parameters
-        told = json.loads(state["json"])
-        self.weights, self.norms, self.planned_weight = told["weights"], told["norms"], told["planned_weight"]
-        self.last, self.has_sums = None, "sums" in state
-        if self.has_sums:
-            self.sums = resized(state["sums"], len(self.parameters[self.due]))
-        self.model_is_global = False
-        self._set_anchors()
+    def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
+        self.updates.merge(contribution, factor * weight / self.planned_weight)
+        for name, vector in self.sums.items():
+            vector.add_(contribution[name], alpha=factor)
 
     def state_dict(self) -> dict[str, Any]:
-        # A model of the same precision holds the same numbers; one of a lower precision has rounded them.
-        return {} if self.parameters.dtype == self.model.shared.dtype else {"parameters": self.parameters}
-
-    def slice_state(self) -> dict[str, Any]:
-        return {"server": self.server.state_dict()}
+        parameters = self.run.global_model.parameters
+        numbers = {"weights": self.weights, "norms": self.norms, "measures": self.measures}
+        start = {} if self.start is parameters else {"start": self.start}
+        updates = self.updates.state_dict()
+        return {"parameters": parameters, "json": json.dumps(numbers), "sums": self.sums, **updates, **start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.parameters.copy_(resized(state.get("parameters", self.model.shared), len(self.parameters)))
-        self.server.load_state_dict(state["server"])
-
-    def _weight(self, own: float) -> float:
-        """What a client whose examples weigh so much counts in the combination."""
-        if self.weight == "equal":
-            return 1.0
-        return float(own if self.cap is None else min(own, self.cap))
-
-    def _parts(self) -> list[slice]:
-        return self.wire.parts(len(self.parameters))
-
-    def _start(self) -> Tensor:
-        """The global parameters, moved by what this silo's clients have done and could not send yet.
-
-        Else the next ones would do that again: the step ahead of Xu et al. 2021 (arXiv 2008.05823).
-        """
-        return self.wire.ahead(self.parameters, "delta")
-
-    def _delta(self, share: float) -> tuple[Tensor, float]:
-        """What the client has changed, times its share, and the norm of the change.
-
-        start - local: it points where a gradient points, so server optimizers need no minus sign. The local model is
-        needed no more, and the delta takes its place if that is precise enough.
-        """
-        mine, start = self.model.shared[self.due], self.start[self.due]
-        return difference(start, mine, share, out=mine if mine.dtype == start.dtype else None)
-
-    def _share(self, work: Work) -> float:
-        """What a client's delta is multiplied by: its part of the weight that the round was planned with."""
-        return self._weight(work.weight) / (self.planned_weight or 1.0)
-
-    def _add(self, delta: Tensor, work: Work) -> None:
-        """Adds a client's delta, times its share, to this silo's sum."""
-        self._put_aside()
-        self.last = delta
-
-    def _put_aside(self) -> None:
-        """Adds the last delta to those before it, because the model in whose place it may be is needed."""
-        if self.last is None:
-            return
-        if self.sums is None or len(self.sums) != len(self.last):
-            self.sums = torch.empty_like(self.last)
-        if self.has_sums:
-            self.sums.add_(self.last)
-        else:
-            self.sums.copy_(self.last)
-        self.last, self.has_sums = None, True
-
-    def _payload(self, sums: dict[str, float]) -> Tensor:
-        """This silo's sum for the wire, as shares of the weight of those who came."""
-        if self.has_sums:
-            self._put_aside()
-        vector = self.sums if self.has_sums else self.last
-        if vector is None:
-            return torch.zeros_like(self.parameters[self.due])
-        return vector if sums["weight"] == self.planned_weight else vector.mul_(self.planned_weight / sums["weight"])
-
-    def _move(self, arrivals: Arrivals) -> float:
-        """Moves the global parameters by totals that come in, on all ranks of the silo; the norm of all of them."""
-        squares = 0.0
-        for part, total in arrivals:
-            for block in blocks_of(self.parameters, part):
-                come = total[shifted(block, -part.start)]
-                squares += float(torch.linalg.vector_norm(come)) ** 2
-                self.server.step(block, come)
-                self._has_moved(block)
-        self._have_all_moved()
-        return math.sqrt(self.wire.add_up(squares))
-
-    def _has_moved(self, block: slice) -> None:
-        self.model.shared[block].copy_(self.parameters[block])  # while it is in the cache
-
-    def _have_all_moved(self) -> None:
-        self.wire.join(self.parameters)
-        self.model_is_global = self.moves_all
-
-    def _reset_model(self) -> None:
-        if self.model_is_global:
-            return
-        self.model.shared.copy_(self.parameters)
-        self.model_is_global = True
-
-    def _set_anchors(self) -> None:
-        if self.pull:
-            self.anchor.copy_(self.start)
+        """Restore a `state_dict`, but for `parameters` and `start`."""
+        numbers = json.loads(state["json"])
+        self.weights, self.norms, self.measures = numbers["weights"], numbers["norms"], numbers["measures"]
+        self.updates.load_state_dict(state, len(self.start))
+        for name, vector in self.sums.items():
+            vector.copy_(resized(state["sums"][name], len(vector)))
 
 
-def mean_cosine(sums: dict[str, float], norm: float) -> float:
-    """The mean cosine between pairs of clients' deltas, weighted by w_i |d_i| w_j |d_j|; NaN for a single client.
+class FedAvgClient:
+    """A client's local training in a round of FedAvg.
 
-    (|sum w_i d_i|^2 - sum w_i^2 |d_i|^2) / ((sum w_i |d_i|)^2 - sum w_i^2 |d_i|^2): three sums of scalars and the norm
-    of the weighted mean, so no client's delta is sent anywhere.
+    Attributes:
+        round: the round.
+        vectors: the vectors [n] that the client keeps, by name, for the drift correction.
+        terms: for each a list of tensors, one for each shared parameter, and a factor: are added to the gradients.
     """
-    if not sums["weight"]:
-        return math.nan
-    squares = sums["squared_weighted_norms"] / sums["weight"] ** 2
-    pairs = (sums["weighted_norms"] / sums["weight"]) ** 2 - squares
-    # A single client leaves the rounding of 0 / 0.
-    return (norm**2 - squares) / pairs if pairs > 1e-9 * squares else math.nan
+
+    def __init__(self, round: FedAvgRound, state: ClientState):
+        self.round, run = round, round.run
+        self.vectors = {
+            name: resized(state[name], len(round.start)) if name in state else torch.zeros_like(round.start)
+            for name in run.corrector.client_vectors
+        }
+        self.terms: list[tuple[Sequence[Tensor], float]] = []
+        if mu := run.options.proximal_mu:
+            self.add_proximal_term(mu)
+        run.corrector.start_client(self)
+
+    def add_proximal_term(self, mu: float) -> None:
+        """Add mu (w_k - w) to the gradients, where w is where the client began."""
+        self.terms += [(self.round.run.model.shared_parameters, mu), (self.round.anchors, -mu)]
+
+    def add_vector(self, vector: Tensor, factor: float = 1.0) -> None:
+        """Add a vector [n] times a factor to the gradients."""
+        model = self.round.run.model
+        self.terms.append((model.views(vector.to(model.shared.dtype)), factor))
+
+    def before_step(self, step: int) -> None:
+        pass
+
+    def adjust_gradients(self) -> None:
+        for tensors, factor in self.terms:
+            self.round.run.model.add_to_gradients(tensors, factor)
+
+    def finish(self, result: Work) -> tuple[float, ClientState]:
+        round, run = self.round, self.round.run
+        weight = run.options.weight_of(result.weight)
+        measures = run.corrector.measure(result)
+        factor = run.corrector.update_factor(measures)
+        share = round.updates.share(weight, round.planned_weight) * factor
+        # start - local: it points where a gradient points, so server optimizers need no minus sign. The local model is
+        # needed no more, and the update takes its place if that is precise enough.
+        local = run.model.shared
+        update, norm = difference(round.start, local, share, out=local if local.dtype == round.start.dtype else None)
+        if run.options.has_personal and not torch.linalg.vector_norm(run.model.personal).isfinite():
+            norm = math.nan
+        if not math.isfinite(norm):
+            return norm, {}
+        limit = run.options.max_update_norm
+        bounded = norm if limit is None else min(norm, limit)
+        if bounded < norm:
+            update.mul_(bounded / norm)
+        round.weights.append(weight)
+        round.norms.append(bounded * factor)
+        round.measures.append(measures)
+        run.corrector.finish_client(self, update, share, result)
+        round.updates.add(update)
+        return norm, dict(self.vectors)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"client": self.vectors}

@@ -1,87 +1,54 @@
-"""FedNova: clients that did more steps do not pull harder, for what each did is measured and divided out."""
+"""FedNova: clients that took more steps do not pull harder, because what each did is measured and divided out."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import Work
-from trainer.algorithms.effective_steps import Probe, refuse_kept, refuse_nonlinear
-from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
-from trainer.algorithms.round import Round
-from trainer.distributed.transport import Wire
-from trainer.models.flat import FlatModel, Moments
-from trainer.optim import Clip
+from trainer.algorithms.drift_correction import Corrector, inexact_updates
+from trainer.algorithms.effective_steps import Probe, kept_state, nonlinear_optimizer
+
+if TYPE_CHECKING:
+    from trainer.algorithms.fedavg import FedAvg, FedAvgRun
 
 
-class FedNova(FedAvg):
+@dataclass(frozen=True)
+class FedNova:
     """w <- server(w, a sum_k p_k (w - w_k) / a_k), with p_k = n_k / n and a = sum_k p_k a_k.
 
-    Wang et al. 2020 (arXiv 2007.07481). a_k is the way that client k's optimizer makes under a gradient of 1, the
+    Wang et al. 2020 (arXiv 2007.07481). a_k is the distance that client k's optimizer covers under a gradient of 1, the
     paper's ||a_k||_1 times the learning rate. It is measured (see Probe), so it is right for momentum, Nesterov,
-    schedules, and for `pull`, the paper's proximal form. The slots are those of FedAvg; clients begin every round
-    without optimizer state, because a_k is measured so.
+    schedules, and for `proximal_mu`, the paper's proximal form. Clients begin every round without optimizer state,
+    because a_k is measured that way.
     """
 
-    def __init__(
-        self,
-        server: MakeOptimizer = average,
-        weight: Weight = "examples",
-        cap: int | None = None,
-        shared: str = ".*",
-        inner_state: InnerState = "reset",
-        batch_statistics: Moments = "pooled",
-        pull: float = 0.0,
-    ):
-        refuse_kept("fednova", inner_state)
-        super().__init__(server, weight, cap, shared, inner_state, batch_statistics, pull)
+    keeps_client_state = False
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
-        refuse_nonlinear("fednova", optimizer, clip)
+    def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
+        return [
+            *kept_state("fednova", algorithm.client_optimizer_state),
+            *nonlinear_optimizer("fednova", setting.optimizer, setting.clip),
+            *inexact_updates("fednova", algorithm),
+        ]
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
-        super().setup(model, optimizer, client_weights, wire)
-        self.probe = Probe(optimizer, self.pull)
-        self.ways: list[float] = []  # a_k of this silo's clients
+    def setup(self, run: FedAvgRun) -> NormalizedAveraging:
+        return NormalizedAveraging(Probe(run.optimizer, run.options.proximal_mu))
 
-    def begin_round(self, round: Round) -> None:
-        super().begin_round(round)
-        self.ways = []
 
-    def header(self) -> dict[str, float]:
-        return super().header() | {"ways": math.fsum(w * a for w, a in zip(self.weights, self.ways, strict=True))}
+class NormalizedAveraging(Corrector):
+    """Divides each client's update by its a_k, and multiplies their mean by the mean of the a_k."""
 
-    def combine(self, sums: dict[str, float]) -> Figures:
-        figures = super().combine(sums)
-        mean_way = sums["ways"] / sums["weight"] if sums["weight"] else 0.0
-        # The header's norms are of the deltas as they were added, each divided by its way.
-        norm = figures["delta/norm"] / mean_way if mean_way else 0.0
-        return figures | {"delta/cosine": mean_cosine(sums, norm)}
+    def __init__(self, probe: Probe):
+        self.probe = probe
 
-    def round_state(self) -> dict[str, Any]:
-        return super().round_state() | {"ways": json.dumps(self.ways)}
+    def measure(self, result: Work) -> dict[str, float]:
+        return {"effective_steps": self.probe.way(tuple(result.factors))}
 
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        super().load_round_state(state)
-        self.ways = json.loads(state["ways"])
+    def update_factor(self, measures: dict[str, float]) -> float:
+        # A client that took no step has no update.
+        return 1 / measures["effective_steps"] if measures["effective_steps"] else 0.0
 
-    def _share(self, work: Work) -> float:
-        return super()._share(work) * self._per_way(work)
-
-    def _per_way(self, work: Work) -> float:
-        """1 / a_k; 0 for a client that took no step, and so has no delta."""
-        way = self.probe.way(tuple(work.factors))
-        return 1 / way if way else 0.0
-
-    def _add(self, delta: Tensor, work: Work) -> None:
-        self.ways.append(self.probe.way(tuple(work.factors)))
-        self.norms[-1] *= self._per_way(work)
-        super()._add(delta, work)
-
-    def _payload(self, sums: dict[str, float]) -> Tensor:
-        return super()._payload(sums).mul_(sums["ways"] / sums["weight"])
+    def mean_factor(self, sums: dict[str, float]) -> float:
+        return sums["effective_steps"] / sums["weight"]

@@ -1,88 +1,188 @@
-"""Nothing but the weighted mean of the models: what FedAvg is when nobody asks how far apart they were."""
+"""Model averaging: nothing but the weighted mean of the models, without a measure of how far apart they were."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.base import ClientState, Metrics, Setting
 from trainer.algorithms.client_result import Work
-from trainer.algorithms.fedavg import FedAvg, Weight, average
+from trainer.algorithms.options import FederatedOptions, raise_errors
+from trainer.algorithms.round import Round
+from trainer.algorithms.running_sum import RunningSum
 from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals
-from trainer.models.flat import FlatModel, Moments
+from trainer.models.flat import FlatModel, resized
+from trainer.optim.optimizers import OptimizerFactory
 
 
-class Averaging(FedAvg):
+@dataclass(frozen=True)
+class ModelAveraging(FederatedOptions):
     """w <- sum_k (n_k / n) w_k, McMahan et al. 2017 (arXiv 1602.05629), with one pass over the memory before the sum.
 
-    FedAvg with the mean as its server says the same of the clients' deltas, and can do more: it leaves out clients
-    whose numbers are not finite, measures the deltas, and has server optimizers. All of that takes passes over the
+    FedAvg with the mean as its server computes the same from the clients' updates, and can do more: it skips clients
+    whose numbers are not finite, measures the updates, and has server optimizers. All of that takes passes over the
     memory, which for large models on a fast link cost as much as the sum. Here a number that is not finite ends the
-    run. The slots are those of FedAvg.
+    run.
 
-    The mean comes into the model. A copy is kept only where a client might have to begin there after another one.
+    The mean arrives in the model. A copy is kept only where a client might have to begin there after another one.
     """
 
-    sums_deltas = False
-    votes = False
+    skips_nonfinite_clients = False
+    is_compressible = False
+    overlap_steps = 0
+    can_overlap = False
 
-    def __init__(
-        self,
-        weight: Weight = "examples",
-        cap: int | None = None,
-        shared: str = ".*",
-        inner_state: InnerState = "reset",
-        batch_statistics: Moments = "pooled",
-    ):
-        super().__init__(average, weight, cap, shared, inner_state, batch_statistics)
+    @property
+    def keeps_client_state(self) -> bool:
+        return self.client_optimizer_state == "keep" or self.has_personal
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
-        super().setup(model, optimizer, client_weights, wire)
-        self.is_kept = True  # what is global, in `parameters`; else it is in the model alone
+    def validate(self, setting: Setting) -> None:
+        raise_errors(self.compression_error(setting, is_compressible=False))
 
-    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
-        # Without any weight nothing is combined, and the model is put back.
-        if not self.is_kept and not (alone and self.planned_weight):
+    def setup(
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+    ) -> ModelAveragingRun:
+        return ModelAveragingRun(self, model, client_weights, transport)
+
+
+class ModelAveragingRun:
+    """Model averaging at work on one model.
+
+    Attributes:
+        parameters: the global parameters [n], in at least float32, where `is_kept`; else they are in the model alone.
+        in_model: whether the model holds the global parameters now.
+    """
+
+    def __init__(self, options: ModelAveraging, model: FlatModel, client_weights: Sequence[float], transport: Wire):
+        self.options, self.model, self.transport = options, model, transport
+        self.client_weights = [options.weight_of(weight) for weight in client_weights]
+        self.parameters = model.shared.to(torch.promote_types(model.shared.dtype, torch.float32), copy=True)
+        self.parts = transport.parts(len(self.parameters))
+        self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
+        self.is_kept = self.in_model = True
+        self.models = RunningSum()
+
+    def start_round(self, round: Round) -> ModelAveragingRound:
+        return ModelAveragingRound(self, round)
+
+    def load_round(self, round: Round, state: dict[str, Any]) -> ModelAveragingRound:
+        self.is_kept, self.in_model = "parameters" in state, False
+        if self.is_kept:
+            self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
+        session = ModelAveragingRound(self, round)
+        session.weights = json.loads(state["json"])
+        if "sum" in state:
+            self.models.load(resized(state["sum"], len(self.parameters)))
+        return session
+
+    def start_from_global(self, exclusive: bool) -> None:
+        """Have the model hold the global parameters, which a client is about to change."""
+        if not self.is_kept and not exclusive:
             self.parameters.copy_(self.model.shared)
             self.is_kept = True
-        super().begin_client(state, alone)
+        self.models.detach()
+        self.reset_model()
+        self.in_model = False
 
-    def contribute(self, work: Work) -> float:
-        place = self.model.shared if self.parameters.dtype == self.model.shared.dtype else None
-        self.weights.append(self._weight(work.weight))
-        self._add(torch.mul(self.model.shared.to(self.parameters.dtype), self._share(work), out=place), work)
-        return 0.0
+    def reset_model(self) -> None:
+        if not self.in_model:
+            self.model.shared.copy_(self.parameters)
+            self.in_model = True
 
-    def header(self) -> dict[str, float]:
-        return {"weight": math.fsum(self.weights)}
-
-    def combine(self, sums: dict[str, float]) -> Figures:
-        if sums["weight"]:
-            self._take(self.wire.start(self._payload(sums), "models"))
-        self._reset_model()
-        return {}
-
-    def round_state(self) -> dict[str, Any]:
-        state = super().round_state()
-        return state if self.is_kept else {name: part for name, part in state.items() if name != "parameters"}
-
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        super().load_round_state({"parameters": self.parameters, **state})
-        self.is_kept = "parameters" in state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.is_kept = True
-
-    def _take(self, arrivals: Arrivals) -> None:
+    def take(self, vector: Tensor) -> None:
+        """Set the global parameters to the sum over the silos of their shares of the mean. A collective."""
         self.is_kept = self.parameters.dtype != self.model.shared.dtype  # the model would round the mean
         mean = self.parameters if self.is_kept else self.model.shared
-        for part, total in arrivals:
+        for part, total in self.transport.start(vector, "models"):
             if total.data_ptr() != mean[part].data_ptr():
                 mean[part].copy_(total)
-        self.wire.join(mean)
-        self.model_is_global = not self.is_kept
+        self.transport.join(mean)
+        self.in_model = not self.is_kept
+
+    def flush(self) -> None:
+        pass
+
+    def global_state(self) -> dict[str, Tensor]:
+        return {"parameters": self.parameters if self.is_kept else self.model.shared}
+
+    def load_global_state(self, state: dict[str, Tensor]) -> None:
+        self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
+        self.is_kept, self.in_model = True, False
+        self.reset_model()
+
+    def state_dict(self) -> dict[str, Any]:
+        # A model of the same precision holds the same numbers; one of a lower precision has rounded them.
+        return {} if self.parameters.dtype == self.model.shared.dtype else {"parameters": self.parameters}
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.parameters.copy_(resized(state.get("parameters", self.model.shared), len(self.parameters)))
+        self.is_kept = True
+
+
+class ModelAveragingRound:
+    """A round, and the training of its clients."""
+
+    def __init__(self, run: ModelAveragingRun, round: Round):
+        self.run = run
+        self.planned_weight = math.fsum(run.client_weights[client] for client in round.cohort)
+        self.weights: list[float] = []
+        run.models.clear()
+
+    def start_client(self, state: ClientState, exclusive: bool = False) -> ModelAveragingRound:
+        # Without any weight nothing is combined, and the model is reset.
+        self.run.start_from_global(exclusive and self.planned_weight > 0)
+        return self
+
+    def load_client(self, state: dict[str, Any]) -> ModelAveragingRound:
+        return self
+
+    def before_step(self, step: int) -> None:
+        pass
+
+    def adjust_gradients(self) -> None:
+        pass
+
+    def finish(self, result: Work) -> tuple[float, ClientState]:
+        run, local = self.run, self.run.model.shared
+        weight = run.options.weight_of(result.weight)
+        out = local if run.parameters.dtype == local.dtype else None
+        self.weights.append(weight)
+        run.models.add(torch.mul(local.to(run.parameters.dtype), weight / (self.planned_weight or 1.0), out=out))
+        return 0.0, {}
+
+    def scalars(self) -> dict[str, float]:
+        return {"weight": math.fsum(self.weights)}
+
+    def aggregate(self, sums: dict[str, float]) -> Metrics:
+        if sums["weight"]:
+            vector = self.run.models.value()
+            if vector is None:
+                vector = torch.zeros_like(self.run.parameters)
+            elif sums["weight"] != self.planned_weight:
+                vector.mul_(self.planned_weight / sums["weight"])
+            self.run.take(vector)
+        self.run.reset_model()
+        return {}
+
+    def contribution(self) -> dict[str, Tensor]:
+        vector = self.run.models.value()
+        return {"model": torch.zeros_like(self.run.parameters) if vector is None else vector}
+
+    def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
+        self.run.models.add(contribution["model"] * (factor * weight / self.planned_weight))
+
+    def state_dict(self) -> dict[str, Any]:
+        run = self.run
+        run.models.detach()
+        sums = {"sum": run.models.total} if run.models.has_total else {}
+        kept = {"parameters": run.parameters} if run.is_kept else {}
+        return {"json": json.dumps(self.weights), **sums, **kept}

@@ -1,125 +1,139 @@
-"""Robust combinations: a few clients that send anything at all cannot carry the model where they want."""
+"""Robust rules: a few clients that send arbitrary updates cannot carry the model where they want.
+
+All clients weigh the same. Parameters are guarded; BatchNorm's statistics are not, they are pooled over all clients. A
+silo keeps the updates of all its clients until the end of the round.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
-from trainer.algorithms.client_result import Work
-from trainer.algorithms.fedavg import FedAvg, average
-from trainer.algorithms.round import Round
+from trainer.algorithms.aggregation_rule import Aggregated, StackedUpdates
+from trainer.algorithms.base import Metrics, Setting
+from trainer.algorithms.drift_correction import unequal_weights
 from trainer.distributed.transport import Wire
-from trainer.models.flat import FlatModel, Moments, resized
-from trainer.optim import Clip
 
-Rule = Literal["median", "trimmed_mean", "krum"]
+if TYPE_CHECKING:
+    from trainer.algorithms.fedavg import FedAvg
 
 
-class Robust(FedAvg):
-    """w <- server(w, rule of all clients' deltas w - w_k), coordinate by coordinate, all clients weighing the same.
+@dataclass(frozen=True)
+class TrimmedMean:
+    """The mean without the extremes, coordinate by coordinate: Yin et al. 2018 (arXiv 1803.01498).
 
-    rule       `median`, `trimmed_mean`: Yin et al. 2018 (arXiv 1803.01498); `krum`: Blanchard et al. 2017 (NeurIPS)
-    trim       of trimmed_mean: the part of the values left out at each end, from 0 below 1/2
-    byzantine  of krum: how many clients may send anything; it holds for cohorts of 2 byzantine + 3 clients or more
-    selected   of krum: the mean of so many of the best deltas is taken
-
-    The other slots are those of FedAvg. Parameters are guarded, BatchNorm's statistics are not: they are pooled over
-    all clients. No rank ever holds all clients' models: each silo combines its part of the coordinates of all. A silo
-    keeps the deltas of all its clients until the end of the round.
+    Attributes:
+        trim: the fraction of the values left out at each end, from 0 to below 1/2.
     """
 
-    sums_deltas = False
+    trim: float = 0.1
+    is_sum = False
 
-    def __init__(
-        self,
-        rule: Rule,
-        trim: float = 0.1,
-        byzantine: int = 1,
-        selected: int = 1,
-        server: MakeOptimizer = average,
-        shared: str = ".*",
-        inner_state: InnerState = "reset",
-        batch_statistics: Moments = "pooled",
-        pull: float = 0.0,
-        norm_bound: float | None = None,
-    ):
-        super().__init__(server, "equal", None, shared, inner_state, batch_statistics, pull, norm_bound)
-        if rule not in get_args(Rule):
-            raise ValueError(f"algorithm.rule={rule}\n  valid: {', '.join(get_args(Rule))}")
-        if not 0 <= trim < 0.5 or byzantine < 0 or selected < 1:
+    def __post_init__(self):
+        if not 0 <= self.trim < 0.5:
+            raise ValueError(f"algorithm.rule.trim={self.trim}\n  valid: a number from 0 to below 0.5")
+
+    def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
+        return robust_errors(algorithm)
+
+    def setup(self, transport: Wire) -> StackedUpdates:
+        return StackedUpdates(transport, lambda rows, sum_slices: trimmed_mean(rows, self.trim))
+
+    def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:
+        return {"delta/norm": aggregated.norm}
+
+
+@dataclass(frozen=True)
+class Median:
+    """The median, coordinate by coordinate: Yin et al. 2018 (arXiv 1803.01498)."""
+
+    is_sum = False
+
+    def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
+        return robust_errors(algorithm)
+
+    def setup(self, transport: Wire) -> StackedUpdates:
+        return StackedUpdates(transport, lambda rows, sum_slices: trimmed_mean(rows, 0.5))
+
+    def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:
+        return {"delta/norm": aggregated.norm}
+
+
+@dataclass(frozen=True)
+class Krum:
+    """The updates closest to their neighbours: Blanchard et al. 2017 (NeurIPS).
+
+    Attributes:
+        byzantine: number of clients that may send anything; holds for 2 byzantine + 3 clients a round, or more.
+        selected: the mean of this number of the best updates is taken.
+    """
+
+    byzantine: int = 1
+    selected: int = 1
+    is_sum = False
+
+    def __post_init__(self):
+        if self.byzantine < 0 or self.selected < 1:
             raise ValueError(
-                f"algorithm.trim={trim}, algorithm.byzantine={byzantine}, algorithm.selected={selected}\n"
-                "  valid: trim from 0 below 0.5, byzantine from 0, selected from 1"
-            )
-        self.fewest = 2 * byzantine + 3 if rule == "krum" else 1
-        self.rule: Callable[..., Tensor] = {
-            "median": lambda columns, add_up: trimmed_mean(columns, 0.5),
-            "trimmed_mean": lambda columns, add_up: trimmed_mean(columns, trim),
-            "krum": lambda columns, add_up: krum(columns, add_up, byzantine, selected),
-        }[rule]
-
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
-        if clients < self.fewest:
-            raise ValueError(
-                f"algorithm.byzantine={(self.fewest - 3) // 2} with {clients} clients a round: krum holds for "
-                f"{self.fewest} or more.\n  set a smaller algorithm.byzantine, or more clients, or a larger cohort.size"
+                f"algorithm.rule.byzantine={self.byzantine}, algorithm.rule.selected={self.selected}\n"
+                "  valid: byzantine from 0, selected from 1"
             )
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
-        super().setup(model, optimizer, client_weights, wire)
-        self.deltas: list[Tensor] = []  # of this silo's clients
+    def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
+        fewest, clients = 2 * self.byzantine + 3, setting.clients_per_round
+        errors = robust_errors(algorithm)
+        if clients < fewest:
+            errors.append(
+                f"algorithm.rule.byzantine={self.byzantine} with {clients} clients a round: krum holds for {fewest} or "
+                "more.\n  set a smaller algorithm.rule.byzantine, or more clients, or a larger cohort.size"
+            )
+        return errors
 
-    def begin_round(self, round: Round) -> None:
-        super().begin_round(round)
-        self.deltas = []
+    def setup(self, transport: Wire) -> StackedUpdates:
+        return StackedUpdates(transport, lambda rows, sum_slices: krum(rows, sum_slices, self.byzantine, self.selected))
 
-    def combine(self, sums: dict[str, float]) -> Figures:
-        norm = 0.0
-        if sums["weight"] > 0:
-            rows = torch.stack(self.deltas) if self.deltas else self.parameters.new_zeros(0, len(self.parameters))
-            total = self.wire.by_columns(rows, self.rule)
-            norm = self._move((part, total[part]) for part in self.wire.parts(len(total)))
-        self.deltas = []
-        self._reset_model()
-        return {"delta/norm": norm}
+    def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:
+        return {"delta/norm": aggregated.norm}
 
-    def round_state(self) -> dict[str, Any]:
-        return super().round_state() | {"deltas": {str(place): delta for place, delta in enumerate(self.deltas)}}
 
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        super().load_round_state(state)
-        deltas = [state["deltas"][str(place)] for place in range(len(self.weights))]
-        self.deltas = [resized(delta, len(self.parameters)) for delta in deltas]
-
-    def _share(self, work: Work) -> float:
-        return 1.0
-
-    def _add(self, delta: Tensor, work: Work) -> None:
-        self.deltas.append(delta.clone())
+def robust_errors(algorithm: FedAvg) -> list[str]:
+    """Return what of an algorithm's options a robust rule cannot work with."""
+    errors = unequal_weights("a robust rule", algorithm)
+    if algorithm.drift_correction:
+        errors.append(
+            "algorithm.drift_correction with a robust rule: it needs the mean of the updates.\n"
+            "  set algorithm.drift_correction=null, or algorithm=fedavg"
+        )
+    return errors
 
 
 def trimmed_mean(rows: Tensor, trim: float) -> Tensor:
-    """The mean of each column of rows [K, n] without the floor(trim K) least and greatest values; trim 0.5: the median.
+    """Return the mean of each column of rows [K, n] without its floor(trim K) least and greatest values.
 
-    The median of an even number of values is the mean of the two in the middle.
+    With trim 0.5 it is the median; of an even number of values that is the mean of the two in the middle.
     """
     clients = len(rows)
     left_out = min(int(trim * clients + 1e-9), (clients - 1) // 2)  # 0.29 of 100 is 29
     return rows.sort(0).values[left_out : clients - left_out].mean(0)
 
 
-def krum(rows: Tensor, add_up: Callable[[Tensor], Tensor], byzantine: int, selected: int) -> Tensor:
-    """The mean of the `selected` rows of all that are closest to their nearest K - byzantine - 2 others.
+def krum(rows: Tensor, sum_slices: Callable[[Tensor], Tensor], byzantine: int, selected: int) -> Tensor:
+    """Return the mean of the `selected` rows that are closest to their nearest K - byzantine - 2 others.
 
-    How close is the sum of the squared distances. `rows` [K, n] are a part of the columns; `add_up` sums a tensor over
-    all parts, in place.
+    The distance is the sum of the squared differences.
+
+    Args:
+        rows: some of the columns of the updates of all K clients, [K, n].
+        sum_slices: sums a tensor over the ranks that have the other columns, in place.
+        byzantine: number of clients that may send anything.
+        selected: number of rows to take the mean of.
     """
     clients = len(rows)
-    distances = add_up(torch.stack([(rows - row).double().square().sum(1) for row in rows]))
+    distances = sum_slices(torch.stack([(rows - row).double().square().sum(1) for row in rows]))
     # The first of a row's sorted distances is that to itself.
     nearest = distances.sort(1).values[:, 1 : max(clients - byzantine - 1, 2)]
     best = nearest.sum(1).argsort(stable=True)[:selected]

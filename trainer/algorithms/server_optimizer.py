@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-from trainer.algorithms.base import MakeOptimizer
 from trainer.models.flat import blocks_of
 from trainer.optim import step
-from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
+from trainer.optim.optimizers import OptimizerFactory, optimizer_state, restore_optimizer_state
 
 Entry = Mapping[str, Any]
 Placed = tuple[int, Entry]  # what is kept of a part of a vector, and where the part starts
@@ -29,7 +28,7 @@ class Server:
     looks at all parameters of its optimizer, and a vector may have thousands of blocks.
     """
 
-    def __init__(self, make: MakeOptimizer, vector: Tensor, parts: Sequence[slice]):
+    def __init__(self, make: OptimizerFactory, vector: Tensor, parts: Sequence[slice]):
         self.blocks = [blocks_of(vector, part) for part in parts]
         parameters = [[Parameter(vector[block], requires_grad=False) for block in blocks] for blocks in self.blocks]
         self.optimizers = [make(own) for own in parameters]

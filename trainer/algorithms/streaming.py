@@ -1,187 +1,288 @@
-"""Streaming: a fragment of the parameters at a time, under way between the silos while they go on training."""
+"""Streaming: one fragment of the parameters a round, under way between the silos while they keep training."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from trainer.algorithms.aggregation_rule import SummedUpdates, mean_cosine
+from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting
 from trainer.algorithms.client_result import Work
-from trainer.algorithms.fedavg import FedAvg, Weight, average, mean_cosine
+from trainer.algorithms.global_model import GlobalModel
+from trainer.algorithms.options import FederatedOptions, Weighting, raise_errors
 from trainer.algorithms.round import Round
 from trainer.algorithms.server_optimizer import cut, in_order
+from trainer.distributed.transport import Wire
 from trainer.distributed.transport.base import Arrivals, shifted
-from trainer.models.flat import Moments, difference, resized
+from trainer.models.flat import FlatModel, difference, resized
+from trainer.optim.optimizers import OptimizerFactory
 
 
-class Streaming(FedAvg):
+@dataclass(frozen=True)
+class Streaming(FederatedOptions):
     """FedAvg and DiLoCo by fragments: round r combines fragment r mod P, and clients keep the rest of their models.
 
-    Douillard et al. 2025 (arXiv 2501.18512). The deltas of a fragment are sent at the end of a round. A client has done
-    `overlap_steps` of its next round when their total is taken in: the server moves the global fragment, and the
+    Douillard et al. 2025 (arXiv 2501.18512). The updates of a fragment are sent at the end of a round. After
+    `overlap_steps` steps of its next round a client takes in their sum: the server moves the global fragment, and the
     client's own becomes alpha local + (1 - alpha) global. A round that ends before takes it in at its end; the last
-    round at once. What is evaluated, and saved as the model, is the global copy.
+    round at once. Evaluated, and saved as the model, is the global copy. A client that has missed a round begins with
+    the global parameters. A checkpoint contains what is under way, and waits for it: save rarely what must not wait.
 
-    fragments      P, of equal lengths
-    overlap_steps  0: training waits for the total
-    alpha          how much a client's own fragment counts; 0 with one fragment and no overlap is FedAvg
-
-    The other slots are those of FedAvg. A client that has missed a round begins with the global parameters. A
-    checkpoint has in it what is under way, and waits for it: save rarely what must not wait.
+    Attributes:
+        fragments: P, of equal lengths.
+        overlap_steps: 0: training waits for the sum.
+        alpha: weight of a client's own fragment; 0 with one fragment and no overlap is FedAvg.
     """
 
-    def __init__(
-        self,
-        server: MakeOptimizer = average,
-        weight: Weight = "equal",
-        cap: int | None = None,
-        shared: str = ".*",
-        inner_state: InnerState = "keep",
-        batch_statistics: Moments = "pooled",
-        fragments: int = 1,
-        overlap_steps: int = 0,
-        alpha: float = 0.0,
-    ):
-        super().__init__(server, weight, cap, shared, inner_state, batch_statistics)
-        if fragments < 1 or overlap_steps < 0 or not 0 <= alpha <= 1:
+    weighting: Weighting = "equal"
+    client_optimizer_state: ClientOptimizerState = "keep"
+    fragments: int = 1
+    overlap_steps: int = 0
+    alpha: float = 0.0
+    keeps_client_state = True
+    skips_nonfinite_clients = True
+    is_compressible = True
+    can_overlap = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.fragments < 1 or self.overlap_steps < 0 or not 0 <= self.alpha <= 1:
             raise ValueError(
-                f"algorithm.fragments={fragments}, algorithm.overlap_steps={overlap_steps}, algorithm.alpha={alpha:g}\n"
+                f"algorithm.fragments={self.fragments}, algorithm.overlap_steps={self.overlap_steps}, "
+                f"algorithm.alpha={self.alpha:g}\n"
                 "  valid: fragments from 1, overlap_steps from 0, alpha from 0 to 1"
             )
-        self.num_fragments, self.overlap_steps, self.alpha = fragments, overlap_steps, alpha
-        self.round = -1
-        self.sent_in = -1  # the round whose totals were sent for; -1 when nobody came to the last one
-        self.arrivals: Arrivals | None = None  # its totals, until they are taken in
-        self.sums_sent: dict[str, float] = {}  # the header that they went with
-        self.delta: Figures = {}  # what is told of the last totals that were taken in
-        self.is_merged = True  # the fragment into the model of the client that trains
+
+    def validate(self, setting: Setting) -> None:
+        raise_errors([])
+
+    def setup(
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+    ) -> StreamingRun:
+        return StreamingRun(self, model, client_weights, transport)
+
+
+@dataclass
+class InFlight:
+    """The fragment that was sent last.
+
+    Attributes:
+        round: index of the round that sent it; -1 if nobody took part in the last one.
+        chunks: its sums, until they are taken in.
+        sums: the scalars that went with it.
+        metrics: of the fragment that was taken in last.
+    """
+
+    round: int = -1
+    chunks: Arrivals | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+
+
+class StreamingRun:
+    """Streaming at work on one model."""
+
+    def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Wire):
+        self.options, self.model, self.transport = options, model, transport
+        self.client_weights = [options.weight_of(weight) for weight in client_weights]
+        self.length = len(model.shared)
+        fragments = map(self.fragment, range(options.fragments))
+        parts = [part for fragment in fragments for part in self.parts_of(fragment)] or [slice(0, 0)]
+        self.global_model = GlobalModel(model, transport, options.server, parts)
+        self.updates = SummedUpdates(transport)
+        self.in_flight = InFlight()
 
     @property
-    def stateful(self) -> bool:
-        return True
+    def parts(self) -> Sequence[slice]:
+        return self.global_model.parts
 
-    def begin_round(self, round: Round) -> None:
-        super().begin_round(round)
-        self._set_round(round.index)
+    def fragment(self, round: int) -> slice:
+        """Return the part of the parameters that the round of this index combines."""
+        unit = self.transport.unit
+        width = -(-self.length // (self.options.fragments * unit)) * unit
+        start = min(round % self.options.fragments * width, self.length)
+        return slice(start, min(start + width, self.length))
 
-    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
-        goes_on = state.get("round") == self.round - 1
-        if not goes_on:
-            self._take_in()
-        super().begin_client(state, alone)
-        self.is_merged = not goes_on
-        if goes_on:
-            self.model.shared.copy_(resized(state["local"], len(self.model.shared)))
-
-    def receive(self, steps: int) -> None:
-        if steps >= self.overlap_steps and not self.is_merged:
-            self._merge()
-
-    def contribute(self, work: Work) -> float:
-        self.receive(self.overlap_steps)
-        self.local = self.model.shared.clone()
-        if not torch.linalg.vector_norm(self.local).isfinite():
-            return math.nan
-        return super().contribute(work)
-
-    def client_state(self) -> dict[str, Any]:
-        return {"round": self.round, "local": self.local}
-
-    def header(self) -> dict[str, float]:
-        # Some wires need every silo for their last stage, and a silo without clients has had no step to take it in.
-        self._take_in()
-        return super().header()
-
-    def combine(self, sums: dict[str, float]) -> Figures:
-        self.sent_in = self.round if sums["weight"] else -1
-        if sums["weight"]:
-            self.arrivals, self.sums_sent = self.wire.start(self._payload(sums), "delta", self.due.start), sums
-        if not self.overlap_steps:
-            self._take_in()
-        self._reset_model()
-        return {f"delta/{name}": self.delta[name] for name in ("norm", "cosine") if name in self.delta}
-
-    def settle(self) -> None:
-        self._take_in()
-        self._reset_model()
-
-    def round_state(self) -> dict[str, Any]:
-        told = {"round": self.round, "is_merged": self.is_merged, "start": self.due.start}
-        return super().round_state() | {"streaming": told}
-
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        told = state["streaming"]
-        self._set_round(told["round"])
-        self.is_merged = told["is_merged"]
-        if "sums" in state:
-            state = state | cut([(told["start"], {"sums": state["sums"]})], self.due)
-        super().load_round_state(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        told = {"sent_in": self.sent_in, "is_under_way": self.arrivals is not None}
-        return super().state_dict() | {"streaming": told | {"sums": self.sums_sent, "delta": self.delta}}
-
-    def slice_state(self) -> dict[str, Any]:
-        if self.arrivals is None:
-            return super().slice_state()
-        arrived = list(self.arrivals)
-        self.arrivals = iter(arrived)
-        return super().slice_state() | {"totals": {str(part.start): {"total": total} for part, total in arrived}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        told = state["streaming"]
-        self.sent_in, self.sums_sent, self.delta = told["sent_in"], told["sums"], told["delta"]
-        if told["is_under_way"]:
-            saved, own = in_order(state["totals"]), self._parts_of(self._fragment(self.sent_in))
-            self.arrivals = iter([(part, cut(saved, part)["total"]) for part in own])
-
-    def _set_round(self, index: int) -> None:
-        self.round, self.due = index, self._fragment(index)
-
-    def _fragment(self, index: int) -> slice:
-        """What of the parameters the round of this index combines."""
-        unit = self.wire.unit
-        width = -(-len(self.parameters) // (self.num_fragments * unit)) * unit
-        start = min(index % self.num_fragments * width, len(self.parameters))
-        return slice(start, min(start + width, len(self.parameters)))
-
-    def _start(self) -> Tensor:
-        return self.parameters
-
-    def _parts(self) -> list[slice]:
-        fragments = map(self._fragment, range(self.num_fragments))
-        return [part for fragment in fragments for part in self._parts_of(fragment)] or [slice(0, 0)]
-
-    def _parts_of(self, fragment: slice) -> list[slice]:
-        parts = self.wire.parts(fragment.stop - fragment.start)
+    def parts_of(self, fragment: slice) -> list[slice]:
+        """Return the parts of a fragment that this rank moves."""
+        parts = self.transport.parts(fragment.stop - fragment.start)
         return [shifted(part, fragment.start) for part in parts if part.stop > part.start]
 
-    def _delta(self, share: float) -> tuple[Tensor, float]:
-        # In memory of its own: it travels while the model trains.
-        return difference(self.parameters[self.due], self.model.shared[self.due], share)
+    def start_round(self, round: Round) -> StreamingRound:
+        return StreamingRound(self, round)
 
-    def _take_in(self) -> None:
-        """Moves the global fragment by the totals that were under way; waits for them."""
-        if self.arrivals is None:
+    def load_round(self, round: Round, state: dict[str, Any]) -> StreamingRound:
+        self.global_model.set(state["parameters"])
+        self.global_model.in_model = False
+        session = StreamingRound(self, round)
+        session.load_state_dict(state)
+        return session
+
+    def reset_model(self) -> None:
+        self.global_model.reset_model()
+
+    def receive(self) -> None:
+        """Move the global fragment by the sums that are under way; waits for them."""
+        sent = self.in_flight
+        if sent.chunks is None:
             return
-        norm = self._move(self.arrivals)
-        self.arrivals, self.model_is_global = None, False
-        self.delta = {"norm": norm, "cosine": mean_cosine(self.sums_sent, norm)}
+        norm = self.global_model.move_fragment(sent.chunks, self.fragment(sent.round))
+        sent.chunks = None
+        sent.metrics = {"norm": norm, "cosine": mean_cosine(sent.sums, norm)}
 
-    def _has_moved(self, block: slice) -> None:
-        pass  # clients take the global fragment in, each in its own time
+    def flush(self) -> None:
+        self.receive()
+        self.reset_model()
 
-    def _have_all_moved(self) -> None:
-        self.wire.join(self.parameters[self._fragment(self.sent_in)])
+    def global_state(self) -> dict[str, Tensor]:
+        return {"parameters": self.global_model.parameters}
+
+    def load_global_state(self, state: dict[str, Tensor]) -> None:
+        self.global_model.set(state["parameters"])
+        self.global_model.in_model = False
+        self.reset_model()
+
+    def state_dict(self) -> dict[str, Any]:
+        sent = self.in_flight
+        numbers = {"sent_in": sent.round, "is_under_way": sent.chunks is not None}
+        return self.global_model.state_dict() | {"streaming": numbers | {"sums": sent.sums, "delta": sent.metrics}}
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        state, sent = self.global_model.sharded_state_dict(), self.in_flight
+        if sent.chunks is None:
+            return state
+        arrived = list(sent.chunks)
+        sent.chunks = iter(arrived)
+        return state | {"totals": {str(part.start): {"total": total} for part, total in arrived}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.global_model.load_state_dict(state)
+        numbers = state["streaming"]
+        self.in_flight = InFlight(numbers["sent_in"], None, numbers["sums"], numbers["delta"])
+        if numbers["is_under_way"]:
+            saved, parts = in_order(state["totals"]), self.parts_of(self.fragment(numbers["sent_in"]))
+            self.in_flight.chunks = iter([(part, cut(saved, part)["total"]) for part in parts])
+
+
+class StreamingRound:
+    """A round, which combines one fragment.
+
+    Attributes:
+        due: the fragment.
+    """
+
+    def __init__(self, run: StreamingRun, round: Round):
+        self.run, self.index, self.due = run, round.index, run.fragment(round.index)
+        self.planned_weight = math.fsum(run.client_weights[client] for client in round.cohort)
+        self.weights: list[float] = []
+        self.norms: list[float] = []
+        run.updates.clear()
+
+    def start_client(self, state: ClientState, exclusive: bool = False) -> StreamingClient:
+        run, continues = self.run, state.get("round") == self.index - 1
+        if not continues:
+            run.receive()
+        run.updates.detach()
+        run.global_model.load_into_model(run.global_model.parameters)
+        if continues:
+            run.model.shared.copy_(resized(state["local"], run.length))
+        return StreamingClient(self, is_merged=not continues)
+
+    def load_client(self, state: dict[str, Any]) -> StreamingClient:
+        return StreamingClient(self, state["is_merged"])
+
+    def scalars(self) -> dict[str, float]:
+        # Some transports need every silo for their last stage, and one without clients has had no step to receive in.
+        self.run.receive()
+        pairs = list(zip(self.weights, self.norms, strict=True))
+        return {
+            "weight": math.fsum(self.weights),
+            "weighted_norms": math.fsum(w * d for w, d in pairs),
+            "squared_weighted_norms": math.fsum((w * d) ** 2 for w, d in pairs),
+        }
+
+    def aggregate(self, sums: dict[str, float]) -> Metrics:
+        run, sent = self.run, self.run.in_flight
+        sent.round = self.index if sums["weight"] else -1
+        if sums["weight"]:
+            like = run.global_model.parameters[self.due]
+            vector = run.updates.reduced(self.planned_weight, sums["weight"], 1.0, like)
+            sent.chunks, sent.sums = run.transport.start(vector, "delta", self.due.start), sums
+        if not run.options.overlap_steps:
+            run.receive()
+        run.reset_model()
+        return {f"delta/{name}": sent.metrics[name] for name in ("norm", "cosine") if name in sent.metrics}
+
+    def contribution(self) -> dict[str, Tensor]:
+        return self.run.updates.contribution(self.run.global_model.parameters[self.due])
+
+    def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
+        self.run.updates.merge(contribution, factor * weight / self.planned_weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        numbers = {"weights": self.weights, "norms": self.norms, "due": self.due.start}
+        updates = self.run.updates.state_dict()
+        return {"parameters": self.run.global_model.parameters, "json": json.dumps(numbers), **updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a `state_dict`, but for `parameters`."""
+        numbers = json.loads(state["json"])
+        self.weights, self.norms = numbers["weights"], numbers["norms"]
+        if "sum" in state:
+            # Fragments of another number of replicas begin elsewhere.
+            self.run.updates.sum.load(cut([(numbers["due"], {"sum": state["sum"]})], self.due)["sum"])
+
+
+class StreamingClient:
+    """A client's local training, into which the fragment of the last round is merged.
+
+    Attributes:
+        is_merged: whether it is.
+    """
+
+    def __init__(self, round: StreamingRound, is_merged: bool):
+        self.round, self.is_merged = round, is_merged
+
+    def before_step(self, step: int) -> None:
+        if step >= self.round.run.options.overlap_steps and not self.is_merged:
+            self._merge()
+
+    def adjust_gradients(self) -> None:
+        pass
+
+    def finish(self, result: Work) -> tuple[float, ClientState]:
+        round, run = self.round, self.round.run
+        if not self.is_merged:
+            self._merge()
+        local = run.model.shared.clone()
+        weight = run.options.weight_of(result.weight)
+        share = run.updates.share(weight, round.planned_weight)
+        # In memory of its own: it travels while the model trains.
+        update, norm = difference(run.global_model.parameters[round.due], local[round.due], share)
+        if run.options.has_personal and not torch.linalg.vector_norm(run.model.personal).isfinite():
+            norm = math.nan
+        if not torch.linalg.vector_norm(local).isfinite():
+            norm = math.nan
+        if math.isfinite(norm):
+            round.weights.append(weight)
+            round.norms.append(norm)
+            run.updates.add(update)
+        return norm, {"round": round.index, "local": local}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_merged": self.is_merged}
 
     def _merge(self) -> None:
-        self._take_in()
-        if self.sent_in >= 0:
-            fragment = self._fragment(self.sent_in)
-            mine, world = self.model.shared[fragment], self.parameters[fragment]
-            mine.lerp_(world.to(mine.dtype), 1 - self.alpha)
+        run = self.round.run
+        run.receive()
+        if run.in_flight.round >= 0:
+            fragment = run.fragment(run.in_flight.round)
+            local, moved = run.model.shared[fragment], run.global_model.parameters[fragment]
+            local.lerp_(moved.to(local.dtype), 1 - run.options.alpha)
         self.is_merged = True

@@ -1,82 +1,149 @@
-"""Plain synchronous data parallelism: nothing is combined, because there is nothing to combine."""
+"""Plain synchronous data parallelism: one silo, whose every step moves the global model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from trainer.algorithms.base import Figures, InnerState, MakeOptimizer
+from torch import Tensor
+
+from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting
 from trainer.algorithms.client_result import Work
+from trainer.algorithms.options import raise_errors
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Wire
 from trainer.models.flat import FlatModel, Moments
-from trainer.optim import Clip
+from trainer.optim.optimizers import OptimizerFactory
 
 
+@dataclass(frozen=True)
 class Sync:
-    """The null algorithm of one silo, whose model is the global one.
+    """The null algorithm of one silo, whose model is the global one. Clients, if there are several, train as one.
 
-    It is a class of its own, and not FedAvg over one silo, because a - (a - p) is not p in floating point: only so is
-    a run bit-equal to a hand-written DistributedDataParallel loop. Clients, if there are several, are trained as one.
+    It is a class of its own, and not FedAvg over one silo, because a - (a - p) is not p in floating point: only this
+    makes a run bit-equal to a hand-written DistributedDataParallel loop.
     """
 
-    inner_state: InnerState = "keep"
-    batch_statistics: Moments = "pooled"
-    pools_data = True
-    sums_deltas = False
-    votes = False
-    parts = ()
+    client_optimizer_state: ClientOptimizerState = "keep"
+    batchnorm_stats: Moments = "pooled"
+    keeps_client_state = True
+    moves_global_model = True
+    skips_nonfinite_clients = False
+    is_compressible = False
     overlap_steps = 0
-    stateful = True
+    can_overlap = False
 
     def is_shared(self, name: str) -> bool:
         return True
 
-    def refuse(self, optimizer: MakeOptimizer, clip: Clip, clients: int) -> None:
+    def groups(self, clients: int) -> list[list[int]]:
+        return [list(range(clients))]
+
+    def validate(self, setting: Setting) -> None:
+        errors = []
+        if setting.silos > 1:
+            errors.append(
+                f"silos={setting.silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"
+                "  set silos=1, or algorithm=fedavg"
+            )
+        if setting.samples_clients:
+            errors.append(
+                "cohort= with algorithm=sync: it trains the examples of all clients as those of one, so there are none "
+                "to draw from.\n  set cohort=all, or algorithm=fedavg"
+            )
+        if setting.drops_stragglers:
+            errors.append(
+                "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
+                "  set round.late=count, or algorithm=fedavg"
+            )
+        if setting.finetuning_steps:
+            errors.append(
+                f"eval.personal_steps={setting.finetuning_steps} with algorithm=sync: it trains the examples of all "
+                "clients as those of one.\n  set eval.personal_steps=0, or algorithm=fedavg"
+            )
+        if setting.compression:
+            errors.append(
+                f"uplink={setting.compression} with algorithm=sync: there is one silo, and nothing goes between "
+                "silos.\n  set uplink=fp32, or algorithm=fedavg"
+            )
+        raise_errors(errors)
+
+    def setup(
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+    ) -> SyncRun:
+        return SyncRun(model)
+
+
+class SyncRun:
+    """The model itself: it is the global one at every moment."""
+
+    parts = ()
+
+    def __init__(self, model: FlatModel):
+        self.model = model
+
+    def start_round(self, round: Round) -> SyncRound:
+        return SyncRound(self.model)
+
+    def load_round(self, round: Round, state: dict[str, Any]) -> SyncRound:
+        return SyncRound(self.model, state["weight"])
+
+    def reset_model(self) -> None:
         pass
 
-    def setup(self, model: FlatModel, optimizer: MakeOptimizer, client_weights: Sequence[float], wire: Wire) -> None:
-        self.weight = 0
-
-    def begin_round(self, round: Round) -> None:
-        self.weight = 0
-
-    def begin_client(self, state: dict[str, Any], alone: bool = False) -> None:
+    def flush(self) -> None:
         pass
 
-    def receive(self, steps: int) -> None:
-        pass
+    def global_state(self) -> dict[str, Tensor]:
+        return {"parameters": self.model.shared}
 
-    def correct(self) -> None:
-        pass
-
-    def contribute(self, work: Work) -> float:
-        self.weight += work.weight
-        return 0.0
-
-    def client_state(self) -> dict[str, Any]:
-        return {}
-
-    def header(self) -> dict[str, float]:
-        return {"weight": self.weight}
-
-    def combine(self, sums: dict[str, float]) -> Figures:
-        return {}
-
-    def settle(self) -> None:
-        pass
-
-    def round_state(self) -> dict[str, Any]:
-        return {"weight": self.weight}
-
-    def load_round_state(self, state: dict[str, Any]) -> None:
-        self.weight = state["weight"]
+    def load_global_state(self, state: dict[str, Tensor]) -> None:
+        self.model.shared.copy_(state["parameters"])
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def slice_state(self) -> dict[str, Any]:
+    def sharded_state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+class SyncRound:
+    """A round, and its only client's training: all is done in the steps."""
+
+    def __init__(self, model: FlatModel, weight: float = 0):
+        self.model, self.weight = model, weight
+
+    def start_client(self, state: ClientState, exclusive: bool = False) -> SyncRound:
+        return self
+
+    def load_client(self, state: dict[str, Any]) -> SyncRound:
+        return self
+
+    def before_step(self, step: int) -> None:
+        pass
+
+    def adjust_gradients(self) -> None:
+        pass
+
+    def finish(self, result: Work) -> tuple[float, ClientState]:
+        self.weight += result.weight
+        return 0.0, {}
+
+    def scalars(self) -> dict[str, float]:
+        return {"weight": self.weight}
+
+    def aggregate(self, sums: dict[str, float]) -> Metrics:
+        return {}
+
+    def contribution(self) -> dict[str, Tensor]:
+        raise AssertionError("one silo has nobody to contribute to")
+
+    def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
+        raise AssertionError("one silo has nobody to merge with")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight}

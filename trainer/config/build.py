@@ -12,21 +12,23 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
-from trainer.algorithms.base import MakeOptimizer
-from trainer.config.compatibility import check_cohort, check_fit, check_labels, check_rates, check_shared
+from trainer.algorithms.base import Setting
+from trainer.config.compatibility import check_fit, check_labels, check_rates, check_shared
 from trainer.config.instantiate import Faults, each, guard, instantiate, name_of, object_of
 from trainer.config.schema import Config, Leaf
 from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
+from trainer.data.client_sampling.sampling import Cohort
 from trainer.data.loading.class_weights import weigh
 from trainer.data.loading.silo_files import read_apart
 from trainer.data.transforms import Chain, skewed
+from trainer.distributed.compression import Full, Uplink
 from trainer.distributed.topology import Topology
 from trainer.loggers import Sink
 from trainer.loop.run import RoundLength, Run
 from trainer.loop.stopping import Stop
 from trainer.models.pretrained import freeze, load_weights
 from trainer.optim import Clip, Grouped
-from trainer.optim.optimizers import has_fused_step
+from trainer.optim.optimizers import OptimizerFactory, has_fused_step
 from trainer.tasks import VERBS, Task
 from trainer.utils.seeding import default_generators, derive
 from trainer.utils.text import shown
@@ -39,9 +41,8 @@ def build(config: Config, topology: Topology) -> Run:
     faults = Faults()
     splits = faults.collect(lambda: _data(config, topology))
     task = faults.collect(lambda: _task(config))
-    algorithm = faults.collect(lambda: _algorithm(config, topology))
+    algorithm = faults.collect(lambda: _algorithm(config))
     slots = {slot: faults.collect(partial(instantiate, slot, getattr(config, slot))) for slot in SLOTS}
-    cohort = slots["cohort"]
     optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
     clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
     module = faults.collect(lambda: _model(config, topology))
@@ -49,7 +50,10 @@ def build(config: Config, topology: Topology) -> Run:
     dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
     weights = task and dealt and faults.collect(lambda: weigh(task, *dealt, topology=topology))
     faults.collect(lambda: _check_batch_size(config, topology))
-    _check_together(faults, config, algorithm, cohort, optimizer, clip, module, splits, task)
+    if algorithm and optimizer and clip and dealt and all(slots.values()):
+        setting = _setting(config, topology, optimizer, clip, slots["cohort"], slots["uplink"], len(dealt[1]))
+        faults.collect(lambda: algorithm.validate(setting))
+    _check_together(faults, config, algorithm, optimizer, module, splits, task)
     faults.raise_any()
     data, clients = dealt
     run = Run(
@@ -96,15 +100,35 @@ def _told(config: Config) -> dict[str, Any]:
 
 def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
     """Collects what is wrong with pieces that go together; those that could not be made are None."""
-    algorithm, cohort, optimizer, clip, module, splits, task = pieces
-    if algorithm and cohort and optimizer and clip:
-        faults.collect(lambda: check_cohort(algorithm, cohort, optimizer, clip))
+    algorithm, optimizer, module, splits, task = pieces
     if algorithm and module:
         faults.collect(lambda: check_shared(algorithm, module, config.algorithm))
     if optimizer and module:
         faults.collect(lambda: check_rates(optimizer, module))
     if splits and task and module:
         faults.collect(lambda: check_fit(module, task, splits, config.model))
+
+
+def _setting(
+    config: Config,
+    topology: Topology,
+    optimizer: OptimizerFactory,
+    clip: Clip,
+    sampler: Cohort,
+    uplink: Uplink,
+    clients: int,
+) -> Setting:
+    """What the algorithm may be unable to work with, before there is a Run."""
+    return Setting(
+        optimizer=optimizer,
+        clip=clip,
+        silos=topology.num_silos,
+        clients_per_round=sampler.clients_per_round(clients),
+        samples_clients=not sampler.takes_all,
+        drops_stragglers=config.round.late == "drop",
+        finetuning_steps=config.eval.personal_steps,
+        compression=None if isinstance(uplink, Full) else uplink.name,
+    )
 
 
 def build_clients(config: Config, topology: Topology) -> tuple[Splits, Clients]:
@@ -175,12 +199,7 @@ def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
     return clients.hold_out(config.data["validation"], config.seed)
 
 
-def _algorithm(config: Config, topology: Topology) -> Algorithm:
-    if config.algorithm["_target_"].endswith(".Sync") and topology.num_silos > 1:
-        raise ValueError(
-            f"silos={topology.num_silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"
-            "  set silos=1, or algorithm=fedavg"
-        )
+def _algorithm(config: Config) -> Algorithm:
     make = guard("algorithm", config.algorithm, lambda: object_of(config.algorithm))
     if "server" not in signature(make).parameters:
         return instantiate("algorithm", config.algorithm)
@@ -203,11 +222,11 @@ def _inner_optimizer(leaf: Leaf, device: torch.device) -> Grouped:
     return make
 
 
-def _optimizer(key: str, leaf: Leaf) -> MakeOptimizer:
+def _optimizer(key: str, leaf: Leaf) -> OptimizerFactory:
     return instantiate(key, leaf, ("params",), _partial_=True)
 
 
-def _tried(key: str, leaf: Leaf, make: MakeOptimizer) -> MakeOptimizer:
+def _tried(key: str, leaf: Leaf, make: OptimizerFactory) -> OptimizerFactory:
     # Its arguments are checked now, on a parameter of its own, not in the middle of a start.
     guard(key, leaf, lambda: make([nn.Parameter(torch.zeros(1))]))
     return make

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
-from trainer.algorithms.base import MakeOptimizer
 from trainer.config.schema import Leaf, given
 from trainer.data import Arrays, Splits
-from trainer.data.client_sampling.sampling import All, Cohort, Sample
-from trainer.optim import Clip, Grouped
+from trainer.optim import Grouped
 from trainer.tasks import Task
 
 LOOKED_AT = 64  # examples of data that has no column of labels
@@ -77,17 +75,6 @@ def check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
         raise ValueError(
             f"algorithm.shared={pattern} finds every name of model={_name(module)}: nothing is left to clients.\n"
             f"  its names: {', '.join(names)}\n  set another pattern, or another model"
-        )
-
-
-def check_cohort(algorithm: Algorithm, cohort: Cohort, optimizer: MakeOptimizer, clip: Clip) -> None:
-    """Raises ValueError when clients are to be drawn where all are trained as one, or too few to be combined."""
-    if isinstance(cohort, Sample):
-        algorithm.refuse(optimizer, clip, cohort.size)
-    if algorithm.pools_data and not isinstance(cohort, All):
-        raise ValueError(
-            f"cohort={_name(cohort).lower()} with algorithm={_name(algorithm).lower()}: it trains the examples of all "
-            "clients as those of one, so there are none to draw from.\n  set cohort=all, or algorithm=fedavg"
         )
 
 

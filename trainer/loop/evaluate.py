@@ -56,8 +56,9 @@ def averaged_models(average: MovingAverage, trainer: LocalTrainer) -> Iterator[l
 
 def tuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, each by its model after a few steps of its own; then the model is as before."""
+    session = trainer.algorithm.start_round(round)
     for client in trainer.run.homes[trainer.run.topology.silo]:
-        trainer.tune(client, round)
+        trainer.tune(session, client, round)
         yield [client]
     trainer.begin_global()
 

@@ -115,7 +115,11 @@ def _skip(state: State, inside: Inside | None, diverged: Diverged) -> None:
 def _check_finite(state: State, metrics: Metrics) -> None:
     """Raises Diverged, on every rank alike, when numbers that are not finite can no longer be left out."""
     run, progress = state.run, state.progress
-    if not run.algorithm.votes and metrics["round/examples"] and not math.isfinite(metrics["train/loss"]):
+    if (
+        not run.algorithm.skips_nonfinite_clients
+        and metrics["round/examples"]
+        and not math.isfinite(metrics["train/loss"])
+    ):
         window = (progress.rounds, int(metrics["round/steps"]))
         raise Diverged(f"The loss of round {progress.rounds + 1} is not finite", window, progress.skipped)
     progress.bad_rounds = progress.bad_rounds + 1 if metrics["clients/left_out"] else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.algorithms.base import ClientSession, ClientState, RoundSession, RunSession
 from trainer.algorithms.client_result import Work
 from trainer.algorithms.round import Round
 from trainer.data import is_in_order
@@ -32,7 +34,15 @@ from trainer.utils.seeding import default_generators
 Watch = Callable[[float, int, Callable[[], float]], None]
 
 # Told what the silo has agreed on, when that is not to go on: saves; says whether the client is to stop here.
-Pause = Callable[[Work, Wish], bool]
+Pause = Callable[["ClientTraining", Wish], bool]
+
+
+@dataclass
+class ClientTraining:
+    """A client in training: what it has done so far, and the algorithm's session with it."""
+
+    result: Work
+    session: ClientSession
 
 
 class LocalTrainer:
@@ -52,8 +62,15 @@ class LocalTrainer:
     outputs     the bare model, in the precision of the run, for evaluation
     """
 
-    def __init__(self, run: Run, model: FlatModel, contact: Contact, average: MovingAverage | None = None):
-        self.run, self.task, self.model, self.average = run, run.task, model, average
+    def __init__(
+        self,
+        run: Run,
+        model: FlatModel,
+        algorithm: RunSession,
+        contact: Contact,
+        average: MovingAverage | None = None,
+    ):
+        self.run, self.task, self.model, self.algorithm, self.average = run, run.task, model, algorithm, average
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
@@ -78,45 +95,49 @@ class LocalTrainer:
 
     def begin_global(self) -> None:
         """Puts the global model in place, as if nobody had trained."""
-        self.run.algorithm.begin_client({})
+        self.algorithm.reset_model()
         self.restore_statistics()
 
-    def begin(self, client: int, alone: bool = False) -> Work:
-        """The Work of a client that is about to begin its round, with the model and the optimizer as it needs them.
+    def begin(self, session: RoundSession, client: int, exclusive: bool = False) -> ClientTraining:
+        """A client about to begin its round, with the model and the optimizer as it needs them.
 
-        `alone`: before the next combination no other client begins, and this one surely comes to it.
+        `exclusive`: before the next combination no other client begins, and this one surely comes to it.
         """
-        kept = self.states.get(client, {})
-        self.run.algorithm.begin_client(kept.get("algorithm", {}), alone)
+        kept, skips = self.states.get(client, {}), self.run.algorithm.skips_nonfinite_clients
+        started = session.start_client(kept.get("algorithm", {}), exclusive)
         self.restore_statistics()
         self.load_personal(client)
         state = kept.get("optimizer", {})
         # A client that is left out of the round must find its state as it was.
-        restore_optimizer_state(self.optimizer, clone_state(state) if self.run.algorithm.votes else state)
+        restore_optimizer_state(self.optimizer, clone_state(state) if skips else state)
         self.scaler.load_state_dict(kept.get("scaler", {}))
         # Without a vote there is no way back, and the memory is wanted.
-        self.gradients.load_state_dict(kept.get("own", {}) if self.run.algorithm.votes else kept.pop("own", {}))
-        return Work(client, self.run.training_weights[client])
+        self.gradients.load_state_dict(kept.get("own", {}) if skips else kept.pop("own", {}))
+        return ClientTraining(Work(client, self.run.training_weights[client]), started)
 
-    def train(self, work: Work, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause) -> bool:
+    def train(
+        self, client: ClientTraining, round: Round, earlier_rounds: int, watch: Watch | None, pause: Pause
+    ) -> bool:
         """Goes on with a client's round, after it took part in so many earlier ones; whether it came to the end.
 
         The end may be that of the round's time: then the work says that it is late.
         """
+        work = client.result
         self.contact.at(f"round {round.index + 1}: training", work)
         stream = self.stream(work.client)
         steps = self.run.length.of(stream.steps_per_epoch, round, work.client)
         start = self.run.length.begins_at(stream.steps_per_epoch, earlier_rounds)
-        return self._train(work, stream, start, steps, round, watch, pause)
+        return self._train(client, stream, start, steps, round, watch, pause)
 
-    def tune(self, client: int, round: Round) -> None:
+    def tune(self, session: RoundSession, client: int, round: Round) -> None:
         """Gives the model a client's `personal_steps` on its first batches, from where it would begin its round."""
-        work, stream = self.begin(client), self.stream(client)
-        self._train(work, stream, 0, self.run.personal_steps, round, None, lambda work, wish: wish is Wish.LEAVE)
+        training, stream = self.begin(session, client), self.stream(client)
+        leaves: Pause = lambda client, wish: wish is Wish.LEAVE  # noqa: E731
+        self._train(training, stream, 0, self.run.personal_steps, round, None, leaves)
 
     def _train(
         self,
-        work: Work,
+        client: ClientTraining,
         stream: Stream,
         start: int,
         steps: int,
@@ -124,11 +145,12 @@ class LocalTrainer:
         watch: Watch | None,
         pause: Pause,
     ) -> bool:
+        work = client.result
         stream.seconds = work.seconds_data
         batches = stream.batches(start + work.steps, steps - work.steps)
         self.model.module.train()
         began = perf_counter() - work.seconds_data - work.seconds_compute
-        for wish in self._steps(work, batches, steps, round, watch):
+        for wish in self._steps(client, batches, steps, round, watch):
             self.has_stepped = True
             work.learning_rate = self.optimizer.param_groups[0]["lr"]
             work.seconds_data = stream.seconds
@@ -136,20 +158,19 @@ class LocalTrainer:
             if wish is Wish.FINISH:
                 work.is_late, work.is_last = work.steps < steps, True
                 return True
-            if wish is not Wish.GO_ON and pause(work, wish):
+            if wish is not Wish.GO_ON and pause(client, wish):
                 return False
         return True
 
-    def commit(self, client: int) -> None:
+    def commit(self, client: int, kept: ClientState) -> None:
         """Makes the state in which the client ended its round the one that it begins its next round with."""
-        if not self.run.algorithm.stateful:
+        if not self.run.algorithm.keeps_client_state:
             return
         if self.model.personal_buffers:
             own = self.model.personal_statistics
             own.load(collectives.mean_in_silo(own.vector(), self.run.topology), own.counts())
-        algorithm = self.run.algorithm
-        self.states[client] = {"personal": self.model.personal_state(), "algorithm": algorithm.client_state()}
-        if self.run.algorithm.inner_state == "keep":
+        self.states[client] = {"personal": self.model.personal_state(), "algorithm": kept}
+        if self.run.algorithm.client_optimizer_state == "keep":
             self.states[client] |= {**self.inner_state(), "own": self.gradients.state_dict()}
 
     def inner_state(self) -> dict[str, Any]:
@@ -222,20 +243,21 @@ class LocalTrainer:
         self._unsynchronised((inputs, targets), self.shares[len(inputs)], 0)
 
     def _steps(
-        self, work: Work, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None
+        self, client: ClientTraining, batches: Iterator[Batch], steps: int, round: Round, watch: Watch | None
     ) -> Iterator[Wish]:
         """Trains on the batches; yields where the silo agreed on something to do, and at the end."""
+        work, session = client.result, client.session
         seed = round.seed_for("model", work.client, self.run.topology.replica)
-        algorithm, optimizer, rounds, wish = self.run.algorithm, self.optimizer, self.run.rounds, None
+        optimizer, rounds, wish = self.optimizer, self.run.rounds, None
         for step, batch in enumerate(batches, work.steps):
             if self.skipped and any(first <= step < last for first, last in self.skipped):
                 work.steps += 1
                 continue
             self._set_rates((round.index + step / steps) / rounds)
-            algorithm.receive(step)
+            session.before_step(step)
             loss_sum, units = self._backward(batch, seed + (step << 16))
             self.scaler.unscale(optimizer)
-            algorithm.correct()
+            session.adjust_gradients()
             work.gradient_norm = self.run.clip(self.model.trainable, measure=step + 1 == steps)
             if self.scaler.step(optimizer):
                 work.factors.append(self.factor)

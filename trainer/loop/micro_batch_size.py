@@ -83,9 +83,7 @@ def _with_spare(size: int) -> int:
 
 def _client_here(run: Run) -> int | None:
     """The largest client whose examples this silo has, if there is one."""
-    if run.algorithm.pools_data:
-        return 0
-    return max(run.homes[run.topology.silo], key=lambda client: run.training_sizes[client], default=None)
+    return max(run.training_homes[run.topology.silo], key=lambda client: run.training_sizes[client], default=None)
 
 
 def _fits(trainer: LocalTrainer, examples: Examples, size: int) -> bool:

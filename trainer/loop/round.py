@@ -7,14 +7,13 @@ from time import perf_counter
 
 import torch
 
-from trainer.algorithms.client_result import Work
 from trainer.algorithms.round import Round
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import collectives
 from trainer.loggers import Metrics
 from trainer.loop.control import Wish
 from trainer.loop.evaluate import fingerprint
-from trainer.loop.local_trainer import Watch
+from trainer.loop.local_trainer import ClientTraining, Watch
 from trainer.loop.round_metrics import Tally, round_metrics
 from trainer.loop.round_snapshot import Inside, save_inside
 from trainer.loop.stopping import Diverged
@@ -41,13 +40,13 @@ def train_round(
         state.contact.stop_at = began + state.run.stop.seconds - state.progress.training_seconds
     if inside is None:
         state.welcome(round)
-        state.run.algorithm.begin_round(round)
-        inside = Inside(Tally(state.run, round, state.model.statistics))
+        session = state.algorithm.start_round(round)
+        inside = Inside(session, Tally(state.run, round, state.model.statistics))
     finished = _train_clients(state, round, inside, watch, checkpoints, began)
     state.contact.finish_at = math.inf
     state.trainer.vote.close()
     state.local_fingerprint = fingerprint(state.model) if finished and state.run.may_evaluate(round.index) else 0
-    metrics = combine(state, round, inside.tally, finished)
+    metrics = combine(state, round, inside, finished)
     if metrics is None:
         if finished and checkpoints:
             inside.seconds = perf_counter() - began
@@ -65,13 +64,14 @@ def _train_clients(
     """Whether this silo has trained all its clients of the round; if not, it was told to leave, and has saved."""
     run, trainer, tally = state.run, state.trainer, inside.tally
 
-    def pause(work: Work, wish: Wish) -> bool:
-        if not run.algorithm.votes and not torch.linalg.vector_norm(state.model.shared).isfinite():
+    def pause(client: ClientTraining, wish: Wish) -> bool:
+        work = client.result
+        if not run.algorithm.skips_nonfinite_clients and not torch.linalg.vector_norm(state.model.shared).isfinite():
             where = f"step {work.steps} of round {round.index + 1}"
             window = (round.index, work.steps)
             raise Diverged(f"The parameters are not finite after {where}", window, state.progress.skipped)
         if checkpoints:
-            inside.work, inside.seconds = work, perf_counter() - began
+            inside.client, inside.seconds = client, perf_counter() - began
             save_inside(state, checkpoints, inside)
         return wish is Wish.LEAVE
 
@@ -85,36 +85,38 @@ def _train_clients(
         client = clients[position]
         place = round.index + position / len(clients)
         watch_client = watch and _part(watch, place / run.rounds, 1 / (len(clients) * run.rounds))
-        work = inside.work or trainer.begin(client, alone)
-        if not trainer.train(work, round, int(state.participations[client]), watch_client, pause):
+        training = inside.client or trainer.begin(inside.session, client, alone)
+        if not trainer.train(training, round, int(state.participations[client]), watch_client, pause):
             return False
-        inside.work = None
-        norm = _contribute(state, work)
-        if norm is not None and math.isfinite(norm):
-            trainer.commit(client)
-        tally.add(work, norm)
+        inside.client = None
+        tally.add(training.result, _finish(state, training))
     return True
 
 
-def _contribute(state: State, work: Work) -> float | None:
+def _finish(state: State, training: ClientTraining) -> float | None:
     """The norm of the client's delta, now in this silo's sums; None of a client that was late and is dropped."""
-    if work.is_late and state.run.length.late == "drop":
+    result = training.result
+    if result.is_late and state.run.length.late == "drop":
         return None
-    algorithm = state.run.algorithm
-    return algorithm.contribute(work) if not algorithm.votes or state.trainer.has_finite_statistics() else math.nan
+    if state.run.algorithm.skips_nonfinite_clients and not state.trainer.has_finite_statistics():
+        return math.nan
+    norm, kept = training.session.finish(result)
+    if math.isfinite(norm):
+        state.trainer.commit(result.client, kept)
+    return norm
 
 
-def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> Metrics | None:
+def combine(state: State, round: Round, inside: Inside, finished: bool = True) -> Metrics | None:
     """The figures of a round, after the header's scalars and then the vectors have gone between the silos.
 
     The scalars go first: they say who is there, and what each silo's share of the whole is. None when a silo has not
     `finished` its work, because it was told to leave: then all leave.
     """
-    algorithm = state.run.algorithm
-    arrived = perf_counter()
+    session, tally, arrived = inside.session, inside.tally, perf_counter()
     state.contact.at(f"round {round.index + 1}: combining with the other silos")
     # Every silo reaches this line, each round, those without clients too: it is a collective.
-    own = algorithm.header() if state.run.topology.is_leader else dict.fromkeys(algorithm.header(), 0.0)
+    scalars = session.scalars()
+    own = scalars if state.run.topology.is_leader else dict.fromkeys(scalars, 0.0)
     presence = {"unfinished": float(not finished), "leaving": float(state.contact.wish() is Wish.LEAVE)}
     # The clocks differ: the first rank's decides for all.
     presence["out_of_time"] = float(state.run.topology.rank == 0 and arrived >= state.contact.stop_at)
@@ -126,9 +128,9 @@ def combine(state: State, round: Round, tally: Tally, finished: bool = True) -> 
         state.progress.stopped = "seconds"
     met = perf_counter()
     state.wire.begin_round(round.seed_for)
-    figures = algorithm.combine(sums)
+    figures = session.aggregate(sums)
     if round.index + 1 == state.run.rounds or state.progress.stopped:
-        algorithm.settle()
+        state.algorithm.flush()
     if sums["weight"] > 0:
         state.trainer.pool_statistics(tables["statistics"] / sums["trained_weight"], tally.counts)
         state.average_after_round()

@@ -150,7 +150,7 @@ def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[s
     for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
         loss_sum, units, norm = row
         metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)
-        if run.algorithm.votes:  # the others measure no deltas
+        if run.algorithm.skips_nonfinite_clients:  # the others measure no deltas
             metrics[f"client/{client}/delta_norm"] = norm
     return metrics
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from trainer.algorithms.client_result import Work, merged, work_of
+from trainer.algorithms.base import RoundSession
+from trainer.algorithms.client_result import merged, work_of
 from trainer.checkpoint import Checkpoints, Start
 from trainer.checkpoint.format import Saved
+from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.round_metrics import Tally
 from trainer.loop.train_state import State
 from trainer.models.flat import Statistics
@@ -19,28 +21,29 @@ from trainer.models.flat import Statistics
 class Inside:
     """What a silo has done of a round: its sums, the client that it is at, if any, and the seconds it took."""
 
+    session: RoundSession
     tally: Tally
-    work: Work | None = None
+    client: ClientTraining | None = None
     seconds: float = 0.0
 
     @property
     def steps(self) -> int:
         """The silo's steps of this round so far."""
-        return sum(work.steps for work in [*self.tally.works, *([self.work] if self.work else [])])
+        return sum(work.steps for work in [*self.tally.works, *([self.client.result] if self.client else [])])
 
 
 def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
     """Begins to write this silo's section of the round: all that it needs to go on from this step."""
-    algorithm, work, trainer = state.run.algorithm, inside.work, state.trainer
+    algorithm, trainer, client = state.algorithm, state.trainer, inside.client
     vector, counts = trainer.statistics
     # Without a vote, what the client being trained keeps is the optimizer's state itself.
-    without = work.client if work and not algorithm.votes else None
+    without = client.result.client if client and not state.run.algorithm.skips_nonfinite_clients else None
     common = {
         "progress": state.totals(),
         "model": dict(state.model.module.named_parameters()),
         "algorithm": algorithm.state_dict(),
-        "round": algorithm.round_state(),
-        "inner": trainer.inner_state() if work else {},
+        "round": inside.session.state_dict() | (client.session.state_dict() if client else {}),
+        "inner": trainer.inner_state() if client else {},
         "fresh": trainer.fresh,
         "clients": state.clients(without),
         "statistics": {"vector": vector, "counts": counts},
@@ -49,12 +52,12 @@ def save_inside(state: State, checkpoints: Checkpoints, inside: Inside) -> None:
     own = {
         "buffers": dict(state.model.module.named_buffers()),
         "tally": inside.tally.state_dict(),
-        "work": work.state_dict() if work else {},
+        "work": client.result.state_dict() if client else {},
         "clients": state.own_of_clients(without),
-        "gradients": trainer.gradients.state_dict() if work else {},
+        "gradients": trainer.gradients.state_dict() if client else {},
         "seconds": inside.seconds,
     }
-    slices = {"algorithm": algorithm.slice_state(), **state.residuals()}
+    slices = {"algorithm": algorithm.sharded_state_dict(), **state.residuals()}
     checkpoints.save_section(state.progress.rounds, inside.steps, common, slices, own)
 
 
@@ -76,25 +79,29 @@ def restore(state: State, start: Start) -> Inside | None:
 
 
 def _restore_section(state: State, saved: Saved, owns: list[dict[str, Any]]) -> Inside:
-    algorithm, trainer, topology = state.run.algorithm, state.trainer, state.run.topology
+    trainer, topology = state.trainer, state.run.topology
     state.restore_totals(saved)
     state.restore_averages(saved)
     _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
     statistics = saved.load("statistics")
     trainer.statistics = (statistics["vector"], statistics["counts"])
-    algorithm.load_state_dict(saved.load("algorithm"))
-    algorithm.load_round_state(saved.load("round"))
+    state.algorithm.load_state_dict(saved.load("algorithm"))
+    round, of_round = state.run.round(state.progress.rounds), saved.load("round")
+    session = state.algorithm.load_round(round, of_round)
     state.restore_clients(saved.load("clients"))
     state.restore_residuals(saved)
     state.restore_own_of_clients([own["clients"] for own in owns])
     trainer.fresh = saved.load("fresh")
     if inner := saved.load("inner"):
         trainer.load_inner_state(inner)
-    tally = Tally(state.run, state.run.round(state.progress.rounds), state.model.statistics)
+    tally = Tally(state.run, round, state.model.statistics)
     tally.load_state_dicts([own["tally"] for own in owns], topology.replica)
     works = [work_of(own["work"]) for own in owns if own["work"]]
-    work = None if not works else works[0] if len(works) == 1 else merged(works, topology.replica)
-    return Inside(tally, work, owns[0]["seconds"])
+    inside = Inside(session, tally, None, owns[0]["seconds"])
+    if works:
+        work = works[0] if len(works) == 1 else merged(works, topology.replica)
+        inside.client = ClientTraining(work, session.load_client(of_round))
+    return inside
 
 
 def _owns(saved: Saved, replica: int, num_replicas: int) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
+from trainer.algorithms.base import Setting
 from trainer.algorithms.round import Round
 from trainer.data import Clients, Splits, Weights, fingerprint
-from trainer.data.client_sampling.sampling import All, Cohort, Trace
+from trainer.data.client_sampling.sampling import All, Cohort
 from trainer.data.loading.prefetch import check_on_device
 from trainer.data.transforms import Chain
 from trainer.distributed.compression import Full, Uplink
@@ -135,43 +136,39 @@ class Run:
 
     def __post_init__(self):
         check_on_device(self.data.train, self.topology.device, self.on_device)
-        self.algorithm.refuse(self.optimizer, self.clip, len(self.clients))
-        self._check_uplink()
+        self.algorithm.validate(self.setting)
+        self._check_shared()
         self._check_stop()
-        self._check_ema()
-        if self.length.late == "drop" and self.algorithm.pools_data:
-            raise ValueError(
-                "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
-                "  set round.late=count, or algorithm=fedavg"
-            )
-        if self.personal_steps and self.algorithm.pools_data:
-            raise ValueError(
-                f"eval.personal_steps={self.personal_steps} with algorithm=sync: it trains the examples of all clients "
-                "as those of one.\n  set eval.personal_steps=0, or algorithm=fedavg"
-            )
-        if self.length.synchronous and not isinstance(self.cohort, All):
+        if self.length.synchronous and not self.cohort.takes_all:
             raise ValueError(
                 f"round.synchronous={self.length.synchronous} with a cohort of some clients: their batches would be of "
                 "different rounds.\n  set cohort=all, or round.synchronous=0"
             )
 
-    def _check_uplink(self) -> None:
-        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
-        if isinstance(self.uplink, Full):
-            return
-        if self.algorithm.pools_data:
-            fault = " with algorithm=sync: there is one silo, and nothing goes between silos"
-        elif not self.algorithm.sums_deltas:
-            fault = " with an algorithm that sends something else than sums of deltas, such as median or averaging"
-        elif not any(map(self.algorithm.is_shared, names)):
-            fault = ", but algorithm.shared finds no parameter: clients train alone, and nothing goes between silos"
-        else:
-            return
-        raise ValueError(f"uplink={self.uplink.name}{fault}.\n  set uplink=fp32, or algorithm=fedavg")
+    @property
+    def setting(self) -> Setting:
+        """The choices that the algorithm may be unable to work with."""
+        return Setting(
+            optimizer=self.optimizer,
+            clip=self.clip,
+            silos=self.topology.num_silos,
+            clients_per_round=self.cohort.clients_per_round(len(self.clients)),
+            samples_clients=not self.cohort.takes_all,
+            drops_stragglers=self.length.late == "drop",
+            finetuning_steps=self.personal_steps,
+            compression=None if isinstance(self.uplink, Full) else self.uplink.name,
+        )
 
-    def _check_ema(self) -> None:
+    def _check_shared(self) -> None:
         names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
-        if self.ema is not None and not any(map(self.algorithm.is_shared, names)):
+        if any(map(self.algorithm.is_shared, names)):
+            return
+        if not isinstance(self.uplink, Full):
+            raise ValueError(
+                f"uplink={self.uplink.name}, but algorithm.shared finds no parameter: clients train alone, and nothing "
+                "goes between silos.\n  set uplink=fp32, or algorithm=fedavg"
+            )
+        if self.ema is not None:
             raise ValueError(
                 f"ema={self.ema}, but algorithm.shared finds no parameter: there are no global weights to average.\n"
                 "  set ema=null, or algorithm=fedavg"
@@ -197,10 +194,17 @@ class Run:
 
     @cached_property
     def training_sets(self) -> tuple[np.ndarray, ...]:
-        """The ids of the examples that are trained together: one array a client, or one of all clients' examples."""
-        if self.algorithm.pools_data:
-            return (np.sort(np.concatenate(self.clients.train)),)
-        return self.clients.train
+        """The ids of the examples that are trained together: one array for each group of clients."""
+        train = self.clients.train
+        return tuple(
+            train[group[0]] if len(group) == 1 else np.sort(np.concatenate([train[client] for client in group]))
+            for group in self.groups
+        )
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """The clients whose examples are trained together. From here on such a group is a client."""
+        return self.algorithm.groups(len(self.clients))
 
     @cached_property
     def training_sizes(self) -> list[int]:
@@ -212,13 +216,14 @@ class Run:
         """n_k by client: the number of training examples, or the sum of their weights if they have any."""
         if self.weights is None:
             return self.training_sizes
-        return [sum(self.weights.clients)] if self.algorithm.pools_data else list(self.weights.clients)
+        return [sum(self.weights.clients[client] for client in group) for group in self.groups]
 
     @cached_property
     def data_fingerprint(self) -> str:
         """What tells the examples, their clients and when these are there from others."""
         told = fingerprint(self.data, self.clients)
-        return f"{told}-{derive(str(self.cohort.events)):016x}" if isinstance(self.cohort, Trace) else told
+        present = self.cohort.fingerprint()
+        return f"{told}-{derive(present):016x}" if present else told
 
     @cached_property
     def homes(self) -> list[list[int]]:
@@ -250,8 +255,14 @@ class Run:
 
     def assignments(self, round: Round) -> list[list[int]]:
         """The clients that each silo trains in a round; a client with state, or a file, is trained where that is."""
-        is_bound = self.algorithm.stateful or self.clients.homes is not None
-        if not is_bound or self.algorithm.pools_data:
+        is_bound = self.algorithm.keeps_client_state or self.clients.homes is not None
+        if not is_bound:
             return assign(round.cohort, self.training_sizes, self.topology.silo_sizes)
         members = set(round.cohort)
-        return [[client for client in home if client in members] for home in self.homes]
+        return [[group for group in home if group in members] for home in self.training_homes]
+
+    @cached_property
+    def training_homes(self) -> list[list[int]]:
+        """The groups of clients whose state each silo keeps: those of which it evaluates the first client."""
+        first = {group[0]: place for place, group in enumerate(self.groups)}
+        return [[first[client] for client in home if client in first] for home in self.homes]

@@ -120,14 +120,15 @@ class State:
         module = run.module.to(run.topology.device)
         algorithm = run.algorithm
         self.wire: Wire = wire or wire_of(run.topology, run.uplink, places_of(module, algorithm.is_shared))
-        self.model = FlatModel(module, algorithm.is_shared, algorithm.batch_statistics, self.wire.unit)
+        self.model = FlatModel(module, algorithm.is_shared, algorithm.batchnorm_stats, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             collectives.broadcast(tensor.detach())
         if run.preprocess.goes_by_training_set:
             self._measure_training_set()
         self.average = None if run.ema is None else MovingAverage(self.model, run.ema)
-        algorithm.setup(self.model, run.optimizer, run.training_weights, self.wire)
-        self.trainer = LocalTrainer(run, self.model, self.contact, self.average if algorithm.pools_data else None)
+        self.algorithm = algorithm.setup(self.model, run.optimizer, run.training_weights, self.wire)
+        each_step = self.average if algorithm.moves_global_model else None
+        self.trainer = LocalTrainer(run, self.model, self.algorithm, self.contact, each_step)
         self.speed = Speed(run)
         self.local_fingerprint = 0
         self.leaving = False
@@ -160,14 +161,14 @@ class State:
             "progress": self.totals(),
             "fresh": self.trainer.fresh,
             "model": self.model.shared_state(),
-            "algorithm": self.run.algorithm.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
             **self.averages(),
         }
-        slices = {"algorithm": self.run.algorithm.slice_state()}
+        slices = {"algorithm": self.algorithm.sharded_state_dict()}
         silos = {"clients": self.clients()}
         name = f"round-{rounds:06d}{suffix}"
         own = {"own": self.own_of_clients(), **self.residuals()}
-        all_write = self.run.algorithm.stateful or self.wire.stateful
+        all_write = self.run.algorithm.keeps_client_state or self.wire.stateful
         checkpoints.save_border(name, everyones, slices, silos, own, all_write, is_best)
 
     def clients(self, without: int | None = None) -> dict[str, Any]:
@@ -185,7 +186,7 @@ class State:
 
     def average_after_round(self) -> None:
         """Takes a round's combination into the average of the weights; that of steps has taken in each of them."""
-        if self.average and not self.run.algorithm.pools_data:
+        if self.average and not self.run.algorithm.moves_global_model:
             self.average.update()
 
     def averages(self) -> dict[str, Any]:
@@ -222,11 +223,11 @@ class State:
         self.restore_totals(saved)
         self.restore_averages(saved)
         self.model.load_shared_state(saved.load("model"))
-        self.run.algorithm.load_state_dict(saved.load("algorithm"))
+        self.algorithm.load_state_dict(saved.load("algorithm"))
         self.trainer.fresh = saved.load("fresh")
         self.trainer.statistics = (self.model.statistics.vector(), self.model.statistics.counts())
         topology = self.run.topology
-        home = {0} if self.run.algorithm.pools_data else set(self.run.homes[topology.silo])
+        home = set(self.run.training_homes[topology.silo])
 
         def is_at_home(leaf: str) -> bool:
             return int(leaf.split("/")[0]) in home
@@ -246,7 +247,7 @@ class State:
         topology = self.run.topology
         kept = saved.load("residuals", lambda leaf: int(leaf.split("/")[0]) % topology.num_silos == topology.silo)
         same_world = self.progress.silos == list(topology.silo_sizes)
-        self.wire.load_state_dicts(kept.values(), self.run.algorithm.parts, same_world)
+        self.wire.load_state_dicts(kept.values(), self.algorithm.parts, same_world)
 
     def restore_own_of_clients(self, owns: Sequence[dict[str, Any]]) -> None:
         """Puts back what this replica alone keeps of the clients; `owns` are those of all if there were others."""
@@ -261,7 +262,7 @@ def check_start(run: Run, start: Start | None, disk: Disk) -> None:
         return
     saved = start.saved[0].load("progress")
     silos = json.loads(saved["json"])["silos"]
-    keeps = run.algorithm.stateful or not isinstance(run.uplink, Full)
+    keeps = run.algorithm.keeps_client_state or not isinstance(run.uplink, Full)
     divided = keeps or max(slices_of(silos), run.topology.num_slices) > 1
     if divided and not disk.is_shared and silos != list(run.topology.silo_sizes):
         raise ValueError(

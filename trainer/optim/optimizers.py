@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -16,7 +16,7 @@ def seconds_of_step(run: Run, topology: Topology, seconds: float) -> float:
     state = State(replace(run, topology=topology))
     round = run.round(min(run.length.synchronous, run.rounds - 1))
     clients = run.assignments(round)[topology.silo] or round.cohort or range(len(run.training_sets))
-    state.run.algorithm.begin_round(round)
-    train_for(0.0, state, round, clients[0])  # the first steps are slow
-    played = [train_for(seconds / LEAST_ROUNDS, state, round, clients[0]) for _ in range(LEAST_ROUNDS)]
-    return median(spent / work.steps for work, spent in played)
+    session = state.algorithm.start_round(round)
+    train_for(0.0, state, session, round, clients[0])  # the first steps are slow
+    played = [train_for(seconds / LEAST_ROUNDS, state, session, round, clients[0]) for _ in range(LEAST_ROUNDS)]
+    return median(spent / client.result.steps for client, spent in played)

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.base import RoundSession
 from trainer.algorithms.round import Round
 from trainer.commands.plan.compression_costs import packings, residuals
 from trainer.commands.plan.cost_model import Load, Pace, Packing, Traffic
@@ -16,9 +16,11 @@ from trainer.commands.plan.null_transport import Silent
 from trainer.distributed.gradients import FullPrecision
 from trainer.distributed.transport import wire_of
 from trainer.loop.evaluate import fingerprint
+from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.micro_batch_size import settle_micro_batch
 from trainer.loop.round import combine
 from trainer.loop.round_metrics import Tally
+from trainer.loop.round_snapshot import Inside
 from trainer.loop.run import Run
 from trainer.loop.train_state import State
 from trainer.models.flat import places_of
@@ -67,11 +69,11 @@ class Rehearsal:
 
     def memory(self) -> Lines:
         """What this rank holds in the middle of a round."""
-        self.run.algorithm.begin_round(self.round)
+        session = self.state.algorithm.start_round(self.round)
         for client in self.clients[:-1]:
-            self._end(self._train(0.0, client)[0])
-        step = growth(self.device, lambda: self._train(0.0, self.clients[-1]))
-        lines = lines_of(self.state, self.wire, self.load(self.silo).clients, step, self.process)
+            self._end(self._train(session, 0.0, client)[0])
+        step = growth(self.device, lambda: self._train(session, 0.0, self.clients[-1]))
+        lines = lines_of(self.state, session, self.wire, self.load(self.silo).clients, step, self.process)
         kept = residuals(self.run, self.vectors)
         return lines | ({"residuals of the uplink": kept} if kept else {})
 
@@ -92,16 +94,16 @@ class Rehearsal:
     def _play(self, seconds: float) -> Pace:
         """A round in which each client trains for so long, and one step at least."""
         began = clock(self.device)
-        self.run.algorithm.begin_round(self.round)
+        session = self.state.algorithm.start_round(self.round)
         tally, training = Tally(self.run, self.round, self.state.model.statistics), 0.0
         for client in self.clients:
-            work, spent = self._train(seconds, client)
+            trained_client, spent = self._train(session, seconds, client)
             training += spent
-            tally.add(work, self._end(work))
+            tally.add(trained_client.result, self._end(trained_client))
         if self.run.evaluates(self.round.index):
             fingerprint(self.state.model)
         trained = clock(self.device)
-        combine(self.state, self.round, tally)
+        combine(self.state, self.round, Inside(session, tally))
         ended = clock(self.device)
         self._turn()
         steps = sum(work.steps for work in tally.works)
@@ -117,22 +119,24 @@ class Rehearsal:
         index = self.round.index + 1
         self.round = replace(self.round, index=index if index < self.run.rounds else self.first.index)
 
-    def _train(self, seconds: float, client: int) -> tuple[Work, float]:
-        return train_for(seconds, self.state, self.round, client)
+    def _train(self, session: RoundSession, seconds: float, client: int) -> tuple[ClientTraining, float]:
+        return train_for(seconds, self.state, session, self.round, client)
 
-    def _end(self, work: Work) -> float:
+    def _end(self, client: ClientTraining) -> float:
         """The norm of the client's delta, which is among this silo's sums now."""
-        norm = self.run.algorithm.contribute(work)
-        self.state.trainer.commit(work.client)
+        norm, kept = client.session.finish(client.result)
+        self.state.trainer.commit(client.result.client, kept)
         return norm
 
 
-def train_for(seconds: float, state: State, round: Round, client: int) -> tuple[Work, float]:
+def train_for(
+    seconds: float, state: State, session: RoundSession, round: Round, client: int
+) -> tuple[ClientTraining, float]:
     """What a client does in so many seconds, one step at least, and the seconds that its steps took."""
     trainer, device = state.trainer, state.run.topology.device
-    work = trainer.begin(client)
+    training = trainer.begin(session, client)
     began = clock(device)
     state.contact.finish_at = began + seconds
-    trainer.train(work, round, int(state.participations[client]), None, lambda work, wish: False)
+    trainer.train(training, round, int(state.participations[client]), None, lambda client, wish: False)
     trainer.vote.close()
-    return work, clock(device) - began
+    return training, clock(device) - began

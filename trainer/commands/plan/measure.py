@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainer.algorithms import FedAvg, Streaming
 from trainer.commands.plan.cost_model import Costs, Line, Load, Pace, Packing, Traffic, pace_of
 from trainer.commands.plan.ddp_step import seconds_of_step
 from trainer.commands.plan.dry_run import Rehearsal
@@ -94,7 +93,7 @@ class Measuring:
             uplink=run.uplink.name if most.packings else "",
             packings=most.packings,
             overlap=run.algorithm.overlap_steps,
-            can_overlap=type(run.algorithm) in (FedAvg, Streaming),
+            can_overlap=run.algorithm.can_overlap,
         )
         return Plan(run, self.threads, costs, most.memory)
 

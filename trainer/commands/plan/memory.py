@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.algorithms.base import RoundSession
 from trainer.commands.plan.null_transport import Silent
 from trainer.loop.train_state import State
 from trainer.utils.hardware import status_bytes
@@ -43,25 +44,26 @@ def growth(device: torch.device, action: Callable[[], object]) -> int:
     return max(status_bytes("VmHWM") - before, 0)
 
 
-def lines_of(state: State, wire: Silent, clients: int, step: int, process: int) -> Lines:
+def lines_of(state: State, session: RoundSession, wire: Silent, clients: int, step: int, process: int) -> Lines:
     """The bytes of what this rank holds, in the middle of a round in which its silo trains so many clients.
 
     step: by which the memory grew in a step. process: what it held before the run was made.
     """
-    run, trainer, algorithm = state.run, state.trainer, state.run.algorithm
+    run, trainer, algorithm = state.run, state.trainer, state.algorithm
     seen: set[int] = set()
-    own = dict(vars(algorithm))
+    global_state, sums = algorithm.global_state(), session.state_dict()
+    rows = list(sums.pop("rows", {}).values())
     gradients = sum(parameter.nbytes for parameter in state.model.trainable)
     lines = {
         "parameters and buffers": _new([*run.module.parameters(), *run.module.buffers()], seen),
         "gradients": gradients,
         "inner optimizer's state": _new(tensors_of(trainer.optimizer.state), seen),
-        "global parameters": _new(tensors_of(own.pop("parameters", None)), seen),
+        "global parameters": _new([global_state.pop("parameters")], seen),
         "average of the weights": _new([state.average.vector] if state.average else [], seen),
-        "server optimizer's state, of its slice": _new(tensors_of(algorithm.slice_state()), seen),
-        "sums of the silo's clients": _new(tensors_of(own.pop("sums", None)), seen),
-        "deltas of all clients": wire.bytes_held + 2 * clients * _each(own.pop("deltas", [])),
-        "the algorithm's own": _new(tensors_of(own), seen),
+        "server optimizer's state, of its slice": _new(tensors_of(algorithm.sharded_state_dict()), seen),
+        "sums of the silo's clients": _new(tensors_of(sums), seen),
+        "deltas of all clients": wire.bytes_held + 2 * clients * _each(rows),
+        "the algorithm's own": _new(tensors_of(global_state), seen),
         "states kept for clients": len(run.homes[run.topology.silo]) * _each(trainer.states.values()),
         "batch and activations": max(step - gradients, 0),
         PROCESS: process,

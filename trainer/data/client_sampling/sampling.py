@@ -12,7 +12,22 @@ from trainer.utils.seeding import numpy_generator
 
 
 class Cohort(Protocol):
-    """Abstract: draws the clients of a round."""
+    """Abstract: draws the clients of a round.
+
+    Attributes:
+        takes_all: whether every client takes part in every round.
+    """
+
+    @property
+    def takes_all(self) -> bool: ...
+
+    def clients_per_round(self, clients: int) -> int:
+        """Return how many of this number of clients a round has, at most."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return what tells the presence of clients from that in other runs; empty if all are always present."""
+        ...
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         """The clients of round `index`, ascending."""
@@ -23,6 +38,14 @@ class Cohort(Protocol):
 class All:
     """Every client, every round."""
 
+    takes_all = True
+
+    def clients_per_round(self, clients: int) -> int:
+        return clients
+
+    def fingerprint(self) -> str:
+        return ""
+
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         return tuple(range(clients))
 
@@ -32,6 +55,13 @@ class Sample:
     """`size` clients a round, drawn uniformly without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
 
     size: int
+    takes_all = False
+
+    def clients_per_round(self, clients: int) -> int:
+        return self.size
+
+    def fingerprint(self) -> str:
+        return ""
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         if not 0 < self.size <= clients:
@@ -53,6 +83,13 @@ class Trace:
 
     file: Path
     size: int | None = None
+    takes_all = False
+
+    def clients_per_round(self, clients: int) -> int:
+        return clients if self.size is None else min(self.size, clients)
+
+    def fingerprint(self) -> str:
+        return str(self.events)
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         if self.size is not None and self.size < 1:

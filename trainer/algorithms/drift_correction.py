@@ -1,0 +1,108 @@
+"""Drift correction: what SCAFFOLD, FedNova and FedDyn change of federated averaging."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from trainer.algorithms.base import Setting
+from trainer.algorithms.client_result import Work
+
+if TYPE_CHECKING:
+    from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
+
+
+class DriftCorrection(Protocol):
+    """A choice of correction. A frozen value; `setup` makes what works on one run.
+
+    Attributes:
+        keeps_client_state: whether clients keep vectors of the correction between rounds.
+    """
+
+    @property
+    def keeps_client_state(self) -> bool: ...
+
+    def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
+        """Return the reasons why the correction cannot work with these choices."""
+        ...
+
+    def setup(self, run: FedAvgRun) -> Corrector:
+        """Return the correction at work on a run."""
+        ...
+
+
+class Corrector:
+    """A correction at work. Abstract: each overrides the places where it differs from plain averaging.
+
+    Attributes:
+        vectors: global vectors [n] besides the parameters, by name; equal on all ranks, saved, and sent to new sites.
+        summed: the names of those vectors that grow, at the end of a round, by what all clients have added to the
+            round's sums of the same name.
+        client_vectors: names of the vectors [n] that a client keeps between rounds; zeros before its first one.
+    """
+
+    vectors: dict[str, Tensor] = {}
+    summed: tuple[str, ...] = ()
+    client_vectors: tuple[str, ...] = ()
+
+    def start_client(self, client: FedAvgClient) -> None:
+        """Add terms to the client's gradients; its vectors are in `client.vectors`."""
+
+    def measure(self, result: Work) -> dict[str, float]:
+        """Return numbers of a client, of which the round sums the weighted values among its scalars."""
+        return {}
+
+    def update_factor(self, measures: dict[str, float]) -> float:
+        """Return what a client's update is multiplied by, besides its weight."""
+        return 1.0
+
+    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: Work) -> None:
+        """Set the client's vectors to those that it keeps, and add to the round's sums.
+
+        Args:
+            client: the client that has trained.
+            update: (start - local) * share, in place until the client's `finish` returns: do not change it.
+            share: what the update was multiplied by.
+            result: what the client did.
+        """
+
+    def mean_factor(self, sums: dict[str, float]) -> float:
+        """Return what the mean of all updates is multiplied by."""
+        return 1.0
+
+    def correct(self, block: slice, update: Tensor, sums: dict[str, float]) -> None:
+        """Edit the mean update of a block in place, on the ranks that move it."""
+
+
+NO_CORRECTION = Corrector()
+
+
+def inexact_updates(name: str, algorithm: FedAvg) -> list[str]:
+    """Return the error of a limit to the norm of updates, which this correction needs as they are."""
+    if algorithm.max_update_norm is None:
+        return []
+    return [
+        f"algorithm.max_update_norm={algorithm.max_update_norm} with algorithm={name}: it needs updates as they are.\n"
+        "  set algorithm.max_update_norm=null, or algorithm=fedavg"
+    ]
+
+
+def proximal_term(name: str, algorithm: FedAvg) -> list[str]:
+    """Return the error of FedProx's term beside those of this correction."""
+    if not algorithm.proximal_mu:
+        return []
+    return [
+        f"algorithm.proximal_mu={algorithm.proximal_mu} with algorithm={name}, which has terms of its own.\n"
+        "  set algorithm.proximal_mu=0, or algorithm=fedprox"
+    ]
+
+
+def unequal_weights(name: str, algorithm: FedAvg) -> list[str]:
+    """Return the error of weights, where all clients weigh the same."""
+    if algorithm.weighting == "equal":
+        return []
+    return [
+        f"algorithm.weighting={algorithm.weighting} with algorithm={name}, where all clients weigh the same.\n"
+        "  set algorithm.weighting=equal, or algorithm=fedavg"
+    ]
