@@ -68,7 +68,7 @@ train() {
 train_by_torchrun() {
     local options=(--ntasks="$nodes" --ntasks-per-node=1)
     ((groups == 1)) || options=(--het-group="0-$((groups - 1))")
-    run srun "${options[@]}" --cpu-bind=none python -m trainer launch.nodes="$nodes" launch.meet="$meet" "$@"
+    run srun "${options[@]}" --cpu-bind=none python -m trainer launch.nodes="$nodes" launch.rdzv_endpoint="$meet" "$@"
 }
 
 # The tasks of the job are the workers; if there is only one a node, one a GPU.
@@ -80,5 +80,5 @@ train_by_srun() {
     fi
     options+=(--cpus-per-task="$threads")
     ((groups == 1)) || options=(--het-group="0-$((groups - 1))")
-    run srun "${options[@]}" --distribution=block --wait=60 python -m trainer launch.threads="$threads" "$@"
+    run srun "${options[@]}" --distribution=block --wait=60 python -m trainer launch.threads_per_worker="$threads" "$@"
 }

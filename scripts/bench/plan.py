@@ -26,7 +26,13 @@ from scripts.network_namespaces import Host, new_hosts
 from trainer.commands.plan.console import WHOLE_ROUND
 from trainer.data import Arrays, Splits, Windows
 
-HERE = ("launch.nproc=2", "launch.threads=1", "launch.device=cpu", "eval.every=1000", "checkpoint.every=1000")
+HERE = (
+    "launch.nproc_per_node=2",
+    "launch.threads_per_worker=1",
+    "launch.device=cpu",
+    "eval.every_rounds=1000",
+    "checkpoint.every_rounds=1000",
+)
 SMALL = ("data=custom", "rounds=16", "algorithm=fedavg", "silos=2")
 MNIST = ("data._target_=scripts.bench.plan.images", "+data.examples=6000", "model=mlp", "batch_size=10")
 GPT = ("data._target_=scripts.bench.plan.tokens", "+data.windows=400", "model=gpt", "task=language_modelling")
@@ -74,8 +80,8 @@ def outputs(commands: Sequence[Sequence[str]]) -> str:
 def commands(hosts: Sequence[Host], *arguments: str) -> list[list[str]]:
     """The trainer with these arguments, on each of the hosts, or here if there are none."""
     trainer = [sys.executable, "-m", "trainer", *arguments]
-    meeting = ("launch.nproc=1", f"launch.nodes={len(hosts)}")
-    where = f"launch.meet={hosts[0].address}:{MEETING}" if hosts else ""
+    meeting = ("launch.nproc_per_node=1", f"launch.nodes={len(hosts)}")
+    where = f"launch.rdzv_endpoint={hosts[0].address}:{MEETING}" if hosts else ""
     return [[*host.inside, *trainer, *meeting, where] for host in hosts] or [trainer]
 
 

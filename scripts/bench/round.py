@@ -58,7 +58,7 @@ def ours(topology: Topology, source: Arrays, clients: Clients, cohort: Cohort) -
         optimizer=sgd,
         rounds=10**6,
         batch_size=BATCH_SIZE,
-        cohort=cohort,
+        client_sampling=cohort,
         evaluate_every=10**6,
     )
     state = State(run)

@@ -102,7 +102,7 @@ def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int,
         batch_size=batch_size,
         length=RoundLength(steps=case.steps),
         evaluate_every=10**6,
-        gradients=gradients,
+        gradient_compression=gradients,
     )
     state = State(run)
     with ExitStack() as stack:

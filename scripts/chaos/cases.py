@@ -8,8 +8,8 @@ ROUNDS = 12
 
 # Dropout, momentum, batch statistics that differ between ranks; several sections in every round of a second or two.
 COMMON = (
-    "launch.nproc=2",
-    "launch.threads=1",
+    "launch.nproc_per_node=2",
+    "launch.threads_per_worker=1",
     "launch.device=cpu",
     "launch.max_restarts=100000",
     "checkpoint.every_seconds=0.3",
@@ -21,7 +21,14 @@ COMMON = (
 CASES: dict[str, tuple[str, ...]] = {
     "sync": ("algorithm=sync", "optimizer=momentum", "optimizer.lr=0.02", "round.steps=240"),
     "fedavg_adam": (
-        *("algorithm=fedavg", "server=adam", "silos=2", "clients=5", "cohort=sample", "cohort.size=3"),
+        *(
+            "algorithm=fedavg",
+            "server=adam",
+            "silos=2",
+            "clients=5",
+            "client_sampling=sample",
+            "client_sampling.clients_per_round=3",
+        ),
         *("partition=dirichlet", "optimizer.lr=0.05", "round.steps=120"),
     ),
     "diloco": ("algorithm=diloco", "silos=2", "clients=3", "optimizer.lr=0.001", "round.steps=100"),

@@ -60,7 +60,7 @@ class Case:
     def run_alone(self) -> None:
         """Runs it untouched."""
         tree = self._tree(self.alone, "launch.max_restarts=0")
-        with under_way(tree, self.alone, tree["launch"]["nproc"]) as run:
+        with under_way(tree, self.alone, tree["launch"]["nproc_per_node"]) as run:
             run.wait(lambda: False)
         assert run.launcher.exitcode == 0, run.said.read_text()
         assert run.start_seconds is not None
@@ -74,7 +74,7 @@ class Case:
         folder = self.folder / f"{self.name}-{self.runs}"
         tree = self._tree(folder)
         sums = ("scalars",) if tree["silos"] == 1 else ("scalars", "vectors")
-        with under_way(tree, folder, tree["launch"]["nproc"]) as run:
+        with under_way(tree, folder, tree["launch"]["nproc_per_node"]) as run:
             killer = Killer(run, random, self.start_seconds, sums)
             for kill in killer.work_off(planned):
                 print(f"{self.name:<12} {kill}", flush=True)

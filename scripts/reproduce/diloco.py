@@ -31,7 +31,7 @@ def _overrides(name: str) -> tuple[str, ...]:
     if name == "sync":
         return ("experiment=diloco_shakespeare", "algorithm=sync", "silos=1", "batch_size=32")
     steps = int(name.removeprefix("diloco"))
-    length = (f"round.steps={steps}", f"rounds={STEPS // steps}", f"eval.every={EVALUATED // steps}")
+    length = (f"round.steps={steps}", f"rounds={STEPS // steps}", f"eval.every_rounds={EVALUATED // steps}")
     return ("experiment=diloco_shakespeare", *length)
 
 

@@ -66,7 +66,7 @@ def _cell(row: Row, place: int, seed: int) -> Iterator[Trial]:
     rounds = min(int(PATIENCE * row.published[place]), MOST_EPOCHS // (row.cohort * row.epochs))
     overrides = (
         *(f"experiment=mcmahan_{row.model}", f"partition={partition}", "silos=1", f"rounds={rounds}"),
-        *(f"cohort.size={row.cohort}", f"round.epochs={row.epochs}"),
+        *(f"client_sampling.clients_per_round={row.cohort}", f"round.epochs={row.epochs}"),
     )
     for lr in row.rates[place]:
         yield Trial(row.cell(partition), lr, seed, overrides, TARGETS[row.model])

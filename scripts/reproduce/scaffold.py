@@ -21,7 +21,7 @@ EPOCHS = (1, 5, 10, 20)
 ALGORITHMS = {
     "SGD": ("algorithm=fedsgd", "batch_size=all"),
     "FedAvg": ("algorithm=fedavg",),
-    "FedProx": ("algorithm=fedprox", "algorithm.pull=1"),
+    "FedProx": ("algorithm=fedprox", "algorithm.proximal_mu=1"),
     "SCAFFOLD": ("algorithm=scaffold",),
 }
 

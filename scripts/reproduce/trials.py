@@ -35,7 +35,12 @@ class Trial:
 
     def arguments(self, folder: Path) -> list[str]:
         """The overrides of `python -m trainer`, for a run in its place in the folder."""
-        own = [f"optimizer.lr={self.lr:g}", f"seed={self.seed}", f"launch.nproc={self.workers}", "launch.threads=1"]
+        own = [
+            f"optimizer.lr={self.lr:g}",
+            f"seed={self.seed}",
+            f"launch.nproc_per_node={self.workers}",
+            "launch.threads_per_worker=1",
+        ]
         return [*self.overrides, *own, f"run_dir={folder / self.name}"]
 
 

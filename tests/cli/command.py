@@ -16,7 +16,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 120
 SECONDS_TO_FOLLOW = 2  # for workers whose launcher has ended
-HERE = ("launch.nproc=2", "launch.threads=1", "launch.device=cpu")
+HERE = ("launch.nproc_per_node=2", "launch.threads_per_worker=1", "launch.device=cpu")
 FOREIGN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "LOGLEVEL")
 
 
@@ -45,7 +45,7 @@ def work(overrides: list[str]) -> None:
         patch.object(worker, "meet", lambda place: dist.FileStore(path, size)),  # pyright: ignore
     ):
         path = collectives.broadcast_text(f"{folder}/store")
-        worker.main(lambda: compose_tree(["launch.threads=1", "launch.device=cpu", *overrides]))
+        worker.main(lambda: compose_tree(["launch.threads_per_worker=1", "launch.device=cpu", *overrides]))
         collectives.barrier()  # rank 0's folder is everybody's
 
 

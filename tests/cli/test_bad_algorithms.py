@@ -19,7 +19,7 @@ from trainer.models.flat import FlatModel
 FEDAVG, SCAFFOLD, FEDNOVA, KRUM = (
     [f"algorithm={name}", "silos=2"] for name in ("fedavg", "scaffold", "fednova", "krum")
 )
-TRACE = [*FEDAVG, "cohort=trace", "cohort.file=trace.csv"]
+TRACE = [*FEDAVG, "client_sampling=trace", "client_sampling.file=trace.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -34,76 +34,93 @@ COMBINATIONS = {
         ["algorithm=scaffold", "AdamW", "linear in the gradient", "set optimizer=sgd", "or algorithm=fedavg"],
     ),
     "clipping and control variates": (
-        [*SCAFFOLD, "clip_norm=1"],
-        ["clip_norm=1", "algorithm=scaffold", "set clip_norm=null, or algorithm=fedavg"],
+        [*SCAFFOLD, "clip.max_norm=1"],
+        ["clip.max_norm=1", "algorithm=scaffold", "set clip.max_norm=null, or algorithm=fedavg"],
     ),
     "adaptive steps and ways": (
         [*FEDNOVA, "optimizer=adamw"],
         ["algorithm=fednova", "AdamW", "linear in the gradient", "set optimizer=sgd", "or algorithm=fedavg"],
     ),
     "clipping and ways": (
-        [*FEDNOVA, "clip_norm=1"],
-        ["clip_norm=1", "algorithm=fednova", "set clip_norm=null, or algorithm=fedavg"],
+        [*FEDNOVA, "clip.max_norm=1"],
+        ["clip.max_norm=1", "algorithm=fednova", "set clip.max_norm=null, or algorithm=fedavg"],
     ),
     "both of them": (
-        [*SCAFFOLD, "optimizer=adamw", "clip_norm=1"],
-        ["clip_norm=1", "set clip_norm=null", "AdamW", "set optimizer=sgd"],
+        [*SCAFFOLD, "optimizer=adamw", "clip.max_norm=1"],
+        ["clip.max_norm=1", "set clip.max_norm=null", "AdamW", "set optimizer=sgd"],
     ),
     "an optimizer that asks for more": (
         [*FEDNOVA, "optimizer=custom", "optimizer._target_=torch.optim.LBFGS"],
         ["algorithm=fednova", "LBFGS", "closure", "set optimizer=sgd"],
     ),
     "kept state and control variates": (
-        [*SCAFFOLD, "algorithm.inner_state=keep"],
-        ["algorithm.inner_state=keep", "algorithm=scaffold", "set algorithm.inner_state=reset, or algorithm=fedavg"],
+        [*SCAFFOLD, "algorithm.client_optimizer_state=keep"],
+        [
+            "algorithm.client_optimizer_state=keep",
+            "algorithm=scaffold",
+            "set algorithm.client_optimizer_state=reset, or algorithm=fedavg",
+        ],
     ),
     "kept state and ways": (
-        [*FEDNOVA, "algorithm.inner_state=keep"],
-        ["algorithm.inner_state=keep", "algorithm=fednova", "set algorithm.inner_state=reset, or algorithm=fedavg"],
+        [*FEDNOVA, "algorithm.client_optimizer_state=keep"],
+        [
+            "algorithm.client_optimizer_state=keep",
+            "algorithm=fednova",
+            "set algorithm.client_optimizer_state=reset, or algorithm=fedavg",
+        ],
     ),
     "more liars than krum can bear": (
-        [*KRUM, "clients=6", "algorithm.byzantine=2"],
-        ["algorithm.byzantine=2", "6 clients a round", "7 or more", "or more clients"],
+        [*KRUM, "clients=6", "algorithm.rule.byzantine=2"],
+        ["algorithm.rule.byzantine=2", "6 clients a round", "7 or more", "more clients"],
     ),
     "more liars than the cohort can bear": (
-        [*KRUM, "clients=9", "cohort=sample", "cohort.size=4"],
-        ["algorithm.byzantine=1", "4 clients a round", "5 or more", "a larger cohort.size"],
+        [*KRUM, "clients=9", "client_sampling=sample", "client_sampling.clients_per_round=4"],
+        ["algorithm.rule.byzantine=1", "4 clients a round", "5 or more", "a larger client_sampling.clients_per_round"],
     ),
     "nothing that is shared": (
-        [*FEDAVG, "algorithm.shared=nowhere"],
-        ["algorithm.shared=nowhere", "its names: conv1.weight", "or algorithm=local"],
+        [*FEDAVG, "algorithm.shared_params=nowhere"],
+        ["algorithm.shared_params=nowhere", "its names: conv1.weight", "or algorithm=local"],
     ),
     "weights of clients that all weigh the same": (
-        [*KRUM, "clients=5", "+algorithm.weight=examples"],
-        ["algorithm.weight", "no argument", "Robust", "valid: algorithm.rule"],
+        [*KRUM, "clients=5", "algorithm.weighting=examples"],
+        ["algorithm.weighting=examples", "a robust rule", "set algorithm.weighting=equal"],
     ),
     "personal layers that the model does not have": (
         ["algorithm=fedbn", "silos=2"],
-        ["algorithm.shared=", "model=DigitsCNN", "its names: conv1.weight", "another pattern, or another model"],
+        ["algorithm.shared_params=", "model=DigitsCNN", "its names: conv1.weight", "another pattern, or another model"],
     ),
     "a cohort and synchronous rounds": (
-        [*FEDAVG, "round.synchronous=3", "clients=4", "cohort=sample", "cohort.size=2"],
-        ["round.synchronous=3", "cohort", "set cohort=all, or round.synchronous=0"],
+        [*FEDAVG, "round.sync_rounds=3", "clients=4", "client_sampling=sample", "client_sampling.clients_per_round=2"],
+        ["round.sync_rounds=3", "cohort", "set client_sampling=all, or round.sync_rounds=0"],
     ),
     "a cohort and one silo in step": (
-        ["cohort=trace", "cohort.file=trace.csv"],
-        ["cohort=trace", "algorithm=sync", "set cohort=all, or algorithm=fedavg"],
+        ["client_sampling=trace", "client_sampling.file=trace.csv"],
+        ["client_sampling=trace", "algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
     ),
     "work that is dropped and one silo in step": (
-        ["round.seconds=5", "round.late=drop"],
-        ["round.late=drop", "algorithm=sync", "round.late=count"],
+        ["round.deadline_seconds=5", "round.stragglers=drop"],
+        ["round.stragglers=drop", "algorithm=sync", "round.stragglers=keep"],
     ),
     "packed numbers and one silo in step": (
-        ["uplink=int8"],
-        ["uplink=int8", "algorithm=sync", "one silo", "set uplink=fp32, or algorithm=fedavg"],
+        ["update_compression=int8"],
+        ["update_compression=int8", "algorithm=sync", "one silo", "set update_compression=fp32, or algorithm=fedavg"],
     ),
     "packed numbers and a rule that compares them": (
-        [*KRUM, "clients=5", "uplink=topk"],
-        ["uplink=topk", "algorithm", "median or averaging", "set uplink=fp32, or algorithm=fedavg"],
+        [*KRUM, "clients=5", "update_compression=topk"],
+        [
+            "update_compression=topk",
+            "algorithm",
+            "median or averaging",
+            "set update_compression=fp32, or algorithm=fedavg",
+        ],
     ),
     "packed numbers that are never sent": (
-        ["algorithm=local", "silos=2", "uplink=bf16"],
-        ["uplink=bf16", "algorithm.shared finds no parameter", "set uplink=fp32, or algorithm=fedavg"],
+        ["algorithm=local", "silos=2", "update_compression=bf16"],
+        [
+            "update_compression=bf16",
+            "algorithm.shared_params finds no parameter",
+            "set update_compression=fp32, or algorithm=fedavg",
+        ],
     ),
     "silos that are never combined": (
         ["algorithm=sync", "silos=2"],
@@ -111,13 +128,22 @@ COMBINATIONS = {
     ),
 }
 SLOTS = {
-    "capped by nothing": ([*FEDAVG, "algorithm.weight=capped"], ["algorithm.weight=capped", "algorithm.cap", "from 1"]),
-    "a cap of nothing": ([*FEDAVG, "algorithm.cap=5"], ["algorithm.weight=examples", "algorithm.cap=5", "capped"]),
-    "a cap of 0": ([*SCAFFOLD, "algorithm.weight=capped", "algorithm.cap=0"], ["algorithm.cap=0", "from 1"]),
-    "a pull away": ([*FEDAVG, "algorithm.pull=-0.1"], ["algorithm.pull=-0.1", "a number from 0"]),
-    "no norm": ([*FEDAVG, "algorithm.norm_bound=0"], ["algorithm.norm_bound=0", "a number above 0, or null"]),
-    "no pattern": ([*FEDAVG, "algorithm.shared='('"], ["algorithm.shared=(", "missing )"]),
-    "moments": ([*FEDAVG, "algorithm.batch_statistics=x"], ["algorithm.batch_statistics=x", "valid: pooled or mean"]),
+    "capped by nothing": (
+        [*FEDAVG, "algorithm.weighting=capped"],
+        ["algorithm.weighting=capped", "algorithm.max_weight", "from 1"],
+    ),
+    "a cap of nothing": (
+        [*FEDAVG, "algorithm.max_weight=5"],
+        ["algorithm.weighting=examples", "algorithm.max_weight=5", "capped"],
+    ),
+    "a cap of 0": (
+        [*SCAFFOLD, "algorithm.weighting=capped", "algorithm.max_weight=0"],
+        ["algorithm.max_weight=0", "from 1"],
+    ),
+    "a pull away": ([*FEDAVG, "algorithm.proximal_mu=-0.1"], ["algorithm.proximal_mu=-0.1", "a number from 0"]),
+    "no norm": ([*FEDAVG, "algorithm.max_update_norm=0"], ["algorithm.max_update_norm=0", "a number above 0, or null"]),
+    "no pattern": ([*FEDAVG, "algorithm.shared_params='('"], ["algorithm.shared_params=(", "missing )"]),
+    "moments": ([*FEDAVG, "algorithm.batchnorm_stats=x"], ["algorithm.batchnorm_stats=x", "valid: pooled or mean"]),
     "a rule": ([*KRUM, "algorithm.rule=mean"], ["algorithm.rule=mean", "median", "trimmed_mean", "krum"]),
     "half left out": (
         ["algorithm=trimmed_mean", "silos=2", "algorithm.trim=0.5"],
@@ -131,13 +157,25 @@ SLOTS = {
     "half a liar": ([*KRUM, "algorithm.byzantine=1.5"], ["algorithm.byzantine=1.5", "valid: a whole number"]),
     "none selected": ([*KRUM, "algorithm.selected=0"], ["algorithm.selected=0", "selected from 1"]),
     "a type of 32 bits": (
-        [*FEDAVG, "uplink=fp16", "uplink.dtype=float32"],
-        ["uplink.dtype=float32", "valid: bfloat16 or float16"],
+        [*FEDAVG, "update_compression=fp16", "update_compression.dtype=float32"],
+        ["update_compression.dtype=float32", "valid: bfloat16 or float16"],
     ),
-    "blocks that fill no bytes": ([*FEDAVG, "uplink=int4", "uplink.block=100"], ["uplink.block=100", "multiple of 8"]),
-    "no block": ([*FEDAVG, "uplink=int8", "uplink.block=0"], ["uplink.block=0", "a multiple of 8, from 8"]),
-    "more than all": ([*FEDAVG, "uplink=topk", "uplink.fraction=2"], ["uplink.fraction=2", "above 0, up to 0.5"]),
-    "no rank": ([*FEDAVG, "uplink=powersgd", "uplink.rank=0"], ["uplink.rank=0", "a whole number from 1"]),
+    "blocks that fill no bytes": (
+        [*FEDAVG, "update_compression=int4", "update_compression.block=100"],
+        ["update_compression.block=100", "multiple of 8"],
+    ),
+    "no block": (
+        [*FEDAVG, "update_compression=int8", "update_compression.block=0"],
+        ["update_compression.block=0", "a multiple of 8, from 8"],
+    ),
+    "more than all": (
+        [*FEDAVG, "update_compression=topk", "update_compression.fraction=2"],
+        ["update_compression.fraction=2", "above 0, up to 0.5"],
+    ),
+    "no rank": (
+        [*FEDAVG, "update_compression=powersgd", "update_compression.rank=0"],
+        ["update_compression.rank=0", "a whole number from 1"],
+    ),
     "a server's rule": (
         [*FEDAVG, "server=fedadam", "server.rule=unknown"],
         ["server.rule=unknown", "valid: adagrad or adam or yogi"],
@@ -152,14 +190,17 @@ ROUNDS = {
     "a span the wrong way": (["round.epochs=[5,2]"], ["round.epochs=[5,2]", "a whole number from 1", "such as [2,5]"]),
     "half a span": (["round.epochs=[2]"], ["round.epochs=[2]", "such as [2,5]"]),
     "a span from 0": (["round.epochs=[0,2]"], ["round.epochs=[0,2]", "such as [2,5]"]),
-    "late": (["round.late=x"], ["round.late=x", "valid: count or drop"]),
-    "seconds before": (["round.seconds=-1"], ["round.seconds=-1", "valid: a number from 0, or null"]),
-    "synchronous rounds": (["round.synchronous=-1"], ["round.synchronous=-1", "valid: a whole number from 0"]),
+    "late": (["round.stragglers=x"], ["round.stragglers=x", "valid: keep or drop"]),
+    "seconds before": (["round.deadline_seconds=-1"], ["round.deadline_seconds=-1", "valid: a number from 0, or null"]),
+    "synchronous rounds": (["round.sync_rounds=-1"], ["round.sync_rounds=-1", "valid: a whole number from 0"]),
     "a pattern without quotes": (
-        [*FEDAVG, "algorithm.shared=^conv"],
-        ["algorithm.shared=^conv cannot be read", "quote it: \"algorithm.shared='^conv'\""],
+        [*FEDAVG, "algorithm.shared_params=^conv"],
+        ["algorithm.shared_params=^conv cannot be read", "quote it: \"algorithm.shared_params='^conv'\""],
     ),
-    "no trace": ([*FEDAVG, "cohort=trace"], ["cohort.file has no value", "set cohort.file="]),
+    "no trace": (
+        [*FEDAVG, "client_sampling=trace"],
+        ["client_sampling.file has no value", "set client_sampling.file="],
+    ),
 }
 
 
@@ -189,14 +230,14 @@ def test_a_trace_that_tells_nothing_is_refused(
     monkeypatch.chdir(tmp_path)
     if text is not None:
         (tmp_path / "trace.csv").write_text(text)
-    assert_says(building(TRACE, topology), ["cohort.file=trace.csv", "valid:", *said])
+    assert_says(building(TRACE, topology), ["client_sampling.file=trace.csv", "valid:", *said])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "uplink").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "update_compression").glob("*.yaml")))
 def test_every_uplink_is_built_of_its_yaml(name: str, topology: Topology) -> None:
     """And is called as its choice is."""
-    config = read_config(compose_tree([*FEDAVG, f"uplink={name}"]))
-    assert build(config, replace(topology, silo_sizes=(1, 1))).uplink.name == name
+    config = read_config(compose_tree([*FEDAVG, f"update_compression={name}"]))
+    assert build(config, replace(topology, silo_sizes=(1, 1))).update_compression.name == name
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")))
@@ -209,7 +250,7 @@ def test_every_algorithm_is_built_of_its_yaml(name: str, topology: Topology) -> 
     run = build(config, replace(topology, silo_sizes=sizes))
     assert config.algorithm["_target_"] == f"trainer.algorithms.{type(run.algorithm).__name__}"
     assert run.round(0).cohort == tuple(range(clients))
-    model = FlatModel(run.module, run.algorithm.is_shared, run.algorithm.batch_statistics)
+    model = FlatModel(run.module, run.algorithm.is_shared, run.algorithm.batchnorm_stats)
     assert model.has_personal == (name in ("fedbn", "local"))
-    run.algorithm.setup(model, run.optimizer, run.training_sizes, Plain(run.topology))
-    assert set(run.algorithm.slice_state()) >= ({"server"} if name != "sync" else set())
+    live = run.algorithm.setup(model, run.optimizer, run.training_sizes, Plain(run.topology))
+    assert set(live.sharded_state_dict()) >= ({"server"} if name not in ("sync", "averaging") else set())

@@ -1,4 +1,4 @@
-"""What `gradients=` cannot be is refused: key, value, what is valid."""
+"""What `gradient_compression=` cannot be is refused: key, value, what is valid."""
 
 from __future__ import annotations
 
@@ -15,17 +15,38 @@ def topology():
 
 
 BAD = {
-    "half a block": (["gradients=int8", "gradients.block=12"], ["gradients.block=12", "a multiple of 8, from 8"]),
-    "no block": (["gradients=int8", "gradients.block=0"], ["gradients.block=0", "a multiple of 8, from 8"]),
-    "a block of words": (["gradients=int8", "gradients.block=x"], ["gradients.block=x", "a whole number"]),
-    "no columns": (["gradients=powersgd", "gradients.rank=0"], ["gradients.rank=0", "a whole number from 1"]),
-    "too early": (["gradients=powersgd", "gradients.start=1"], ["gradients.start=1", "a whole number from 2"]),
-    "both": (
-        ["gradients=powersgd", "gradients.rank=-1", "gradients.start=0"],
-        ["gradients.rank=-1", "gradients.start=0"],
+    "half a block": (
+        ["gradient_compression=int8", "gradient_compression.block=12"],
+        ["gradient_compression.block=12", "a multiple of 8, from 8"],
     ),
-    "another type": (["gradients=bf16", "gradients.dtype=float8"], ["gradients.dtype=float8", "bfloat16 or float16"]),
-    "another's key": (["gradients=int8", "+gradients.rank=2"], ["gradients.rank", "no argument", "gradients.block"]),
+    "no block": (
+        ["gradient_compression=int8", "gradient_compression.block=0"],
+        ["gradient_compression.block=0", "a multiple of 8, from 8"],
+    ),
+    "a block of words": (
+        ["gradient_compression=int8", "gradient_compression.block=x"],
+        ["gradient_compression.block=x", "a whole number"],
+    ),
+    "no columns": (
+        ["gradient_compression=powersgd", "gradient_compression.rank=0"],
+        ["gradient_compression.rank=0", "a whole number from 1"],
+    ),
+    "too early": (
+        ["gradient_compression=powersgd", "gradient_compression.start=1"],
+        ["gradient_compression.start=1", "a whole number from 2"],
+    ),
+    "both": (
+        ["gradient_compression=powersgd", "gradient_compression.rank=-1", "gradient_compression.start=0"],
+        ["gradient_compression.rank=-1", "gradient_compression.start=0"],
+    ),
+    "another type": (
+        ["gradient_compression=bf16", "gradient_compression.dtype=float8"],
+        ["gradient_compression.dtype=float8", "bfloat16 or float16"],
+    ),
+    "another's key": (
+        ["gradient_compression=int8", "+gradient_compression.rank=2"],
+        ["gradient_compression.rank", "no argument", "gradient_compression.block"],
+    ),
 }
 
 
@@ -36,4 +57,7 @@ def test_what_cannot_be_is_refused(topology: Topology, name: str):
 
 
 def test_an_unknown_choice_is_answered_by_those_there_are():
-    assert_says(composing(["gradients=int9"]), ["gradients=int9", "did you mean int8?", "fp32", "powersgd"])
+    assert_says(
+        composing(["gradient_compression=int9"]),
+        ["gradient_compression=int9", "did you mean int8?", "fp32", "powersgd"],
+    )

@@ -31,9 +31,15 @@ UNKNOWN = {
     "no choice": (["data=null"], ["data=null", "valid:", "digits"]),
     "an experiment": (["experiment=nothing"], ["experiment=nothing", "mnist_fedavg"]),
     "an argument": (["optimizer.momentum=0.9"], ["optimizer.momentum", "optimizer.lr", "+optimizer.momentum=..."]),
-    "one of a few keys": (["checkpoint.evry=2"], ["did you mean checkpoint.every?", "valid: checkpoint.every, "]),
+    "one of a few keys": (
+        ["checkpoint.evry=2"],
+        ["did you mean checkpoint.every_rounds?", "valid: checkpoint.every_rounds, "],
+    ),
     "a key unlike any of its section": (["round.foo=2"], ["round.foo is no key\n", "valid: round.epochs, round.steps"]),
-    "a key of a section misspelt": (["lauch.nproc=2"], ["did you mean launch.nproc?", "valid: launch.nproc, "]),
+    "a key of a section misspelt": (
+        ["lauch.nproc_per_node=2"],
+        ["did you mean launch.nproc_per_node?", "valid: launch.nproc_per_node, "],
+    ),
     "a key added to a section": (["+round.epoch=2"], ["did you mean round.epochs?", "valid: round.epochs, "]),
     "a key of Hydra's": (["hydra.run.dir=x"], ["hydra.run.dir=x", "in sweeps alone", "run_dir="]),
     "a group of Hydra's": (["hydra/launcher=x"], ["hydra/launcher=x", "in sweeps alone"]),
@@ -44,7 +50,7 @@ UNKNOWN = {
 WRONG = {
     "no number": (["rounds=many"], ["rounds=many", "valid: a whole number from 1"]),
     "no whole number": (["rounds=2.5"], ["rounds=2.5", "valid: a whole number from 1"]),
-    "too small": (["eval.every=0"], ["eval.every=0", "valid: a whole number from 1"]),
+    "too small": (["eval.every_rounds=0"], ["eval.every_rounds=0", "valid: a whole number from 1"]),
     "negative": (["seed=-1"], ["seed=-1", "valid: a whole number from 0"]),
     "empty": (["rounds="], ["rounds=", "valid: a whole number from 1"]),
     "null": (["batch_size=null"], ["batch_size=null", "valid: a whole number from 1, or all"]),
@@ -55,17 +61,23 @@ WRONG = {
     "a number as a name": (["name=2024"], ["name=2024\n", "valid: a text (digits as \"'7'\"), or null"]),
     "no clients": (["clients=0"], ["clients=0", "or auto"]),
     "a switch": (["run.smoke=yes"], ["run.smoke=yes", "valid: true or false"]),
-    "one of few words": (["report.per_client=all"], ["report.per_client=all", "full", "scores", "none"]),
-    "a target of no number": (["stop.target=high"], ["stop.target=high", "valid: a number, or null"]),
-    "no patience": (["stop.patience=0"], ["stop.patience=0", "a whole number from 1, or null"]),
-    "less than no time": (["stop.seconds=-1"], ["stop.seconds=-1", "a number from 0, or null"]),
-    "a decay": (["ema=1"], ["ema=1", "a number from 0 to below 1, or null"]),
+    "one of few words": (["metrics.per_client=all"], ["metrics.per_client=all", "full", "scores", "none"]),
+    "a target of no number": (["stop.metric_target=high"], ["stop.metric_target=high", "valid: a number, or null"]),
+    "no patience": (["stop.patience_evaluations=0"], ["stop.patience_evaluations=0", "a whole number from 1, or null"]),
+    "less than no time": (
+        ["stop.max_training_seconds=-1"],
+        ["stop.max_training_seconds=-1", "a number from 0, or null"],
+    ),
+    "a decay": (["ema_decay=1"], ["ema_decay=1", "a number from 0 to below 1, or null"]),
     "a fraction": (["data.validation=1"], ["data.validation=1", "from 0 to below 1"]),
     "no fraction": (["data.validation=some"], ["data.validation=some", "from 0 to below 1"]),
     "a section as a value": (["round=3"], ["round=3", "round.epochs", "round.steps"]),
     "a list cut short": (["silos=[1,"], ["silos=[1,"]),
     "missing": (["data=text"], ["data.path has no value", "set data.path="]),
-    "missing size": (["algorithm=fedavg", "cohort=sample"], ["cohort.size has no value", "set cohort.size="]),
+    "missing size": (
+        ["algorithm=fedavg", "client_sampling=sample"],
+        ["client_sampling.clients_per_round has no value", "set client_sampling.clients_per_round="],
+    ),
     "missing target": (["model=custom"], ["model._target_ has no value", "set model._target_="]),
 }
 
@@ -75,7 +87,7 @@ def test_what_is_unknown_is_answered_by_what_is_known(overrides: list[str], said
     assert_says(composing(overrides), said)
 
 
-@pytest.mark.parametrize("override", ["checkpoint.evry=2", "+checkpoint.evry=2", "lauch.nproc=2"])
+@pytest.mark.parametrize("override", ["checkpoint.evry=2", "+checkpoint.evry=2", "lauch.nproc_per_node=2"])
 def test_valid_keys_are_those_of_the_section(override: str) -> None:
     assert "batch_size" not in composing([override])
 
@@ -102,8 +114,8 @@ def test_all_faults_are_said_at_once_and_each_of_them_once() -> None:
 @pytest.mark.parametrize(
     ("silos", "said"),
     [
-        (3, ["silos=3", "4 ranks", "valid: 1, 2, 4", "silos=node", "launch.nproc=3"]),
-        ([3, 2], ["silos=[3,2]", "5 ranks", "add up to 4", "launch.nproc=5"]),
+        (3, ["silos=3", "4 ranks", "valid: 1, 2, 4", "silos=node", "launch.nproc_per_node=3"]),
+        ([3, 2], ["silos=[3,2]", "5 ranks", "add up to 4", "launch.nproc_per_node=5"]),
     ],
 )
 def test_silos_that_do_not_divide_the_world_are_said(silos: int | list[int], said: list[str]) -> None:
@@ -118,13 +130,13 @@ def test_who_started_torchrun_is_told_what_to_start(silos: int | list[int], monk
     with pytest.raises(ValueError) as refusal:
         silo_sizes(silos, [0, 0, 0, 0])
     assert_says(str(refusal.value), ["torchrun --nproc-per-node 3"])
-    assert "launch.nproc" not in str(refusal.value)
+    assert "launch.nproc_per_node" not in str(refusal.value)
 
 
 def test_nccl_between_cpus_is_refused() -> None:
-    with pytest.raises(ValueError) as refusal, distributed(device="cpu", between_backend="nccl"):
+    with pytest.raises(ValueError) as refusal, distributed(device="cpu", inter_silo_backend="nccl"):
         pass
-    assert_says(str(refusal.value), ["launch.between_backend=nccl", "on the CPU", "launch.between_backend=auto"])
+    assert_says(str(refusal.value), ["launch.inter_silo_backend=nccl", "on the CPU", "launch.inter_silo_backend=auto"])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="has eight GPUs")
@@ -132,8 +144,8 @@ def test_more_workers_than_gpus_are_said() -> None:
     with pytest.raises(ValueError) as refusal:
         choose_device("cuda", Place(local_world_size=8))
     visible = torch.cuda.device_count()
-    assert_says(str(refusal.value), ["launch.nproc=8", f"{visible} are visible", "launch.device=cpu"])
-    assert visible or "set launch.nproc=0" not in str(refusal.value), "no workers are no way out"
+    assert_says(str(refusal.value), ["launch.nproc_per_node=8", f"{visible} are visible", "launch.device=cpu"])
+    assert visible or "set launch.nproc_per_node=0" not in str(refusal.value), "no workers are no way out"
 
 
 # As a user meets it

@@ -23,22 +23,22 @@ def topology() -> Iterator[Topology]:
 
 REFUSED = {
     "a pattern of no name": [
-        ["optimizer.rates=[[embed,2],[conv1,3]]"],
-        ["optimizer.rates", "model=DigitsCNN goes by embed.", "conv1.weight"],
+        ["optimizer.lr_multipliers=[[embed,2],[conv1,3]]"],
+        ["optimizer.lr_multipliers", "model=DigitsCNN goes by embed.", "conv1.weight"],
     ],
     "no decay of none": [
-        ["optimizer=custom", "optimizer._target_=torch.optim.Rprop", "optimizer.no_decay=true"],
-        ["optimizer.no_decay=true", "no weight decay"],
+        ["optimizer=custom", "optimizer._target_=torch.optim.Rprop", "optimizer.exclude_norm_bias_decay=true"],
+        ["optimizer.exclude_norm_bias_decay=true", "no weight decay"],
     ],
     "rates under scaffold": [
-        ["algorithm=scaffold", "silos=2", "optimizer.rates=[[conv1,3]]"],
-        ["optimizer.rates with algorithm=scaffold", "set optimizer.rates=[], or algorithm=fedavg"],
+        ["algorithm=scaffold", "silos=2", "optimizer.lr_multipliers=[[conv1,3]]"],
+        ["optimizer.lr_multipliers with algorithm=scaffold", "set optimizer.lr_multipliers=[], or algorithm=fedavg"],
     ],
     "values clipped under fednova": [
-        ["algorithm=fednova", "silos=2", "clip_value=1"],
-        ["clip_value=1 with algorithm=fednova", "set clip_value=null"],
+        ["algorithm=fednova", "silos=2", "clip.max_value=1"],
+        ["clip.max_value=1 with algorithm=fednova", "set clip.max_value=null"],
     ],
-    "an order of no norm": [["clip_norm_order=1"], ["clip_norm_order=1 with clip_norm=null", "set clip_norm=1"]],
+    "an order of no norm": [["clip.norm_type=1"], ["clip.norm_type=1 with clip.max_norm=null", "set clip.max_norm=1"]],
     "muon between silos": [
         ["algorithm=fedavg", "silos=2", "server._target_=trainer.optim.muon.Muon"],
         ["server=trainer.optim.muon.Muon", "needs matrices", "set server=average"],
@@ -64,8 +64,8 @@ REFUSED = {
     ],
     "classes as labels": [["task=multi_label"], ["task=MultiLabel", "[batch, labels]"]],
     "a decay of more than the run": [
-        ["schedule=warmup_stable_decay", "schedule.warmup=0.9"],
-        ["schedule.warmup=0.9", "no more than 1 together"],
+        ["schedule=warmup_stable_decay", "schedule.warmup_fraction=0.9"],
+        ["schedule.warmup_fraction=0.9", "no more than 1 together"],
     ],
     "a depth that is none": [["model=resnet", "model.depth=18"], ["model.depth=18", "6 n + 2"]],
 }
@@ -80,13 +80,13 @@ def test_pieces_that_cannot_be_are_refused(name: str, topology: Topology) -> Non
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.rates=[head]", "optimizer.rates=[head]\n  valid: a list of names"),
-        ("optimizer.rates=[['(',2]]", "optimizer.rates=[[(,2]]\n  valid: a list of names"),
-        ("optimizer.no_decay=1", "optimizer.no_decay=1\n  valid: true or false"),
+        ("optimizer.lr_multipliers=[head]", "optimizer.lr_multipliers=[head]\n  valid: a list of names"),
+        ("optimizer.lr_multipliers=[['(',2]]", "optimizer.lr_multipliers=[[(,2]]\n  valid: a list of names"),
+        ("optimizer.exclude_norm_bias_decay=1", "optimizer.exclude_norm_bias_decay=1\n  valid: true or false"),
         ("model.freeze='('", "model.freeze=(\n  valid: a regular expression, or null"),
         ("model.init=3", "model.init=3\n  valid: a text"),
-        ("clip_norm_order=3", "clip_norm_order=3\n  valid: 1 or 2 or inf"),
-        ("clip_value=0", "clip_value=0\n  valid: a number from"),
+        ("clip.norm_type=3", "clip.norm_type=3\n  valid: 1 or 2 or inf"),
+        ("clip.max_value=0", "clip.max_value=0\n  valid: a number from"),
     ],
 )
 def test_values_that_cannot_be_are_refused(override: str, said: str) -> None:

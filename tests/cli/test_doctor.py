@@ -14,7 +14,13 @@ from tests.cli.command import HERE, Ended, Shell, Started
 
 NAMES = ("alpha", "beta")
 MEETING = "29417"
-ONE_EACH = ("launch.nproc=1", "launch.threads=1", "launch.device=cpu", "silos=node", "algorithm=fedavg")
+ONE_EACH = (
+    "launch.nproc_per_node=1",
+    "launch.threads_per_worker=1",
+    "launch.device=cpu",
+    "silos=node",
+    "algorithm=fedavg",
+)
 
 
 def doctor(shell: Shell, *overrides: str) -> Ended:
@@ -37,9 +43,9 @@ def test_on_one_host_nothing_is_wrong_and_nothing_is_left(shell: Shell) -> None:
 
 def test_threads_that_fight_are_named(shell: Shell) -> None:
     """The shell sets OMP_NUM_THREADS=1."""
-    ended = doctor(shell, "launch.threads=64")
+    ended = doctor(shell, "launch.threads_per_worker=64")
     assert ended.code == 0, "slow, not wrong"
-    assert "2 ranks with launch.threads=64 share" in ended.out
+    assert "2 ranks with launch.threads_per_worker=64 share" in ended.out
     assert "OMP_NUM_THREADS=1 is not heeded" in ended.out
 
 
@@ -95,7 +101,7 @@ def inside(host: Host, shell: Shell, *commands: str) -> tuple[str, ...]:
 
 
 def start(host: Host, shell: Shell, first: Host, *overrides: str, commands: tuple[str, ...] = ()) -> Started:
-    where = ("launch.nodes=2", f"launch.meet={first.address}:{MEETING}")
+    where = ("launch.nodes=2", f"launch.rdzv_endpoint={first.address}:{MEETING}")
     arguments = ("-m", "trainer", "doctor", *ONE_EACH, *where, *overrides)
     return shell.start(*arguments, inside=inside(host, shell, *commands))
 
@@ -156,4 +162,7 @@ def test_where_nobody_can_be_met_that_is_said_within_seconds(hosts: list[Host], 
     began = time.monotonic()
     ended = start(hosts[1], shells[1], hosts[0]).end()
     assert time.monotonic() - began < 60
-    assert ended.code == 1 and f"launch.meet={hosts[0].address}:{MEETING} cannot be reached from here" in ended.err
+    assert (
+        ended.code == 1
+        and f"launch.rdzv_endpoint={hosts[0].address}:{MEETING} cannot be reached from here" in ended.err
+    )

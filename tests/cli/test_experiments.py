@@ -54,8 +54,8 @@ def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path
     """On files like those of its data set, with fewer clients."""
     tree, files = compose_tree([f"experiment={experiment}"]), tmp_path / "files"
     files.mkdir()
-    few = ["clients=2"] if isinstance(tree["clients"], int) or tree["cohort"].get("size") else []
-    few += ["cohort.size=2"] if tree["cohort"].get("size") else []
+    few = ["clients=2"] if isinstance(tree["clients"], int) or tree["client_sampling"].get("clients_per_round") else []
+    few += ["client_sampling.clients_per_round=2"] if tree["client_sampling"].get("clients_per_round") else []
     target = [override for override in FILES[data_of(experiment)](files) if not override.startswith("model=")]
     if tree["model"]["_target_"].endswith((".CNN", ".ResNet", ".Logistic")):
         target = [override for override in target if not override.startswith("model.")]

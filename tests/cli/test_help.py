@@ -14,7 +14,8 @@ from trainer.config.compose import CONF, compose_tree
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 STABLE_KEYS = """
-silos clients batch_size micro_batch_size rounds round.epochs round.steps seed run_dir resume eval.every launch.nproc
+silos clients batch_size micro_batch_size rounds round.epochs round.steps seed run_dir resume eval.every_rounds
+launch.nproc_per_node
 """
 
 

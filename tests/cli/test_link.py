@@ -18,7 +18,7 @@ SECONDS_TO_SAY_SO = 12  # to end a round's steps, to ask what the others do, and
 OUTAGE_SECONDS = 3
 ROUNDS = 5
 FEDERATED = (*OWN, "algorithm=fedavg", "silos=2", f"rounds={ROUNDS}")
-WATCHFUL = ("checkpoint.every_seconds=0.2", f"launch.between_timeout_seconds={TIMEOUT_SECONDS}")
+WATCHFUL = ("checkpoint.every_seconds=0.2", f"launch.inter_silo_timeout_seconds={TIMEOUT_SECONDS}")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_both_sides_end_and_go_on_when_the_link_is_up_again(
 def test_a_link_that_is_up_again_in_time_only_delays(
     hosts: list[Host], shells: list[Shell], alone: Path, tmp_path: Path
 ) -> None:
-    """Shorter than launch.between_timeout_seconds, the outage is nothing but a longer wait."""
+    """Shorter than launch.inter_silo_timeout_seconds, the outage is nothing but a longer wait."""
     folder = tmp_path / "run"
     nodes = start(hosts, shells, folder)
     nodes[0].wait_for(f"round 1/{ROUNDS}")

@@ -19,7 +19,7 @@ from tests.cli.command import DEADLINE_SECONDS, Shell, Started
 from trainer.checkpoint.run_dir import RunFolder
 from trainer.loggers import read_jsonl
 
-NODE = ("-m", "trainer", "launch.nproc=1", "launch.threads=1", "launch.device=cpu")
+NODE = ("-m", "trainer", "launch.nproc_per_node=1", "launch.threads_per_worker=1", "launch.device=cpu")
 FEDERATED = ("algorithm=fedavg", "silos=2")
 
 
@@ -27,7 +27,7 @@ FEDERATED = ("algorithm=fedavg", "silos=2")
 def where() -> str:
     """A place to meet."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"launch.meet=localhost:{free.getsockname()[1]}"
+        return f"launch.rdzv_endpoint=localhost:{free.getsockname()[1]}"
 
 
 def start(shell: Shell, nodes: str, *overrides: str) -> Started:
@@ -37,7 +37,7 @@ def start(shell: Shell, nodes: str, *overrides: str) -> Started:
 def start_host(shell: Shell, nodes: str, *overrides: str) -> Started:
     """The node that holds the store: the first that comes, if all are on one machine."""
     started = start(shell, nodes, *overrides)
-    port = int(next(o for o in overrides if o.startswith("launch.meet")).rpartition(":")[2])
+    port = int(next(o for o in overrides if o.startswith("launch.rdzv_endpoint")).rpartition(":")[2])
     while started.process.poll() is None:
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:
@@ -181,7 +181,7 @@ class SlowToExit(SlowToClose):
     def close(self):
         atexit.register(time.sleep, 6)
 """
-SLOW_TO_CLOSE, SLOW_TO_EXIT = (f"+sinks.slow={{_target_: own.{name}}}" for name in ("SlowToClose", "SlowToExit"))
+SLOW_TO_CLOSE, SLOW_TO_EXIT = (f"+loggers.slow={{_target_: own.{name}}}" for name in ("SlowToClose", "SlowToExit"))
 AVERAGING = ("algorithm=averaging", "silos=2")
 
 
@@ -211,10 +211,10 @@ def test_a_node_whose_ranks_take_longer_to_exit_does_not_take_the_others_for_los
 
 @pytest.mark.long
 def test_a_folder_that_has_to_be_shared_is_looked_for(new_shell: Callable[[], Shell], where: str) -> None:
-    nodes = [start(new_shell(), "2", "run_dir=run", "run_dir_shared=true", where) for _ in range(2)]
+    nodes = [start(new_shell(), "2", "run_dir=run", "require_shared_run_dir=true", where) for _ in range(2)]
     assert [node.process.wait(60) for node in nodes] == [2, 2]
     said = "".join(node.err.read_text() for node in nodes)
-    assert said.count("run_dir=run is not one folder on all nodes, though run_dir_shared=true") == 1
+    assert said.count("run_dir=run is not one folder on all nodes, though require_shared_run_dir=true") == 1
 
 
 def test_a_node_that_waits_for_others_can_be_told_to_stop(shell: Shell, where: str) -> None:
@@ -227,6 +227,10 @@ def test_a_node_that_waits_for_others_can_be_told_to_stop(shell: Shell, where: s
 
 @pytest.mark.parametrize("meet", ["null", "node7", "no.such.host.:29500"])
 def test_nodes_have_to_be_told_where_they_meet(meet: str, shell: Shell) -> None:
-    ended = start(shell, "2", f"launch.meet={meet}").end()
+    ended = start(shell, "2", f"launch.rdzv_endpoint={meet}").end()
     assert ended.code == 2
-    assert ended.err.startswith("launch.meet") and meet.split(":")[0] in ended.err and "Traceback" not in ended.err
+    assert (
+        ended.err.startswith("launch.rdzv_endpoint")
+        and meet.split(":")[0] in ended.err
+        and "Traceback" not in ended.err
+    )

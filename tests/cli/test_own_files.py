@@ -24,7 +24,7 @@ from trainer.distributed import collectives
 from trainer.distributed.topology import Topology, distributed
 
 MODEL = ["model=mlp", "model.inputs=4", "model.hidden=8", "model.classes=3"]
-TRAINING = ["algorithm=fedavg", "rounds=2", "optimizer.lr=0.1", "data.validation=0", "report.per_client=scores"]
+TRAINING = ["algorithm=fedavg", "rounds=2", "optimizer.lr=0.1", "data.validation=0", "metrics.per_client=scores"]
 SIZES = {"a": 50, "b": 30, "c": 41}
 
 

@@ -71,8 +71,8 @@ OVERRIDES = (
     "silos=2",
     "clients=3",
     "rounds=4",
-    "report.per_client=scores",
-    "+sinks.lines={_target_: own.Lines, word: begins}",
+    "metrics.per_client=scores",
+    "+loggers.lines={_target_: own.Lines, word: begins}",
     "run_dir=run",
 )
 
@@ -96,20 +96,25 @@ def test_an_own_sink_is_told_of_the_run(ended: Ended, shell: Shell) -> None:
 
 
 def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, ended: Ended) -> None:
-    refused = shell.train(*OVERRIDES[:-2], "+sinks.lines={_target_: own.Lines}", "run_dir=without")
-    assert refused.code == 2 and "sinks.lines.word has no value" in refused.err
+    refused = shell.train(*OVERRIDES[:-2], "+loggers.lines={_target_: own.Lines}", "run_dir=without")
+    assert refused.code == 2 and "loggers.lines.word has no value" in refused.err
 
 
 def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
     stored = yaml.safe_load((shell.folder / "run/config.yaml").read_text())
     assert stored["model"] == {"init": None, "freeze": None, "_target_": "own.Net", "width": 7}
-    assert stored["optimizer"] == {"no_decay": False, "rates": [], "_target_": "torch.optim.NAdam", "lr": 0.02}
-    ours = {"validation": 0.1, "files": None, "on_device": "auto"}
+    assert stored["optimizer"] == {
+        "exclude_norm_bias_decay": False,
+        "lr_multipliers": [],
+        "_target_": "torch.optim.NAdam",
+        "lr": 0.02,
+    }
+    ours = {"validation": 0.1, "files": None, "cache_on_gpu": "auto"}
     assert stored["data"] == ours | {"_target_": "own.points", "examples": 210}
 
 
 def test_scores_of_clients_are_told_without_their_labels(ended: Ended, shell: Shell) -> None:
-    """report.per_client=scores: metrics of single clients, but no table of what they have."""
+    """metrics.per_client=scores: metrics of single clients, but no table of what they have."""
     assert "clients   3" in ended.out and "validation  test" not in ended.out
     last = json.loads((shell.folder / "run/metrics.jsonl").read_text().splitlines()[-1])
     for client in range(3):

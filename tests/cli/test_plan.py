@@ -60,7 +60,7 @@ def test_it_works_under_torchrun(shell: Shell) -> None:
 
 def test_what_a_run_refuses_is_refused_in_its_words(shell: Shell) -> None:
     overrides = ["algorithm=scaffold", "silos=2", "optimizer=adam"]
-    ended = plan(shell, *overrides, "launch.nproc=1", "plan.ranks=2", "plan.bandwidth=1Gbit")
+    ended = plan(shell, *overrides, "launch.nproc_per_node=1", "plan.ranks=2", "plan.bandwidth=1Gbit")
     assert (ended.code, ended.out) == (2, "")
     with distributed(device="cpu") as topology:
         assert ended.err.rstrip() == building(overrides, topology)
@@ -71,7 +71,10 @@ def test_what_a_run_refuses_is_refused_in_its_words(shell: Shell) -> None:
     [
         (["silos=2", "plan.ranks=8"], "plan.ranks=8 without plan.bandwidth"),
         (["silos=3", "plan.ranks=8", "plan.bandwidth=1Gbit"], "silos=3 does not divide the world of 8 ranks"),
-        (["silos=2", "plan.ranks=8", "plan.bandwidth=1Gbit", "launch.nproc=1"], "plan.bandwidth_inside has no value"),
+        (
+            ["silos=2", "plan.ranks=8", "plan.bandwidth=1Gbit", "launch.nproc_per_node=1"],
+            "plan.bandwidth_inside has no value",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said_before_anything_starts(

@@ -74,7 +74,7 @@ def test_commands_of_two_nodes(folder: Path):
     for number, several in enumerate([(ours, ours), torchruns]):
         here = [
             command.replace("node0", "127.0.0.1").replace("--nproc-per-node 8", "--nproc-per-node 1")
-            + f" run_dir={folder}/run-{number} launch.nproc=1"
+            + f" run_dir={folder}/run-{number} launch.nproc_per_node=1"
             for command in several
         ]
         assert "replicas in the silos: [1,1]" in outputs(*[start(command, folder) for command in here])

@@ -43,7 +43,7 @@ def sweep(shell: Shell) -> Path:
     """Two learning rates with two seeds each."""
     for rate in RATES:
         for seed in SEEDS:
-            choices = (f"rounds={ROUNDS}", "launch.nproc=1", f"optimizer.lr={rate}", f"seed={seed}")
+            choices = (f"rounds={ROUNDS}", "launch.nproc_per_node=1", f"optimizer.lr={rate}", f"seed={seed}")
             ended = shell.train(*choices, f"run_dir=sweep/{rate}-{seed}")
             assert ended.code == 0, ended.err
     return shell.folder / "sweep"
@@ -162,7 +162,7 @@ def test_every_run_is_listed_with_a_link_to_its_folder(opened: Browser, sweep: P
 @pytest.mark.long
 def test_single_clients_are_drawn(window: Browser, shell: Shell) -> None:
     """A point a client, and a heat map client x round; a run alone is reported in its own folder."""
-    federated = ("algorithm=fedavg", "clients=3", "rounds=3", "launch.nproc=1", "run_dir=federated")
+    federated = ("algorithm=fedavg", "clients=3", "rounds=3", "launch.nproc_per_node=1", "run_dir=federated")
     assert shell.train(*federated).code == 0
     ended = report(shell, "federated")
     assert ended.code == 0 and "page    federated/report.html" in ended.out

@@ -33,7 +33,7 @@ FEDAVG = (
     "partition=dirichlet",
     "partition.alpha=0.1",
     "rounds=3",
-    "eval.every=2",
+    "eval.every_rounds=2",
     "run_dir=outputs/my digits",
 )
 RESULT_KEYS = {
@@ -199,7 +199,7 @@ def test_the_hyperparameters_are_what_decides_the_result(trained: Trained, event
     assert start.hparams.keys() == {key for key in stored if not key.startswith(FREE)}
     assert start.hparams["optimizer.lr"].number_value == stored["optimizer.lr"]
     assert start.hparams["algorithm._target_"].string_value == stored["algorithm._target_"]
-    assert start.hparams["optimizer.no_decay"].WhichOneof("kind") == "bool_value"
+    assert start.hparams["optimizer.exclude_norm_bias_decay"].WhichOneof("kind") == "bool_value"
 
 
 def test_the_confusion_is_pictured_at_the_end(trained: Trained, events: EventAccumulator) -> None:

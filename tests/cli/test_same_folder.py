@@ -96,7 +96,7 @@ def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_pat
 
 def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
     """Here at a target that every model reaches; the same command again only shows it, also with more rounds."""
-    overrides = ["round.steps=1", "stop.target=0", f"run_dir={tmp_path}"]
+    overrides = ["round.steps=1", "stop.metric_target=0", f"run_dir={tmp_path}"]
     ranks(2).run(work, ["rounds=5", *overrides])
     folder, before = RunFolder(tmp_path), figures(tmp_path)
     assert folder.status() == "finished" and folder.has_finished(5)
@@ -108,7 +108,7 @@ def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
 
 def test_the_average_of_the_weights_is_exported(ranks, tmp_path: Path) -> None:
     """A model of the same names, which differs in what is averaged alone."""
-    overrides = ["rounds=2", "round.steps=2", "ema=0.5", "model.norm=batch", "silos=1", f"run_dir={tmp_path}"]
+    overrides = ["rounds=2", "round.steps=2", "ema_decay=0.5", "model.norm=batch", "silos=1", f"run_dir={tmp_path}"]
     ranks(2).run(work, overrides)
     model, average = (load_file(tmp_path / f"{name}.safetensors") for name in ("model", "ema"))
     assert model.keys() == average.keys()
@@ -141,7 +141,13 @@ def test_another_run_is_refused(
 
 def test_what_does_not_change_the_figures_may_change(sync_run: Trained) -> None:
     """Where and how it runs, and what it tells: the run goes on. Nothing is refused, so nothing is raised."""
-    free = ["launch.nproc=4", "launch.threads=2", "report.per_client=none", "checkpoint.keep=5", "name=other"]
+    free = [
+        "launch.nproc_per_node=4",
+        "launch.threads_per_worker=2",
+        "metrics.per_client=none",
+        "checkpoint.keep_last=5",
+        "name=other",
+    ]
     RunFolder(sync_run.folder).check(compose_tree([*SYNC, f"run_dir={sync_run.folder}", *free]))
 
 

@@ -22,8 +22,14 @@ TEXT = "To be, or not to be, that is the question:\n" * 20
 DATA = {
     "digits": ["data=digits"],
     "text": ["data=text", "data.path={text}", "data.length=16", "model.width=32", "model.layers=1"],
-    "bf16": ["data=digits", "precision=bf16", "schedule=cosine", "clip_norm=1", "micro_batch_size=4"],
-    "sampled": ["data=digits", "clients=5", "partition=shards", "cohort=sample", "cohort.size=2"],
+    "bf16": ["data=digits", "precision=bf16", "schedule=cosine", "clip.max_norm=1", "micro_batch_size=4"],
+    "sampled": [
+        "data=digits",
+        "clients=5",
+        "partition=shards",
+        "client_sampling=sample",
+        "client_sampling.clients_per_round=2",
+    ],
 }
 
 
@@ -41,11 +47,16 @@ PIECES = {
     ],
     "resnet": [
         *(*IMAGES, "+data.channels=3", "+data.size=16", "model=resnet", "model.depth=8", "model.width=8"),
-        *("optimizer=momentum", "optimizer.no_decay=true", "clip_value=1", "schedule=warmup_stable_decay"),
+        *(
+            "optimizer=momentum",
+            "optimizer.exclude_norm_bias_decay=true",
+            "clip.max_value=1",
+            "schedule=warmup_stable_decay",
+        ),
     ],
     "vit": [
         *(*IMAGES, "+data.channels=1", "+data.size=8", "model=vit", "model.size=8", "model.width=16", "model.layers=1"),
-        *("model.channels=1", "optimizer=muon", "optimizer.rates=[[head,2]]", "model.freeze=positions"),
+        *("model.channels=1", "optimizer=muon", "optimizer.lr_multipliers=[[head,2]]", "model.freeze=positions"),
     ],
     "cnn": [*IMAGES, "+data.channels=1", "+data.size=28", "model=cnn", "optimizer=adam", "schedule=cosine"],
     "digits_cnn": [
@@ -53,8 +64,8 @@ PIECES = {
         "model=digits_cnn",
         "task=classification",
         "optimizer=sgd",
-        "clip_norm=1",
-        "clip_norm_order=inf",
+        "clip.max_norm=1",
+        "clip.norm_type=inf",
     ],
     "lstm": [
         *TOKENS,
@@ -90,7 +101,7 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
     """Two rounds of one step; the second after a resume, with the one evaluation."""
     overrides = ["run.smoke=true", f"algorithm={algorithm}", *DATA[data], f"run_dir={tmp_path}"]
     if algorithm == "sync":  # it has one silo, and trains the clients as one
-        overrides = [override for override in overrides if not override.startswith("cohort")]
+        overrides = [override for override in overrides if not override.startswith("client_sampling")]
     else:
         overrides += ["silos=2"]
     ranks(2).run(work, [override.format(text=text) for override in overrides])
@@ -114,11 +125,11 @@ def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 4
 
 
-IMAGES = "preprocess=[standardise,crop,flip,rotate,cutout,normalise,mixup]"
-TOKENS = ["preprocess=[mask_tokens]", "data=text", "data.path={text}", "data.length=16", "model.layers=1"]
+IMAGES = "transforms=[standardise,crop,flip,rotate,cutout,normalise,mixup]"
+TOKENS = ["transforms=[mask_tokens]", "data=text", "data.path={text}", "data.length=16", "model.layers=1"]
 
 
-@pytest.mark.parametrize("chain", [[IMAGES, "preprocess.crop.padding=1"], TOKENS], ids=["images", "tokens"])
+@pytest.mark.parametrize("chain", [[IMAGES, "transforms.crop.padding=1"], TOKENS], ids=["images", "tokens"])
 def test_every_transform(ranks, chain: list[str], text: Path, tmp_path: Path) -> None:
     """On two silos, with a resume between the two rounds."""
     overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", *(part.format(text=text) for part in chain)]
@@ -128,21 +139,21 @@ def test_every_transform(ranks, chain: list[str], text: Path, tmp_path: Path) ->
 
 def test_every_skew(ranks, tmp_path: Path) -> None:
     """The picture of who has what tells of them too; only the training labels are wrong."""
-    names = sorted(path.stem for path in (CONF / "skew").glob("*.yaml"))
-    overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"skew=[{','.join(names)}]"]
+    names = sorted(path.stem for path in (CONF / "client_shift").glob("*.yaml"))
+    overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"client_shift=[{','.join(names)}]"]
     ranks(2).run(work, [*overrides, f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
 
 
 def test_the_group_of_transforms_is_tried_as_a_whole() -> None:
     used = {name for chain in (IMAGES, TOKENS[0]) for name in chain.partition("=")[2].strip("[]").split(",")}
-    assert used == {path.stem for path in (CONF / "preprocess").glob("*.yaml")}
+    assert used == {path.stem for path in (CONF / "transforms").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("gradients", sorted(path.stem for path in (CONF / "gradients").glob("*.yaml")))
+@pytest.mark.parametrize("gradients", sorted(path.stem for path in (CONF / "gradient_compression").glob("*.yaml")))
 def test_every_way_of_averaging_gradients(ranks, gradients: str, tmp_path: Path) -> None:
     """On two replicas, with a resume between the two steps."""
-    ranks(2).run(work, ["run.smoke=true", f"gradients={gradients}", f"run_dir={tmp_path}"])
+    ranks(2).run(work, ["run.smoke=true", f"gradient_compression={gradients}", f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
 
 

@@ -13,7 +13,7 @@ import yaml
 from tests.cli.command import Ended, Shell, Started
 from trainer.loggers import read_jsonl
 
-SMALL = ("launch.nproc=1", "launch.threads=1", "launch.device=cpu", "model=mlp", "model.inputs=64")
+SMALL = ("launch.nproc_per_node=1", "launch.threads_per_worker=1", "launch.device=cpu", "model=mlp", "model.inputs=64")
 # One rank makes no two silos, which a job finds when it starts.
 GRID = (*SMALL, "rounds=1", "seed=1,2", "silos=1,2", "hydra.launcher.jobs=2", "run_dir=grid")
 SECONDS_TO_LEAVE = 15
@@ -66,7 +66,11 @@ def test_a_job_is_a_run_like_any_other(shell: Shell, grid: Ended) -> None:
     """Its numbers are its own, its log says the command, and Hydra leaves nothing in its folder."""
     run = shell.folder / "grid/seed=2,silos=1"
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 2
-    assert (shell.folder / "grid/logs/seed=2,silos=1.log").read_text().startswith("$ python -m trainer launch.nproc=1 ")
+    assert (
+        (shell.folder / "grid/logs/seed=2,silos=1.log")
+        .read_text()
+        .startswith("$ python -m trainer launch.nproc_per_node=1 ")
+    )
     runs = {f"seed={seed},silos=1" for seed in (1, 2)}
     assert {path.name for path in (shell.folder / "grid").iterdir()} == runs | {"logs"}
     assert not list(shell.folder.rglob(".hydra")) and not (shell.folder / "multirun").exists()

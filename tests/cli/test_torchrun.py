@@ -14,7 +14,7 @@ import yaml
 from tests.cli.command import Ended, Shell
 from trainer.loggers import Metrics
 
-FEDAVG = ("algorithm=fedavg", "partition=dirichlet", "rounds=2", "report.per_client=none")
+FEDAVG = ("algorithm=fedavg", "partition=dirichlet", "rounds=2", "metrics.per_client=none")
 
 
 def result_of(folder: Path) -> Metrics:
@@ -35,7 +35,7 @@ def test_a_run_under_torchrun_finishes(one_machine: Ended, shell: Shell) -> None
 
 
 def test_a_run_that_hides_clients_says_nothing_of_any(one_machine: Ended, shell: Shell) -> None:
-    """report.per_client=none: neither on the console nor in the files."""
+    """metrics.per_client=none: neither on the console nor in the files."""
     assert "validation  test" not in one_machine.out, "the table of labels"
     metrics = (shell.folder / "one/metrics.jsonl").read_text()
     assert '"client/' not in metrics and "worst" not in metrics

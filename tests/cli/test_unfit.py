@@ -52,24 +52,45 @@ UNFIT = {
     "sync with silos": (["silos=2"], ["silos=2", "algorithm=sync", "set silos=1, or algorithm=fedavg"]),
     "too small a batch": (["silos=[2]", "batch_size=1"], ["batch_size=1", "2 replicas", "2 or more, or all"]),
     "a target of no validation": (
-        ["stop.target=0.9", "stop.patience=2", "data.validation=0"],
-        ["stop.target=0.9 and stop.patience=2", "no examples are held out", "data.validation=0.1", "stop.seconds"],
+        ["stop.metric_target=0.9", "stop.patience_evaluations=2", "data.validation=0"],
+        [
+            "stop.metric_target=0.9 and stop.patience_evaluations=2",
+            "no examples are held out",
+            "data.validation=0.1",
+            "stop.max_training_seconds",
+        ],
     ),
     "patience beyond the end": (
-        ["stop.patience=3", "eval.every=5"],
-        ["stop.patience=3 with rounds=20 and eval.every=5", "4 evaluations", "stop.patience to 2 or less"],
+        ["stop.patience_evaluations=3", "eval.every_rounds=5"],
+        [
+            "stop.patience_evaluations=3 with rounds=20 and eval.every_rounds=5",
+            "4 evaluations",
+            "stop.patience_evaluations to 2 or less",
+        ],
     ),
-    "an average of nothing": (["algorithm=local", "silos=2", "ema=0.9"], ["ema=0.9", "finds no parameter", "ema=null"]),
+    "an average of nothing": (
+        ["algorithm=local", "silos=2", "ema_decay=0.9"],
+        ["ema_decay=0.9", "finds no parameter", "ema_decay=null"],
+    ),
     "too large a cohort": (
-        [*FEDAVG, "clients=4", "cohort=sample", "cohort.size=5"],
-        ["cohort.size=5", "4 clients", "1 to 4"],
+        [*FEDAVG, "clients=4", "client_sampling=sample", "client_sampling.clients_per_round=5"],
+        ["client_sampling.clients_per_round=5", "4 clients", "1 to 4"],
     ),
-    "an empty cohort": ([*FEDAVG, "cohort=sample", "cohort.size=0"], ["cohort.size=0", "1 to 2"]),
-    "half a client": ([*FEDAVG, "cohort=sample", "cohort.size=1.5"], ["cohort.size=1.5"]),
-    "a cohort of no number": ([*FEDAVG, "cohort=sample", "cohort.size=few"], ["cohort.size=few", "a whole number"]),
+    "an empty cohort": (
+        [*FEDAVG, "client_sampling=sample", "client_sampling.clients_per_round=0"],
+        ["client_sampling.clients_per_round=0", "1 to 2"],
+    ),
+    "half a client": (
+        [*FEDAVG, "client_sampling=sample", "client_sampling.clients_per_round=1.5"],
+        ["client_sampling.clients_per_round=1.5"],
+    ),
+    "a cohort of no number": (
+        [*FEDAVG, "client_sampling=sample", "client_sampling.clients_per_round=few"],
+        ["client_sampling.clients_per_round=few", "a whole number"],
+    ),
     "a cohort of pooled clients": (
-        ["clients=4", "cohort=sample", "cohort.size=2"],
-        ["cohort=sample with algorithm=sync", "set cohort=all, or algorithm=fedavg"],
+        ["clients=4", "client_sampling=sample", "client_sampling.clients_per_round=2"],
+        ["client_sampling=sample with algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
     ),
     "alpha": ([*FEDAVG, "partition=dirichlet", "partition.alpha=-1"], ["partition.alpha=-1", "above 0"]),
     "alpha of no number": (
@@ -80,8 +101,11 @@ UNFIT = {
     "shards of no number": ([*FEDAVG, "partition=shards", "partition.per_client=few"], ["partition.per_client=few"]),
     "no owners": ([*FEDAVG, "partition=natural"], ["partition=natural", "no owners", "set partition=iid"]),
     "no labels": ([*TEXT, *FEDAVG, "partition=dirichlet"], ["partition=dirichlet", "no labels", "partition=iid"]),
-    "weights": ([*FEDAVG, "algorithm.weight=exmples"], ["algorithm.weight=exmples", "examples", "equal"]),
-    "inner state": ([*FEDAVG, "algorithm.inner_state=kept"], ["algorithm.inner_state=kept", "keep", "reset"]),
+    "weights": ([*FEDAVG, "algorithm.weighting=exmples"], ["algorithm.weighting=exmples", "examples", "equal"]),
+    "inner state": (
+        [*FEDAVG, "algorithm.client_optimizer_state=kept"],
+        ["algorithm.client_optimizer_state=kept", "keep", "reset"],
+    ),
     "a missing folder": (
         ["data=mnist", "data.root=nowhere"],
         ["data.root=nowhere: there is no folder /", "valid:", "train-images", "t10k-labels", "set data.root="],
@@ -129,10 +153,10 @@ UNFIT = {
     ),
     "a server's rate of no number": ([*FEDAVG, "server.lr=fast"], ["server.lr=fast\n  valid: a number"]),
     "a server's rate": ([*FEDAVG, "server.lr=-1"], ["server", "-1"]),
-    "a schedule": (["schedule=cosine", "schedule.warmup=2"], ["schedule.warmup=2", "0 to 1"]),
+    "a schedule": (["schedule=cosine", "schedule.warmup_fraction=2"], ["schedule.warmup_fraction=2", "0 to 1"]),
     "a warm-up of no number": (
-        ["schedule=cosine", "schedule.warmup=x", "schedule.final=y"],
-        ["schedule.warmup=x\n  valid: a number", "schedule.final=y"],
+        ["schedule=cosine", "schedule.warmup_fraction=x", "schedule.final_lr_fraction=y"],
+        ["schedule.warmup_fraction=x\n  valid: a number", "schedule.final_lr_fraction=y"],
     ),
     "a channel of no number": (["model.channels=wide"], ["model.channels=wide\n  valid: a whole number"]),
     "half a channel": (["model.channels=2.5"], ["model.channels=2.5\n  valid: a whole number"]),
@@ -171,8 +195,10 @@ def test_the_keys_that_do_not_fit_are_named_and_no_others(keys: list[str], way_o
 @pytest.mark.usefixtures("folder")
 def test_faults_of_all_parts_are_said_at_once(topology: Topology) -> None:
     overrides = ["data=mnist", "data.root=nowhere", "optimizer.lr=-1", "server.lr=-2", "silos=[2]", "batch_size=1"]
-    said = building([*overrides, "algorithm=fedavg", "schedule=cosine", "schedule.final=3"], topology)
-    assert_says(said, ["data.root=nowhere", "optimizer", "-1", "server", "-2", "batch_size=1", "schedule.final=3"])
+    said = building([*overrides, "algorithm=fedavg", "schedule=cosine", "schedule.final_lr_fraction=3"], topology)
+    assert_says(
+        said, ["data.root=nowhere", "optimizer", "-1", "server", "-2", "batch_size=1", "schedule.final_lr_fraction=3"]
+    )
 
 
 @pytest.mark.usefixtures("folder")

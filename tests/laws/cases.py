@@ -16,7 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.runs import make_clients
-from trainer.algorithms import Algorithm, Averaging, FedAvg, FedNova, FedOpt, Robust, Scaffold, Streaming, Sync
+from trainer.algorithms import (
+    Algorithm,
+    FedAvg,
+    FedDyn,
+    FedNova,
+    FedOpt,
+    Krum,
+    Median,
+    ModelAveraging,
+    Scaffold,
+    Streaming,
+    Sync,
+    TrimmedMean,
+)
+from trainer.algorithms.aggregation_rule import AggregationRule
 from trainer.data import Arrays, Splits
 from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
 from trainer.distributed.topology import Silos, Topology, distributed
@@ -36,6 +50,16 @@ nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=T
 adam = partial(torch.optim.Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-3)
 
 
+scaffold = partial(FedAvg, drift_correction=Scaffold())
+fednova = partial(FedAvg, drift_correction=FedNova())
+feddyn = partial(FedAvg, weighting="equal", drift_correction=FedDyn(0.5))
+
+
+def robust(rule: AggregationRule, **slots: Any) -> partial[FedAvg]:
+    """FedAvg by a robust rule."""
+    return partial(FedAvg, weighting="equal", rule=rule, **slots)
+
+
 @dataclass(frozen=True)
 class Case:
     """An algorithm, and the choices of a run that make it what its name says."""
@@ -50,44 +74,47 @@ CASES = {
     "fedavg_momentum": Case(partial(FedAvg, momentum)),
     "fedavg_adam": Case(partial(FedAvg, adam)),
     "diloco": Case(
-        partial(FedAvg, nesterov, weight="equal", inner_state="keep"),
+        partial(FedAvg, nesterov, weighting="equal", client_optimizer_state="keep"),
         {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
     ),
     "fedsgd": Case(partial(FedAvg, average), {"batch_size": None, "length": RoundLength(steps=1)}),
     "fedadam": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adam"))),
     "fedyogi": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="yogi"))),
     "fedadagrad": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adagrad", betas=(0.0, 0.0)))),
-    "fedprox": Case(partial(FedAvg, average, pull=0.5, weight="capped", cap=10)),
-    "bounded": Case(partial(FedAvg, average, norm_bound=0.1)),
-    "averaging": Case(Averaging),
+    "fedprox": Case(partial(FedAvg, average, proximal_mu=0.5, weighting="capped", max_weight=10)),
+    "bounded": Case(partial(FedAvg, average, max_update_norm=0.1)),
+    "averaging": Case(ModelAveraging),
     "streaming": Case(
         partial(Streaming, nesterov, fragments=2, overlap_steps=1, alpha=0.5),
         {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
     ),
-    "delayed": Case(partial(Streaming, average, weight="examples", inner_state="reset", overlap_steps=2, alpha=0.25)),
-    "scaffold": Case(Scaffold, {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
-    "fednova": Case(partial(FedNova, momentum), {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
-    "median": Case(partial(Robust, "median")),
-    "trimmed_mean": Case(partial(Robust, "trimmed_mean", trim=0.2)),
-    "krum": Case(partial(Robust, "krum", byzantine=1, selected=2)),
-    "int8": Case(partial(FedAvg, momentum), {"uplink": Int8(8)}),
-    "topk": Case(
-        partial(FedAvg, average, weight="equal", inner_state="keep"),
-        {"uplink": TopK(0.5), "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+    "delayed": Case(
+        partial(Streaming, average, weighting="examples", client_optimizer_state="reset", overlap_steps=2, alpha=0.25)
     ),
-    "int4_scaffold": Case(Scaffold, {"uplink": Int4(8)}),
-    "powersgd": Case(partial(FedAvg, average), {"uplink": PowerSGD(1)}),
+    "scaffold": Case(scaffold, {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
+    "fednova": Case(partial(fednova, momentum), {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
+    "feddyn": Case(feddyn),
+    "median": Case(robust(Median())),
+    "trimmed_mean": Case(robust(TrimmedMean(0.2))),
+    "krum": Case(robust(Krum(1, 2))),
+    "int8": Case(partial(FedAvg, momentum), {"update_compression": Int8(8)}),
+    "topk": Case(
+        partial(FedAvg, average, weighting="equal", client_optimizer_state="keep"),
+        {"update_compression": TopK(0.5), "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+    ),
+    "int4_scaffold": Case(scaffold, {"update_compression": Int4(8)}),
+    "powersgd": Case(partial(FedAvg, average), {"update_compression": PowerSGD(1)}),
     "local": Case(
-        partial(FedAvg, average, shared="$^", inner_state="keep"),
+        partial(FedAvg, average, shared_params="$^", client_optimizer_state="keep"),
         {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     ),
 }
 FEDERATED = [name for name in CASES if name != "sync"]
 COMBINED = [name for name in FEDERATED if name != "local"]
-VOTING = [name for name in FEDERATED if CASES[name].algorithm().votes]
+VOTING = [name for name in FEDERATED if CASES[name].algorithm().skips_nonfinite_clients]
 AT_ONCE = [name for name in CASES if name not in ("streaming", "delayed")]  # a round ends with all that it moves
 # What is packed on its way depends on who sends it with whom.
-EXACT = [name for name in FEDERATED if "uplink" not in CASES[name].choices]
+EXACT = [name for name in FEDERATED if "update_compression" not in CASES[name].choices]
 
 
 @dataclass(frozen=True)
@@ -95,6 +122,13 @@ class Only:
     """A cohort of the clients listed for each round; the last list is that of all later rounds too."""
 
     rounds: tuple[tuple[int, ...], ...]
+    takes_all = False
+
+    def round_size(self, clients: int) -> int:
+        return max(map(len, self.rounds))
+
+    def fingerprint(self) -> str:
+        return ""
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         return self.rounds[min(index, len(self.rounds) - 1)]
@@ -187,7 +221,7 @@ def one_round(state: State, index: int) -> Metrics:
 def outcome(state: State, rounds: list[Metrics]) -> Outcome:
     """What a live state holds, copied."""
     clients = {client: leaves(kept) for client, kept in state.trainer.states.items()}
-    algorithm = leaves(state.run.algorithm.state_dict() | state.run.algorithm.slice_state())
+    algorithm = leaves(state.algorithm.state_dict() | state.algorithm.sharded_state_dict())
     # What is told of totals under way counts steps and clients, in which equal runs may differ.
     algorithm = {name: leaf for name, leaf in algorithm.items() if not name.startswith("streaming/")}
     return Outcome(leaves(state.model.shared_state()), algorithm, clients, rounds)

@@ -38,7 +38,7 @@ EVERYONE = tuple(range(len(SIZES)))
 SLOW, OTHER = 5, 6  # the last clients of the first and of the second silo of two
 EDGES = np.cumsum([0, *SIZES])
 STEPS, DONE = 4, 2  # of a round, and those that a slow client has time for
-DEADLINE = RoundLength(steps=STEPS, seconds=DONE - 0.5)
+DEADLINE = RoundLength(steps=STEPS, deadline_seconds=DONE - 0.5)
 
 
 class Clock:
@@ -122,7 +122,7 @@ def assert_same_run(ours: list[Outcome], theirs: list[Outcome], compare: Callabl
     assert set(kept) == set(expected)
     for client in expected:
         compare(kept[client], expected[client])
-    counts = ("round/", "clients/", "train/gradient_norm")  # late clients have had no last step
+    counts = ("round/", "clients/", "train/grad_norm")  # late clients have had no last step
     for one, other in zip(ours[0].rounds, theirs[0].rounds, strict=True):
         judged = {name: value for name, value in figures(one).items() if not name.startswith(counts)}
         assert judged == pytest.approx({name: other[name] for name in judged}, rel=1e-9, nan_ok=True)

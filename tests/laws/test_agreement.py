@@ -33,8 +33,8 @@ def start_apart(name: str, silos: Silos) -> tuple[dict[str, Any], dict[str, Any]
     """The model with which a rank starts that has built one of its own, and the algorithm's copy of it."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"module": odd_model(seed=topology.rank + 1)})
-        State(run)
-        return leaves(run.module.state_dict()), leaves(run.algorithm.state_dict())
+        state = State(run)
+        return leaves(run.module.state_dict()), leaves(state.algorithm.global_state())
 
 
 @pytest.mark.parametrize("name", ["sync", "fedavg", "local"])
@@ -60,14 +60,7 @@ def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, A
         if topology.rank == culprit and when == "while training":
             watch = partial(perturb, run)
         if topology.rank == culprit and when == "after the combination":
-            combine = run.algorithm.combine
-
-            def combine_and_perturb(sums: dict[str, float]) -> dict[str, float | int]:
-                figures = combine(sums)
-                perturb(run)
-                return figures
-
-            run.algorithm.combine = combine_and_perturb  # pyright: ignore[reportAttributeAccessIssue]
+            monkeypatch.setattr(loop_round, "combine", combine_and_perturb)
         try:
             fit(run, watch=watch)
         except RuntimeError as error:
@@ -98,7 +91,7 @@ def test_ranks_that_agree_are_left_alone(ranks, name: str):
     """Several rounds, with silos that have no client in some of them, and not all rounds evaluated."""
     choices: dict[str, Any] = {"rounds": 4, "evaluate_every": 2}
     if name not in ("sync", "fedsgd"):
-        choices |= {"cohort": Sample(1), "length": RoundLength(steps=2)}
+        choices |= {"client_sampling": Sample(1), "length": RoundLength(steps=2)}
     assert ranks(4).run(drift, name, [3, 1], -1, "never", choices) == [""] * 4
 
 

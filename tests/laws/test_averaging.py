@@ -31,28 +31,35 @@ def assert_mean(averaging: list[Outcome], fedavg: list[Outcome]) -> None:
 @pytest.mark.parametrize("choices", [{}, {"personal_steps": 2}], ids=["", "tuned"])
 def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: Silos, choices: dict[str, Any]):
     """Also when clients' own models are made for the evaluation, on the one model that there is."""
-    choices = {"cohort": COHORTS, "rounds": 4, **choices}
+    choices = {"client_sampling": COHORTS, "rounds": 4, **choices}
     assert_mean(*(ranks(world).run(train, name, silos, choices) for name in ("averaging", "fedavg")))
 
 
 def test_a_late_client_that_is_dropped_leaves_no_trace(ranks):
     """In the second round it is the only one, so nothing is combined."""
-    choices = slow_choices(0, cohort=Only(((1, 2), (0,), (0, 3))), rounds=3, length=replace(DEADLINE, late="drop"))
+    choices = slow_choices(
+        0, client_sampling=Only(((1, 2), (0,), (0, 3))), rounds=3, length=replace(DEADLINE, stragglers="drop")
+    )
     assert_mean(*(ranks(2).run(by_clock, train, name, 2, choices) for name in ("averaging", "fedavg")))
 
 
 def test_a_client_that_weighs_nothing_leaves_no_trace(ranks):
-    choices = {"sizes": [5, 0, 7], "cohort": Only(((0, 2), (1,), (0, 2))), "rounds": 3}
+    choices = {"sizes": [5, 0, 7], "client_sampling": Only(((0, 2), (1,), (0, 2))), "rounds": 3}
     assert_mean(*(ranks(2).run(train, name, 2, choices) for name in ("averaging", "fedavg")))
 
 
 def test_the_mean_is_kept_in_float32_of_a_model_that_would_round_it(ranks):
-    choices = {"cohort": COHORTS, "rounds": 4, "module": tiny_model().bfloat16(), "data": tiny_data(72, torch.bfloat16)}
+    choices = {
+        "client_sampling": COHORTS,
+        "rounds": 4,
+        "module": tiny_model().bfloat16(),
+        "data": tiny_data(72, torch.bfloat16),
+    }
     averaging, fedavg = (ranks(2).run(train, name, 2, choices)[0].algorithm for name in ("averaging", "fedavg"))
     assert averaging["parameters"].dtype == torch.float32
     assert_close(averaging, {"parameters": fedavg["parameters"]}, 1e-6)
 
 
 def test_a_silo_leaves_while_it_trains_its_only_client(ranks, tmp_path: Path):
-    choices = noisy_choices("averaging") | {"cohort": Only(((0, 1),))}
+    choices = noisy_choices("averaging") | {"client_sampling": Only(((0, 1),))}
     assert_left_and_bit_equal(ranks(2), "averaging", 2, choices, tmp_path, {0: (0, 2)})

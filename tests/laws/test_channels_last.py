@@ -34,7 +34,7 @@ def resnet_run(topology: Topology, channels_last: bool, **choices: Any) -> Run:
         "module": module,
         "data": Splits(source, source, 10),
         "clients": make_clients([EXAMPLES], EXAMPLES),
-        "preprocess": Chain({"crop": RandomCrop(1)}, 10, channels_last),
+        "transforms": Chain({"crop": RandomCrop(1)}, 10, channels_last),
         "rounds": 2,
     }
     return make_run(topology, [EXAMPLES], **(defaults | choices))

@@ -47,7 +47,7 @@ def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: Silos, alg
     """The last batch of an epoch is a smaller one: it may be compiled again, and the second round finds all there."""
     plain = ranks(2).run(trained, silos, algorithm, {})
     for (ours, figures), (theirs, _) in zip(
-        ranks(2).run(trained, silos, algorithm, {"compile": backend}), plain, strict=True
+        ranks(2).run(trained, silos, algorithm, {"compile_backend": backend}), plain, strict=True
     ):
         assert_close(ours, theirs)
         assert figures["compile/graphs"] > 0

@@ -102,13 +102,19 @@ def left_out(rounds: int, most: int) -> tuple[str, list[float]]:
         inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
         inputs[:1] = float("inf")
         data = Splits(Arrays(inputs, targets), tiny_data(EXAMPLES, torch.float32).test, 3)
-        choices = {"sizes": SIZES, "data": data, "module": small_model(), "rounds": rounds, "max_bad_rounds": most}
+        choices = {
+            "sizes": SIZES,
+            "data": data,
+            "module": small_model(),
+            "rounds": rounds,
+            "max_nonfinite_rounds": most,
+        }
         run, records = case_run(topology, "fedavg", choices), Records()
         try:
             fit(run, [records])
         except Diverged as error:
-            return str(error), [metrics["clients/left_out"] for metrics in records.rounds]
-        return "", [metrics["clients/left_out"] for metrics in records.rounds]
+            return str(error), [metrics["clients/nonfinite"] for metrics in records.rounds]
+        return "", [metrics["clients/nonfinite"] for metrics in records.rounds]
 
 
 def test_a_client_that_is_left_out_too_often_ends_the_run(ranks):

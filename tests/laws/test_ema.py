@@ -43,7 +43,7 @@ MOVING = [name for name in CASES if name != "local"]
 def run_all(name: str, silos: Silos, choices: dict[str, Any], folder: Path) -> Records:
     """Trains, and keeps the border of every round."""
     with distributed(silos_of(name, silos)) as topology:
-        run, records = case_run(topology, name, {"rounds": ROUNDS, "ema": DECAY} | choices), Records()
+        run, records = case_run(topology, name, {"rounds": ROUNDS, "ema_decay": DECAY} | choices), Records()
         fit(run, [records], Checkpoints(folder, topology, run.layout, keep=ROUNDS))
         return records
 
@@ -81,7 +81,7 @@ def test_in_sync_it_goes_by_steps_and_not_by_rounds(ranks, tmp_path: Path):
 
 
 def test_a_round_without_clients_moves_nothing(ranks, tmp_path: Path):
-    ranks(2).run(run_all, "fedavg", 2, {"cohort": Only(((0, 1), ()))}, tmp_path)
+    ranks(2).run(run_all, "fedavg", 2, {"client_sampling": Only(((0, 1), ()))}, tmp_path)
     first, last = (weights(tmp_path, rounds, "ema") for rounds in (1, ROUNDS))
     assert_same(last, first)
     assert not torch.equal(first["0.weight"], weights(tmp_path, 1)["0.weight"])
@@ -91,7 +91,7 @@ def test_a_round_without_clients_moves_nothing(ranks, tmp_path: Path):
 def test_it_is_judged_and_changes_nothing(ranks, name: str, tmp_path: Path):
     """Accuracy and loss are those of a model with the averages in it; everything else is as without it."""
     ours = ranks(2).run(run_all, name, 2, {}, tmp_path / "ours")[0]
-    theirs = ranks(2).run(run_all, name, 2, {"ema": None}, tmp_path / "theirs")[0]
+    theirs = ranks(2).run(run_all, name, 2, {"ema_decay": None}, tmp_path / "theirs")[0]
     assert_same(weights(tmp_path / "ours", ROUNDS), weights(tmp_path / "theirs", ROUNDS))
     for one, other in zip(ours.rounds, theirs.rounds, strict=True):
         assert_same({key: value for key, value in timeless(one).items() if "ema" not in key}, timeless(other))
@@ -106,18 +106,18 @@ def test_it_is_judged_and_changes_nothing(ranks, name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["sync", "fedavg_adam", "streaming"])
 def test_a_resumed_run_goes_on_with_it(ranks, name: str, tmp_path: Path):
-    assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"ema": DECAY}, tmp_path)
+    assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"ema_decay": DECAY}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_it_does_so_from_the_middle_of_a_round(ranks, name: str, tmp_path: Path):
-    choices = noisy_choices(name) | {"ema": DECAY, "save_every": 3}
+    choices = noisy_choices(name) | {"ema_decay": DECAY, "save_every": 3}
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
 
 
 def test_statistics_are_the_models_own_and_personal_layers_too(ranks, tmp_path: Path):
     """FedBN: what does not travel has no average, and clients are judged by the average with their own layers."""
-    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared=r"^[04]\.")
+    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params=r"^[04]\.")
     records = ranks(2).run(run_all, "fedavg", 2, noisy_choices("fedavg") | {"algorithm": algorithm}, tmp_path)[0]
     assert set(weights(tmp_path, ROUNDS, "ema")) == {"0.weight", "0.bias", "4.weight", "4.bias"}
     assert {f"client/{client}/ema_accuracy" for client in range(len(SIZES))} <= set(records.rounds[-1])

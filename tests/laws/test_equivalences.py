@@ -61,7 +61,7 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
     So do 2 silos of 3 and 1 ranks, where a client's batch is divided.
     """
     clip = Clip(None if name in ("scaffold", "fednova") else 1.0)  # which refuse it
-    choices: dict[str, Any] = {"rounds": 4, "cohort": Sample(5), "clip": clip}
+    choices: dict[str, Any] = {"rounds": 4, "client_sampling": Sample(5), "clip": clip}
     if name != "fedsgd":
         choices |= {"length": RoundLength(steps=4)}
     one = ranks(1).run(train, name, 1, choices)
@@ -193,7 +193,7 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
         "task": HalfSquares(),
         "data": Splits(source, source, None),
         "optimizer": partial(torch.optim.SGD, lr=0.25),
-        "algorithm": FedAvg(partial(torch.optim.SGD, lr=1.0), weight=weight),
+        "algorithm": FedAvg(partial(torch.optim.SGD, lr=1.0), weighting=weight),
         "batch_size": None,
         "rounds": 1,
     }

@@ -38,7 +38,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 def choices_of(way: str, name: str) -> dict[str, Any]:
-    return noisy_choices(name) | {"gradients": WAYS[way], "length": RoundLength(steps=4)}
+    return noisy_choices(name) | {"gradient_compression": WAYS[way], "length": RoundLength(steps=4)}
 
 
 def assert_same_run(ours: Saved, theirs: Saved) -> None:
@@ -104,7 +104,11 @@ def run_part_that_overflows(*arguments: Any) -> Records | None:
 @ways
 def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
     """float16: nobody is left owing what is not finite, and what is owed follows the loss scale."""
-    choices = text_choices(0.2) | {"autocast": torch.float16, "length": RoundLength(steps=12), "gradients": WAYS[way]}
+    choices = text_choices(0.2) | {
+        "autocast": torch.float16,
+        "length": RoundLength(steps=12),
+        "gradient_compression": WAYS[way],
+    }
     assert_left(ranks(2), "sync", 1, choices, tmp_path, {0: (0, 2)}, {0: (0, 9)}, part=run_part_that_overflows)
     saved = border(tmp_path / "left", ROUNDS)
     clients = leaves(saved.load("clients"))
@@ -120,7 +124,7 @@ def gone_on_elsewhere(choices: dict[str, Any], folder: Path) -> Records:
 @ways
 def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
     """Left by 2 inside a round, continued by 1, which sends and owes nothing, and by 3, who share what is owed."""
-    choices = text_choices(0.0) | {"gradients": WAYS[way]}
+    choices = text_choices(0.0) | {"gradient_compression": WAYS[way]}
     assert ranks(2).run(run_part, "sync", 1, choices, tmp_path / "left", {0: (0, 2)})[0] is None
     alone = ranks(2).run(run_part, "sync", 1, choices, tmp_path / "alone", None)[0]
     for size in (1, 3):
@@ -133,14 +137,14 @@ def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
 def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
     """How many clients were left out of the last round, and what is kept of all; one has infinite inputs."""
     with distributed([2, 2]) as topology:
-        choices = choices_of(way, "diloco") | {"cohort": All(), "rounds": 3}
+        choices = choices_of(way, "diloco") | {"client_sampling": All(), "rounds": 3}
         run = case_run(topology, "diloco", choices)
         inputs, targets = run.data.train.fetch(torch.arange(len(run.data.train)))
         inputs[run.clients.train[3]] = float("inf")
-        run = replace(run, data=Splits(Arrays(inputs, targets), run.data.test, 3), max_bad_rounds=9)
+        run = replace(run, data=Splits(Arrays(inputs, targets), run.data.test, 3), max_nonfinite_rounds=9)
         state = State(run)
         rounds = [one_round(state, index) for index in range(3)]
-        return rounds[-1]["clients/left_out"], {client: leaves(kept) for client, kept in state.trainer.states.items()}
+        return rounds[-1]["clients/nonfinite"], {client: leaves(kept) for client, kept in state.trainer.states.items()}
 
 
 @ways
@@ -155,7 +159,7 @@ def losses(batches: str, gradients: Gradients) -> list[float]:
     """The losses of a run of 12 rounds."""
     with distributed(1) as topology:
         records = Records()
-        choices = {"rounds": 12, "optimizer": partial(torch.optim.SGD, lr=0.5), "gradients": gradients}
+        choices = {"rounds": 12, "optimizer": partial(torch.optim.SGD, lr=0.5), "gradient_compression": gradients}
         fit(double_run(topology, "mlp", BATCHES[batches], **choices), [records])
         return [metrics["train/loss"] for metrics in records.rounds]
 

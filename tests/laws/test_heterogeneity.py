@@ -17,6 +17,7 @@ from tests.laws.cases import (
     SIZES,
     assert_close,
     every_client,
+    scaffold,
     tiny_data,
     tiny_model,
     train,
@@ -24,7 +25,7 @@ from tests.laws.cases import (
 from tests.laws.heterogeneity import EVERYONE, START, STEPS, WEIGHTS, assert_same_run, point_choices, told, walk, way
 from tests.laws.test_equivalences import batch_of
 from tests.laws.test_resume import assert_bit_equal, noisy_choices
-from trainer.algorithms import FedAvg, Scaffold
+from trainer.algorithms import FedAvg
 from trainer.algorithms.round import Round
 from trainer.data.client_sampling.sampling import Sample, Trace
 from trainer.loop.run import RoundLength
@@ -56,33 +57,37 @@ def traced(controls: bool, keeps: bool) -> tuple[Any, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("algorithm", "state"),
-    [(FedAvg(), None), (Scaffold(), "algorithm/control"), (FedAvg(inner_state="keep"), "momentum_buffer")],
+    [(FedAvg(), None), (scaffold(), "algorithm/control"), (FedAvg(client_optimizer_state="keep"), "momentum_buffer")],
     ids=["fedavg", "scaffold", "keep"],
 )
 def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: Trace, algorithm: FedAvg, state: str | None):
     """Control variates and momentum of clients that are away stay as they were: five rounds are numpy's."""
-    ours = ranks(2).run(train, "fedavg", 2, point_choices(algorithm=algorithm, cohort=trace, rounds=len(MEMBERS)))
-    place, own, velocities = traced(controls=isinstance(algorithm, Scaffold), keeps=state == "momentum_buffer")
+    ours = ranks(2).run(
+        train, "fedavg", 2, point_choices(algorithm=algorithm, client_sampling=trace, rounds=len(MEMBERS))
+    )
+    place, own, velocities = traced(controls=algorithm.drift_correction is not None, keeps=state == "momentum_buffer")
     assert told(ours, "clients/trained") == list(map(len, MEMBERS))
     np.testing.assert_allclose(ours[0].model["inner.place"], place, rtol=1e-12)
     kept = every_client(ours)
     assert set(kept) == (set(EVERYONE) if state else set())
     for client, tensors in kept.items():
         (tensor,) = (leaf for name, leaf in tensors.items() if name.endswith(str(state)))
-        np.testing.assert_allclose(tensor[:3], (velocities if algorithm.inner_state == "keep" else own)[client], 1e-12)
+        np.testing.assert_allclose(
+            tensor[:3], (velocities if algorithm.client_optimizer_state == "keep" else own)[client], 1e-12
+        )
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
 def test_a_resumed_run_finds_those_who_were_away(ranks, trace: Trace, name: str, tmp_path: Path):
     """Saved when clients 2 and 4 are away; both come back after it."""
-    assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"cohort": trace}, tmp_path / "runs")
+    assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"client_sampling": trace}, tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "diloco"])
 def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
     """Of 5 of 7 clients; on 1, 2 and 4 processes, and in silos of 3 and 1, with one result."""
     length, cohort = RoundLength(epochs=(1, 3)), Sample(5)
-    choices = {"length": length, "cohort": cohort, "rounds": 4}
+    choices = {"length": length, "client_sampling": cohort, "rounds": 4}
     drawn = [{k: length.of(1, Round(i, 0, ()), k) for k in cohort.draw(7, 0, i)} for i in range(4)]
     one = ranks(1).run(train, name, 1, choices)
     assert told(one, "round/examples") == [sum(SIZES[k] * epochs for k, epochs in round.items()) for round in drawn]
@@ -114,9 +119,9 @@ def test_steps_together_and_then_apart(ranks):
         "sizes": [12] * 4,
         "data": tiny_data(48),
         "optimizer": sgd,
-        "length": RoundLength(steps=4, synchronous=3),
+        "length": RoundLength(steps=4, sync_rounds=3),
     }
-    choices |= {"algorithm": FedAvg(weight="equal", inner_state="keep")}
+    choices |= {"algorithm": FedAvg(weighting="equal", client_optimizer_state="keep")}
     union, models = tiny_model().double(), [tiny_model().double() for _ in range(4)]
     optimizer, optimizers = sgd(union.parameters()), [sgd(model.parameters()) for model in models]
     for number in range(3):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.laws.cases import SIZES, Only, assert_close, every_client
+from tests.laws.cases import SIZES, Only, assert_close, every_client, fednova, scaffold
 from tests.laws.quadratics import (
     BOWLS,
     DIMENSIONS,
@@ -26,7 +26,7 @@ from tests.laws.quadratics import (
     path,
     trajectory,
 )
-from trainer.algorithms import Algorithm, FedAvg, FedNova, Scaffold
+from trainer.algorithms import Algorithm, FedAvg
 from trainer.data.client_sampling.sampling import All, Cohort, Sample
 from trainer.distributed.topology import Silos
 from trainer.loop.run import RoundLength
@@ -35,7 +35,7 @@ from trainer.optim.schedules import Constant, Cosine, Schedule
 EQUAL, RHO, MU = [1] * len(SIZES), 0.9, 0.7
 PLAIN, MOMENTUM, NESTEROV = Walk(), Walk(0.05, RHO), Walk(0.05, RHO, nesterov=True)
 PROXIMAL = Walk(pull=MU)
-COSINE = Cosine(final=0.1)
+COSINE = Cosine(final_lr_fraction=0.1)
 COHORTS: dict[str, Cohort] = {"all": All(), "sampled": Sample(4)}
 ROUNDS = {"all": 40, "sampled": 50}
 WEIGHTS = {"examples": SIZES, "equal": EQUAL}
@@ -67,16 +67,16 @@ def test_scaffold_reaches_the_optimum_and_fedavg_does_not(
 
     FedAvg stays away by its bias, and of a sample by the noise of who came, too.
     """
-    choices = bowl_choices(walk, rounds=ROUNDS[cohort], cohort=COHORTS[cohort], schedule=schedule)
+    choices = bowl_choices(walk, rounds=ROUNDS[cohort], client_sampling=COHORTS[cohort], schedule=schedule)
     optimum = BOWLS.optimum(WEIGHTS[weight])
-    assert distance(reached(ranks, partial(Scaffold, weight=weight), choices), optimum) < 1e-6
-    assert distance(reached(ranks, partial(FedAvg, weight=weight), choices), optimum) > 1e-2
+    assert distance(reached(ranks, partial(scaffold, weighting=weight), choices), optimum) < 1e-6
+    assert distance(reached(ranks, partial(FedAvg, weighting=weight), choices), optimum) > 1e-2
 
 
 def test_scaffold_with_weight_decay_reaches_the_optimum_with_it(ranks):
     """Decay is a part of every client's gradient, so the optimum is that of sum_k p_k f_k + decay / 2 |w|^2."""
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=RHO, weight_decay=0.3)
-    ours = reached(ranks, Scaffold, bowl_choices(optimizer=optimizer, rounds=40))
+    ours = reached(ranks, scaffold, bowl_choices(optimizer=optimizer, rounds=40))
     assert distance(ours, BOWLS.optimum(SIZES, decay=0.3)) < 1e-6
     assert distance(ours, BOWLS.optimum(SIZES)) > 1e-2
 
@@ -138,8 +138,8 @@ def test_scaffold_is_algorithm_1_option_2(
     ranks, walk: Walk, schedule: Schedule, silos: Silos, weight: Any, cohort: str
 ):
     """The global parameters, the server's control variate and those of all clients, after each of five rounds."""
-    choices = bowl_choices(walk, rounds=5, cohort=COHORTS[cohort], schedule=schedule)
-    by_rank = ranks(2 if silos == 2 else 4).run(trajectory, silos, partial(Scaffold, weight=weight), choices)
+    choices = bowl_choices(walk, rounds=5, client_sampling=COHORTS[cohort], schedule=schedule)
+    by_rank = ranks(2 if silos == 2 else 4).run(trajectory, silos, partial(scaffold, weighting=weight), choices)
     shares = np.array(WEIGHTS[weight]) / sum(WEIGHTS[weight])
     expected = list(scaffold(walk, schedule, COHORTS[cohort], shares))
     for outcomes, (x, c, controls) in zip(zip(*by_rank, strict=True), expected, strict=True):
@@ -151,7 +151,7 @@ def test_scaffold_is_algorithm_1_option_2(
 
 def test_the_first_round_of_scaffold_is_that_of_fedavg(ranks):
     """Nobody knows anything yet: all control variates are 0."""
-    ours, theirs = (reached(ranks, algorithm, bowl_choices(rounds=1)) for algorithm in (Scaffold, FedAvg))
+    ours, theirs = (reached(ranks, algorithm, bowl_choices(rounds=1)) for algorithm in (scaffold, FedAvg))
     assert np.array_equal(ours, theirs)
 
 
@@ -194,7 +194,7 @@ def fednova(name: str, members: tuple[int, ...], weight: str, momentum: float) -
 def test_fednova_is_its_formula(ranks, name: str, silos: Silos, weight: Any):
     """Clients of 1 to 5 steps a round; the norms of a are the paper's closed forms, ours are measured."""
     walk = NORMS[name][0]
-    algorithm = partial(FedNova, weight=weight, pull=walk.pull)
+    algorithm = partial(fednova, weighting=weight, proximal_mu=walk.pull)
     pool = ranks(2 if silos == 2 else 4)
     ours = pool.run(path, silos, algorithm, bowl_choices(walk, rounds=3))[0]
     np.testing.assert_allclose(ours, list(fednova(name, EVERYONE, weight, 0)), rtol=1e-12, atol=1e-12)
@@ -205,13 +205,13 @@ def test_fednova_of_some_clients_with_a_momentum_server_is_its_formula(ranks, na
     """tau_eff is the mean over the four clients that come."""
     walk, members = NORMS[name][0], (0, 2, 3, 6)
     server = partial(torch.optim.SGD, lr=1.0, momentum=0.5)
-    choices = bowl_choices(walk, rounds=3, cohort=Only((members,)))
-    ours = ranks(2).run(path, 2, partial(FedNova, server, pull=walk.pull), choices)[0]
+    choices = bowl_choices(walk, rounds=3, client_sampling=Only((members,)))
+    ours = ranks(2).run(path, 2, partial(fednova, server, proximal_mu=walk.pull), choices)[0]
     np.testing.assert_allclose(ours, list(fednova(name, members, "examples", 0.5)), rtol=1e-12, atol=1e-12)
 
 
 def test_fednova_of_equal_numbers_of_steps_is_fedavg(ranks):
     """All a_k are one number, which cancels out."""
     choices = bowl_choices(rounds=3, length=RoundLength(steps=4))
-    ours, theirs = (reached(ranks, algorithm, choices) for algorithm in (FedNova, FedAvg))
+    ours, theirs = (reached(ranks, algorithm, choices) for algorithm in (fednova, FedAvg))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

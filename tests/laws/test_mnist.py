@@ -39,7 +39,7 @@ def train_2nn(folder: Path) -> Metrics:
             optimizer=partial(torch.optim.SGD, lr=0.1),
             rounds=ROUNDS,
             batch_size=10,
-            cohort=Sample(10),
+            client_sampling=Sample(10),
             evaluate_every=ROUNDS,
         )
         return fit(run)

@@ -28,7 +28,7 @@ HEAD = "^0\\."  # the first layer is shared, the second the clients' own
 
 
 def personal_run(topology: Topology, **choices: Any) -> Run:
-    defaults = {"algorithm": FedAvg(shared=HEAD), "cohort": Only(((0, 1, 4), (0, 2), (3, 5, 6)))}
+    defaults = {"algorithm": FedAvg(shared_params=HEAD), "client_sampling": Only(((0, 1, 4), (0, 2), (3, 5, 6)))}
     return case_run(topology, "fedavg", defaults | {"rounds": 3} | choices)
 
 
@@ -60,7 +60,7 @@ def test_newcomers_begin_with_the_average(ranks, silos: Silos):
 def judged(silos: Silos) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict[str, Tensor]]:
     """The figures of one round of all clients, their second layers by name, and the shared first one."""
     with distributed(silos) as topology:
-        run = personal_run(topology, cohort=Only((tuple(range(7)),)))
+        run = personal_run(topology, client_sampling=Only((tuple(range(7)),)))
         state = State(run)
         train_round(state, run.round(0))
         figures = evaluate(state)
@@ -140,9 +140,9 @@ def test_judging_personal_models_changes_nothing(ranks):
 def resumed(folder: Path, until: int, name: str) -> dict[str, Any]:
     """The model of a run of 4 rounds on silos of 2 and 1 ranks, stopped and gone on with at `until`."""
     with distributed([2, 1]) as topology:
-        algorithm = FedAvg(shared=HEAD) if name == "personal" else FedAvg()
+        algorithm = FedAvg(shared_params=HEAD) if name == "personal" else FedAvg()
         choices: dict[str, Any] = {"algorithm": algorithm, "rounds": 4, "personal_steps": 2}
-        choices |= {"cohort": Only(((0, 1), (0, 2), (3, 5), (4, 6))), "sizes": [8 * size for size in SIZES]}
+        choices |= {"client_sampling": Only(((0, 1), (0, 2), (3, 5), (4, 6))), "sizes": [8 * size for size in SIZES]}
         choices |= {"data": tiny_data(8 * sum(SIZES), torch.float32), "module": tiny_model()}
         for end in (until, 4):
             run = case_run(topology, "fedavg", choices)

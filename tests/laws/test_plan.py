@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.laws.cases import CASES, case_run, silos_of, train
+from tests.laws.cases import CASES, case_run, robust, silos_of, train
 from tests.support.runs import average, make_run
-from trainer.algorithms import Algorithm, FedAvg, Robust, Sync
+from trainer.algorithms import Algorithm, FedAvg, Median, Sync
 from trainer.commands.plan.cost_model import Load, Packing, Traffic
 from trainer.commands.plan.ddp_step import seconds_of_step
 from trainer.commands.plan.dry_run import Rehearsal
@@ -54,7 +54,7 @@ def test_bytes_and_steps_are_those_that_are_reported(ranks, name: str, silos: li
 
 def foretold_with(gradients: Gradients) -> int:
     with distributed(1):
-        return Rehearsal(make_run(leader_of(0, [2], CPU), [16], gradients=gradients)).traffic().gradients
+        return Rehearsal(make_run(leader_of(0, [2], CPU), [16], gradient_compression=gradients)).traffic().gradients
 
 
 def test_gradients_in_few_bytes_can_be_planned_without_their_replicas(ranks):
@@ -73,7 +73,7 @@ def held(sizes: list[int], clients: list[int], slots: dict[str, Any], optimizer:
 
 def test_memory_of_diloco(ranks):
     """Two silos of two: AdamW keeps two numbers a parameter, of both clients of the silo; Nesterov one, of its half."""
-    slots = {"server": nesterov, "weight": "equal", "inner_state": "keep"}
+    slots = {"server": nesterov, "weighting": "equal", "client_optimizer_state": "keep"}
     (lines,) = ranks(1).run(held, [2, 2], [16, 16, 16, 16], slots, adamw)
     vector = lines["global parameters"]
     assert vector == pytest.approx(4 * MLP_PARAMETERS, rel=0.01), "with its padding"
@@ -110,7 +110,7 @@ def test_the_bytes_of_other_uplinks_are_those_of_their_codecs(ranks, silos: int)
 
 
 def test_what_cannot_be_packed_is_not_offered(ranks):
-    assert ranks(1).run(offered, [1, 1], partial(Robust, "median")) == [{}]
+    assert ranks(1).run(offered, [1, 1], robust(Median())) == [{}]
     assert ranks(1).run(offered, [1], Sync) == [{}]
 
 

@@ -33,7 +33,7 @@ def chain() -> Chain:
 def trained(silos: Silos) -> list[torch.Tensor]:
     """The parameters after three epochs; the third rank's share of the last batch is empty."""
     with distributed(silos, device="cpu") as topology:
-        run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, length=RoundLength(epochs=3), preprocess=chain())
+        run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, length=RoundLength(epochs=3), transforms=chain())
         state = State(run)
         train_round(state, run.round(0))
         return parameters(run.module)
@@ -49,9 +49,9 @@ def test_any_number_of_ranks_sees_what_one_sees(ranks, size: int):
 
 def statistics(silos: Silos) -> tuple[torch.Tensor, torch.Tensor]:
     with distributed(silos, device="cpu") as topology:
-        run = make_run(topology, SIZES, algorithm=FedAvg(), preprocess=chain())
+        run = make_run(topology, SIZES, algorithm=FedAvg(), transforms=chain())
         State(run)
-        standardise = run.preprocess.transforms["standardise"]
+        standardise = run.transforms.transforms["standardise"]
         assert isinstance(standardise, Standardise)
         return standardise.mean, standardise.std
 

@@ -127,7 +127,7 @@ def reached(model: dict[str, Any]) -> np.ndarray:
 
 
 def linear_choices(server: str, weight: str = "examples") -> dict[str, Any]:
-    algorithm = FedAvg(SERVERS[server][0], weight=weight)  # pyright: ignore[reportArgumentType]
+    algorithm = FedAvg(SERVERS[server][0], weighting=weight)  # pyright: ignore[reportArgumentType]
     choices = {"module": linear_model(), "algorithm": algorithm, "rounds": ROUNDS, "batch_size": BATCH_SIZE}
     return choices | {"optimizer": partial(torch.optim.SGD, lr=RATE), "length": RoundLength(epochs=EPOCHS)}
 
@@ -165,7 +165,7 @@ def test_equal_weights(ranks):
 
 def test_sampled_clients_alone_are_averaged(ranks):
     """One round: the mean over the clients whose rows are reported, by their n_k; the others do not move it."""
-    ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"cohort": Sample(3), "rounds": 1})[0]
+    ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"client_sampling": Sample(3), "rounds": 1})[0]
     chosen = Sample(3).draw(len(SIZES), 0, 0)
     assert len(chosen) == 3
     assert {f"client/{client}/train_loss" for client in chosen} == {
@@ -206,7 +206,7 @@ def test_clipping_and_schedules(ranks, silos: Silos):
         assert max(norms) > CLIP_NORM
         weights = np.tensordot(shares, np.stack(locals_), 1)
         assert metrics["train/learning_rate"] == pytest.approx(np.mean(rates), rel=1e-12)
-        assert metrics["train/gradient_norm"] == pytest.approx(np.mean(norms), rel=1e-10)
+        assert metrics["train/grad_norm"] == pytest.approx(np.mean(norms), rel=1e-10)
     np.testing.assert_allclose(reached(ours.model), weights, rtol=1e-11, atol=1e-12)
 
 

@@ -104,7 +104,7 @@ def noisy_choices(name: str) -> dict[str, Any]:
         "batch_size": None if name == "fedsgd" else 10,
         "length": RoundLength(steps=1 if name == "fedsgd" else 3),
     }
-    return choices if name == "sync" else choices | {"cohort": Sample(4)}
+    return choices if name == "sync" else choices | {"client_sampling": Sample(4)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -178,7 +178,7 @@ def resumed_elsewhere(name: str, silos: Silos, choices: dict[str, Any], saved: S
 
 def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
     """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos go on as the 2 would have, but for the order of sums."""
-    choices: dict[str, Any] = {"cohort": Sample(4), "length": RoundLength(steps=3)}
+    choices: dict[str, Any] = {"client_sampling": Sample(4), "length": RoundLength(steps=3)}
     (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
     expected = leaves(border(through, ROUNDS).load("model"))
     saved = border(first, INTERRUPTED)
@@ -188,7 +188,7 @@ def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
 
 def other_algorithms_choices() -> dict[str, Any]:
     """A personal output layer: the clients' own tensors are state too."""
-    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared="^0\\.", inner_state="keep")
+    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params="^0\\.", client_optimizer_state="keep")
     return noisy_choices("fedavg") | {"algorithm": algorithm, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
 
 

@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.laws.cases import SIZES, Only
+from tests.laws.cases import SIZES, Only, robust
 from tests.laws.quadratics import BOWLS, EVERYONE, START, Bowls, Walk, bowl_choices, path, trajectory
-from trainer.algorithms import FedAvg, Robust
+from trainer.algorithms import FedAvg, Krum, Median, TrimmedMean
+from trainer.algorithms.aggregation_rule import AggregationRule
 from trainer.algorithms.robust import krum, trimmed_mean
 from trainer.distributed.topology import Silos
 from trainer.loop.assignment import assign
@@ -40,15 +41,12 @@ def naive_krum(rows: np.ndarray, byzantine: int, selected: int) -> np.ndarray:
     return rows[best].mean(0)
 
 
-RULES: dict[str, tuple[dict[str, Any], Combine]] = {
-    "median": ({"rule": "median"}, lambda rows: np.median(rows, axis=0)),
-    "trimmed_mean": ({"rule": "trimmed_mean", "trim": 0.2}, partial(trimmed, trim=0.2)),
-    "trimmed_more": ({"rule": "trimmed_mean", "trim": 0.45}, partial(trimmed, trim=0.45)),
-    "krum": ({"rule": "krum", "byzantine": 1}, partial(naive_krum, byzantine=1, selected=1)),
-    "multi_krum": (
-        {"rule": "krum", "byzantine": 2, "selected": 3},
-        partial(naive_krum, byzantine=2, selected=3),
-    ),
+RULES: dict[str, tuple[AggregationRule, Combine]] = {
+    "median": (Median(), lambda rows: np.median(rows, axis=0)),
+    "trimmed_mean": (TrimmedMean(0.2), partial(trimmed, trim=0.2)),
+    "trimmed_more": (TrimmedMean(0.45), partial(trimmed, trim=0.45)),
+    "krum": (Krum(1), partial(naive_krum, byzantine=1, selected=1)),
+    "multi_krum": (Krum(2, 3), partial(naive_krum, byzantine=2, selected=3)),
 }
 
 
@@ -78,8 +76,8 @@ def test_the_silos_have_unequal_numbers_of_clients():
 @rules
 def test_all_clients_are_combined(ranks, name: str, silos: Silos):
     """Three rounds of 7 clients; every rank has the same bits."""
-    slots, rule = RULES[name]
-    by_rank = ranks(ranks_of(silos)).run(path, silos, partial(Robust, **slots), bowl_choices(rounds=ROUNDS))
+    ours_by, rule = RULES[name]
+    by_rank = ranks(ranks_of(silos)).run(path, silos, robust(ours_by), bowl_choices(rounds=ROUNDS))
     np.testing.assert_allclose(by_rank[0], expected(rule, EVERYONE), rtol=1e-12, atol=1e-12)
     assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
 
@@ -88,29 +86,29 @@ def test_all_clients_are_combined(ranks, name: str, silos: Silos):
 @rules
 def test_a_nan_client_is_left_out(ranks, name: str, silos: Silos):
     """The rules see the other six; the median of six values is the mean of the two in the middle."""
-    slots, rule = RULES[name]
-    choices = bowl_choices(bowls=BOWLS.moved(BAD, math.nan), rounds=ROUNDS, max_bad_rounds=9)
-    outcomes = ranks(ranks_of(silos)).run(trajectory, silos, partial(Robust, **slots), choices)[0]
+    ours_by, rule = RULES[name]
+    choices = bowl_choices(bowls=BOWLS.moved(BAD, math.nan), rounds=ROUNDS, max_nonfinite_rounds=9)
+    outcomes = ranks(ranks_of(silos)).run(trajectory, silos, robust(ours_by), choices)[0]
     others = tuple(client for client in EVERYONE if client != BAD)
     places = [one.model["place"] for one in outcomes]
     np.testing.assert_allclose(places, expected(rule, others), rtol=1e-12, atol=1e-12)
-    assert outcomes[0].rounds[0]["clients/left_out"] == 1
+    assert outcomes[0].rounds[0]["clients/nonfinite"] == 1
 
 
 @pytest.mark.parametrize("cohort", [(4,), (1, 5), (0, 1, 3)], ids=str)
 @rules
 def test_few_clients_are_combined(ranks, name: str, cohort: tuple[int, ...]):
     """Of one client, a silo without any brings no rows; Krum of less than f + 3 clients looks at one neighbour."""
-    slots, rule = RULES[name]
-    choices = bowl_choices(rounds=ROUNDS, cohort=Only((cohort,)))
-    ours = ranks(2).run(path, 2, partial(Robust, **slots), choices)[0]
+    ours_by, rule = RULES[name]
+    choices = bowl_choices(rounds=ROUNDS, client_sampling=Only((cohort,)))
+    ours = ranks(2).run(path, 2, robust(ours_by), choices)[0]
     np.testing.assert_allclose(ours, expected(rule, cohort), rtol=1e-12, atol=1e-12)
 
 
 def test_the_server_moves_by_the_rules_delta(ranks):
     """Nesterov's momentum on the median: b <- 0.9 b + d; w <- w - 0.7 (d + 0.9 b)."""
     server = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
-    algorithm = partial(Robust, "median", server=server)
+    algorithm = robust(Median(), server=server)
     ours = ranks(2).run(path, 2, algorithm, bowl_choices(rounds=ROUNDS))[0]
     place, velocity = START, np.zeros_like(START)
     for reached in ours:
@@ -121,12 +119,12 @@ def test_the_server_moves_by_the_rules_delta(ranks):
 
 
 @pytest.mark.parametrize(
-    "slots",
-    [{"rule": "trimmed_mean", "trim": 0.0}, {"rule": "krum", "selected": len(SIZES)}],
+    "rule",
+    [TrimmedMean(0.0), Krum(1, len(SIZES))],
     ids=["trim nothing", "select all"],
 )
-def test_leaving_nobody_out_is_fedavg_with_equal_weights(ranks, slots: dict[str, Any]):
-    algorithms = partial(Robust, **slots), partial(FedAvg, weight="equal")
+def test_leaving_nobody_out_is_fedavg_with_equal_weights(ranks, rule: AggregationRule):
+    algorithms = robust(rule), partial(FedAvg, weighting="equal")
     ours, theirs = (ranks(2).run(path, 2, algorithm, bowl_choices(rounds=ROUNDS))[0] for algorithm in algorithms)
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -146,11 +144,11 @@ def spoilt(liars: tuple[int, ...], far: float) -> Bowls:
     return bowls
 
 
-BYZANTINE: dict[str, dict[str, Any]] = {
-    "median": {"rule": "median"},
-    "trimmed_mean": {"rule": "trimmed_mean", "trim": 0.3},
-    "krum": {"rule": "krum", "byzantine": 2},
-    "multi_krum": {"rule": "krum", "byzantine": 2, "selected": 3},
+BYZANTINE: dict[str, AggregationRule] = {
+    "median": Median(),
+    "trimmed_mean": TrimmedMean(0.3),
+    "krum": Krum(2),
+    "multi_krum": Krum(2, 3),
 }
 
 
@@ -161,7 +159,7 @@ def test_liars_do_not_carry_the_model_away(ranks, name: str, liars: tuple[int, .
     """In no round it leaves the honest clients' range, in no coordinate; two liars are close to each other."""
     honest = tuple(client for client in EVERYONE if client not in liars)
     choices = bowl_choices(bowls=spoilt(liars, far), rounds=ROUNDS)
-    ours = ranks(2).run(path, 2, partial(Robust, **BYZANTINE[name]), choices)[0]
+    ours = ranks(2).run(path, 2, robust(BYZANTINE[name]), choices)[0]
     for before, place in zip([START, *ours], ours, strict=False):
         assert within(place, before, honest)
 

@@ -73,7 +73,9 @@ def around_an_empty_round(name: str, silos: Silos) -> tuple[Outcome, Outcome]:
     with distributed(silos_of(name, silos)) as topology:
         everyone = (0,) if name == "sync" else EVERYONE
         cohort = Only((everyone, everyone, ()))
-        run = case_run(topology, name, {"cohort": cohort, "rounds": 3, "module": tiny_model()} | float32_data())
+        run = case_run(
+            topology, name, {"client_sampling": cohort, "rounds": 3, "module": tiny_model()} | float32_data()
+        )
         state = State(run)
         rounds = [train_round(state, run.round(index)) for index in range(2)]
         before = outcome(state, rounds)
@@ -118,9 +120,9 @@ def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: S
     # `per_client` is off because the bad client's own row is about the only thing that should speak of it.
     choices = {"data": data, "rounds": 3, "per_client": "none"}
     speaking = Only((tuple(client for client in EVERYONE if client != SILENT),))
-    ours = pool.run(train, name, silos, choices | {"cohort": speaking})
+    ours = pool.run(train, name, silos, choices | {"client_sampling": speaking})
     others = Only((tuple(client for client in EVERYONE if client not in (BAD, SILENT)),))
-    theirs = pool.run(train, name, silos, choices | {"cohort": others})
+    theirs = pool.run(train, name, silos, choices | {"client_sampling": others})
     assert_close(ours[0].model, theirs[0].model)
     assert_close(ours[0].algorithm, theirs[0].algorithm)
     kept, expected = every_client(ours), every_client(theirs)
@@ -128,7 +130,7 @@ def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: S
         assert_close(kept[client], expected[client])
     counts = ("round/", "clients/")
     for ours_round, theirs_round in zip(ours[0].rounds, theirs[0].rounds, strict=True):
-        assert ours_round["clients/left_out"] == 1
+        assert ours_round["clients/nonfinite"] == 1
         judged = {key: value for key, value in figures(ours_round).items() if not key.startswith(counts)}
         assert judged == pytest.approx({key: theirs_round[key] for key in judged}, rel=1e-10, nan_ok=True)
         assert math.isfinite(judged["train/loss"])
@@ -155,13 +157,13 @@ def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
         "batch_size": None if name == "fedsgd" else 5,
     }
     good = tuple(client for client in EVERYONE if client != BAD)
-    before = ranks(2).run(train, name, 2, choices | {"cohort": Only((good,)), "rounds": 1})
-    after = ranks(2).run(train, name, 2, choices | {"cohort": Only((good, (BAD,))), "rounds": 2})
+    before = ranks(2).run(train, name, 2, choices | {"client_sampling": Only((good,)), "rounds": 1})
+    after = ranks(2).run(train, name, 2, choices | {"client_sampling": Only((good, (BAD,))), "rounds": 2})
     for ours, theirs in zip(after, before, strict=True):
         assert_same(ours.model, theirs.model)
         assert_same(ours.algorithm, theirs.algorithm)
         assert ours.rounds[1]["test/loss"] == theirs.rounds[0]["test/loss"]
-        assert ours.rounds[1]["clients/left_out"] == 1
+        assert ours.rounds[1]["clients/nonfinite"] == 1
 
 
 @pytest.mark.parametrize("length", [RoundLength(epochs=2), RoundLength(steps=5)], ids=["epochs", "steps"])

@@ -51,7 +51,7 @@ def told(server: Any, weight: str) -> list[tuple[np.ndarray, dict[str, float]]]:
 @pytest.mark.parametrize("name", CHOICES)
 def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
     """Five rounds of two epochs: 7 clients on 2 silos, batches of 4 and ragged ones."""
-    algorithm = FedAvg(partial(FedOpt, **CHOICES[name]), weight=weight)
+    algorithm = FedAvg(partial(FedOpt, **CHOICES[name]), weighting=weight)
     ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"algorithm": algorithm})[0]
     assert_is_reference(ours, told(partial(fedopt, **CHOICES[name]), weight))
     server = {key.removeprefix("server/0/") for key in ours.algorithm}

@@ -1,4 +1,4 @@
-"""What FedAvg's slots do, by hand: pull, norm_bound, weight, shared, inner_state, batch_statistics."""
+"""What FedAvg's slots do, by hand: weights, what is shared, what is kept, limits and pulls."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def follow(ranks: Any, walk: Walk, silos: Silos = 2, **slots: Any) -> np.ndarray
 def test_fedprox_is_pulled_to_where_its_round_began(ranks, walk: Walk, silos: Silos):
     """Each step's gradient has mu (w - x), which is none of the server's: Li et al. 2020, algorithm 2."""
     expected = averaged(walk.deltas, SIZES)
-    np.testing.assert_allclose(follow(ranks, walk, silos, pull=walk.pull), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(follow(ranks, walk, silos, proximal_mu=walk.pull), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
@@ -94,25 +94,27 @@ def test_longer_deltas_than_the_bound_are_shortened(ranks, silos: Silos):
     norms = np.linalg.norm(Walk().deltas(START), axis=1)
     assert norms.min() < BOUND < norms.max()
     expected = averaged(lambda place: shortened(Walk().deltas(place)), SIZES)
-    np.testing.assert_allclose(follow(ranks, Walk(), silos, norm_bound=BOUND), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(follow(ranks, Walk(), silos, max_update_norm=BOUND), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_capped_weights(ranks):
     """p_k in proportion to min(n_k, cap)."""
     expected = averaged(Walk().deltas, [min(size, CAP) for size in SIZES])
-    np.testing.assert_allclose(follow(ranks, Walk(), weight="capped", cap=CAP), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        follow(ranks, Walk(), weighting="capped", max_weight=CAP), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 # Slots that say nothing
 
 
 NOTHING: dict[str, dict[str, Any]] = {
-    "mu=0": {"pull": 0.0},
-    "mu=1e-300": {"pull": 1e-300},  # which goes all the way of FedProx
+    "mu=0": {"proximal_mu": 0.0},
+    "mu=1e-300": {"proximal_mu": 1e-300},  # which goes all the way of FedProx
     "beta=0": {"server": partial(torch.optim.SGD, lr=1.0, momentum=0.0)},
-    "bound=1e300": {"norm_bound": 1e300},
-    "cap=1e9": {"weight": "capped", "cap": 10**9},
-    "shared=.": {"shared": "."},
+    "bound=1e300": {"max_update_norm": 1e300},
+    "cap=1e9": {"weighting": "capped", "max_weight": 10**9},
+    "shared=.": {"shared_params": "."},
 }
 
 
@@ -139,7 +141,7 @@ def test_slots_that_say_nothing_are_fedavg_bit_for_bit(ranks, plain: tuple[Silos
 
 
 def test_a_cap_of_one_is_equal_weights(ranks):
-    ours, theirs = follow(ranks, Walk(), weight="capped", cap=1), follow(ranks, Walk(), weight="equal")
+    ours, theirs = follow(ranks, Walk(), weighting="capped", max_weight=1), follow(ranks, Walk(), weighting="equal")
     assert np.array_equal(ours, theirs)
 
 
@@ -161,11 +163,14 @@ def is_norm(name: str) -> bool:
 States = dict[int, dict[str, Tensor]]
 
 
-def clients_models(inner_state: Any) -> tuple[States, Metrics]:
+def clients_models(client_optimizer_state: Any) -> tuple[States, Metrics]:
     """The models of this silo's clients after three rounds, and the last figures."""
     with distributed(2) as topology:
-        shared = yaml.safe_load(FEDBN.read_text())["shared"]
-        choices = {"algorithm": FedAvg(shared=shared, inner_state=inner_state), "rounds": 3}
+        shared = yaml.safe_load(FEDBN.read_text())["shared_params"]
+        choices = {
+            "algorithm": FedAvg(shared_params=shared, client_optimizer_state=client_optimizer_state),
+            "rounds": 3,
+        }
         run = case_run(
             topology, "fedavg", choices | norm_choices(module=norm_model(), batch_size=BATCH_SIZE, optimizer=momentum)
         )
@@ -178,7 +183,7 @@ def clients_models(inner_state: Any) -> tuple[States, Metrics]:
         return models, metrics
 
 
-def plain_fedbn(inner_state: str) -> tuple[States, dict[int, float]]:
+def plain_fedbn(client_optimizer_state: str) -> tuple[States, dict[int, float]]:
     """The same by a plain loop: norms stay apart with their buffers, the rest is averaged by n_k; and accuracies."""
     model = norm_model()
     states = {client: leaves(model.state_dict()) for client in range(len(BIG))}
@@ -187,7 +192,7 @@ def plain_fedbn(inner_state: str) -> tuple[States, dict[int, float]]:
         for client in states:
             model.load_state_dict(states[client])
             optimizer = momentum(model.parameters())
-            if round and inner_state == "keep":
+            if round and client_optimizer_state == "keep":
                 optimizer.load_state_dict(optimizers[client])
             plain_epoch(model, optimizer, client, round)
             states[client], optimizers[client] = leaves(model.state_dict()), optimizer.state_dict()
@@ -216,13 +221,13 @@ def accuracy(model: nn.Module, state: dict[str, Tensor], client: int) -> float:
     return model.eval()(inputs).argmax(1).eq(targets).double().mean().item()
 
 
-@pytest.mark.parametrize("inner_state", ["reset", "keep"])
-def test_fedbn_is_a_plain_loop_that_keeps_norms_apart(ranks, inner_state: str):
+@pytest.mark.parametrize("client_optimizer_state", ["reset", "keep"])
+def test_fedbn_is_a_plain_loop_that_keeps_norms_apart(ranks, client_optimizer_state: str):
     """Parameters, running buffers and counters of all clients' models; each is judged by its own."""
-    outcomes = ranks(2).run(clients_models, inner_state)
+    outcomes = ranks(2).run(clients_models, client_optimizer_state)
     ours = {client: state for models, _ in outcomes for client, state in models.items()}
     # On a rank, because torch has one thread there.
-    states, accuracies = ranks(2).run(plain_fedbn, inner_state)[0]
+    states, accuracies = ranks(2).run(plain_fedbn, client_optimizer_state)[0]
     assert sorted(ours) == sorted(states)
     for client, state in states.items():
         assert_close(ours[client], state)
@@ -258,7 +263,7 @@ def statistics(combine: Callable[..., Statistics], silos: Silos, rounds: int) ->
 @pytest.mark.parametrize("name", ["mean", "pooled"])
 def test_statistics_are_combined_as_they_are_called(ranks, name: Any, silos: Silos):
     """Two rounds; the two ways are apart by the variance of the means, which is not nothing."""
-    choices = norm_choices(rounds=2, algorithm=FedAvg(batch_statistics=name))
+    choices = norm_choices(rounds=2, algorithm=FedAvg(batchnorm_stats=name))
     expected = {"mean": statistics(plain_mean, silos, 2), "pooled": statistics(pooled, silos, 2)}
     assert (expected["pooled"][1] > expected["mean"][1] + 1e-6).all()
     for ours in ranks(4).run(train, "fedavg", silos, choices):
@@ -274,4 +279,4 @@ def test_a_client_whose_statistics_are_not_finite_is_left_out(ranks):
     choices = norm_choices(module=norm_first(torch.float32), data=spoilt, rounds=2)
     ours = ranks(2).run(train, "fedavg", 2, choices)[0]
     assert all(bool(tensor.isfinite().all()) for tensor in ours.model.values())
-    assert [metrics["clients/left_out"] for metrics in ours.rounds] == [1, 1]
+    assert [metrics["clients/nonfinite"] for metrics in ours.rounds] == [1, 1]

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tests.laws.cases import SIZES
+from tests.laws.cases import SIZES, fednova
 from tests.laws.quadratics import EVERYONE, START, Walk, bowl_choices, path
-from trainer.algorithms import FedAvg, FedNova
+from trainer.algorithms import FedAvg
 from trainer.distributed.compression import TopK
 from trainer.loop.assignment import assign
 
@@ -73,8 +73,8 @@ def reference_of_four(walk: Walk) -> np.ndarray:
 @pytest.mark.parametrize("walk", [Walk(), Walk(pull=0.5)], ids=["fedavg", "fedprox"])
 def test_clients_begin_ahead(ranks, walk: Walk, sizes: list[int]):
     """On every rank, and with FedProx, which pulls to where a client began."""
-    choices = bowl_choices(walk, rounds=ROUNDS, uplink=TopK(KEPT / PADDED))
-    by_rank = ranks(sum(sizes)).run(path, sizes, partial(FedAvg, pull=walk.pull), choices)
+    choices = bowl_choices(walk, rounds=ROUNDS, update_compression=TopK(KEPT / PADDED))
+    by_rank = ranks(sum(sizes)).run(path, sizes, partial(FedAvg, proximal_mu=walk.pull), choices)
     np.testing.assert_allclose(by_rank[0], reference(walk, sizes), rtol=1e-12, atol=1e-12)
     assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
 
@@ -82,8 +82,8 @@ def test_clients_begin_ahead(ranks, walk: Walk, sizes: list[int]):
 @pytest.mark.parametrize("walk", [Walk(), Walk(pull=0.5)], ids=["fedavg", "fedprox"])
 def test_clients_begin_ahead_by_what_is_held_back_of_sums_too(ranks, walk: Walk):
     """From four silos on each sums a share of the numbers, and holds back of that."""
-    choices = bowl_choices(walk, rounds=ROUNDS, uplink=TopK(KEPT / PADDED))
-    by_rank = ranks(4).run(path, [1] * 4, partial(FedAvg, pull=walk.pull), choices)
+    choices = bowl_choices(walk, rounds=ROUNDS, update_compression=TopK(KEPT / PADDED))
+    by_rank = ranks(4).run(path, [1] * 4, partial(FedAvg, proximal_mu=walk.pull), choices)
     np.testing.assert_allclose(by_rank[0], reference_of_four(walk), rtol=1e-12, atol=1e-12)
     assert all(np.array_equal(other, by_rank[0]) for other in by_rank)
 
@@ -91,7 +91,7 @@ def test_clients_begin_ahead_by_what_is_held_back_of_sums_too(ranks, walk: Walk)
 def test_alone_nobody_is_ahead(ranks):
     """A silo that has nobody to send to holds nothing back."""
     packed, plain = (
-        ranks(1).run(path, 1, FedNova, bowl_choices(rounds=ROUNDS, **uplink))[0]
-        for uplink in ({"uplink": TopK(KEPT / PADDED)}, {})
+        ranks(1).run(path, 1, fednova, bowl_choices(rounds=ROUNDS, **uplink))[0]
+        for uplink in ({"update_compression": TopK(KEPT / PADDED)}, {})
     )
     assert np.array_equal(packed, plain)

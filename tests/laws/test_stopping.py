@@ -89,7 +89,7 @@ def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model
     scores = scores_of(whole, model)
     wanted = sorted(scores)[ROUNDS // 2]
     rounds = next(index for index, score in enumerate(scores) if score >= wanted) + 1
-    choices = choices_of(model, stop=Stop(target=abs(wanted)), save_every=ROUNDS)
+    choices = choices_of(model, stop=Stop(metric_target=abs(wanted)), save_every=ROUNDS)
     results = [result for result, _ in ranks(2).run(run_until, name, 2, choices, tmp_path / "ours")]
     assert [(result["round"], result["stopped"]) for result in results] == [(rounds, "target")] * 2
     assert_is_the_beginning(tmp_path / "ours", tmp_path / "whole", rounds)
@@ -104,7 +104,7 @@ def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model:
     scores = scores_of(whole, model)
     patience = next(p for p in (3, 2, 1) if 1 < rounds_with_patience(scores, p) < ROUNDS)
     rounds = rounds_with_patience(scores, patience)
-    choices |= {"stop": Stop(patience=patience)}
+    choices |= {"stop": Stop(patience_evaluations=patience)}
     for until, reason in ((rounds - 1, None), (None, "patience"), (None, "patience")):
         outcomes = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path / "ours", until)
         assert [(result["round"], result.get("stopped")) for result, _ in outcomes] == [(until or rounds, reason)] * 2
@@ -116,7 +116,9 @@ def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model:
 def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Path):
     """No time at all: one round, evaluated and saved though none was due, the same as a run of one round."""
     choices = choices_of("mlp", evaluate_every=ROUNDS, save_every=ROUNDS)
-    result, ours = ranks(2).run(run_until, name, 2, choices | {"stop": Stop(seconds=0.0)}, tmp_path / "ours")[0]
+    result, ours = ranks(2).run(
+        run_until, name, 2, choices | {"stop": Stop(max_training_seconds=0.0)}, tmp_path / "ours"
+    )[0]
     _, theirs = ranks(2).run(run_until, name, 2, choices | {"rounds": 1}, tmp_path / "theirs")[0]
     assert result is not None and (result["round"], result["stopped"]) == (1, "seconds")
     assert_is_the_beginning(tmp_path / "ours", tmp_path / "theirs", 1)
@@ -126,7 +128,7 @@ def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Pat
 def run_on_other_clocks(folder: Path) -> dict[str, Any]:
     """On rank 0 the time goes by a second a look, on all others it has gone by long ago."""
     with distributed(2) as topology:
-        run = case_run(topology, "fedavg", choices_of("mlp", stop=Stop(seconds=12)))
+        run = case_run(topology, "fedavg", choices_of("mlp", stop=Stop(max_training_seconds=12)))
         times = count(0, 1) if topology.rank == 0 else count(10**6, 10**6)
         with patch.object(round, "perf_counter", lambda: float(next(times))):
             return fit(run, [], Checkpoints(folder, topology, run.layout))
@@ -139,7 +141,7 @@ def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
 
 
 def test_a_run_that_leaves_before_its_last_evaluation_stops_when_it_goes_on(ranks, tmp_path: Path):
-    choices = choices_of("mlp", evaluate_every=ROUNDS, stop=Stop(seconds=0.0))
+    choices = choices_of("mlp", evaluate_every=ROUNDS, stop=Stop(max_training_seconds=0.0))
     assert ranks(2).run(run_until, "fedavg", 2, choices, tmp_path, None, "evaluating")[0][0] is None
     assert border_is_unevaluated(tmp_path)
     result, records = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path)[0]

@@ -50,9 +50,9 @@ def test_fragments_under_way_are_resumed(ranks, uplink: Uplink, silos: Silos, tm
 
     Of 4 silos some have no client in a round: they too are there for the last stage of what is on its way.
     """
-    choices = noisy_choices("streaming") | {"uplink": uplink}
+    choices = noisy_choices("streaming") | {"update_compression": uplink}
     assert_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "border")
-    everyone = choices | {"cohort": All()}
+    everyone = choices | {"client_sampling": All()}
     assert_left_and_bit_equal(ranks(4), "streaming", silos, everyone, tmp_path / "inside", {0: (0, 2)})
 
 
@@ -107,7 +107,7 @@ def test_packed_silos_stay_around_the_known_point(ranks, codec: Codec, apart: fl
 
     That does not vanish, because the clients' own steps do not vanish there.
     """
-    choices = bowl_choices(rounds=60, uplink=codec, length=RoundLength(steps=1))
+    choices = bowl_choices(rounds=60, update_compression=codec, length=RoundLength(steps=1))
     places = ranks(silos).run(path, silos, partial(FedAvg), choices)[0]
     distances = np.linalg.norm(places - BOWLS.optimum(SIZES), axis=1)
     assert distances[0] > 7 and distances[30:].mean() < apart

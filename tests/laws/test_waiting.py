@@ -86,7 +86,7 @@ def test_no_number_is_read_in_a_step(model: str, name: str) -> None:
 def test_no_number_is_read_in_preprocessing() -> None:
     """Without mixing: what makes probabilities of labels looks at them on the CPU, though not on a GPU."""
     with distributed(device="cpu") as topology:
-        steps = epoch_of_steps(topology, "cnn", {"preprocess": PREPROCESS})
+        steps = epoch_of_steps(topology, "cnn", {"transforms": PREPROCESS})
         with Counting() as counting:
             steps()
     assert counting.found == []
@@ -115,7 +115,7 @@ def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_is_not_waited_for(model: str, name: str, on_device: bool) -> None:
     """CUDA raises an error where the host would wait."""
     with distributed() as topology:
-        steps = epoch_of_steps(topology, model, CHOICES[name] | {"on_device": on_device})
+        steps = epoch_of_steps(topology, model, CHOICES[name] | {"cache_on_gpu": on_device})
         torch.cuda.set_sync_debug_mode("error")
         try:
             steps()

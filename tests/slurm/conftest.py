@@ -29,7 +29,7 @@ class Small(nn.Module):
         return self.layer(self.drop(images.flatten(1)))
 """
 WORK = ("model=custom", "model._target_=own.Small", "round.steps=40", "rounds=3", "optimizer=adamw")
-HERE = ("launch.device=cpu", "launch.threads=1")
+HERE = ("launch.device=cpu", "launch.threads_per_worker=1")
 SMALL = ("--cpus-per-task=1", "--gres=none")
 
 
@@ -113,7 +113,7 @@ def limited(new_project: Callable[[], Project]) -> tuple[Project, str]:
     SLURM looks at the limits of time every 30 seconds, and warns those early that it would warn before the next time.
     """
     project = new_project()
-    overrides = (*HERE, *WORK, "+model.seconds=0.375", "launch.nproc=2", "run_dir=limited")
+    overrides = (*HERE, *WORK, "+model.seconds=0.375", "launch.nproc_per_node=2", "run_dir=limited")
     limits = ("--time=1", "--signal=B:USR1@20", "--nodes=1", "--nodelist=node1")
     return project, project.submit("train.sbatch", *overrides, options=limits)
 
@@ -122,7 +122,7 @@ def limited(new_project: Callable[[], Project]) -> tuple[Project, str]:
 def alone(limited: tuple[Project, str]) -> bytes:
     """The weights that two workers come to without SLURM, disturbed by nobody."""
     project, _ = limited
-    return project.weights(project.train(*WORK, "launch.nproc=2"))
+    return project.weights(project.train(*WORK, "launch.nproc_per_node=2"))
 
 
 @pytest.fixture(scope="module")

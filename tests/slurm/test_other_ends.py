@@ -15,7 +15,7 @@ SLOWLY = (*HERE, *WORK, "+model.seconds=0.15")
 @pytest.mark.parametrize("launch", ["torchrun", "srun"])
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(project: Project, launch: str) -> None:
     run = f"run_dir=cancelled-{launch}"
-    job = project.submit("train.sbatch", *SLOWLY, run, "launch.nproc=1", options=("--nodes=2",), launch=launch)
+    job = project.submit("train.sbatch", *SLOWLY, run, "launch.nproc_per_node=1", options=("--nodes=2",), launch=launch)
     project.wait_for(job, "round 1/3")
     project.cluster.ask("scancel", job)
     ended = project.cluster.wait_for(job, lambda job: job.has_ended)
@@ -27,7 +27,7 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(project: Project,
 @pytest.mark.parametrize("launch", ["torchrun", "srun"])
 def test_a_job_that_makes_room_for_another_goes_on_after_it(project: Project, alone: bytes, launch: str) -> None:
     """SLURM tells the steps, gives them a minute, and leaves the rest to the script."""
-    overrides = (*SLOWLY, f"run_dir=displaced-{launch}", "launch.nproc=1")
+    overrides = (*SLOWLY, f"run_dir=displaced-{launch}", "launch.nproc_per_node=1")
     nodes = ("--nodes=2", "--nodelist=node[3-4]", "--exclusive")
     job = project.submit("train.sbatch", *overrides, options=nodes, launch=launch)
     project.wait_for(job, "round 1/3")
@@ -43,7 +43,7 @@ def test_the_groups_of_a_heterogeneous_job_are_one_world(project: Project, launc
     """Two tasks, or one launcher of two workers, on one node; one task, or one launcher, on another."""
     first = (*SMALL, f"--ntasks-per-node={2 if launch == 'srun' else 1}", "--nodes=1")
     second = (*SMALL, "--ntasks-per-node=1", "--nodes=1")
-    overrides = (*SLOWLY, f"run_dir=groups-{launch}", "launch.nproc=auto")
+    overrides = (*SLOWLY, f"run_dir=groups-{launch}", "launch.nproc_per_node=auto")
     script = (f"--export=ALL,LAUNCH={launch}", "slurm/federated.sbatch", *overrides)
     job = project.cluster.submit(*first, ":", *second, *script, folder=project.folder)
     project.wait_for(job, "round 1/3")

@@ -18,7 +18,7 @@ def jobs(project: Project) -> dict[str, str]:
     """Two jobs of a rank on each of two nodes, after a round: one was warned, the other has lost its first node."""
 
     def submit(launch: str, name: str, nodes: str) -> str:
-        overrides = (*HERE, *WORK, SLOWLY, f"run_dir={name}", "launch.nproc=1")
+        overrides = (*HERE, *WORK, SLOWLY, f"run_dir={name}", "launch.nproc_per_node=1")
         return project.submit("train.sbatch", *overrides, options=("--nodes=2", nodes), launch=launch)
 
     submitted = {

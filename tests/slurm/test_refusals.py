@@ -11,7 +11,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
 TWO_ON_A_NODE = ("--nodes=1", "--ntasks=2")
 ONE_A_NODE = ("--nodes=2", "--ntasks=2")
 REFUSED = {
-    "number": (TWO_ON_A_NODE, (), ("launch.nproc=3",), "launch.nproc=3, and srun has started 2 ranks"),
+    "number": (
+        TWO_ON_A_NODE,
+        (),
+        ("launch.nproc_per_node=3",),
+        "launch.nproc_per_node=3, and srun has started 2 ranks",
+    ),
     "device": (ONE_A_NODE, (), ("launch.device=cuda",), "each rank wants a GPU, but 0 are visible"),
     "torchruns": (TWO_ON_A_NODE, TORCHRUN, (), "torchrun was started by srun with 2 tasks a node"),
     "strangers": (ONE_A_NODE, TORCHRUN, (), "torchrun knows of 1 node, and srun has started it on 2"),

@@ -51,7 +51,7 @@ def wait_for(log: Path, text: str) -> None:
 @pytest.mark.long
 def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
     """The signal before the limit has it save; submitit puts it back; and it ends as one that nobody disturbed."""
-    overrides = (*WORK, "+model.seconds=0.05", "launch.nproc=1")
+    overrides = (*WORK, "+model.seconds=0.05", "launch.nproc_per_node=1")
     started = sweep(project, *overrides, "seed=1,2", "run_dir=study")
     id = first_of(project, "study")
     log = project.folder / "study/logs/seed=1.log"
@@ -68,7 +68,7 @@ def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
 @pytest.mark.long
 def test_a_failed_job_does_not_end_the_sweep(project: Project) -> None:
     """One rank makes no two silos. The log is where that of a local sweep is."""
-    started = sweep(project, *WORK, "launch.nproc=1", "silos=1,2", "run_dir=mixed")
+    started = sweep(project, *WORK, "launch.nproc_per_node=1", "silos=1,2", "run_dir=mixed")
     out, err = started.communicate(timeout=SECONDS_TO_RUN)
     assert started.returncode == 1 and "Traceback" not in err, f"{out}{err}"
     assert "failed  silos=2  see mixed/logs/silos=2.log" in out

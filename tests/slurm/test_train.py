@@ -31,7 +31,7 @@ def test_each_gpu_of_a_node_has_a_task(jobs: dict[str, str], project: Project, a
 def test_a_node_with_two_tasks_and_one_with_one_are_silos_of_these_sizes(
     jobs: dict[str, str], project: Project
 ) -> None:
-    theirs = project.train(*FEDERATED, "algorithm=fedavg", "silos=[2,1]", "launch.nproc=3")
+    theirs = project.train(*FEDERATED, "algorithm=fedavg", "silos=[2,1]", "launch.nproc_per_node=3")
     job = jobs["sizes"]
     project.end_of(job)
     assert "replicas in the silos: [2,1]" in project.out(job)

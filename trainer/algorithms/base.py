@@ -38,7 +38,7 @@ class Setting:
         clip: limits to a step's gradient.
         silos: number of silos.
         clients_per_round: number of clients that a round combines.
-        samples_clients: whether a round may have fewer clients than there are.
+        sampling: the name of what draws the clients of a round; None if all take part.
         drops_stragglers: whether clients that are late are left out.
         finetuning_steps: steps after which personalised models are evaluated; 0 for none.
         compression: the name of what compresses updates between silos; None if nothing does.
@@ -48,7 +48,7 @@ class Setting:
     clip: Clip
     silos: int
     clients_per_round: int
-    samples_clients: bool = False
+    sampling: str | None = None
     drops_stragglers: bool = False
     finetuning_steps: int = 0
     compression: str | None = None

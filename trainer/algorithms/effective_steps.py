@@ -53,10 +53,10 @@ def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: Clip) -> l
             f"{' '.join(clip.settings)} with algorithm={name}: a clipped gradient goes another way than the one that "
             f"is measured.\n  set {nulls}, or algorithm=fedavg"
         )
-    if isinstance(optimizer, Grouped) and optimizer.rates:
+    if isinstance(optimizer, Grouped) and optimizer.lr_multipliers:
         errors.append(
-            f"optimizer.rates with algorithm={name}: what is measured is how far one parameter gets, and "
-            "these take some further than others.\n  set optimizer.rates=[], or algorithm=fedavg"
+            f"optimizer.lr_multipliers with algorithm={name}: what is measured is how far one parameter gets, and "
+            "these take some further than others.\n  set optimizer.lr_multipliers=[], or algorithm=fedavg"
         )
     if error := _nonlinear(optimizer):
         errors.append(

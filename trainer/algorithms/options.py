@@ -78,8 +78,8 @@ class FederatedOptions:
         if setting.compression is None or is_compressible:
             return []
         return [
-            f"uplink={setting.compression} with an algorithm that sends something else than sums of deltas, such as "
-            "median or averaging.\n  set uplink=fp32, or algorithm=fedavg"
+            f"update_compression={setting.compression} with an algorithm that sends something else than sums of "
+            "updates, such as median or averaging.\n  set update_compression=fp32, or algorithm=fedavg"
         ]
 
 

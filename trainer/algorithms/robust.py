@@ -88,8 +88,9 @@ class Krum:
         errors = robust_errors(algorithm)
         if clients < fewest:
             errors.append(
-                f"algorithm.rule.byzantine={self.byzantine} with {clients} clients a round: krum holds for {fewest} or "
-                "more.\n  set a smaller algorithm.rule.byzantine, or more clients, or a larger cohort.size"
+                f"algorithm.rule.byzantine={self.byzantine} with {clients} clients a round: krum holds for {fewest} "
+                "or more.\n  set a smaller algorithm.rule.byzantine, more clients=, or a larger "
+                "client_sampling.clients_per_round"
             )
         return errors
 

@@ -47,15 +47,15 @@ class Sync:
                 f"silos={setting.silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"
                 "  set silos=1, or algorithm=fedavg"
             )
-        if setting.samples_clients:
+        if setting.sampling:
             errors.append(
-                "cohort= with algorithm=sync: it trains the examples of all clients as those of one, so there are none "
-                "to draw from.\n  set cohort=all, or algorithm=fedavg"
+                f"client_sampling={setting.sampling} with algorithm=sync: it trains the examples of all clients as those of one, so there "
+                "are none to draw from.\n  set client_sampling=all, or algorithm=fedavg"
             )
         if setting.drops_stragglers:
             errors.append(
-                "round.late=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
-                "  set round.late=count, or algorithm=fedavg"
+                "round.stragglers=drop with algorithm=sync: there is one silo, and nothing but its work.\n"
+                "  set round.stragglers=keep, or algorithm=fedavg"
             )
         if setting.finetuning_steps:
             errors.append(
@@ -64,8 +64,8 @@ class Sync:
             )
         if setting.compression:
             errors.append(
-                f"uplink={setting.compression} with algorithm=sync: there is one silo, and nothing goes between "
-                "silos.\n  set uplink=fp32, or algorithm=fedavg"
+                f"update_compression={setting.compression} with algorithm=sync: there is one silo, and nothing goes "
+                "between silos.\n  set update_compression=fp32, or algorithm=fedavg"
             )
         raise_errors(errors)
 

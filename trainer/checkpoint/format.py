@@ -119,7 +119,7 @@ def write_part(folder: Path, part: Part, tree: Tree) -> None:
         raise DiskFull(
             errno.ENOSPC,
             f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
-            "it are whole.\n  make room, or set checkpoint.keep to less, and go on with the same run_dir",
+            "it are whole.\n  make room, or set checkpoint.keep_last to less, and go on with the same run_dir",
         ) from error
 
 

@@ -33,7 +33,7 @@ class Start:
 
     @property
     def reported(self) -> int:
-        """The rounds whose figures have been given to the sinks."""
+        """The rounds whose figures have been given to the loggers."""
         unevaluated = self.border is not None and self.border.folder.name.endswith("-unevaluated")
         return self.rounds - unevaluated
 

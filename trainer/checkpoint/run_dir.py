@@ -5,7 +5,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   state.json     running, preempted, finished, bad_input or crashed
   metrics.jsonl  one object a round
   model.safetensors  the finished model
-  ema.safetensors    with ema=: the same with the average of its weights
+  ema.safetensors    with ema_decay=: the same with the average of its weights
   result.json    the figures of the finished run
   tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoints/checkpoint.py
@@ -33,8 +33,8 @@ Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
 FREE = (
-    *("run_dir", "run_dir_shared", "resume", "name", "run.", "launch.", "report.", "checkpoint."),
-    *("eval.batch_size", "data.root", "data.on_device", "channels_last", "max_bad_rounds", "micro_batch_size"),
+    *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint."),
+    *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
     "objective",
 )
 

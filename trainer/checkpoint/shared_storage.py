@@ -56,8 +56,8 @@ def find_disk(folder: Path, place: Place, must_be_shared: bool = False) -> Disk:
     if must_be_shared and any(len(view) < len(marks) for view in views):
         apart = next(rank for rank in world if nodes[0] not in views[rank])
         raise ValueError(
-            f"run_dir={folder} is not one folder on all nodes, though run_dir_shared=true: rank {apart} has another "
-            "than rank 0.\n  put it on a disk that all nodes share, or set run_dir_shared=auto"
+            f"run_dir={folder} is not one folder on all nodes, though require_shared_run_dir=true: rank {apart} has "
+            "another than rank 0.\n  put it on a disk that all nodes share, or set require_shared_run_dir=false"
         )
     return Disk(tuple(rank for rank in world if nodes[rank] in found), len(world))
 

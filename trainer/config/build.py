@@ -33,7 +33,12 @@ from trainer.tasks import VERBS, Task
 from trainer.utils.seeding import default_generators, derive
 from trainer.utils.text import shown
 
-SLOTS = ("schedule", "cohort", "uplink", "gradients")  # of a Run, that are made as they are
+SLOTS = (
+    "schedule",
+    "client_sampling",
+    "update_compression",
+    "gradient_compression",
+)  # of a Run, that are made as they are
 
 
 def build(config: Config, topology: Topology) -> Run:
@@ -44,14 +49,16 @@ def build(config: Config, topology: Topology) -> Run:
     algorithm = faults.collect(lambda: _algorithm(config))
     slots = {slot: faults.collect(partial(instantiate, slot, getattr(config, slot))) for slot in SLOTS}
     optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
-    clip = faults.collect(lambda: Clip(config.clip_norm, float(config.clip_norm_order), config.clip_value))
+    clip = faults.collect(lambda: Clip(config.clip.max_norm, float(config.clip.norm_type), config.clip.max_value))
     module = faults.collect(lambda: _model(config, topology))
-    preprocess = splits and faults.collect(lambda: _preprocess(config, splits))
+    transforms = splits and faults.collect(lambda: _transforms(config, splits))
     dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
     weights = task and dealt and faults.collect(lambda: weigh(task, *dealt, topology=topology))
     faults.collect(lambda: _check_batch_size(config, topology))
     if algorithm and optimizer and clip and dealt and all(slots.values()):
-        setting = _setting(config, topology, optimizer, clip, slots["cohort"], slots["uplink"], len(dealt[1]))
+        setting = _setting(
+            config, topology, optimizer, clip, slots["client_sampling"], slots["update_compression"], len(dealt[1])
+        )
         faults.collect(lambda: algorithm.validate(setting))
     _check_together(faults, config, algorithm, optimizer, module, splits, task)
     faults.raise_any()
@@ -65,13 +72,13 @@ def build(config: Config, topology: Topology) -> Run:
         algorithm=algorithm,
         optimizer=optimizer,
         weights=weights,
-        preprocess=preprocess,
+        transforms=transforms,
         clip=clip,
-        measures_rate=_measures_rate(config, topology),
+        measures_flops=_measures_flops(config, topology),
         **slots,
         **_told(config),
     )
-    guard("cohort", config.cohort, lambda: run.round(0))
+    guard("client_sampling", config.client_sampling, lambda: run.round(0))
     return run
 
 
@@ -82,19 +89,19 @@ def _told(config: Config) -> dict[str, Any]:
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
         micro_batch_size=config.micro_batch_size,
         length=_round_length(config),
-        stop=Stop(config.stop.target, config.stop.patience, config.stop.seconds),
-        ema=config.ema,
+        stop=Stop(config.stop.metric_target, config.stop.patience_evaluations, config.stop.max_training_seconds),
+        ema_decay=config.ema_decay,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
-        compile=config.compile,
+        compile_backend=config.compile_backend,
         seed=config.seed,
-        evaluate_every=config.eval.every,
+        evaluate_every=config.eval.every_rounds,
         evaluation_batch_size=config.eval.batch_size,
-        save_every=config.checkpoint.every,
-        per_client=config.report.per_client,
-        max_bad_rounds=config.max_bad_rounds,
+        save_every=config.checkpoint.every_rounds,
+        per_client=config.metrics.per_client,
+        max_nonfinite_rounds=config.max_nonfinite_rounds,
         personal_steps=config.eval.personal_steps,
-        peak_rate=None if config.report.peak_rate == "auto" else float(config.report.peak_rate),
-        on_device=None if config.data["on_device"] == "auto" else config.data["on_device"],
+        peak_flops=None if config.metrics.peak_flops == "auto" else float(config.metrics.peak_flops),
+        cache_on_gpu=None if config.data["cache_on_gpu"] == "auto" else config.data["cache_on_gpu"],
     )
 
 
@@ -115,7 +122,7 @@ def _setting(
     optimizer: OptimizerFactory,
     clip: Clip,
     sampler: Cohort,
-    uplink: Uplink,
+    compression: Uplink,
     clients: int,
 ) -> Setting:
     """What the algorithm may be unable to work with, before there is a Run."""
@@ -123,11 +130,11 @@ def _setting(
         optimizer=optimizer,
         clip=clip,
         silos=topology.num_silos,
-        clients_per_round=sampler.clients_per_round(clients),
-        samples_clients=not sampler.takes_all,
-        drops_stragglers=config.round.late == "drop",
+        clients_per_round=sampler.round_size(clients),
+        sampling=None if sampler.takes_all else type(sampler).__name__.lower(),
+        drops_stragglers=config.round.stragglers == "drop",
         finetuning_steps=config.eval.personal_steps,
-        compression=None if isinstance(uplink, Full) else uplink.name,
+        compression=None if isinstance(compression, Full) else compression.name,
     )
 
 
@@ -139,7 +146,7 @@ def build_clients(config: Config, topology: Topology) -> tuple[Splits, Clients]:
 def build_sinks(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
     """Where figures go by the user's wish, each told the run folder and the configuration, flat."""
     told = {"folder": folder, "settings": settings}
-    return list(each("sinks", config.sinks, **told).values())
+    return list(each("loggers", config.loggers, **told).values())
 
 
 def _data(config: Config, topology: Topology) -> Splits:
@@ -159,8 +166,8 @@ def _splits(leaf: Leaf) -> Splits:
     return splits
 
 
-def _preprocess(config: Config, splits: Splits) -> Chain:
-    chain = Chain(each("preprocess", config.preprocess), splits.classes, config.channels_last)
+def _transforms(config: Config, splits: Splits) -> Chain:
+    chain = Chain(each("transforms", config.transforms), splits.classes, config.channels_last)
     if faults := chain.faults(*splits.train.fetch(torch.arange(1))):
         raise ValueError("\n".join(faults))
     return chain
@@ -179,7 +186,7 @@ def _task(config: Config) -> Task:
 def _dealt(config: Config, splits: Splits, topology: Topology) -> tuple[Splits, Clients]:
     """The clients, and the data set as they have it."""
     clients = _clients(config, splits, topology)
-    return skewed(splits, clients, each("skew", config.skew), config.seed), clients
+    return skewed(splits, clients, each("client_shift", config.client_shift), config.seed), clients
 
 
 def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
@@ -213,11 +220,11 @@ def _algorithm(config: Config) -> Algorithm:
 
 
 def _inner_optimizer(leaf: Leaf, device: torch.device) -> Grouped:
-    rates = tuple((name, float(factor)) for name, factor in leaf.get("rates", []))
+    multipliers = tuple((name, float(factor)) for name, factor in leaf.get("lr_multipliers", []))
     step = _optimizer("optimizer", leaf)
     if not {"fused", "foreach"} & leaf.keys() and has_fused_step(object_of(leaf), device):
         step = partial(step, fused=True)
-    make = Grouped(step, leaf.get("no_decay", False), rates)
+    make = Grouped(step, leaf.get("exclude_norm_bias_decay", False), multipliers)
     _tried("optimizer", leaf, make)
     return make
 
@@ -256,12 +263,12 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
         )
 
 
-def _measures_rate(config: Config, topology: Topology) -> bool:
-    wish = config.report.measure_rate
+def _measures_flops(config: Config, topology: Topology) -> bool:
+    wish = config.metrics.measure_flops
     return topology.device.type == "cuda" if wish == "auto" else bool(wish)
 
 
 def _round_length(config: Config) -> RoundLength:
     given = config.round
     epochs = given.epochs if isinstance(given.epochs, int) else (given.epochs[0], given.epochs[1])
-    return RoundLength(epochs, given.steps, given.synchronous, given.seconds, given.late)
+    return RoundLength(epochs, given.steps, given.sync_rounds, given.deadline_seconds, given.stragglers)

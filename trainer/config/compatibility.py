@@ -65,25 +65,25 @@ def check_shared(algorithm: Algorithm, module: nn.Module, leaf: Leaf) -> None:
     A pattern that finds every name, or none, would make it another algorithm without a word.
     """
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-    pattern = leaf.get("shared", ".*")
+    pattern = leaf.get("shared_params", ".*")
     if pattern != "$^" and not any(map(algorithm.is_shared, names)):
         raise ValueError(
-            f"algorithm.shared={pattern} finds no name of model={_name(module)}: every client would train alone.\n"
+            f"algorithm.shared_params={pattern} finds no name of model={_name(module)}: clients would train alone.\n"
             f"  its names: {', '.join(names)}\n  set another pattern, or algorithm=local"
         )
     if pattern != ".*" and all(map(algorithm.is_shared, names)):
         raise ValueError(
-            f"algorithm.shared={pattern} finds every name of model={_name(module)}: nothing is left to clients.\n"
+            f"algorithm.shared_params={pattern} finds every name of model={_name(module)}: none is left to clients.\n"
             f"  its names: {', '.join(names)}\n  set another pattern, or another model"
         )
 
 
 def check_rates(optimizer: Grouped, module: nn.Module) -> None:
-    """Raises ValueError when a pattern of rates finds none of the model's parameters."""
+    """Raises ValueError when a pattern of lr_multipliers finds none of the model's parameters."""
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     if unused := optimizer.unused(names):
         raise ValueError(
-            f"optimizer.rates: no parameter of model={_name(module)} goes by {', '.join(unused)}.\n"
+            f"optimizer.lr_multipliers: no parameter of model={_name(module)} goes by {', '.join(unused)}.\n"
             f"  its names: {', '.join(names)}"
         )
 

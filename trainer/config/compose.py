@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).parents[1]
 # In a source tree conf/ lies beside the package, in an installed one inside it.
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.exists())
 
-LISTED = ("skew", "preprocess", "sinks")  # groups of which there may be several choices, or none
+LISTED = ("client_shift", "transforms", "loggers")  # groups of which there may be several choices, or none
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -79,8 +79,8 @@ def _shorten(tree: Tree) -> None:
     """Makes it two rounds of one step, evaluated at the end. Here, so that config.yaml says what was run."""
     tree["rounds"] = 2
     tree["round"]["steps"] = 1
-    tree["eval"]["every"] = 2
-    tree["checkpoint"]["every"] = 1
+    tree["eval"]["every_rounds"] = 2
+    tree["checkpoint"]["every_rounds"] = 1
     tree["stop"] = dict.fromkeys(tree["stop"])
 
 
@@ -105,8 +105,8 @@ def help_page() -> str:
 
 
 def _wrapped(group: str, options: list[str]) -> str:
-    indent = " " * 15
-    return textwrap.fill(", ".join(options), 120, initial_indent=f"  {group + '=':<13}", subsequent_indent=indent)
+    indent = " " * 25
+    return textwrap.fill(", ".join(options), 120, initial_indent=f"  {group + '=':<23}", subsequent_indent=indent)
 
 
 def _new_run_dir(name: str) -> Path:

@@ -87,8 +87,8 @@ rates = Kind("a list of names, as regular expressions, with factors, such as [[h
 
 # Keys of leaves that the frame reads: what is made of a leaf is not given them.
 OWN_KEYS = {
-    "data": {"validation": number(0, 1), "files": paths, "on_device": switch | words("auto")},
-    "optimizer": {"no_decay": switch, "rates": rates},
+    "data": {"validation": number(0, 1), "files": paths, "cache_on_gpu": switch | words("auto")},
+    "optimizer": {"exclude_norm_bias_decay": switch, "lr_multipliers": rates},
     "model": {"init": text | words(None), "freeze": pattern | words(None)},
 }
 
@@ -114,37 +114,44 @@ def setting(kind: Kind) -> Any:
 class RoundConfig:
     epochs: int | list[int] = setting(whole(1) | span)
     steps: int | None = setting(whole(1) | words(None))
-    synchronous: int = setting(whole(0))
-    seconds: float | None = setting(number(0) | words(None))
-    late: Literal["count", "drop"] = setting(words("count", "drop"))
+    sync_rounds: int = setting(whole(0))
+    deadline_seconds: float | None = setting(number(0) | words(None))
+    stragglers: Literal["keep", "drop"] = setting(words("keep", "drop"))
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    max_norm: float | None = setting(number(1e-12) | words(None))
+    norm_type: float = setting(words(1, 2, math.inf))
+    max_value: float | None = setting(number(1e-12) | words(None))
 
 
 @dataclass(frozen=True)
 class StopConfig:
-    target: float | None = setting(finite | words(None))
-    patience: int | None = setting(whole(1) | words(None))
-    seconds: float | None = setting(number(0) | words(None))
+    metric_target: float | None = setting(finite | words(None))
+    patience_evaluations: int | None = setting(whole(1) | words(None))
+    max_training_seconds: float | None = setting(number(0) | words(None))
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    every: int = setting(whole(1))
+    every_rounds: int = setting(whole(1))
     batch_size: int = setting(whole(1))
     personal_steps: int = setting(whole(0))
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = setting(whole(1))
+    every_rounds: int = setting(whole(1))
     every_seconds: float | None = setting(number(0) | words(None))
-    keep: int = setting(whole(1))
+    keep_last: int = setting(whole(1))
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class MetricsConfig:
     per_client: Literal["full", "scores", "none"] = setting(words("full", "scores", "none"))
-    peak_rate: float | str = setting(number(1) | words("auto"))
-    measure_rate: bool | str = setting(switch | words("auto"))
+    peak_flops: float | str = setting(number(1) | words("auto"))
+    measure_flops: bool | str = setting(switch | words("auto"))
 
 
 @dataclass(frozen=True)
@@ -161,17 +168,17 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    nproc: int | str = setting(whole(1) | words("auto"))
+    nproc_per_node: int | str = setting(whole(1) | words("auto"))
     nodes: int | list[int] = setting(whole(1) | span)
-    meet: str | None = setting(text | words(None))
-    threads: int | str = setting(whole(1) | words("auto"))
+    rdzv_endpoint: str | None = setting(text | words(None))
+    threads_per_worker: int | str = setting(whole(1) | words("auto"))
     device: str = setting(words("auto", "cpu", "cuda"))
     max_restarts: int = setting(whole(0))
     max_seconds: float | None = setting(number(0) | words(None))
     silo_timeout_seconds: float = setting(number(1))
-    between_timeout_seconds: float = setting(number(1))
+    inter_silo_timeout_seconds: float = setting(number(1))
     backend: str = setting(words("auto", "gloo", "nccl"))
-    between_backend: str = setting(words("auto", "gloo", "nccl"))
+    inter_silo_backend: str = setting(words("auto", "gloo", "nccl"))
 
 
 @dataclass(frozen=True)
@@ -179,10 +186,11 @@ class Config:
     """A resolved configuration; conf/config.yaml says what each key means."""
 
     round: RoundConfig
+    clip: ClipConfig
     stop: StopConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
-    report: ReportConfig
+    metrics: MetricsConfig
     run: RunConfig
     precision: PrecisionConfig
     launch: LaunchConfig
@@ -193,32 +201,29 @@ class Config:
     clients: int | str = setting(whole(1) | words("auto"))
     batch_size: int | str = setting(whole(1) | words("all"))
     micro_batch_size: int | Literal["auto"] | None = setting(whole(1) | words("auto", None))
-    ema: float | None = setting(number(0, 1) | words(None))
-    clip_norm: float | None = setting(number(1e-12) | words(None))
-    clip_norm_order: float = setting(words(1, 2, math.inf))
-    clip_value: float | None = setting(number(1e-12) | words(None))
-    max_bad_rounds: int = setting(whole(1))
-    bad_loss: str = setting(words("stop", "skip"))
+    ema_decay: float | None = setting(number(0, 1) | words(None))
+    max_nonfinite_rounds: int = setting(whole(1))
+    on_nonfinite_loss: str = setting(words("stop", "skip"))
     deterministic: bool = setting(switch)
-    compile: str | None = setting(words("inductor", "aot_eager", None))
+    compile_backend: str | None = setting(words("inductor", "aot_eager", None))
     channels_last: bool = setting(switch)
     objective: str | None = setting(text | words(None))
     run_dir: str | None = setting(text | words(None))
-    run_dir_shared: bool | str = setting(words("auto", True))
+    require_shared_run_dir: bool = setting(switch)
     resume: str = setting(text)
     data: Leaf = setting(leaf)
-    skew: dict[str, Leaf] = setting(leaves)
-    preprocess: dict[str, Leaf] = setting(leaves)
-    sinks: dict[str, Leaf] = setting(leaves)
+    client_shift: dict[str, Leaf] = setting(leaves)
+    transforms: dict[str, Leaf] = setting(leaves)
+    loggers: dict[str, Leaf] = setting(leaves)
     model: Leaf = setting(leaf)
     task: Leaf = setting(leaf)
     optimizer: Leaf = setting(leaf)
     schedule: Leaf = setting(leaf)
     server: Leaf = setting(leaf)
-    uplink: Leaf = setting(leaf)
+    update_compression: Leaf = setting(leaf)
     partition: Leaf = setting(leaf)
-    cohort: Leaf = setting(leaf)
-    gradients: Leaf = setting(leaf)
+    client_sampling: Leaf = setting(leaf)
+    gradient_compression: Leaf = setting(leaf)
     algorithm: Leaf = setting(leaf)
 
 

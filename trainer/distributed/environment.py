@@ -68,7 +68,7 @@ def check_world(told: Mapping[str, str] = os.environ) -> None:
         raise ValueError(
             f"torchrun knows of 1 node, and srun has started it on {nodes}: each would train alone, in one run folder."
             f"\n  say torchrun --nnodes={nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT ..., "
-            f"or python -m trainer launch.nodes={nodes} launch.meet=HOST:PORT"
+            f"or python -m trainer launch.nodes={nodes} launch.rdzv_endpoint=HOST:PORT"
         )
 
 
@@ -89,11 +89,11 @@ def check_launcher(nodes: int | Sequence[int], told: Mapping[str, str] = os.envi
 
 
 def check_ranks(place: Place, nproc: int | str) -> None:
-    """Raises ValueError if launch.nproc asks for another number of ranks on this node than srun has started."""
+    """Raises ValueError if launch.nproc_per_node is another number of ranks than srun has started on this node."""
     if place.started_by == "srun" and nproc not in ("auto", place.local_world_size):
         raise ValueError(
-            f"launch.nproc={nproc}, and srun has started {place.local_world_size} ranks on this node.\n"
-            f"  set srun --ntasks-per-node={nproc}, or leave launch.nproc out; "
+            f"launch.nproc_per_node={nproc}, and srun has started {place.local_world_size} ranks on this node.\n"
+            f"  set srun --ntasks-per-node={nproc}, or leave launch.nproc_per_node out; "
             "with launch.nodes= and one task a node the workers are started by this program"
         )
 
@@ -101,7 +101,7 @@ def check_ranks(place: Place, nproc: int | str) -> None:
 def to_start(ranks: int) -> str:
     """How one tells whoever starts the ranks, torchrun, srun or our own launcher, to start so many on a node."""
     ways = {"torchrun": "torchrun --nproc-per-node {}", "srun": "srun --ntasks-per-node={}"}
-    return ways.get(discover().started_by, "launch.nproc={}").format(ranks)
+    return ways.get(discover().started_by, "launch.nproc_per_node={}").format(ranks)
 
 
 def was_requeued(told: Mapping[str, str] = os.environ) -> bool:

@@ -131,8 +131,8 @@ def distributed(
     store: Store | None = None,
     device: str = "auto",
     silo_timeout_seconds: float = 1800,
-    between_timeout_seconds: float = 1800,
-    between_backend: str = "auto",
+    inter_silo_timeout_seconds: float = 1800,
+    inter_silo_backend: str = "auto",
     clients: int | None = None,
     backend: str = "auto",
 ) -> Iterator[Topology]:
@@ -140,20 +140,20 @@ def distributed(
 
     A process group that the caller has opened already is used and left open. Without `place` and `store` (see `meet`)
     they are what the environment says, see `discover`; the world may be this process. `clients` is for a run that goes
-    on, see `silo_sizes`. Vectors travel by `backend`, between silos by `between_backend`: gloo takes them over TCP from
-    GPUs too, and several ranks may then share one.
+    on, see `silo_sizes`. Vectors travel by `backend`, between silos by `inter_silo_backend`: gloo takes them over TCP
+    from GPUs too, and several ranks may then share one.
     """
     place = place or discover()
     owned = not dist.is_initialized()
     if owned:
         store = store or meet(place)
         target = _choose_devices(device, place, store, backend)
-        _open(place, store, target, backend, timedelta(seconds=between_timeout_seconds))
+        _open(place, store, target, backend, timedelta(seconds=inter_silo_timeout_seconds))
     else:
         target = choose_device(device, place, backend)
     groups: list[dist.ProcessGroup | None] = []
     try:
-        between = _between(between_backend, backend, target)
+        between = _between(inter_silo_backend, backend, target)
         topology = _divide(silos, clients, place, target, timedelta(seconds=silo_timeout_seconds), between, groups)
         yield topology
     finally:
@@ -234,7 +234,7 @@ def _divide(
     place: Place,
     device: torch.device,
     silo_timeout: timedelta,
-    between_backend: str | None,
+    inter_silo_backend: str | None,
     groups: list[dist.ProcessGroup | None],
 ) -> Topology:
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -247,7 +247,7 @@ def _divide(
     for start, size in zip(starts, sizes, strict=True):
         groups.append(_new_group(range(start, start + size), silo_timeout, None))
     for replica in range(slices_of(sizes)):
-        groups.append(_new_group([start + replica for start in starts], None, between_backend))
+        groups.append(_new_group([start + replica for start in starts], None, inter_silo_backend))
     # Who has nothing to do must not close its connections while others still open theirs.
     dist.all_reduce(nodes)
     silo = max(index for index, start in enumerate(starts) if start <= rank)
@@ -259,11 +259,11 @@ def _divide(
 
 def _between(wish: str, backend: str, device: torch.device) -> str | None:
     """The backend between silos; None for the world's own, which is nccl for tensors on GPUs."""
-    check_nccl("launch.between_backend", wish, device)
+    check_nccl("launch.inter_silo_backend", wish, device)
     if wish == "nccl" and backend == "gloo":
         raise ValueError(
-            "launch.between_backend=nccl with launch.backend=gloo: NCCL wants a GPU for each rank, and then takes "
-            "all vectors.\n  set launch.backend=auto, or launch.between_backend=auto"
+            "launch.inter_silo_backend=nccl with launch.backend=gloo: NCCL wants a GPU for each rank, and then takes "
+            "all vectors.\n  set launch.backend=auto, or launch.inter_silo_backend=auto"
         )
     return "gloo" if wish == "gloo" else None
 

@@ -24,7 +24,7 @@ class WeightsAndBiases:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ValueError("sinks.wandb needs the package wandb\n  pip install wandb") from error
+            raise ValueError("loggers.wandb needs the package wandb\n  pip install wandb") from error
         name = str(settings.get("name") or folder.name)
         same = blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
         self.run = wandb.init(
@@ -60,7 +60,7 @@ class MLflow:
         try:
             from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ValueError("sinks.mlflow needs the package mlflow\n  pip install mlflow-skinny") from error
+            raise ValueError("loggers.mlflow needs the package mlflow\n  pip install mlflow-skinny") from error
         self.client, note = MlflowClient(uri), folder / NOTE
         if note.exists():
             self.id = note.read_text()

@@ -92,7 +92,7 @@ def judged_sums(
 def _judged(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The units and score sums of each example, float64, and the pooled sums of all of them; on the CPU."""
     task = trainer.run.task
-    inputs, targets = trainer.run.preprocess.judge(source.fetch(examples), trainer.run.topology.device)
+    inputs, targets = trainer.run.transforms.judge(source.fetch(examples), trainer.run.topology.device)
     try:
         outputs = trainer.outputs(inputs)
     except (RuntimeError, MemoryError) as error:
@@ -133,7 +133,7 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     trainer.model.module.eval()
     for group in own_models(trainer):
         for _, examples in _batches(run, run.clients.test, group):
-            inputs, targets = run.preprocess.judge(run.data.test.fetch(examples), run.topology.device)
+            inputs, targets = run.transforms.judge(run.data.test.fetch(examples), run.topology.device)
             predicted = trainer.outputs(inputs).argmax(1)
             matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)

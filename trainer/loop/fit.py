@@ -27,7 +27,7 @@ MOST_SKIPPED = 3  # windows of batches in a run
 
 def fit(
     run: Run,
-    sinks: Sequence[Sink] = (),
+    loggers: Sequence[Sink] = (),
     checkpoints: Checkpoints | None = None,
     start: Start | None = None,
     watch: Watch | None = None,
@@ -38,7 +38,7 @@ def fit(
     """The result of a run: the figures of its last round and its totals, equal on every rank.
 
     Trains from the checkpoint `start`, or anew, to the end, which may be that of `run.stop`, or to `until` rounds.
-    Every rank calls it; `sinks` and `watch` are rank 0's. `diverged` is what ended the last try: the batches of its
+    Every rank calls it; `loggers` and `watch` are rank 0's. `diverged` is what ended the last try: the batches of its
     window are left out, from `start` on. Raises Preempted when `contact` was told to leave, RuntimeError when replicas
     that must be equal are not, and Diverged when the numbers are of no use any more.
     """
@@ -53,7 +53,7 @@ def fit(
         metrics = state.progress.trained or train_round(state, round, watch, checkpoints, inside)
         inside = None
         if metrics is not None:
-            _end_round(state, metrics, began, sinks, checkpoints)
+            _end_round(state, metrics, began, loggers, checkpoints)
     state.trainer.vote.close()
     if checkpoints:
         checkpoints.wait()
@@ -62,13 +62,13 @@ def fit(
     result = state.progress.result()
     if state.progress.has_ended(run.rounds):
         shown = exhibits(state.trainer)
-        for sink in sinks:
+        for sink in loggers:
             sink.finish(result, shown)
     return result
 
 
 def _end_round(
-    state: State, trained: Metrics, began: float, sinks: Sequence[Sink], checkpoints: Checkpoints | None
+    state: State, trained: Metrics, began: float, loggers: Sequence[Sink], checkpoints: Checkpoints | None
 ) -> None:
     """Evaluates, reports and saves; of a run that was told to leave before it evaluated, that is left for later."""
     run, index, progress = state.run, state.progress.rounds, state.progress
@@ -87,7 +87,7 @@ def _end_round(
     score = validation_score(run, metrics)
     if score is not None:
         _decide(run, progress, score)
-    for sink in sinks:
+    for sink in loggers:
         sink.record(metrics)
     if checkpoints and (run.saves(index) or state.leaving or progress.stopped):
         state.save(checkpoints, is_best=progress.is_best(score))
@@ -96,9 +96,9 @@ def _end_round(
 def _decide(run: Run, progress: Progress, score: float) -> None:
     """Notes whether the run ends here, by a validation score: it is the same on all ranks, so they decide alike."""
     progress.note(score)
-    if run.stop.target is not None and score >= score_of(run, run.stop.target):
+    if run.stop.metric_target is not None and score >= score_of(run, run.stop.metric_target):
         progress.stopped = "target"
-    elif run.stop.patience is not None and progress.in_vain >= run.stop.patience:
+    elif run.stop.patience_evaluations is not None and progress.in_vain >= run.stop.patience_evaluations:
         progress.stopped = "patience"
 
 
@@ -122,14 +122,14 @@ def _check_finite(state: State, metrics: Metrics) -> None:
     ):
         window = (progress.rounds, int(metrics["round/steps"]))
         raise Diverged(f"The loss of round {progress.rounds + 1} is not finite", window, progress.skipped)
-    progress.bad_rounds = progress.bad_rounds + 1 if metrics["clients/left_out"] else 0
-    if progress.bad_rounds >= run.max_bad_rounds:
+    progress.bad_rounds = progress.bad_rounds + 1 if metrics["clients/nonfinite"] else 0
+    if progress.bad_rounds >= run.max_nonfinite_rounds:
         bad = {name for name, value in metrics.items() if name.endswith("/delta_norm") and not math.isfinite(value)}
         names = sorted(name.split("/")[1] for name in bad)
         raise Diverged(
             f"In {progress.bad_rounds} rounds in a row clients were left out, because their numbers are not finite; "
-            f"this time {', '.join(names) or metrics['clients/left_out']}.\n"
-            "  a smaller optimizer.lr, clip_norm=1, or a larger max_bad_rounds"
+            f"this time {', '.join(names) or metrics['clients/nonfinite']}.\n"
+            "  a smaller optimizer.lr, clip.max_norm=1, or a larger max_nonfinite_rounds"
         )
 
 

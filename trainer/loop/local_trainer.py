@@ -74,9 +74,9 @@ class LocalTrainer:
         self.contact, self.vote = contact, Vote(run.topology, contact)
         self.has_batch_statistics = model.has_batch_statistics
         self.scaler: Scaler = Scaled(run.topology.device) if run.autocast == torch.float16 else Unscaled()
-        wrapped, self.gradients = wrap(model.module, run.topology, run.gradients, self.scaler)
+        wrapped, self.gradients = wrap(model.module, run.topology, run.gradient_compression, self.scaler)
         self.no_sync = partial(no_sync, wrapped)
-        self.wrapped, self.outputs = compiled(wrapped, run.compile), compiled(model.module, run.compile)
+        self.wrapped, self.outputs = compiled(wrapped, run.compile_backend), compiled(model.module, run.compile_backend)
         self.loss_sum = self._loss_sum
         if run.autocast:
             autocast = torch.autocast(run.topology.device.type, run.autocast)
@@ -84,7 +84,7 @@ class LocalTrainer:
         self.optimizer = run.optimizer(model.named_trainable)
         self.rates, self.factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(run.topology.device)
-        self.feeding = Feeding(run.data.train, run.topology.device, run.on_device)
+        self.feeding = Feeding(run.data.train, run.topology.device, run.cache_on_gpu)
         self.shares = Shares(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.states: dict[int, dict[str, Any]] = {}
         self.fresh = model.personal_state()
@@ -216,7 +216,7 @@ class LocalTrainer:
         members = torch.from_numpy(ids)
 
         def fetch(some: Tensor, epoch: int) -> Examples:
-            return run.preprocess.train(self.feeding.source, some, members, run.seed, epoch, topology.device)
+            return run.transforms.train(self.feeding.source, some, members, run.seed, epoch, topology.device)
 
         weights = run.weights.of(members) if run.weights else None
         ahead, in_order = self.feeding.ahead, is_in_order(run.data.train)
@@ -229,7 +229,7 @@ class LocalTrainer:
         is multiplied by zero, gradients are dropped, statistics put back; clients begin with streams of their own.
         """
         fetched = self.run.data.train.fetch(torch.arange(2))
-        inputs, targets = self.run.preprocess.judge(fetched, self.run.topology.device)
+        inputs, targets = self.run.transforms.judge(fetched, self.run.topology.device)
         self.model.module.train()
         (self.loss_sum(inputs, targets) * 0).backward()
         self.model.drop_gradients()

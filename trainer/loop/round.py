@@ -34,10 +34,10 @@ def train_round(
     come to the end; each has then saved what it has done.
     """
     began = perf_counter() - (inside.seconds if inside else 0.0)
-    seconds = state.run.length.seconds
+    seconds = state.run.length.deadline_seconds
     state.contact.finish_at = math.inf if seconds is None else began + seconds
-    if state.run.stop.seconds is not None:
-        state.contact.stop_at = began + state.run.stop.seconds - state.progress.training_seconds
+    if state.run.stop.max_training_seconds is not None:
+        state.contact.stop_at = began + state.run.stop.max_training_seconds - state.progress.training_seconds
     if inside is None:
         state.welcome(round)
         session = state.algorithm.start_round(round)
@@ -53,7 +53,7 @@ def train_round(
             save_inside(state, checkpoints, inside)
         return None
     seconds = perf_counter() - began
-    if state.run.compile:
+    if state.run.compile_backend:
         metrics["compile/graphs"] = graphs_compiled()
     return metrics | state.speed.figures(metrics, seconds) | {"seconds/round": seconds}
 
@@ -77,7 +77,7 @@ def _train_clients(
 
     clients = run.assignments(round)[run.topology.silo]
     trainer.skipped = [(first, last) for index, first, last in state.progress.skipped if index == round.index]
-    alone = len(clients) == 1 and run.length.late != "drop"
+    alone = len(clients) == 1 and run.length.stragglers != "drop"
     for position in range(len(tally.works), len(clients)):
         if tally.works and tally.works[-1].is_last:
             tally.missing = len(clients) - position
@@ -96,7 +96,7 @@ def _train_clients(
 def _finish(state: State, training: ClientTraining) -> float | None:
     """The norm of the client's delta, now in this silo's sums; None of a client that was late and is dropped."""
     result = training.result
-    if result.is_late and state.run.length.late == "drop":
+    if result.is_late and state.run.length.stragglers == "drop":
         return None
     if state.run.algorithm.skips_nonfinite_clients and not state.trainer.has_finite_statistics():
         return math.nan
@@ -138,8 +138,14 @@ def combine(state: State, round: Round, inside: Inside, finished: bool = True) -
         state.trainer.restore_statistics()
     state.participations[list(round.cohort)] += 1
     metrics = round_metrics(state.run, round, sums, tables) | figures
-    metrics |= tally.seconds() | {"seconds/waiting": met - arrived, "seconds/communication": perf_counter() - met}
-    return metrics | {"seconds/exposed": state.stood_still(), "bytes_between_silos": state.wire.bytes_sent}
+    metrics |= tally.seconds() | {
+        "seconds/straggler_wait": met - arrived,
+        "seconds/communication": perf_counter() - met,
+    }
+    return metrics | {
+        "seconds/exposed_communication": state.stood_still(),
+        "bytes_between_silos": state.wire.bytes_sent,
+    }
 
 
 def _part(watch: Watch, start: float, length: float) -> Watch:

@@ -139,11 +139,11 @@ def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[s
         "round/steps": int(sums["steps"]),
         "round/units": int(sums["units_seen"]),
         "train/loss": _ratio(sums["loss_sum"], sums["units"]),
-        "train/gradient_norm": _ratio(sums["gradient_norms"], sums["on_time"]),
+        "train/grad_norm": _ratio(sums["gradient_norms"], sums["on_time"]),
         "train/learning_rate": _ratio(sums["learning_rates"], sums["counted"]),
         "clients/trained": int(sums["clients"]),
-        "clients/left_out": int(sums["left_out"]),
-        "clients/late": int(sums["late"]),
+        "clients/nonfinite": int(sums["left_out"]),
+        "clients/stragglers": int(sums["late"]),
         "memory/peak_bytes": tables["memory"].max().item(),
     }
     metrics |= slowest_silo(tables["silos"])

@@ -16,7 +16,7 @@ from trainer.algorithms.base import Setting
 from trainer.algorithms.round import Round
 from trainer.data import Clients, Splits, Weights, fingerprint
 from trainer.data.client_sampling.sampling import All, Cohort
-from trainer.data.loading.prefetch import check_on_device
+from trainer.data.loading.prefetch import check_cache_on_gpu
 from trainer.data.transforms import Chain
 from trainer.distributed.compression import Full, Uplink
 from trainer.distributed.gradients import FullPrecision, Gradients
@@ -30,28 +30,28 @@ from trainer.utils.seeding import derive
 PerClient = Literal["full", "scores", "none"]
 
 
-Late = Literal["count", "drop"]
+Stragglers = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True)
 class RoundLength:
     """How much a client does in a round: local epochs, or a number of steps if that is given.
 
-    epochs       a number, or (least, most): drawn anew for every client and round
-    synchronous  so many first rounds are of one step: post-local SGD, Lin et al. 2020 (arXiv 1808.07217)
-    seconds      after so long a silo ends its round, wherever it is; None: never
-    late         of a client that had no time to do all its work: `count` what it did, or `drop` it
+    epochs            a number, or (least, most): drawn anew for every client and round
+    sync_rounds       the number of first rounds of one step: post-local SGD, Lin et al. 2020 (arXiv 1808.07217)
+    deadline_seconds  after which a silo ends its round, wherever it is; None: never
+    stragglers        the work of a client that had no time to do all of it: `keep` or `drop`
     """
 
     epochs: int | tuple[int, int] = 1
     steps: int | None = None
-    synchronous: int = 0
-    seconds: float | None = None
-    late: Late = "count"
+    sync_rounds: int = 0
+    deadline_seconds: float | None = None
+    stragglers: Stragglers = "keep"
 
     def of(self, steps_per_epoch: int, round: Round, client: int) -> int:
         """The steps of a client in a round, if its epoch has so many."""
-        if round.index < self.synchronous:
+        if round.index < self.sync_rounds:
             return 1
         return self.steps or self._epochs(round, client) * steps_per_epoch
 
@@ -60,7 +60,7 @@ class RoundLength:
 
         Every round but the synchronous ones has room for the most that may be done in it: so this is a pure function.
         """
-        synchronous = min(earlier_rounds, self.synchronous)
+        synchronous = min(earlier_rounds, self.sync_rounds)
         most = self.epochs if isinstance(self.epochs, int) else self.epochs[1]
         return synchronous + (earlier_rounds - synchronous) * (self.steps or most * steps_per_epoch)
 
@@ -77,28 +77,29 @@ class Run:
 
     Raises ValueError when the algorithm cannot combine clients that are trained in this way.
 
-    batch_size        examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
-    micro_batch_size  examples that one rank puts through the model at once; None: its whole share of the batch; auto:
-                      as many as all ranks have room for
-    weights           what examples count in the loss, and clients in the combination; None: each example 1
-    preprocess        what is done to examples on their way to the model
-    stop              when the run is finished before its last round
-    on_device         whether a GPU holds the training set in its memory; None: if it is small
-    optimizer         makes the inner optimizer from a list of named parameters
-    uplink            what numbers become on their way between silos
-    schedule          factor on the optimizer's learning rates by the run's progress in [0, 1]
-    clip              limits to a step's gradient
-    ema               decay of the weights' exponential moving average; None: there is none
-    autocast          dtype of the forward pass's matrix products; None: that of the parameters
-    compile           torch.compile's backend for the model; None: it is not compiled
-    gradients         how they are averaged inside a silo; without effect in silos of one replica
-    evaluate_every    rounds between evaluations; the last round is always evaluated
-    save_every        rounds between checkpoints; the last round is always saved
-    max_bad_rounds    rounds in a row from which clients are left out, their numbers not being finite, that end the run
-    per_client        what is reported of single clients: `full`, `scores` only, or `none`
-    personal_steps    steps on its own examples after which each client's model is evaluated too; 0: it is not
-    peak_rate         operations a second of the device of each rank, for the figure `mfu`; None: by the device's name
-    measures_rate     whether the rate of large matrix products is measured at the start, for `measured_mfu`
+    batch_size            examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
+    micro_batch_size      examples that one rank puts through the model at once; None: its whole share of the batch;
+                          auto: as many as all ranks have room for
+    weights               of examples in the loss, and of clients in the combination; None: each example 1
+    transforms            of examples on their way to the model
+    stop                  when the run is finished before its last round
+    cache_on_gpu          whether a GPU holds the training set in its memory; None: if it is small
+    optimizer             makes the inner optimizer from a list of named parameters
+    client_sampling       the clients that take part in a round
+    update_compression    of numbers on their way between silos
+    schedule              factor on the optimizer's learning rates by the run's progress in [0, 1]
+    clip                  limits to a step's gradient
+    ema_decay             decay of the weights' exponential moving average; None: there is none
+    autocast              dtype of the forward pass's matrix products; None: that of the parameters
+    compile_backend       torch.compile's for the model; None: it is not compiled
+    gradient_compression  of the mean inside a silo; without effect in silos of one replica
+    evaluate_every        rounds between evaluations; the last round is always evaluated
+    save_every            rounds between checkpoints; the last round is always saved
+    max_nonfinite_rounds  rounds in a row with clients left out, their numbers not being finite, that end the run
+    per_client            the metrics of single clients: `full`, `scores` only, or `none`
+    personal_steps        steps on its own examples after which each client's model is evaluated too; 0: it is not
+    peak_flops            FLOP/s of the device of each rank, for the metric `mfu`; None: by the device's name
+    measures_flops        whether the rate of large matrix products is measured at the start, for `measured_mfu`
     """
 
     topology: Topology
@@ -112,37 +113,37 @@ class Run:
     batch_size: int | None
     micro_batch_size: int | Literal["auto"] | None = None
     weights: Weights | None = None
-    preprocess: Chain = field(default_factory=Chain)
+    transforms: Chain = field(default_factory=Chain)
     length: RoundLength = field(default_factory=RoundLength)
     stop: Stop = field(default_factory=Stop)
     schedule: Schedule = field(default_factory=Constant)
-    cohort: Cohort = field(default_factory=All)
-    uplink: Uplink = field(default_factory=Full)
+    client_sampling: Cohort = field(default_factory=All)
+    update_compression: Uplink = field(default_factory=Full)
     clip: Clip = field(default_factory=Clip)
-    ema: float | None = None
+    ema_decay: float | None = None
     autocast: torch.dtype | None = None
-    compile: str | None = None
-    gradients: Gradients = field(default_factory=FullPrecision)
+    compile_backend: str | None = None
+    gradient_compression: Gradients = field(default_factory=FullPrecision)
     seed: int = 0
     evaluate_every: int = 1
     save_every: int = 1
     evaluation_batch_size: int = 1024
     per_client: PerClient = "full"
-    max_bad_rounds: int = 3
+    max_nonfinite_rounds: int = 3
     personal_steps: int = 0
-    peak_rate: float | None = None
-    measures_rate: bool = False
-    on_device: bool | None = None
+    peak_flops: float | None = None
+    measures_flops: bool = False
+    cache_on_gpu: bool | None = None
 
     def __post_init__(self):
-        check_on_device(self.data.train, self.topology.device, self.on_device)
+        check_cache_on_gpu(self.data.train, self.topology.device, self.cache_on_gpu)
         self.algorithm.validate(self.setting)
         self._check_shared()
         self._check_stop()
-        if self.length.synchronous and not self.cohort.takes_all:
+        if self.length.sync_rounds and not self.client_sampling.takes_all:
             raise ValueError(
-                f"round.synchronous={self.length.synchronous} with a cohort of some clients: their batches would be of "
-                "different rounds.\n  set cohort=all, or round.synchronous=0"
+                f"round.sync_rounds={self.length.sync_rounds} with a cohort of some clients: their batches would be of "
+                "different rounds.\n  set client_sampling=all, or round.sync_rounds=0"
             )
 
     @property
@@ -152,44 +153,47 @@ class Run:
             optimizer=self.optimizer,
             clip=self.clip,
             silos=self.topology.num_silos,
-            clients_per_round=self.cohort.clients_per_round(len(self.clients)),
-            samples_clients=not self.cohort.takes_all,
-            drops_stragglers=self.length.late == "drop",
+            clients_per_round=self.client_sampling.round_size(len(self.clients)),
+            sampling=None if self.client_sampling.takes_all else type(self.client_sampling).__name__.lower(),
+            drops_stragglers=self.length.stragglers == "drop",
             finetuning_steps=self.personal_steps,
-            compression=None if isinstance(self.uplink, Full) else self.uplink.name,
+            compression=None if isinstance(self.update_compression, Full) else self.update_compression.name,
         )
 
     def _check_shared(self) -> None:
         names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
         if any(map(self.algorithm.is_shared, names)):
             return
-        if not isinstance(self.uplink, Full):
+        if not isinstance(self.update_compression, Full):
             raise ValueError(
-                f"uplink={self.uplink.name}, but algorithm.shared finds no parameter: clients train alone, and nothing "
-                "goes between silos.\n  set uplink=fp32, or algorithm=fedavg"
+                f"update_compression={self.update_compression.name}, but algorithm.shared_params finds no "
+                "parameter: clients train alone, and nothing goes between silos.\n  set update_compression=fp32, or algorithm=fedavg"
             )
-        if self.ema is not None:
+        if self.ema_decay is not None:
             raise ValueError(
-                f"ema={self.ema}, but algorithm.shared finds no parameter: there are no global weights to average.\n"
-                "  set ema=null, or algorithm=fedavg"
+                f"ema_decay={self.ema_decay}, but algorithm.shared_params finds no parameter: there are no "
+                "global weights to average.\n"
+                "  set ema_decay=null, or algorithm=fedavg"
             )
 
     def _check_stop(self) -> None:
         stop = self.stop
-        looked_at = {"target": stop.target, "patience": stop.patience}
+        looked_at = {"metric_target": stop.metric_target, "patience_evaluations": stop.patience_evaluations}
         asked = [f"stop.{name}={value}" for name, value in looked_at.items() if value is not None]
         if asked and not any(map(len, self.clients.validation)):
             raise ValueError(
                 f"{' and '.join(asked)}: no examples are held out for validation, which it goes by.\n"
-                "  set data.validation=0.1 or more, or stop by stop.seconds"
+                "  set data.validation=0.1 or more, or stop by stop.max_training_seconds"
             )
         evaluations = -(-self.rounds // self.evaluate_every)
         # The first evaluation is progress, and the last one ends the run anyway.
-        if stop.patience is not None and stop.patience > evaluations - 2:
+        if stop.patience_evaluations is not None and stop.patience_evaluations > evaluations - 2:
             raise ValueError(
-                f"stop.patience={stop.patience} with rounds={self.rounds} and eval.every={self.evaluate_every}: of "
-                f"{evaluations} evaluations so many cannot be in vain before the last.\n"
-                f"  set stop.patience to {max(evaluations - 2, 1)} or less, more rounds, or evaluate more often"
+                f"stop.patience_evaluations={stop.patience_evaluations} with rounds={self.rounds} and "
+                f"eval.every_rounds={self.evaluate_every}: of {evaluations} evaluations so many cannot be in "
+                "vain before the last.\n"
+                f"  set stop.patience_evaluations to {max(evaluations - 2, 1)} or less, or more rounds, or evaluate "
+                "more often"
             )
 
     @cached_property
@@ -222,7 +226,7 @@ class Run:
     def data_fingerprint(self) -> str:
         """What tells the examples, their clients and when these are there from others."""
         told = fingerprint(self.data, self.clients)
-        present = self.cohort.fingerprint()
+        present = self.client_sampling.fingerprint()
         return f"{told}-{derive(present):016x}" if present else told
 
     @cached_property
@@ -235,7 +239,7 @@ class Run:
 
     def round(self, index: int) -> Round:
         """The round of this index, equal on every rank."""
-        return Round(index, self.seed, self.cohort.draw(len(self.training_sets), self.seed, index))
+        return Round(index, self.seed, self.client_sampling.draw(len(self.training_sets), self.seed, index))
 
     def evaluates(self, index: int) -> bool:
         """Whether the round of this index ends with an evaluation."""
@@ -243,7 +247,7 @@ class Run:
 
     def may_evaluate(self, index: int) -> bool:
         """Whether the round of this index may end with an evaluation, when it is known that the run ends with it."""
-        return self.evaluates(index) or self.stop.seconds is not None
+        return self.evaluates(index) or self.stop.max_training_seconds is not None
 
     def saves(self, index: int) -> bool:
         """Whether the round of this index ends with a checkpoint."""

@@ -14,14 +14,14 @@ Reason = Literal["target", "patience", "seconds"]  # of Stop, why a run has ende
 class Stop:
     """When a run is finished before its last round; what is None does not end it.
 
-    target    the value of the validation set's headline figure that is wanted, or a better one
-    patience  evaluations in a row that bring no better value
-    seconds   of training, evaluations excluded, over all starts; the round that is under way is done to its end
+    metric_target         the value of the validation set's headline figure that is wanted, or a better one
+    patience_evaluations  evaluations in a row that bring no better value
+    max_training_seconds  evaluations excluded, over all starts; the round that is under way is done to its end
     """
 
-    target: float | None = None
-    patience: int | None = None
-    seconds: float | None = None
+    metric_target: float | None = None
+    patience_evaluations: int | None = None
+    max_training_seconds: float | None = None
 
 
 class Diverged(RuntimeError):

@@ -20,7 +20,7 @@ class Speed:
         self.model = run.module if isinstance(run.module, CountsOperations) else None
         own = rates_of(run) if self.model else Rates()
         peak, measured = collectives.total(torch.tensor([own.peak, own.measured], dtype=torch.float64)).tolist()
-        self.rates, self.measures = Rates(peak, measured), run.measures_rate
+        self.rates, self.measures = Rates(peak, measured), run.measures_flops
 
     def figures(self, metrics: Metrics, seconds: float) -> Metrics:
         """The figures of a round that has taken so many seconds, from its examples and units."""
@@ -39,7 +39,7 @@ class Speed:
 def rates_of(run: Run) -> Rates:
     """What this rank's device could do: as the user says, as its maker does, and as it has shown now."""
     device = run.topology.device
-    peak = peak_of(device) / run.topology.sharers if run.peak_rate is None else run.peak_rate
-    if not run.measures_rate:
+    peak = peak_of(device) / run.topology.sharers if run.peak_flops is None else run.peak_flops
+    if not run.measures_flops:
         return Rates(peak)
     return Rates(peak, measured_rate(device, run.autocast or torch.float32))

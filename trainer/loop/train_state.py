@@ -119,13 +119,13 @@ class State:
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module = run.module.to(run.topology.device)
         algorithm = run.algorithm
-        self.wire: Wire = wire or wire_of(run.topology, run.uplink, places_of(module, algorithm.is_shared))
+        self.wire: Wire = wire or wire_of(run.topology, run.update_compression, places_of(module, algorithm.is_shared))
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batchnorm_stats, self.wire.unit)
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             collectives.broadcast(tensor.detach())
-        if run.preprocess.goes_by_training_set:
+        if run.transforms.goes_by_training_set:
             self._measure_training_set()
-        self.average = None if run.ema is None else MovingAverage(self.model, run.ema)
+        self.average = None if run.ema_decay is None else MovingAverage(self.model, run.ema_decay)
         self.algorithm = algorithm.setup(self.model, run.optimizer, run.training_weights, self.wire)
         each_step = self.average if algorithm.moves_global_model else None
         self.trainer = LocalTrainer(run, self.model, self.algorithm, self.contact, each_step)
@@ -139,7 +139,7 @@ class State:
         run, topology = self.run, self.run.topology
         ids = torch.cat([torch.from_numpy(run.clients.train[client]) for client in run.homes[topology.silo]])
         own = ids[topology.replica :: topology.num_replicas]
-        run.preprocess.measure(run.data.train, own, collectives.total, topology.device)
+        run.transforms.measure(run.data.train, own, collectives.total, topology.device)
 
     def stood_still(self) -> float:
         """The seconds, since this was asked last, in which this rank did nothing but wait for totals of all silos."""
@@ -262,12 +262,12 @@ def check_start(run: Run, start: Start | None, disk: Disk) -> None:
         return
     saved = start.saved[0].load("progress")
     silos = json.loads(saved["json"])["silos"]
-    keeps = run.algorithm.keeps_client_state or not isinstance(run.uplink, Full)
+    keeps = run.algorithm.keeps_client_state or not isinstance(run.update_compression, Full)
     divided = keeps or max(slices_of(silos), run.topology.num_slices) > 1
     if divided and not disk.is_shared and silos != list(run.topology.silo_sizes):
         raise ValueError(
-            f"algorithm={type(run.algorithm).__name__} with uplink={run.uplink.name} has left states on the disks of "
-            "the nodes that trained:\n"
+            f"algorithm={type(run.algorithm).__name__} with update_compression={run.update_compression.name} has left "
+            "states on the disks of the nodes that trained:\n"
             f"replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
             "  start it on the same nodes, or put run_dir on a disk that all of them share"
         )

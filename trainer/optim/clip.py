@@ -15,20 +15,20 @@ class Clip:
 
     Raises ValueError for an order of no norm.
 
-    norm    the largest norm; None: any
-    order   of the norm: 1, 2 or infinity
-    value   the largest magnitude of a single number; None: any
+    max_norm   the largest norm; None: any
+    norm_type  of the norm: 1, 2 or infinity
+    max_value  the largest magnitude of a single number; None: any
     """
 
-    norm: float | None = None
-    order: float = 2.0
-    value: float | None = None
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    max_value: float | None = None
 
     def __post_init__(self):
-        if self.norm is None and self.order != 2:
+        if self.max_norm is None and self.norm_type != 2:
             raise ValueError(
-                f"clip_norm_order={self.order:g} with clip_norm=null: nothing is clipped by a norm.\n"
-                "  set clip_norm=1, or clip_norm_order=2"
+                f"clip.norm_type={self.norm_type:g} with clip.max_norm=null: nothing is clipped by a norm.\n"
+                "  set clip.max_norm=1, or clip.norm_type=2"
             )
 
     def __call__(self, parameters: Sequence[nn.Parameter], measure: bool) -> Tensor | float:
@@ -36,20 +36,20 @@ class Clip:
 
         It is of what was there before; the gradient is then within the limits.
         """
-        if self.norm is not None and self.value is None:
-            return clip_grad_norm_(parameters, self.norm, self.order)
+        if self.max_norm is not None and self.max_value is None:
+            return clip_grad_norm_(parameters, self.max_norm, self.norm_type)
         norm = 0.0
         if measure:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            norm = get_total_norm(gradients, self.order)
-        if self.value is not None:
-            clip_grad_value_(parameters, self.value)
-        if self.norm is not None:
-            clip_grad_norm_(parameters, self.norm, self.order)
+            norm = get_total_norm(gradients, self.norm_type)
+        if self.max_value is not None:
+            clip_grad_value_(parameters, self.max_value)
+        if self.max_norm is not None:
+            clip_grad_norm_(parameters, self.max_norm, self.norm_type)
         return norm
 
     @property
     def settings(self) -> list[str]:
         """What limits, as it is typed; empty when nothing does."""
-        limits = {"clip_norm": self.norm, "clip_value": self.value}
+        limits = {"clip.max_norm": self.max_norm, "clip.max_value": self.max_value}
         return [f"{name}={limit:g}" for name, limit in limits.items() if limit is not None]

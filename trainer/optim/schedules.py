@@ -19,18 +19,20 @@ class Constant:
 
 @dataclass(frozen=True)
 class _Decay:
-    """Linear warm-up to 1 during the first `warmup` of the run, then by a curve from 1 down to `final` at its end."""
+    """Linear warm-up to 1 in the first `warmup_fraction` of the run, then a curve down to `final_lr_fraction`."""
 
-    warmup: float = 0.0
-    final: float = 0.0
+    warmup_fraction: float = 0.0
+    final_lr_fraction: float = 0.0
 
     def __post_init__(self):
-        _check_fractions(warmup=self.warmup, final=self.final)
+        _check_fractions(warmup_fraction=self.warmup_fraction, final_lr_fraction=self.final_lr_fraction)
 
     def __call__(self, progress: float) -> float:
-        if progress < self.warmup:
-            return progress / self.warmup
-        return self.final + (1 - self.final) * self._curve(_part(progress, self.warmup, 1.0))
+        if progress < self.warmup_fraction:
+            return progress / self.warmup_fraction
+        return self.final_lr_fraction + (1 - self.final_lr_fraction) * self._curve(
+            _part(progress, self.warmup_fraction, 1.0)
+        )
 
     def _curve(self, part: float) -> float:
         """From 1 at part 0 to 0 at part 1."""
@@ -38,7 +40,7 @@ class _Decay:
 
 
 class Cosine(_Decay):
-    """Linear warm-up to 1 during the first `warmup` of the run, then half a cosine down to `final`.
+    """Linear warm-up to 1 in the first `warmup_fraction` of the run, then half a cosine down to `final_lr_fraction`.
 
     Both are fractions in [0, 1]. Loshchilov and Hutter 2017 (arXiv 1608.03983), one period.
     """
@@ -48,7 +50,7 @@ class Cosine(_Decay):
 
 
 class Linear(_Decay):
-    """Linear warm-up to 1 during the first `warmup` of the run, then a line down to `final` at its end.
+    """Linear warm-up to 1 in the first `warmup_fraction` of the run, then a line down to `final_lr_fraction`.
 
     Both are fractions in [0, 1].
     """
@@ -59,27 +61,31 @@ class Linear(_Decay):
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """Linear warm-up to 1 during the first `warmup` of the run, 1, then a line down to `final` during its last `decay`.
+    """Linear warm-up to 1, then 1, then a line down to `final_lr_fraction`.
 
-    All are fractions in [0, 1], and warm-up and decay no more than 1 together. Hu et al. 2024 (arXiv 2404.06395).
+    The warm-up is the first `warmup_fraction` of the run, the line its last `decay`. All are
+    fractions in [0, 1], and warm-up and decay no more than 1 together. Hu et al. 2024 (arXiv 2404.06395).
     """
 
-    warmup: float = 0.0
+    warmup_fraction: float = 0.0
     decay: float = 0.2
-    final: float = 0.0
+    final_lr_fraction: float = 0.0
 
     def __post_init__(self):
-        _check_fractions(warmup=self.warmup, decay=self.decay, final=self.final)
-        if self.warmup + self.decay > 1:
+        _check_fractions(
+            warmup_fraction=self.warmup_fraction, decay=self.decay, final_lr_fraction=self.final_lr_fraction
+        )
+        if self.warmup_fraction + self.decay > 1:
             raise ValueError(
-                f"schedule.warmup={self.warmup} and schedule.decay={self.decay} are longer than the run.\n"
+                f"schedule.warmup_fraction={self.warmup_fraction} and schedule.decay={self.decay} are longer "
+                "than the run.\n"
                 "  valid: no more than 1 together"
             )
 
     def __call__(self, progress: float) -> float:
-        if progress < self.warmup:
-            return progress / self.warmup
-        return 1 - (1 - self.final) * _part(progress, 1 - self.decay, 1.0)
+        if progress < self.warmup_fraction:
+            return progress / self.warmup_fraction
+        return 1 - (1 - self.final_lr_fraction) * _part(progress, 1 - self.decay, 1.0)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import nn
 
 from scripts.bench.paired_timing import in_workers, machine
-from trainer.algorithms import Algorithm, Averaging, FedAvg
-from trainer.algorithms.client_result import Work
+from trainer.algorithms import Algorithm, FedAvg, ModelAveraging
 from trainer.algorithms.round import Round
 from trainer.commands.plan.memory import growth
 from trainer.data import Arrays, Iid, Splits
 from trainer.distributed.topology import Topology, distributed
 from trainer.loop.round import combine
 from trainer.loop.round_metrics import Tally
+from trainer.loop.round_snapshot import Inside
 from trainer.loop.run import RoundLength, Run
 from trainer.loop.train_state import State
 from trainer.tasks import Classification
@@ -38,7 +38,7 @@ nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=T
 
 # Each with the most that it may take, in bare all-reduces.
 ALGORITHMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
-    "averaging": (Averaging, 1.3),
+    "averaging": (ModelAveraging, 1.3),
     "fedavg": (partial(FedAvg, average), 1.8),
     "fedavg, nesterov server": (partial(FedAvg, nesterov), 2.4),
 }
@@ -73,21 +73,21 @@ class Rounds:
 
     def train(self) -> None:
         """The steps of the round."""
-        self.state.trainer.train(self.work, self.round, self.round.index, None, lambda work, wish: False)
+        self.state.trainer.train(self.client, self.round, self.round.index, None, lambda client, wish: False)
 
     def combine(self) -> None:
         """What is not a step, up to the first of the next round."""
-        tally = Tally(self.run, self.round, self.state.model.statistics)
-        norm = self.run.algorithm.contribute(self.work)
-        self.state.trainer.commit(self.work.client)
-        tally.add(self.work, norm)
-        combine(self.state, self.round, tally)
+        tally, result = Tally(self.run, self.round, self.state.model.statistics), self.client.result
+        norm, kept = self.client.session.finish(result)
+        self.state.trainer.commit(result.client, kept)
+        tally.add(result, norm)
+        combine(self.state, self.round, Inside(self.session, tally))
         self._begin(self.run.round(self.round.index + 1))
 
     def _begin(self, round: Round) -> None:
         self.round = round
-        self.run.algorithm.begin_round(round)
-        self.work: Work = self.state.trainer.begin(self.run.topology.silo, alone=True)
+        self.session = self.state.algorithm.start_round(round)
+        self.client = self.state.trainer.begin(self.session, self.run.topology.silo, exclusive=True)
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:

@@ -58,7 +58,7 @@ class Case:
 CASES = {
     "sync": Case(Sync, silos=1),
     "fedavg": Case(FedAvg),
-    "diloco": Case(partial(FedAvg, nesterov, weight="equal", inner_state="keep")),
+    "diloco": Case(partial(FedAvg, nesterov, weighting="equal", client_optimizer_state="keep")),
     "delayed": Case(partial(Streaming, overlap_steps=8)),
     "streaming": Case(partial(Streaming, nesterov, fragments=2, overlap_steps=8, alpha=0.5), parts=2),
 }
@@ -81,8 +81,8 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
         rounds=10**6,
         batch_size=SEQUENCES * topology.num_replicas,
         length=RoundLength(steps=steps),
-        uplink=Full() if case.silos == 1 else between,
-        gradients=inside,
+        update_compression=Full() if case.silos == 1 else between,
+        gradient_compression=inside,
         clip=Clip(1.0),
         evaluate_every=10**6,
     )
@@ -135,7 +135,7 @@ def rounds_of(state: State, indices: Iterator[int], count: int) -> Taken:
         steps += figures["seconds/compute"] + figures["seconds/data"]
     dist.barrier()
     clock, process, thread, waited = (clock() - then for clock, then in zip(clocks, began, strict=True))
-    if isinstance(state.run.algorithm, Streaming):
+    if state.run.algorithm.overlap_steps:
         steps -= waited  # it takes totals in between steps
     slowest = torch.tensor([steps - (process - thread)])
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
@@ -151,10 +151,10 @@ def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> s
         rounds_of(state, indices, 1)  # the first is slow
         for _ in range(rounds):
             of_step.append(bare.seconds())
-            if isinstance(state.run.algorithm, Streaming):
+            if state.run.algorithm.overlap_steps:
                 rounds_of(state, indices, 1)  # what was under way had more time than it should: this one takes it in
             taken.append(rounds_of(state, indices, case.parts))
-        state.run.algorithm.settle()
+        state.algorithm.flush()
         through, sent = sent_through_link() - before, state.wire.bytes_sent
     seconds, waited, inside = (median(getattr(t, key) for t in taken) for key in ("clock", "waited", "utilisation"))
     used = f"{steps * median(of_step) / seconds:.3f} | {inside if case.silos > 1 else math.nan:.3f}"

@@ -1,9 +1,9 @@
 """What each uplink costs and saves: python -m scripts.bench.comm.wires
 
-For each choice of `uplink=`, on one thread a silo: the CPU time in which a vector is packed and unpacked, what all
-silos send of it, and for its sum the CPU time of the first silo, its collectives included, and the time on the clock.
-The vector is one matrix of 1,000 columns. With --rate, each silo is a host of its own, and what has left the hosts'
-interfaces stands beside what the wires say that they send.
+For each choice of `update_compression=`, on one thread a silo: the CPU time in which a vector is packed and unpacked,
+what all silos send of it, and for its sum the CPU time of the first silo, its collectives included, and the time on the
+clock. The vector is one matrix of 1,000 columns. With --rate, each silo is a host of its own, and what has left the
+hosts' interfaces stands beside what the wires say that they send.
 """
 
 from __future__ import annotations

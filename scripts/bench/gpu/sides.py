@@ -39,12 +39,12 @@ class Ours:
                 optimizer=case.optimizer,
                 rounds=FOREVER,
                 batch_size=case.batch_size,
-                preprocess=Chain(channels_last=case.channels_last),
+                transforms=Chain(channels_last=case.channels_last),
                 length=RoundLength(steps=case.steps),
                 autocast=case.autocast,
-                compile=case.compile,
+                compile_backend=case.compile,
                 evaluate_every=FOREVER,
-                measures_rate=True,
+                measures_flops=True,
             )
         )
         self.figures: list[Metrics] = []

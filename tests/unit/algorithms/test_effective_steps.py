@@ -68,7 +68,7 @@ def test_schedules_weigh_the_steps_of_momentum(factors: list[float], rho: float)
 def test_a_pull_brings_it_back(tau: int, mu: float):
     """(1 - (1 - eta mu)^tau) / mu, eta times the proximal norm of Wang et al. 2020."""
     expected = (1 - (1 - RATE * mu) ** tau) / mu
-    assert Probe(partial(SGD, lr=RATE), pull=mu).way((1.0,) * tau) == pytest.approx(expected, rel=1e-10)
+    assert Probe(partial(SGD, lr=RATE), proximal_mu=mu).way((1.0,) * tau) == pytest.approx(expected, rel=1e-10)
 
 
 @laws
@@ -76,7 +76,9 @@ def test_a_pull_brings_it_back(tau: int, mu: float):
 def test_schedules_weigh_a_pull(factors: list[float], mu: float):
     """(1 - prod_t (1 - eta_t mu)) / mu."""
     expected = (1 - math.prod(1 - RATE * factor * mu for factor in factors)) / mu
-    assert Probe(partial(SGD, lr=RATE), pull=mu).way(tuple(factors)) == pytest.approx(expected, rel=1e-9, abs=1e-14)
+    assert Probe(partial(SGD, lr=RATE), proximal_mu=mu).way(tuple(factors)) == pytest.approx(
+        expected, rel=1e-9, abs=1e-14
+    )
 
 
 @laws
@@ -149,5 +151,5 @@ def test_clipping_is_refused():
     with pytest.raises(ValueError) as raised:
         refuse_nonlinear("fednova", LINEAR["sgd"], Clip(1e9))
     said = str(raised.value)
-    assert said.startswith("clip_norm=1e+09 with algorithm=fednova")
-    assert "set clip_norm=null, or algorithm=fedavg" in said
+    assert said.startswith("clip.max_norm=1e+09 with algorithm=fednova")
+    assert "set clip.max_norm=null, or algorithm=fedavg" in said

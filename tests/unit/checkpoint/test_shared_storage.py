@@ -38,4 +38,4 @@ def test_ranks_of_a_site_share_a_disk(sites: tuple[int, ...], ranks, tmp_path: P
         assert said == found
     else:
         assert len({text.partition(" is not one folder")[2] for text in said}) == 1
-        assert all("run_dir_shared=true" in text for text in said)
+        assert all("require_shared_run_dir=true" in text for text in said)

@@ -48,7 +48,9 @@ def test_ranks_take_the_gpus_in_turns(gpus: int, ranks: int) -> None:
 def test_nccl_wants_a_gpu_for_each_rank(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(2, monkeypatch)
     assert choose_device("cuda", place_of(1, 2), backend).index == 1
-    with pytest.raises(ValueError, match="but 2 are visible.*\n.*launch.nproc=2, or launch.backend=gloo.*device=cpu"):
+    with pytest.raises(
+        ValueError, match="but 2 are visible.*\n.*launch.nproc_per_node=2, or launch.backend=gloo.*device=cpu"
+    ):
         choose_device("cuda", place_of(0, 3), backend)
 
 
@@ -76,7 +78,7 @@ def test_what_nccl_cannot_carry_is_refused() -> None:
         distributed(device="cpu", backend="nccl"),
     ):
         pass
-    with pytest.raises(ValueError, match="launch.between_backend=nccl with launch.backend=gloo"):
+    with pytest.raises(ValueError, match="launch.inter_silo_backend=nccl with launch.backend=gloo"):
         _between("nccl", "gloo", GPU)
     assert [_between(wish, "gloo", GPU) for wish in ("auto", "gloo")] == [None, "gloo"]
 

@@ -161,7 +161,7 @@ def test_launchers_that_are_not_one_a_node_are_refused() -> None:
 
 def test_another_number_of_ranks_than_srun_has_started_is_refused() -> None:
     said = refusal(check_ranks, discover(TASK), 3)
-    assert "launch.nproc=3" in said and "2 ranks on this node" in said and "--ntasks-per-node=3" in said
+    assert "launch.nproc_per_node=3" in said and "2 ranks on this node" in said and "--ntasks-per-node=3" in said
     for found, nproc in ((discover(TASK), 2), (discover(TASK), "auto"), (discover(TORCHRUN), 3), (Place(), 3)):
         check_ranks(found, nproc)
 

@@ -85,7 +85,7 @@ def open_run(name: str, clients: int) -> Iterator[Run]:
         "sizes": [CLIENT_EXAMPLES] * clients,
         "batch_size": CLIENT_EXAMPLES,
         "length": RoundLength(steps=1),
-        "cohort": Sample(COHORT_SIZE),
+        "client_sampling": Sample(COHORT_SIZE),
     }
     with distributed() as topology:
         yield case_run(topology, name, choices)

@@ -57,7 +57,7 @@ def test_golden_epochs():
 @given(choices, st.integers(0, 5), few, seeds)
 def test_no_batch_is_of_two_rounds(chosen: dict[str, Any], synchronous: int, in_one: int, seed: int):
     """A client that is always there: its rounds follow each other in its stream of batches."""
-    length = RoundLength(**chosen, synchronous=synchronous)
+    length = RoundLength(**chosen, sync_rounds=synchronous)
     assert_apart(length, in_one, [round_of(index, seed) for index in range(8)])
 
 
@@ -91,7 +91,7 @@ def test_no_batch_is_left_out_where_nothing_is_drawn(epochs: int, steps: int | N
 @pytest.mark.parametrize("chosen", [{"steps": 4}, {"epochs": 2}, {"epochs": (2, 3)}], ids=["steps", "epochs", "drawn"])
 def test_synchronous_rounds_are_of_one_step(chosen: dict[str, Any]):
     """The first three, for every client; then as many steps as are asked for."""
-    length = RoundLength(**chosen, synchronous=3)
+    length = RoundLength(**chosen, sync_rounds=3)
     steps = [[length.of(5, round_of(index), client) for client in range(20)] for index in range(5)]
     assert steps[:3] == [[1] * 20] * 3
     later = {4} if "steps" in chosen else {10, 15} if isinstance(chosen["epochs"], tuple) else {10}

@@ -40,7 +40,7 @@ def figures_of(model: str, **choices: object) -> dict[str, float]:
 
 def test_the_utilisation_is_what_was_done_over_what_could_have_been() -> None:
     module = GPT(vocabulary=64, length=16, layers=2, heads=2, width=32)
-    figures = figures_of("gpt", peak_rate=PEAK, measures_rate=True)
+    figures = figures_of("gpt", peak_flops=PEAK, measures_flops=True)
     assert figures.pop("measured_mfu") > 0
     rate = 20 * 16 / 2.0
     assert figures == {
@@ -62,7 +62,7 @@ def test_models_that_count_nothing_and_other_tasks_have_no_tokens() -> None:
 def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
     """The figures of a round, and the result."""
     with distributed(device="cpu") as topology:
-        run = make_run(topology, [20], "gpt", peak_rate=PEAK)
+        run = make_run(topology, [20], "gpt", peak_flops=PEAK)
         state = State(run)
         metrics = train_round(state, run.round(0))
         assert metrics is not None

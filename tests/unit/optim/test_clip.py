@@ -49,10 +49,10 @@ def test_the_norm_costs_nothing_where_nobody_wants_it():
 
 
 def test_an_order_without_a_norm_is_refused():
-    with pytest.raises(ValueError, match=r"clip_norm_order=inf with clip_norm=null"):
+    with pytest.raises(ValueError, match=r"clip.norm_type=inf with clip.max_norm=null"):
         Clip(order=math.inf)
 
 
 def test_what_limits_is_said_as_it_is_typed():
     assert Clip().settings == []
-    assert Clip(1.0, 1.0, 0.5).settings == ["clip_norm=1", "clip_value=0.5"]
+    assert Clip(1.0, 1.0, 0.5).settings == ["clip.max_norm=1", "clip.max_value=0.5"]

@@ -23,11 +23,11 @@ def test_cosine_without_warm_up_begins_at_one_and_ends_at_final():
     assert Cosine()(0.0) == 1.0
     assert Cosine()(0.5) == pytest.approx(0.5)
     assert Cosine()(1.0) == pytest.approx(0.0, abs=1e-15)
-    assert Cosine(final=0.1)(1.0) == pytest.approx(0.1)
+    assert Cosine(final_lr_fraction=0.1)(1.0) == pytest.approx(0.1)
 
 
 def test_warm_up_is_linear_from_zero_and_meets_the_cosine_at_one():
-    schedule = Cosine(warmup=0.2, final=0.1)
+    schedule = Cosine(warmup_fraction=0.2, final_lr_fraction=0.1)
     assert schedule(0.0) == 0.0
     assert schedule(0.1) == pytest.approx(0.5)
     assert schedule(0.2 - 1e-12) == pytest.approx(1.0)
@@ -37,8 +37,8 @@ def test_warm_up_is_linear_from_zero_and_meets_the_cosine_at_one():
 
 
 def test_all_of_the_run_may_be_warm_up():
-    assert Cosine(warmup=1.0)(0.25) == 0.25
-    assert Cosine(warmup=1.0)(1.0) == 1.0
+    assert Cosine(warmup_fraction=1.0)(0.25) == 0.25
+    assert Cosine(warmup_fraction=1.0)(1.0) == 1.0
 
 
 @settings(deadline=None)

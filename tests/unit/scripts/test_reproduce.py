@@ -182,12 +182,17 @@ class TestTrials:
             tree = compose_tree(trial.arguments(tmp_path))
             assert tree["run_dir"] == str(tmp_path / trial.name)
             assert (tree["optimizer"]["lr"], tree["seed"]) == (trial.lr, trial.seed)
-            assert tree["launch"]["nproc"] == trial.workers >= tree["silos"]
+            assert tree["launch"]["nproc_per_node"] == trial.workers >= tree["silos"]
 
     def test_mcmahan_is_what_the_paper_says(self, tmp_path: Path):
         trial = next(t for t in mcmahan.trials((0,)) if t.cell == "2nn-shards-clients20-epochs1")
         tree = compose_tree(trial.arguments(tmp_path))
-        assert (tree["clients"], tree["cohort"]["size"], tree["batch_size"], tree["round"]["epochs"]) == (
+        assert (
+            tree["clients"],
+            tree["client_sampling"]["clients_per_round"],
+            tree["batch_size"],
+            tree["round"]["epochs"],
+        ) == (
             100,
             20,
             10,
@@ -208,7 +213,7 @@ class TestTrials:
     def test_diloco_and_data_parallelism_see_as_many_tokens(self, tmp_path: Path):
         trees = [compose_tree(trial.arguments(tmp_path)) for trial in diloco.trials((0,))]
         assert {t["rounds"] * t["round"]["steps"] * t["batch_size"] * t["silos"] for t in trees} == {2000 * 32}
-        assert {t["eval"]["every"] * t["round"]["steps"] for t in trees} == {100}
+        assert {t["eval"]["every_rounds"] * t["round"]["steps"] for t in trees} == {100}
 
 
 # In place of the trainer: a run that gets 0.1 * lr better with every round, and leaves when it is told to.

@@ -102,16 +102,18 @@ def _threads(exam: Examination, config: Config) -> Iterator[Finding]:
         ranks = [facts for facts in exam.facts if facts.node == node.node]
         threads, cores = sum(facts.threads for facts in ranks), len({core for facts in ranks for core in facts.cores})
         if threads > max(cores, len(ranks)) or len(ranks) > cores:
-            text = f"{node.host}: {len(ranks)} ranks with launch.threads={ranks[0].threads} share {cores} cores"
-            way_out = f"set launch.threads={max(1, cores // len(ranks))}"
+            text = (
+                f"{node.host}: {len(ranks)} ranks with launch.threads_per_worker={ranks[0].threads} share {cores} cores"
+            )
+            way_out = f"set launch.threads_per_worker={max(1, cores // len(ranks))}"
             yield Finding(
                 False, text, way_out if len(ranks) <= cores else "start fewer ranks there, or give it more cores"
             )
     fighting = [facts for facts in exam.facts if facts.omp and facts.omp != str(facts.threads)]
     if fighting:
         first = fighting[0]
-        text = f"OMP_NUM_THREADS={first.omp} is not heeded: launch.threads gives a worker {first.threads} threads"
-        yield Finding(False, text, f"set launch.threads={first.omp}, or leave OMP_NUM_THREADS out")
+        text = f"OMP_NUM_THREADS={first.omp} is not heeded: launch.threads_per_worker={first.threads} counts"
+        yield Finding(False, text, f"set launch.threads_per_worker={first.omp}, or leave OMP_NUM_THREADS out")
 
 
 def _gpus(exam: Examination, config: Config) -> Iterator[Finding]:
@@ -135,7 +137,7 @@ def _room(exam: Examination, config: Config) -> Iterator[Finding]:
     nodes = exam.first_ranks
     if full := [facts for facts in nodes if facts.disk < LEAST_DISK]:
         text = f"{_hosts(full)}: {min(facts.disk for facts in full):.2f} GiB are free where run_dir={config.run_dir} is"
-        yield Finding(True, text, "choose a run_dir with more room; checkpoint.keep=1 keeps fewer checkpoints")
+        yield Finding(True, text, "choose a run_dir with more room; checkpoint.keep_last=1 keeps fewer checkpoints")
     ranks_on = {node.node: sum(facts.node == node.node for facts in exam.facts) for node in nodes}
     if short := [facts for facts in nodes if facts.memory < LEAST_MEMORY * ranks_on[facts.node]]:
         text = f"{_hosts(short)}: {min(facts.memory for facts in short):.2f} GiB of memory are free for its ranks"
@@ -152,8 +154,8 @@ def _folder(exam: Examination, config: Config) -> Iterator[Finding]:
         yield Finding(True, f"{text}: {next(iter(faults.values()))}", "choose another run_dir")
     elif apart := [nodes[node] for node, view in exam.views.items() if not view.is_same]:
         text = f"run_dir={config.run_dir} is not the same folder on {_hosts(apart)} as on {exam.facts[0].host}"
-        must = config.run_dir_shared is True
-        way_out = "put it on a disk that all hosts share" + (", or set run_dir_shared=auto" if must else "")
+        must = config.require_shared_run_dir is True
+        way_out = "put it on a disk that all hosts share" + (", or set require_shared_run_dir=false" if must else "")
         yield Finding(must, text + ("" if must else ": each host keeps checkpoints of its own"), way_out)
 
 

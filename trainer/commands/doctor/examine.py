@@ -103,7 +103,7 @@ def _measure(exam: Examination, config: Config, place: Place, store: Any) -> Non
     """Opens the groups that a run would open, and measures their links."""
     stuck = f"rank {place.rank}: the ranks' own connections are not made, or nothing passes, in {SECONDS_FOR_LINKS} s"
     launch = config.launch
-    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.between_backend)
+    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.inter_silo_backend)
     try:
         with (
             deadline(SECONDS_FOR_LINKS, stuck),

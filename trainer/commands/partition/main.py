@@ -62,7 +62,7 @@ def _sizes(config: Config) -> tuple[int, ...]:
         return tuple(config.silos)
     launch = config.launch
     nodes = launch.nodes if isinstance(launch.nodes, int) else launch.nodes[1]
-    ranks = choose_nproc(launch.nproc, launch.device)
+    ranks = choose_nproc(launch.nproc_per_node, launch.device)
     return silo_sizes(config.silos, [node for node in range(nodes) for _ in range(ranks)])
 
 

@@ -64,8 +64,10 @@ def _packing(costs: Costs) -> tuple[float, str]:
     brought = {name: forecast(costs.with_uplink(name)).utilisation for name in costs.packings}
     name = next(name for name in brought if brought[name] > max(brought.values()) - WORTH)
     bytes_left = costs.packings[name].between / costs.traffic.between
-    said = f"uplink={name} sends {bytes_left:.0%} of the bytes between the silos, and brings the utilisation to"
-    return brought[name], f"{said} {brought[name]:.2f}."
+    said = (
+        f"update_compression={name} sends {bytes_left:.0%} of the bytes between the silos, and brings the utilisation"
+    )
+    return brought[name], f"{said} to {brought[name]:.2f}."
 
 
 def _larger_batches(now: Forecast) -> tuple[float, str]:

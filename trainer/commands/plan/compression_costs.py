@@ -28,20 +28,20 @@ COLUMNS = 1 << 10  # of them, where they are a matrix
 def packings(run: Run, vectors: Vectors) -> dict[str, Packing]:
     """By the name of each uplink that the run can have, its own first: what a round of these vectors comes to."""
     found: dict[str, Packing] = {}
-    for uplink in (run.uplink, *OFFERED):
+    for uplink in (run.update_compression, *OFFERED):
         if vectors and uplink.name not in found:
             with suppress(ValueError):  # the algorithm's vectors cannot be packed
-                replace(run, uplink=uplink)
+                replace(run, update_compression=uplink)
                 found[uplink.name] = _packing(run, uplink, vectors)
     return found
 
 
 def residuals(run: Run, vectors: Vectors) -> int:
     """The bytes of what packing has lost, which this rank keeps for the next round."""
-    if isinstance(run.uplink, Full):
+    if isinstance(run.update_compression, Full):
         return 0
     silos = run.topology.num_silos
-    of_sums = 1 / silos if silos > FEW and not isinstance(run.uplink, PowerSGD) else 0
+    of_sums = 1 / silos if silos > FEW and not isinstance(run.update_compression, PowerSGD) else 0
     return round((1 + of_sums) * sum(vector.nbytes for vector, _ in vectors) / run.topology.num_slices)
 
 

@@ -14,7 +14,7 @@ from trainer.loop.train_state import State
 def seconds_of_step(run: Run, topology: Topology, seconds: float) -> float:
     """The median seconds of a step of this rank's silo, over clients that train for so long together. A collective."""
     state = State(replace(run, topology=topology))
-    round = run.round(min(run.length.synchronous, run.rounds - 1))
+    round = run.round(min(run.length.sync_rounds, run.rounds - 1))
     clients = run.assignments(round)[topology.silo] or round.cohort or range(len(run.training_sets))
     session = state.algorithm.start_round(round)
     train_for(0.0, state, session, round, clients[0])  # the first steps are slow

@@ -38,13 +38,13 @@ class Rehearsal:
         if run.topology.device.type == "cpu":
             self.process -= sum(parameter.nbytes for parameter in run.module.parameters())
         self.run, self.silo, self.device = run, run.topology.silo, run.topology.device
-        first = self.round = self.first = run.round(min(run.length.synchronous, run.rounds - 1))
+        first = self.round = self.first = run.round(min(run.length.sync_rounds, run.rounds - 1))
         clients = run.assignments(first)[self.silo] or first.cohort or range(len(run.training_sets))
         self.clients = clients[:MOST_CLIENTS]
-        wire = wire_of(run.topology, run.uplink, places_of(run.module, run.algorithm.is_shared))
+        wire = wire_of(run.topology, run.update_compression, places_of(run.module, run.algorithm.is_shared))
         self.wire = Silent(wire, run.topology.num_silos, len(first.cohort))
         # What packs gradients would look for the replicas that are not there.
-        self.state = State(replace(run, gradients=FullPrecision()), wire=self.wire)
+        self.state = State(replace(run, gradient_compression=FullPrecision()), wire=self.wire)
         settle_micro_batch(self.state)
         self.run = replace(run, micro_batch_size=self.state.trainer.micro_batch_size)
         self.joined = self.sent = 0
@@ -61,7 +61,7 @@ class Rehearsal:
 
     def traffic(self) -> Traffic:
         """What a round would have sent, at most."""
-        return Traffic(self.run.gradients.size(self.state.model.trainable), self.joined, self.sent)
+        return Traffic(self.run.gradient_compression.size(self.state.model.trainable), self.joined, self.sent)
 
     def packings(self) -> dict[str, Packing]:
         """What each uplink makes of that."""

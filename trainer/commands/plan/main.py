@@ -32,7 +32,7 @@ in which ranks compute, for several lengths of rounds, and what would help most.
   plan.bandwidth=100Mbit          what a silo can send to the others: 1Gbit, 10GB/s, ...; without it, it is measured
   plan.latency=50ms               from a silo to another one
   plan.bandwidth_inside=300GB/s   what a rank can send inside its silo; without it, it is measured
-  plan.ranks=64                   of a run on other machines, launch.nproc a machine; needs plan.bandwidth
+  plan.ranks=64                   of a run on other machines, launch.nproc_per_node a machine; needs plan.bandwidth
   plan.seconds_per_step=0.12      of a rank there, with nothing sent; without it, it is measured here
 
 Exit codes: 0 told, 1 failed, 2 bad input."""
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     faults.raise_any()
     config = read_config(tree)
     check_launcher(config.launch.nodes)
-    here = replace(config.launch, nproc=workers_here(wishes, config.launch))
+    here = replace(config.launch, nproc_per_node=workers_here(wishes, config.launch))
     if is_elsewhere(wishes, config.launch):
         sizes = silo_sizes(config.silos, nodes_elsewhere(wishes, config.launch))
-        check_links(wishes, sizes, True, int(here.nproc))
-        here = replace(here, nodes=1, meet=None)
+        check_links(wishes, sizes, True, int(here.nproc_per_node))
+        here = replace(here, nodes=1, rdzv_endpoint=None)
     return send(tree, here, (*COMMAND, *own))
 
 

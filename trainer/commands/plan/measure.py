@@ -90,7 +90,7 @@ class Measuring:
             between=between,
             rounds=run.rounds,
             averaging=peers.averaging,
-            uplink=run.uplink.name if most.packings else "",
+            uplink=run.update_compression.name if most.packings else "",
             packings=most.packings,
             overlap=run.algorithm.overlap_steps,
             can_overlap=run.algorithm.can_overlap,
@@ -136,7 +136,7 @@ class Measuring:
             return Peers([], {})
         silos = 1 if self.elsewhere else self.config.silos
         launch = self.config.launch
-        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.between_backend)
+        limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.inter_silo_backend)
         stuck = f"rank {self.place.rank}: nothing passes between the ranks in {SECONDS_FOR_LINKS} s"
         world = distributed(silos, self.place, self.store, launch.device, *limits, backend=launch.backend)
         with ExitStack() as stack:

@@ -25,14 +25,14 @@ def is_elsewhere(wishes: Wishes, launch: LaunchConfig, by_launcher: bool = True)
 
 def workers_here(wishes: Wishes, launch: LaunchConfig) -> int:
     """How many workers of this node look around: as many as would train here, so that they are in each other's way."""
-    nproc = choose_nproc(launch.nproc, launch.device)
+    nproc = choose_nproc(launch.nproc_per_node, launch.device)
     nproc = min(nproc, wishes.ranks or nproc)
     return nproc if wishes.seconds_per_step is None else min(nproc, AT_ONCE)
 
 
 def nodes_elsewhere(wishes: Wishes, launch: LaunchConfig) -> list[int]:
     """The node of each rank of a run that is started elsewhere; of `launch.nodes=[least,most]`, with the most."""
-    nproc = choose_nproc(launch.nproc, launch.device)
+    nproc = choose_nproc(launch.nproc_per_node, launch.device)
     most = launch.nodes if isinstance(launch.nodes, int) else launch.nodes[1]
     return [rank // nproc for rank in range(wishes.ranks or most * nproc)]
 
@@ -47,7 +47,7 @@ def check_links(wishes: Wishes, sizes: Sequence[int], elsewhere: bool, workers: 
     if max(sizes) > 1 and wishes.bandwidth_inside is None and workers == 1:
         raise ValueError(
             "plan.bandwidth_inside has no value, and one worker alone has no link to measure.\n"
-            "  set plan.bandwidth_inside=10GB/s, or what it is; or launch.nproc=2"
+            "  set plan.bandwidth_inside=10GB/s, or what it is; or launch.nproc_per_node=2"
         )
 
 

@@ -61,7 +61,7 @@ def find_facts(config: Config, place: Place, port: int) -> Facts:
         port=port,
         proposed=proposed.name if proposed else "",
         versions=_versions(),
-        threads=choose_threads(config.launch.threads, place.local_world_size),
+        threads=choose_threads(config.launch.threads_per_worker, place.local_world_size),
         cores=sorted(os.sched_getaffinity(0)),
         omp=os.environ.get(OMP_OF_USER, "") if place.started_by == "launcher" else "",
         memory=_available_memory(),

@@ -33,17 +33,19 @@ Look = Callable[[Tree, Place, Any], int]
 
 def send(tree: Tree, launch: LaunchConfig, arguments: Sequence[str]) -> int:
     """The exit code when the workers of this node have looked around; they are Python with these arguments."""
-    if fault := _fault_of_meeting(launch.nodes, launch.meet):
+    if fault := _fault_of_meeting(launch.nodes, launch.rdzv_endpoint):
         print(fault, file=sys.stderr)
         return FAILED
-    nproc = choose_nproc(launch.nproc, launch.device)
+    nproc = choose_nproc(launch.nproc_per_node, launch.device)
     own = {RESTART: "0", OMP_OF_USER: os.environ.get("OMP_NUM_THREADS", "")}
     with heed_signals() as stop:
         try:
-            with meeting(launch.nodes, launch.meet, lambda: stop.signal) as nodes:
+            with meeting(launch.nodes, launch.rdzv_endpoint, lambda: stop.signal) as nodes:
                 world = nodes.gather(nproc, 0, lambda: stop.signal)
                 environment = {RESOLVED: nodes.share("config", lambda: json.dumps(tree)), **own}
-                with started(world, choose_threads(launch.threads, nproc), stop, environment, arguments) as workers:
+                with started(
+                    world, choose_threads(launch.threads_per_worker, nproc), stop, environment, arguments
+                ) as workers:
                     ended = workers.wait()
         except (Apart, Interrupted) as error:
             print(error or "told to stop before the other nodes have come", file=sys.stderr)
@@ -78,13 +80,13 @@ def _fault_of_meeting(nodes: int | list[int], where: str | None) -> str:
         return ""
     fault = can_connect(host, int(port), SECONDS_TO_CONNECT)
     way_out = "start the command there first, and open the port between the hosts"
-    return f"launch.meet={where} cannot be reached from here: {fault}\n  {way_out}" if fault else ""
+    return f"launch.rdzv_endpoint={where} cannot be reached from here: {fault}\n  {way_out}" if fault else ""
 
 
 def _composed(overrides: list[str], place: Place) -> dict[str, Any]:
     try:
         tree = json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)
-        check_ranks(place, tree["launch"]["nproc"])
+        check_ranks(place, tree["launch"]["nproc_per_node"])
     except ValueError as error:
         return {"faults": str(error)}
     return {"tree": tree}

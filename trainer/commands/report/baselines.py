@@ -10,12 +10,12 @@ from trainer.commands.report.settings import Settings, configuration_of
 from trainer.commands.report.summary import Configuration, Report
 from trainer.loggers.messages import number
 
-SHARES_NOTHING = "$^"  # algorithm.shared of conf/algorithm/local.yaml
+SHARES_NOTHING = "$^"  # algorithm.shared_params of conf/algorithm/local.yaml
 
 
 def is_alone(settings: Settings) -> bool:
     """Whether every client trained alone, algorithm=local: the lower bracket."""
-    return settings.get("algorithm.shared") == SHARES_NOTHING
+    return settings.get("algorithm.shared_params") == SHARES_NOTHING
 
 
 def is_pooled(settings: Settings) -> bool:

@@ -21,7 +21,7 @@ AXES = {
     "bytes_between_silos": "bytes between silos",
 }
 GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "ema/", "clients/", "delta/")
-COUNTS = ("clients/trained", "clients/left_out", "clients/late")
+COUNTS = ("clients/trained", "clients/nonfinite", "clients/stragglers")
 SCORES = [name for name in HEADLINES if name != "loss"]
 FIRST = (
     *(f"test/{name}" for name in SCORES),

@@ -49,7 +49,7 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
     settings = read_config(tree).launch
     with heed_signals() as stop:
         try:
-            with meeting(settings.nodes, settings.meet, lambda: stop.signal) as nodes:
+            with meeting(settings.nodes, settings.rdzv_endpoint, lambda: stop.signal) as nodes:
                 return _Launcher(tree, nodes, stop, arguments).run()
         except Interrupted:
             print("told to stop before the other nodes have come", file=sys.stderr, flush=True)
@@ -65,8 +65,8 @@ class _Launcher:
     def __init__(self, tree: dict[str, Any], nodes: Meeting, stop: Stop, arguments: Sequence[str]):
         launch = read_config(tree).launch
         self.nodes, self.stop, self.arguments = nodes, stop, arguments
-        self.nproc = choose_nproc(launch.nproc, launch.device)
-        self.threads, self.restarts = choose_threads(launch.threads, self.nproc), launch.max_restarts
+        self.nproc = choose_nproc(launch.nproc_per_node, launch.device)
+        self.threads, self.restarts = choose_threads(launch.threads_per_worker, self.nproc), launch.max_restarts
         self.world = nodes.gather(self.nproc, 0, lambda: stop.signal)
         told = json.loads(nodes.share("config", lambda: json.dumps(_checked(tree, self.world))))
         if "faults" in told:

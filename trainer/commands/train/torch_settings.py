@@ -13,7 +13,7 @@ from trainer.distributed.launch.processes import choose_threads
 
 def set_up(config: Config, place: Place) -> int:
     """The CPU threads of this process, which computes as configured from now on."""
-    threads = choose_threads(config.launch.threads, place.local_world_size)
+    threads = choose_threads(config.launch.threads_per_worker, place.local_world_size)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if config.precision.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.precision.tf32  # torch's own default is True, for convolutions alone

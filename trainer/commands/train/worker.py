@@ -83,7 +83,7 @@ def _composed(compose: Callable[[], Tree], place: Place) -> dict[str, Any]:
     """The configuration, and the number of clients of the run that it goes on with; or what is wrong."""
     try:
         tree = compose()
-        check_ranks(place, tree["launch"]["nproc"])
+        check_ranks(place, tree["launch"]["nproc_per_node"])
         clients = RunFolder(Path(tree["run_dir"])).clients()
     except ValueError as error:
         return {"faults": str(error)}
@@ -109,7 +109,7 @@ class Worker:
     def topology(self) -> Iterator[Topology]:
         """This rank's place in the world; while it lasts, signals are heeded and the heart beats."""
         launch = self.config.launch
-        between = (launch.silo_timeout_seconds, launch.between_timeout_seconds, launch.between_backend)
+        between = (launch.silo_timeout_seconds, launch.inter_silo_timeout_seconds, launch.inter_silo_backend)
         with ExitStack() as stack:
             stack.enter_context(heed_stop_signals(self.contact.leave, exit_at_once))
             stack.enter_context(self.pulse.beating(lambda: self.contact.is_leaving, self.contact.leave))
@@ -123,7 +123,7 @@ class Worker:
 
     def work(self, topology: Topology) -> Status:
         """Trains to the end, or until told to leave; says how it went, also in state.json."""
-        must_be_shared = self.config.run_dir_shared is True
+        must_be_shared = self.config.require_shared_run_dir is True
         self.disk = _together(lambda: find_disk(self.folder.path, self.place, must_be_shared))
         _together(lambda: self.folder.open(self.tree, again=restarts() > 0) if self.writes else None)
         self.folder.start_log(topology.rank)
@@ -170,13 +170,13 @@ class Worker:
             self.folder.write_result(result)
 
     def _fit_or_skip(self, run: Run, until: int | None = None) -> dict[str, Any]:
-        """The result of the run; batches after which the loss was not finite are left out, if bad_loss=skip."""
+        """The result of the run; on_nonfinite_loss=skip leaves out batches after which the loss was not finite."""
         diverged = None
         while True:
             try:
                 return self._fit(run, until, diverged)
             except Diverged as error:
-                if error.window is None or self.config.bad_loss == "stop":
+                if error.window is None or self.config.on_nonfinite_loss == "stop":
                     raise
                 diverged = error
             if self.is_first:
@@ -185,7 +185,7 @@ class Worker:
 
     def _fit(self, run: Run, until: int | None, diverged: Diverged | None) -> dict[str, Any]:
         """The result of the run, continued from its newest checkpoint if there is one."""
-        keep = self.config.checkpoint.keep
+        keep = self.config.checkpoint.keep_last
         checkpoints = Checkpoints(self.folder.checkpoints, run.topology, run.layout, keep, self.disk)
         start = _together(lambda: checkpoints.newest() or self._from_elsewhere(run))
         _together(lambda: check_start(run, start, self.disk))

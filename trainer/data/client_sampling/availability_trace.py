@@ -26,12 +26,12 @@ def read_events(path: Path) -> list[Event]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(f"cohort.file={path}, line 1 has not the columns {', '.join(COLUMNS)}{VALID}")
+                raise ValueError(f"client_sampling.file={path}, line 1 has not the columns {', '.join(COLUMNS)}{VALID}")
             return [_event(path, reader.line_num, line) for line in reader]
     except OSError as error:
-        raise ValueError(f"cohort.file={path}: {error.strerror}{VALID}") from error
+        raise ValueError(f"client_sampling.file={path}: {error.strerror}{VALID}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"cohort.file={path} is no text in UTF-8{VALID}") from error
+        raise ValueError(f"client_sampling.file={path} is no text in UTF-8{VALID}") from error
 
 
 def _event(path: Path, number: int, line: dict[str, str]) -> Event:
@@ -43,4 +43,4 @@ def _event(path: Path, number: int, line: dict[str, str]) -> Event:
     except ValueError:
         pass
     given = ", ".join(f"{column}={line[column]}" for column in COLUMNS)
-    raise ValueError(f"cohort.file={path}, line {number}: {given}{VALID}")
+    raise ValueError(f"client_sampling.file={path}, line {number}: {given}{VALID}")

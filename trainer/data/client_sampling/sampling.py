@@ -21,7 +21,7 @@ class Cohort(Protocol):
     @property
     def takes_all(self) -> bool: ...
 
-    def clients_per_round(self, clients: int) -> int:
+    def round_size(self, clients: int) -> int:
         """Return how many of this number of clients a round has, at most."""
         ...
 
@@ -40,7 +40,7 @@ class All:
 
     takes_all = True
 
-    def clients_per_round(self, clients: int) -> int:
+    def round_size(self, clients: int) -> int:
         return clients
 
     def fingerprint(self) -> str:
@@ -52,29 +52,30 @@ class All:
 
 @dataclass(frozen=True)
 class Sample:
-    """`size` clients a round, drawn uniformly without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
+    """`clients_per_round` clients, drawn uniformly without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
 
-    size: int
+    clients_per_round: int
     takes_all = False
 
-    def clients_per_round(self, clients: int) -> int:
-        return self.size
+    def round_size(self, clients: int) -> int:
+        return self.clients_per_round
 
     def fingerprint(self) -> str:
         return ""
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
-        if not 0 < self.size <= clients:
+        if not 0 < self.clients_per_round <= clients:
             raise ValueError(
-                f"cohort.size={self.size} cannot be drawn from {clients} clients.\n  valid: 1 to {clients}"
+                f"client_sampling.clients_per_round={self.clients_per_round} cannot be drawn from {clients} clients.\n"
+                f"  valid: 1 to {clients}"
             )
-        chosen = numpy_generator(seed, "cohort", index).choice(clients, self.size, replace=False)
+        chosen = numpy_generator(seed, "cohort", index).choice(clients, self.clients_per_round, replace=False)
         return tuple(sorted(chosen.tolist()))
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The clients that are there, as a file tells when they `join` and `leave`; `size` of them drawn if there are more.
+    """The clients that are there, as a file tells when they `join` and `leave`; `clients_per_round` drawn if more.
 
     The file is CSV with the columns round, client and event: from that round on (the first is 1) the client is there,
     or is not. Before its first line a client is there if that line says that it leaves; one without a line always is.
@@ -82,22 +83,24 @@ class Trace:
     """
 
     file: Path
-    size: int | None = None
+    clients_per_round: int | None = None
     takes_all = False
 
-    def clients_per_round(self, clients: int) -> int:
-        return clients if self.size is None else min(self.size, clients)
+    def round_size(self, clients: int) -> int:
+        return clients if self.clients_per_round is None else min(self.clients_per_round, clients)
 
     def fingerprint(self) -> str:
         return str(self.events)
 
     def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"cohort.size={self.size}\n  valid: a whole number from 1, or null")
+        if self.clients_per_round is not None and self.clients_per_round < 1:
+            raise ValueError(
+                f"client_sampling.clients_per_round={self.clients_per_round}\n  valid: a whole number from 1, or null"
+            )
         there = self._there(clients, index)
-        if self.size is None or self.size >= len(there):
+        if self.clients_per_round is None or self.clients_per_round >= len(there):
             return there
-        chosen = numpy_generator(seed, "cohort", index).choice(there, self.size, replace=False)
+        chosen = numpy_generator(seed, "cohort", index).choice(there, self.clients_per_round, replace=False)
         return tuple(sorted(chosen.tolist()))
 
     @cached_property
@@ -110,7 +113,8 @@ class Trace:
         for event in self.events:
             if event.client >= clients:
                 raise ValueError(
-                    f"cohort.file={self.file}, line {event.line}: client {event.client}\n  valid: 0 to {clients - 1}"
+                    f"client_sampling.file={self.file}, line {event.line}: client {event.client}\n"
+                    f"  valid: 0 to {clients - 1}"
                 )
             if event.joins and event.client not in told:
                 there.discard(event.client)

@@ -23,14 +23,14 @@ class Feeding:
     source  gives examples where they lie: on the device, if it was moved there
     ahead   brings blocks of them, each while the one before is trained on
 
-    `on_device` says whether the source is moved; None: if it takes less than a tenth of the device's free memory.
+    `cache_on_gpu` says whether the source is moved; None: if it takes less than a tenth of the device's free memory.
     """
 
-    def __init__(self, source: Source, device: torch.device, on_device: bool | None = None):
+    def __init__(self, source: Source, device: torch.device, cache_on_gpu: bool | None = None):
         self.source, self.ahead = source, as_they_are
         if device.type != "cuda":
             return
-        if isinstance(source, Movable) and (_fits(source, device) if on_device is None else on_device):
+        if isinstance(source, Movable) and (_fits(source, device) if cache_on_gpu is None else cache_on_gpu):
             self.source = source.to(device)
         else:
             self.ahead = Ahead(device)
@@ -67,12 +67,12 @@ class Ahead:
             return None if block is None else (block, self.stream.record_event())
 
 
-def check_on_device(source: object, device: torch.device, on_device: bool | None) -> None:
+def check_cache_on_gpu(source: object, device: torch.device, cache_on_gpu: bool | None) -> None:
     """Raises ValueError when a source shall be held on a GPU and cannot be."""
-    if on_device and device.type == "cuda" and not isinstance(source, Movable):
+    if cache_on_gpu and device.type == "cuda" and not isinstance(source, Movable):
         raise ValueError(
-            f"data.on_device=true, but a {type(source).__name__} fetches its examples when they are wanted.\n"
-            "  valid: auto or false; arrays and texts in memory, without skew=, can be held on a GPU"
+            f"data.cache_on_gpu=true, but a {type(source).__name__} fetches its examples when they are wanted.\n"
+            "  valid: auto or false; arrays and texts in memory, without client_shift=, can be held on a GPU"
         )
 
 

@@ -43,7 +43,7 @@ class Noise:
     def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
         inputs, targets = examples
         if not inputs.is_floating_point():
-            raise ValueError("skew.noise: inputs that are whole numbers cannot be noisy")
+            raise ValueError("client_shift.noise: inputs that are whole numbers cannot be noisy")
         return inputs + self.sigma * place * torch.randn(inputs.shape, generator=draw, dtype=inputs.dtype), targets
 
 
@@ -57,7 +57,7 @@ class Rotation:
     def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
         inputs, targets = examples
         if fault := image_fault(inputs):
-            raise ValueError(f"skew.rotation: {fault}")
+            raise ValueError(f"client_shift.rotation: {fault}")
         return turned(inputs, torch.full((len(inputs),), math.radians(self.degrees) * place)), targets
 
 
@@ -70,12 +70,12 @@ class LabelNoise:
 
     def __post_init__(self):
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"skew.labels.fraction={self.fraction:g}\n  valid: above 0, up to 1")
+            raise ValueError(f"client_shift.labels.fraction={self.fraction:g}\n  valid: above 0, up to 1")
 
     def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
         inputs, targets = examples
         if not classes or targets.dim() != 1:
-            raise ValueError("skew.labels: this data has no labels, one an example")
+            raise ValueError("client_shift.labels: this data has no labels, one an example")
         is_wrong = torch.rand(len(targets), generator=draw) < self.fraction
         other = torch.randint(1, classes, targets.shape, generator=draw)
         return inputs, torch.where(is_wrong, (targets + other) % classes, targets)
@@ -86,7 +86,9 @@ def skewed(splits: Splits, clients: Clients, skews: Mapping[str, Skew], seed: in
     if not skews:
         return splits
     if isinstance(splits.train, Apart):
-        raise ValueError("skew= with data.files=: these clients have examples of their own kind.\n  leave skew= out")
+        raise ValueError(
+            "client_shift= with data.files=: these clients have examples of their own kind.\n  leave client_shift= out"
+        )
     train, test = _whole(splits.train), _whole(splits.test)
     for client in range(len(clients)):
         place = client / max(len(clients) - 1, 1)

@@ -57,7 +57,7 @@ class Chain:
     def faults(self, inputs: Tensor, targets: Tensor) -> list[str]:
         """Why these examples cannot be taken, of each transform that cannot."""
         said = {name: each.fault(inputs, targets, self.classes) for name, each in self.transforms.items()}
-        faults = [f"preprocess.{name}: {fault}" for name, fault in said.items() if fault]
+        faults = [f"transforms.{name}: {fault}" for name, fault in said.items() if fault]
         if self.channels_last and inputs.dim() != 4:
             fault = f"channels_last=true, but inputs of shape {list(inputs.shape[1:])} are no images [C, height, width]"
             faults.append(f"{fault}\n  set channels_last=false")

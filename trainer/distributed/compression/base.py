@@ -16,7 +16,7 @@ class Codec(Protocol):
     rank, and rounded once more where the memory for them has less; what is lost is left to error feedback. Packed
     vectors are uint8, contiguous, and begin at a multiple of 4 bytes.
 
-    name  the choice of `uplink=`
+    name  the choice of `update_compression=`
     """
 
     name: str
@@ -47,7 +47,7 @@ class PowerSGD:
 
     def __init__(self, rank: int = 4):
         if rank < 1:
-            raise ValueError(f"uplink.rank={rank}\n  valid: a whole number from 1")
+            raise ValueError(f"update_compression.rank={rank}\n  valid: a whole number from 1")
         self.rank = rank
 
 

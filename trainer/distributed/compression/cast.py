@@ -21,7 +21,7 @@ class Cast:
 
     def __init__(self, dtype: Half):
         if dtype not in get_args(Half):
-            raise ValueError(f"uplink.dtype={dtype}\n  valid: {', '.join(get_args(Half))}")
+            raise ValueError(f"update_compression.dtype={dtype}\n  valid: {', '.join(get_args(Half))}")
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 

@@ -27,7 +27,7 @@ class Int4:
     name = "int4"
 
     def __init__(self, block: int = 256):
-        check_block("uplink", block)
+        check_block("update_compression", block)
         self.block = block
 
     def size(self, count: int) -> int:

@@ -20,7 +20,7 @@ class Int8:
     name = "int8"
 
     def __init__(self, block: int = 256):
-        check_block("uplink", block)
+        check_block("update_compression", block)
         self.block = block
 
     def size(self, count: int) -> int:

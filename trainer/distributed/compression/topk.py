@@ -28,7 +28,7 @@ class TopK:
     def __init__(self, fraction: float = 0.01):
         if not 0 < fraction <= 0.5:
             entry = f"an entry takes {ENTRY_BYTES} bytes, a number 4"
-            raise ValueError(f"uplink.fraction={fraction}\n  valid: above 0, up to 0.5 ({entry})")
+            raise ValueError(f"update_compression.fraction={fraction}\n  valid: above 0, up to 0.5 ({entry})")
         self.fraction = fraction
 
     def size(self, count: int) -> int:

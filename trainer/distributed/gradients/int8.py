@@ -48,7 +48,7 @@ class Int8:
     """
 
     def __init__(self, block: int = 256):
-        check_block("gradients", block)
+        check_block("gradient_compression", block)
         self.block = block
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:

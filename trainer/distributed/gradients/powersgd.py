@@ -34,8 +34,8 @@ class PowerSGD:
     """
 
     def __init__(self, rank: int = 4, start: int = 10):
-        faults = [f"gradients.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
-        faults += [f"gradients.start={start}\n  valid: a whole number from 2"] if start < 2 else []
+        faults = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
+        faults += [f"gradient_compression.start={start}\n  valid: a whole number from 2"] if start < 2 else []
         if faults:
             raise ValueError("\n".join(faults))
         self.rank, self.start = rank, start

@@ -102,7 +102,7 @@ class Nodes:
         raise Apart(self._reason(ended[0])) from ended[0]
 
     def _reason(self, error: Exception) -> str:
-        where = f"launch.meet={self._store.host}:{self._store.port}"
+        where = f"launch.rdzv_endpoint={self._store.host}:{self._store.port}"
         if isinstance(error, RendezvousClosedError):
             return f"the run at {where} has ended on another node"
         if isinstance(error, RendezvousTimeoutError):
@@ -210,7 +210,7 @@ def _store(where: str | None, is_told: Callable[[], object]) -> tuple[TCPStore, 
     host, _, port = (where or "").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(
-            f"launch.meet={where or 'null'}\n  valid: host:port of one of the nodes, the same on all of them"
+            f"launch.rdzv_endpoint={where or 'null'}\n  valid: host:port of one of the nodes, the same on all of them"
         )
     patience = timedelta(seconds=SECONDS_TO_ANSWER)
     if _is_here(host):
@@ -221,7 +221,7 @@ def _store(where: str | None, is_told: Callable[[], object]) -> tuple[TCPStore, 
         if is_told():
             raise Interrupted
         if time.monotonic() > deadline:
-            raise Apart(f"launch.meet={where}: nobody answered there for {SECONDS_TO_COME} s")
+            raise Apart(f"launch.rdzv_endpoint={where}: nobody answered there for {SECONDS_TO_COME} s")
     return TCPStore(host, int(port), is_master=False, timeout=patience), False
 
 
@@ -239,7 +239,7 @@ def _is_here(host: str) -> bool:
     try:
         address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ValueError(f"launch.meet: there is no host {host}: {error.strerror}") from error
+        raise ValueError(f"launch.rdzv_endpoint: there is no host {host}: {error.strerror}") from error
     with socket.socket(address[0], socket.SOCK_STREAM) as tried:
         try:
             tried.bind((address[4][0], 0))

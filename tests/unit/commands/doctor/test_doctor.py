@@ -73,8 +73,13 @@ def test_where_nothing_is_wrong_nothing_is_found() -> None:
     [
         ({"versions": VERSIONS | {"torch": "2.11.0"}}, True, "2.12.0 on n00; 2.11.0 on n01", "install one"),
         ({"versions": VERSIONS | {"python": "3.11.9"}}, False, "python is not the same", "install one"),
-        ({"threads": 16}, False, "n01: 1 ranks with launch.threads=16 share 4 cores", "launch.threads=4"),
-        ({"omp": "16"}, False, "OMP_NUM_THREADS=16 is not heeded", "launch.threads=16"),
+        (
+            {"threads": 16},
+            False,
+            "n01: 1 ranks with launch.threads_per_worker=16 share 4 cores",
+            "launch.threads_per_worker=4",
+        ),
+        ({"omp": "16"}, False, "OMP_NUM_THREADS=16 is not heeded", "launch.threads_per_worker=16"),
         ({"disk": 0.25}, True, "n01: 0.25 GiB are free where run_dir=nowhere/run is", "run_dir"),
         ({"memory": 0.1}, True, "n01: 0.10 GiB of memory", "fewer ranks"),
         ({"shm": 0.01}, True, "n01: 0.01 GiB are free in /dev/shm", "--shm-size"),
@@ -131,8 +136,8 @@ def test_a_folder_that_is_not_shared_is_wrong_where_it_must_be() -> None:
     exam.views[1] = View(False, "")
     (finding,) = found_in(exam)
     assert not finding.is_wrong and "is not the same folder on n01 as on n00" in finding.text
-    (finding,) = found_in(exam, "run_dir_shared=true")
-    assert finding.is_wrong and "run_dir_shared=auto" in finding.way_out
+    (finding,) = found_in(exam, "require_shared_run_dir=true")
+    assert finding.is_wrong and "require_shared_run_dir=false" in finding.way_out
 
 
 def test_a_run_that_does_not_fit_its_folder_is_found(tmp_path: Path) -> None:
@@ -205,7 +210,7 @@ def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypat
 
 
 def test_the_facts_are_those_of_this_process(tmp_path: Path) -> None:
-    config = read_config(composed_tree((f"run_dir={tmp_path}/a/b", "launch.threads=3")))
+    config = read_config(composed_tree((f"run_dir={tmp_path}/a/b", "launch.threads_per_worker=3")))
     facts = find_facts(config, Place(), 0)
     assert facts.cores == sorted(os.sched_getaffinity(0)) and facts.threads == 3
     assert facts.host == socket.gethostname() and facts.disk > 0 and facts.memory > 0

@@ -88,10 +88,10 @@ def test_all_faults_are_said_at_once():
 def test_ranks_elsewhere_fill_their_nodes():
     """Two a node; of nodes that may come and go as many as there can be."""
     told = Wishes(bandwidth=MB)
-    assert nodes_elsewhere(Wishes(ranks=5), launch(nproc=2)) == [0, 0, 1, 1, 2]
-    assert nodes_elsewhere(told, launch(nproc=2, nodes=3)) == [0, 0, 1, 1, 2, 2]
-    assert nodes_elsewhere(told, launch(nproc=1, nodes=[1, 4])) == [0, 1, 2, 3]
-    assert silo_sizes("node", nodes_elsewhere(Wishes(ranks=5), launch(nproc=2))) == (2, 2, 1)
+    assert nodes_elsewhere(Wishes(ranks=5), launch(nproc_per_node=2)) == [0, 0, 1, 1, 2]
+    assert nodes_elsewhere(told, launch(nproc_per_node=2, nodes=3)) == [0, 0, 1, 1, 2, 2]
+    assert nodes_elsewhere(told, launch(nproc_per_node=1, nodes=[1, 4])) == [0, 1, 2, 3]
+    assert silo_sizes("node", nodes_elsewhere(Wishes(ranks=5), launch(nproc_per_node=2))) == (2, 2, 1)
 
 
 def test_only_a_run_whose_links_are_told_is_elsewhere():
@@ -103,10 +103,10 @@ def test_only_a_run_whose_links_are_told_is_elsewhere():
 
 
 def test_as_many_workers_look_around_as_would_train_on_a_node():
-    assert workers_here(Wishes(), launch(nproc=4)) == 4
-    assert workers_here(Wishes(ranks=64), launch(nproc=8)) == 8
-    assert workers_here(Wishes(ranks=3), launch(nproc=8)) == 3
-    assert workers_here(Wishes(ranks=64, seconds_per_step=0.1), launch(nproc=8)) == 2
+    assert workers_here(Wishes(), launch(nproc_per_node=4)) == 4
+    assert workers_here(Wishes(ranks=64), launch(nproc_per_node=8)) == 8
+    assert workers_here(Wishes(ranks=3), launch(nproc_per_node=8)) == 3
+    assert workers_here(Wishes(ranks=64, seconds_per_step=0.1), launch(nproc_per_node=8)) == 2
 
 
 # Bytes and seconds
@@ -240,9 +240,9 @@ def test_an_uplink_sends_fewer_bytes_and_takes_time_to_pack():
     assert before == forecast(costs_of((1, 1))), "what is not packed costs nothing more"
     assert after.sending == pytest.approx(before.sending - 0.075)
     assert after.passing == pytest.approx(before.passing + 0.03)
-    assert "uplink=topk sends 10% of the bytes" in "\n".join(advice(costs))
+    assert "update_compression=topk sends 10% of the bytes" in "\n".join(advice(costs))
     close = replace(costs, packings=offered | {"int8": Packing(MB // 2, 0.0)})
-    assert "uplink=int8 sends 25% of the bytes" in "\n".join(advice(close)), "it loses less, and is as good"
+    assert "update_compression=int8 sends 25% of the bytes" in "\n".join(advice(close)), "it loses less, and is as good"
 
 
 def test_larger_batches_help_where_gradients_are_averaged():

@@ -118,7 +118,7 @@ def test_the_sheet_of_curves_holds_every_round_of_every_run(tmp_path: Path) -> N
 def test_no_text_of_a_user_becomes_part_of_the_page(tmp_path: Path) -> None:
     wild = '</script><b>"&'
     write_run(tmp_path / "0", status="crashed", error=wild, test_accuracy=[0.5])
-    write_run(tmp_path / "1", "algorithm=fedavg", "algorithm.shared='<b>'", test_accuracy=[0.5])
+    write_run(tmp_path / "1", "algorithm=fedavg", "algorithm.shared_params='<b>'", test_accuracy=[0.5])
     text = page(report_on(tmp_path), tmp_path)
     assert wild not in text and "&lt;/script&gt;&lt;b&gt;&quot;&amp;" in text and "<b>&#x27;" not in text
     assert text.count("</script>") == 3

@@ -19,7 +19,9 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def test_seed_and_place_make_no_other_configuration() -> None:
-    one = composed("seed=1", "run_dir=a", "launch.nproc=1", "name=x", "checkpoint.keep=5", "report.per_client=none")
+    one = composed(
+        "seed=1", "run_dir=a", "launch.nproc_per_node=1", "name=x", "checkpoint.keep_last=5", "metrics.per_client=none"
+    )
     assert configuration_of(one) == configuration_of(composed())
     assert differing([one, composed()]) == []
 
@@ -36,10 +38,10 @@ def test_what_only_one_class_has_goes_with_the_class() -> None:
 
 
 def test_what_differs_between_runs_of_one_class_is_named() -> None:
-    runs = [composed(), composed("algorithm=fedavg"), composed("algorithm=fedprox", "algorithm.pull=0.5")]
-    assert differing(runs) == ["algorithm._target_", "algorithm.pull"]
+    runs = [composed(), composed("algorithm=fedavg"), composed("algorithm=fedprox", "algorithm.proximal_mu=0.5")]
+    assert differing(runs) == ["algorithm._target_", "algorithm.proximal_mu"]
     assert said("algorithm._target_", runs) == ["Sync", "FedAvg", "FedAvg"]
-    assert said("algorithm.pull", runs) == ["–", "0.0", "0.5"]
+    assert said("algorithm.proximal_mu", runs) == ["–", "0.0", "0.5"]
 
 
 def test_an_argument_that_only_some_runs_of_a_class_were_given_is_named() -> None:
@@ -74,7 +76,7 @@ def test_titles_are_as_short_as_they_may_be(names: list[str], short: list[str]) 
 
 
 SETTINGS = st.dictionaries(
-    st.sampled_from(["a", "b.c", "b._target_", "d.e", "seed", "launch.nproc"]), st.integers(0, 2)
+    st.sampled_from(["a", "b.c", "b._target_", "d.e", "seed", "launch.nproc_per_node"]), st.integers(0, 2)
 )
 
 

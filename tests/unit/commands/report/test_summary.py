@@ -91,8 +91,8 @@ def test_unfinished_configurations_come_after_finished_ones_and_those_without_a_
 
 
 def test_two_runs_of_one_seed_are_not_two_seeds(tmp_path: Path) -> None:
-    write_run(tmp_path / "0", "launch.nproc=1", test_accuracy=[0.5])
-    write_run(tmp_path / "1", "launch.nproc=2", test_accuracy=[0.5])
+    write_run(tmp_path / "0", "launch.nproc_per_node=1", test_accuracy=[0.5])
+    write_run(tmp_path / "1", "launch.nproc_per_node=2", test_accuracy=[0.5])
     (configuration,) = report_on(tmp_path).configurations
     assert configuration.seeds == "1 (2 runs)"
 

@@ -80,7 +80,7 @@ FAULTS = [
     (["batchsize=1", "seed=1,x", "model=mlp,lp", "rounds=0,1"], ["batchsize", "model=lp", "mlp"]),
     (["seed=1,x", "rounds=0,1"], ["seed=x", "rounds=0"]),
     (["optimizer=sgd,adam", "optimizer.betas=[0.9,0.9]"], ["optimizer.betas"]),
-    (["optimizer=adam,sgd", "clip_norm=1,2", "optimizer.betas=[0.9,0.99]"], ["optimizer.betas"]),
+    (["optimizer=adam,sgd", "clip.max_norm=1,2", "optimizer.betas=[0.9,0.99]"], ["optimizer.betas"]),
     (["run_dir=a,b"], ["run_dir=a,b", "one value"]),
     (["objective=test/accurracy", "seed=1,2"], ["objective=test/accurracy", "did you mean test/accuracy?"]),
     (["task=custom", "task._target_=own.Task", "seed=1,2"], ["objective=null", "own.Task"]),

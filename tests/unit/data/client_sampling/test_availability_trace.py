@@ -134,7 +134,7 @@ def test_a_file_that_is_missing_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_size_that_cannot_be_drawn_is_refused(file: Path, size: int):
-    """As cohort=sample refuses it: no round of such a run would have a client."""
+    """As client_sampling=sample refuses it: no round of such a run would have a client."""
     with pytest.raises(ValueError, match=rf"cohort\.size={size}(.|\n)*valid: (.*from )?1"):
         Trace(write(file, []), size).draw(CLIENTS, 0, 0)
 
@@ -143,5 +143,5 @@ def assert_refused(file: Path, said: list[str]) -> None:
     with pytest.raises(ValueError) as refusal:
         Trace(file).draw(CLIENTS, 0, 0)
     message = str(refusal.value)
-    missing = [part for part in (f"cohort.file={file}", "valid:", *said) if part not in message]
+    missing = [part for part in (f"client_sampling.file={file}", "valid:", *said) if part not in message]
     assert not missing, f"{missing} not in:\n{message}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.support.runs import make_run, parameters
 from trainer.data import Arrays, Windows
 from trainer.data.loading.loader import Share, Stream
-from trainer.data.loading.prefetch import Ahead, Block, Feeding, check_on_device
+from trainer.data.loading.prefetch import Ahead, Block, Feeding, check_cache_on_gpu
 from trainer.data.sources.base import MapStyle, Movable
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
@@ -61,7 +61,7 @@ def test_rows_that_overlap_take_no_more_memory_when_they_are_moved() -> None:
 
 def test_on_the_cpu_nothing_is_done() -> None:
     source = arrays()
-    feeding, blocks = Feeding(source, CPU, on_device=True), iter([])
+    feeding, blocks = Feeding(source, CPU, cache_on_gpu=True), iter([])
     assert feeding.source is source and feeding.ahead(blocks) is blocks
     tensor = torch.ones(3)
     assert on(tensor, CPU) is tensor
@@ -87,10 +87,10 @@ def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, bat
 def test_what_cannot_be_held_on_a_gpu_is_said_before_it_starts() -> None:
     one_by_one = MapStyle([(torch.ones(1), 0)])
     assert isinstance(arrays(), Movable) and not isinstance(one_by_one, Movable)
-    with pytest.raises(ValueError, match=r"data.on_device=true, but a MapStyle .*\n  valid: auto or false"):
-        check_on_device(one_by_one, GPU, True)
+    with pytest.raises(ValueError, match=r"data.cache_on_gpu=true, but a MapStyle .*\n  valid: auto or false"):
+        check_cache_on_gpu(one_by_one, GPU, True)
     for source, device, wish in ((one_by_one, CPU, True), (one_by_one, GPU, None), (arrays(), GPU, True)):
-        check_on_device(source, device, wish)
+        check_cache_on_gpu(source, device, wish)
 
 
 @needs_cuda
@@ -100,7 +100,7 @@ def test_a_gpu_trains_on_the_same_examples_however_they_come(on_device: bool) ->
 
     def trained(wish: bool, **choices: Any) -> list[Tensor]:
         with distributed() as topology:
-            run = make_run(topology, [300], on_device=wish, rounds=2, **choices)
+            run = make_run(topology, [300], cache_on_gpu=wish, rounds=2, **choices)
             fit(run)
             return parameters(run.module)
 

@@ -249,7 +249,7 @@ def test_a_channel_that_never_changes_is_centred():
 )
 def test_examples_that_a_transform_cannot_take_are_said(transform: Transform, said: str):
     (fault,) = Chain({"it": transform}).faults(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
-    assert fault.startswith("preprocess.it: ") and said in fault
+    assert fault.startswith("transforms.it: ") and said in fault
 
 
 @pytest.mark.parametrize(

@@ -241,12 +241,12 @@ def test_other_replicas_owe_the_same(ranks, way: str):
 
 @pytest.mark.parametrize("block", [0, -8, 12, 1])
 def test_a_block_that_cannot_be_packed_is_refused(block: int):
-    with pytest.raises(ValueError, match=f"gradients.block={block}\n  valid: a multiple of 8"):
+    with pytest.raises(ValueError, match=f"gradient_compression.block={block}\n  valid: a multiple of 8"):
         Int8(block=block)
 
 
 def test_powersgd_names_all_that_is_too_small():
-    with pytest.raises(ValueError, match="gradients.rank=0\n.*\ngradients.start=1\n"):
+    with pytest.raises(ValueError, match="gradient_compression.rank=0\n.*\ngradient_compression.start=1\n"):
         PowerSGD(rank=0, start=1)
 
 

@@ -89,7 +89,7 @@ def test_slices_of_two_silos_have_the_bits_of_the_whole(ranks):
 
 def backends_of(wish: str) -> tuple[str, str]:
     """Those of the group inside the silo, and of the one between silos."""
-    with distributed(2, device="cpu", between_backend=wish) as topology:
+    with distributed(2, device="cpu", inter_silo_backend=wish) as topology:
         total = [total for _, total in Plain(topology).start(torch.ones(16), "delta")]
         assert torch.equal(total[0], torch.full((16,), 2.0))
         return dist.get_backend(topology.silo_group), dist.get_backend(topology.between_group)
