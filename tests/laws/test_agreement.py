@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from tests.laws.cases import CASES, assert_same, case_run, leaves, silos_of, tiny_model
 from trainer.data.client_sampling.sampling import Sample
 from trainer.distributed.topology import Silos, distributed
+from trainer.loggers import Metrics
+from trainer.loop import round as loop_round
 from trainer.loop.fit import fit
 from trainer.loop.local_trainer import Watch
 from trainer.loop.run import RoundLength, Run
@@ -59,10 +62,18 @@ def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, A
         watch: Watch | None = None
         if topology.rank == culprit and when == "while training":
             watch = partial(perturb, run)
-        if topology.rank == culprit and when == "after the combination":
-            monkeypatch.setattr(loop_round, "combine", combine_and_perturb)
+        perturbs = topology.rank == culprit and when == "after the combination"
+        combine = loop_round.combine
+
+        def combine_and_perturb(*arguments: Any) -> Metrics | None:
+            metrics = combine(*arguments)
+            if perturbs:
+                perturb(run)
+            return metrics
+
         try:
-            fit(run, watch=watch)
+            with patch.object(loop_round, "combine", combine_and_perturb):
+                fit(run, watch=watch)
         except RuntimeError as error:
             return str(error)
         return ""

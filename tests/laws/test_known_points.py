@@ -102,7 +102,7 @@ def way(walk: Walk, factors: list[float]) -> float:
 Told = tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]
 
 
-def scaffold(walk: Walk, schedule: Schedule, cohort: Cohort, shares: np.ndarray) -> Iterator[Told]:
+def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: Cohort, shares: np.ndarray) -> Iterator[Told]:
     """x, c and the known c_k after each of five rounds: Karimireddy et al. 2020, algorithm 1, option II.
 
     With equal shares 1 / N they are the paper's means: c moves by |S| / N times the mean change. K eta_l is the `way`.
@@ -141,7 +141,7 @@ def test_scaffold_is_algorithm_1_option_2(
     choices = bowl_choices(walk, rounds=5, client_sampling=COHORTS[cohort], schedule=schedule)
     by_rank = ranks(2 if silos == 2 else 4).run(trajectory, silos, partial(scaffold, weighting=weight), choices)
     shares = np.array(WEIGHTS[weight]) / sum(WEIGHTS[weight])
-    expected = list(scaffold(walk, schedule, COHORTS[cohort], shares))
+    expected = list(scaffold_by_hand(walk, schedule, COHORTS[cohort], shares))
     for outcomes, (x, c, controls) in zip(zip(*by_rank, strict=True), expected, strict=True):
         assert_close(outcomes[0].model, {"place": x})
         np.testing.assert_allclose(outcomes[0].algorithm["control"][:DIMENSIONS], c, rtol=1e-12, atol=1e-12)
@@ -172,7 +172,7 @@ NORMS: dict[str, tuple[Walk, Callable[[int], float]]] = {
 }
 
 
-def fednova(name: str, members: tuple[int, ...], weight: str, momentum: float) -> Iterator[np.ndarray]:
+def fednova_by_hand(name: str, members: tuple[int, ...], weight: str, momentum: float) -> Iterator[np.ndarray]:
     """x after each of three rounds: x <- x - tau_eff sum_i p_i eta d_i, d_i = (x - y_i) / (eta ||a_i||_1).
 
     With tau_eff = sum_i p_i ||a_i||_1, Wang et al. 2020, equation 6; a server with momentum moves by what it remembers.
@@ -197,7 +197,7 @@ def test_fednova_is_its_formula(ranks, name: str, silos: Silos, weight: Any):
     algorithm = partial(fednova, weighting=weight, proximal_mu=walk.pull)
     pool = ranks(2 if silos == 2 else 4)
     ours = pool.run(path, silos, algorithm, bowl_choices(walk, rounds=3))[0]
-    np.testing.assert_allclose(ours, list(fednova(name, EVERYONE, weight, 0)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(ours, list(fednova_by_hand(name, EVERYONE, weight, 0)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -207,7 +207,7 @@ def test_fednova_of_some_clients_with_a_momentum_server_is_its_formula(ranks, na
     server = partial(torch.optim.SGD, lr=1.0, momentum=0.5)
     choices = bowl_choices(walk, rounds=3, client_sampling=Only((members,)))
     ours = ranks(2).run(path, 2, partial(fednova, server, proximal_mu=walk.pull), choices)[0]
-    np.testing.assert_allclose(ours, list(fednova(name, members, "examples", 0.5)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(ours, list(fednova_by_hand(name, members, "examples", 0.5)), rtol=1e-12, atol=1e-12)
 
 
 def test_fednova_of_equal_numbers_of_steps_is_fedavg(ranks):

@@ -69,8 +69,11 @@ class Algorithm(Protocol):
         can_overlap: whether `overlap_steps` can be chosen, by this algorithm or by a sibling of it.
     """
 
-    client_optimizer_state: ClientOptimizerState
-    batchnorm_stats: Moments
+    @property
+    def client_optimizer_state(self) -> ClientOptimizerState: ...
+
+    @property
+    def batchnorm_stats(self) -> Moments: ...
 
     @property
     def keeps_client_state(self) -> bool: ...

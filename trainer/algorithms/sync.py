@@ -49,8 +49,9 @@ class Sync:
             )
         if setting.sampling:
             errors.append(
-                f"client_sampling={setting.sampling} with algorithm=sync: it trains the examples of all clients as those of one, so there "
-                "are none to draw from.\n  set client_sampling=all, or algorithm=fedavg"
+                f"client_sampling={setting.sampling} with algorithm=sync: it trains the examples of all "
+                "clients as those of one, so there are none to draw from.\n"
+                "  set client_sampling=all, or algorithm=fedavg"
             )
         if setting.drops_stragglers:
             errors.append(

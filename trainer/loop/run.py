@@ -167,7 +167,8 @@ class Run:
         if not isinstance(self.update_compression, Full):
             raise ValueError(
                 f"update_compression={self.update_compression.name}, but algorithm.shared_params finds no "
-                "parameter: clients train alone, and nothing goes between silos.\n  set update_compression=fp32, or algorithm=fedavg"
+                "parameter: clients train alone, and nothing goes between silos.\n"
+                "  set update_compression=fp32, or algorithm=fedavg"
             )
         if self.ema_decay is not None:
             raise ValueError(

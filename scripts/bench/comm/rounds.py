@@ -93,15 +93,17 @@ class BareSteps:
 
     def __init__(self, topology: Topology):
         self.run = make_run(topology, CASES["fedavg"], "fp32", BARE_STEPS)
-        self.trainer, self.client, self.rounds = State(self.run).trainer, topology.silo, 0
+        state = State(self.run)
+        self.trainer, self.client, self.rounds = state.trainer, topology.silo, 0
+        self.session = state.algorithm.start_round(self.run.round(0))
         self.seconds()  # the first ones are slow
 
     def seconds(self) -> float:
         """Of a step, on the slowest host."""
-        work, slowest = self.trainer.begin(self.client), torch.zeros(1)
+        client, slowest = self.trainer.begin(self.session, self.client), torch.zeros(1)
         dist.barrier()
         began = time.perf_counter()
-        self.trainer.train(work, self.run.round(self.rounds), self.rounds, None, lambda work, wish: False)
+        self.trainer.train(client, self.run.round(self.rounds), self.rounds, None, lambda client, wish: False)
         slowest[0] = (time.perf_counter() - began) / BARE_STEPS
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         self.rounds += 1
