@@ -29,6 +29,11 @@ class Ended:
     err: str
 
 
+def named_choices(group: str) -> list[str]:
+    """The choices of a group of the configuration, without `custom`, which is not complete by itself."""
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if path.stem != "custom")
+
+
 def work(overrides: list[str]) -> None:
     """What a worker does with these overrides, in a world of live ranks: milliseconds, where a start takes seconds."""
     import torch.distributed as dist

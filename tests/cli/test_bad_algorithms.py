@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.command import named_choices
 from tests.cli.refusals import assert_says, building, composing
 from trainer.config.build import build
-from trainer.config.compose import CONF, compose_tree
+from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
 from trainer.distributed.topology import Topology, distributed
 from trainer.distributed.transport import Plain
@@ -233,14 +234,14 @@ def test_a_trace_that_tells_nothing_is_refused(
     assert_says(building(TRACE, topology), ["client_sampling.file=trace.csv", "valid:", *said])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "update_compression").glob("*.yaml")))
+@pytest.mark.parametrize("name", named_choices("update_compression"))
 def test_every_uplink_is_built_of_its_yaml(name: str, topology: Topology) -> None:
     """And is called as its choice is."""
     config = read_config(compose_tree([*FEDAVG, f"update_compression={name}"]))
     assert build(config, replace(topology, silo_sizes=(1, 1))).update_compression.name == name
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml")))
+@pytest.mark.parametrize("name", named_choices("algorithm"))
 def test_every_algorithm_is_built_of_its_yaml(name: str, topology: Topology) -> None:
     """On the digits, with two silos where it can have them; model and server find each other."""
     sizes = (1,) if name == "sync" else (1, 1)

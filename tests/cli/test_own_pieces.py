@@ -1,11 +1,13 @@
-"""One's own model, data and optimizer, from a module in the folder that one is in; what is told of clients."""
+"""Pieces of the user's own, from a module in the working directory; what is told of clients."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.cli.command import Ended, Shell
 
@@ -13,7 +15,9 @@ OWN = """
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from trainer.data import Splits
+from trainer.algorithms import FedAvg
+from trainer.data import Iid, Splits
+from trainer.distributed.compression import Cast
 
 class Points(Dataset):
     '''Two clouds of points around -shift and shift.'''
@@ -38,6 +42,23 @@ class Net(nn.Module):
 
     def forward(self, points):
         return self.layers(points)
+
+def averaging(server, weighting):
+    return FedAvg(server, weighting)
+
+def fading(last):
+    return lambda progress: 1.0 if progress < 0.5 else last
+
+class Shuffled:
+    def split(self, train, test, clients, seed):
+        return Iid().split(train, test, clients, seed)
+
+class Everyone:
+    def draw(self, clients, seed, index):
+        return tuple(range(clients))
+
+def half_precision():
+    return Cast('bfloat16')
 
 class Lines:
     '''A sink that writes lines to a file of the run folder.'''
@@ -76,6 +97,21 @@ OVERRIDES = (
     "run_dir=run",
 )
 
+ROUNDS = ("data=digits", "silos=2", "clients=3", "rounds=2", "round.steps=2", "optimizer=momentum")
+OWN_CHOICES = (
+    *("algorithm=custom", "algorithm._target_=own.averaging", "+algorithm.weighting=equal"),
+    *("server=custom", "server._target_=torch.optim.SGD", "+server.lr=0.5", "+server.momentum=0.9"),
+    *("schedule=custom", "schedule._target_=own.fading", "+schedule.last=0.1"),
+    *("partition=custom", "partition._target_=own.Shuffled"),
+    *("client_sampling=custom", "client_sampling._target_=own.Everyone"),
+    *("update_compression=custom", "update_compression._target_=own.half_precision"),
+    *("gradient_compression=custom", "gradient_compression._target_=trainer.distributed.gradients.FullPrecision"),
+)
+SAME_CHOICES = (
+    *("algorithm=fedavg", "algorithm.weighting=equal", "server=momentum", "server.lr=0.5", "server.fused=null"),
+    *("schedule=step", "schedule.milestones=[0.5]", "update_compression=bf16"),
+)
+
 
 @pytest.fixture(scope="module")
 def ended(shell: Shell) -> Ended:
@@ -98,6 +134,16 @@ def test_an_own_sink_is_told_of_the_run(ended: Ended, shell: Shell) -> None:
 def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, ended: Ended) -> None:
     refused = shell.train(*OVERRIDES[:-2], "+loggers.lines={_target_: own.Lines}", "run_dir=without")
     assert refused.code == 2 and "loggers.lines.word has no value" in refused.err
+
+
+def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ended: Ended, shell: Shell) -> None:
+    for run_dir, choices in (("own", OWN_CHOICES), ("same", SAME_CHOICES)):
+        trained = shell.train(*ROUNDS, *choices, f"run_dir={run_dir}")
+        assert (trained.code, trained.err) == (0, "")
+    ours, theirs = (load_file(shell.folder / run_dir / "model.safetensors") for run_dir in ("own", "same"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    stored = yaml.safe_load((shell.folder / "own/config.yaml").read_text())
+    assert stored["algorithm"] == {"_target_": "own.averaging", "weighting": "equal"}, "no keys of another choice"
 
 
 def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:

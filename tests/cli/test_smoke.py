@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.cli.command import Shell, work
+from tests.cli.command import Shell, named_choices, work
 from tests.support.datasets import FILES
 from trainer.checkpoint import newest_whole
 from trainer.checkpoint.run_dir import RunFolder
@@ -84,6 +84,7 @@ PIECES = {
         *("task._target_=trainer.tasks.Regression", "model=custom", "model._target_=torch.nn.Linear"),
         *("+model.in_features=6", "+model.out_features=2", "optimizer=custom"),
         *("optimizer._target_=torch.optim.RAdam", "+optimizer.lr=0.01"),
+        *("schedule=custom", "schedule._target_=trainer.optim.Constant"),
     ],
 }
 
@@ -150,7 +151,7 @@ def test_the_group_of_transforms_is_tried_as_a_whole() -> None:
     assert used == {path.stem for path in (CONF / "transforms").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("gradients", sorted(path.stem for path in (CONF / "gradient_compression").glob("*.yaml")))
+@pytest.mark.parametrize("gradients", named_choices("gradient_compression"))
 def test_every_way_of_averaging_gradients(ranks, gradients: str, tmp_path: Path) -> None:
     """On two replicas, with a resume between the two steps."""
     ranks(2).run(work, ["run.smoke=true", f"gradient_compression={gradients}", f"run_dir={tmp_path}"])

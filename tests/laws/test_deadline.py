@@ -111,7 +111,7 @@ def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
     assert told(ours, "round/steps")[1:] == [3 * STEPS, 3 * STEPS]
 
 
-@pytest.mark.parametrize("late", ["count", "drop"])
+@pytest.mark.parametrize("late", ["keep", "drop"])
 @pytest.mark.parametrize("bad", [OTHER, SLOW], ids=["of_the_other_silo", "the_same"])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "median", "local"])
 def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late: Any):
@@ -125,7 +125,7 @@ def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late:
     assert_same_run(ours, theirs, assert_close)
 
 
-@pytest.mark.parametrize(("name", "late"), [("scaffold", "count"), ("krum", "drop"), ("diloco", "drop")])
+@pytest.mark.parametrize(("name", "late"), [("scaffold", "keep"), ("krum", "drop"), ("diloco", "drop")])
 def test_a_silo_that_was_late_stays_so_when_the_run_goes_on(ranks, name: str, late: Any, tmp_path: Path):
     """The first silo has come to its deadline when the second is told to leave: both go on bit-equal, and as late."""
     choices = slow_choices(3, length=replace(DEADLINE, stragglers=late), rounds=4)

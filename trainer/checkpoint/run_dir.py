@@ -181,6 +181,11 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    if unknown := sorted(stored.keys() - config.keys()):
+        raise ValueError(
+            f"{path} was written by an older version: its config.yaml has {', '.join(unknown)}.\n"
+            "  choose another run_dir"
+        )
     old, new = flatten(stored), flatten(config)
     if new["clients"] == "auto":
         new["clients"] = old["clients"]  # fixed when the run was begun

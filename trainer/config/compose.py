@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainer.config.renamed_keys import renamed
 from trainer.config.schema import read_config
 from trainer.distributed.environment import was_requeued
 from trainer.utils.text import nearest
@@ -55,6 +57,8 @@ def compose_tree(overrides: list[str]) -> Tree:
     try:
         if any(map(is_hydras, overrides)):
             raise ValueError("hydra.* is no part of the configuration")
+        if any(map(_renamed_outside_groups, overrides)):
+            raise ValueError("a key has another name")
         config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
         raise ValueError("\n".join(_faults(overrides) or [str(error)])) from error
@@ -133,6 +137,7 @@ def unused(path: Path) -> Path:
     return next(free for free in (path, *numbered) if not free.exists())
 
 
+@cache
 def _groups() -> dict[str, list[str]]:
     """The groups of the configuration and the choices in each, in the order of the defaults list."""
     listed = [next(iter(entry)) for entry in OmegaConf.load(CONF / "config.yaml").defaults if entry != "_self_"]
@@ -149,6 +154,8 @@ def _faults(overrides: Iterable[str]) -> list[str]:
                 f"{override}: Hydra's own keys have an effect in sweeps alone, python -m trainer -m\n"
                 "  the run folder is run_dir="
             )
+        elif message := _renamed_outside_groups(override):
+            faults.append(message)
         elif not equals:
             faults.append(f"{override} is no override\n  write key=value")
         elif key not in groups:
@@ -183,7 +190,7 @@ def _value_faults(choices: list[str], values: list[str]) -> list[str]:
             key, _, value = override.partition("=")
             reason = f"{override} cannot be read: {str(error).splitlines()[0]}"
             way_out = f"  if it is a text, quote it: \"{key}='{value}'\""
-            faults.append(f"{reason}\n{way_out}" if key in known else _unknown(key, list(known)))
+            faults.append(f"{reason}\n{way_out}" if key in known else _unknown(override, list(known)))
     try:
         read_config(_plain(_without_hydra(_compose(good))))
     except ValueError as error:
@@ -195,7 +202,16 @@ def _plain(config: DictConfig) -> Tree:
     return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
 
 
-def _unknown(key: str, known: list[str]) -> str:
+def _renamed_outside_groups(override: str) -> str | None:
+    """The error for an old key; None below a group, where it may be an argument of the user's own target."""
+    section = override.lstrip("+~").partition("=")[0].partition(".")[0]
+    return None if section in _groups() else renamed(override)
+
+
+def _unknown(override: str, known: list[str]) -> str:
+    if message := renamed(override):
+        return message
+    key = override.partition("=")[0]
     section = _section(key)
     if not any(_section(name) == section for name in known):
         section = next((_section(name) for name in difflib.get_close_matches(key, known, n=1)), "")

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
+from trainer.config.renamed_keys import renamed
 from trainer.config.schema import Kind, Leaf, switch, text, words
 from trainer.utils.text import nearest, shown
 
@@ -44,8 +45,9 @@ def argument_faults(key: str, leaf: Leaf, target: Callable[..., Any], ours: Coll
     given = {name: value for name, value in leaf.items() if not name.startswith("_")}
     valid = [f"{key}.{name}" for name in named]
     faults = [
-        f"{key}.{name} is no argument of {leaf['_target_']}{nearest(f'{key}.{name}', valid)}"
-        for name in given
+        renamed(f"{key}.{name}={shown(value)}")
+        or f"{key}.{name} is no argument of {leaf['_target_']}{nearest(f'{key}.{name}', valid)}"
+        for name, value in given.items()
         if name not in named and Parameter.VAR_KEYWORD not in kinds
     ]
     for name, parameter in named.items():
