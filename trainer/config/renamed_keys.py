@@ -48,6 +48,9 @@ RENAMED = {
     "algorithm.batch_statistics": "algorithm.batchnorm_stats",
     "algorithm.pull": "algorithm.proximal_mu",
     "algorithm.norm_bound": "algorithm.max_update_norm",
+    "algorithm.trim": "algorithm.rule.trim",
+    "algorithm.byzantine": "algorithm.rule.byzantine",
+    "algorithm.selected": "algorithm.rule.selected",
 }
 # Values that had another name too.
 VALUES = {"round.late": {"count": "keep"}, "run_dir_shared": {"auto": "false"}}
