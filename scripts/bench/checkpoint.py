@@ -24,14 +24,14 @@ from torch import nn
 from scripts.bench.paired_timing import in_workers, machine
 from scripts.bench.step import images
 from trainer.algorithms import Sync
-from trainer.checkpoint import Checkpoints
-from trainer.checkpoint.checkpointer import share_of
-from trainer.checkpoint.format import leaves_of
-from trainer.data import Arrays, Clients, Splits
+from trainer.checkpoint import Checkpointer
+from trainer.checkpoint.checkpointer import assign_leaves
+from trainer.checkpoint.format import iter_leaves
+from trainer.data import Clients, DataSplits, TensorSource
 from trainer.distributed.topology import Topology, distributed
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.models import DigitsCNN
 from trainer.tasks import Classification
 
@@ -41,7 +41,7 @@ class Case:
     """A model, its optimizer, the steps of a window, and the seconds between two saves that the cost is a part of."""
 
     model: Callable[[], nn.Module]
-    source: Callable[[], Arrays]
+    source: Callable[[], TensorSource]
     optimizer: Callable[..., torch.optim.Optimizer]
     batch_size: int
     steps: int
@@ -67,7 +67,7 @@ def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
         topology=topology,
         module=case.model(),
         task=Classification(),
-        data=Splits(source, source, 10),
+        data=DataSplits(source, source, 10),
         clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
         algorithm=Sync(),
         optimizer=case.optimizer,
@@ -76,8 +76,8 @@ def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
         length=RoundLength(steps=case.steps),
         evaluate_every=10**6,
     )
-    state = State(run)
-    checkpoints = Checkpoints(folder, topology, run.layout)
+    state = TrainState(run)
+    checkpoints = Checkpointer(folder, topology, run.assignment_digest)
     plain, saving, stalls, copies = [], [], [], []
     for pair in range(pairs + 1):
         order = (False, True) if pair % 2 else (True, False)
@@ -86,9 +86,9 @@ def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
             if pair:
                 (saving if saves else plain).append(seconds)
         if pair:
-            stalls.append(checkpoints.take_stall())
+            stalls.append(checkpoints.take_stall_seconds())
             copies.append(copy_seconds(state))
-        checkpoints.take_stall()
+        checkpoints.take_stall_seconds()
     if topology.rank == 0:
         lost = median(b - a for a, b in zip(plain, saving, strict=True))
         between = case.seconds_between or median(plain)
@@ -102,34 +102,34 @@ def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
         )
 
 
-def window(state: State, checkpoints: Checkpoints | None) -> float:
+def window(state: TrainState, checkpointer: Checkpointer | None) -> float:
     """The seconds of a round of training, with a save at its start or without, until all of it is on the disk."""
     dist.barrier()
     began = perf_counter()
-    if checkpoints:
+    if checkpointer:
         state.progress.rounds += 1
-        state.save(checkpoints)
+        state.save(checkpointer)
     train_round(state, state.run.round(0))
     dist.barrier()
     seconds = perf_counter() - began
-    if checkpoints:
-        checkpoints.wait()
+    if checkpointer:
+        checkpointer.wait()
     return seconds
 
 
-def share(state: State) -> list[torch.Tensor]:
+def share(state: TrainState) -> list[torch.Tensor]:
     """What this rank saves."""
     topology = state.run.topology
-    common = {"model": state.model.shared_state(), "clients": state.clients()}
-    mine = share_of(common, topology.replica, topology.num_replicas)
-    return [leaf for _, leaf in leaves_of(mine) if isinstance(leaf, torch.Tensor)]
+    common = {"model": state.model.shared_state(), "clients": state.client_states()}
+    mine = assign_leaves(common, topology.replica, topology.num_replicas)
+    return [leaf for _, leaf in iter_leaves(mine) if isinstance(leaf, torch.Tensor)]
 
 
-def bytes_of(state: State) -> int:
+def bytes_of(state: TrainState) -> int:
     return sum(tensor.nbytes for tensor in share(state))
 
 
-def copy_seconds(state: State) -> float:
+def copy_seconds(state: TrainState) -> float:
     """What a bare copy of that takes."""
     tensors = share(state)
     began = perf_counter()

@@ -24,7 +24,7 @@ import torch
 from scripts.bench.paired_timing import machine
 from scripts.network_namespaces import Host, new_hosts
 from trainer.commands.plan.console import WHOLE_ROUND
-from trainer.data import Arrays, Splits, Windows
+from trainer.data import DataSplits, SequenceWindows, TensorSource
 
 HERE = (
     "launch.nproc_per_node=2",
@@ -49,19 +49,19 @@ RATE, TOLD = "100mbit", ("plan.bandwidth=100Mbit", "plan.bandwidth_inside=100Mbi
 FOUND = re.compile(rf"^{WHOLE_ROUND} +([\d.,]+)", re.MULTILINE)
 
 
-def images(examples: int) -> Splits:
+def images(examples: int) -> DataSplits:
     """Noise in the shape of MNIST."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(examples, 1, 28, 28, generator=generator)
-    source = Arrays(inputs, torch.randint(0, 10, (examples,), generator=generator))
-    return Splits(source, source, 10)
+    source = TensorSource(inputs, torch.randint(0, 10, (examples,), generator=generator))
+    return DataSplits(source, source, 10)
 
 
-def tokens(windows: int) -> Splits:
+def tokens(windows: int) -> DataSplits:
     """Noise in the shape of bytes of text."""
     drawn = torch.randint(0, 256, (windows * 129,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    source = Windows(drawn.view(windows, 129), 128)
-    return Splits(source, source, 256)
+    source = SequenceWindows(drawn.view(windows, 129), 128)
+    return DataSplits(source, source, 256)
 
 
 def outputs(commands: Sequence[Sequence[str]]) -> str:

@@ -26,12 +26,12 @@ from scripts.bench import ddp_baseline
 from scripts.bench.paired_timing import Side, duel, in_workers, machine
 from scripts.bench.step import images
 from trainer.algorithms import FedAvg
-from trainer.data import Arrays, Clients, Iid, Splits
-from trainer.data.client_sampling.sampling import All, Cohort, Sample
+from trainer.data import Clients, DataSplits, Iid, TensorSource
+from trainer.data.client_sampling.sampling import AllClients, ClientSampler, UniformSampler
 from trainer.distributed.topology import Topology, distributed
 from trainer.loop.round import train_round
 from trainer.loop.run import Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.models import MLP
 from trainer.tasks import Classification
 
@@ -46,13 +46,13 @@ Examples = tuple[Tensor, Tensor]
 sgd = partial(torch.optim.SGD, lr=0.05)
 
 
-def ours(topology: Topology, source: Arrays, clients: Clients, cohort: Cohort) -> Side:
+def ours(topology: Topology, source: TensorSource, clients: Clients, cohort: ClientSampler) -> Side:
     """Rounds of the trainer, without evaluation."""
     run = Run(
         topology=topology,
         module=MLP(),
         task=Classification(),
-        data=Splits(source, source, 10),
+        data=DataSplits(source, source, 10),
         clients=clients,
         algorithm=FedAvg(),
         optimizer=sgd,
@@ -61,7 +61,7 @@ def ours(topology: Topology, source: Arrays, clients: Clients, cohort: Cohort) -
         client_sampling=cohort,
         evaluate_every=10**6,
     )
-    state = State(run)
+    state = TrainState(run)
 
     def side(pair: int) -> None:
         for index in range(pair * ROUNDS, (pair + 1) * ROUNDS):
@@ -70,7 +70,7 @@ def ours(topology: Topology, source: Arrays, clients: Clients, cohort: Cohort) -
     return side
 
 
-def bare_steps(rank: int, source: Arrays) -> Side:
+def bare_steps(rank: int, source: TensorSource) -> Side:
     """The same local steps without a wrapper, then one all_reduce of one flat vector."""
     inputs, targets = source.fetch(torch.arange(rank * CLIENT_EXAMPLES, (rank + 1) * CLIENT_EXAMPLES))
     model = MLP()
@@ -87,14 +87,14 @@ def bare_steps(rank: int, source: Arrays) -> Side:
     return side
 
 
-def one_process(source: Arrays, clients: Clients, cohort: Cohort) -> Side:
+def one_process(source: TensorSource, clients: Clients, cohort: ClientSampler) -> Side:
     """All clients of a round in this process, one after the other."""
     examples = [source.fetch(torch.from_numpy(ids)) for ids in clients.train]
     model = MLP()
 
     def side(pair: int) -> None:
         for index in range(pair * ROUNDS, (pair + 1) * ROUNDS):
-            plain_round(model, [examples[client] for client in cohort.draw(len(clients), 0, index)], index)
+            plain_round(model, [examples[client] for client in cohort.sample(len(clients), 0, index)], index)
 
     return side
 
@@ -117,16 +117,16 @@ def plain_round(model: nn.Module, members: Sequence[Examples], seed: int) -> Non
 
 def compare_round(topology: Topology, pairs: int) -> None:
     """Prints the rates of both sides in steps per second."""
-    source = Arrays(*images(28).fetch(torch.arange(CLIENT_EXAMPLES * topology.world_size)))
+    source = TensorSource(*images(28).fetch(torch.arange(CLIENT_EXAMPLES * topology.world_size)))
     clients = Iid().split(source, source, clients=topology.world_size, seed=0)
     steps = ROUNDS * CLIENT_EXAMPLES // BATCH_SIZE
-    trainer, by_hand = ours(topology, source, clients, All()), bare_steps(topology.rank, source)
+    trainer, by_hand = ours(topology, source, clients, AllClients()), bare_steps(topology.rank, source)
     duel("round", trainer, by_hand, pairs, "steps/s", steps)
 
 
 def compare_simulation(topology: Topology, pairs: int) -> None:
     """Prints the seconds that a round takes on both sides, and ours as a part of theirs."""
-    source, cohort = images(28), Sample(COHORT_SIZE)
+    source, cohort = images(28), UniformSampler(COHORT_SIZE)
     clients = Iid().split(source, source, len(source) // CLIENT_EXAMPLES, seed=0)
     trainer = ours(topology, source, clients, cohort)
     # Rank 1 waits at the next barrier meanwhile: asleep, gloo does not spin.

@@ -32,16 +32,16 @@ def seconds_since_start() -> float:
 def ours(folder: str) -> float:
     """Runs a worker of the trainer; the age at which it has made its first step."""
     from trainer.commands import main as cli
-    from trainer.loop.local_trainer import Work
+    from trainer.loop.local_trainer import ClientResult
 
     ages: list[float] = []
-    add = Work.add
+    add = ClientResult.add
 
-    def noting(work: Work, *arguments: Any) -> None:
+    def noting(result: ClientResult, *arguments: Any) -> None:
         ages.append(seconds_since_start())
-        add(work, *arguments)
+        add(result, *arguments)
 
-    with patch.object(Work, "add", noting):
+    with patch.object(ClientResult, "add", noting):
         cli.main([f"rounds={EPOCHS}", f"batch_size={BATCH_SIZE}", f"run_dir={folder}", "data.validation=0"])
     return ages[0]
 

@@ -1,7 +1,7 @@
 """How fast a synchronous step is, beside the hand-written DistributedDataParallel loop: python -m scripts.bench.step
 
 Two workers of one thread each run both sides in turn. Ours is a round with its normal logging (console, metrics.jsonl,
-TensorBoard), without evaluation and checkpoints, which the hand-written loop does not have. With --gradients ours sends
+TensorBoardLogger), without evaluation and checkpoints, which the hand-written loop does not have. With --gradients ours sends
 them in another way; the hand-written loop always sends them as they are.
 """
 
@@ -23,13 +23,19 @@ from torch.nn import functional as F
 from scripts.bench import ddp_baseline
 from scripts.bench.paired_timing import Side, duel, in_workers, machine
 from trainer.algorithms import Sync
-from trainer.data import Arrays, Clients, Source, Splits, Windows
-from trainer.distributed.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
+from trainer.data import Clients, DataSplits, SequenceWindows, Source, TensorSource
+from trainer.distributed.gradients import (
+    FullPrecisionReducer,
+    GradientReducer,
+    HalfPrecisionReducer,
+    Int8Reducer,
+    PowerSGDReducer,
+)
 from trainer.distributed.topology import Topology, distributed
-from trainer.loggers import Console, JsonLines, Sink, TensorBoard
+from trainer.loggers import ConsoleLogger, JsonLinesLogger, Logger, TensorBoardLogger
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.models import GPT, MLP, DigitsCNN
 from trainer.tasks import Classification, LanguageModelling, Task
 
@@ -46,17 +52,17 @@ class Case:
     steps: int
 
 
-def images(side: int) -> Arrays:
+def images(side: int) -> TensorSource:
     """Made-up images of side x side in 10 classes."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(60_000, 1, side, side, generator=generator)
-    return Arrays(inputs, torch.randint(0, 10, (60_000,), generator=generator))
+    return TensorSource(inputs, torch.randint(0, 10, (60_000,), generator=generator))
 
 
-def tokens(length: int) -> Windows:
+def tokens(length: int) -> SequenceWindows:
     """Made-up windows of bytes."""
     generator = torch.Generator().manual_seed(0)
-    return Windows(torch.randint(0, 256, (2_000, length + 1), generator=generator, dtype=torch.uint8), length)
+    return SequenceWindows(torch.randint(0, 256, (2_000, length + 1), generator=generator, dtype=torch.uint8), length)
 
 
 def token_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -77,16 +83,16 @@ CASES = {
 }
 
 
-GRADIENTS: dict[str, Callable[[], Gradients]] = {
-    "fp32": FullPrecision,
-    "bf16": HalfPrecision,
-    "fp16": partial(HalfPrecision, "float16"),
-    "int8": Int8,
-    "powersgd": partial(PowerSGD, start=2),
+GRADIENTS: dict[str, Callable[[], GradientReducer]] = {
+    "fp32": FullPrecisionReducer,
+    "bf16": HalfPrecisionReducer,
+    "fp16": partial(HalfPrecisionReducer, "float16"),
+    "int8": Int8Reducer,
+    "powersgd": partial(PowerSGDReducer, start=2),
 }
 
 
-def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int, gradients: Gradients) -> None:
+def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int, reducer: GradientReducer) -> None:
     """Prints the rates of both sides in examples per second."""
     batch_size = case.examples_per_rank * topology.world_size
     source, optimizer = case.source(), partial(torch.optim.SGD, lr=0.01)
@@ -94,7 +100,7 @@ def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int,
         topology=topology,
         module=case.model(),
         task=case.task,
-        data=Splits(source, source, None),
+        data=DataSplits(source, source, None),
         clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
         algorithm=Sync(),
         optimizer=optimizer,
@@ -102,19 +108,19 @@ def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int,
         batch_size=batch_size,
         length=RoundLength(steps=case.steps),
         evaluate_every=10**6,
-        gradient_compression=gradients,
+        gradient_compression=reducer,
     )
-    state = State(run)
+    state = TrainState(run)
     with ExitStack() as stack:
-        console = Console(run.rounds, stream=stack.enter_context(open(folder / "console", "w")))
-        sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl"), TensorBoard(folder, {}), console]
+        console = ConsoleLogger(run.rounds, stream=stack.enter_context(open(folder / "console", "w")))
+        sinks: list[Logger] = [JsonLinesLogger(folder / "metrics.jsonl"), TensorBoardLogger(folder, {}), console]
 
         def ours(pair: int) -> None:
             metrics = train_round(state, run.round(pair), console.step)
             assert metrics is not None
             metrics = state.progress.advance(metrics, 0.0)
             for sink in sinks if topology.rank == 0 else []:
-                sink.record(metrics)
+                sink.log_round(metrics)
 
         theirs = by_hand(case, source, optimizer, batch_size)
         duel(name, ours, theirs, pairs, "examples/s", case.steps * batch_size)

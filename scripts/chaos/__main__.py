@@ -31,11 +31,11 @@ def main() -> int:
         trials += Case(name, CASES[name], options.rounds, options.folder).run_until_done(planned, random)
     for table in (kinds(trials), hits(trials), outcomes(trials)):
         print(f"\n{table}", flush=True)
-    faults = [fault for trial in trials for fault in trial.faults] + missing(trials, options.kills)
-    if not faults:
+    errors = [fault for trial in trials for fault in trial.errors] + missing(trials, options.kills)
+    if not errors:
         shutil.rmtree(options.folder)
-    print("", *faults or ["every run ended as the one that was left alone"], sep="\n", flush=True)
-    return 1 if faults else 0
+    print("", *errors or ["every run ended as the one that was left alone"], sep="\n", flush=True)
+    return 1 if errors else 0
 
 
 def _options() -> argparse.Namespace:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import newest_whole
-from trainer.checkpoint.format import leaves_of
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint import newest_complete
+from trainer.checkpoint.format import iter_leaves
+from trainer.checkpoint.run_dir import RunDir
 from trainer.loggers import Metrics, read_jsonl
 
 SECTIONS = ("model", "algorithm", "clients")
@@ -20,7 +20,7 @@ def differences(alone: Path, disturbed: Path) -> list[str]:
     """What is not the same in the folders of two runs, as sentences."""
     return [
         *_of_trees(_final_state(alone), _final_state(disturbed)),
-        *_of_figures("result.json", RunFolder(alone).result(), RunFolder(disturbed).result()),
+        *_of_figures("result.json", RunDir(alone).result(), RunDir(disturbed).result()),
         *_of_files("model.safetensors", alone, disturbed),
         *_of_rounds(read_jsonl(alone / "metrics.jsonl"), read_jsonl(disturbed / "metrics.jsonl")),
     ]
@@ -28,10 +28,10 @@ def differences(alone: Path, disturbed: Path) -> list[str]:
 
 def _final_state(run: Path) -> dict[str, Any]:
     """The leaves of the last checkpoint."""
-    saved = newest_whole(run / "checkpoints")
+    saved = newest_complete(run / "checkpoints")
     assert saved, f"{run} holds no checkpoint"
     loaded = {section: saved.load(section) for section in SECTIONS}
-    return {"border": saved.folder.name, **dict(leaves_of(loaded))}
+    return {"border": saved.folder.name, **dict(iter_leaves(loaded))}
 
 
 def _of_trees(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ def outcomes(trials: Sequence[Trial]) -> str:
         mine = [trial for trial in trials if trial.case == case]
         recoveries = [seconds for trial in mine for seconds in trial.recoveries]
         took = f"{median(recoveries):.1f} s, at most {max(recoveries):.1f} s" if recoveries else "-"
-        equal = sum(not trial.faults for trial in mine)
+        equal = sum(not trial.errors for trial in mine)
         rows.append([case, str(len(mine)), str(equal), str(sum(len(trial.kills) for trial in mine)), took])
     return _table(["case", "runs", "equal", "kills", "from a kill to the next step (median)"], rows)
 

@@ -33,10 +33,10 @@ class Trial:
     kills: tuple[Kill, ...]
     recoveries: tuple[float, ...]
     seconds: float
-    faults: tuple[str, ...]
+    errors: tuple[str, ...]
 
     def __str__(self) -> str:
-        verdict = "NOT EQUAL" if self.faults else "equal"
+        verdict = "NOT EQUAL" if self.errors else "equal"
         return f"{self.case}, run {self.number}: {len(self.kills)} kills in {self.seconds:.0f} s: {verdict}"
 
 
@@ -80,17 +80,17 @@ class Case:
                 print(f"{self.name:<12} {kill}", flush=True)
             run.wait(lambda: False)
         seconds = time.monotonic() - run.began
-        faults = self._faults(folder, run.launcher.exitcode, run.said)
-        trial = Trial(self.name, self.runs, tuple(killer.kills), tuple(run.recoveries), seconds, faults)
-        print("\n".join([str(trial), *faults]), flush=True)
-        if not faults:
+        errors = self._errors(folder, run.launcher.exitcode, run.said)
+        trial = Trial(self.name, self.runs, tuple(killer.kills), tuple(run.recoveries), seconds, errors)
+        print("\n".join([str(trial), *errors]), flush=True)
+        if not errors:
             shutil.rmtree(folder)
         return trial
 
     def _tree(self, folder: Path, *others: str) -> dict[str, Any]:
         return compose_tree([*self.overrides, *others, f"run_dir={folder}"])
 
-    def _faults(self, folder: Path, code: int | None, said: Path) -> tuple[str, ...]:
+    def _errors(self, folder: Path, code: int | None, said: Path) -> tuple[str, ...]:
         """What should not be: another end than that of the untouched run, another failure than our kills."""
         if code != 0:
             return (f"{folder.name} ended with exit code {code}: {said}",)

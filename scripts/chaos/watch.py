@@ -13,10 +13,10 @@ from typing import Any
 
 from scripts.chaos import worker
 from scripts.chaos.marks import Mark, Marks
-from trainer.checkpoint.format import find
-from trainer.checkpoint.resume import borders
+from trainer.checkpoint.format import find_saved
+from trainer.checkpoint.resume import round_folders
 
-SECONDS_BETWEEN_LOOKS = 0.001
+POLL_INTERVAL_SECONDS = 0.001
 SECONDS_TO_END = 20
 
 
@@ -54,7 +54,7 @@ class Watched:
         mark = self.marks[rank].read()
         return mark if mark.pid == pid else Mark(pid, 0, "starting Python", "")
 
-    def wait(self, condition: Callable[[], bool], pause: float = SECONDS_BETWEEN_LOOKS) -> bool:
+    def wait(self, condition: Callable[[], bool], pause: float = POLL_INTERVAL_SECONDS) -> bool:
         """Returns True when it holds, False when the run has ended."""
         while self.launcher.is_alive():
             self._look()
@@ -88,10 +88,10 @@ class Watched:
 
     def place(self) -> tuple[str, ...]:
         """Where the workers would go on if they were started now: the newest whole states on disk."""
-        whole = [path for path in borders(self.folder / "checkpoints") if find(path)]
+        whole = [path for path in round_folders(self.folder / "checkpoints") if find_saved(path)]
         if not whole:
             return ()
-        sections = sorted(path for path in whole[-1].glob("silo-*/step-*") if find(path))
+        sections = sorted(path for path in whole[-1].glob("silo-*/step-*") if find_saved(path))
         newest = {path.parent.name: path.name for path in sections}
         return whole[-1].name, *(f"{silo}/{step}" for silo, step in newest.items())
 

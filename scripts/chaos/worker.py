@@ -48,7 +48,7 @@ def _mark(marks: Marks) -> None:
 
     for owner, name, doing in (
         (worker, "build", "building"),
-        (checkpointer.Checkpoints, "newest", "choosing a checkpoint"),
+        (checkpointer.Checkpointer, "newest", "choosing a checkpoint"),
         (fit, "restore", "restoring"),
         (local_trainer.LocalTrainer, "train", "training"),
         (round, "combine", "combining"),
@@ -71,22 +71,22 @@ def _inside(function: Callable[..., Any], marks: Marks, doing: str) -> Callable[
 
 
 def _mark_steps(marks: Marks) -> None:
-    from trainer.algorithms.client_result import Work
+    from trainer.algorithms.client_result import ClientResult
 
-    add, steps = Work.add, iter(range(1, sys.maxsize))
+    add, steps = ClientResult.add, iter(range(1, sys.maxsize))
 
     def counted(*arguments: Any) -> None:
         add(*arguments)
         marks.count(next(steps))
 
-    setattr(Work, "add", counted)  # noqa: B010 (it is another function)
+    setattr(ClientResult, "add", counted)  # noqa: B010 (it is another function)
 
 
 def _mark_saves(marks: Marks) -> None:
     """The stages of a save: its tensors are written, brought to the disk, and renamed; the note is, and it is whole."""
     from trainer.checkpoint import checkpointer, resume
 
-    write_part, fsync, rename = checkpointer.write_part, os.fsync, os.rename
+    write_part, fsync, rename = checkpointer.write_shard, os.fsync, os.rename
     writing = threading.local()  # its place and stage, in the thread that writes a part
 
     def at(stage: str, *after: str) -> None:
@@ -95,7 +95,7 @@ def _mark_saves(marks: Marks) -> None:
             marks.save(f"{writing.place}: {stage}")
 
     def mark_part(folder: Path, part: Any, tree: Any) -> None:
-        border = next(path for path in (folder, *folder.parents) if resume.BORDER.fullmatch(path.name))
+        border = next(path for path in (folder, *folder.parents) if resume.ROUND_FOLDER.fullmatch(path.name))
         writing.place = f"{folder.relative_to(border.parent)}/{part.name}"
         writing.stage = "begin"
         at("tensors", "begin")
@@ -112,9 +112,9 @@ def _mark_saves(marks: Marks) -> None:
         at("whole", "note")
         at("note", "sync")
 
-    checkpointer.write_part, os.fsync, os.rename = mark_part, mark_sync, mark_rename
+    checkpointer.write_shard, os.fsync, os.rename = mark_part, mark_sync, mark_rename
     for name in ("_drop_old_borders", "_drop_old_sections"):
-        setattr(checkpointer.Checkpoints, name, _clearing(getattr(checkpointer.Checkpoints, name), marks))
+        setattr(checkpointer.Checkpointer, name, _clearing(getattr(checkpointer.Checkpointer, name), marks))
 
 
 def _clearing(drop: Callable[..., None], marks: Marks) -> Callable[..., None]:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from trainer.checkpoint import newest_whole
+from trainer.checkpoint import newest_complete
 from trainer.config.build import build
 from trainer.config.schema import read_config
 from trainer.distributed.topology import distributed
@@ -23,7 +23,7 @@ def accuracy_on_all(folder: Path) -> float:
 
     The run itself judges a client on its own kind of examples, which is easy where that kind has few labels.
     """
-    saved = newest_whole(folder / "checkpoints")
+    saved = newest_complete(folder / "checkpoints")
     assert saved is not None, f"{folder} has no checkpoint"
     with distributed(device="cpu") as topology:
         run = build(read_config(yaml.safe_load((folder / "config.yaml").read_text())), topology)

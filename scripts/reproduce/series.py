@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from scripts.reproduce.trials import Series, Trial
 
-SECONDS_BETWEEN_LOOKS = 0.5  # for runs that have ended
+POLL_INTERVAL_SECONDS = 0.5  # for runs that have ended
 LOOKS_PER_READING = 10  # of the rounds of those that go on, which takes a while where there are thousands
 TRAINER = (sys.executable, "-m", "trainer")
 PREEMPTED = 75  # the exit code of a run that was told to leave
@@ -35,7 +35,7 @@ class Runner:
             while self.waiting or self.live:
                 while self.waiting and self._has_room(self.waiting[0]):
                     self._start(self.waiting.pop(0))
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(POLL_INTERVAL_SECONDS)
                 looks += 1
                 self._note_ends()
                 if looks % LOOKS_PER_READING == 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.reproduce.curves import curve, rounds_to_target
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Series:
 
     def has_diverged(self, trial: Trial) -> bool:
         """Whether its numbers were of no use any more, so that starting it again would bring nothing."""
-        state = RunFolder(self.of(trial)).state()
+        state = RunDir(self.of(trial)).state()
         return state.get("status") == "crashed" and state.get("final", False)
 
     def is_over(self, trial: Trial) -> bool:
         """Whether it is at its end, or has reached its target, or cannot any more be the first of its cell to do so."""
-        if RunFolder(self.of(trial)).status() == "finished" or self.has_diverged(trial):
+        if RunDir(self.of(trial)).status() == "finished" or self.has_diverged(trial):
             return True
         return trial.target is not None and self.rounds_done(trial) >= self._fewest(trial)
 

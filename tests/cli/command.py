@@ -43,7 +43,7 @@ def work(overrides: list[str]) -> None:
     from trainer.distributed import collectives
 
     rank, size = dist.get_rank(), dist.get_world_size()
-    place = worker.Place(rank, size, rank, size)
+    place = worker.ClusterEnvironment(rank, size, rank, size)
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(worker, "discover", lambda: place),

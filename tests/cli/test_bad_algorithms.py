@@ -14,7 +14,7 @@ from trainer.config.build import build
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
 from trainer.distributed.topology import Topology, distributed
-from trainer.distributed.transport import Plain
+from trainer.distributed.transport import AllReduce
 from trainer.models.flat import FlatModel
 
 FEDAVG, SCAFFOLD, FEDNOVA, KRUM = (
@@ -253,5 +253,5 @@ def test_every_algorithm_is_built_of_its_yaml(name: str, topology: Topology) -> 
     assert run.round(0).cohort == tuple(range(clients))
     model = FlatModel(run.module, run.algorithm.is_shared, run.algorithm.batchnorm_stats)
     assert model.has_personal == (name in ("fedbn", "local"))
-    live = run.algorithm.setup(model, run.optimizer, run.training_sizes, Plain(run.topology))
+    live = run.algorithm.setup(model, run.optimizer, run.training_sizes, AllReduce(run.topology))
     assert set(live.sharded_state_dict()) >= ({"server"} if name not in ("sync", "averaging") else set())

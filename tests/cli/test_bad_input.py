@@ -16,7 +16,7 @@ from tests.cli.refusals import assert_says, composing
 from trainer.commands import main as cli
 from trainer.config.compose import compose_tree
 from trainer.distributed.device import choose_device
-from trainer.distributed.environment import Place
+from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.topology import distributed, silo_sizes
 
 # Overrides, and what the message must hold.
@@ -142,7 +142,7 @@ def test_nccl_between_cpus_is_refused() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="has eight GPUs")
 def test_more_workers_than_gpus_are_said() -> None:
     with pytest.raises(ValueError) as refusal:
-        choose_device("cuda", Place(local_world_size=8))
+        choose_device("cuda", ClusterEnvironment(local_world_size=8))
     visible = torch.cuda.device_count()
     assert_says(str(refusal.value), ["launch.nproc_per_node=8", f"{visible} are visible", "launch.device=cpu"])
     assert visible or "set launch.nproc_per_node=0" not in str(refusal.value), "no workers are no way out"

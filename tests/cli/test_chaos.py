@@ -16,7 +16,7 @@ from scripts.chaos.compare import differences
 from scripts.chaos.kills import IN_TWENTY, Kill, Kind, plan, shares
 from scripts.chaos.marks import Mark
 from tests.cli.command import Shell
-from trainer.checkpoint.format import Part, write_part, write_tensors
+from trainer.checkpoint.format import Shard, write_shard, write_tensors
 
 
 def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind]:
@@ -47,9 +47,9 @@ def test_twenty_kills(shell: Shell) -> None:
 
 def write_run(folder: Path, weight: Tensor, losses: dict[int, float], seconds: float) -> Path:
     """The folder of a finished run, as far as it is compared."""
-    part = Part("silo-0.replica-0", ("silo-0.replica-0",), "attempt")
+    part = Shard("silo-0.replica-0", ("silo-0.replica-0",), "attempt")
     state = {"model": {"weight": weight}, "algorithm": {"server": {}}, "clients": {"0": {"step": 3}}}
-    write_part(folder / "checkpoints/round-000002", part, state)
+    write_shard(folder / "checkpoints/round-000002", part, state)
     write_tensors(folder / "model.safetensors", {"weight": weight})
     rounds = [{"round": round, "train/loss": loss, "seconds": seconds} for round, loss in losses.items()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import HERE, ROOT, Ended, Shell, Started
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.train import launcher
 from trainer.config.compose import compose_tree
 from trainer.distributed.launch import processes
-from trainer.distributed.launch.heartbeat import SECONDS_APART, STOP_SIGNALS
+from trainer.distributed.launch.heartbeat import MIN_SECONDS_BETWEEN_SIGNALS, STOP_SIGNALS
 from trainer.loggers import Metrics, read_jsonl
 
 # What workers of the tests begin with; a line or two follow.
@@ -160,8 +160,8 @@ EARLIER = [{"status": "preempted"}, {"status": "crashed", "final": True}, {"stat
 def test_what_an_earlier_start_said_is_not_said_of_this_one(
     facts: dict, run_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = RunFolder(run_dir)
-    folder.open(compose_tree([f"run_dir={run_dir}", "rounds=2"]))
+    folder = RunDir(run_dir)
+    folder.create_or_check(compose_tree([f"run_dir={run_dir}", "rounds=2"]))
     folder.write_result({"round": 2})
     folder.set_status(**facts)
     assert launch(run_dir, "ready() if rank else kill()", "launch.max_restarts=1", "rounds=3") == 1
@@ -173,8 +173,8 @@ def test_a_worker_that_hangs_is_ended_after_another_has_failed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A stopped process does not see SIGTERM."""
-    assert processes.SECONDS_TO_LEAVE <= 10
-    monkeypatch.setattr(processes, "SECONDS_TO_LEAVE", 0.5)
+    assert processes.SHUTDOWN_TIMEOUT_SECONDS <= 10
+    monkeypatch.setattr(processes, "SHUTDOWN_TIMEOUT_SECONDS", 0.5)
     begun = time.monotonic()
     assert launch(run_dir, STOPPED, "launch.max_restarts=0") == 1
     assert 0.5 < time.monotonic() - begun < SECONDS_TO_END
@@ -183,12 +183,12 @@ def test_a_worker_that_hangs_is_ended_after_another_has_failed(
 
 def test_a_rank_that_was_killed_is_named_before_one_that_lost_its_peer() -> None:
     """Both ended between two looks."""
-    workers = processes.Workers(processes.Stop())
+    workers = processes.Workers(processes.SignalHandler())
     for end in ("exit(1)", "import os; os.kill(os.getpid(), 9)"):
         workers.start(["-c", end], os.environ)
     for process in workers._processes:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert workers.wait() == processes.Failure(1, -signal.SIGKILL)
+    assert workers.wait() == processes.WorkerFailure(1, -signal.SIGKILL)
 
 
 @pytest.mark.long
@@ -252,7 +252,7 @@ def test_a_second_signal_ends_the_workers_at_once(saved: bool, code: int, shell:
     act = "state('preempted')" if saved else "None"
     started = start(shell, f"on_term(lambda: {act})\nsubprocess.Popen(['sleep', '60'])", f"run_dir={run_dir}")
     started.process.send_signal(signal.SIGINT)
-    time.sleep(SECONDS_APART + 0.2)
+    time.sleep(MIN_SECONDS_BETWEEN_SIGNALS + 0.2)
     assert started.process.poll() is None
     ended = tell(started, signal.SIGTERM, within_seconds=5)
     assert ended.code == code and ended.err.endswith(f"go on with run_dir={run_dir}\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import DEADLINE_SECONDS, Shell, Started
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.loggers import read_jsonl
 
 NODE = ("-m", "trainer", "launch.nproc_per_node=1", "launch.threads_per_worker=1", "launch.device=cpu")
@@ -190,14 +190,14 @@ def test_a_node_whose_ranks_are_done_waits_until_the_run_is_said_to_be_finished(
     (shell.folder / "own.py").write_text(SINKS)
     nodes = [start(shell, "2", "rounds=1", "run_dir=done", where, SLOW_TO_CLOSE, *AVERAGING) for _ in range(2)]
     assert [(node.process.wait(60), node.err.read_text()) for node in nodes] == [(0, "")] * 2
-    assert RunFolder(shell.folder / "done").status() == "finished"
+    assert RunDir(shell.folder / "done").status() == "finished"
 
 
 @pytest.mark.long
 def test_a_node_whose_ranks_have_left_waits_until_the_run_is_said_to_be_preempted(shell: Shell, where: str) -> None:
     (shell.folder / "own.py").write_text(SINKS)
     stop(*[start(shell, "2", "rounds=100000", "run_dir=left", where, SLOW_TO_CLOSE, *AVERAGING) for _ in range(2)])
-    assert RunFolder(shell.folder / "left").status() == "preempted"
+    assert RunDir(shell.folder / "left").status() == "preempted"
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ from tests.cli.refusals import assert_says, building
 from trainer.config.build import build
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
-from trainer.data import Apart, Arrays
+from trainer.data import PerClientSource, TensorSource
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology, distributed
 
@@ -176,10 +176,10 @@ def test_what_is_refused(overrides: list[str], said: list[str], topology: Topolo
 def test_examples_apart_are_fetched_in_the_order_asked_for() -> None:
     """Those that are here come first; a batch may be of several clients."""
     sources = {
-        1: Arrays(torch.arange(10, 13.0)[:, None], torch.arange(3)),
-        3: Arrays(torch.full((2, 1), 30.0), torch.arange(2)),
+        1: TensorSource(torch.arange(10, 13.0)[:, None], torch.arange(3)),
+        3: TensorSource(torch.full((2, 1), 30.0), torch.arange(2)),
     }
-    apart = Apart([4, 3, 5, 2], sources, [0, 1, 0, 1], [0, 0, 0, 0])
+    apart = PerClientSource([4, 3, 5, 2], sources, [0, 1, 0, 1], [0, 0, 0, 0])
     assert len(apart) == 14
     assert [apart.ids(client).tolist()[0] for client in range(4)] == [5, 0, 9, 3]
     inputs, targets = apart.fetch(torch.tensor([4, 0, 3, 2]))

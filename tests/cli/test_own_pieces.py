@@ -105,7 +105,10 @@ OWN_CHOICES = (
     *("partition=custom", "partition._target_=own.Shuffled"),
     *("client_sampling=custom", "client_sampling._target_=own.Everyone"),
     *("update_compression=custom", "update_compression._target_=own.half_precision"),
-    *("gradient_compression=custom", "gradient_compression._target_=trainer.distributed.gradients.FullPrecision"),
+    *(
+        "gradient_compression=custom",
+        "gradient_compression._target_=trainer.distributed.gradients.FullPrecisionReducer",
+    ),
 )
 SAME_CHOICES = (
     *("algorithm=fedavg", "algorithm.weighting=equal", "server=momentum", "server.lr=0.5", "server.fused=null"),

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.cli.command import Shell
-from trainer.checkpoint import newest_whole
-from trainer.checkpoint.resume import borders
+from trainer.checkpoint import newest_complete
+from trainer.checkpoint.resume import round_folders
 from trainer.loggers.jsonl import read_jsonl
 
 MODELS = """
@@ -44,8 +44,8 @@ def own_module(shell: Shell) -> None:
 
 
 def model_of(folder: Path) -> dict[str, torch.Tensor]:
-    saved = newest_whole(folder / "checkpoints")
-    assert saved and not saved.faults()
+    saved = newest_complete(folder / "checkpoints")
+    assert saved and not saved.errors()
     return saved.load("model")
 
 
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path
     """The one before it is used, and the run ends as if nothing had been."""
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "run_dir=damaged")
     assert shell.train(*overrides, "rounds=2").code == 0
-    newest = borders(shell.folder / "damaged/checkpoints")[-1]
+    newest = round_folders(shell.folder / "damaged/checkpoints")[-1]
     damaged = newest / "silo-1.replica-0.safetensors"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1

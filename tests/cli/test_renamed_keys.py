@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cli.refusals import assert_says, building, composing
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.config.compose import CONF, compose_tree
 from trainer.config.renamed_keys import RENAMED
 from trainer.distributed.topology import distributed
@@ -65,8 +65,8 @@ def test_the_override_to_set_has_its_value(override: str, said: str) -> None:
 
 def test_the_folder_of_an_older_version_is_refused(tmp_path: Path) -> None:
     tree = compose_tree([f"run_dir={tmp_path}"])
-    folder = RunFolder(tmp_path)
-    folder.open(tree)
+    folder = RunDir(tmp_path)
+    folder.create_or_check(tree)
     stored = {**tree, "uplink": tree["update_compression"]}
     del stored["update_compression"]
     folder.config.write_text(yaml.safe_dump(stored))

@@ -1,4 +1,4 @@
-"""`python -m trainer report` on real runs: the console, the page in a real browser, the sheets, and TensorBoard."""
+"""`python -m trainer report` on real runs: the console, the page in a real browser, the sheets, and TensorBoardLogger."""
 
 from __future__ import annotations
 
@@ -198,12 +198,12 @@ def test_the_help_names_every_option(shell: Shell) -> None:
     assert all(option in ended.out for option in ("FOLDER", "--by", "--html", "--csv", "--curves"))
 
 
-# TensorBoard
+# TensorBoardLogger
 
 
 @pytest.fixture(scope="module")
 def board(sweep: Path) -> Iterator[str]:
-    """The address of a TensorBoard that shows the sweep."""
+    """The address of a TensorBoardLogger that shows the sweep."""
     command = (sys.executable, "-m", "tensorboard.main", "--logdir", str(sweep), "--host", "127.0.0.1", "--port", "0")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -229,7 +229,7 @@ def groups_of(board: str) -> list[dict[str, Any]]:
 
 
 def all_groups(board: str) -> list[dict[str, Any]]:
-    """The session groups, when TensorBoard has read all runs to their ends."""
+    """The session groups, when TensorBoardLogger has read all runs to their ends."""
 
     def are_read() -> bool:
         groups = groups_of(board)

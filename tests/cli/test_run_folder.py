@@ -1,4 +1,4 @@
-"""What a run leaves behind: the files of its folder, the summary on the console, and the charts in TensorBoard."""
+"""What a run leaves behind: the files of its folder, the summary on the console, and the charts in TensorBoardLogger."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tensorboard.plugins.hparams import metadata
 from tests.cli.command import HERE, Shell
 from tests.cli.conftest import Trained
 from tests.support.disk import assert_trees_equal
-from trainer.checkpoint import newest_whole
-from trainer.checkpoint.run_dir import FREE
+from trainer.checkpoint import newest_complete
+from trainer.checkpoint.run_dir import CHANGEABLE_KEYS
 from trainer.config.compose import compose_tree
 from trainer.loggers import read_jsonl
 from trainer.loggers.messages import number
@@ -102,8 +102,8 @@ def test_the_newest_checkpoint_is_that_of_the_last_round(trained: Trained) -> No
     """So is the model that others are to use."""
     checkpoints = trained.folder / "checkpoints"
     rounds = result_of(trained.folder)["round"]
-    newest = newest_whole(checkpoints)
-    assert newest is not None and newest.folder.name == f"round-{rounds:06d}" and newest.faults() == []
+    newest = newest_complete(checkpoints)
+    assert newest is not None and newest.folder.name == f"round-{rounds:06d}" and newest.errors() == []
     assert_trees_equal(load_file(trained.folder / "model.safetensors"), newest.load("model"))
     kept = {path.name for path in checkpoints.iterdir() if path.is_dir()}
     assert kept == {f"round-{rounds:06d}", f"round-{rounds - 1:06d}"}
@@ -196,7 +196,7 @@ def test_the_hyperparameters_are_what_decides_the_result(trained: Trained, event
     content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     start = metadata.parse_session_start_info_plugin_data(content)
     stored = flatten(yaml.safe_load((trained.folder / "config.yaml").read_text()))
-    assert start.hparams.keys() == {key for key in stored if not key.startswith(FREE)}
+    assert start.hparams.keys() == {key for key in stored if not key.startswith(CHANGEABLE_KEYS)}
     assert start.hparams["optimizer.lr"].number_value == stored["optimizer.lr"]
     assert start.hparams["algorithm._target_"].string_value == stored["algorithm._target_"]
     assert start.hparams["optimizer.exclude_norm_bias_decay"].WhichOneof("kind") == "bool_value"

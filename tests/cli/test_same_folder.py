@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.cli.command import HERE, Shell, work
 from tests.cli.conftest import SYNC, Trained
-from trainer.checkpoint.format import find
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.format import find_saved
+from trainer.checkpoint.run_dir import RunDir
 from trainer.commands import main as cli
 from trainer.config.compose import compose_tree
 from trainer.loggers import read_jsonl
@@ -44,7 +44,7 @@ def weights(folder: Path, rounds: int) -> dict[str, torch.Tensor]:
             found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         return found
 
-    saved = find(folder / f"checkpoints/round-{rounds:06d}")
+    saved = find_saved(folder / f"checkpoints/round-{rounds:06d}")
     assert saved is not None
     return leaves(saved.load("model"), "")
 
@@ -98,7 +98,7 @@ def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
     """Here at a target that every model reaches; the same command again only shows it, also with more rounds."""
     overrides = ["round.steps=1", "stop.metric_target=0", f"run_dir={tmp_path}"]
     ranks(2).run(work, ["rounds=5", *overrides])
-    folder, before = RunFolder(tmp_path), figures(tmp_path)
+    folder, before = RunDir(tmp_path), figures(tmp_path)
     assert folder.status() == "finished" and folder.has_finished(5)
     assert (folder.result()["round"], folder.result()["stopped"]) == (1, "target")
     for rounds in (5, 6):
@@ -114,7 +114,7 @@ def test_the_average_of_the_weights_is_exported(ranks, tmp_path: Path) -> None:
     assert model.keys() == average.keys()
     same = {name for name in model if torch.equal(model[name], average[name])}
     assert same == {name for name in model if "running" in name or "num_batches" in name} != set()
-    assert "ema/accuracy" in RunFolder(tmp_path).result()
+    assert "ema/accuracy" in RunDir(tmp_path).result()
 
 
 REFUSED = {
@@ -148,13 +148,13 @@ def test_what_does_not_change_the_figures_may_change(sync_run: Trained) -> None:
         "checkpoint.keep_last=5",
         "name=other",
     ]
-    RunFolder(sync_run.folder).check(compose_tree([*SYNC, f"run_dir={sync_run.folder}", *free]))
+    RunDir(sync_run.folder).check(compose_tree([*SYNC, f"run_dir={sync_run.folder}", *free]))
 
 
 def test_more_rounds_are_another_run_where_the_schedule_counts_them(tmp_path: Path) -> None:
     cosine = ["schedule=cosine", f"run_dir={tmp_path}"]
-    folder = RunFolder(tmp_path)
-    folder.open(compose_tree(["rounds=1", *cosine]))
+    folder = RunDir(tmp_path)
+    folder.create_or_check(compose_tree(["rounds=1", *cosine]))
     with pytest.raises(ValueError, match="rounds=2, but the run in this folder has 1"):
         folder.check(compose_tree(["rounds=2", *cosine]))
 
@@ -178,12 +178,12 @@ def test_a_run_dir_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run_dir = tmp_path / "file/run"
     with pytest.raises(ValueError, match=re.escape(f"run_dir={run_dir}")):
-        RunFolder(run_dir).open(compose_tree([f"run_dir={run_dir}"]))
+        RunDir(run_dir).create_or_check(compose_tree([f"run_dir={run_dir}"]))
 
 
 def test_a_configuration_that_was_damaged_is_refused(tmp_path: Path) -> None:
-    folder, tree = RunFolder(tmp_path), compose_tree([f"run_dir={tmp_path}"])
-    folder.open(tree)
+    folder, tree = RunDir(tmp_path), compose_tree([f"run_dir={tmp_path}"])
+    folder.create_or_check(tree)
     (tmp_path / "config.yaml").write_text("seed: [0")
     with pytest.raises(ValueError, match="config.yaml"):
         folder.check(tree)
@@ -196,13 +196,13 @@ def test_a_checkpoint_that_was_damaged_is_bad_input(ranks, tmp_path: Path) -> No
     part = tmp_path / "checkpoints/round-000001/silo-0.replica-0.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     ranks(2).run(work, ["rounds=2", *overrides])
-    assert RunFolder(tmp_path).status() == "bad_input"
+    assert RunDir(tmp_path).status() == "bad_input"
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_a_run_of_bad_input_is_mended_in_its_folder(tmp_path: Path) -> None:
     """Nothing was trained in it yet, so other keys are no other run."""
-    folder = RunFolder(tmp_path)
-    folder.open(compose_tree(["data=mnist", "data.root=nowhere", f"run_dir={tmp_path}"]))
+    folder = RunDir(tmp_path)
+    folder.create_or_check(compose_tree(["data=mnist", "data.root=nowhere", f"run_dir={tmp_path}"]))
     folder.set_status("bad_input")
     folder.check(compose_tree(["data=mnist", "data.root=somewhere", "seed=1", f"run_dir={tmp_path}"]))

@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.cli.command import Shell, named_choices, work
 from tests.support.datasets import FILES
-from trainer.checkpoint import newest_whole
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint import newest_complete
+from trainer.checkpoint.run_dir import RunDir
 from trainer.config.compose import CONF, compose_tree
 from trainer.loggers import read_jsonl
 from trainer.loop.profiler import TRACED
@@ -112,7 +112,7 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
     assert [first["round/steps"], second["round/steps"]] == [clients, clients]
     assert "test/loss" not in first and "test/loss" in second
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2 * clients
-    newest = newest_whole(tmp_path / "checkpoints")
+    newest = newest_complete(tmp_path / "checkpoints")
     assert newest is not None and newest.folder.name == "round-000002"
 
 
@@ -187,8 +187,8 @@ def test_none_of_the_files_is_left_out(group: str) -> None:
 
 def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:
     """Its two steps would be taken for two rounds."""
-    folder = RunFolder(tmp_path)
-    folder.open(compose_tree(["run.smoke=true", f"run_dir={tmp_path}"]))
+    folder = RunDir(tmp_path)
+    folder.create_or_check(compose_tree(["run.smoke=true", f"run_dir={tmp_path}"]))
     folder.set_status("finished")
     with pytest.raises(ValueError, match="another run_dir"):
         folder.check(compose_tree([f"run_dir={tmp_path}"]))
@@ -196,7 +196,7 @@ def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_smoke_of_a_language_model_from_the_command_line(shell: Shell, text: Path) -> None:
-    """The real start: two lines of rounds, and a sample of text in TensorBoard."""
+    """The real start: two lines of rounds, and a sample of text in TensorBoardLogger."""
     overrides = [override.format(text=text) for override in DATA["text"]]
     ended = shell.train("run.smoke=true", *overrides, "run_dir=smoke")
     assert (ended.code, ended.err) == (0, "")

@@ -16,7 +16,7 @@ from trainer.loggers import read_jsonl
 SMALL = ("launch.nproc_per_node=1", "launch.threads_per_worker=1", "launch.device=cpu", "model=mlp", "model.inputs=64")
 # One rank makes no two silos, which a job finds when it starts.
 GRID = (*SMALL, "rounds=1", "seed=1,2", "silos=1,2", "hydra.launcher.jobs=2", "run_dir=grid")
-SECONDS_TO_LEAVE = 15
+SHUTDOWN_TIMEOUT_SECONDS = 15
 
 
 def start(shell: Shell, *arguments: str) -> Started:
@@ -93,14 +93,14 @@ def test_an_interrupted_sweep_goes_on(shell: Shell) -> None:
     told = start(shell, *sweep)
     wait_for(log, "clients   1", told)
     told.process.send_signal(signal.SIGTERM)
-    ended = told.end(within_seconds=SECONDS_TO_LEAVE)
+    ended = told.end(within_seconds=SHUTDOWN_TIMEOUT_SECONDS)
     assert ended.code == 75 and "seed=1  has saved and left" in ended.out
     assert ended.err.endswith("seed=1,2 run_dir=long\n") and "go on with\n  python -m trainer -m launch" in ended.err
     assert not (shell.folder / "long/seed=2").exists()
     killed = start(shell, *sweep)
     wait_for(log, "goes on from", killed)
     killed.process.kill()
-    deadline = time.monotonic() + SECONDS_TO_LEAVE
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
     while shell.running() and time.monotonic() < deadline:
         time.sleep(0.05)
     killed.end()

@@ -18,7 +18,7 @@ from tests.cli.refusals import assert_says, building
 from trainer.config.build import build
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
-from trainer.data import Arrays, Splits
+from trainer.data import DataSplits, TensorSource
 from trainer.distributed.topology import Topology, distributed
 
 
@@ -169,7 +169,7 @@ UNFIT = {
     ),
     "no such module": (["model._target_=nowhere.Net"], ["model=nowhere.Net", "No module named 'nowhere'"]),
     "no such class": (["model._target_=torch.nn.Net"], ["model=torch.nn.Net", "No module named 'torch.nn.Net'"]),
-    "no data": (["data=custom", "data._target_=os.getcwd"], ["data=os.getcwd", "str", "trainer.data.Splits"]),
+    "no data": (["data=custom", "data._target_=os.getcwd"], ["data=os.getcwd", "str", "trainer.data.DataSplits"]),
 }
 
 
@@ -245,10 +245,10 @@ def test_a_label_outside_the_classes_of_a_file_is_said(small_mnist: Path, topolo
     assert_says(building(MNIST, topology), ["data.root=mnist", "label 10 of example 10", "outside 0..9"])
 
 
-def own_data(labels: list[int]) -> Splits:
+def own_data(labels: list[int]) -> DataSplits:
     """One's own data of three classes, its training examples with these labels."""
-    tests = Arrays(torch.zeros(3, 1, 8, 8), torch.arange(3))
-    return Splits(Arrays(torch.zeros(len(labels), 1, 8, 8), torch.tensor(labels)), tests, 3)
+    tests = TensorSource(torch.zeros(3, 1, 8, 8), torch.arange(3))
+    return DataSplits(TensorSource(torch.zeros(len(labels), 1, 8, 8), torch.tensor(labels)), tests, 3)
 
 
 @pytest.mark.parametrize("outside", [3, -1])
@@ -272,9 +272,9 @@ class OwnDataset(Dataset[tuple[Tensor, int]]):
         return torch.zeros(1, 8, 8), self.hidden[index]
 
 
-def own_dataset(labels: list[int]) -> Splits:
+def own_dataset(labels: list[int]) -> DataSplits:
     """One's own data of three classes as torch Datasets, the test examples with these labels."""
-    return Splits(OwnDataset([0, 1, 2]), OwnDataset(labels), 3)
+    return DataSplits(OwnDataset([0, 1, 2]), OwnDataset(labels), 3)
 
 
 def test_a_label_outside_the_classes_of_ones_own_dataset_is_said(topology: Topology) -> None:

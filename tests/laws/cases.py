@@ -31,14 +31,14 @@ from trainer.algorithms import (
     TrimmedMean,
 )
 from trainer.algorithms.aggregation_rule import AggregationRule
-from trainer.data import Arrays, Splits
+from trainer.data import DataSplits, TensorSource
 from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
-from trainer.distributed.topology import Silos, Topology, distributed
-from trainer.loggers import Exhibits, Metrics
+from trainer.distributed.topology import SiloSpec, Topology, distributed
+from trainer.loggers import FinalArtifacts, Metrics
 from trainer.loop.fit import evaluate
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.tasks import Classification
 
 SIZES = [3, 12, 7, 20, 5, 9, 16]
@@ -130,7 +130,7 @@ class Only:
     def fingerprint(self) -> str:
         return ""
 
-    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         return self.rounds[min(index, len(self.rounds) - 1)]
 
 
@@ -140,13 +140,13 @@ class Records:
 
     rounds: list[Metrics] = field(default_factory=list)
     result: Metrics | None = None
-    exhibits: Exhibits = field(default_factory=Exhibits)
+    exhibits: FinalArtifacts = field(default_factory=FinalArtifacts)
 
-    def record(self, metrics: Metrics) -> None:
+    def log_round(self, metrics: Metrics) -> None:
         self.rounds.append(metrics)
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
-        self.result, self.exhibits = result, exhibits
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
+        self.result, self.exhibits = result, artifacts
 
     def close(self) -> None:
         pass
@@ -169,13 +169,13 @@ def tiny_model(seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
 
 
-def tiny_data(examples: int, dtype: torch.dtype = torch.float64) -> Splits:
+def tiny_data(examples: int, dtype: torch.dtype = torch.float64) -> DataSplits:
     """Made-up examples of 3 classes that a model can learn."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(examples + TEST_EXAMPLES, FEATURES, generator=generator, dtype=dtype)
     targets = (inputs[:, :CLASSES] + 0.3 * inputs[:, CLASSES:]).argmax(1)
-    train, test = (Arrays(inputs[part], targets[part]) for part in (slice(examples), slice(examples, None)))
-    return Splits(train, test, CLASSES)
+    train, test = (TensorSource(inputs[part], targets[part]) for part in (slice(examples), slice(examples, None)))
+    return DataSplits(train, test, CLASSES)
 
 
 def case_run(topology: Topology, name: str, choices: Mapping[str, Any]) -> Run:
@@ -198,29 +198,29 @@ def case_run(topology: Topology, name: str, choices: Mapping[str, Any]) -> Run:
     return Run(topology, **(defaults | CASES[name].choices | overrides))
 
 
-def silos_of(name: str, silos: Silos) -> Silos:
+def silos_of(name: str, silos: SiloSpec) -> SiloSpec:
     """The silos that the algorithm can have: Sync has one."""
     return 1 if name == "sync" else silos
 
 
-def train(name: str, silos: Silos, choices: Mapping[str, Any]) -> Outcome:
+def train(name: str, silos: SiloSpec, choices: Mapping[str, Any]) -> Outcome:
     """Runs a row of the table to its end."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, choices)
-        state = State(run)
+        state = TrainState(run)
         rounds = [one_round(state, index) for index in range(run.rounds)]
         return outcome(state, rounds)
 
 
-def one_round(state: State, index: int) -> Metrics:
+def one_round(state: TrainState, index: int) -> Metrics:
     """The figures of a round, evaluated if it is time."""
     metrics = train_round(state, state.run.round(index))
     return metrics | evaluate(state) if state.run.evaluates(index) else metrics
 
 
-def outcome(state: State, rounds: list[Metrics]) -> Outcome:
+def outcome(state: TrainState, rounds: list[Metrics]) -> Outcome:
     """What a live state holds, copied."""
-    clients = {client: leaves(kept) for client, kept in state.trainer.states.items()}
+    clients = {client: leaves(kept) for client, kept in state.trainer.client_states.items()}
     algorithm = leaves(state.algorithm.state_dict() | state.algorithm.sharded_state_dict())
     # What is told of totals under way counts steps and clients, in which equal runs may differ.
     algorithm = {name: leaf for name, leaf in algorithm.items() if not name.startswith("streaming/")}

@@ -30,7 +30,7 @@ from tests.laws.cases import (
 )
 from tests.laws.test_equivalences import HalfSquares, Point
 from trainer.algorithms.round import Round
-from trainer.data import Arrays, Splits
+from trainer.data import DataSplits, TensorSource
 from trainer.loop import control, round
 from trainer.loop.run import RoundLength
 
@@ -84,19 +84,19 @@ class Planned(RoundLength):
     steps_of: dict[int, int] = field(default_factory=dict)
 
     def of(self, steps_per_epoch: int, round: Round, client: int) -> int:
-        return self.steps_of.get(client, super().of(steps_per_epoch, round, client))
+        return self.steps_of.get(client, super().num_steps(steps_per_epoch, round, client))
 
 
-def timed(data: Splits, sizes: Sequence[int], slow: Sequence[int], seconds: float = 1.0) -> Splits:
+def timed(data: DataSplits, sizes: Sequence[int], slow: Sequence[int], seconds: float = 1.0) -> DataSplits:
     """The data with one more feature: the seconds of slow clients' training examples, 0 of all others."""
     taken = torch.tensor([seconds if client in slow else 0.0 for client in range(len(sizes))], dtype=torch.float64)
     columns = taken.repeat_interleave(torch.tensor(sizes)), taken.new_zeros(len(data.test))
     fetched = (source.fetch(torch.arange(len(source))) for source in (data.train, data.test))
     first, second = (
-        Arrays(torch.hstack([inputs, column[:, None]]), targets)
+        TensorSource(torch.hstack([inputs, column[:, None]]), targets)
         for (inputs, targets), column in zip(fetched, columns, strict=True)
     )
-    return Splits(first, second, data.classes)
+    return DataSplits(first, second, data.classes)
 
 
 def slow_choices(*slow: int, bad: int | None = None, **choices: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def slow_choices(*slow: int, bad: int | None = None, **choices: Any) -> dict[str
     inputs, targets = data.train.fetch(torch.arange(sum(SIZES)))
     if bad is not None:
         inputs[EDGES[bad] : EDGES[bad + 1], 2] = math.nan
-    data = timed(Splits(Arrays(inputs, targets), data.test, data.classes), SIZES, slow)
+    data = timed(DataSplits(TensorSource(inputs, targets), data.test, data.classes), SIZES, slow)
     defaults = {"module": Costly(tiny_model().double()), "data": data, "length": DEADLINE, "per_client": "none"}
     return defaults | choices
 
@@ -140,8 +140,11 @@ START, WEIGHTS = np.full(3, 4.0), np.array(SIZES) / sum(SIZES)
 
 def point_choices(*slow: int, **choices: Any) -> dict[str, Any]:
     """Clients that pull a point to the means of their examples, by SGD with momentum, all examples a step."""
-    source = Arrays(POINTS, torch.zeros(len(POINTS), dtype=torch.int64))
-    data, sgd = timed(Splits(source, source, None), SIZES, slow), partial(torch.optim.SGD, lr=RATE, momentum=MOMENTUM)
+    source = TensorSource(POINTS, torch.zeros(len(POINTS), dtype=torch.int64))
+    data, sgd = (
+        timed(DataSplits(source, source, None), SIZES, slow),
+        partial(torch.optim.SGD, lr=RATE, momentum=MOMENTUM),
+    )
     defaults = {"module": Costly(Point()), "task": HalfSquares(), "data": data, "batch_size": None, "optimizer": sgd}
     return defaults | {"length": RoundLength(steps=STEPS), "evaluate_every": 1000} | choices
 

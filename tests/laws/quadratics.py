@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tests.laws.cases import SIZES, Outcome, case_run, one_round, outcome
 from tests.laws.test_equivalences import HalfSquares
 from trainer.algorithms import Algorithm
-from trainer.data import Arrays, Splits
-from trainer.distributed.topology import Silos, distributed
+from trainer.data import DataSplits, TensorSource
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.run import RoundLength
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 DIMENSIONS, RATE, EPOCHS, BATCH_SIZE = 5, 0.2, 1, 4
 STEPS = [EPOCHS * -(-size // BATCH_SIZE) for size in SIZES]
@@ -53,11 +53,11 @@ class Bowls:
         centres[client] = centre
         return replace(self, centres=centres)
 
-    def data(self) -> Splits:
+    def data(self) -> DataSplits:
         """n_k examples [R_k | b_k] of every client."""
         examples = np.concatenate([self.roots, self.centres[:, :, None]], 2).repeat(SIZES, 0)
-        source = Arrays(torch.from_numpy(examples), torch.zeros(len(examples), dtype=torch.int64))
-        return Splits(source, source, None)
+        source = TensorSource(torch.from_numpy(examples), torch.zeros(len(examples), dtype=torch.int64))
+        return DataSplits(source, source, None)
 
 
 def made_up_bowls() -> Bowls:
@@ -132,13 +132,13 @@ def bowl_choices(walk: Walk | None = None, bowls: Bowls = BOWLS, **choices: Any)
     return defaults | choices
 
 
-def trajectory(silos: Silos, algorithm: Callable[[], Algorithm], choices: Mapping[str, Any]) -> list[Outcome]:
+def trajectory(silos: SiloSpec, algorithm: Callable[[], Algorithm], choices: Mapping[str, Any]) -> list[Outcome]:
     """What there is on this rank after each round of such a run."""
     with distributed(silos) as topology:
-        state = State(case_run(topology, "fedavg", {**choices, "algorithm": algorithm()}))
+        state = TrainState(case_run(topology, "fedavg", {**choices, "algorithm": algorithm()}))
         return [outcome(state, [one_round(state, index)]) for index in range(state.run.rounds)]
 
 
-def path(silos: Silos, algorithm: Callable[[], Algorithm], choices: Mapping[str, Any]) -> np.ndarray:
+def path(silos: SiloSpec, algorithm: Callable[[], Algorithm], choices: Mapping[str, Any]) -> np.ndarray:
     """The global places after each round of such a run [rounds, d]."""
     return np.stack([one.model["place"].numpy() for one in trajectory(silos, algorithm, choices)])

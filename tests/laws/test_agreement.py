@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from tests.laws.cases import CASES, assert_same, case_run, leaves, silos_of, tiny_model
-from trainer.data.client_sampling.sampling import Sample
-from trainer.distributed.topology import Silos, distributed
+from trainer.data.client_sampling.sampling import UniformSampler
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
 from trainer.loop import round as loop_round
 from trainer.loop.fit import fit
-from trainer.loop.local_trainer import Watch
+from trainer.loop.local_trainer import StepCallback
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 
 def odd_model(seed: int) -> nn.Module:
@@ -32,11 +32,11 @@ def odd_model(seed: int) -> nn.Module:
     return model
 
 
-def start_apart(name: str, silos: Silos) -> tuple[dict[str, Any], dict[str, Any]]:
+def start_apart(name: str, silos: SiloSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model with which a rank starts that has built one of its own, and the algorithm's copy of it."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"module": odd_model(seed=topology.rank + 1)})
-        state = State(run)
+        state = TrainState(run)
         return leaves(run.module.state_dict()), leaves(state.algorithm.global_state())
 
 
@@ -55,15 +55,15 @@ def perturb(run: Run, *told: object) -> None:
     next(run.module.parameters()).view(-1)[0] += 1e-9
 
 
-def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, Any]) -> str:
+def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str, Any]) -> str:
     """What `fit` says on this rank after the culprit's model was perturbed; empty when it says nothing."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, choices)
-        watch: Watch | None = None
+        watch: StepCallback | None = None
         if topology.rank == culprit and when == "while training":
             watch = partial(perturb, run)
         perturbs = topology.rank == culprit and when == "after the combination"
-        combine = loop_round.combine
+        combine = loop_round.aggregate_round
 
         def combine_and_perturb(*arguments: Any) -> Metrics | None:
             metrics = combine(*arguments)
@@ -73,7 +73,7 @@ def drift(name: str, silos: Silos, culprit: int, when: str, choices: dict[str, A
 
         try:
             with patch.object(loop_round, "combine", combine_and_perturb):
-                fit(run, watch=watch)
+                fit(run, on_step=watch)
         except RuntimeError as error:
             return str(error)
         return ""
@@ -102,7 +102,7 @@ def test_ranks_that_agree_are_left_alone(ranks, name: str):
     """Several rounds, with silos that have no client in some of them, and not all rounds evaluated."""
     choices: dict[str, Any] = {"rounds": 4, "evaluate_every": 2}
     if name not in ("sync", "fedsgd"):
-        choices |= {"client_sampling": Sample(1), "length": RoundLength(steps=2)}
+        choices |= {"client_sampling": UniformSampler(1), "length": RoundLength(steps=2)}
     assert ranks(4).run(drift, name, [3, 1], -1, "never", choices) == [""] * 4
 
 
@@ -118,7 +118,7 @@ def swap_parameters() -> str:
                 weight.copy_(weight.flip(0))
 
         try:
-            fit(run, watch=swap)
+            fit(run, on_step=swap)
         except RuntimeError as error:
             return str(error)
         return ""

@@ -13,7 +13,7 @@ from tests.laws.cases import Only, Outcome, assert_close, figures, tiny_data, ti
 from tests.laws.heterogeneity import DEADLINE, by_clock, slow_choices
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import noisy_choices
-from trainer.distributed.topology import Silos
+from trainer.distributed.topology import SiloSpec
 
 # Of two silos: each with a client, one of them with two, one of them with none, and each with one again.
 COHORTS = Only(((0, 1), (2, 3, 4), (5,), (6, 0)))
@@ -29,7 +29,7 @@ def assert_mean(averaging: list[Outcome], fedavg: list[Outcome]) -> None:
 
 @pytest.mark.parametrize(("world", "silos"), [(2, 2), (4, [2, 2]), (4, [3, 1])], ids=str)
 @pytest.mark.parametrize("choices", [{}, {"personal_steps": 2}], ids=["", "tuned"])
-def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: Silos, choices: dict[str, Any]):
+def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: SiloSpec, choices: dict[str, Any]):
     """Also when clients' own models are made for the evaluation, on the one model that there is."""
     choices = {"client_sampling": COHORTS, "rounds": 4, **choices}
     assert_mean(*(ranks(world).run(train, name, silos, choices) for name in ("averaging", "fedavg")))

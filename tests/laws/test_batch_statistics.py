@@ -18,10 +18,10 @@ from torch import nn
 
 from tests.laws.cases import SIZES, assert_same, case_run, leaves, silos_of, tiny_data, train
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints
-from trainer.data import Arrays, Splits
-from trainer.distributed.topology import Silos, distributed, silo_sizes
-from trainer.loop.assignment import assign
+from trainer.checkpoint import Checkpointer
+from trainer.data import DataSplits, TensorSource
+from trainer.distributed.topology import SiloSpec, distributed, silo_sizes
+from trainer.loop.assignment import assign_clients
 from trainer.loop.fit import fit
 from trainer.utils.seeding import generator
 
@@ -87,10 +87,12 @@ def expected(clients: dict[int, int], rounds: int) -> Statistics:
     return state
 
 
-def replicas_by_client(silos: Silos) -> dict[int, int]:
+def replicas_by_client(silos: SiloSpec) -> dict[int, int]:
     """How many replicas train each client: that of the silo which it is assigned to."""
     sizes = silo_sizes(silos, [0] * 4)
-    return {c: size for size, mine in zip(sizes, assign(range(len(BIG)), BIG, sizes), strict=True) for c in mine}
+    return {
+        c: size for size, mine in zip(sizes, assign_clients(range(len(BIG)), BIG, sizes), strict=True) for c in mine
+    }
 
 
 def assert_statistics(model: dict[str, Any], statistics: Statistics) -> None:
@@ -101,7 +103,7 @@ def assert_statistics(model: dict[str, Any], statistics: Statistics) -> None:
 
 
 @pytest.mark.parametrize("silos", [4, [3, 1], [2, 2]], ids=["4", "3+1", "2+2"])
-def test_statistics_are_pooled_over_replicas_and_silos(ranks, silos: Silos):
+def test_statistics_are_pooled_over_replicas_and_silos(ranks, silos: SiloSpec):
     """Three rounds, each client from the pooled statistics of the round before; equal on all ranks."""
     for ours in ranks(4).run(train, "fedavg", silos, norm_choices(rounds=3)):
         assert_statistics(ours.model, expected(replicas_by_client(silos), 3))
@@ -157,15 +159,15 @@ def test_a_client_too_small_for_its_replicas_can_be_trained(ranks, sizes: list[i
     assert all(bool(torch.isfinite(leaf).all()) for leaf in first.model.values())
 
 
-def far_from_zero(name: str, silos: Silos, folder: Any, until: int, resume: bool) -> dict[str, Any]:
+def far_from_zero(name: str, silos: SiloSpec, folder: Any, until: int, resume: bool) -> dict[str, Any]:
     """Where a float32 run comes to whose inputs lie at 1000 with a variance of 100."""
     with distributed(silos_of(name, silos)) as topology:
         inputs, targets = tiny_data(sum(BIG), torch.float32).train.fetch(torch.arange(sum(BIG)))
-        source = Arrays(1000 + 10 * inputs, targets)
-        choices = norm_choices(module=norm_first(torch.float32), data=Splits(source, source, 3), rounds=4)
+        source = TensorSource(1000 + 10 * inputs, targets)
+        choices = norm_choices(module=norm_first(torch.float32), data=DataSplits(source, source, 3), rounds=4)
         run = case_run(topology, name, choices)
-        checkpoints = Checkpoints(folder, topology, run.layout)
-        fit(run, (), checkpoints, checkpoints.newest() if resume else None, until=until)
+        checkpoints = Checkpointer(folder, topology, run.assignment_digest)
+        fit(run, (), checkpoints, checkpoints.latest() if resume else None, until=until)
         return leaves(run.module.state_dict())
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.runs import make_clients, make_run
-from trainer.data import Arrays, Splits
-from trainer.data.transforms import Chain, RandomCrop
+from trainer.data import DataSplits, TensorSource
+from trainer.data.transforms import Compose, RandomCrop
 from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import evaluate
 from trainer.loop.round import train_round
 from trainer.loop.run import Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.models import ResNet
 
 EXAMPLES = 24
@@ -26,21 +26,21 @@ def resnet_run(topology: Topology, channels_last: bool, **choices: Any) -> Run:
     """In float64, so that tolerances can be sharp."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(EXAMPLES, 3, 8, 8, generator=draw, dtype=torch.float64)
-    source = Arrays(images, torch.randint(0, 10, (EXAMPLES,), generator=draw))
+    source = TensorSource(images, torch.randint(0, 10, (EXAMPLES,), generator=draw))
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = ResNet(depth=8, width=8, norm="batch").double()
     defaults: dict[str, Any] = {
         "module": module,
-        "data": Splits(source, source, 10),
+        "data": DataSplits(source, source, 10),
         "clients": make_clients([EXAMPLES], EXAMPLES),
-        "transforms": Chain({"crop": RandomCrop(1)}, 10, channels_last),
+        "transforms": Compose({"crop": RandomCrop(1)}, 10, channels_last),
         "rounds": 2,
     }
     return make_run(topology, [EXAMPLES], **(defaults | choices))
 
 
-def one_round(state: State, index: int) -> Metrics:
+def one_round(state: TrainState, index: int) -> Metrics:
     metrics = train_round(state, state.run.round(index))
     assert metrics is not None
     return metrics | (evaluate(state) or {})
@@ -56,10 +56,10 @@ def test_a_run_is_the_same_to_rounding_and_may_go_on_in_either_layout() -> None:
     with distributed(device="cpu") as topology:
         ends: list[tuple[dict[str, Tensor], float]] = []
         for first in (False, True):
-            begun = State(resnet_run(topology, first))
+            begun = TrainState(resnet_run(topology, first))
             one_round(begun, 0)
             for second in (False, True):
-                state = State(resnet_run(topology, second))
+                state = TrainState(resnet_run(topology, second))
                 state.model.load_shared_state(begun.model.shared_state())
                 state.trainer.statistics = (state.model.statistics.vector(), state.model.statistics.counts())
                 metrics = one_round(state, 1)
@@ -78,7 +78,7 @@ def test_the_model_sees_pixels_in_training_and_in_evaluation_and_keeps_its_own_l
         seen.append((module.training, *laid_out))  # pyright: ignore[reportArgumentType]
 
     with distributed(device="cpu") as topology:
-        state = State(resnet_run(topology, True))
+        state = TrainState(resnet_run(topology, True))
         for layer in (state.run.module.first, state.run.module.stage3[0].conv2):  # pyright: ignore
             layer.register_forward_hook(look)
         one_round(state, 0)
@@ -87,6 +87,6 @@ def test_the_model_sees_pixels_in_training_and_in_evaluation_and_keeps_its_own_l
 
 
 def test_what_are_no_images_are_refused() -> None:
-    (fault,) = Chain({}, channels_last=True).faults(torch.ones(1, 5), torch.ones(1))
+    (fault,) = Compose({}, channels_last=True).errors(torch.ones(1, 5), torch.ones(1))
     assert "channels_last=true" in fault and "[5]" in fault and "set channels_last=false" in fault
-    assert Chain({}, channels_last=True).faults(torch.ones(1, 3, 4, 4), torch.ones(1)) == []
+    assert Compose({}, channels_last=True).errors(torch.ones(1, 3, 4, 4), torch.ones(1)) == []

@@ -9,23 +9,23 @@ import torch
 
 from tests.support.runs import make_run, parameters
 from trainer.algorithms import Algorithm, FedAvg, Sync
-from trainer.distributed.topology import Silos, distributed
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.models import GPT
 
 WORLDS = pytest.mark.parametrize(("silos", "algorithm"), [(1, Sync), (2, FedAvg)], ids=["sync", "fedavg"])
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)]
 
 
-def trained(silos: Silos, algorithm: type[Algorithm], choices: dict[str, Any]) -> tuple[list[torch.Tensor], Metrics]:
+def trained(silos: SiloSpec, algorithm: type[Algorithm], choices: dict[str, Any]) -> tuple[list[torch.Tensor], Metrics]:
     """The parameters after two rounds, and the figures of the second."""
     with distributed(silos, device="cpu") as topology:
         torch.manual_seed(0)
         run = make_run(topology, [20, 20], "gpt", algorithm(), rounds=2, length=RoundLength(steps=3), **choices)
-        state = State(run)
+        state = TrainState(run)
         figures = [train_round(state, run.round(index)) for index in range(2)]
         assert figures[1]
         return parameters(run.module), figures[1]
@@ -43,7 +43,7 @@ def assert_close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 @WORLDS
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: Silos, algorithm: type[Algorithm]):
+def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: SiloSpec, algorithm: type[Algorithm]):
     """The last batch of an epoch is a smaller one: it may be compiled again, and the second round finds all there."""
     plain = ranks(2).run(trained, silos, algorithm, {})
     for (ours, figures), (theirs, _) in zip(
@@ -55,7 +55,7 @@ def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: Silos, alg
 
 
 @WORLDS
-def test_activations_that_are_computed_again_are_the_same_bits(ranks, silos: Silos, algorithm: type[Algorithm]):
+def test_activations_that_are_computed_again_are_the_same_bits(ranks, silos: SiloSpec, algorithm: type[Algorithm]):
     """With dropout: the generators are where they were."""
     kept, again = (
         ranks(2).run(trained, silos, algorithm, {"module": gpt(dropout=0.1, checkpointing=checkpointing)})

@@ -9,26 +9,26 @@ import pytest
 import torch
 
 from tests.laws.cases import Records, assert_same, case_run, leaves, tiny_data
-from trainer.checkpoint import Checkpoints
-from trainer.data import Arrays, Splits
+from trainer.checkpoint import Checkpointer
+from trainer.data import DataSplits, TensorSource
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
-from trainer.loop.stopping import Diverged
+from trainer.loop.stopping import DivergedError
 from trainer.utils.seeding import generator
 
 EXAMPLES, BATCH, STEPS = 90, 10, 3
 SIZES = [50, 40]
 
 
-def data_with_infinity(round: int | None) -> Splits:
+def data_with_infinity(round: int | None) -> DataSplits:
     """Ninety examples, one of which is infinite: the first that this round trains on."""
     inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
     if round is not None:
         order = torch.randperm(EXAMPLES, generator=generator(0, "order", 0, 0))
         inputs[order[round * BATCH * STEPS]] = float("inf")
     clean, _ = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
-    return Splits(Arrays(inputs, targets), Arrays(clean, targets), 3)
+    return DataSplits(TensorSource(inputs, targets), TensorSource(clean, targets), 3)
 
 
 def small_model() -> torch.nn.Module:
@@ -55,21 +55,21 @@ def goes_on_without(folder: Path) -> tuple[tuple[int, int] | None, dict[str, Any
         diverged = None
         for _ in range(2):
             run = run_of(topology, 1)
-            checkpoints = Checkpoints(folder, topology, run.layout)
+            checkpoints = Checkpointer(folder, topology, run.assignment_digest)
             try:
-                fit(run, (), checkpoints, checkpoints.newest(), diverged=diverged)
-            except Diverged as error:
+                fit(run, (), checkpoints, checkpoints.latest(), diverged=diverged)
+            except DivergedError as error:
                 diverged, window = error, error.window
-        start = checkpoints.newest()
-        assert start and start.border
-        return window, leaves(run.module.state_dict()), start.border.load("progress")["json"]
+        start = checkpoints.latest()
+        assert start and start.round_checkpoint
+        return window, leaves(run.module.state_dict()), start.round_checkpoint.load("progress")["json"]
 
 
 def leaves_out_from_the_start() -> dict[str, Any]:
     """The model of a run on clean data that was told to leave out the same batches."""
     with distributed(1) as topology:
         run = run_of(topology, None)
-        fit(run, diverged=Diverged("", (1, STEPS)))
+        fit(run, diverged=DivergedError("", (1, STEPS)))
         return leaves(run.module.state_dict())
 
 
@@ -85,8 +85,8 @@ def diverges_for_ever() -> str:
     """What is said when skipping does not help."""
     with distributed(1) as topology:
         run = run_of(topology, 1)
-        with pytest.raises(Diverged) as raised:
-            fit(run, diverged=Diverged("the loss is nan", (1, 2), [(0, 0, 1)] * 3))
+        with pytest.raises(DivergedError) as raised:
+            fit(run, diverged=DivergedError("the loss is nan", (1, 2), [(0, 0, 1)] * 3))
         return f"{raised.value} {raised.value.window}"
 
 
@@ -101,7 +101,7 @@ def left_out(rounds: int, most: int) -> tuple[str, list[float]]:
     with distributed(2) as topology:
         inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
         inputs[:1] = float("inf")
-        data = Splits(Arrays(inputs, targets), tiny_data(EXAMPLES, torch.float32).test, 3)
+        data = DataSplits(TensorSource(inputs, targets), tiny_data(EXAMPLES, torch.float32).test, 3)
         choices = {
             "sizes": SIZES,
             "data": data,
@@ -112,7 +112,7 @@ def left_out(rounds: int, most: int) -> tuple[str, list[float]]:
         run, records = case_run(topology, "fedavg", choices), Records()
         try:
             fit(run, [records])
-        except Diverged as error:
+        except DivergedError as error:
             return str(error), [metrics["clients/nonfinite"] for metrics in records.rounds]
         return "", [metrics["clients/nonfinite"] for metrics in records.rounds]
 

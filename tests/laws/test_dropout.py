@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.laws.cases import case_run, silos_of
-from trainer.distributed.topology import Silos, distributed
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
 
@@ -28,7 +28,7 @@ class Masks(nn.Module):
         return self.linear(inputs)
 
 
-def masks_of(name: str, silos: Silos, choices: dict[str, Any]) -> list[tuple[float, ...]]:
+def masks_of(name: str, silos: SiloSpec, choices: dict[str, Any]) -> list[tuple[float, ...]]:
     with distributed(silos_of(name, silos)) as topology:
         module = Masks()
         fit(case_run(topology, name, {"module": module, "rounds": 2} | choices))

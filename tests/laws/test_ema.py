@@ -29,22 +29,22 @@ from tests.laws.test_batch_statistics import norm_choices
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import assert_bit_equal, border, noisy_choices, timeless
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints
-from trainer.distributed.topology import Silos, distributed
+from trainer.checkpoint import Checkpointer
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
 from trainer.models.flat import FlatModel
-from trainer.optim.ema import MovingAverage
+from trainer.optim.ema import ExponentialMovingAverage
 
 DECAY, ROUNDS = 0.7, 4
 MOVING = [name for name in CASES if name != "local"]
 
 
-def run_all(name: str, silos: Silos, choices: dict[str, Any], folder: Path) -> Records:
+def run_all(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path) -> Records:
     """Trains, and keeps the border of every round."""
     with distributed(silos_of(name, silos)) as topology:
         run, records = case_run(topology, name, {"rounds": ROUNDS, "ema_decay": DECAY} | choices), Records()
-        fit(run, [records], Checkpoints(folder, topology, run.layout, keep=ROUNDS))
+        fit(run, [records], Checkpointer(folder, topology, run.assignment_digest, keep=ROUNDS))
         return records
 
 
@@ -131,13 +131,13 @@ def test_buffers_have_no_average(ranks, tmp_path: Path):
 
 def test_half_precision_is_averaged_in_float32_and_put_back():
     model = FlatModel(tiny_model().to(torch.bfloat16))
-    average, before = MovingAverage(model, 0.999), model.shared.clone()
+    average, before = ExponentialMovingAverage(model, 0.999), model.shared.clone()
     model.shared += 1
     moved = model.shared.clone()
     average.update()
     expected = before.float() + 0.001 * (moved.float() - before.float())
     torch.testing.assert_close(average.vector, expected, rtol=1e-6, atol=0)
-    with average.in_place():
+    with average.swapped_in():
         assert torch.equal(model.shared, average.vector.to(torch.bfloat16))
     assert torch.equal(model.shared, moved)
 
@@ -145,6 +145,6 @@ def test_half_precision_is_averaged_in_float32_and_put_back():
 def test_tied_parameters_have_all_their_names():
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[1].weight = module[0].weight
-    average = MovingAverage(FlatModel(module), DECAY)
+    average = ExponentialMovingAverage(FlatModel(module), DECAY)
     assert average.state_dict().keys() == module.state_dict().keys()
     assert torch.equal(average.state_dict()["1.weight"], module[0].weight)

@@ -23,10 +23,10 @@ from tests.laws.cases import (
     train,
 )
 from trainer.algorithms import FedAvg
-from trainer.data import Arrays, Clients, Splits
-from trainer.data.client_sampling.sampling import Sample
+from trainer.data import Clients, DataSplits, TensorSource
+from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.loop.run import RoundLength
-from trainer.optim import Clip
+from trainer.optim import GradientClipper
 from trainer.utils.seeding import generator
 
 
@@ -60,8 +60,8 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
 
     So do 2 silos of 3 and 1 ranks, where a client's batch is divided.
     """
-    clip = Clip(None if name in ("scaffold", "fednova") else 1.0)  # which refuse it
-    choices: dict[str, Any] = {"rounds": 4, "client_sampling": Sample(5), "clip": clip}
+    clip = GradientClipper(None if name in ("scaffold", "fednova") else 1.0)  # which refuse it
+    choices: dict[str, Any] = {"rounds": 4, "client_sampling": UniformSampler(5), "clip": clip}
     if name != "fedsgd":
         choices |= {"length": RoundLength(steps=4)}
     one = ranks(1).run(train, name, 1, choices)
@@ -156,7 +156,7 @@ class HalfSquares:
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
 
-    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         return ""
 
 
@@ -167,11 +167,11 @@ def test_quadratic_silos_reach_the_known_point(ranks, name: str):
     So FedAvg contracts to sum_k (n_k / n) c_k, the mean of all examples, whatever s. Momentum overshoots and arrives.
     """
     inputs = torch.randn(sum(SIZES), 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    source = Arrays(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+    source = TensorSource(inputs, torch.zeros(len(inputs), dtype=torch.int64))
     choices: dict[str, Any] = {
         "module": Point(),
         "task": HalfSquares(),
-        "data": Splits(source, source, None),
+        "data": DataSplits(source, source, None),
         "optimizer": partial(torch.optim.SGD, lr=0.3),
         "batch_size": None,
         "rounds": 250 if name == "fedavg_momentum" else 100,
@@ -187,11 +187,11 @@ def test_quadratic_silos_reach_the_known_point(ranks, name: str):
 def test_the_weights_are_what_they_are_called(ranks, weight: Any):
     """One round of one step from w = 4: by examples sum_k (n_k / n) w_k, equal the plain mean of w_k, by hand."""
     inputs = torch.randn(sum(SIZES), 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    source = Arrays(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+    source = TensorSource(inputs, torch.zeros(len(inputs), dtype=torch.int64))
     choices: dict[str, Any] = {
         "module": Point(),
         "task": HalfSquares(),
-        "data": Splits(source, source, None),
+        "data": DataSplits(source, source, None),
         "optimizer": partial(torch.optim.SGD, lr=0.25),
         "algorithm": FedAvg(partial(torch.optim.SGD, lr=1.0), weighting=weight),
         "batch_size": None,

@@ -23,11 +23,11 @@ from tests.laws.cases import (
 )
 from trainer.algorithms import FedAvg
 from trainer.data import Clients
-from trainer.distributed.topology import Silos, distributed
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
 
 
-def fit_to_the_end(name: str, silos: Silos, choices: dict[str, Any]) -> Records:
+def fit_to_the_end(name: str, silos: SiloSpec, choices: dict[str, Any]) -> Records:
     with distributed(silos_of(name, silos)) as topology:
         records = Records()
         fit(case_run(topology, name, choices), [records])
@@ -58,7 +58,7 @@ def accuracy_by_hand(parameters: torch.Tensor, ids: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-def test_clients_that_train_alone_are_judged_by_their_own_models(ranks, silos: Silos):
+def test_clients_that_train_alone_are_judged_by_their_own_models(ranks, silos: SiloSpec):
     """Seven models on the test examples of their clients; the pooled accuracy is the mean over the examples."""
     outcomes = ranks(2 if silos == 2 else 4).run(train, "local", silos, {"rounds": 4})
     kept, metrics = every_client(outcomes), outcomes[0].rounds[-1]

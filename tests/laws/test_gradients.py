@@ -16,23 +16,29 @@ from tests.laws.cases import Records, assert_close, assert_same, case_run, leave
 from tests.laws.test_midround import Orders, other_number_of_replicas, run_part
 from tests.laws.test_resume import ROUNDS, border, interrupted_and_not, noisy_choices, text_choices, timeless
 from tests.laws.test_world_size import BATCHES, double_run
-from trainer.checkpoint.format import Saved
-from trainer.data import Arrays, Splits
-from trainer.data.client_sampling.sampling import All
-from trainer.distributed.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
+from trainer.checkpoint.format import SavedState
+from trainer.data import DataSplits, TensorSource
+from trainer.data.client_sampling.sampling import AllClients
+from trainer.distributed.gradients import (
+    FullPrecisionReducer,
+    GradientReducer,
+    HalfPrecisionReducer,
+    Int8Reducer,
+    PowerSGDReducer,
+)
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 pytestmark = pytest.mark.long
 
-WAYS: dict[str, Gradients] = {"int8": Int8(block=8), "powersgd": PowerSGD(rank=1, start=2)}
-TOLERANCES: dict[str, tuple[Gradients, float]] = {
-    "bf16": (HalfPrecision("bfloat16"), 0.01),
-    "fp16": (HalfPrecision("float16"), 0.001),
-    "int8": (Int8(block=8), 0.01),
-    "powersgd": (PowerSGD(rank=1, start=2), 0.1),
+WAYS: dict[str, GradientReducer] = {"int8": Int8Reducer(block=8), "powersgd": PowerSGDReducer(rank=1, start=2)}
+TOLERANCES: dict[str, tuple[GradientReducer, float]] = {
+    "bf16": (HalfPrecisionReducer("bfloat16"), 0.01),
+    "fp16": (HalfPrecisionReducer("float16"), 0.001),
+    "int8": (Int8Reducer(block=8), 0.01),
+    "powersgd": (PowerSGDReducer(rank=1, start=2), 0.1),
 }
 ways = pytest.mark.parametrize("way", WAYS)
 
@@ -41,15 +47,15 @@ def choices_of(way: str, name: str) -> dict[str, Any]:
     return noisy_choices(name) | {"gradient_compression": WAYS[way], "length": RoundLength(steps=4)}
 
 
-def assert_same_run(ours: Saved, theirs: Saved) -> None:
+def assert_same_run(ours: SavedState, theirs: SavedState) -> None:
     """All that is kept, what each replica alone keeps too, of which there is some."""
     for section in ("model", "algorithm", "clients"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
-    assert ours.parts == theirs.parts
-    owned = [leaves(ours.load_of(part, "own")) for part in ours.parts]
+    assert ours.shards == theirs.shards
+    owned = [leaves(ours.load_shard(part, "own")) for part in ours.shards]
     assert any(value.any() for own in owned for value in own.values() if torch.is_tensor(value))
-    for own, part in zip(owned, theirs.parts, strict=True):
-        assert_same(own, leaves(theirs.load_of(part, "own")))
+    for own, part in zip(owned, theirs.shards, strict=True):
+        assert_same(own, leaves(theirs.load_shard(part, "own")))
 
 
 def assert_resumed(pool, name: str, silos: Any, choices: dict[str, Any], folder: Path) -> None:
@@ -113,7 +119,7 @@ def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
     saved = border(tmp_path / "left", ROUNDS)
     clients = leaves(saved.load("clients"))
     assert clients["0/scaler/scale"] < 2.0**40
-    owned = [leaves(saved.load_of(part, "own")) for part in saved.parts] + [clients]
+    owned = [leaves(saved.load_shard(part, "own")) for part in saved.shards] + [clients]
     assert all(value.isfinite().all() for own in owned for value in own.values() if torch.is_tensor(value))
 
 
@@ -137,14 +143,16 @@ def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
 def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
     """How many clients were left out of the last round, and what is kept of all; one has infinite inputs."""
     with distributed([2, 2]) as topology:
-        choices = choices_of(way, "diloco") | {"client_sampling": All(), "rounds": 3}
+        choices = choices_of(way, "diloco") | {"client_sampling": AllClients(), "rounds": 3}
         run = case_run(topology, "diloco", choices)
         inputs, targets = run.data.train.fetch(torch.arange(len(run.data.train)))
         inputs[run.clients.train[3]] = float("inf")
-        run = replace(run, data=Splits(Arrays(inputs, targets), run.data.test, 3), max_nonfinite_rounds=9)
-        state = State(run)
+        run = replace(run, data=DataSplits(TensorSource(inputs, targets), run.data.test, 3), max_nonfinite_rounds=9)
+        state = TrainState(run)
         rounds = [one_round(state, index) for index in range(3)]
-        return rounds[-1]["clients/nonfinite"], {client: leaves(kept) for client, kept in state.trainer.states.items()}
+        return rounds[-1]["clients/nonfinite"], {
+            client: leaves(kept) for client, kept in state.trainer.client_states.items()
+        }
 
 
 @ways
@@ -155,11 +163,11 @@ def test_a_client_that_is_left_out_leaves_nothing_to_others(ranks, way: str):
         assert all(value.isfinite().all() for own in kept.values() for value in own.values() if torch.is_tensor(value))
 
 
-def losses(batches: str, gradients: Gradients) -> list[float]:
+def losses(batches: str, reducer: GradientReducer) -> list[float]:
     """The losses of a run of 12 rounds."""
     with distributed(1) as topology:
         records = Records()
-        choices = {"rounds": 12, "optimizer": partial(torch.optim.SGD, lr=0.5), "gradient_compression": gradients}
+        choices = {"rounds": 12, "optimizer": partial(torch.optim.SGD, lr=0.5), "gradient_compression": reducer}
         fit(double_run(topology, "mlp", BATCHES[batches], **choices), [records])
         return [metrics["train/loss"] for metrics in records.rounds]
 
@@ -170,7 +178,7 @@ def losses(batches: str, gradients: Gradients) -> list[float]:
 def test_training_comes_to_the_loss_of_full_precision(ranks, way: str, batches: str, size: int):
     """With replicas that have no examples, and unequal numbers of micro-batches: in each round nearly the same loss."""
     gradients, tolerance = TOLERANCES[way]
-    expected = ranks(size).run(losses, batches, FullPrecision())[0]
+    expected = ranks(size).run(losses, batches, FullPrecisionReducer())[0]
     ours = ranks(size).run(losses, batches, gradients)[0]
     assert expected[-1] < 0.6 * expected[0]
     np.testing.assert_allclose(ours, expected, rtol=tolerance)

@@ -27,7 +27,7 @@ from tests.laws.test_equivalences import batch_of
 from tests.laws.test_resume import assert_bit_equal, noisy_choices
 from trainer.algorithms import FedAvg
 from trainer.algorithms.round import Round
-from trainer.data.client_sampling.sampling import Sample, Trace
+from trainer.data.client_sampling.sampling import AvailabilityTrace, UniformSampler
 from trainer.loop.run import RoundLength
 
 TRACE = "round, client, event\n1, 2, join\n1, 4, join\n2, 2, leave\n2, 4, leave\n3, 1, leave\n3, 4, join\n3, 6, join\n"
@@ -35,10 +35,10 @@ MEMBERS = [[0, 1, 2, 3, 4, 5], [0, 1, 3, 5], [0, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6]
 
 
 @pytest.fixture
-def trace(tmp_path: Path) -> Trace:
+def trace(tmp_path: Path) -> AvailabilityTrace:
     file = tmp_path / "trace.csv"
     file.write_text(TRACE + "4, 2, join\n")
-    return Trace(file)
+    return AvailabilityTrace(file)
 
 
 def traced(controls: bool, keeps: bool) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ def traced(controls: bool, keeps: bool) -> tuple[Any, np.ndarray, np.ndarray]:
     [(FedAvg(), None), (scaffold(), "algorithm/control"), (FedAvg(client_optimizer_state="keep"), "momentum_buffer")],
     ids=["fedavg", "scaffold", "keep"],
 )
-def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: Trace, algorithm: FedAvg, state: str | None):
+def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: AvailabilityTrace, algorithm: FedAvg, state: str | None):
     """Control variates and momentum of clients that are away stay as they were: five rounds are numpy's."""
     ours = ranks(2).run(
         train, "fedavg", 2, point_choices(algorithm=algorithm, client_sampling=trace, rounds=len(MEMBERS))
@@ -78,7 +78,7 @@ def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: Trace, algorithm:
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
-def test_a_resumed_run_finds_those_who_were_away(ranks, trace: Trace, name: str, tmp_path: Path):
+def test_a_resumed_run_finds_those_who_were_away(ranks, trace: AvailabilityTrace, name: str, tmp_path: Path):
     """Saved when clients 2 and 4 are away; both come back after it."""
     assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"client_sampling": trace}, tmp_path / "runs")
 
@@ -86,9 +86,9 @@ def test_a_resumed_run_finds_those_who_were_away(ranks, trace: Trace, name: str,
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "diloco"])
 def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
     """Of 5 of 7 clients; on 1, 2 and 4 processes, and in silos of 3 and 1, with one result."""
-    length, cohort = RoundLength(epochs=(1, 3)), Sample(5)
+    length, cohort = RoundLength(epochs=(1, 3)), UniformSampler(5)
     choices = {"length": length, "client_sampling": cohort, "rounds": 4}
-    drawn = [{k: length.of(1, Round(i, 0, ()), k) for k in cohort.draw(7, 0, i)} for i in range(4)]
+    drawn = [{k: length.num_steps(1, Round(i, 0, ()), k) for k in cohort.sample(7, 0, i)} for i in range(4)]
     one = ranks(1).run(train, name, 1, choices)
     assert told(one, "round/examples") == [sum(SIZES[k] * epochs for k, epochs in round.items()) for round in drawn]
     for size, silos in ((2, 2), (4, 4), (4, [3, 1])):

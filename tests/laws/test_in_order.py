@@ -16,8 +16,8 @@ from torch.utils.data import IterableDataset
 
 from tests.laws.cases import SIZES, assert_close, figures, tiny_data, train
 from tests.laws.test_midround import assert_left_and_bit_equal
-from trainer.data import Apart, Arrays, InOrder, Splits, as_source, is_in_order
-from trainer.data.loading.loader import Share, Stream
+from trainer.data import DataSplits, IterableSource, PerClientSource, TensorSource, as_source, is_sequential
+from trainer.data.loading.loader import BatchShard, ClientBatches
 from trainer.loop.run import RoundLength
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
@@ -27,7 +27,7 @@ EXAMPLES = sum(SIZES)
 class Recorded(IterableDataset[tuple[Tensor, Tensor]]):
     """Examples of a tape, and where it was begun to be read."""
 
-    def __init__(self, source: Arrays):
+    def __init__(self, source: TensorSource):
         self.source, self.starts, self.read = source, list[int](), 0
 
     def __len__(self) -> int:
@@ -63,12 +63,12 @@ class Sizeless(IterableDataset[int]):
 
 def tape() -> Recorded:
     data = tiny_data(EXAMPLES)
-    assert isinstance(data.train, Arrays)
+    assert isinstance(data.train, TensorSource)
     return Recorded(data.train)
 
 
 def choices() -> dict[str, Any]:
-    return {"data": Splits(tape(), tiny_data(EXAMPLES).test, 3), "length": RoundLength(steps=5)}
+    return {"data": DataSplits(tape(), tiny_data(EXAMPLES).test, 3), "length": RoundLength(steps=5)}
 
 
 @settings(deadline=None, max_examples=60)
@@ -86,10 +86,12 @@ def test_an_epoch_reads_once_and_replicas_share_it_in_its_order(replicas: int) -
     seen: list[list[Tensor]] = []
     for replica in range(replicas):
         dataset = tape()
-        source = InOrder(dataset)
-        share = Share(replica, replicas)
+        source = IterableSource(dataset)
+        share = BatchShard(replica, replicas)
         ids = torch.arange(EXAMPLES).numpy()
-        stream = Stream(lambda some, _, at=source: at.fetch(some), ids, 0, 5, share, 0, in_order=is_in_order(source))
+        stream = ClientBatches(
+            lambda some, _, at=source: at.fetch(some), ids, 0, 5, share, 0, is_sequential=is_sequential(source)
+        )
         seen.append([batch.micro_batches[0][0] for batch in stream.batches(0, stream.steps_per_epoch)])
         assert dataset.read <= EXAMPLES and dataset.starts == dataset.starts[:1]
     together = torch.cat([part for batch in zip(*seen, strict=True) for part in batch])
@@ -111,7 +113,7 @@ def test_a_run_goes_on_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path
 
 
 def test_a_data_set_that_ends_early_is_named() -> None:
-    short = InOrder(Short(tape().source))
+    short = IterableSource(Short(tape().source))
     short.fetch(torch.arange(EXAMPLES))
     with pytest.raises(ValueError, match=re.escape(f"has ended before example {EXAMPLES}, and its length is")):
         short.fetch(torch.tensor([EXAMPLES]))
@@ -123,9 +125,9 @@ def test_one_without_numbers_is_refused_with_the_way_out() -> None:
 
 
 def test_files_of_clients_are_read_in_order_too() -> None:
-    files = {client: InOrder(tape()) for client in range(2)}
-    apart = Apart([EXAMPLES, EXAMPLES], files, [0, 0], [0, 0])
-    assert is_in_order(apart) and not is_in_order(tiny_data(4).train)
+    files = {client: IterableSource(tape()) for client in range(2)}
+    apart = PerClientSource([EXAMPLES, EXAMPLES], files, [0, 0], [0, 0])
+    assert is_sequential(apart) and not is_sequential(tiny_data(4).train)
 
 
 def test_the_documentations_example_is_one(tmp_path: Path) -> None:

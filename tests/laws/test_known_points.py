@@ -27,8 +27,8 @@ from tests.laws.quadratics import (
     trajectory,
 )
 from trainer.algorithms import Algorithm, FedAvg
-from trainer.data.client_sampling.sampling import All, Cohort, Sample
-from trainer.distributed.topology import Silos
+from trainer.data.client_sampling.sampling import AllClients, ClientSampler, UniformSampler
+from trainer.distributed.topology import SiloSpec
 from trainer.loop.run import RoundLength
 from trainer.optim.schedules import Constant, Cosine, Schedule
 
@@ -36,7 +36,7 @@ EQUAL, RHO, MU = [1] * len(SIZES), 0.9, 0.7
 PLAIN, MOMENTUM, NESTEROV = Walk(), Walk(0.05, RHO), Walk(0.05, RHO, nesterov=True)
 PROXIMAL = Walk(pull=MU)
 COSINE = Cosine(final_lr_fraction=0.1)
-COHORTS: dict[str, Cohort] = {"all": All(), "sampled": Sample(4)}
+COHORTS: dict[str, ClientSampler] = {"all": AllClients(), "sampled": UniformSampler(4)}
 ROUNDS = {"all": 40, "sampled": 50}
 WEIGHTS = {"examples": SIZES, "equal": EQUAL}
 
@@ -102,14 +102,14 @@ def way(walk: Walk, factors: list[float]) -> float:
 Told = tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]
 
 
-def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: Cohort, shares: np.ndarray) -> Iterator[Told]:
+def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: ClientSampler, shares: np.ndarray) -> Iterator[Told]:
     """x, c and the known c_k after each of five rounds: Karimireddy et al. 2020, algorithm 1, option II.
 
     With equal shares 1 / N they are the paper's means: c moves by |S| / N times the mean change. K eta_l is the `way`.
     """
     x, c, controls = START, np.zeros(DIMENSIONS), {}
     for round in range(5):
-        members = cohort.draw(len(SIZES), 0, round)
+        members = cohort.sample(len(SIZES), 0, round)
         x_change, c_change = np.zeros(DIMENSIONS), np.zeros(DIMENSIONS)
         for k in members:
             control, rates = controls.get(k, np.zeros(DIMENSIONS)), factors(schedule, k, round)
@@ -135,7 +135,7 @@ def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: Cohort, shares: np.
     ids=["sgd", "sgd-3+1", "momentum", "nesterov", "cosine"],
 )
 def test_scaffold_is_algorithm_1_option_2(
-    ranks, walk: Walk, schedule: Schedule, silos: Silos, weight: Any, cohort: str
+    ranks, walk: Walk, schedule: Schedule, silos: SiloSpec, weight: Any, cohort: str
 ):
     """The global parameters, the server's control variate and those of all clients, after each of five rounds."""
     choices = bowl_choices(walk, rounds=5, client_sampling=COHORTS[cohort], schedule=schedule)
@@ -191,7 +191,7 @@ def fednova_by_hand(name: str, members: tuple[int, ...], weight: str, momentum: 
 @weights
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", NORMS)
-def test_fednova_is_its_formula(ranks, name: str, silos: Silos, weight: Any):
+def test_fednova_is_its_formula(ranks, name: str, silos: SiloSpec, weight: Any):
     """Clients of 1 to 5 steps a round; the norms of a are the paper's closed forms, ours are measured."""
     walk = NORMS[name][0]
     algorithm = partial(fednova, weighting=weight, proximal_mu=walk.pull)

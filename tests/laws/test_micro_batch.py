@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of, tiny_model
 from tests.laws.test_resume import border, noisy_choices, text_choices, timeless
-from trainer.checkpoint import Checkpoints
-from trainer.distributed.topology import Silos, distributed
+from trainer.checkpoint import Checkpointer
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
-from trainer.loop.micro_batch_size import largest_share, state_numbers
-from trainer.optim import Grouped, Muon
-from trainer.utils.oom import OutOfMemory, check_room
+from trainer.loop.micro_batch_size import max_replica_batch_size, optimizer_numbers_per_parameter
+from trainer.optim import GroupedOptimizerFactory, Muon
+from trainer.utils.oom import OutOfMemoryError, raise_if_oom
 
 ROUNDS = 3
 GPU = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.00 GiB of which 1.00 GiB is"
@@ -55,18 +55,18 @@ class Crumbling(nn.Module):
         return self.inner(inputs)
 
 
-def run_to(name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int, limits: list[int]) -> Records:
+def run_to(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int, limits: list[int]) -> Records:
     """Trains to this round from the newest checkpoint."""
     with distributed(silos_of(name, silos)) as topology:
         narrow = {"module": Narrow(choices["module"], limits), "rounds": ROUNDS}
         run, records = case_run(topology, name, choices | narrow), Records()
-        checkpoints = Checkpoints(folder, topology, run.layout)
-        fit(run, [records], checkpoints, checkpoints.newest(), until=until)
+        checkpoints = Checkpointer(folder, topology, run.assignment_digest)
+        fit(run, [records], checkpoints, checkpoints.latest(), until=until)
         return records
 
 
 def assert_found(
-    pool: Any, name: str, silos: Silos, choices: dict[str, Any], limits: list[int], size: int, folder: Path
+    pool: Any, name: str, silos: SiloSpec, choices: dict[str, Any], limits: list[int], size: int, folder: Path
 ) -> None:
     """With `auto`, in two parts, the second with all room there is, the run is that of `size` by hand."""
     auto, by_hand = choices | {"micro_batch_size": "auto"}, choices | {"micro_batch_size": size}
@@ -125,7 +125,7 @@ def test_a_number_given_later_takes_the_place_of_the_one_found(ranks, tmp_path: 
 
 
 def no_room_at_all(folder: Path) -> str:
-    with pytest.raises(OutOfMemory) as failure:
+    with pytest.raises(OutOfMemoryError) as failure:
         run_to("fedavg", 2, {"module": tiny_model().double(), "micro_batch_size": "auto"}, folder, 1, [99, 0])
     return str(failure.value)
 
@@ -138,7 +138,7 @@ def test_all_ranks_end_when_one_has_no_room_for_an_example(ranks, tmp_path: Path
 def test_the_share_is_that_of_the_largest_batch(batch_size: int | None):
     with distributed() as topology:
         run = case_run(topology, "fedavg", {"batch_size": batch_size})
-        assert largest_share(run) == (batch_size or 20)
+        assert max_replica_batch_size(run) == (batch_size or 20)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_the_share_is_that_of_the_largest_batch(batch_size: int | None):
     [
         (partial(torch.optim.SGD, lr=0.1), 0),
         (partial(torch.optim.SGD, lr=0.1, momentum=0.9), 1),
-        (Grouped(partial(torch.optim.AdamW, lr=0.1), True, (("^0", 2.0),)), 2),
+        (GroupedOptimizerFactory(partial(torch.optim.AdamW, lr=0.1), True, (("^0", 2.0),)), 2),
         (partial(Muon, lr=0.1), 1),
     ],
     ids=["sgd", "momentum", "adamw", "muon"],
 )
 def test_what_an_optimizer_keeps_is_counted(make: Any, numbers: int):
     with distributed() as topology:
-        assert state_numbers(case_run(topology, "fedavg", {"optimizer": make})) == numbers
+        assert optimizer_numbers_per_parameter(case_run(topology, "fedavg", {"optimizer": make})) == numbers
 
 
 SAID = {
@@ -166,13 +166,13 @@ SAID = {
 
 @pytest.mark.parametrize(("error", "examples", "said"), SAID.values(), ids=SAID.keys())
 def test_what_there_is_no_room_for_is_said(error: Any, examples: int, said: list[str]):
-    with pytest.raises(OutOfMemory) as failure:
-        check_room(error, "micro_batch_size", None, examples)
+    with pytest.raises(OutOfMemoryError) as failure:
+        raise_if_oom(error, "micro_batch_size", None, examples)
     assert all(part in str(failure.value) for part in said), str(failure.value)
 
 
 def test_other_errors_are_left_alone():
-    check_room(RuntimeError("shapes cannot be multiplied"), "micro_batch_size", 4, 4)
+    raise_if_oom(RuntimeError("shapes cannot be multiplied"), "micro_batch_size", 4, 4)
 
 
 # A process with little memory: 640 MB more than PyTorch takes, for a model whose examples take 4 MB each and more.
@@ -183,7 +183,7 @@ from torch import nn
 sys.path.insert(0, {root!r})
 from tests.laws.cases import case_run, tiny_data
 from tests.support.runs import make_clients
-from trainer.utils.oom import OutOfMemory
+from trainer.utils.oom import OutOfMemoryError
 from trainer.loop.fit import fit
 from trainer.distributed.topology import distributed
 
@@ -200,7 +200,7 @@ with distributed() as topology:
     print(fit(case_run(topology, "sync", choices | dict(micro_batch_size="auto")))["micro_batch_size"])
     try:
         fit(case_run(topology, "sync", choices))
-    except OutOfMemory as error:
+    except OutOfMemoryError as error:
         print(error)
 """
 

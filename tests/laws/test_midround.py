@@ -12,10 +12,10 @@ import torch
 
 from tests.laws.cases import CASES, Records, assert_close, assert_same, case_run, leaves, silos_of
 from tests.laws.test_resume import ROUNDS, border, noisy_choices, other_algorithms_choices, text_choices, timeless
-from trainer.checkpoint import Checkpoints, Start
-from trainer.distributed.topology import Silos, Topology, distributed
+from trainer.checkpoint import Checkpointer, ResumePoint
+from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loop import control
-from trainer.loop.control import Contact, Wish
+from trainer.loop.control import Action, LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
 from trainer.loop.stopping import Preempted
@@ -23,7 +23,7 @@ from trainer.loop.stopping import Preempted
 ROUND = 1  # in which the run is told to leave
 
 
-class LeavesAt(Contact):
+class LeavesAt(LoopControl):
     """Wishes to leave in round ROUND after so many steps of its client number `position`."""
 
     def __init__(self, position: int, steps: int):
@@ -31,47 +31,49 @@ class LeavesAt(Contact):
         self.position, self.steps, self.clients = position, steps, []
 
     def at(self, phase: str, work: Any = None) -> None:
-        super().at(phase, work)
+        super().set_activity(phase, work)
         if work and phase.startswith(f"round {ROUND + 1}:"):
             self.clients.append(work.client)
 
-    def wish(self) -> Wish:
-        if self.work and len(self.clients) == self.position + 1 and self.work.steps >= self.steps:
-            self.leave()
-        return super().wish()
+    def wish(self) -> Action:
+        if self.result and len(self.clients) == self.position + 1 and self.result.steps >= self.steps:
+            self.request_stop()
+        return super().requested_action()
 
 
-class LeavesWhile(Contact):
+class LeavesWhile(LoopControl):
     """Wishes to leave as soon as it does this."""
 
     def __init__(self, doing: str):
         super().__init__()
         self.doing = doing
 
-    def wish(self) -> Wish:
+    def wish(self) -> Action:
         if self.doing in self.phase:
-            self.leave()
-        return super().wish()
+            self.request_stop()
+        return super().requested_action()
 
 
 Orders = dict[int, tuple[int, int] | str]  # by silo: when to leave
 
 
-def contact_of(topology: Topology, orders: Orders) -> Contact:
+def contact_of(topology: Topology, orders: Orders) -> LoopControl:
     order = orders.get(topology.silo)
     if order is None:
-        return Contact()
+        return LoopControl()
     return LeavesWhile(order) if isinstance(order, str) else LeavesAt(*order)
 
 
-def run_part(name: str, silos: Silos, choices: dict[str, Any], folder: Path, orders: Orders | None) -> Records | None:
+def run_part(
+    name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, orders: Orders | None
+) -> Records | None:
     """Trains from the newest checkpoint to the end, or until told to leave."""
     with distributed(silos_of(name, silos)) as topology, patch.object(control, "SECONDS_BETWEEN_VOTES", 0.0):
         run = case_run(topology, name, {"rounds": ROUNDS, "save_every": 1} | choices)
-        checkpoints = Checkpoints(folder, topology, run.layout)
-        start, records = checkpoints.newest(), Records()
+        checkpoints = Checkpointer(folder, topology, run.assignment_digest)
+        start, records = checkpoints.latest(), Records()
         try:
-            fit(run, [records], checkpoints, start, contact=contact_of(topology, orders or {}))
+            fit(run, [records], checkpoints, start, control=contact_of(topology, orders or {}))
         except Preempted:
             return None
         assert not orders, "the run was not told to leave"
@@ -79,7 +81,7 @@ def run_part(name: str, silos: Silos, choices: dict[str, Any], folder: Path, ord
 
 
 def assert_left_and_bit_equal(
-    pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path, *orders: Orders
+    pool, name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, *orders: Orders
 ) -> None:
     for order in orders:
         assert pool.run(run_part, name, silos, choices, folder / "left", order)[0] is None
@@ -146,11 +148,11 @@ def other_number_of_replicas(choices: dict[str, Any], folder: Path) -> tuple[Rec
     """The run goes on here from the middle of a round, as far as it came elsewhere."""
     with distributed(1) as topology:
         run = case_run(topology, "sync", {"rounds": ROUNDS, "save_every": 1} | choices)
-        checkpoints = Checkpoints(folder, topology, run.layout)
-        start, records = checkpoints.newest(), Records()
-        assert isinstance(start, Start) and start.sections
-        fit(run, [records], start=start)
-        return records, len(start.sections)
+        checkpoints = Checkpointer(folder, topology, run.assignment_digest)
+        start, records = checkpoints.latest(), Records()
+        assert isinstance(start, ResumePoint) and start.mid_round
+        fit(run, [records], resume_point=start)
+        return records, len(start.mid_round)
 
 
 def test_another_number_of_replicas_goes_on_at_the_same_step(ranks, tmp_path: Path):

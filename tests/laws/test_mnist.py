@@ -12,7 +12,7 @@ import torch
 from tests.laws.cases import average
 from trainer.algorithms import FedAvg
 from trainer.data import Iid, mnist
-from trainer.data.client_sampling.sampling import Sample
+from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
@@ -39,7 +39,7 @@ def train_2nn(folder: Path) -> Metrics:
             optimizer=partial(torch.optim.SGD, lr=0.1),
             rounds=ROUNDS,
             batch_size=10,
-            client_sampling=Sample(10),
+            client_sampling=UniformSampler(10),
             evaluate_every=ROUNDS,
         )
         return fit(run)

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from tests.laws.cases import SIZES, Only, Records, assert_close, assert_same, case_run, leaves, tiny_data, tiny_model
 from trainer.algorithms import FedAvg
-from trainer.checkpoint import Checkpoints
-from trainer.data import Splits
-from trainer.distributed.topology import Silos, Topology, distributed
+from trainer.checkpoint import Checkpointer
+from trainer.data import DataSplits
+from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import evaluate, fit
 from trainer.loop.round import train_round
 from trainer.loop.run import Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.utils.seeding import generator
 
 RATE, STEPS, BATCH_SIZE = 0.3, 3, 4
@@ -32,20 +32,20 @@ def personal_run(topology: Topology, **choices: Any) -> Run:
     return case_run(topology, "fedavg", defaults | {"rounds": 3} | choices)
 
 
-def heads_and_fresh(silos: Silos) -> tuple[dict[int, Tensor], Tensor]:
+def heads_and_fresh(silos: SiloSpec) -> tuple[dict[int, Tensor], Tensor]:
     """The personal vectors after the second round, and what newcomers of the third begin with."""
     with distributed(silos) as topology:
         run = personal_run(topology)
-        state = State(run)
+        state = TrainState(run)
         for index in range(2):
             train_round(state, run.round(index))
-        heads = {client: kept["personal"]["parameters"].clone() for client, kept in state.trainer.states.items()}
-        state.welcome(run.round(2))
-        return heads, state.trainer.fresh["parameters"]
+        heads = {client: kept["personal"]["parameters"].clone() for client, kept in state.trainer.client_states.items()}
+        state.init_new_clients(run.round(2))
+        return heads, state.trainer.initial_personal_state["parameters"]
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-def test_newcomers_begin_with_the_average(ranks, silos: Silos):
+def test_newcomers_begin_with_the_average(ranks, silos: SiloSpec):
     """By n_k, over the clients that have trained, wherever they are at home; on all ranks alike."""
     outcomes = ranks(2 if silos == 2 else 4).run(heads_and_fresh, silos)
     heads = {client: head for mine, _ in outcomes for client, head in mine.items()}
@@ -57,23 +57,23 @@ def test_newcomers_begin_with_the_average(ranks, silos: Silos):
         assert torch.equal(fresh, outcomes[0][1])
 
 
-def judged(silos: Silos) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict[str, Tensor]]:
+def judged(silos: SiloSpec) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict[str, Tensor]]:
     """The figures of one round of all clients, their second layers by name, and the shared first one."""
     with distributed(silos) as topology:
         run = personal_run(topology, client_sampling=Only((tuple(range(7)),)))
-        state = State(run)
+        state = TrainState(run)
         train_round(state, run.round(0))
         figures = evaluate(state)
         assert figures
         heads = {}
-        for client in state.trainer.states:
+        for client in state.trainer.client_states:
             state.trainer.load_personal(client)
             heads[client] = {name: t.clone() for name, t in run.module.state_dict().items() if name.startswith("2.")}
         return figures, heads, state.model.shared_state()
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-def test_the_average_model_is_judged_beside_the_clients_own(ranks, silos: Silos):
+def test_the_average_model_is_judged_beside_the_clients_own(ranks, silos: SiloSpec):
     """By n_k, as newcomers would get it; its figures are those of a model put together by hand."""
     outcomes = ranks(2 if silos == 2 else 4).run(judged, silos)
     heads = {client: head for _, mine, _ in outcomes for client, head in mine.items()}
@@ -88,7 +88,7 @@ def test_the_average_model_is_judged_beside_the_clients_own(ranks, silos: Silos)
         assert {f"global/{name}" for name in told} | {f"clients/{name}" for name in told} <= set(figures)
 
 
-def tuned_by_hand(shared: dict[str, Tensor], data: Splits, client: int, sizes: list[int]) -> nn.Module:
+def tuned_by_hand(shared: dict[str, Tensor], data: DataSplits, client: int, sizes: list[int]) -> nn.Module:
     """The global model after a client's first batches, by plain torch."""
     model = tiny_model().double()
     model.load_state_dict(shared)
@@ -106,16 +106,18 @@ def tuned_by_hand(shared: dict[str, Tensor], data: Splits, client: int, sizes: l
     return model
 
 
-def tuned_figures(silos: Silos, personal_steps: int, folder: Path | None = None) -> tuple[Metrics, dict[str, Tensor]]:
+def tuned_figures(
+    silos: SiloSpec, personal_steps: int, folder: Path | None = None
+) -> tuple[Metrics, dict[str, Tensor]]:
     with distributed(silos) as topology:
         choices = {"optimizer": partial(torch.optim.SGD, lr=RATE), "personal_steps": personal_steps}
         run, records = case_run(topology, "fedavg", choices), Records()
-        fit(run, [records], Checkpoints(folder, topology, run.layout) if folder else None)
+        fit(run, [records], Checkpointer(folder, topology, run.assignment_digest) if folder else None)
         return records.rounds[-1], leaves(run.module.state_dict())
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: Silos):
+def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: SiloSpec):
     """Each client's accuracy, with and without its steps, is that of a plain loop; the global model stays."""
     for figures, model in ranks(2 if silos == 2 else 4).run(tuned_figures, silos, STEPS):
         data = tiny_data(sum(SIZES))
@@ -146,8 +148,8 @@ def resumed(folder: Path, until: int, name: str) -> dict[str, Any]:
         choices |= {"data": tiny_data(8 * sum(SIZES), torch.float32), "module": tiny_model()}
         for end in (until, 4):
             run = case_run(topology, "fedavg", choices)
-            checkpoints = Checkpoints(folder, topology, run.layout)
-            fit(run, (), checkpoints, checkpoints.newest(), until=end)
+            checkpoints = Checkpointer(folder, topology, run.assignment_digest)
+            fit(run, (), checkpoints, checkpoints.latest(), until=end)
         return leaves(run.module.state_dict())
 
 

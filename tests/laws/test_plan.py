@@ -13,12 +13,12 @@ import torch
 from tests.laws.cases import CASES, case_run, robust, silos_of, train
 from tests.support.runs import average, make_run
 from trainer.algorithms import Algorithm, FedAvg, Median, Sync
-from trainer.commands.plan.cost_model import Load, Packing, Traffic
-from trainer.commands.plan.ddp_step import seconds_of_step
-from trainer.commands.plan.dry_run import Rehearsal
-from trainer.commands.plan.memory import Lines
-from trainer.commands.plan.target_world import leader_of
-from trainer.distributed.gradients import Gradients, HalfPrecision, PowerSGD
+from trainer.commands.plan.cost_model import CompressionCost, SiloLoad, Traffic
+from trainer.commands.plan.ddp_step import measure_step_seconds
+from trainer.commands.plan.dry_run import DryRun
+from trainer.commands.plan.memory import MemoryLines
+from trainer.commands.plan.target_world import leader_topology
+from trainer.distributed.gradients import GradientReducer, HalfPrecisionReducer, PowerSGDReducer
 from trainer.distributed.topology import distributed, silo_sizes
 from trainer.loop.run import RoundLength
 
@@ -30,10 +30,12 @@ adamw = partial(torch.optim.AdamW, lr=0.01)
 nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
 
 
-def foretold(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tuple[Traffic, list[Load]]:
+def foretold(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tuple[Traffic, list[SiloLoad]]:
     """What the leaders of the silos say of a round, each of the silos of its size."""
     with distributed(1):
-        played = {size: Rehearsal(case_run(leader_of(sizes.index(size), sizes, CPU), name, choices)) for size in sizes}
+        played = {
+            size: DryRun(case_run(leader_topology(sizes.index(size), sizes, CPU), name, choices)) for size in sizes
+        }
         traffic = {one.traffic() for one in played.values()}
         loads = [played[size].load(silo) for silo, size in enumerate(sizes)]
     assert len(traffic) == 1
@@ -52,23 +54,23 @@ def test_bytes_and_steps_are_those_that_are_reported(ranks, name: str, silos: li
     assert sum(load.examples for load in loads) == first["round/examples"]
 
 
-def foretold_with(gradients: Gradients) -> int:
+def foretold_with(reducer: GradientReducer) -> int:
     with distributed(1):
-        return Rehearsal(make_run(leader_of(0, [2], CPU), [16], gradient_compression=gradients)).traffic().gradients
+        return DryRun(make_run(leader_topology(0, [2], CPU), [16], gradient_compression=reducer)).traffic().gradients
 
 
 def test_gradients_in_few_bytes_can_be_planned_without_their_replicas(ranks):
     """Half of 4 bytes a number; thin matrices of 4 columns, and vectors as they are."""
-    assert ranks(1).run(foretold_with, HalfPrecision()) == [2 * MLP_PARAMETERS]
+    assert ranks(1).run(foretold_with, HalfPrecisionReducer()) == [2 * MLP_PARAMETERS]
     thin = 4 * (784 + 32) + 4 * (32 + 32) + 32 * 10
-    assert ranks(1).run(foretold_with, PowerSGD(rank=4)) == [4 * (thin + 32 + 32 + 10)]
+    assert ranks(1).run(foretold_with, PowerSGDReducer(rank=4)) == [4 * (thin + 32 + 32 + 10)]
 
 
-def held(sizes: list[int], clients: list[int], slots: dict[str, Any], optimizer: Any) -> Lines:
+def held(sizes: list[int], clients: list[int], slots: dict[str, Any], optimizer: Any) -> MemoryLines:
     """The memory of the first rank."""
     with distributed(1):
-        topology = leader_of(0, sizes, CPU)
-        return Rehearsal(make_run(topology, clients, algorithm=FedAvg(**slots), optimizer=optimizer)).memory()
+        topology = leader_topology(0, sizes, CPU)
+        return DryRun(make_run(topology, clients, algorithm=FedAvg(**slots), optimizer=optimizer)).memory()
 
 
 def test_memory_of_diloco(ranks):
@@ -91,11 +93,11 @@ def test_memory_of_fedavg(ranks):
     assert told <= set(lines) and not set(lines) & {"sums of the silo's clients", "states kept for clients"}
 
 
-def offered(sizes: list[int], algorithm: Callable[[], Algorithm]) -> dict[str, Packing]:
+def offered(sizes: list[int], algorithm: Callable[[], Algorithm]) -> dict[str, CompressionCost]:
     """What each uplink makes of a round of a small model."""
     with distributed(1):
-        run = make_run(leader_of(0, sizes, CPU), [16] * len(sizes), algorithm=algorithm())
-        return Rehearsal(run).packings()
+        run = make_run(leader_topology(0, sizes, CPU), [16] * len(sizes), algorithm=algorithm())
+        return DryRun(run).compression_costs()
 
 
 @pytest.mark.parametrize("silos", [2, 4])
@@ -123,7 +125,7 @@ def step_together(silos: list[int], slow: int) -> float:
         run = make_run(topology, [16] * topology.num_silos, algorithm=FedAvg(average))
         if topology.rank == slow:
             run.module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP))
-        return seconds_of_step(run, topology, seconds=0.05)
+        return measure_step_seconds(run, topology, seconds=0.05)
 
 
 def test_a_step_takes_every_replica_of_a_silo_as_long_as_its_slowest(ranks):
@@ -138,4 +140,4 @@ def test_steps_of_whole_silos_can_be_timed_whatever_the_algorithm(ranks, name: s
 
 def timed(name: str) -> float:
     with distributed(silos_of(name, [2, 2])) as topology:
-        return seconds_of_step(case_run(topology, name, {}), topology, seconds=0.05)
+        return measure_step_seconds(case_run(topology, name, {}), topology, seconds=0.05)

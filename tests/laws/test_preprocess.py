@@ -8,17 +8,17 @@ import torch
 
 from tests.support.runs import make_data, make_run, parameters
 from trainer.algorithms import FedAvg, Sync
-from trainer.data.transforms import Chain, CutOut, MixUp, RandomCrop, RandomFlip, Standardise
-from trainer.distributed.topology import Silos, distributed
+from trainer.data.transforms import Compose, CutOut, MixUp, RandomCrop, RandomFlip, Standardise
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 SIZES = [20, 14, 6]
 
 
-def chain() -> Chain:
-    return Chain(
+def chain() -> Compose:
+    return Compose(
         {
             "standardise": Standardise(),
             "crop": RandomCrop(3),
@@ -30,11 +30,11 @@ def chain() -> Chain:
     )
 
 
-def trained(silos: Silos) -> list[torch.Tensor]:
+def trained(silos: SiloSpec) -> list[torch.Tensor]:
     """The parameters after three epochs; the third rank's share of the last batch is empty."""
     with distributed(silos, device="cpu") as topology:
         run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, length=RoundLength(epochs=3), transforms=chain())
-        state = State(run)
+        state = TrainState(run)
         train_round(state, run.round(0))
         return parameters(run.module)
 
@@ -47,17 +47,17 @@ def test_any_number_of_ranks_sees_what_one_sees(ranks, size: int):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def statistics(silos: Silos) -> tuple[torch.Tensor, torch.Tensor]:
+def statistics(silos: SiloSpec) -> tuple[torch.Tensor, torch.Tensor]:
     with distributed(silos, device="cpu") as topology:
         run = make_run(topology, SIZES, algorithm=FedAvg(), transforms=chain())
-        State(run)
+        TrainState(run)
         standardise = run.transforms.transforms["standardise"]
         assert isinstance(standardise, Standardise)
         return standardise.mean, standardise.std
 
 
 @pytest.mark.parametrize("silos", [1, 3, [2, 1], [1, 1]], ids=str)
-def test_silos_standardise_by_what_all_of_them_have(ranks, silos: Silos):
+def test_silos_standardise_by_what_all_of_them_have(ranks, silos: SiloSpec):
     """To 1e-6 of numpy's over all training examples, which no rank has."""
     size = silos if isinstance(silos, int) else sum(silos)
     columns = make_data("mlp", sum(SIZES)).train.fetch(torch.arange(sum(SIZES)))[0].double().numpy()

@@ -13,10 +13,10 @@ from torch import nn
 
 from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data, train
 from trainer.algorithms import FedAvg
-from trainer.data.client_sampling.sampling import Sample
-from trainer.distributed.topology import Silos
+from trainer.data.client_sampling.sampling import UniformSampler
+from trainer.distributed.topology import SiloSpec
 from trainer.loop.run import RoundLength
-from trainer.optim import Clip
+from trainer.optim import GradientClipper
 from trainer.optim.schedules import Cosine
 from trainer.utils.seeding import generator
 
@@ -152,7 +152,7 @@ def test_federated_averaging_with_every_server(ranks, server: str):
 
 
 @pytest.mark.parametrize("silos", [[3, 1], [2, 2], 4], ids=["3+1", "2+2", "4"])
-def test_silos_of_any_sizes(ranks, silos: Silos):
+def test_silos_of_any_sizes(ranks, silos: SiloSpec):
     """The same numbers on 4 ranks: a client's n_k counts its examples, and not its silo's replicas."""
     for ours in ranks(4).run(train, "fedavg", silos, linear_choices("average")):
         assert_is_reference(ours, list(reference(SERVERS["average"][1](start()))))
@@ -165,8 +165,10 @@ def test_equal_weights(ranks):
 
 def test_sampled_clients_alone_are_averaged(ranks):
     """One round: the mean over the clients whose rows are reported, by their n_k; the others do not move it."""
-    ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"client_sampling": Sample(3), "rounds": 1})[0]
-    chosen = Sample(3).draw(len(SIZES), 0, 0)
+    ours = ranks(2).run(
+        train, "fedavg", 2, linear_choices("average") | {"client_sampling": UniformSampler(3), "rounds": 1}
+    )[0]
+    chosen = UniformSampler(3).sample(len(SIZES), 0, 0)
     assert len(chosen) == 3
     assert {f"client/{client}/train_loss" for client in chosen} == {
         name for name in ours.rounds[0] if name.endswith("train_loss")
@@ -195,10 +197,10 @@ def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple
 
 
 @pytest.mark.parametrize("silos", [4, [3, 1]], ids=["4", "3+1"])
-def test_clipping_and_schedules(ranks, silos: Silos):
+def test_clipping_and_schedules(ranks, silos: SiloSpec):
     """Two rounds of 3 steps. It is the gradient of the silo's batch that is clipped, not that of a replica's part."""
     choices = linear_choices("average") | {"rounds": 2, "length": RoundLength(steps=STEPS)}
-    choices |= {"clip": Clip(CLIP_NORM), "schedule": Cosine()}
+    choices |= {"clip": GradientClipper(CLIP_NORM), "schedule": Cosine()}
     ours = ranks(4).run(train, "fedavg", silos, choices)[0]
     weights, shares = start(), np.array(SIZES) / sum(SIZES)
     for round, metrics in enumerate(ours.rounds):

@@ -27,31 +27,31 @@ from tests.laws.cases import (
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
 from trainer.algorithms import FedAvg, FedOpt, Streaming
-from trainer.checkpoint import Checkpoints, Start
-from trainer.checkpoint.format import Saved, find
-from trainer.data.client_sampling.sampling import Sample
-from trainer.distributed.topology import Silos, distributed
+from trainer.checkpoint import Checkpointer, ResumePoint
+from trainer.checkpoint.format import SavedState, find_saved
+from trainer.data.client_sampling.sampling import UniformSampler
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
 from trainer.models import GPT, flat
-from trainer.optim import Grouped, Muon
+from trainer.optim import GroupedOptimizerFactory, Muon
 from trainer.optim.schedules import Cosine
 
 ROUNDS, INTERRUPTED = 4, 2
 
 
-def run_rounds(name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int, resume: bool) -> Records:
+def run_rounds(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int, resume: bool) -> Records:
     """Trains to round `until`, anew or from the newest checkpoint in the folder; the figures of the rounds it ran."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS, "save_every": INTERRUPTED} | choices)
-        checkpoints = Checkpoints(folder, topology, run.layout)
+        checkpoints = Checkpointer(folder, topology, run.assignment_digest)
         records = Records()
-        fit(run, [records], checkpoints, checkpoints.newest() if resume else None, until=until)
+        fit(run, [records], checkpoints, checkpoints.latest() if resume else None, until=until)
         return records
 
 
-def interrupted_and_not(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path, runs=run_rounds):
+def interrupted_and_not(pool, name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, runs=run_rounds):
     """The folders and the last rounds' figures of a run in two parts, and of the same run in one."""
     first, one = folder / "two_parts", folder / "one"
     pool.run(runs, name, silos, choices, first, INTERRUPTED, False)
@@ -60,11 +60,11 @@ def interrupted_and_not(pool, name: str, silos: Silos, choices: dict[str, Any], 
     return (first, resumed.rounds), (one, through.rounds[INTERRUPTED:])
 
 
-def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], folder: Path, runs=run_rounds) -> None:
+def assert_bit_equal(pool, name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, runs=run_rounds) -> None:
     """Every section on disk but the clock readings, and every figure."""
     (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder, runs)
     saved, expected = (border(path, ROUNDS) for path in (ours, theirs))
-    assert saved.parts == expected.parts
+    assert saved.shards == expected.shards
     for section in ("model", "ema", "algorithm", "clients", "residuals"):
         assert_same(leaves(saved.load(section)), leaves(expected.load(section)))
     assert torch.equal(*(each.load("progress")["participations"] for each in (saved, expected)))
@@ -74,10 +74,10 @@ def assert_bit_equal(pool, name: str, silos: Silos, choices: dict[str, Any], fol
         assert our_round["bytes_between_silos"] == their_round["bytes_between_silos"]
 
 
-def border(folder: Path, rounds: int) -> Saved:
+def border(folder: Path, rounds: int) -> SavedState:
     """The checkpoint after so many rounds."""
-    saved = find(folder / f"round-{rounds:06d}")
-    assert saved and not saved.faults()
+    saved = find_saved(folder / f"round-{rounds:06d}")
+    assert saved and not saved.errors()
     return saved
 
 
@@ -104,7 +104,7 @@ def noisy_choices(name: str) -> dict[str, Any]:
         "batch_size": None if name == "fedsgd" else 10,
         "length": RoundLength(steps=1 if name == "fedsgd" else 3),
     }
-    return choices if name == "sync" else choices | {"client_sampling": Sample(4)}
+    return choices if name == "sync" else choices | {"client_sampling": UniformSampler(4)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -164,21 +164,23 @@ def test_it_is_so_on_three_replicas(ranks, model: str, tmp_path: Path):
 def test_it_is_so_for_every_optimizer_and_its_groups(ranks, make: type[torch.optim.Optimizer], tmp_path: Path):
     """Kept by every client, with parameters of three rates and no decay of biases."""
     rates = (("^0.weight", 0.5), ("^4", 2.0))
-    choices = noisy_choices("diloco") | {"optimizer": Grouped(partial(make, lr=0.01, weight_decay=0.1), True, rates)}
+    choices = noisy_choices("diloco") | {
+        "optimizer": GroupedOptimizerFactory(partial(make, lr=0.01, weight_decay=0.1), True, rates)
+    }
     assert_bit_equal(ranks(2), "diloco", 2, choices, tmp_path)
 
 
-def resumed_elsewhere(name: str, silos: Silos, choices: dict[str, Any], saved: Saved) -> dict[str, Any]:
+def resumed_elsewhere(name: str, silos: SiloSpec, choices: dict[str, Any], saved: SavedState) -> dict[str, Any]:
     """The model after the run went on here from a checkpoint of another world."""
     with distributed(silos) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS} | choices)
-        fit(run, start=Start(INTERRUPTED, saved))
+        fit(run, resume_point=ResumePoint(INTERRUPTED, saved))
         return leaves(run.module.state_dict())
 
 
 def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
     """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos go on as the 2 would have, but for the order of sums."""
-    choices: dict[str, Any] = {"client_sampling": Sample(4), "length": RoundLength(steps=3)}
+    choices: dict[str, Any] = {"client_sampling": UniformSampler(4), "length": RoundLength(steps=3)}
     (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
     expected = leaves(border(through, ROUNDS).load("model"))
     saved = border(first, INTERRUPTED)

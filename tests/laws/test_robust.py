@@ -18,8 +18,8 @@ from tests.laws.quadratics import BOWLS, EVERYONE, START, Bowls, Walk, bowl_choi
 from trainer.algorithms import FedAvg, Krum, Median, TrimmedMean
 from trainer.algorithms.aggregation_rule import AggregationRule
 from trainer.algorithms.robust import krum, trimmed_mean
-from trainer.distributed.topology import Silos
-from trainer.loop.assignment import assign
+from trainer.distributed.topology import SiloSpec
+from trainer.loop.assignment import assign_clients
 
 ROUNDS, BAD = 3, 2
 Combine = Callable[[np.ndarray], np.ndarray]
@@ -59,7 +59,7 @@ def expected(rule: Combine, clients: tuple[int, ...]) -> np.ndarray:
     return np.stack(found)
 
 
-def ranks_of(silos: Silos) -> int:
+def ranks_of(silos: SiloSpec) -> int:
     return 2 if silos == 2 else 4
 
 
@@ -69,12 +69,12 @@ rules = pytest.mark.parametrize("name", RULES)
 
 
 def test_the_silos_have_unequal_numbers_of_clients():
-    assert [len(mine) for mine in assign(EVERYONE, SIZES, [1, 1])] == [4, 3]
+    assert [len(mine) for mine in assign_clients(EVERYONE, SIZES, [1, 1])] == [4, 3]
 
 
 @layouts
 @rules
-def test_all_clients_are_combined(ranks, name: str, silos: Silos):
+def test_all_clients_are_combined(ranks, name: str, silos: SiloSpec):
     """Three rounds of 7 clients; every rank has the same bits."""
     ours_by, rule = RULES[name]
     by_rank = ranks(ranks_of(silos)).run(path, silos, robust(ours_by), bowl_choices(rounds=ROUNDS))
@@ -84,7 +84,7 @@ def test_all_clients_are_combined(ranks, name: str, silos: Silos):
 
 @layouts
 @rules
-def test_a_nan_client_is_left_out(ranks, name: str, silos: Silos):
+def test_a_nan_client_is_left_out(ranks, name: str, silos: SiloSpec):
     """The rules see the other six; the median of six values is the mean of the two in the middle."""
     ours_by, rule = RULES[name]
     choices = bowl_choices(bowls=BOWLS.moved(BAD, math.nan), rounds=ROUNDS, max_nonfinite_rounds=9)

@@ -29,12 +29,12 @@ from tests.laws.cases import (
     tiny_model,
     train,
 )
-from trainer.data import Arrays, Splits
-from trainer.distributed.topology import Silos, distributed
+from trainer.data import DataSplits, TensorSource
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import evaluate
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 EVERYONE = tuple(range(len(SIZES)))
 BAD, SILENT = 3, 5
@@ -49,7 +49,7 @@ def norm_model() -> nn.Module:
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", CASES)
-def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Silos):
+def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: SiloSpec):
     """Shared parameters, batch statistics and the server's state, torch.equal to rank 0's; and they have moved."""
     choices = {
         "module": norm_model(),
@@ -68,7 +68,7 @@ def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Sil
     assert not any(torch.equal(outcomes[0].model[key], norm_model().state_dict()[key]) for key in moved)
 
 
-def around_an_empty_round(name: str, silos: Silos) -> tuple[Outcome, Outcome]:
+def around_an_empty_round(name: str, silos: SiloSpec) -> tuple[Outcome, Outcome]:
     """What a run holds before and after its third round, to which nobody comes."""
     with distributed(silos_of(name, silos)) as topology:
         everyone = (0,) if name == "sync" else EVERYONE
@@ -76,7 +76,7 @@ def around_an_empty_round(name: str, silos: Silos) -> tuple[Outcome, Outcome]:
         run = case_run(
             topology, name, {"client_sampling": cohort, "rounds": 3, "module": tiny_model()} | float32_data()
         )
-        state = State(run)
+        state = TrainState(run)
         rounds = [train_round(state, run.round(index)) for index in range(2)]
         before = outcome(state, rounds)
         rounds = [train_round(state, run.round(2)) | evaluate(state)]
@@ -102,18 +102,18 @@ def test_an_empty_cohort_moves_nothing(ranks, name: str):
         assert math.isfinite(metrics["test/loss"])
 
 
-def spoiled(examples: int, first: int) -> Splits:
+def spoiled(examples: int, first: int) -> DataSplits:
     """The usual data with a NaN in one input of example `first`."""
     data = tiny_data(examples)
     inputs, targets = data.train.fetch(torch.arange(examples))
     inputs[first, 2] = math.nan
-    return Splits(Arrays(inputs, targets), data.test, data.classes)
+    return DataSplits(TensorSource(inputs, targets), data.test, data.classes)
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 # Of a packed run, clients have the same silos in both runs.
 @pytest.mark.parametrize("name", [name for name in VOTING if name in (*EXACT, "topk", "int4_scaffold")])
-def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: Silos):
+def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: SiloSpec):
     """One client is NaN and one silent: the run is that of the other five, in model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
     pool = ranks(2 if silos == 2 else 4)

@@ -44,10 +44,10 @@ from tests.laws.test_batch_statistics import (
 )
 from tests.laws.test_equivalences import batch_of
 from trainer.algorithms import FedAvg
-from trainer.data import Arrays, Splits
-from trainer.distributed.topology import Silos, distributed
+from trainer.data import DataSplits, TensorSource
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.utils.seeding import generator
 
 ROUNDS, BOUND, CAP, BATCH_SIZE, RATE = 5, 6.0, 8, 4, 0.1
@@ -74,7 +74,7 @@ def shortened(deltas: np.ndarray) -> np.ndarray:
     return deltas * np.minimum(1, BOUND / np.linalg.norm(deltas, axis=1, keepdims=True))
 
 
-def follow(ranks: Any, walk: Walk, silos: Silos = 2, **slots: Any) -> np.ndarray:
+def follow(ranks: Any, walk: Walk, silos: SiloSpec = 2, **slots: Any) -> np.ndarray:
     """The global places after each round of FedAvg with these slots."""
     choices = bowl_choices(walk, rounds=ROUNDS)
     return ranks(2 if silos == 2 else 4).run(path, silos, partial(FedAvg, **slots), choices)[0]
@@ -82,14 +82,14 @@ def follow(ranks: Any, walk: Walk, silos: Silos = 2, **slots: Any) -> np.ndarray
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("walk", [Walk(pull=0.7), Walk(0.05, 0.9, pull=0.7)], ids=["sgd", "momentum"])
-def test_fedprox_is_pulled_to_where_its_round_began(ranks, walk: Walk, silos: Silos):
+def test_fedprox_is_pulled_to_where_its_round_began(ranks, walk: Walk, silos: SiloSpec):
     """Each step's gradient has mu (w - x), which is none of the server's: Li et al. 2020, algorithm 2."""
     expected = averaged(walk.deltas, SIZES)
     np.testing.assert_allclose(follow(ranks, walk, silos, proximal_mu=walk.pull), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-def test_longer_deltas_than_the_bound_are_shortened(ranks, silos: Silos):
+def test_longer_deltas_than_the_bound_are_shortened(ranks, silos: SiloSpec):
     """Some are and some are not; each before it is weighted."""
     norms = np.linalg.norm(Walk().deltas(START), axis=1)
     assert norms.min() < BOUND < norms.max()
@@ -118,20 +118,20 @@ NOTHING: dict[str, dict[str, Any]] = {
 }
 
 
-def with_slots(ranks: Any, silos: Silos, slots: dict[str, Any]) -> Outcome:
+def with_slots(ranks: Any, silos: SiloSpec, slots: dict[str, Any]) -> Outcome:
     """Where three rounds with momentum inside end."""
     choices = {"rounds": 3, "optimizer": momentum, "algorithm": FedAvg(**slots)}
     return ranks(2 if silos == 2 else 4).run(train, "fedavg", silos, choices)[0]
 
 
 @pytest.fixture(scope="module", params=[2, [3, 1]], ids=["2", "3+1"])
-def plain(ranks, request: pytest.FixtureRequest) -> tuple[Silos, Outcome]:
+def plain(ranks, request: pytest.FixtureRequest) -> tuple[SiloSpec, Outcome]:
     """Silos, and FedAvg on them."""
     return request.param, with_slots(ranks, request.param, {})
 
 
 @pytest.mark.parametrize("name", NOTHING)
-def test_slots_that_say_nothing_are_fedavg_bit_for_bit(ranks, plain: tuple[Silos, Outcome], name: str):
+def test_slots_that_say_nothing_are_fedavg_bit_for_bit(ranks, plain: tuple[SiloSpec, Outcome], name: str):
     """Model and figures of all rounds."""
     silos, fedavg = plain
     ours = with_slots(ranks, silos, NOTHING[name])
@@ -174,10 +174,10 @@ def clients_models(client_optimizer_state: Any) -> tuple[States, Metrics]:
         run = case_run(
             topology, "fedavg", choices | norm_choices(module=norm_model(), batch_size=BATCH_SIZE, optimizer=momentum)
         )
-        state = State(run)
+        state = TrainState(run)
         metrics = [one_round(state, index) for index in range(run.rounds)][-1]
         models = {}
-        for client in state.trainer.states:
+        for client in state.trainer.client_states:
             state.trainer.load_personal(client)
             models[client] = leaves(run.module.state_dict())
         return models, metrics
@@ -245,7 +245,7 @@ def plain_mean(parts: list[tuple[float, Statistics]]) -> Statistics:
     return np.average(means, 0, shares), np.average(variances, 0, shares), counts.max()
 
 
-def statistics(combine: Callable[..., Statistics], silos: Silos, rounds: int) -> Statistics:
+def statistics(combine: Callable[..., Statistics], silos: SiloSpec, rounds: int) -> Statistics:
     """The global ones after some rounds of one epoch."""
     inputs = tiny_data(sum(BIG)).train.fetch(torch.arange(sum(BIG)))[0].numpy()
     state: Statistics = (np.zeros(FEATURES), np.ones(FEATURES), 0)
@@ -261,7 +261,7 @@ def statistics(combine: Callable[..., Statistics], silos: Silos, rounds: int) ->
 
 @pytest.mark.parametrize("silos", [4, [3, 1]], ids=["4", "3+1"])
 @pytest.mark.parametrize("name", ["mean", "pooled"])
-def test_statistics_are_combined_as_they_are_called(ranks, name: Any, silos: Silos):
+def test_statistics_are_combined_as_they_are_called(ranks, name: Any, silos: SiloSpec):
     """Two rounds; the two ways are apart by the variance of the means, which is not nothing."""
     choices = norm_choices(rounds=2, algorithm=FedAvg(batchnorm_stats=name))
     expected = {"mean": statistics(plain_mean, silos, 2), "pooled": statistics(pooled, silos, 2)}
@@ -275,7 +275,7 @@ def test_a_client_whose_statistics_are_not_finite_is_left_out(ranks):
     data = tiny_data(sum(BIG), torch.float32)
     inputs, targets = data.train.fetch(torch.arange(sum(BIG)))
     inputs[EDGES[3], 2] = 1e25
-    spoilt = Splits(Arrays(inputs, targets), data.test, CLASSES)
+    spoilt = DataSplits(TensorSource(inputs, targets), data.test, CLASSES)
     choices = norm_choices(module=norm_first(torch.float32), data=spoilt, rounds=2)
     ours = ranks(2).run(train, "fedavg", 2, choices)[0]
     assert all(bool(tensor.isfinite().all()) for tensor in ours.model.values())

@@ -11,7 +11,7 @@ from tests.laws.cases import SIZES, fednova
 from tests.laws.quadratics import EVERYONE, START, Walk, bowl_choices, path
 from trainer.algorithms import FedAvg
 from trainer.distributed.compression import TopK
-from trainer.loop.assignment import assign
+from trainer.loop.assignment import assign_clients
 
 ROUNDS = 5
 PADDED = 16  # numbers of a slice, of which 5 are the place
@@ -37,7 +37,7 @@ def reference(walk: Walk, sizes: list[int]) -> np.ndarray:
     found, place, held = [], START, [np.zeros_like(START) for _ in sizes]
     for _ in range(ROUNDS):
         total = np.zeros_like(START)
-        for silo, mine in enumerate(assign(EVERYONE, SIZES, sizes)):
+        for silo, mine in enumerate(assign_clients(EVERYONE, SIZES, sizes)):
             deltas = [SIZES[client] / sum(SIZES) * walk.delta(client, place - held[silo]) for client in mine]
             given = held[silo] + np.sum(deltas, axis=0)
             sent = largest(given)
@@ -54,7 +54,7 @@ def reference_of_four(walk: Walk) -> np.ndarray:
     held, held_of_sums = [np.zeros_like(START) for _ in sizes], np.zeros_like(START)
     for _ in range(ROUNDS):
         total = held_of_sums.copy()
-        for silo, mine in enumerate(assign(EVERYONE, SIZES, sizes)):
+        for silo, mine in enumerate(assign_clients(EVERYONE, SIZES, sizes)):
             ahead = place - held[silo]
             ahead[SHARES[silo]] -= held_of_sums[SHARES[silo]]
             deltas = [SIZES[client] / sum(SIZES) * walk.delta(client, ahead) for client in mine]

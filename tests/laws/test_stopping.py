@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from tests.laws.cases import CASES, SIZES, TEST_EXAMPLES, Records, assert_same, case_run, leaves, silos_of
 from tests.laws.test_midround import LeavesWhile
 from tests.laws.test_resume import border, text_choices, timeless
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpointer
 from trainer.data import Clients
-from trainer.distributed.topology import Silos, distributed
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop import round
-from trainer.loop.control import Contact
+from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
-from trainer.loop.stopping import Preempted, Stop
+from trainer.loop.stopping import Preempted, StopCriteria
 from trainer.loop.train_state import Progress
 
 ROUNDS = 8
@@ -45,15 +45,15 @@ def choices_of(model: str, **choices: Any) -> dict[str, Any]:
 
 
 def run_until(
-    name: str, silos: Silos, choices: dict[str, Any], folder: Path, until: int | None = None, doing: str = ""
+    name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int | None = None, doing: str = ""
 ) -> tuple[dict[str, Any] | None, Records]:
     """The result, and the rounds that were run here, from the newest checkpoint on; None of a run that was to leave."""
     with distributed(silos_of(name, silos)) as topology:
         run, records = case_run(topology, name, choices), Records()
-        checkpoints = Checkpoints(folder, topology, run.layout, keep=ROUNDS)
-        contact = LeavesWhile(doing) if doing else Contact()
+        checkpoints = Checkpointer(folder, topology, run.assignment_digest, keep=ROUNDS)
+        contact = LeavesWhile(doing) if doing else LoopControl()
         try:
-            return fit(run, [records], checkpoints, checkpoints.newest(), until=until, contact=contact), records
+            return fit(run, [records], checkpoints, checkpoints.latest(), until=until, control=contact), records
         except Preempted:
             return None, records
 
@@ -89,7 +89,7 @@ def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model
     scores = scores_of(whole, model)
     wanted = sorted(scores)[ROUNDS // 2]
     rounds = next(index for index, score in enumerate(scores) if score >= wanted) + 1
-    choices = choices_of(model, stop=Stop(metric_target=abs(wanted)), save_every=ROUNDS)
+    choices = choices_of(model, stop=StopCriteria(metric_target=abs(wanted)), save_every=ROUNDS)
     results = [result for result, _ in ranks(2).run(run_until, name, 2, choices, tmp_path / "ours")]
     assert [(result["round"], result["stopped"]) for result in results] == [(rounds, "target")] * 2
     assert_is_the_beginning(tmp_path / "ours", tmp_path / "whole", rounds)
@@ -104,7 +104,7 @@ def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model:
     scores = scores_of(whole, model)
     patience = next(p for p in (3, 2, 1) if 1 < rounds_with_patience(scores, p) < ROUNDS)
     rounds = rounds_with_patience(scores, patience)
-    choices |= {"stop": Stop(patience_evaluations=patience)}
+    choices |= {"stop": StopCriteria(patience_evaluations=patience)}
     for until, reason in ((rounds - 1, None), (None, "patience"), (None, "patience")):
         outcomes = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path / "ours", until)
         assert [(result["round"], result.get("stopped")) for result, _ in outcomes] == [(until or rounds, reason)] * 2
@@ -117,7 +117,7 @@ def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Pat
     """No time at all: one round, evaluated and saved though none was due, the same as a run of one round."""
     choices = choices_of("mlp", evaluate_every=ROUNDS, save_every=ROUNDS)
     result, ours = ranks(2).run(
-        run_until, name, 2, choices | {"stop": Stop(max_training_seconds=0.0)}, tmp_path / "ours"
+        run_until, name, 2, choices | {"stop": StopCriteria(max_training_seconds=0.0)}, tmp_path / "ours"
     )[0]
     _, theirs = ranks(2).run(run_until, name, 2, choices | {"rounds": 1}, tmp_path / "theirs")[0]
     assert result is not None and (result["round"], result["stopped"]) == (1, "seconds")
@@ -128,10 +128,10 @@ def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Pat
 def run_on_other_clocks(folder: Path) -> dict[str, Any]:
     """On rank 0 the time goes by a second a look, on all others it has gone by long ago."""
     with distributed(2) as topology:
-        run = case_run(topology, "fedavg", choices_of("mlp", stop=Stop(max_training_seconds=12)))
+        run = case_run(topology, "fedavg", choices_of("mlp", stop=StopCriteria(max_training_seconds=12)))
         times = count(0, 1) if topology.rank == 0 else count(10**6, 10**6)
         with patch.object(round, "perf_counter", lambda: float(next(times))):
-            return fit(run, [], Checkpoints(folder, topology, run.layout))
+            return fit(run, [], Checkpointer(folder, topology, run.assignment_digest))
 
 
 def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
@@ -141,7 +141,7 @@ def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
 
 
 def test_a_run_that_leaves_before_its_last_evaluation_stops_when_it_goes_on(ranks, tmp_path: Path):
-    choices = choices_of("mlp", evaluate_every=ROUNDS, stop=Stop(max_training_seconds=0.0))
+    choices = choices_of("mlp", evaluate_every=ROUNDS, stop=StopCriteria(max_training_seconds=0.0))
     assert ranks(2).run(run_until, "fedavg", 2, choices, tmp_path, None, "evaluating")[0][0] is None
     assert border_is_unevaluated(tmp_path)
     result, records = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path)[0]
@@ -156,7 +156,7 @@ def border_is_unevaluated(folder: Path) -> bool:
 def test_evaluations_in_vain_are_those_since_the_first_of_the_best(scores: list[float]):
     progress = Progress()
     for score in scores:
-        progress.note(score)
+        progress.record_score(score)
     known = [score for score in scores if score == score]
-    assert progress.peak == (max(known) if known else None)
-    assert progress.in_vain == len(scores) - (scores.index(max(known)) + 1 if known else 0)
+    assert progress.best_score == (max(known) if known else None)
+    assert progress.evaluations_without_improvement == len(scores) - (scores.index(max(known)) + 1 if known else 0)

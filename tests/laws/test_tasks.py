@@ -11,15 +11,15 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from tests.laws.cases import SIZES, TEST_EXAMPLES, assert_close, figures, tiny_model, train
-from trainer.data import Arrays, Splits
+from trainer.data import DataSplits, TensorSource
 from trainer.tasks import Classification, MultiLabel, Regression
 
 EXAMPLES, FEATURES = sum(SIZES), 6
 
 
-def splits(targets: Tensor, inputs: Tensor, classes: int | None) -> Splits:
-    train, test = (Arrays(inputs[part], targets[part]) for part in (slice(EXAMPLES), slice(EXAMPLES, None)))
-    return Splits(train, test, classes)
+def splits(targets: Tensor, inputs: Tensor, classes: int | None) -> DataSplits:
+    train, test = (TensorSource(inputs[part], targets[part]) for part in (slice(EXAMPLES), slice(EXAMPLES, None)))
+    return DataSplits(train, test, classes)
 
 
 def made_up(outputs: int) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,12 @@ from tests.laws.quadratics import BOWLS, SIZES, bowl_choices, path
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import INTERRUPTED, assert_bit_equal, border, noisy_choices, run_rounds
 from trainer.algorithms import FedAvg
-from trainer.checkpoint.format import Saved
-from trainer.data.client_sampling.sampling import All
-from trainer.distributed.compression import Cast, Codec, Int4, Int8, PowerSGD, TopK, Uplink
-from trainer.distributed.topology import Silos, distributed
+from trainer.checkpoint.format import SavedState
+from trainer.data.client_sampling.sampling import AllClients
+from trainer.distributed.compression import Cast, Codec, Int4, Int8, PowerSGD, TopK, UpdateCompression
+from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.run import RoundLength
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 pytestmark = pytest.mark.long
 
@@ -38,36 +38,36 @@ def test_four_silos_hold_the_same_bits(ranks, name: str):
 
 @WORLDS
 @pytest.mark.parametrize("name", PACKED)
-def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, silos: Silos, tmp_path: Path):
+def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, silos: SiloSpec, tmp_path: Path):
     """Residuals of slices, and of sums, are saved with all else."""
     assert_bit_equal(ranks(4), name, silos, noisy_choices(name), tmp_path)
 
 
 @WORLDS
 @pytest.mark.parametrize("uplink", [Int8(8), PowerSGD(1)], ids=lambda uplink: uplink.name)
-def test_fragments_under_way_are_resumed(ranks, uplink: Uplink, silos: Silos, tmp_path: Path):
+def test_fragments_under_way_are_resumed(ranks, uplink: UpdateCompression, silos: SiloSpec, tmp_path: Path):
     """Each fragment has residuals of its own; what is on its way is in the checkpoint.
 
     Of 4 silos some have no client in a round: they too are there for the last stage of what is on its way.
     """
     choices = noisy_choices("streaming") | {"update_compression": uplink}
     assert_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "border")
-    everyone = choices | {"client_sampling": All()}
+    everyone = choices | {"client_sampling": AllClients()}
     assert_left_and_bit_equal(ranks(4), "streaming", silos, everyone, tmp_path / "inside", {0: (0, 2)})
 
 
 @WORLDS
-def test_silos_leave_in_the_middle_of_a_round(ranks, silos: Silos, tmp_path: Path):
+def test_silos_leave_in_the_middle_of_a_round(ranks, silos: SiloSpec, tmp_path: Path):
     choices = noisy_choices("int8") | {"length": RoundLength(steps=9)}
     assert_left_and_bit_equal(ranks(4), "int8", silos, choices, tmp_path, {0: (0, 2)})
 
 
-def residuals_here(name: str, silos: Silos, choices: dict[str, Any], saved: Saved) -> dict[str, Any]:
+def residuals_here(name: str, silos: SiloSpec, choices: dict[str, Any], saved: SavedState) -> dict[str, Any]:
     """What this rank still has to send when it goes on from the checkpoint of another world."""
     with distributed(silos) as topology:
-        state = State(case_run(topology, name, choices))
-        state.restore_border(saved)
-        return leaves(state.wire.state_dict())
+        state = TrainState(case_run(topology, name, choices))
+        state.restore_round_checkpoint(saved)
+        return leaves(state.transport.state_dict())
 
 
 def added_up(pieces: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ def added_up(pieces: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("after", [1, 2, [3, 1]], ids=str)
 @pytest.mark.parametrize("name", ["int8", "int4_scaffold"])
-def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: Silos, tmp_path: Path):
+def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: SiloSpec, tmp_path: Path):
     """Saved by four silos: others have it all."""
     choices = noisy_choices(name)
     ranks(4).run(run_rounds, name, 4, choices, tmp_path, INTERRUPTED, False)

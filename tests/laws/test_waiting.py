@@ -11,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.runs import SGD, make_run
-from trainer.data.transforms import Chain, CutOut, RandomCrop, RandomFlip, RandomRotation
+from trainer.data.transforms import Compose, CutOut, RandomCrop, RandomFlip, RandomRotation
 from trainer.distributed.topology import Topology, distributed
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.round import train_round
-from trainer.loop.train_state import State
-from trainer.optim import Clip
+from trainer.loop.train_state import TrainState
+from trainer.optim import GradientClipper
 
 # Operations whose outcome is a number of the host's, or whose shape depends on numbers of the device.
 WAITING = {
@@ -32,14 +32,14 @@ WAITING = {
     "unique_dim",
 }
 
-PREPROCESS = Chain({"crop": RandomCrop(2), "flip": RandomFlip(), "turn": RandomRotation(), "cutout": CutOut(4)}, 10)
+PREPROCESS = Compose({"crop": RandomCrop(2), "flip": RandomFlip(), "turn": RandomRotation(), "cutout": CutOut(4)}, 10)
 CHOICES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"autocast": torch.bfloat16},
-    "clipped": {"clip": Clip(norm=1.0)},
-    "clipped_bf16": {"clip": Clip(norm=1.0), "autocast": torch.bfloat16},
-    "clipped_by_largest": {"clip": Clip(norm=1.0, order=float("inf"))},
-    "clipped_by_value": {"clip": Clip(norm=1.0, value=0.1)},
+    "clipped": {"clip": GradientClipper(norm=1.0)},
+    "clipped_bf16": {"clip": GradientClipper(norm=1.0), "autocast": torch.bfloat16},
+    "clipped_by_largest": {"clip": GradientClipper(norm=1.0, order=float("inf"))},
+    "clipped_by_value": {"clip": GradientClipper(norm=1.0, value=0.1)},
     "momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     "fused_adamw": {"optimizer": partial(torch.optim.AdamW, lr=0.001, fused=True)},
     "accumulated": {"micro_batch_size": 3},
@@ -64,9 +64,9 @@ class Counting(TorchDispatchMode):
 
 def epoch_of_steps(topology: Topology, model: str, choices: dict[str, Any]) -> Callable[[], None]:
     """Trains the only client for an epoch of 6 steps, the last one smaller; it has done so once."""
-    state = State(make_run(topology, [42], model, rounds=2, **choices))
+    state = TrainState(make_run(topology, [42], model, rounds=2, **choices))
     train_round(state, state.run.round(0))
-    work, round = state.trainer.begin(0), state.run.round(1)
+    work, round = state.trainer.start_client(0), state.run.round(1)
 
     def steps() -> None:
         assert state.trainer.train(work, round, 1, lambda done, examples, loss: None, lambda work, wish: False)
@@ -94,7 +94,7 @@ def test_no_number_is_read_in_preprocessing() -> None:
 
 def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that most loops read."""
-    micro_batch = LocalTrainer._micro_batch
+    micro_batch = LocalTrainer._forward_backward
 
     def reading(*arguments: Any) -> torch.Tensor:
         loss = micro_batch(*arguments)
@@ -103,7 +103,7 @@ def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with distributed(device="cpu") as topology:
         steps = epoch_of_steps(topology, "mlp", {"optimizer": SGD})
-        monkeypatch.setattr(LocalTrainer, "_micro_batch", reading)
+        monkeypatch.setattr(LocalTrainer, "_forward_backward", reading)
         with Counting() as counting:
             steps()
     assert counting.found == ["_local_scalar_dense"] * 6

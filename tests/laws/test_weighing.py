@@ -18,8 +18,8 @@ from tests.laws.cases import SIZES, assert_close, assert_same, figures, tiny_dat
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_tasks import choices_of
 from tests.support.runs import make_clients
-from trainer.data import Arrays, Splits, Weights
-from trainer.data.loading.class_weights import weigh
+from trainer.data import DataSplits, ExampleWeights, TensorSource
+from trainer.data.loading.class_weights import apply_class_weights
 from trainer.distributed.topology import distributed
 from trainer.loop.run import RoundLength
 from trainer.tasks import Classification, LanguageModelling, MultiLabel, Task
@@ -36,8 +36,8 @@ def drawn() -> Tensor:
     return weights
 
 
-def weights_of(examples: Tensor) -> Weights:
-    return Weights(examples, tuple(part.double().sum().item() for part in examples.split(SIZES)))
+def weights_of(examples: Tensor) -> ExampleWeights:
+    return ExampleWeights(examples, tuple(part.double().sum().item() for part in examples.split(SIZES)))
 
 
 def losses_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
@@ -125,13 +125,13 @@ def test_a_batch_that_weighs_nothing_has_no_gradient(ranks) -> None:
 
 def weighed(
     class_weights: Any, labels: np.ndarray, weights: np.ndarray | None = None, validation: float = 0
-) -> Weights:
+) -> ExampleWeights:
     """The weights of examples with these labels, those of two clients."""
-    source = Arrays(torch.zeros(len(labels), 2), torch.from_numpy(labels))
-    splits = Splits(source, source, 4, weights=weights)
-    clients = make_clients([len(labels) // 2, len(labels) - len(labels) // 2]).hold_out(validation, 0)
+    source = TensorSource(torch.zeros(len(labels), 2), torch.from_numpy(labels))
+    splits = DataSplits(source, source, 4, weights=weights)
+    clients = make_clients([len(labels) // 2, len(labels) - len(labels) // 2]).split_validation(validation, 0)
     with distributed(device="cpu") as topology:
-        found = weigh(Classification(class_weights), splits, clients, topology)
+        found = apply_class_weights(Classification(class_weights), splits, clients, topology)
     assert found is not None
     return found
 
@@ -180,6 +180,6 @@ class Bare:
 
 def test_a_task_that_takes_no_weights_is_refused() -> None:
     data = tiny_data(4)
-    splits = Splits(data.train, data.test, 3, weights=np.array([1, 2, 3, 4]))
+    splits = DataSplits(data.train, data.test, 3, weights=np.array([1, 2, 3, 4]))
     with distributed(device="cpu") as topology, pytest.raises(ValueError, match="task=Bare takes no weights"):
-        weigh(Bare(), splits, make_clients([4]), topology)  # type: ignore[arg-type]
+        apply_class_weights(Bare(), splits, make_clients([4]), topology)  # type: ignore[arg-type]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from tests.laws.cases import TEST_EXAMPLES, Records, assert_close, figures, leaves, tiny_data, tiny_model
 from tests.support.runs import make_clients, make_data, make_model, make_run
-from trainer.data import Splits
+from trainer.data import DataSplits
 from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
 from trainer.loop.run import Run
-from trainer.optim import Clip
+from trainer.optim import GradientClipper
 from trainer.utils.seeding import generator
 
 
@@ -43,7 +43,7 @@ BATCHES = {
     # 4 ranks get 2, 3, 2, 3 examples: one micro-batch and two.
     "micro": Batches(26, 10, {"micro_batch_size": 2}),
     "micro_of_one": Batches(23, 11, {"micro_batch_size": 1}),
-    "clipped": Batches(26, 12, {"clip": Clip(0.05)}),
+    "clipped": Batches(26, 12, {"clip": GradientClipper(0.05)}),
 }
 
 
@@ -119,7 +119,7 @@ class Watched:
 def watch_steps(batches: Batches) -> list[tuple[float, int, float]]:
     with distributed() as topology:
         watched = Watched()
-        fit(double_run(topology, "mlp", batches), watch=watched)
+        fit(double_run(topology, "mlp", batches), on_step=watched)
         return watched.seen
 
 
@@ -130,7 +130,7 @@ def test_any_rank_can_be_asked_for_the_loss_of_any_step(ranks):
         assert [done for done, _, _ in seen] == pytest.approx([step / 6 for step in range(1, 7)])
 
 
-def evaluate_split(data: Splits, batch_size: int) -> Metrics:
+def evaluate_split(data: DataSplits, batch_size: int) -> Metrics:
     """The untrained model's figures on the test set."""
     with distributed() as topology:
         choices = {"data": data, "evaluation_batch_size": batch_size, "optimizer": partial(torch.optim.SGD, lr=0.0)}

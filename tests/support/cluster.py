@@ -20,7 +20,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 PACKAGES = "munge slurmctld slurmd slurm-client util-linux"
 SECONDS_TO_START = 60
-SECONDS_BETWEEN_LOOKS = 0.1
+POLL_INTERVAL_SECONDS = 0.1
 SEARCHED = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
@@ -178,7 +178,7 @@ class Cluster:
         deadline = time.monotonic() + within_seconds
         while not what(job := self.job(id)):
             assert time.monotonic() < deadline, f"job {id} is {job.facts}\n{self.log()}"
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_INTERVAL_SECONDS)
         return job
 
     def start_again(self, id: str, within_seconds: float = 60) -> Job:
@@ -206,7 +206,7 @@ class Cluster:
         deadline = time.monotonic() + SECONDS_TO_START
         while (states := self.ask("sinfo", "-h", "-p", "normal", "-N", "-o", "%T").split()) != ["idle"] * len(states):
             assert time.monotonic() < deadline, f"the nodes are {states}\n{self.log()}"
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_INTERVAL_SECONDS)
 
 
 @contextmanager
@@ -280,11 +280,11 @@ def _await(path: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not come into being"
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_INTERVAL_SECONDS)
 
 
 def _await_controller(cluster: Cluster) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while "UP" not in cluster.run("scontrol", "ping").stdout:
         assert time.monotonic() < deadline, (cluster.folder / "slurmctld.out").read_text()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_INTERVAL_SECONDS)

@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoints, Start
+from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.distributed.topology import Topology
 
 LAYOUT = "3f0a9c1e"  # the same silos train the same clients in every round
 
 
-def writers(folder: Path, sizes: Sequence[int] = (1,), keep: int = 2) -> list[Checkpoints]:
-    """The Checkpoints of all ranks of silos of these sizes, of one attempt, in rank order.
+def writers(folder: Path, sizes: Sequence[int] = (1,), keep: int = 2) -> list[Checkpointer]:
+    """The Checkpointer of all ranks of silos of these sizes, of one attempt, in rank order.
 
     All of them live in this process, which is a world of its own: each reads alone what the others have written.
     """
-    made: list[Checkpoints] = []
+    made: list[Checkpointer] = []
     for silo, size in enumerate(sizes):
         for replica in range(size):
             place = Topology(len(made), 1, silo, replica, tuple(sizes), torch.device("cpu"), None, None)
-            made.append(Checkpoints(folder, place, lambda rounds: LAYOUT, keep))
-            made[-1].attempt = made[0].attempt
+            made.append(Checkpointer(folder, place, lambda rounds: LAYOUT, keep))
+            made[-1].attempt_id = made[0].attempt_id
     return made
 
 
@@ -40,27 +40,27 @@ def section_name(silo: int, rounds: int, step: int) -> str:
     return f"{border_name(rounds)}/silo-{silo}-{LAYOUT}/step-{step:06d}"
 
 
-def save_border(ranks: Sequence[Checkpoints], rounds: int, is_evaluated: bool = True, is_best: bool = False) -> None:
+def save_border(ranks: Sequence[Checkpointer], rounds: int, is_evaluated: bool = True, is_best: bool = False) -> None:
     """Writes a border, rank after rank."""
     for one in ranks:
         common = {"model": {"weight": torch.full((4,), rounds)}, "progress": {"rounds": rounds}}
-        one.save_border(border_name(rounds, is_evaluated), common, {}, {}, {}, True, is_best)
+        one.save_round(border_name(rounds, is_evaluated), common, {}, {}, {}, True, is_best)
         one.wait()
 
 
-def save_section(ranks: Sequence[Checkpoints], silo: int, rounds: int, step: int) -> None:
+def save_section(ranks: Sequence[Checkpointer], silo: int, rounds: int, step: int) -> None:
     """Writes a section, replica after replica of the silo."""
     for one in ranks:
         if one.topology.silo == silo:
-            one.save_section(rounds, step, {"model": {"weight": torch.full((4,), step)}}, {}, {"silo": silo})
+            one.save_mid_round(rounds, step, {"model": {"weight": torch.full((4,), step)}}, {}, {"silo": silo})
             one.wait()
 
 
-def steps_of(start: Start | None) -> tuple[str, dict[int, int]]:
+def steps_of(resume_point: ResumePoint | None) -> tuple[str, dict[int, int]]:
     """What is gone on from: the border's name, empty if it is none, and by silo the steps that are saved."""
-    assert start is not None
-    steps = {silo: int(saved.folder.name.removeprefix("step-")) for silo, saved in start.sections.items()}
-    return start.border.folder.name if start.border else "", steps
+    assert resume_point is not None
+    steps = {silo: int(saved.folder.name.removeprefix("step-")) for silo, saved in resume_point.mid_round.items()}
+    return resume_point.round_checkpoint.folder.name if resume_point.round_checkpoint else "", steps
 
 
 @contextmanager

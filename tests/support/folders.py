@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.config.compose import compose_tree
-from trainer.loggers import JsonLines, Metrics
+from trainer.loggers import JsonLinesLogger, Metrics
 
 EXAMPLES = 1000  # of a round
 TOTALS = ("seconds", "bytes_between_silos")
@@ -65,12 +65,12 @@ def write_rounds(
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (folder / "state.json").write_text(json.dumps({"status": status} | ({"error": error} if error else {})))
     if rounds:
-        sink = JsonLines(folder / "metrics.jsonl")
+        sink = JsonLinesLogger(folder / "metrics.jsonl")
         for metrics in rounds:
-            sink.record(metrics)
+            sink.log_round(metrics)
         sink.close()
     if status == "finished":
         hidden = ("client/", "slowest/", "seconds/", "delta/", "round/")
         result = {name: value for name, value in rounds[-1].items() if not name.startswith(hidden)}
         seconds = sum(metrics["seconds/round"] for metrics in rounds)
-        RunFolder(folder).write_result(result | {"examples_per_second": rounds[-1]["examples"] / seconds})
+        RunDir(folder).write_result(result | {"examples_per_second": rounds[-1]["examples"] / seconds})

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.checkpoint.format import Part, find, write_part
-from trainer.distributed.gradients import Gradients
+from trainer.checkpoint.format import Shard, find_saved, write_shard
+from trainer.distributed.gradients import GradientReducer
 from trainer.distributed.topology import Topology, distributed
 
 SHAPES = [(24, 10), (7,), (12, 3, 4), (30, 16), (16,)]
@@ -46,8 +46,8 @@ class Decreed(nn.Module):
 class Silo:
     """A replica's module, whose gradients are averaged in the given way, in several buckets."""
 
-    def __init__(self, gradients: Gradients, topology: Topology, loss: Loss | None = None):
-        self.gradients, self.loss = copy.deepcopy(gradients), loss or Loss()
+    def __init__(self, reducer: GradientReducer, topology: Topology, loss: Loss | None = None):
+        self.gradients, self.loss = copy.deepcopy(reducer), loss or Loss()
         self.module = Decreed()
         options: dict[str, Any] = {"bucket_cap_mb": SMALL_BUCKETS_MB, "gradient_as_bucket_view": True}
         self.ddp = DistributedDataParallel(self.module, process_group=topology.silo_group, **options)
@@ -62,7 +62,7 @@ class Silo:
 
     def saved(self, path: Path, name: str) -> dict[str, Any]:
         """The state, after it was on disk."""
-        write_part(path, Part(name, (name,), "0"), {"own": self.gradients.state_dict()})
+        write_shard(path, Shard(name, (name,), "0"), {"own": self.gradients.state_dict()})
         return read(path, name)
 
     def owed(self) -> Tensor:
@@ -84,9 +84,9 @@ class Silo:
 
 
 def read(path: Path, name: str) -> dict[str, Any]:
-    saved = find(path)
+    saved = find_saved(path)
     assert saved
-    return saved.load_of(name, "own")
+    return saved.load_shard(name, "own")
 
 
 def decreed(replica: int, steps: int, spread: float = 1.0) -> Given:

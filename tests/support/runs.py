@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm, FedAvg, Sync
-from trainer.data import Arrays, Clients, Splits, Windows
+from trainer.data import Clients, DataSplits, SequenceWindows, TensorSource
 from trainer.distributed.topology import Topology
 from trainer.loop.run import Run
 from trainer.models import CNN, GPT, MLP
@@ -34,15 +34,15 @@ def make_model(name: str) -> nn.Module:
     return CNN() if name == "cnn" else GPT(vocabulary=64, length=16, layers=2, heads=2, width=32)
 
 
-def make_data(name: str, examples: int) -> Splits:
+def make_data(name: str, examples: int) -> DataSplits:
     """Made-up examples that fit the model of this name, the same at every call."""
     generator = torch.Generator().manual_seed(1)
     if name == "gpt":
         tokens = torch.randint(0, 64, (examples, 17), generator=generator, dtype=torch.uint8)
-        return Splits(Windows(tokens, 16), Windows(tokens[:8], 16), 64)
+        return DataSplits(SequenceWindows(tokens, 16), SequenceWindows(tokens[:8], 16), 64)
     inputs = torch.randn(examples, 1, 28, 28, generator=generator)
     targets = torch.randint(0, 10, (examples,), generator=generator)
-    return Splits(Arrays(inputs, targets), Arrays(inputs[:8], targets[:8]), 10)
+    return DataSplits(TensorSource(inputs, targets), TensorSource(inputs[:8], targets[:8]), 10)
 
 
 def make_task(name: str) -> Task:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from trainer.algorithms.base import Metrics, Setting
 from trainer.algorithms.running_sum import RunningSum
-from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals
-from trainer.models.flat import resized
+from trainer.distributed.transport import Transport
+from trainer.distributed.transport.base import ReducedChunks
+from trainer.models.flat import pad_or_trim
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg
@@ -47,7 +47,7 @@ class Updates(Protocol):
         """Add a client's update."""
         ...
 
-    def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> Arrivals:
+    def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> ReducedChunks:
         """Combine the updates of all silos, times a factor; parts of the result as they come in. A collective.
 
         Args:
@@ -89,7 +89,7 @@ class AggregationRule(Protocol):
         """Return the reasons why the rule cannot work with these choices."""
         ...
 
-    def setup(self, transport: Wire) -> Updates:
+    def setup(self, transport: Transport) -> Updates:
         """Return the updates of a round, empty, to be combined by this rule."""
         ...
 
@@ -107,7 +107,7 @@ class Mean:
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         return []
 
-    def setup(self, transport: Wire) -> SummedUpdates:
+    def setup(self, transport: Transport) -> SummedUpdates:
         return SummedUpdates(transport)
 
     def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:
@@ -119,7 +119,7 @@ class Mean:
 class SummedUpdates:
     """Updates as one sum, of shares of the weight that the round was planned with."""
 
-    def __init__(self, transport: Wire):
+    def __init__(self, transport: Transport):
         self.transport, self.sum = transport, RunningSum()
 
     def clear(self) -> None:
@@ -134,8 +134,8 @@ class SummedUpdates:
     def add(self, update: Tensor) -> None:
         self.sum.add(update)
 
-    def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> Arrivals:
-        return self.transport.start(self.reduced(planned_weight, weight, factor, like), "delta")
+    def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> ReducedChunks:
+        return self.transport.all_reduce_async(self.reduced(planned_weight, weight, factor, like), "delta")
 
     def reduced(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> Tensor:
         """Return this silo's part of the mean over all silos, times a factor."""
@@ -161,7 +161,7 @@ class SummedUpdates:
 
     def load_state_dict(self, state: dict[str, Any], length: int) -> None:
         if "sum" in state:
-            self.sum.load(resized(state["sum"], length))
+            self.sum.load(pad_or_trim(state["sum"], length))
 
 
 def mean_cosine(sums: dict[str, float], norm: float) -> float:
@@ -181,7 +181,7 @@ def mean_cosine(sums: dict[str, float], norm: float) -> float:
 class StackedUpdates:
     """Updates as rows, one a client, which a robust rule combines. No rank ever holds the rows of all silos whole."""
 
-    def __init__(self, transport: Wire, rule: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]):
+    def __init__(self, transport: Transport, rule: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]):
         self.transport, self.rule = transport, rule
         self.rows: list[Tensor] = []
 
@@ -197,10 +197,10 @@ class StackedUpdates:
     def add(self, update: Tensor) -> None:
         self.rows.append(update.clone())
 
-    def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> Arrivals:
-        combined = self.transport.by_columns(self._stacked(like), self.rule)
+    def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> ReducedChunks:
+        combined = self.transport.reduce_columns(self._stacked(like), self.rule)
         self.clear()
-        return ((part, combined[part]) for part in self.transport.parts(len(combined)))
+        return ((part, combined[part]) for part in self.transport.chunks(len(combined)))
 
     def contribution(self, like: Tensor) -> dict[str, Tensor]:
         return {"rows": self._stacked(like)}
@@ -213,7 +213,7 @@ class StackedUpdates:
 
     def load_state_dict(self, state: dict[str, Any], length: int) -> None:
         rows = state["rows"]
-        self.rows = [resized(rows[str(place)], length) for place in range(len(rows))]
+        self.rows = [pad_or_trim(rows[str(place)], length) for place in range(len(rows))]
 
     def _stacked(self, like: Tensor) -> Tensor:
         return torch.stack(self.rows) if self.rows else like.new_zeros(0, len(like))

@@ -17,11 +17,11 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.round import Round
-from trainer.distributed.transport import Wire
-from trainer.models.flat import FlatModel, Moments
-from trainer.optim import Clip
+from trainer.distributed.transport import Transport
+from trainer.models.flat import BatchNormReduction, FlatModel
+from trainer.optim import GradientClipper
 from trainer.optim.optimizers import OptimizerFactory
 
 ClientOptimizerState = Literal["reset", "keep"]
@@ -45,7 +45,7 @@ class Setting:
     """
 
     optimizer: OptimizerFactory
-    clip: Clip
+    clip: GradientClipper
     silos: int
     clients_per_round: int
     sampling: str | None = None
@@ -73,7 +73,7 @@ class Algorithm(Protocol):
     def client_optimizer_state(self) -> ClientOptimizerState: ...
 
     @property
-    def batchnorm_stats(self) -> Moments: ...
+    def batchnorm_stats(self) -> BatchNormReduction: ...
 
     @property
     def keeps_client_state(self) -> bool: ...
@@ -106,7 +106,7 @@ class Algorithm(Protocol):
         ...
 
     def setup(
-        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
     ) -> RunSession:
         """Return the algorithm at work on a model, whose shared vector holds the initial global parameters.
 
@@ -228,7 +228,7 @@ class ClientSession(Protocol):
         """Edit the gradients of a step in place, after the mean over the silo and before clipping."""
         ...
 
-    def finish(self, result: Work) -> tuple[float, ClientState]:
+    def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         """Add the trained model's update to the sums of the silo.
 
         Returns:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from trainer.algorithms.base import Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
@@ -49,7 +49,7 @@ class Corrector:
     def start_client(self, client: FedAvgClient) -> None:
         """Add terms to the client's gradients; its vectors are in `client.vectors`."""
 
-    def measure(self, result: Work) -> dict[str, float]:
+    def measure(self, result: ClientResult) -> dict[str, float]:
         """Return numbers of a client, of which the round sums the weighted values among its scalars."""
         return {}
 
@@ -57,7 +57,7 @@ class Corrector:
         """Return what a client's update is multiplied by, besides its weight."""
         return 1.0
 
-    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: Work) -> None:
+    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: ClientResult) -> None:
         """Set the client's vectors to those that it keeps, and add to the round's sums.
 
         Args:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from trainer.algorithms.base import ClientOptimizerState
-from trainer.optim import Clip, Grouped, step
+from trainer.optim import GradientClipper, GroupedOptimizerFactory, step
 from trainer.optim.optimizers import OptimizerFactory
 
 # Factors on the rates of the steps by which an optimizer is judged: RAdam's first five are those of plain momentum.
-LOOKED_AT = (1.0, 0.5, 0.25) * 4
+PROBE_FACTORS = (1.0, 0.5, 0.25) * 4
 
 
-class Probe:
+class EffectiveSteps:
     """Steps a parameter whose gradient is always 1 as a client steps its own: the same optimizer, at the same rates.
 
     It starts at 0, without state and without weight decay, as clients do in every round. With plain SGD its way is the
@@ -26,9 +26,9 @@ class Probe:
     def __init__(self, optimizer: OptimizerFactory, pull: float = 0.0):
         self.optimizer, self.pull = optimizer, pull
         # Under a constant schedule there are few different rounds, and none has to be walked twice.
-        self.way = lru_cache(maxsize=256)(self._way)
+        self.displacement = lru_cache(maxsize=256)(self._displacement)
 
-    def _way(self, factors: tuple[float, ...], gradient: float = 1.0) -> float:
+    def _displacement(self, lr_factors: tuple[float, ...], gradient: float = 1.0) -> float:
         """How far it gets in steps of these factors on the learning rate: positive, downhill."""
         parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         optimizer = self.optimizer([parameter])
@@ -36,7 +36,7 @@ class Probe:
         for group in optimizer.param_groups:
             if "weight_decay" in group:
                 group["weight_decay"] = 0.0
-        for factor in factors:
+        for factor in lr_factors:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             parameter.grad = gradient + self.pull * parameter.detach()
@@ -44,7 +44,7 @@ class Probe:
         return -parameter.item()
 
 
-def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: Clip) -> list[str]:
+def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: GradientClipper) -> list[str]:
     """Return the errors of choices with which a client's distance is not its gradients times measurable numbers."""
     errors = []
     if clip.settings:
@@ -53,12 +53,12 @@ def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: Clip) -> l
             f"{' '.join(clip.settings)} with algorithm={name}: a clipped gradient goes another way than the one that "
             f"is measured.\n  set {nulls}, or algorithm=fedavg"
         )
-    if isinstance(optimizer, Grouped) and optimizer.lr_multipliers:
+    if isinstance(optimizer, GroupedOptimizerFactory) and optimizer.lr_multipliers:
         errors.append(
             f"optimizer.lr_multipliers with algorithm={name}: what is measured is how far one parameter gets, and "
             "these take some further than others.\n  set optimizer.lr_multipliers=[], or algorithm=fedavg"
         )
-    if error := _nonlinear(optimizer):
+    if error := _nonlinear_reason(optimizer):
         errors.append(
             f"algorithm={name} needs an optimizer whose step is linear in the gradient: {error}.\n"
             "  set optimizer=sgd or optimizer=momentum, or algorithm=fedavg"
@@ -77,11 +77,11 @@ def kept_state(name: str, client_optimizer_state: ClientOptimizerState) -> list[
     ]
 
 
-def _nonlinear(optimizer: OptimizerFactory) -> str:
+def _nonlinear_reason(optimizer: OptimizerFactory) -> str:
     """Why the probe's way would be of no use; empty when twice the gradient is twice the way."""
     kind = _name(optimizer)
     try:
-        way, twice = (Probe(optimizer).way(LOOKED_AT, gradient) for gradient in (1.0, 2.0))
+        way, twice = (EffectiveSteps(optimizer).displacement(PROBE_FACTORS, gradient) for gradient in (1.0, 2.0))
     except Exception as error:
         return f"{kind} cannot step a single number ({str(error).splitlines()[0]})"
     same = abs(twice - 2 * way) <= 1e-9 * abs(twice)
@@ -89,6 +89,6 @@ def _nonlinear(optimizer: OptimizerFactory) -> str:
 
 
 def _name(optimizer: Any) -> str:
-    make = optimizer.make if isinstance(optimizer, Grouped) else optimizer
+    make = optimizer.make if isinstance(optimizer, GroupedOptimizerFactory) else optimizer
     made = getattr(make, "func", make)
     return getattr(made, "__name__", str(made))

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from trainer.algorithms.aggregation_rule import Aggregated, AggregationRule, Mean
 from trainer.algorithms.base import ClientState, Metrics, Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.drift_correction import NO_CORRECTION, Corrector, DriftCorrection
 from trainer.algorithms.global_model import GlobalModel
 from trainer.algorithms.options import FederatedOptions, raise_errors
 from trainer.algorithms.round import Round
-from trainer.distributed.transport import Wire
-from trainer.models.flat import FlatModel, difference, resized
+from trainer.distributed.transport import Transport
+from trainer.models.flat import FlatModel, difference, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
 
 
@@ -79,7 +79,7 @@ class FedAvg(FederatedOptions):
         raise_errors(errors)
 
     def setup(
-        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
     ) -> FedAvgRun:
         return FedAvgRun(self, model, optimizer, client_weights, transport)
 
@@ -102,11 +102,11 @@ class FedAvgRun:
         model: FlatModel,
         optimizer: OptimizerFactory,
         client_weights: Sequence[float],
-        transport: Wire,
+        transport: Transport,
     ):
         self.options, self.model, self.optimizer, self.transport = options, model, optimizer, transport
         self.client_weights = [options.weight_of(weight) for weight in client_weights]
-        self.global_model = GlobalModel(model, transport, options.server, transport.parts(len(model.shared)))
+        self.global_model = GlobalModel(model, transport, options.server, transport.chunks(len(model.shared)))
         self.updates = options.rule.setup(transport)
         self.corrector: Corrector = NO_CORRECTION
         if options.drift_correction:
@@ -119,13 +119,13 @@ class FedAvgRun:
     def start_round(self, round: Round) -> FedAvgRound:
         # Moved by what this silo's clients have done and compression has held back, or the next clients would do that
         # again: the step ahead of Xu et al. 2021 (arXiv 2008.05823).
-        start = self.transport.ahead(self.global_model.parameters, "delta")
+        start = self.transport.lookahead(self.global_model.parameters, "delta")
         return FedAvgRound(self, round, start)
 
     def load_round(self, round: Round, state: dict[str, Any]) -> FedAvgRound:
         self.global_model.set(state["parameters"])
         length = len(self.global_model.parameters)
-        start = resized(state["start"], length) if "start" in state else self.global_model.parameters
+        start = pad_or_trim(state["start"], length) if "start" in state else self.global_model.parameters
         self.global_model.in_model = False
         session = FedAvgRound(self, round, start)
         session.load_state_dict(state)
@@ -158,7 +158,7 @@ class FedAvgRun:
 
     def _load_vectors(self, state: dict[str, Any]) -> None:
         for name, vector in self.corrector.vectors.items():
-            vector.copy_(resized(state[name], len(vector)))
+            vector.copy_(pad_or_trim(state[name], len(vector)))
 
 
 class FedAvgRound:
@@ -196,7 +196,7 @@ class FedAvgRound:
 
     def scalars(self) -> dict[str, float]:
         pairs = list(zip(self.weights, self.norms, strict=True))
-        names = self.run.corrector.measure(Work(0, 0.0))
+        names = self.run.corrector.measure(ClientResult(0, 0.0))
         measured = {
             name: math.fsum(w * one[name] for w, one in zip(self.weights, self.measures, strict=True)) for name in names
         }
@@ -210,7 +210,7 @@ class FedAvgRound:
         run, corrector, aggregated = self.run, self.run.corrector, Aggregated()
         if sums["weight"]:
             # All vectors are under way together.
-            pending = {name: run.transport.start(vector, name) for name, vector in self.sums.items()}
+            pending = {name: run.transport.all_reduce_async(vector, name) for name, vector in self.sums.items()}
             factor = corrector.mean_factor(sums)
             chunks = self.updates.reduce(self.planned_weight, sums["weight"], factor, run.global_model.parameters)
             norm = run.global_model.move(chunks, lambda block, update: corrector.correct(block, update, sums))
@@ -218,7 +218,7 @@ class FedAvgRound:
                 for part, total in arriving:
                     corrector.vectors[name][part].add_(total)
             for vector in corrector.vectors.values():
-                run.transport.join(vector)
+                run.transport.all_gather(vector)
             aggregated = Aggregated(norm, factor)
         run.reset_model()
         return run.options.rule.metrics(sums, aggregated)
@@ -244,7 +244,7 @@ class FedAvgRound:
         self.weights, self.norms, self.measures = numbers["weights"], numbers["norms"], numbers["measures"]
         self.updates.load_state_dict(state, len(self.start))
         for name, vector in self.sums.items():
-            vector.copy_(resized(state["sums"][name], len(vector)))
+            vector.copy_(pad_or_trim(state["sums"][name], len(vector)))
 
 
 class FedAvgClient:
@@ -259,7 +259,7 @@ class FedAvgClient:
     def __init__(self, round: FedAvgRound, state: ClientState):
         self.round, run = round, round.run
         self.vectors = {
-            name: resized(state[name], len(round.start)) if name in state else torch.zeros_like(round.start)
+            name: pad_or_trim(state[name], len(round.start)) if name in state else torch.zeros_like(round.start)
             for name in run.corrector.client_vectors
         }
         self.terms: list[tuple[Sequence[Tensor], float]] = []
@@ -283,7 +283,7 @@ class FedAvgClient:
         for tensors, factor in self.terms:
             self.round.run.model.add_to_gradients(tensors, factor)
 
-    def finish(self, result: Work) -> tuple[float, ClientState]:
+    def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         round, run = self.round, self.round.run
         weight = run.options.weight_of(result.weight)
         measures = run.corrector.measure(result)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms.base import Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.drift_correction import Corrector, inexact_updates, proximal_term, unequal_weights
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class DynamicRegularization(Corrector):
         client.add_vector(client.vectors["lagrangian"], -1.0)
         client.add_proximal_term(self.alpha)
 
-    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: Work) -> None:
+    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: ClientResult) -> None:
         client.vectors["lagrangian"] = client.vectors["lagrangian"] + update * (self.alpha / share)
 
     def correct(self, block: slice, update: Tensor, sums: dict[str, float]) -> None:

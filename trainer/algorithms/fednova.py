@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.algorithms.base import Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.drift_correction import Corrector, inexact_updates
-from trainer.algorithms.effective_steps import Probe, kept_state, nonlinear_optimizer
+from trainer.algorithms.effective_steps import EffectiveSteps, kept_state, nonlinear_optimizer
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgRun
@@ -34,17 +34,17 @@ class FedNova:
         ]
 
     def setup(self, run: FedAvgRun) -> NormalizedAveraging:
-        return NormalizedAveraging(Probe(run.optimizer, run.options.proximal_mu))
+        return NormalizedAveraging(EffectiveSteps(run.optimizer, run.options.proximal_mu))
 
 
 class NormalizedAveraging(Corrector):
     """Divides each client's update by its a_k, and multiplies their mean by the mean of the a_k."""
 
-    def __init__(self, probe: Probe):
+    def __init__(self, probe: EffectiveSteps):
         self.probe = probe
 
-    def measure(self, result: Work) -> dict[str, float]:
-        return {"effective_steps": self.probe.way(tuple(result.factors))}
+    def measure(self, result: ClientResult) -> dict[str, float]:
+        return {"effective_steps": self.probe.displacement(tuple(result.lr_factors))}
 
     def update_factor(self, measures: dict[str, float]) -> float:
         # A client that took no step has no update.

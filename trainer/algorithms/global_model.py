@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.server_optimizer import Server
-from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals, shifted
-from trainer.models.flat import FlatModel, blocks_of, resized
+from trainer.algorithms.server_optimizer import ServerOptimizer
+from trainer.distributed.transport import Transport
+from trainer.distributed.transport.base import ReducedChunks, shift_slice
+from trainer.models.flat import FlatModel, blocks_of, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
 
 Correction = Callable[[slice, Tensor], None]
@@ -29,14 +29,14 @@ class GlobalModel:
         in_model: whether the model holds the global parameters now.
     """
 
-    def __init__(self, model: FlatModel, transport: Wire, server: OptimizerFactory, parts: Sequence[slice]):
+    def __init__(self, model: FlatModel, transport: Transport, server: OptimizerFactory, parts: Sequence[slice]):
         self.model, self.transport, self.parts = model, transport, parts
         self.parameters = model.shared.to(torch.promote_types(model.shared.dtype, torch.float32), copy=True)
         self.moves_all = sum(part.stop - part.start for part in parts) == len(self.parameters)
-        self.server = Server(server, self.parameters, parts)
+        self.server = ServerOptimizer(server, self.parameters, parts)
         self.in_model = True
 
-    def move(self, chunks: Arrivals, correct: Correction | None = None) -> float:
+    def move(self, chunks: ReducedChunks, correct: Correction | None = None) -> float:
         """Move the global parameters, and the model, by mean updates as they come in. A collective.
 
         Args:
@@ -47,22 +47,22 @@ class GlobalModel:
             The 2-norm of the mean update, uncorrected.
         """
         norm = self._move(chunks, correct, into_model=True)
-        self.transport.join(self.parameters)
+        self.transport.all_gather(self.parameters)
         self.in_model = self.moves_all
-        return math.sqrt(self.transport.add_up(norm))
+        return math.sqrt(self.transport.sum_over_shards(norm))
 
-    def move_fragment(self, chunks: Arrivals, fragment: slice) -> float:
+    def move_fragment(self, chunks: ReducedChunks, fragment: slice) -> float:
         """Move a fragment of the global parameters as `move` does, and leave the model as it is. A collective."""
         norm = self._move(chunks, None, into_model=False)
-        self.transport.join(self.parameters[fragment])
+        self.transport.all_gather(self.parameters[fragment])
         self.in_model = False
-        return math.sqrt(self.transport.add_up(norm))
+        return math.sqrt(self.transport.sum_over_shards(norm))
 
-    def _move(self, chunks: Arrivals, correct: Correction | None, into_model: bool) -> float:
+    def _move(self, chunks: ReducedChunks, correct: Correction | None, into_model: bool) -> float:
         squares = 0.0
         for part, total in chunks:
             for block in blocks_of(self.parameters, part):  # each while it is in the processor's cache
-                update = total[shifted(block, -part.start)]
+                update = total[shift_slice(block, -part.start)]
                 squares += float(torch.linalg.vector_norm(update)) ** 2
                 if correct:
                     correct(block, update)
@@ -85,7 +85,7 @@ class GlobalModel:
 
     def set(self, parameters: Tensor) -> None:
         """Copy other global parameters into place."""
-        self.parameters.copy_(resized(parameters, len(self.parameters)))
+        self.parameters.copy_(pad_or_trim(parameters, len(self.parameters)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the parameters, unless a model of the same precision holds the same numbers."""

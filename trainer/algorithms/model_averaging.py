@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms.base import ClientState, Metrics, Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.options import FederatedOptions, raise_errors
 from trainer.algorithms.round import Round
 from trainer.algorithms.running_sum import RunningSum
-from trainer.distributed.transport import Wire
-from trainer.models.flat import FlatModel, resized
+from trainer.distributed.transport import Transport
+from trainer.models.flat import FlatModel, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
 
 
@@ -46,7 +46,7 @@ class ModelAveraging(FederatedOptions):
         raise_errors(self.compression_error(setting, is_compressible=False))
 
     def setup(
-        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
     ) -> ModelAveragingRun:
         return ModelAveragingRun(self, model, client_weights, transport)
 
@@ -59,11 +59,13 @@ class ModelAveragingRun:
         in_model: whether the model holds the global parameters now.
     """
 
-    def __init__(self, options: ModelAveraging, model: FlatModel, client_weights: Sequence[float], transport: Wire):
+    def __init__(
+        self, options: ModelAveraging, model: FlatModel, client_weights: Sequence[float], transport: Transport
+    ):
         self.options, self.model, self.transport = options, model, transport
         self.client_weights = [options.weight_of(weight) for weight in client_weights]
         self.parameters = model.shared.to(torch.promote_types(model.shared.dtype, torch.float32), copy=True)
-        self.parts = transport.parts(len(self.parameters))
+        self.parts = transport.chunks(len(self.parameters))
         self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
         self.is_kept = self.in_model = True
         self.models = RunningSum()
@@ -74,11 +76,11 @@ class ModelAveragingRun:
     def load_round(self, round: Round, state: dict[str, Any]) -> ModelAveragingRound:
         self.is_kept, self.in_model = "parameters" in state, False
         if self.is_kept:
-            self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
+            self.parameters.copy_(pad_or_trim(state["parameters"], len(self.parameters)))
         session = ModelAveragingRound(self, round)
         session.weights = json.loads(state["json"])
         if "sum" in state:
-            self.models.load(resized(state["sum"], len(self.parameters)))
+            self.models.load(pad_or_trim(state["sum"], len(self.parameters)))
         return session
 
     def start_from_global(self, exclusive: bool) -> None:
@@ -99,10 +101,10 @@ class ModelAveragingRun:
         """Set the global parameters to the sum over the silos of their shares of the mean. A collective."""
         self.is_kept = self.parameters.dtype != self.model.shared.dtype  # the model would round the mean
         mean = self.parameters if self.is_kept else self.model.shared
-        for part, total in self.transport.start(vector, "models"):
+        for part, total in self.transport.all_reduce_async(vector, "models"):
             if total.data_ptr() != mean[part].data_ptr():
                 mean[part].copy_(total)
-        self.transport.join(mean)
+        self.transport.all_gather(mean)
         self.in_model = not self.is_kept
 
     def flush(self) -> None:
@@ -112,7 +114,7 @@ class ModelAveragingRun:
         return {"parameters": self.parameters if self.is_kept else self.model.shared}
 
     def load_global_state(self, state: dict[str, Tensor]) -> None:
-        self.parameters.copy_(resized(state["parameters"], len(self.parameters)))
+        self.parameters.copy_(pad_or_trim(state["parameters"], len(self.parameters)))
         self.is_kept, self.in_model = True, False
         self.reset_model()
 
@@ -124,7 +126,7 @@ class ModelAveragingRun:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.parameters.copy_(resized(state.get("parameters", self.model.shared), len(self.parameters)))
+        self.parameters.copy_(pad_or_trim(state.get("parameters", self.model.shared), len(self.parameters)))
         self.is_kept = True
 
 
@@ -151,7 +153,7 @@ class ModelAveragingRound:
     def adjust_gradients(self) -> None:
         pass
 
-    def finish(self, result: Work) -> tuple[float, ClientState]:
+    def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         run, local = self.run, self.run.model.shared
         weight = run.options.weight_of(result.weight)
         out = local if run.parameters.dtype == local.dtype else None

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from trainer.algorithms.base import ClientOptimizerState, Setting
-from trainer.models.flat import Moments
+from trainer.models.flat import BatchNormReduction
 from trainer.optim.optimizers import OptimizerFactory
 
 Weighting = Literal["examples", "equal", "capped"]
@@ -37,10 +37,14 @@ class FederatedOptions:
     max_weight: int | None = None
     shared_params: str = ".*"
     client_optimizer_state: ClientOptimizerState = "reset"
-    batchnorm_stats: Moments = "pooled"
+    batchnorm_stats: BatchNormReduction = "pooled"
 
     def __post_init__(self):
-        choices = {"weighting": Weighting, "client_optimizer_state": ClientOptimizerState, "batchnorm_stats": Moments}
+        choices = {
+            "weighting": Weighting,
+            "client_optimizer_state": ClientOptimizerState,
+            "batchnorm_stats": BatchNormReduction,
+        }
         for name, valid in choices.items():
             if getattr(self, name) not in get_args(valid):
                 raise ValueError(f"algorithm.{name}={getattr(self, name)}\n  valid: {', '.join(get_args(valid))}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.algorithms.aggregation_rule import Aggregated, StackedUpdates
 from trainer.algorithms.base import Metrics, Setting
 from trainer.algorithms.drift_correction import unequal_weights
-from trainer.distributed.transport import Wire
+from trainer.distributed.transport import Transport
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg
@@ -40,7 +40,7 @@ class TrimmedMean:
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         return robust_errors(algorithm)
 
-    def setup(self, transport: Wire) -> StackedUpdates:
+    def setup(self, transport: Transport) -> StackedUpdates:
         return StackedUpdates(transport, lambda rows, sum_slices: trimmed_mean(rows, self.trim))
 
     def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:
@@ -56,7 +56,7 @@ class Median:
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         return robust_errors(algorithm)
 
-    def setup(self, transport: Wire) -> StackedUpdates:
+    def setup(self, transport: Transport) -> StackedUpdates:
         return StackedUpdates(transport, lambda rows, sum_slices: trimmed_mean(rows, 0.5))
 
     def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:
@@ -94,7 +94,7 @@ class Krum:
             )
         return errors
 
-    def setup(self, transport: Wire) -> StackedUpdates:
+    def setup(self, transport: Transport) -> StackedUpdates:
         return StackedUpdates(transport, lambda rows, sum_slices: krum(rows, sum_slices, self.byzantine, self.selected))
 
     def metrics(self, sums: dict[str, float], aggregated: Aggregated) -> Metrics:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.utils.seeding import Tag, derive
+from trainer.utils.seeding import Tag, derive_seed
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Round:
 
     def seed_for(self, *tags: Tag) -> int:
         """The seed of a random stream of this round."""
-        return derive(self.seed, "round", self.index, *tags)
+        return derive_seed(self.seed, "round", self.index, *tags)
 
     def generator(self, *tags: Tag) -> torch.Generator:
         """A CPU generator of a random stream of this round."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms.base import Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.drift_correction import Corrector, inexact_updates, proximal_term
-from trainer.algorithms.effective_steps import Probe, kept_state, nonlinear_optimizer
+from trainer.algorithms.effective_steps import EffectiveSteps, kept_state, nonlinear_optimizer
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
@@ -48,7 +48,7 @@ class ControlVariates(Corrector):
     summed = client_vectors = ("control",)
 
     def __init__(self, run: FedAvgRun):
-        self.probe = Probe(run.optimizer)
+        self.probe = EffectiveSteps(run.optimizer)
         self.population = sum(run.client_weights)
         self.control = torch.zeros_like(run.global_model.parameters)
         self.vectors = {"control": self.control}
@@ -56,8 +56,8 @@ class ControlVariates(Corrector):
     def start_client(self, client: FedAvgClient) -> None:
         client.add_vector(self.control - client.vectors["control"])
 
-    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: Work) -> None:
-        scale = share * self.probe.way(tuple(result.factors))
+    def finish_client(self, client: FedAvgClient, update: Tensor, share: float, result: ClientResult) -> None:
+        scale = share * self.probe.displacement(tuple(result.lr_factors))
         # c_k+ - c_k; a client that took no step, or has no examples, has learnt nothing of its gradient.
         change = update / scale - self.control if scale else torch.zeros_like(update)
         client.vectors["control"] = client.vectors["control"] + change

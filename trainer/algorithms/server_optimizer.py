@@ -16,11 +16,11 @@ from trainer.optim import step
 from trainer.optim.optimizers import OptimizerFactory, optimizer_state, restore_optimizer_state
 
 Entry = Mapping[str, Any]
-Placed = tuple[int, Entry]  # what is kept of a part of a vector, and where the part starts
-PLACE = itemgetter(0)
+OffsetEntry = tuple[int, Entry]  # what is kept of a part of a vector, and where the part starts
+OFFSET = itemgetter(0)
 
 
-class Server:
+class ServerOptimizer:
     """Moves some parts of a vector, each by a torch optimizer of its own, block by block.
 
     So one part can move before the next has come, and one block while it is in the cache. The optimizer must be
@@ -28,11 +28,11 @@ class Server:
     looks at all parameters of its optimizer, and a vector may have thousands of blocks.
     """
 
-    def __init__(self, make: OptimizerFactory, vector: Tensor, parts: Sequence[slice]):
-        self.blocks = [blocks_of(vector, part) for part in parts]
+    def __init__(self, make: OptimizerFactory, vector: Tensor, chunks: Sequence[slice]):
+        self.blocks = [blocks_of(vector, part) for part in chunks]
         parameters = [[Parameter(vector[block], requires_grad=False) for block in blocks] for blocks in self.blocks]
         self.optimizers = [make(own) for own in parameters]
-        self.places = {
+        self.by_offset = {
             block.start: (parameter, optimizer)
             for blocks, own, optimizer in zip(self.blocks, parameters, self.optimizers, strict=True)
             for block, parameter in zip(blocks, own, strict=True)
@@ -40,7 +40,7 @@ class Server:
 
     def step(self, block: slice, gradient: Tensor) -> None:
         """Moves a block of the vector."""
-        parameter, optimizer = self.places[block.start]
+        parameter, optimizer = self.by_offset[block.start]
         parameter.grad = gradient
         step(optimizer)
         parameter.grad = None
@@ -52,27 +52,29 @@ class Server:
 
     def load_state_dict(self, state: Mapping[str, Entry]) -> None:
         """Puts states back, whatever blocks of the vector they were of."""
-        saved = in_order(state)
+        saved = sorted_by_offset(state)
         for blocks, optimizer in zip(self.blocks, self.optimizers, strict=True):
             # A block that has never moved, such as one of a later fragment, starts as the optimizer starts.
-            own = {str(index): cut(saved, block) for index, block in enumerate(blocks) if reaching(saved, block)}
+            own = {
+                str(index): extract_range(saved, block) for index, block in enumerate(blocks) if reaching(saved, block)
+            }
             restore_optimizer_state(optimizer, own)
 
 
-def in_order(state: Mapping[str, Entry]) -> list[Placed]:
+def sorted_by_offset(state: Mapping[str, Entry]) -> list[OffsetEntry]:
     """What was saved of parts of a vector, by the places at which they start."""
     return sorted((int(start), entry) for start, entry in state.items())
 
 
-def reaching(saved: Sequence[Placed], part: slice) -> list[Placed]:
+def reaching(saved: Sequence[OffsetEntry], part: slice) -> list[OffsetEntry]:
     """Those of the saved states, in their order, that reach into the part."""
     # A vector may have thousands of parts, so the first one is found by bisection.
-    first = max(bisect_right(saved, part.start, key=PLACE) - 1, 0)
-    near = saved[first : bisect_left(saved, part.stop, key=PLACE)]
+    first = max(bisect_right(saved, part.start, key=OFFSET) - 1, 0)
+    near = saved[first : bisect_left(saved, part.stop, key=OFFSET)]
     return [(start, entry) for start, entry in near if start + _length(entry) > part.start]
 
 
-def cut(saved: Sequence[Placed], part: slice) -> dict[str, Any]:
+def extract_range(saved: Sequence[OffsetEntry], part: slice) -> dict[str, Any]:
     """The state of a part, out of those of others, in their order; what none of them has is zero.
 
     Numbers without a place, such as a count of steps, are those of the first state that reaches into the part. They

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from trainer.algorithms.aggregation_rule import SummedUpdates, mean_cosine
 from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.global_model import GlobalModel
 from trainer.algorithms.options import FederatedOptions, Weighting, raise_errors
 from trainer.algorithms.round import Round
-from trainer.algorithms.server_optimizer import cut, in_order
-from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals, shifted
-from trainer.models.flat import FlatModel, difference, resized
+from trainer.algorithms.server_optimizer import extract_range, sorted_by_offset
+from trainer.distributed.transport import Transport
+from trainer.distributed.transport.base import ReducedChunks, shift_slice
+from trainer.models.flat import FlatModel, difference, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
 
 
@@ -63,7 +63,7 @@ class Streaming(FederatedOptions):
         raise_errors([])
 
     def setup(
-        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
     ) -> StreamingRun:
         return StreamingRun(self, model, client_weights, transport)
 
@@ -80,7 +80,7 @@ class InFlight:
     """
 
     round: int = -1
-    chunks: Arrivals | None = None
+    chunks: ReducedChunks | None = None
     sums: dict[str, float] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class InFlight:
 class StreamingRun:
     """Streaming at work on one model."""
 
-    def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Wire):
+    def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Transport):
         self.options, self.model, self.transport = options, model, transport
         self.client_weights = [options.weight_of(weight) for weight in client_weights]
         self.length = len(model.shared)
@@ -104,15 +104,15 @@ class StreamingRun:
 
     def fragment(self, round: int) -> slice:
         """Return the part of the parameters that the round of this index combines."""
-        unit = self.transport.unit
+        unit = self.transport.alignment
         width = -(-self.length // (self.options.fragments * unit)) * unit
         start = min(round % self.options.fragments * width, self.length)
         return slice(start, min(start + width, self.length))
 
     def parts_of(self, fragment: slice) -> list[slice]:
         """Return the parts of a fragment that this rank moves."""
-        parts = self.transport.parts(fragment.stop - fragment.start)
-        return [shifted(part, fragment.start) for part in parts if part.stop > part.start]
+        parts = self.transport.chunks(fragment.stop - fragment.start)
+        return [shift_slice(part, fragment.start) for part in parts if part.stop > part.start]
 
     def start_round(self, round: Round) -> StreamingRound:
         return StreamingRound(self, round)
@@ -166,8 +166,8 @@ class StreamingRun:
         numbers = state["streaming"]
         self.in_flight = InFlight(numbers["sent_in"], None, numbers["sums"], numbers["delta"])
         if numbers["is_under_way"]:
-            saved, parts = in_order(state["totals"]), self.parts_of(self.fragment(numbers["sent_in"]))
-            self.in_flight.chunks = iter([(part, cut(saved, part)["total"]) for part in parts])
+            saved, parts = sorted_by_offset(state["totals"]), self.parts_of(self.fragment(numbers["sent_in"]))
+            self.in_flight.chunks = iter([(part, extract_range(saved, part)["total"]) for part in parts])
 
 
 class StreamingRound:
@@ -191,7 +191,7 @@ class StreamingRound:
         run.updates.detach()
         run.global_model.load_into_model(run.global_model.parameters)
         if continues:
-            run.model.shared.copy_(resized(state["local"], run.length))
+            run.model.shared.copy_(pad_or_trim(state["local"], run.length))
         return StreamingClient(self, is_merged=not continues)
 
     def load_client(self, state: dict[str, Any]) -> StreamingClient:
@@ -213,7 +213,7 @@ class StreamingRound:
         if sums["weight"]:
             like = run.global_model.parameters[self.due]
             vector = run.updates.reduced(self.planned_weight, sums["weight"], 1.0, like)
-            sent.chunks, sent.sums = run.transport.start(vector, "delta", self.due.start), sums
+            sent.chunks, sent.sums = run.transport.all_reduce_async(vector, "delta", self.due.start), sums
         if not run.options.overlap_steps:
             run.receive()
         run.reset_model()
@@ -236,7 +236,7 @@ class StreamingRound:
         self.weights, self.norms = numbers["weights"], numbers["norms"]
         if "sum" in state:
             # Fragments of another number of replicas begin elsewhere.
-            self.run.updates.sum.load(cut([(numbers["due"], {"sum": state["sum"]})], self.due)["sum"])
+            self.run.updates.sum.load(extract_range([(numbers["due"], {"sum": state["sum"]})], self.due)["sum"])
 
 
 class StreamingClient:
@@ -256,7 +256,7 @@ class StreamingClient:
     def adjust_gradients(self) -> None:
         pass
 
-    def finish(self, result: Work) -> tuple[float, ClientState]:
+    def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         round, run = self.round, self.round.run
         if not self.is_merged:
             self._merge()

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.options import raise_errors
 from trainer.algorithms.round import Round
-from trainer.distributed.transport import Wire
-from trainer.models.flat import FlatModel, Moments
+from trainer.distributed.transport import Transport
+from trainer.models.flat import BatchNormReduction, FlatModel
 from trainer.optim.optimizers import OptimizerFactory
 
 
@@ -26,7 +26,7 @@ class Sync:
     """
 
     client_optimizer_state: ClientOptimizerState = "keep"
-    batchnorm_stats: Moments = "pooled"
+    batchnorm_stats: BatchNormReduction = "pooled"
     keeps_client_state = True
     moves_global_model = True
     skips_nonfinite_clients = False
@@ -71,7 +71,7 @@ class Sync:
         raise_errors(errors)
 
     def setup(
-        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Wire
+        self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
     ) -> SyncRun:
         return SyncRun(model)
 
@@ -130,7 +130,7 @@ class SyncRound:
     def adjust_gradients(self) -> None:
         pass
 
-    def finish(self, result: Work) -> tuple[float, ClientState]:
+    def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         self.weight += result.weight
         return 0.0, {}
 

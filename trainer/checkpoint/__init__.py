@@ -1,7 +1,7 @@
 """What is kept of a run on disk, how it is written, and what a run goes on from."""
 
-from trainer.checkpoint.checkpointer import Checkpoints
-from trainer.checkpoint.resume import Start, newest_whole
-from trainer.checkpoint.shared_storage import Disk, find_disk
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.resume import ResumePoint, newest_complete
+from trainer.checkpoint.shared_storage import SharedStorage, detect_shared_storage
 
-__all__ = ["Checkpoints", "Disk", "Start", "find_disk", "newest_whole"]
+__all__ = ["Checkpointer", "SharedStorage", "ResumePoint", "detect_shared_storage", "newest_complete"]

@@ -32,109 +32,123 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.format import Part, Tree, leaves_of, tree_of, write_part, write_text
+from trainer.checkpoint.format import Shard, Tree, iter_leaves, unflatten, write_shard, write_text
 from trainer.checkpoint.resume import (
-    NOT_WHOLE,
-    Holding,
-    Start,
-    borders,
-    choose,
-    held,
-    order,
-    start_of,
-    step_of,
-    steps,
-    together,
-    usable,
+    IS_INCOMPLETE,
+    Inventory,
+    ResumePoint,
+    find_usable,
+    load_resume_point,
+    local_inventory,
+    merge_inventories,
+    mid_round_folders,
+    round_folders,
+    round_order,
+    select_newest,
+    step_number,
 )
-from trainer.checkpoint.shared_storage import Disk
+from trainer.checkpoint.shared_storage import SharedStorage
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 
 NICENESS = 10  # of the writing thread
-SECTIONS_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
+MID_ROUND_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
 
 
-class Checkpoints:
+class Checkpointer:
     """The checkpoints in a folder: written by a thread, read at the start. All ranks make one, together.
 
-    The newest `keep` borders stay, and the best. `layout` is a word for who trains whom after so many rounds: sections
-    of another one are of no use. `disk` says who shares the folder, all if it is None: on each disk there is all that
+    The newest `keep` borders stay, and the best. `assignment_digest` is a word for who trains whom after so many rounds: sections
+    of another one are of no use. `storage` says who shares the folder, all if it is None: on each disk there is all that
     its own ranks go on from. `stall_seconds` is how long training has waited for saves.
     """
 
     def __init__(
-        self, folder: Path, topology: Topology, layout: Callable[[int], str], keep: int = 2, disk: Disk | None = None
+        self,
+        folder: Path,
+        topology: Topology,
+        assignment_digest: Callable[[int], str],
+        keep: int = 2,
+        storage: SharedStorage | None = None,
     ):
-        self.folder, self.topology, self.layout, self.keep = folder, topology, layout, keep
-        self.disk = disk or Disk(tuple(range(topology.world_size)), topology.world_size)
-        self.attempt = collectives.broadcast_text(uuid.uuid4().hex)
+        self.folder, self.topology, self.assignment_digest, self.keep = folder, topology, assignment_digest, keep
+        self.storage = storage or SharedStorage(tuple(range(topology.world_size)), topology.world_size)
+        self.attempt_id = collectives.broadcast_text(uuid.uuid4().hex)
         self.stall_seconds = 0.0
         self._copies: dict[str, Tensor] = {}
         self._thread: Thread | None = None
         self._failure: Exception | None = None
-        self._gone_on_from: set[Path] = set()
-        self._passed: list[str] = []
-        self._sections: list[Path] = []  # that this start of the run has written, oldest first
+        self._resumed_from: set[Path] = set()
+        self._rejected: list[str] = []
+        self._mid_round: list[Path] = []  # that this start of the run has written, oldest first
 
-    def save_border(
-        self, name: str, everyones: Tree, slices: Tree, silos: Tree, own: Tree, all_write: bool, is_best: bool = False
+    def save_round(
+        self,
+        name: str,
+        replicated: Tree,
+        sharded: Tree,
+        per_silo: Tree,
+        per_rank: Tree,
+        all_ranks_write: bool,
+        is_best: bool = False,
     ) -> None:
         """Begins to write a border; waits only for an earlier save and the copy out of the model.
 
-        everyones  what all ranks hold: the replicas of the first silo on the disk divide it
-        slices     what the ranks with this one's slice hold: the first of them on the disk writes it
-        silos      what the replicas of this silo hold: they divide it
-        own        what this rank alone holds
-        all_write  whether every rank has something to bring
+        replicated  what all ranks hold: the replicas of the first silo on the disk divide it
+        sharded     what the ranks with this one's slice hold: the first of them on the disk writes it
+        per_silo      what the replicas of this silo hold: they divide it
+        per_rank        what this rank alone holds
+        all_ranks_write  whether every rank has something to bring
         """
-        homes, me = self._homes(), self.topology.rank
-        first_silo, slice_writers = homes[self.disk.first][0], self._slice_writers(homes)
-        ranks = [rank for rank in homes if all_write or homes[rank][0] == first_silo or rank in slice_writers]
+        homes, me = self._ranks_on_storage(), self.topology.rank
+        first_silo, slice_writers = homes[self.storage.first_rank][0], self._shard_writers(homes)
+        ranks = [rank for rank in homes if all_ranks_write or homes[rank][0] == first_silo or rank in slice_writers]
         if me not in ranks:
             return self.wait()
         parts = {rank: f"silo-{homes[rank][0]}.replica-{homes[rank][1]}" for rank in ranks}
-        tree = self._my_share(silos) | dict(leaves_of(own))
+        tree = self._local_leaves(per_silo) | dict(iter_leaves(per_rank))
         if homes[me][0] == first_silo:
-            tree |= self._my_share(everyones)
+            tree |= self._local_leaves(replicated)
         if me in slice_writers:
-            tree |= dict(leaves_of(slices))
-        return self._save(self.folder / name, Part(parts[me], tuple(parts.values()), self.attempt), tree, is_best)
+            tree |= dict(iter_leaves(sharded))
+        return self._save(self.folder / name, Shard(parts[me], tuple(parts.values()), self.attempt_id), tree, is_best)
 
-    def _slice_writers(self, homes: Mapping[int, tuple[int, int]]) -> list[int]:
+    def _shard_writers(self, homes: Mapping[int, tuple[int, int]]) -> list[int]:
         """The first rank on the disk with each of the slices in which vectors go between the silos."""
         firsts: dict[int, int] = {}
         for rank, (_, replica) in homes.items():
             firsts.setdefault(replica, rank)
-        return [rank for replica, rank in firsts.items() if replica < self.topology.num_slices]
+        return [rank for replica, rank in firsts.items() if replica < self.topology.num_shards]
 
-    def _homes(self) -> dict[int, tuple[int, int]]:
+    def _ranks_on_storage(self) -> dict[int, tuple[int, int]]:
         """The silo and the replica of each rank that shares the disk."""
         sizes = self.topology.silo_sizes
         homes = enumerate((silo, replica) for silo, size in enumerate(sizes) for replica in range(size))
-        return {rank: home for rank, home in homes if self.disk.is_shared or rank in self.disk.ranks}
+        return {rank: home for rank, home in homes if self.storage.is_shared or rank in self.storage.ranks}
 
     def _peers(self) -> list[int]:
         """The replicas of this silo that share the disk."""
-        return [replica for silo, replica in self._homes().values() if silo == self.topology.silo]
+        return [replica for silo, replica in self._ranks_on_storage().values() if silo == self.topology.silo]
 
-    def _my_share(self, tree: Tree) -> dict[str, object]:
+    def _local_leaves(self, tree: Tree) -> dict[str, object]:
         """What this replica writes of what all replicas of the silo hold."""
         peers = self._peers()
-        return share_of(tree, peers.index(self.topology.replica), len(peers))
+        return assign_leaves(tree, peers.index(self.topology.replica), len(peers))
 
-    def save_section(self, rounds: int, step: int, common: Tree, slices: Tree, own: Tree) -> None:
+    def save_mid_round(self, rounds: int, step: int, replicated: Tree, sharded: Tree, per_rank: Tree) -> None:
         """Begins to write this silo's section of the round, after so many of its steps. No collective.
 
         The replicas divide what is common to them; each writes its slice, and what is its own.
         """
-        folder = self.folder / f"round-{rounds:06d}" / self._silo(self.topology.silo, rounds) / f"step-{step:06d}"
-        parts = tuple(part_of(replica, self.topology.num_replicas, self._peers()) for replica in self._peers())
-        mine = part_of(self.topology.replica, self.topology.num_replicas, self._peers())
-        tree = self._my_share(common) | dict(leaves_of(slices)) | dict(leaves_of({"own": own}))
-        self._save(folder, Part(mine, parts, self.attempt), tree)
+        folder = (
+            self.folder / f"round-{rounds:06d}" / self._silo_folder(self.topology.silo, rounds) / f"step-{step:06d}"
+        )
+        parts = tuple(shard_name(replica, self.topology.num_replicas, self._peers()) for replica in self._peers())
+        mine = shard_name(self.topology.replica, self.topology.num_replicas, self._peers())
+        tree = self._local_leaves(replicated) | dict(iter_leaves(sharded)) | dict(iter_leaves({"own": per_rank}))
+        self._save(folder, Shard(mine, parts, self.attempt_id), tree)
 
-    def take_stall(self) -> float:
+    def take_stall_seconds(self) -> float:
         """The seconds that training has waited for saves since this was last asked."""
         seconds, self.stall_seconds = self.stall_seconds, 0.0
         return seconds
@@ -148,62 +162,64 @@ class Checkpoints:
             failure, self._failure = self._failure, None
             raise failure
 
-    def newest(self) -> Start | None:
+    def latest(self) -> ResumePoint | None:
         """What to go on from: the newest whole states whose checksums are right. A collective.
 
         None when none was ever finished; ValueError when there are some, but none that can be used.
         """
         passed: list[str] = []
         while True:
-            choice = choose(self.folder, self._names(), partial(self._look, passed), passed)
+            choice = select_newest(self.folder, self._round_names(), partial(self._inventory, passed), passed)
             if not choice:
                 break
-            start = start_of(self.folder, choice)
-            told = collectives.gather_texts("\n".join(self._faults(start)))
+            start = load_resume_point(self.folder, choice)
+            told = collectives.all_gather_texts("\n".join(self._errors(start)))
             found = [fault for text in told for fault in text.splitlines()]
             passed += found
-            self._passed = passed
+            self._rejected = passed
             if not found:
-                self._gone_on_from = {saved.folder for saved in start.saved}
-                return Start(start.rounds, start.border, start.sections, tuple(passed))
-        if any(not fault.endswith(NOT_WHOLE) for fault in passed):
+                self._resumed_from = {saved.folder for saved in start.states}
+                return ResumePoint(start.rounds, start.round_checkpoint, start.mid_round, tuple(passed))
+        if any(not fault.endswith(IS_INCOMPLETE) for fault in passed):
             listed = "\n  ".join(passed)
             raise ValueError(f"No checkpoint in {self.folder} can be used:\n  {listed}\n  start in another run_dir")
         return None
 
-    def _silo(self, silo: int, rounds: int) -> str:
-        return f"silo-{silo}-{self.layout(rounds)}"
+    def _silo_folder(self, silo: int, rounds: int) -> str:
+        return f"silo-{silo}-{self.assignment_digest(rounds)}"
 
-    def _faults(self, start: Start) -> list[str]:
+    def _errors(self, resume_point: ResumePoint) -> list[str]:
         """What this rank finds damaged: those that share the disk divide the parts on it."""
-        share = self.disk.ranks.index(self.topology.rank), len(self.disk.ranks)
-        return [fault for saved in start.saved for fault in saved.faults(*share)]
+        share = self.storage.ranks.index(self.topology.rank), len(self.storage.ranks)
+        return [fault for saved in resume_point.states for fault in saved.errors(*share)]
 
-    def _names(self) -> list[str]:
+    def _round_names(self) -> list[str]:
         """The names of the borders on any of the disks, newest first. A collective."""
-        names = [path.name for path in borders(self.folder)]
-        there = self._of_disks(names)
-        return [path.name for path in sorted({Path(name) for each in there for name in each}, key=order, reverse=True)]
+        names = [path.name for path in round_folders(self.folder)]
+        there = self._gather_from_storages(names)
+        return [
+            path.name for path in sorted({Path(name) for each in there for name in each}, key=round_order, reverse=True)
+        ]
 
-    def _look(self, passed: list[str], name: str) -> Holding:
+    def _inventory(self, rejected: list[str], name: str) -> Inventory:
         """What all disks hold of a border. A collective."""
-        silos = sorted({silo for silo, _ in self._homes().values()})
+        silos = sorted({silo for silo, _ in self._ranks_on_storage().values()})
         path = self.folder / name
-        mine = held(path, [self._silo(silo, order(path)[0]) for silo in silos], passed)
-        return together([Holding(**each) for each in self._of_disks(asdict(mine))])
+        mine = local_inventory(path, [self._silo_folder(silo, round_order(path)[0]) for silo in silos], rejected)
+        return merge_inventories([Inventory(**each) for each in self._gather_from_storages(asdict(mine))])
 
-    def _of_disks(self, mine: Any) -> list[Any]:
+    def _gather_from_storages(self, mine: Any) -> list[Any]:
         """What the first rank of each disk says, as JSON can say it."""
-        texts = collectives.gather_texts(json.dumps(mine) if self.topology.rank == self.disk.first else "")
+        texts = collectives.all_gather_texts(json.dumps(mine) if self.topology.rank == self.storage.first_rank else "")
         return [json.loads(text) for text in texts if text]
 
-    def _save(self, folder: Path, part: Part, leaves: Mapping[str, object], is_best: bool = False) -> None:
+    def _save(self, folder: Path, shard: Shard, leaves: Mapping[str, object], is_best: bool = False) -> None:
         began = perf_counter()
         self.wait()
-        if folder in self._gone_on_from:
+        if folder in self._resumed_from:
             return  # nothing has happened since, and to write over it would put it at risk
-        copy = tree_of({name: self._copy(name, leaf) for name, leaf in leaves.items()})
-        self._thread = Thread(target=self._write, args=(folder, part, copy, is_best), daemon=True)
+        copy = unflatten({name: self._copy(name, leaf) for name, leaf in leaves.items()})
+        self._thread = Thread(target=self._write, args=(folder, shard, copy, is_best), daemon=True)
         self._thread.start()
         self.stall_seconds += perf_counter() - began
 
@@ -216,75 +232,76 @@ class Checkpoints:
             last = self._copies[name] = torch.empty(leaf.shape, dtype=leaf.dtype)
         return last.copy_(leaf.detach())
 
-    def _write(self, folder: Path, part: Part, tree: Tree, is_best: bool) -> None:
-        _give_way()
+    def _write(self, folder: Path, shard: Shard, tree: Tree, is_best: bool) -> None:
+        _lower_priority()
         try:
-            write_part(folder, part, tree)
-            self._passed = [fault for fault in self._passed if f"{folder}/" not in fault]
+            write_shard(folder, shard, tree)
+            self._rejected = [fault for fault in self._rejected if f"{folder}/" not in fault]
             if folder.parent == self.folder:
-                if is_best and self.topology.rank == self.disk.first:
+                if is_best and self.topology.rank == self.storage.first_rank:
                     write_text(self.folder / "best", folder.name)
-                if self.topology.rank == self.disk.first:
-                    self._drop_old_borders(folder)
+                if self.topology.rank == self.storage.first_rank:
+                    self._prune_rounds(folder)
             else:
-                self._drop_old_sections(folder, part)
+                self._prune_mid_round(folder, shard)
         except Exception as error:  # said by the main thread, when it waits
-            if not (isinstance(error, FileNotFoundError) and self._is_dropped(folder)):
+            if not (isinstance(error, FileNotFoundError) and self._is_obsolete(folder)):
                 self._failure = error
 
-    def _drop_old_borders(self, newest: Path) -> None:
+    def _prune_rounds(self, newest: Path) -> None:
         # Later ones, of an earlier start, are damaged: this one would have gone on from them.
-        there = [path for path in reversed(borders(self.folder)) if order(path) <= order(newest)]
+        there = [path for path in reversed(round_folders(self.folder)) if round_order(path) <= round_order(newest)]
         # The newest is looked at first: when it is whole, no rank still writes an older one.
-        whole = [path for path in there if usable(path, self._passed)]
+        whole = [path for path in there if find_usable(path, self._rejected)]
         best = self.folder / "best"
         kept = {path.name for path in whole[: self.keep]} | ({best.read_text()} if best.exists() else set())
         for old in there:
-            if whole and order(old) < order(whole[0]):
+            if whole and round_order(old) < round_order(whole[0]):
                 for unneeded in old.glob("silo-*/") if old.name in kept else [old]:
                     shutil.rmtree(unneeded, ignore_errors=True)
 
-    def _drop_old_sections(self, newest: Path, part: Part) -> None:
-        self._sections = [path for path in self._sections if path.parent == newest.parent] + [newest]
-        if len(self._sections) < SECTIONS_KEPT:
+    def _prune_mid_round(self, newest: Path, shard: Shard) -> None:
+        self._mid_round = [path for path in self._mid_round if path.parent == newest.parent] + [newest]
+        if len(self._mid_round) < MID_ROUND_KEPT:
             return  # what the run has gone on from is needed until then
-        for old in set(steps(newest.parent)) - set(self._sections[-SECTIONS_KEPT:]):
-            for path in old.glob(f"{part.name}.*"):
+        for old in set(mid_round_folders(newest.parent)) - set(self._mid_round[-MID_ROUND_KEPT:]):
+            for path in old.glob(f"{shard.name}.*"):
                 path.unlink(missing_ok=True)
-            if step_of(old) < step_of(newest):  # a peer may just have made a later one
+            if step_number(old) < step_number(newest):  # a peer may just have made a later one
                 with suppress(OSError):  # it is not empty, or a peer was quicker
                     old.rmdir()
 
-    def _is_dropped(self, folder: Path) -> bool:
+    def _is_obsolete(self, folder: Path) -> bool:
         """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it meanwhile."""
         border = folder.parent.parent
         return border.parent == self.folder and any(
-            order(path) > order(border) and usable(path, self._passed) for path in borders(self.folder)
+            round_order(path) > round_order(border) and find_usable(path, self._rejected)
+            for path in round_folders(self.folder)
         )
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Lets this thread run where the training waits, as far as the system has a priority for each thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
 
 
-def part_of(replica: int, num_replicas: int, peers: Sequence[int]) -> str:
+def shard_name(replica: int, num_replicas: int, peers: Sequence[int]) -> str:
     """The name of a replica's part of a section. Where its peers are on several disks, it says how many they are."""
     return f"replica-{replica}" + (f"-of-{num_replicas}" if len(peers) < num_replicas else "")
 
 
-def share_of(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
+def assign_leaves(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
     """The leaves that this replica writes of what all replicas hold: the largest first, each to the least loaded."""
     loads = [0] * num_replicas
     mine = {}
-    for name, leaf in sorted(leaves_of(tree), key=lambda item: (-_bytes(item[1]), item[0])):
+    for name, leaf in sorted(iter_leaves(tree), key=lambda item: (-_num_bytes(item[1]), item[0])):
         least = loads.index(min(loads))
-        loads[least] += _bytes(leaf) + 1
+        loads[least] += _num_bytes(leaf) + 1
         if least == replica:
             mine[name] = leaf
     return mine
 
 
-def _bytes(leaf: object) -> int:
+def _num_bytes(leaf: object) -> int:
     return leaf.nbytes if isinstance(leaf, Tensor) else 0

@@ -39,7 +39,7 @@ class DirectFile:
         try:
             if kind is None:
                 self._flush(self._filled // ALIGNMENT * ALIGNMENT)
-                _be_usual(self._descriptor)  # the rest has no aligned length
+                _disable_direct_io(self._descriptor)  # the rest has no aligned length
                 self._flush(self._filled)
                 os.fsync(self._descriptor)
         finally:
@@ -71,7 +71,7 @@ class DirectFile:
         try:
             return os.write(self._descriptor, aligned)
         except OSError as error:
-            if error.errno != errno.EINVAL or not _be_usual(self._descriptor):
+            if error.errno != errno.EINVAL or not _disable_direct_io(self._descriptor):
                 raise
             return os.write(self._descriptor, aligned)
 
@@ -86,7 +86,7 @@ def _open(path: Path) -> int:
         return os.open(path, flags, 0o666)
 
 
-def _be_usual(descriptor: int) -> bool:
+def _disable_direct_io(descriptor: int) -> bool:
     """Writes through the page cache from now on; whether that is a change."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~DIRECT)

@@ -24,7 +24,7 @@ from torch import Tensor
 from trainer.checkpoint.direct_io import DirectFile
 
 FORMAT = 2
-TENSORS, NOTE = ".safetensors", ".json"
+TENSORS, MANIFEST = ".safetensors", ".json"
 
 DTYPES = {
     torch.float64: "F64",
@@ -48,75 +48,75 @@ DTYPES = {
 Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
 
 
-class DiskFull(OSError):
+class DiskFullError(OSError):
     """There is no room for a checkpoint; the message is for the user."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Who writes: the name of this part, those of all parts of the whole, and the start of the run that writes them."""
 
     name: str
-    parts: tuple[str, ...]
+    shards: tuple[str, ...]
     attempt: str
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedState:
     """A whole on disk, all parts of which are there; `faults` says whether they are as they were written."""
 
     folder: Path
-    parts: tuple[str, ...]
+    shards: tuple[str, ...]
 
-    def load(self, section: str, wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
+    def load(self, section: str, is_wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
         """The tree of a section, merged from all parts, of the leaves whose names are wanted; others are not read."""
         tree: dict[str, Any] = {}
-        for part in self.parts:
-            _load(self.folder / (part + TENSORS), f"{section}/", wanted, tree)
+        for part in self.shards:
+            _load(self.folder / (part + TENSORS), f"{section}/", is_wanted, tree)
         return tree
 
-    def load_of(self, part: str, section: str, wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
+    def load_shard(self, shard: str, section: str, is_wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
         """The tree of a section as one part holds it, of the leaves whose names are wanted."""
         tree: dict[str, Any] = {}
-        _load(self.folder / (part + TENSORS), f"{section}/", wanted, tree)
+        _load(self.folder / (shard + TENSORS), f"{section}/", is_wanted, tree)
         return tree
 
-    def faults(self, share: int = 0, shares: int = 1) -> list[str]:
+    def errors(self, index: int = 0, count: int = 1) -> list[str]:
         """What is damaged, as sentences, of this share of the parts: reading them all may be divided among ranks."""
-        return [fault for part in self.parts[share::shares] for fault in _faults(self.folder, part)]
+        return [fault for part in self.shards[index::count] for fault in _errors(self.folder, part)]
 
 
-def find(folder: Path) -> Saved | None:
+def find_saved(folder: Path) -> SavedState | None:
     """The whole in this folder, if all parts that one of its notes names are there. Only notes are read."""
-    notes = {path.name.removesuffix(NOTE): _read_note(path) for path in folder.glob(f"*{NOTE}")}
+    notes = {path.name.removesuffix(MANIFEST): _read_manifest(path) for path in folder.glob(f"*{MANIFEST}")}
     for note in filter(None, notes.values()):
         named = [notes.get(part) for part in note["parts"]]
         if all(other and other["attempt"] == note["attempt"] for other in named):
-            return Saved(folder, tuple(note["parts"]))
+            return SavedState(folder, tuple(note["parts"]))
     return None
 
 
-def damaged_notes(folder: Path) -> list[str]:
+def damaged_manifests(folder: Path) -> list[str]:
     """What is said of notes that are not as they were written: they are renamed whole, so no kill leaves one."""
-    return [f"{path} is damaged" for path in sorted(folder.glob(f"*{NOTE}")) if _read_note(path) is None]
+    return [f"{path} is damaged" for path in sorted(folder.glob(f"*{MANIFEST}")) if _read_manifest(path) is None]
 
 
-def write_part(folder: Path, part: Part, tree: Tree) -> None:
-    """Writes this part's share of a whole. Raises DiskFull when there is no room."""
-    aside = folder / f".{part.name}.partial"
+def write_shard(folder: Path, shard: Shard, tree: Tree) -> None:
+    """Writes this part's share of a whole. Raises DiskFullError when there is no room."""
+    aside = folder / f".{shard.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         size, checksum = _write_tree(aside, tree)
-        os.rename(aside, folder / (part.name + TENSORS))
-        note = {"format": FORMAT, "attempt": part.attempt, "parts": part.parts, "bytes": size, "crc32": checksum}
-        write_text(folder / (part.name + NOTE), _note_text(note))
+        os.rename(aside, folder / (shard.name + TENSORS))
+        note = {"format": FORMAT, "attempt": shard.attempt, "parts": shard.shards, "bytes": size, "crc32": checksum}
+        write_text(folder / (shard.name + MANIFEST), _manifest_text(note))
     except OSError as error:
         if aside.is_file():
             aside.unlink()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(next(path for path in folder.parents if path.exists())).free
-        raise DiskFull(
+        raise DiskFullError(
             errno.ENOSPC,
             f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
             "it are whole.\n  make room, or set checkpoint.keep_last to less, and go on with the same run_dir",
@@ -146,16 +146,16 @@ def write_text(path: Path, text: str) -> None:
     _sync_folder(path.parent)
 
 
-def leaves_of(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves with their paths, such as ("model/0.weight", tensor); an empty tree is a leaf of its own."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from leaves_of(value, f"{prefix}{name}/")
+            yield from iter_leaves(value, f"{prefix}{name}/")
         else:
             yield prefix + name, value
 
 
-def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The tree whose leaves these are."""
     tree: dict[str, Any] = {}
     for name, value in leaves.items():
@@ -163,19 +163,19 @@ def tree_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _load(path: Path, prefix: str, wanted: Callable[[str], bool], tree: dict[str, Any]) -> None:
+def _load(path: Path, prefix: str, is_wanted: Callable[[str], bool], tree: dict[str, Any]) -> None:
     with safe_open(path, framework="pt") as file:
         values = json.loads(file.metadata()["values"])
         for name in (*file.keys(), *values):
             leaf = name.removeprefix(prefix)
-            if name.startswith(prefix) and wanted(leaf):
+            if name.startswith(prefix) and is_wanted(leaf):
                 _insert(tree, leaf, values[name] if name in values else file.get_tensor(name))
 
 
-def _faults(folder: Path, part: str) -> list[str]:
-    path, note = folder / (part + TENSORS), _read_note(folder / (part + NOTE))
+def _errors(folder: Path, part: str) -> list[str]:
+    path, note = folder / (part + TENSORS), _read_manifest(folder / (part + MANIFEST))
     if note is None:
-        return [f"{folder / (part + NOTE)} is missing or damaged"]
+        return [f"{folder / (part + MANIFEST)} is missing or damaged"]
     if note["format"] != FORMAT:
         return [f"{path} has format {note['format']}; this version reads {FORMAT}"]
     if not path.exists():
@@ -185,17 +185,17 @@ def _faults(folder: Path, part: str) -> list[str]:
     return []
 
 
-def _read_note(path: Path) -> dict[str, Any] | None:
+def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The note, or None when it is missing or not as it was written."""
     try:
         text = path.read_text()
         note = json.loads(text[: text.rindex("}") + 1])
-        return note if text == _note_text(note) and isinstance(note["format"], int) else None
+        return note if text == _manifest_text(note) and isinstance(note["format"], int) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _note_text(note: dict[str, Any]) -> str:
+def _manifest_text(note: dict[str, Any]) -> str:
     """The note as text, with a checksum of its own in the last line."""
     body = json.dumps(note, indent=1, sort_keys=True)
     return f"{body}\n{zlib.crc32(body.encode()):08x}\n"
@@ -207,7 +207,7 @@ def _write_tree(path: Path, tree: Tree) -> tuple[int, int]:
     The format is a header of JSON, its length before it, and the tensors' bytes. The library's own writer copies every
     tensor once more, and leaves the checksum to be made of what is read back: 2.7 times the time.
     """
-    leaves = dict(leaves_of(tree))
+    leaves = dict(iter_leaves(tree))
     tensors = {name: leaf.contiguous() for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
     values = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
     header: dict[str, Any] = {"__metadata__": {"values": json.dumps(values)}}

@@ -24,22 +24,22 @@ from typing import Any, Literal
 
 import yaml
 
-from trainer.checkpoint import newest_whole
+from trainer.checkpoint import newest_complete
 from trainer.checkpoint.format import write_tensors, write_text
-from trainer.utils.text import shown
+from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
-FREE = (
+CHANGEABLE_KEYS = (
     *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
     "objective",
 )
 
 
-class RunFolder:
+class RunDir:
     """The files of one run. Rank 0 writes them, but for the logs and the report of a crash."""
 
     def __init__(self, path: Path):
@@ -54,7 +54,7 @@ class RunFolder:
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds anything else than the run that `config` describes."""
         if config["resume"] not in ("auto", "never"):
-            RunFolder(Path(config["resume"]))._check_source(config)
+            RunDir(Path(config["resume"]))._check_source(config)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run_dir={self.path} is a file.\n  choose a new or an empty folder")
         if not self.path.exists() or not any(self.path.iterdir()):
@@ -63,32 +63,32 @@ class RunFolder:
             raise ValueError(f"run_dir={self.path} is not empty, and resume=never.\n  choose another run_dir")
         if not self.config.exists():
             raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
-        if self._has_begun():
+        if self._has_started():
             _check_same(_read_yaml(self.config), config, self.path)
 
-    def _has_begun(self) -> bool:
+    def _has_started(self) -> bool:
         """Whether a run has begun here, and not only been refused."""
         return self.config.exists() and (self.status() != "bad_input" or self.checkpoints.exists())
 
-    def clients(self) -> int | None:
+    def num_clients(self) -> int | None:
         """How many clients the run in this folder was begun with, if one was: that stays, whoever trains them."""
-        clients = _read_yaml(self.config)["clients"] if self._has_begun() else None
+        clients = _read_yaml(self.config)["clients"] if self._has_started() else None
         return clients if isinstance(clients, int) else None
 
     def _check_source(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError if a run that `config` describes cannot begin from the checkpoints of this folder."""
-        if newest_whole(self.checkpoints) is None or not self.config.exists():
+        if newest_complete(self.checkpoints) is None or not self.config.exists():
             raise ValueError(
                 f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
             )
         _check_same(_read_yaml(self.config), config, self.path)
 
-    def open(self, config: Mapping[str, Any], again: bool = False) -> None:
+    def create_or_check(self, config: Mapping[str, Any], is_restart: bool = False) -> None:
         """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not.
 
-        `again`: the launcher has started the workers again, so what is there is their own.
+        `is_restart`: the launcher has started the workers again, so what is there is their own.
         """
-        self.check({**config, "resume": "auto"} if again else config)
+        self.check({**config, "resume": "auto"} if is_restart else config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -122,12 +122,12 @@ class RunFolder:
         write_text(path, json.dumps({"place": place, "starts": starts}) + "\n")
         return starts
 
-    def claim_failure(self, of: str) -> bool:
-        """Whether this process is the first of this start to fail `of` a node, or of the run."""
+    def claim_failure(self, scope: str) -> bool:
+        """Whether this process is the first of this start to fail `scope` a node, or of the run."""
         if not self._claims.exists():
             return True
         try:
-            (self._claims / f"failed-{of}").touch(exist_ok=False)
+            (self._claims / f"failed-{scope}").touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
@@ -146,7 +146,7 @@ class RunFolder:
 
         And ema.safetensors, the same model with the average of its weights, if the run has made one.
         """
-        saved = newest_whole(self.checkpoints)
+        saved = newest_complete(self.checkpoints)
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
         model = dict(sorted(saved.load("model").items()))
@@ -193,9 +193,11 @@ def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path
     if constant and new["rounds"] >= old["rounds"]:
         old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
     changed = [
-        f"{key}={shown(new.get(key))}, but the run in this folder has {shown(old.get(key))}"
+        f"{key}={format_value(new.get(key))}, but the run in this folder has {format_value(old.get(key))}"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not key.startswith(FREE) and not (key == "rounds" and key not in old)
+        if old.get(key) != new.get(key)
+        and not key.startswith(CHANGEABLE_KEYS)
+        and not (key == "rounds" and key not in old)
     ]
     if changed:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from trainer.commands.train.launcher import BAD_INPUT, CODES, FINISHED, RESOLVED, launch
-from trainer.distributed.environment import check_launcher, check_world, discover, is_speaker, is_worker
+from trainer.distributed.environment import check_launcher, check_world, detect_environment, is_main_process, is_worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,25 +20,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["report"]:
         from trainer.commands import report
 
-        return _answer(report.main, arguments[1:])
+        return _run_command(report.main, arguments[1:])
     if arguments[:1] == ["doctor"]:
         from trainer.commands import doctor
 
-        return _answer(doctor.main, arguments[1:])
+        return _run_command(doctor.main, arguments[1:])
     if arguments[:1] == ["partition"]:
         from trainer.commands import partition
 
-        return _answer(partition.main, arguments[1:])
+        return _run_command(partition.main, arguments[1:])
     if arguments[:1] == ["plan"]:
         from trainer.commands import plan
 
-        return _answer(plan.main, arguments[1:])
+        return _run_command(plan.main, arguments[1:])
     if "-m" in arguments or "--multirun" in arguments:
         from trainer.commands import sweep
 
         return sweep.main([argument for argument in arguments if argument not in ("-m", "--multirun")])
     if is_worker(arguments):
-        return _work(arguments)
+        return _run_worker(arguments)
     from trainer.config.compose import compose_tree, help_page
 
     if "--help" in arguments or "-h" in arguments:
@@ -53,38 +53,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_launcher(tree["launch"]["nodes"])
         return launch(tree)
     except ValueError as error:
-        return _refuse(error)
+        return _print_error(error)
 
 
-def _answer(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+def _run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """The exit code of one of the other commands."""
     try:
         return command(arguments)
     except ValueError as error:
-        return _refuse(error)
+        return _print_error(error)
 
 
-def _work(overrides: list[str]) -> int:
+def _run_worker(overrides: list[str]) -> int:
     """The exit code of a worker. torchrun would start a failed one again, and report every rank: it gets 0."""
     from trainer.commands.train import worker
 
     try:
         check_world()
     except ValueError as error:
-        _refuse(error)
+        _print_error(error)
         return FINISHED
-    status = worker.main(lambda: _tree(overrides))
-    return CODES[status] if discover().started_by == "srun" else FINISHED
+    status = worker.main(lambda: _compose(overrides))
+    return CODES[status] if detect_environment().launched_by == "srun" else FINISHED
 
 
-def _refuse(error: ValueError) -> int:
+def _print_error(error: ValueError) -> int:
     """Says it, once for all processes that find the same."""
-    if is_speaker():
+    if is_main_process():
         print(error, file=sys.stderr, flush=True)
     return BAD_INPUT
 
 
-def _tree(overrides: list[str]) -> dict[str, Any]:
+def _compose(overrides: list[str]) -> dict[str, Any]:
     if RESOLVED in os.environ:
         return json.loads(os.environ[RESOLVED])
     from trainer.config.compose import compose_tree

@@ -13,27 +13,34 @@ from torch import nn
 
 from trainer.algorithms import Algorithm
 from trainer.algorithms.base import Setting
-from trainer.config.compatibility import check_fit, check_labels, check_rates, check_shared
-from trainer.config.instantiate import Faults, each, guard, instantiate, name_of, object_of
-from trainer.config.schema import Config, Leaf
-from trainer.data import Apart, Clients, Natural, Splits, clients_apart, natural_clients
-from trainer.data.client_sampling.sampling import Cohort
-from trainer.data.loading.class_weights import weigh
-from trainer.data.loading.silo_files import read_apart
-from trainer.data.transforms import Chain, skewed
-from trainer.distributed.compression import Full, Uplink
+from trainer.config.compatibility import check_labels, check_lr_multipliers, check_model_fits_data, check_shared_params
+from trainer.config.instantiate import (
+    ErrorCollector,
+    annotate_errors,
+    class_name,
+    import_target,
+    instantiate,
+    instantiate_all,
+)
+from trainer.config.schema import ComponentConfig, Config
+from trainer.data import Clients, DataSplits, Natural, PerClientSource, count_natural_clients, per_client_partition
+from trainer.data.client_sampling.sampling import ClientSampler
+from trainer.data.loading.class_weights import apply_class_weights
+from trainer.data.loading.silo_files import load_silo_files
+from trainer.data.transforms import Compose, shift_clients
+from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.topology import Topology
-from trainer.loggers import Sink
+from trainer.loggers import Logger
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.stopping import Stop
-from trainer.models.pretrained import freeze, load_weights
-from trainer.optim import Clip, Grouped
+from trainer.loop.stopping import StopCriteria
+from trainer.models.pretrained import freeze, load_pretrained
+from trainer.optim import GradientClipper, GroupedOptimizerFactory
 from trainer.optim.optimizers import OptimizerFactory, has_fused_step
-from trainer.tasks import VERBS, Task
-from trainer.utils.seeding import default_generators, derive
-from trainer.utils.text import shown
+from trainer.tasks import REQUIRED_METHODS, Task
+from trainer.utils.seeding import default_generators, derive_seed
+from trainer.utils.text import format_value
 
-SLOTS = (
+COMPONENTS = (
     "schedule",
     "client_sampling",
     "update_compression",
@@ -43,25 +50,27 @@ SLOTS = (
 
 def build(config: Config, topology: Topology) -> Run:
     """The Run that the configuration describes, for this rank; ValueError lists everything that is wrong with it."""
-    faults = Faults()
-    splits = faults.collect(lambda: _data(config, topology))
-    task = faults.collect(lambda: _task(config))
-    algorithm = faults.collect(lambda: _algorithm(config))
-    slots = {slot: faults.collect(partial(instantiate, slot, getattr(config, slot))) for slot in SLOTS}
-    optimizer = faults.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
-    clip = faults.collect(lambda: Clip(config.clip.max_norm, float(config.clip.norm_type), config.clip.max_value))
-    module = faults.collect(lambda: _model(config, topology))
-    transforms = splits and faults.collect(lambda: _transforms(config, splits))
-    dealt = splits and faults.collect(lambda: _dealt(config, splits, topology))
-    weights = task and dealt and faults.collect(lambda: weigh(task, *dealt, topology=topology))
-    faults.collect(lambda: _check_batch_size(config, topology))
+    errors = ErrorCollector()
+    splits = errors.collect(lambda: _data(config, topology))
+    task = errors.collect(lambda: _task(config))
+    algorithm = errors.collect(lambda: _algorithm(config))
+    slots = {slot: errors.collect(partial(instantiate, slot, getattr(config, slot))) for slot in COMPONENTS}
+    optimizer = errors.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
+    clip = errors.collect(
+        lambda: GradientClipper(config.clip.max_norm, float(config.clip.norm_type), config.clip.max_value)
+    )
+    module = errors.collect(lambda: _model(config, topology))
+    transforms = splits and errors.collect(lambda: _transforms(config, splits))
+    dealt = splits and errors.collect(lambda: _partitioned(config, splits, topology))
+    weights = task and dealt and errors.collect(lambda: apply_class_weights(task, *dealt, topology=topology))
+    errors.collect(lambda: _check_batch_size(config, topology))
     if algorithm and optimizer and clip and dealt and all(slots.values()):
         setting = _setting(
             config, topology, optimizer, clip, slots["client_sampling"], slots["update_compression"], len(dealt[1])
         )
-        faults.collect(lambda: algorithm.validate(setting))
-    _check_together(faults, config, algorithm, optimizer, module, splits, task)
-    faults.raise_any()
+        errors.collect(lambda: algorithm.validate(setting))
+    _check_together(errors, config, algorithm, optimizer, module, splits, task)
+    errors.raise_any()
     data, clients = dealt
     run = Run(
         topology=topology,
@@ -76,20 +85,22 @@ def build(config: Config, topology: Topology) -> Run:
         clip=clip,
         measures_flops=_measures_flops(config, topology),
         **slots,
-        **_told(config),
+        **_run_options(config),
     )
-    guard("client_sampling", config.client_sampling, lambda: run.round(0))
+    annotate_errors("client_sampling", config.client_sampling, lambda: run.round(0))
     return run
 
 
-def _told(config: Config) -> dict[str, Any]:
+def _run_options(config: Config) -> dict[str, Any]:
     """What of a Run the configuration says in so many words."""
     return dict(
         rounds=config.rounds,
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
         micro_batch_size=config.micro_batch_size,
         length=_round_length(config),
-        stop=Stop(config.stop.metric_target, config.stop.patience_evaluations, config.stop.max_training_seconds),
+        stop=StopCriteria(
+            config.stop.metric_target, config.stop.patience_evaluations, config.stop.max_training_seconds
+        ),
         ema_decay=config.ema_decay,
         autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
         compile_backend=config.compile_backend,
@@ -105,24 +116,24 @@ def _told(config: Config) -> dict[str, Any]:
     )
 
 
-def _check_together(faults: Faults, config: Config, *pieces: Any) -> None:
+def _check_together(errors: ErrorCollector, config: Config, *pieces: Any) -> None:
     """Collects what is wrong with pieces that go together; those that could not be made are None."""
     algorithm, optimizer, module, splits, task = pieces
     if algorithm and module:
-        faults.collect(lambda: check_shared(algorithm, module, config.algorithm))
+        errors.collect(lambda: check_shared_params(algorithm, module, config.algorithm))
     if optimizer and module:
-        faults.collect(lambda: check_rates(optimizer, module))
+        errors.collect(lambda: check_lr_multipliers(optimizer, module))
     if splits and task and module:
-        faults.collect(lambda: check_fit(module, task, splits, config.model))
+        errors.collect(lambda: check_model_fits_data(module, task, splits, config.model))
 
 
 def _setting(
     config: Config,
     topology: Topology,
     optimizer: OptimizerFactory,
-    clip: Clip,
-    sampler: Cohort,
-    compression: Uplink,
+    clip: GradientClipper,
+    sampler: ClientSampler,
+    compression: UpdateCompression,
     clients: int,
 ) -> Setting:
     """What the algorithm may be unable to work with, before there is a Run."""
@@ -134,80 +145,82 @@ def _setting(
         sampling=None if sampler.takes_all else type(sampler).__name__.lower(),
         drops_stragglers=config.round.stragglers == "drop",
         finetuning_steps=config.eval.personal_steps,
-        compression=None if isinstance(compression, Full) else compression.name,
+        compression=None if isinstance(compression, Uncompressed) else compression.name,
     )
 
 
-def build_clients(config: Config, topology: Topology) -> tuple[Splits, Clients]:
+def build_clients(config: Config, topology: Topology) -> tuple[DataSplits, Clients]:
     """The data set that the configuration describes, and its clients; a collective only where there is a world."""
-    return _dealt(config, _data(config, topology), topology)
+    return _partitioned(config, _data(config, topology), topology)
 
 
-def build_sinks(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
+def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
     """Where figures go by the user's wish, each told the run folder and the configuration, flat."""
     told = {"folder": folder, "settings": settings}
-    return list(each("loggers", config.loggers, **told).values())
+    return list(instantiate_all("loggers", config.loggers, **told).values())
 
 
-def _data(config: Config, topology: Topology) -> Splits:
+def _data(config: Config, topology: Topology) -> DataSplits:
     files, leaf = config.data["files"], config.data
     if files is None:
         return _splits(leaf)
     if leaf.get("path") is not None:
-        raise ValueError(f"data.path={leaf['path']} and data.files={shown(files)}\n  set one of them")
-    return read_apart(files, lambda file: _splits(leaf | {"path": file}), topology)
+        raise ValueError(f"data.path={leaf['path']} and data.files={format_value(files)}\n  set one of them")
+    return load_silo_files(files, lambda file: _splits(leaf | {"path": file}), topology)
 
 
-def _splits(leaf: Leaf) -> Splits:
-    splits = instantiate("data", leaf)
-    if not isinstance(splits, Splits):
-        raise ValueError(f"data={leaf['_target_']} gave a {name_of(splits)}.\n  valid: trainer.data.Splits")
+def _splits(component: ComponentConfig) -> DataSplits:
+    splits = instantiate("data", component)
+    if not isinstance(splits, DataSplits):
+        raise ValueError(f"data={component['_target_']} gave a {class_name(splits)}.\n  valid: trainer.data.DataSplits")
     check_labels(splits)
     return splits
 
 
-def _transforms(config: Config, splits: Splits) -> Chain:
-    chain = Chain(each("transforms", config.transforms), splits.classes, config.channels_last)
-    if faults := chain.faults(*splits.train.fetch(torch.arange(1))):
-        raise ValueError("\n".join(faults))
+def _transforms(config: Config, splits: DataSplits) -> Compose:
+    chain = Compose(instantiate_all("transforms", config.transforms), splits.classes, config.channels_last)
+    if errors := chain.errors(*splits.train.fetch(torch.arange(1))):
+        raise ValueError("\n".join(errors))
     return chain
 
 
 def _task(config: Config) -> Task:
     task = instantiate("task", config.task)
-    if missing := [verb for verb in VERBS if not hasattr(task, verb)]:
+    if missing := [verb for verb in REQUIRED_METHODS if not hasattr(task, verb)]:
         raise ValueError(
-            f"task={config.task['_target_']} gave a {name_of(task)} without {', '.join(missing)}.\n"
+            f"task={config.task['_target_']} gave a {class_name(task)} without {', '.join(missing)}.\n"
             "  valid: an object with all the verbs of trainer.tasks.Task"
         )
     return task
 
 
-def _dealt(config: Config, splits: Splits, topology: Topology) -> tuple[Splits, Clients]:
+def _partitioned(config: Config, splits: DataSplits, topology: Topology) -> tuple[DataSplits, Clients]:
     """The clients, and the data set as they have it."""
     clients = _clients(config, splits, topology)
-    return skewed(splits, clients, each("client_shift", config.client_shift), config.seed), clients
+    return shift_clients(splits, clients, instantiate_all("client_shift", config.client_shift), config.seed), clients
 
 
-def _clients(config: Config, splits: Splits, topology: Topology) -> Clients:
+def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
     partition = instantiate("partition", config.partition)
     wanted = None if config.clients == "auto" else int(config.clients)
-    if isinstance(splits.train, Apart):
-        count, deal = len(splits.train.homes), partial(clients_apart, splits, partition, wanted)
+    if isinstance(splits.train, PerClientSource):
+        count, deal = len(splits.train.homes), partial(per_client_partition, splits, partition, wanted)
     else:
-        count = wanted or (natural_clients(splits.train) if isinstance(partition, Natural) else topology.num_silos)
+        count = wanted or (
+            count_natural_clients(splits.train) if isinstance(partition, Natural) else topology.num_silos
+        )
         deal = partial(partition.split, splits.train, splits.test, count, config.seed)
     if count < topology.num_silos:
         raise ValueError(
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"
         )
-    clients: Clients = guard("partition", config.partition, deal)
-    return clients.hold_out(config.data["validation"], config.seed)
+    clients: Clients = annotate_errors("partition", config.partition, deal)
+    return clients.split_validation(config.data["validation"], config.seed)
 
 
 def _algorithm(config: Config) -> Algorithm:
-    make = guard("algorithm", config.algorithm, lambda: object_of(config.algorithm))
+    make = annotate_errors("algorithm", config.algorithm, lambda: import_target(config.algorithm))
     if "server" not in signature(make).parameters:
         return instantiate("algorithm", config.algorithm)
     if config.server["_target_"].endswith(".Muon"):
@@ -216,41 +229,43 @@ def _algorithm(config: Config) -> Algorithm:
             "  set server=average, momentum, nesterov or adam"
         )
     server = _optimizer("server", config.server)
-    return instantiate("algorithm", config.algorithm, ("server",), server=_tried("server", config.server, server))
+    return instantiate(
+        "algorithm", config.algorithm, ("server",), server=_try_optimizer("server", config.server, server)
+    )
 
 
-def _inner_optimizer(leaf: Leaf, device: torch.device) -> Grouped:
-    multipliers = tuple((name, float(factor)) for name, factor in leaf.get("lr_multipliers", []))
-    step = _optimizer("optimizer", leaf)
-    if not {"fused", "foreach"} & leaf.keys() and has_fused_step(object_of(leaf), device):
+def _inner_optimizer(component: ComponentConfig, device: torch.device) -> GroupedOptimizerFactory:
+    multipliers = tuple((name, float(factor)) for name, factor in component.get("lr_multipliers", []))
+    step = _optimizer("optimizer", component)
+    if not {"fused", "foreach"} & component.keys() and has_fused_step(import_target(component), device):
         step = partial(step, fused=True)
-    make = Grouped(step, leaf.get("exclude_norm_bias_decay", False), multipliers)
-    _tried("optimizer", leaf, make)
+    make = GroupedOptimizerFactory(step, component.get("exclude_norm_bias_decay", False), multipliers)
+    _try_optimizer("optimizer", component, make)
     return make
 
 
-def _optimizer(key: str, leaf: Leaf) -> OptimizerFactory:
-    return instantiate(key, leaf, ("params",), _partial_=True)
+def _optimizer(key: str, component: ComponentConfig) -> OptimizerFactory:
+    return instantiate(key, component, ("params",), _partial_=True)
 
 
-def _tried(key: str, leaf: Leaf, make: OptimizerFactory) -> OptimizerFactory:
+def _try_optimizer(key: str, component: ComponentConfig, make: OptimizerFactory) -> OptimizerFactory:
     # Its arguments are checked now, on a parameter of its own, not in the middle of a start.
-    guard(key, leaf, lambda: make([nn.Parameter(torch.zeros(1))]))
+    annotate_errors(key, component, lambda: make([nn.Parameter(torch.zeros(1))]))
     return make
 
 
 def _model(config: Config, topology: Topology) -> nn.Module:
     for generator in default_generators(topology.device):
-        generator.manual_seed(derive(config.seed, "initial parameters"))
+        generator.manual_seed(derive_seed(config.seed, "initial parameters"))
     module = instantiate("model", config.model)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"model={config.model['_target_']} gave a {name_of(module)}.\n  valid: a torch.nn.Module")
-    faults = Faults()
+        raise ValueError(f"model={config.model['_target_']} gave a {class_name(module)}.\n  valid: a torch.nn.Module")
+    errors = ErrorCollector()
     if (path := config.model.get("init")) is not None:
-        faults.collect(lambda: load_weights(module, Path(path)))
+        errors.collect(lambda: load_pretrained(module, Path(path)))
     if (pattern := config.model.get("freeze")) is not None:
-        faults.collect(lambda: freeze(module, pattern))
-    faults.raise_any()
+        errors.collect(lambda: freeze(module, pattern))
+    errors.raise_any()
     return module
 
 

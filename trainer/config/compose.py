@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config.renamed_keys import renamed
 from trainer.config.schema import read_config
 from trainer.distributed.environment import was_requeued
-from trainer.utils.text import nearest
+from trainer.utils.text import suggest
 from trainer.utils.trees import flatten
 
 Tree = dict[str, Any]
@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parents[1]
 # In a source tree conf/ lies beside the package, in an installed one inside it.
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.exists())
 
-LISTED = ("client_shift", "transforms", "loggers")  # groups of which there may be several choices, or none
+LIST_GROUPS = ("client_shift", "transforms", "loggers")  # groups of which there may be several choices, or none
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -55,13 +55,13 @@ def compose_tree(overrides: list[str]) -> Tree:
     # Hydra takes no null for a group, though it is the default of this one.
     overrides = [override for override in overrides if override != "experiment=null"]
     try:
-        if any(map(is_hydras, overrides)):
+        if any(map(is_hydra_override, overrides)):
             raise ValueError("hydra.* is no part of the configuration")
         if any(map(_renamed_outside_groups, overrides)):
             raise ValueError("a key has another name")
         config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
-        raise ValueError("\n".join(_faults(overrides) or [str(error)])) from error
+        raise ValueError("\n".join(_errors(overrides) or [str(error)])) from error
     choices = config.hydra.runtime.choices
     config = _without_hydra(config)
     if config.data.files and OmegaConf.is_missing(config.data, "path"):
@@ -71,7 +71,7 @@ def compose_tree(overrides: list[str]) -> Tree:
     tree = _plain(config)
     read_config(tree)
     if tree["run"]["smoke"]:
-        _shorten(tree)
+        _make_smoke_run(tree)
     tree["name"] = tree["name"] or choices["experiment"] or f"{choices['data']}-{choices['algorithm']}"
     tree["run_dir"] = tree["run_dir"] or str(_new_run_dir(tree["name"]))
     if was_requeued() and tree["resume"] == "never":
@@ -79,7 +79,7 @@ def compose_tree(overrides: list[str]) -> Tree:
     return tree
 
 
-def _shorten(tree: Tree) -> None:
+def _make_smoke_run(tree: Tree) -> None:
     """Makes it two rounds of one step, evaluated at the end. Here, so that config.yaml says what was run."""
     tree["rounds"] = 2
     tree["round"]["steps"] = 1
@@ -120,7 +120,7 @@ def _new_run_dir(name: str) -> Path:
         return folder / f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job := os.environ.get("SLURM_JOB_ID"):
         return folder / job
-    return unused(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return unused_path(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
 def new_sweep_dir(name: str) -> Path:
@@ -128,10 +128,10 @@ def new_sweep_dir(name: str) -> Path:
     folder = Path("outputs") / name
     if job := os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID")):
         return folder / f"sweep-{job}"
-    return unused(folder / f"sweep-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return unused_path(folder / f"sweep-{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
-def unused(path: Path) -> Path:
+def unused_path(path: Path) -> Path:
     """The path, or where something is there already the same with a number."""
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 1000))
     return next(free for free in (path, *numbered) if not free.exists())
@@ -144,44 +144,44 @@ def _groups() -> dict[str, list[str]]:
     return {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in listed}
 
 
-def _faults(overrides: Iterable[str]) -> list[str]:
+def _errors(overrides: Iterable[str]) -> list[str]:
     """What is wrong with each override by itself: first the choices of groups, then the keys under good choices."""
-    groups, faults, choices, values = _groups(), [], [], []
+    groups, errors, choices, values = _groups(), [], [], []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if is_hydras(override):
-            faults.append(
+        if is_hydra_override(override):
+            errors.append(
                 f"{override}: Hydra's own keys have an effect in sweeps alone, python -m trainer -m\n"
                 "  the run folder is run_dir="
             )
         elif message := _renamed_outside_groups(override):
-            faults.append(message)
+            errors.append(message)
         elif not equals:
-            faults.append(f"{override} is no override\n  write key=value")
+            errors.append(f"{override} is no override\n  write key=value")
         elif key not in groups:
             values.append(override)
-        elif unknown := [choice for choice in _chosen(key, value) if choice not in groups[key]]:
-            faults.append(f"{override}: there is no such choice{nearest(unknown[0], groups[key])}")
+        elif unknown := [choice for choice in _choices_in(key, value) if choice not in groups[key]]:
+            errors.append(f"{override}: there is no such choice{suggest(unknown[0], groups[key])}")
         else:
             choices.append(override)
-    return faults + _value_faults(choices, values)
+    return errors + _value_errors(choices, values)
 
 
-def _chosen(group: str, value: str) -> list[str]:
+def _choices_in(group: str, value: str) -> list[str]:
     """The choices that are made of a group: one, or as many as are listed."""
-    if group not in LISTED or not (value.startswith("[") and value.endswith("]")):
+    if group not in LIST_GROUPS or not (value.startswith("[") and value.endswith("]")):
         return [value]
     return [choice.strip() for choice in value[1:-1].split(",") if choice.strip()]
 
 
-def is_hydras(override: str) -> bool:
+def is_hydra_override(override: str) -> bool:
     """Whether the override is for Hydra itself."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
-def _value_faults(choices: list[str], values: list[str]) -> list[str]:
+def _value_errors(choices: list[str], values: list[str]) -> list[str]:
     known = flatten(_plain(_without_hydra(_compose(choices))))
-    faults, good = [], list(choices)
+    errors, good = [], list(choices)
     for override in values:
         try:
             _compose([*choices, override])
@@ -190,12 +190,12 @@ def _value_faults(choices: list[str], values: list[str]) -> list[str]:
             key, _, value = override.partition("=")
             reason = f"{override} cannot be read: {str(error).splitlines()[0]}"
             way_out = f"  if it is a text, quote it: \"{key}='{value}'\""
-            faults.append(f"{reason}\n{way_out}" if key in known else _unknown(override, list(known)))
+            errors.append(f"{reason}\n{way_out}" if key in known else _unknown_key(override, list(known)))
     try:
         read_config(_plain(_without_hydra(_compose(good))))
     except ValueError as error:
-        faults.append(str(error))
-    return faults
+        errors.append(str(error))
+    return errors
 
 
 def _plain(config: DictConfig) -> Tree:
@@ -208,7 +208,7 @@ def _renamed_outside_groups(override: str) -> str | None:
     return None if section in _groups() else renamed(override)
 
 
-def _unknown(override: str, known: list[str]) -> str:
+def _unknown_key(override: str, known: list[str]) -> str:
     if message := renamed(override):
         return message
     key = override.partition("=")[0]
@@ -217,7 +217,7 @@ def _unknown(override: str, known: list[str]) -> str:
         section = next((_section(name) for name in difflib.get_close_matches(key, known, n=1)), "")
     siblings = [name for name in known if _section(name) == section]
     siblings += [] if section else list(_groups())
-    said = f"{key} is no key{nearest(key, siblings)}"
+    said = f"{key} is no key{suggest(key, siblings)}"
     return f"{said}\n  to hand a _target_ one more argument: +{key}=..." if _section(key) in _groups() else said
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from trainer.config.schema import Leaf, for_target, given
-from trainer.config.signatures import argument_faults
+from trainer.config.schema import ComponentConfig, target_arguments, typed_overrides
+from trainer.config.signatures import argument_errors
 
 
-class Faults:
+class ErrorCollector:
     """Collects what is wrong, so that it can be said all at once."""
 
     def __init__(self):
@@ -33,35 +33,35 @@ class Faults:
             raise ValueError("\n".join(self.messages))
 
 
-def instantiate(key: str, leaf: Leaf, ours: tuple[str, ...] = (), **options: Any) -> Any:
-    """What the leaf describes; `ours` are the arguments that are not the user's."""
-    leaf = for_target(key, leaf)
+def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, ...] = (), **options: Any) -> Any:
+    """What the leaf describes; `reserved_args` are the arguments that are not the user's."""
+    component = target_arguments(key, component)
 
     def make() -> Any:
-        if faults := argument_faults(key, leaf, object_of(leaf), ours):
-            raise ValueError("\n".join(faults))
-        return hydra.utils.instantiate(leaf, _convert_="all", **options)
+        if errors := argument_errors(key, component, import_target(component), reserved_args):
+            raise ValueError("\n".join(errors))
+        return hydra.utils.instantiate(component, _convert_="all", **options)
 
-    return guard(key, leaf, make)
+    return annotate_errors(key, component, make)
 
 
-def object_of(leaf: Leaf) -> Any:
+def import_target(component: ComponentConfig) -> Any:
     """The class or function that the leaf names."""
-    return hydra.utils.get_object(leaf["_target_"])
+    return hydra.utils.get_object(component["_target_"])
 
 
-def each(key: str, leaves: dict[str, Leaf], **told: Any) -> dict[str, Any]:
-    """What each of the leaves describes, `told` what is not the user's; all that is wrong is said at once."""
-    faults = Faults()
+def instantiate_all(key: str, components: dict[str, ComponentConfig], **reserved: Any) -> dict[str, Any]:
+    """What each of the leaves describes, `reserved` what is not the user's; all that is wrong is said at once."""
+    errors = ErrorCollector()
     made = {
-        name: faults.collect(partial(instantiate, f"{key}.{name}", leaf, tuple(told), **told))
-        for name, leaf in leaves.items()
+        name: errors.collect(partial(instantiate, f"{key}.{name}", leaf, tuple(reserved), **reserved))
+        for name, leaf in components.items()
     }
-    faults.raise_any()
+    errors.raise_any()
     return made
 
 
-def guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:
+def annotate_errors(key: str, component: ComponentConfig, make: Callable[[], Any]) -> Any:
     """What `make` returns; what a user did wrong in the leaf becomes a ValueError that names the key."""
     try:
         return make()
@@ -72,9 +72,9 @@ def guard(key: str, leaf: Leaf, make: Callable[[], Any]) -> Any:
             reason = "a value is of the wrong type"
         elif isinstance(cause, ValueError) and (f"{key}=" in reason or f"{key}." in reason):
             raise ValueError(str(cause)) from error
-        raise ValueError(f"{key}={leaf['_target_']}: {reason}{given(key, leaf)}") from error
+        raise ValueError(f"{key}={component['_target_']}: {reason}{typed_overrides(key, component)}") from error
 
 
-def name_of(thing: object) -> str:
+def class_name(thing: object) -> str:
     """The last name of its class."""
     return type(thing).__name__

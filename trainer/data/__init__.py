@@ -13,7 +13,7 @@ from trainer.data.partition.partition import (
     Quantity,
     Shards,
     Similarity,
-    natural_clients,
+    count_natural_clients,
 )
 from trainer.data.readers.cifar import cifar10
 from trainer.data.readers.huggingface import saved_dataset
@@ -23,44 +23,44 @@ from trainer.data.readers.mnist import digits, fashion_mnist, mnist
 from trainer.data.readers.npz import npz
 from trainer.data.readers.parquet import parquet
 from trainer.data.readers.text import BYTES, shakespeare, text
-from trainer.data.readers.tokens import Tokens, tokens
-from trainer.data.sources.base import Arrays, MapStyle, Source, Splits, Windows, as_source
-from trainer.data.sources.example_weights import Weights
-from trainer.data.sources.iterable import InOrder
-from trainer.data.sources.per_client import Apart, clients_apart, is_in_order
+from trainer.data.readers.tokens import TokenSource, tokens
+from trainer.data.sources.base import DataSplits, MapDatasetSource, SequenceWindows, Source, TensorSource, as_source
+from trainer.data.sources.example_weights import ExampleWeights
+from trainer.data.sources.iterable import IterableSource
+from trainer.data.sources.per_client import PerClientSource, is_sequential, per_client_partition
 
 __all__ = [
     "BYTES",
-    "Apart",
-    "Arrays",
+    "PerClientSource",
+    "TensorSource",
     "Clients",
     "Dirichlet",
     "Hash",
     "Iid",
-    "InOrder",
-    "MapStyle",
+    "IterableSource",
+    "MapDatasetSource",
     "Natural",
     "Partition",
     "Quantity",
     "Shards",
     "Similarity",
     "Source",
-    "Splits",
-    "Tokens",
-    "Weights",
-    "Windows",
+    "DataSplits",
+    "TokenSource",
+    "ExampleWeights",
+    "SequenceWindows",
     "as_source",
     "checksum",
     "cifar10",
-    "clients_apart",
+    "per_client_partition",
     "describe",
     "digits",
     "fashion_mnist",
     "fingerprint",
     "image_folder",
-    "is_in_order",
+    "is_sequential",
     "mnist",
-    "natural_clients",
+    "count_natural_clients",
     "npz",
     "parquet",
     "read_idx",

@@ -1,22 +1,22 @@
-"""Where the metrics of a run go: the console, a file of JSON lines, TensorBoard."""
+"""Where the metrics of a run go: the console, a file of JSON lines, TensorBoardLogger."""
 
-from trainer.loggers.base import Exhibits, Metrics, Sink
-from trainer.loggers.console import Console, choose_screen
-from trainer.loggers.jsonl import JsonLines, read_jsonl
-from trainer.loggers.tensorboard import TensorBoard
-from trainer.loggers.terminal import Screen
-from trainer.utils.metric_direction import HEADLINES, more_is_better
+from trainer.loggers.base import FinalArtifacts, Logger, Metrics
+from trainer.loggers.console import ConsoleLogger, make_terminal
+from trainer.loggers.jsonl import JsonLinesLogger, read_jsonl
+from trainer.loggers.tensorboard import TensorBoardLogger
+from trainer.loggers.terminal import Terminal
+from trainer.utils.metric_direction import HEADLINES, higher_is_better
 
 __all__ = [
     "HEADLINES",
-    "Console",
-    "Exhibits",
-    "JsonLines",
+    "ConsoleLogger",
+    "FinalArtifacts",
+    "JsonLinesLogger",
     "Metrics",
-    "Screen",
-    "Sink",
-    "TensorBoard",
-    "choose_screen",
-    "more_is_better",
+    "Terminal",
+    "Logger",
+    "TensorBoardLogger",
+    "make_terminal",
+    "higher_is_better",
     "read_jsonl",
 ]

@@ -12,7 +12,7 @@ Metrics = dict[str, float | int]
 
 
 @dataclass(frozen=True)
-class Exhibits:
+class FinalArtifacts:
     """What a finished run shows besides numbers.
 
     confusion: counts of the test set, int64 [classes, classes], rows are the truth and columns the prediction.
@@ -25,17 +25,17 @@ class Exhibits:
     sample: str = ""
 
 
-class Sink(Protocol):
+class Logger(Protocol):
     """A place where rank 0 sends the metrics. The other ranks have none."""
 
-    def record(self, metrics: Metrics) -> None:
+    def log_round(self, metrics: Metrics) -> None:
         """Take the metrics of one round, keys such as `round`, `train/loss`, `client/3/test_accuracy`.
 
         `round` is the number of rounds done, 1 after the first. Keys of what was not measured in this round are absent.
         """
         ...
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Take the result of the whole run; a run that crashes or is preempted never gets here."""
         ...
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.utils.metric_direction import more_is_better
+from trainer.utils.metric_direction import higher_is_better
 
 EVALUATIONS = ("test_", "global_", "personal_")  # what else is said of a client is of its training
 
-Column = tuple[np.ndarray, np.ndarray]  # of one round: who was measured, int64 [N], and the values, float64 [N]
+MetricColumn = tuple[np.ndarray, np.ndarray]  # of one round: who was measured, int64 [N], and the values, float64 [N]
 
 
 class Worst(NamedTuple):
@@ -27,7 +27,7 @@ class Worst(NamedTuple):
     ties: int
 
 
-class ClientFigure(NamedTuple):
+class ClientMetric(NamedTuple):
     """One figure of every client through a run.
 
     name: as in the metrics, such as `test_accuracy`. clients, rounds: their numbers, ascending; of the rounds, those
@@ -40,30 +40,30 @@ class ClientFigure(NamedTuple):
     values: np.ndarray
 
     @property
-    def more_is_better(self) -> bool:
-        return more_is_better(self.name)
+    def higher_is_better(self) -> bool:
+        return higher_is_better(self.name)
 
     def worst(self) -> Worst:
         """The worst client of the last round that has values; of equal ones, that with the lowest number."""
         column = np.flatnonzero(~np.isnan(self.values).all(0))[-1]
         values = self.values[:, column]
-        row = int(np.nanargmin(values) if self.more_is_better else np.nanargmax(values))
+        row = int(np.nanargmin(values) if self.higher_is_better else np.nanargmax(values))
         return Worst(row, self.rounds[column], values[row], int((values == values[row]).sum()) - 1)
 
 
-def client_figures(history: Iterable[Mapping[str, Any]]) -> list[ClientFigure]:
+def client_metrics(history: Iterable[Mapping[str, Any]]) -> list[ClientMetric]:
     """The figures of evaluations that have any value at all, by name, from the metrics of a run's rounds in order.
 
     Every client of which the metrics speak has a row, also one without test examples. A value may be None.
     """
     known: set[int] = set()
-    columns: dict[str, dict[int, Column]] = defaultdict(dict)
+    columns: dict[str, dict[int, MetricColumn]] = defaultdict(dict)
     for metrics in history:
         for name, values in _by_name(metrics).items():
             known.update(values)
             if name.startswith(EVALUATIONS):
                 columns[name][metrics["round"]] = _column(values)
-    figures = (_figure(name, sorted(known), columns[name]) for name in sorted(columns))
+    figures = (_metric(name, sorted(known), columns[name]) for name in sorted(columns))
     return [figure for figure in figures if not np.isnan(figure.values).all()]
 
 
@@ -77,13 +77,13 @@ def _by_name(metrics: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:
     return names
 
 
-def _column(values: Mapping[int, float | None]) -> Column:
+def _column(values: Mapping[int, float | None]) -> MetricColumn:
     return np.array(list(values)), np.array(list(values.values()), dtype=np.float64)
 
 
-def _figure(name: str, clients: list[int], columns: Mapping[int, Column]) -> ClientFigure:
+def _metric(name: str, clients: list[int], columns: Mapping[int, MetricColumn]) -> ClientMetric:
     values = np.full((len(clients), len(columns)), np.nan)
     for index, (measured, column) in enumerate(columns.values()):
         values[np.searchsorted(clients, measured), index] = column
     values[~np.isfinite(values)] = np.nan
-    return ClientFigure(name, clients, list(columns), values)
+    return ClientMetric(name, clients, list(columns), values)

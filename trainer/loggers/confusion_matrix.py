@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
     from torch import Tensor
 
-MOST_CLASSES_WITH_COUNTS = 40
+MAX_CLASSES_WITH_COUNTS = 40
 SMALLEST_CELL = 30  # pixels, with a count in it
 PICTURE_WITHOUT_COUNTS = 800  # pixels, the side of a matrix of so many classes that its cells are mere dots
 PADDING = 8
@@ -57,7 +57,7 @@ def confusion_image(confusion: Tensor, label_names: tuple[str, ...] = ()) -> Ima
 
 def cell_side(classes: int, longest_count: float) -> int:
     """The side of a cell in pixels; with counts in it as long as there are few classes."""
-    if classes > MOST_CLASSES_WITH_COUNTS:
+    if classes > MAX_CLASSES_WITH_COUNTS:
         return max(1, PICTURE_WITHOUT_COUNTS // classes)
     return max(SMALLEST_CELL, round(longest_count) + PADDING)
 
@@ -69,7 +69,7 @@ def _draw_cells(draw: ImageDraw, counts: list[list[int]], cell: int, margin: int
             left, top = margin + column * cell, margin + row * cell
             color = tuple(round(255 + share * (full - 255)) for full in FULL_SHARE)
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=color)
-            if len(counts) <= MOST_CLASSES_WITH_COUNTS:
+            if len(counts) <= MAX_CLASSES_WITH_COUNTS:
                 middle = (left + cell / 2, top + cell / 2)
                 draw.text(middle, str(count), fill="white" if share > 0.5 else "black", anchor="mm")
 

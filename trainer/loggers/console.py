@@ -11,11 +11,11 @@ from time import monotonic
 from typing import Any, TextIO
 
 from trainer.loggers import messages
-from trainer.loggers.base import Exhibits, Metrics
-from trainer.loggers.terminal import Lines, Screen
+from trainer.loggers.base import FinalArtifacts, Metrics
+from trainer.loggers.terminal import PlainTerminal, Terminal
 
 
-class Console:
+class ConsoleLogger:
     """A sink that prints one line a round and a summary at the end, with a progress bar on a terminal.
 
     rounds: how many the run has. folder: the run folder, named at the end. silos: this rank's silo is one of so many.
@@ -28,11 +28,11 @@ class Console:
         rounds: int,
         folder: Path | None = None,
         silos: int = 1,
-        terminal: bool | None = None,
+        is_terminal: bool | None = None,
         stream: TextIO | None = None,
     ) -> None:
         self._rounds, self._folder, self._silos = rounds, folder, silos
-        self._screen = choose_screen(stream or sys.stdout, terminal)
+        self._terminal = make_terminal(stream or sys.stdout, is_terminal)
         self._start: tuple[float, float] | None = None
         self._examples = 0
         self._drawn = monotonic()
@@ -44,24 +44,24 @@ class Console:
         """
         self._examples += examples
         now = monotonic()
-        if now < self._screen.due:
+        if now < self._terminal.next_refresh:
             return
         rate = self._silos * self._examples / max(now - self._drawn, 1e-9)
         self._examples, self._drawn = 0, now
         text = messages.progress(fraction_of_run, rate, loss(), self._seconds_left(fraction_of_run))
-        self._screen.progress(fraction_of_run, text)
+        self._terminal.progress(fraction_of_run, text)
 
-    def record(self, metrics: Metrics) -> None:
-        self._screen.line(*messages.round_line(metrics, self._rounds))
+    def log_round(self, metrics: Metrics) -> None:
+        self._terminal.line(*messages.round_line(metrics, self._rounds))
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Print the result, the run folder, and how to see its charts, in place of the bar."""
-        self._screen.close()
+        self._terminal.close()
         for spans in messages.summary(result, self._folder):
-            self._screen.line(*spans)
+            self._terminal.line(*spans)
 
     def close(self) -> None:
-        self._screen.close()
+        self._terminal.close()
 
     def _seconds_left(self, fraction: float) -> float:
         """The time to the end at the pace since the first step, which a resumed run does not take at 0."""
@@ -71,12 +71,12 @@ class Console:
         return (monotonic() - started) * (1 - fraction) / (fraction - start) if fraction > start else math.inf
 
 
-def choose_screen(stream: TextIO, terminal: bool | None = None) -> Screen:
-    """A screen that fits the stream; `terminal` says what it is, None asks it."""
-    if terminal is None:
-        terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    if not terminal:
-        return Lines(stream)
-    from trainer.loggers.progress_bar import Bar
+def make_terminal(stream: TextIO, is_terminal: bool | None = None) -> Terminal:
+    """A screen that fits the stream; `is_terminal` says what it is, None asks it."""
+    if is_terminal is None:
+        is_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    if not is_terminal:
+        return PlainTerminal(stream)
+    from trainer.loggers.progress_bar import ProgressBarTerminal
 
-    return Bar(stream)
+    return ProgressBarTerminal(stream)

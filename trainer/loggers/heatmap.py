@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.loggers.client_history import ClientFigure
+from trainer.loggers.client_history import ClientMetric
 from trainer.loggers.messages import number
 
 # Viridis, from worst to best: it grows lighter evenly, so it is read without telling red from green.
@@ -66,25 +66,25 @@ class Scale(NamedTuple):
         return 1 - (position(self.best) - position(values)) / (way or 1)
 
 
-def heat_map_png(figure: ClientFigure) -> bytes:
+def heat_map_png(metric: ClientMetric) -> bytes:
     """The picture of a figure as PNG: clients down, rounds across, dark what is worst, hatched what has no value.
 
     At most about 1,000 x 750 pixels: of many clients or rounds, neighbours share a cell, which shows the mean of
     their values. The colours of a perplexity go by its logarithm.
     """
     buffer = BytesIO()
-    heat_map_image(figure).save(buffer, format="png")
+    heat_map_image(metric).save(buffer, format="png")
     return buffer.getvalue()
 
 
-def heat_map_image(figure: ClientFigure) -> Image.Image:
+def heat_map_image(metric: ClientMetric) -> Image.Image:
     """The same picture, not yet encoded."""
-    down, across = map(fit_axis, figure.values.shape, LARGEST_CELL, LARGEST_FIELD)
-    cells = cell_means(figure.values, down, across)
-    scale = scale_of(figure, cells)
+    down, across = map(fit_axis, metric.values.shape, LARGEST_CELL, LARGEST_FIELD)
+    cells = cell_means(metric.values, down, across)
+    scale = scale_of(metric, cells)
     field = Image.fromarray(paint(scale.shares(cells).repeat(down.cell, 0).repeat(across.cell, 1)))
-    title, legend = _drawn_title(title_of(figure, down, across)), _legend(scale, bool(np.isnan(cells).any()))
-    names = max(map(FONT.getlength, ("client", "round", str(figure.clients[-1]))))
+    title, legend = _drawn_title(title_of(metric, down, across)), _legend(scale, bool(np.isnan(cells).any()))
+    names = max(map(FONT.getlength, ("client", "round", str(metric.clients[-1]))))
     left, top = round(names) + 2 * PADDING, title.height + LINE + PADDING // 2
     right, bottom = left + field.width, top + field.height
     image = _blank(max(title.width, legend.width, right + WORST_WIDTH), bottom + LINE + legend.height)
@@ -93,8 +93,8 @@ def heat_map_image(figure: ClientFigure) -> Image.Image:
     image.paste(legend, (0, bottom + LINE))
     draw = ImageDraw.Draw(image)
     draw.font = FONT
-    _name_rows(draw, (left, top, right, bottom), figure, down)
-    _name_columns(draw, (left, top, right, bottom), figure, across)
+    _name_rows(draw, (left, top, right, bottom), metric, down)
+    _name_columns(draw, (left, top, right, bottom), metric, across)
     return image
 
 
@@ -117,16 +117,16 @@ def _cell_sums(values: np.ndarray, down: Axis, across: Axis) -> np.ndarray:
     return values
 
 
-def scale_of(figure: ClientFigure, cells: np.ndarray) -> Scale:
+def scale_of(metric: ClientMetric, cells: np.ndarray) -> Scale:
     """The scale from the worst to the best of the cells."""
     least, greatest = float(np.nanmin(cells)), float(np.nanmax(cells))
-    worst, best = (least, greatest) if figure.more_is_better else (greatest, least)
-    return Scale(worst, best, _is_logarithmic(figure))
+    worst, best = (least, greatest) if metric.higher_is_better else (greatest, least)
+    return Scale(worst, best, _is_logarithmic(metric))
 
 
-def _is_logarithmic(figure: ClientFigure) -> bool:
+def _is_logarithmic(metric: ClientMetric) -> bool:
     """A perplexity is the exponential of a loss, and as wide as that: its logarithm shows all of a run."""
-    return figure.name.endswith("perplexity")
+    return metric.name.endswith("perplexity")
 
 
 def paint(shares: np.ndarray) -> np.ndarray:
@@ -141,14 +141,14 @@ def paint(shares: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(shares)[..., None], hatching[..., None], colours.round()).astype(np.uint8)
 
 
-def title_of(figure: ClientFigure, down: Axis, across: Axis) -> list[str]:
+def title_of(metric: ClientMetric, down: Axis, across: Axis) -> list[str]:
     """What is shown, who is worst, and what a cell is if it is not one client's value in one round."""
-    worst = figure.worst()
+    worst = metric.worst()
     others = f" and {worst.ties:,} more" if worst.ties else ""
-    colours = " (colours by its logarithm)" if _is_logarithmic(figure) else ""
+    colours = " (colours by its logarithm)" if _is_logarithmic(metric) else ""
     lines = [
-        f"{figure.name.replace('_', ' ').capitalize()} of each client on its own test examples{colours}",
-        f"worst in round {worst.round}: {number(worst.value)}, client {figure.clients[worst.row]}{others}",
+        f"{metric.name.replace('_', ' ').capitalize()} of each client on its own test examples{colours}",
+        f"worst in round {worst.round}: {number(worst.value)}, client {metric.clients[worst.row]}{others}",
     ]
     if down.neighbours * across.neighbours > 1:
         clients, rounds = (f"{side.neighbours} of the {side.entries:,}" for side in (down, across))
@@ -181,26 +181,26 @@ def _legend(scale: Scale, has_gaps: bool) -> Image.Image:
     return image
 
 
-def _name_rows(draw: ImageDraw.ImageDraw, box: Box, figure: ClientFigure, down: Axis) -> None:
+def _name_rows(draw: ImageDraw.ImageDraw, box: Box, metric: ClientMetric, down: Axis) -> None:
     """The clients' numbers left of the field, and an arrow on its right that points at the worst one's row."""
     left, top, right, _ = box
     draw.text((left - PADDING, top - LINE + PADDING // 2), "client", fill="grey", anchor="rm")
     for entry in range(0, down.entries, down.stride(LINE)):
-        draw.text((left - PADDING, top + down.middle(entry)), str(figure.clients[entry]), fill="black", anchor="rm")
-    tip, middle = right + PADDING // 2, top + down.middle(figure.worst().row)
+        draw.text((left - PADDING, top + down.middle(entry)), str(metric.clients[entry]), fill="black", anchor="rm")
+    tip, middle = right + PADDING // 2, top + down.middle(metric.worst().row)
     draw.polygon([(tip, middle), (tip + ARROW, middle - ARROW / 2), (tip + ARROW, middle + ARROW / 2)], fill="black")
     draw.text((tip + ARROW + PADDING // 2, middle), "worst", fill="black", anchor="lm")
 
 
-def _name_columns(draw: ImageDraw.ImageDraw, box: Box, figure: ClientFigure, across: Axis) -> None:
+def _name_columns(draw: ImageDraw.ImageDraw, box: Box, metric: ClientMetric, across: Axis) -> None:
     """The rounds' numbers below the field, the last one always among them."""
     left, _, _, bottom = box
     middle = bottom + LINE / 2
     draw.text((left - PADDING, middle), "round", fill="grey", anchor="rm")
-    space = draw.textlength(str(figure.rounds[-1])) + 2 * PADDING
+    space = draw.textlength(str(metric.rounds[-1])) + 2 * PADDING
     for entry in range(across.entries - 1, -1, -across.stride(space)):
         if across.middle(entry) > space / 2:  # else it would run into the word
-            draw.text((left + across.middle(entry), middle), str(figure.rounds[entry]), fill="black", anchor="mm")
+            draw.text((left + across.middle(entry), middle), str(metric.rounds[entry]), fill="black", anchor="mm")
 
 
 def _blank(width: float, height: float) -> Image.Image:

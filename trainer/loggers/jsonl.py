@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trainer.loggers.base import Exhibits, Metrics
+from trainer.loggers.base import FinalArtifacts, Metrics
 
 
-class JsonLines:
+class JsonLinesLogger:
     """A sink that appends one JSON object a round to a file and flushes it at once.
 
     Every line is valid JSON, which has no NaN and no infinity: both are written as null. A diverged loss is
@@ -26,12 +26,12 @@ class JsonLines:
             os.truncate(path, _end_of_round(path, keep_rounds))
         self._file = open(path, "ab")  # noqa: SIM115 (lives until close)
 
-    def record(self, metrics: Metrics) -> None:
+    def log_round(self, metrics: Metrics) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self._file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Nothing: the lines are the rounds, the result has a file of its own."""
 
     def close(self) -> None:

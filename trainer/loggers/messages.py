@@ -78,7 +78,7 @@ def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
 
     Lists and mappings are left to the result's file, and so are single clients, of which there can be thousands.
     """
-    rows = {key: _said(value) for key, value in result.items() if _belongs(key, value)}
+    rows = {key: _format_value(value) for key, value in result.items() if _is_shown(key, value)}
     if folder:
         rows["run folder"] = str(folder)
         rows["TensorBoard"] = f"{_tensorboard()} --logdir {shlex.quote(str(folder))}"
@@ -94,9 +94,9 @@ def _tensorboard() -> str:
     return shlex.quote(str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside))
 
 
-def _belongs(key: str, value: object) -> bool:
+def _is_shown(key: str, value: object) -> bool:
     return isinstance(value, str | int | float) and not key.startswith("client/")
 
 
-def _said(value: str | float | int) -> str:
+def _format_value(value: str | float | int) -> str:
     return str(value) if isinstance(value, str | bool) else number(value)

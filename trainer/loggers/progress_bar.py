@@ -17,7 +17,7 @@ from trainer.loggers.messages import Span
 SECONDS_BETWEEN_REFRESHES = 0.5
 
 
-class Bar:
+class ProgressBarTerminal:
     """A screen for terminals: a bar at the bottom, redrawn twice a second, and lines that scroll above it."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -31,7 +31,7 @@ class Bar:
             redirect_stdout=is_stdout,
             redirect_stderr=is_stdout and sys.stderr.isatty(),
         )
-        self.due = 0.0
+        self.next_refresh = 0.0
 
     def line(self, *spans: Span) -> None:
         # soft_wrap leaves breaking long lines to the terminal, so a command can be copied whole.
@@ -44,7 +44,7 @@ class Bar:
         row.add_row(ProgressBar(total=1.0, completed=fraction), Text(text))
         self._live.start()
         self._live.update(row, refresh=True)
-        self.due = monotonic() + SECONDS_BETWEEN_REFRESHES
+        self.next_refresh = monotonic() + SECONDS_BETWEEN_REFRESHES
 
     def close(self) -> None:
         self._live.stop()

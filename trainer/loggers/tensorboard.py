@@ -1,4 +1,4 @@
-"""The rounds of a run as charts in TensorBoard."""
+"""The rounds of a run as charts in TensorBoardLogger."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.loggers.base import Exhibits, Metrics
+from trainer.loggers.base import FinalArtifacts, Metrics
 from trainer.loggers.confusion_matrix import confusion_png
 
 if TYPE_CHECKING:
     from trainer.loggers.tensorboard_events import EventFile, Scalar
 
 
-class TensorBoard:
+class TensorBoardLogger:
     """A sink that writes one event a round, a scalar for every metric, on the step `round`.
 
     At the end it adds the final metrics, the confusion matrix (image `test/confusion`), the text sample
@@ -56,7 +56,7 @@ class TensorBoard:
         file.write([tensorboard_events.session_start(self._hyperparameters)], step=0)
         return file
 
-    def record(self, metrics: Metrics) -> None:
+    def log_round(self, metrics: Metrics) -> None:
         from trainer.loggers import tensorboard_events
 
         of_clients = {key: value for key, value in metrics.items() if key.startswith("client/")}
@@ -66,7 +66,7 @@ class TensorBoard:
             self._client_events.write(tensorboard_events.scalars(of_clients), step=int(metrics["round"]))
         self._last = dict(metrics)
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Write the measures of the result and the exhibits at the last round.
 
         A measure is a number with a group in its name, such as `test/accuracy`. Names without one, such as
@@ -77,19 +77,19 @@ class TensorBoard:
         measures = {key: value for key, value in result.items() if "/" in key and _is_number(value)}
         news = {key: value for key, value in measures.items() if self._last.get(key) != value}
         values = [*tensorboard_events.scalars(news), tensorboard_events.session_end()]
-        if exhibits.confusion is not None:
+        if artifacts.confusion is not None:
             values.append(
-                tensorboard_events.image("test/confusion", confusion_png(exhibits.confusion, exhibits.label_names))
+                tensorboard_events.image("test/confusion", confusion_png(artifacts.confusion, artifacts.label_names))
             )
-        if exhibits.sample:
-            values.append(tensorboard_events.text("test/sample", exhibits.sample))
+        if artifacts.sample:
+            values.append(tensorboard_events.text("test/sample", artifacts.sample))
         values += [tensorboard_events.image(tag, png) for tag, png in self._heat_maps().items()]
         self._events.write(values, step=int(self._last["round"]))
 
     def _heat_maps(self) -> dict[str, bytes]:
         from trainer.loggers import client_history, heatmap
 
-        figures = client_history.client_figures(self._history())
+        figures = client_history.client_metrics(self._history())
         return {f"clients/{figure.name}": heatmap.heat_map_png(figure) for figure in figures}
 
     def close(self) -> None:

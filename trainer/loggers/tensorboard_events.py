@@ -1,4 +1,4 @@
-"""TensorBoard's event file and the summaries in it.
+"""TensorBoardLogger's event file and the summaries in it.
 
 Imports tensorboard at its top, which costs 0.1 s and 6 MB: import this module when there is something to write.
 """
@@ -58,7 +58,7 @@ def image(tag: str, png: bytes) -> Summary.Value:
 
 
 def text(tag: str, sample: str) -> Summary.Value:
-    """A text shown as it is, line by line: TensorBoard renders Markdown, in which four spaces mean verbatim."""
+    """A text shown as it is, line by line: TensorBoardLogger renders Markdown, in which four spaces mean verbatim."""
     verbatim = textwrap.indent(sample, "    ", predicate=lambda line: True)
     return Summary.Value(
         tag=tag,
@@ -70,7 +70,7 @@ def text(tag: str, sample: str) -> Summary.Value:
 def session_start(hyperparameters: Mapping[str, Scalar]) -> Summary.Value:
     """What the HParams tab needs at the start: this run's hyperparameters.
 
-    Its columns are left to TensorBoard. Where a run says what they are, those of any one run are taken for all; without
+    Its columns are left to TensorBoardLogger. Where a run says what they are, those of any one run are taken for all; without
     that they are those of all runs together, with the ones that differ first.
     """
     start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())

@@ -10,10 +10,10 @@ from trainer.loggers.messages import Span
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Screen(Protocol):
-    """Shows lines that stay and progress that passes. `due`: when progress is wanted next, in monotonic seconds."""
+class Terminal(Protocol):
+    """Shows lines that stay and progress that passes. `next_refresh`: when progress is wanted next, in monotonic seconds."""
 
-    due: float
+    next_refresh: float
 
     def line(self, *spans: Span) -> None:
         """Show a line that stays."""
@@ -28,17 +28,17 @@ class Screen(Protocol):
         ...
 
 
-class Lines:
+class PlainTerminal:
     """A screen for logs: no colour, and progress only after 10 seconds of silence."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.due = 0.0
+        self.next_refresh = 0.0
 
     def line(self, *spans: Span) -> None:
         text = "".join(span if isinstance(span, str) else span[0] for span in spans)
         print(text.rstrip(), file=self._stream, flush=True)
-        self.due = monotonic() + SECONDS_BETWEEN_LINES
+        self.next_refresh = monotonic() + SECONDS_BETWEEN_LINES
 
     def progress(self, fraction: float, text: str) -> None:
         self.line(text)

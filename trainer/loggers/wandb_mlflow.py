@@ -7,12 +7,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from trainer.loggers.base import Exhibits, Metrics
+from trainer.loggers.base import FinalArtifacts, Metrics
 
-NOTE = "mlflow.txt"  # in the run folder: the id of its run
+RUN_ID_FILE = "mlflow.txt"  # in the run folder: the id of its run
 
 
-class WeightsAndBiases:
+class WandbLogger:
     """A run of the project, with its configuration; of a run folder it is always the same one, which goes on.
 
     WANDB_MODE=offline writes it to the run folder, for `wandb sync`. Raises ValueError when wandb is not installed.
@@ -37,20 +37,20 @@ class WeightsAndBiases:
             config=dict(settings),
         )
 
-    def record(self, metrics: Metrics) -> None:
+    def log_round(self, metrics: Metrics) -> None:
         self.run.log(dict(metrics), step=int(metrics["round"]))
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         self.run.summary.update(result)
 
     def close(self) -> None:
         self.run.finish()
 
 
-class MLflow:
+class MLFlowLogger:
     """A run of the experiment, with its configuration as parameters; a run folder's run goes on where it was.
 
-    `uri` is where MLflow keeps its runs; None: what MLFLOW_TRACKING_URI says. Raises ValueError when mlflow is not
+    `uri` is where MLFlowLogger keeps its runs; None: what MLFLOW_TRACKING_URI says. Raises ValueError when mlflow is not
     installed.
     """
 
@@ -61,7 +61,7 @@ class MLflow:
             from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError("loggers.mlflow needs the package mlflow\n  pip install mlflow-skinny") from error
-        self.client, note = MlflowClient(uri), folder / NOTE
+        self.client, note = MlflowClient(uri), folder / RUN_ID_FILE
         if note.exists():
             self.id = note.read_text()
             self.client.update_run(self.id, status="RUNNING")
@@ -73,10 +73,10 @@ class MLflow:
             self.client.log_param(self.id, name, value)
         note.write_text(self.id)
 
-    def record(self, metrics: Metrics) -> None:
+    def log_round(self, metrics: Metrics) -> None:
         self._log(metrics, step=int(metrics["round"]))
 
-    def finish(self, result: dict[str, Any], exhibits: Exhibits) -> None:
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         self._log({f"result/{name}": value for name, value in result.items() if isinstance(value, int | float)}, step=0)
         self.client.set_terminated(self.id)
 

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 
 
-def assign(clients: Sequence[int], sizes: Sequence[int], silo_sizes: Sequence[int]) -> list[list[int]]:
+def assign_clients(clients: Sequence[int], sizes: Sequence[int], silo_sizes: Sequence[int]) -> list[list[int]]:
     """The clients that each silo trains, so that silos finish at about the same time.
 
     The largest client first, each to the silo that would finish it earliest, in examples a replica. `sizes` are the

@@ -15,86 +15,86 @@ from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 
 if TYPE_CHECKING:
-    from trainer.algorithms.client_result import Work
+    from trainer.algorithms.client_result import ClientResult
 
-SECONDS_BETWEEN_VOTES = 0.25
+CONSENSUS_INTERVAL_SECONDS = 0.25
 
 
-class Wish(IntEnum):
+class Action(IntEnum):
     """What to do after a step; of several wishes the greatest counts."""
 
-    GO_ON = 0
-    SAVE = 1
-    FINISH = 2  # the round: its time is over
-    LEAVE = 3
+    CONTINUE = 0
+    CHECKPOINT = 1
+    END_ROUND = 2  # the round: its time is over
+    STOP = 3
 
 
-class Contact:
+class LoopControl:
     """What this process was told, and what it is doing. Signals and threads write here, the loop reads.
 
-    save_seconds  the time between saves inside a round; None: there are none
+    checkpoint_seconds  the time between saves inside a round; None: there are none
     max_seconds   the time after which to leave; None: never
-    finish_at     when the round is over for this silo, whatever is left of it to do
-    stop_at       when the time of the whole run is over, which then ends with the round
+    round_deadline     when the round is over for this silo, whatever is left of it to do
+    training_deadline       when the time of the whole run is over, which then ends with the round
     """
 
-    def __init__(self, save_seconds: float | None = None, max_seconds: float | None = None):
+    def __init__(self, checkpoint_seconds: float | None = None, max_seconds: float | None = None):
         began = perf_counter()
-        self.save_seconds = float("inf") if save_seconds is None else save_seconds
-        self.leave_at = float("inf") if max_seconds is None else began + max_seconds
-        self.saved_at = began
-        self.finish_at = self.stop_at = float("inf")
-        self.is_leaving = False
-        self.phase, self.work = "starting", None
+        self.checkpoint_seconds = float("inf") if checkpoint_seconds is None else checkpoint_seconds
+        self.run_deadline = float("inf") if max_seconds is None else began + max_seconds
+        self.checkpointed_at = began
+        self.round_deadline = self.training_deadline = float("inf")
+        self.stop_requested = False
+        self.phase, self.result = "starting", None
 
-    def leave(self) -> None:
+    def request_stop(self) -> None:
         """Asks to leave at the next opportunity. Safe in any thread."""
-        self.is_leaving = True
+        self.stop_requested = True
 
-    def wish(self) -> Wish:
+    def requested_action(self) -> Action:
         """What this process wishes now."""
         now = perf_counter()
-        if self.is_leaving or now > self.leave_at:
-            return Wish.LEAVE
-        if now > self.finish_at:
-            return Wish.FINISH
-        return Wish.SAVE if now - self.saved_at > self.save_seconds else Wish.GO_ON
+        if self.stop_requested or now > self.run_deadline:
+            return Action.STOP
+        if now > self.round_deadline:
+            return Action.END_ROUND
+        return Action.CHECKPOINT if now - self.checkpointed_at > self.checkpoint_seconds else Action.CONTINUE
 
-    def saved(self) -> None:
+    def restart_checkpoint_timer(self) -> None:
         """The time to the next save starts anew."""
-        self.saved_at = perf_counter()
+        self.checkpointed_at = perf_counter()
 
-    def at(self, phase: str, work: Work | None = None) -> None:
+    def set_activity(self, phase: str, result: ClientResult | None = None) -> None:
         """Notes what is being done, for the heartbeat."""
-        self.phase, self.work = phase, work
+        self.phase, self.result = phase, result
 
-    def whereabouts(self) -> str:
+    def activity(self) -> str:
         """What is being done, for people: "round 3: training client 1, step 17"."""
-        work = self.work
+        work = self.result
         return f"{self.phase} client {work.client}, step {work.steps}" if work else self.phase
 
 
-class Vote:
+class ActionConsensus:
     """What the replicas of a silo do after a step: the greatest wish among them, the same on all, on the same step.
 
     A vote is one small all-reduce every quarter of a second, begun after one step and read some steps later, so that
     nobody waits for it. Replica 0 says how many steps that is.
     """
 
-    def __init__(self, topology: Topology, contact: Contact):
-        self.topology, self.contact = topology, contact
+    def __init__(self, topology: Topology, control: LoopControl):
+        self.topology, self.control = topology, control
         self.period = self.countdown = 1
         self.began = perf_counter()
-        self.ballot, self.pending = torch.zeros(2, dtype=torch.int64), None
+        self.proposal, self.pending = torch.zeros(2, dtype=torch.int64), None
 
-    def after_step(self) -> Wish:
+    def poll(self) -> Action:
         """What all replicas do now. Every one calls it after every step."""
         if self.topology.num_replicas == 1:
-            return self._obey(self.contact.wish())
+            return self._apply(self.control.requested_action())
         self.countdown -= 1
-        return Wish.GO_ON if self.countdown else self._next()
+        return Action.CONTINUE if self.countdown else self._exchange()
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Ends the vote that is under way, which all replicas have begun: what it says is of a round that is over."""
         if self.pending:
             self.pending.wait()
@@ -102,19 +102,19 @@ class Vote:
         self.period = self.countdown = 1
         self.began = perf_counter()
 
-    def _next(self) -> Wish:
-        agreed, now = Wish.GO_ON, perf_counter()
-        steps = max(1, round(SECONDS_BETWEEN_VOTES * self.period / (now - self.began)))
+    def _exchange(self) -> Action:
+        agreed, now = Action.CONTINUE, perf_counter()
+        steps = max(1, round(CONSENSUS_INTERVAL_SECONDS * self.period / (now - self.began)))
         if self.pending:
             self.pending.wait()
-            wish, self.period = self.ballot.tolist()
-            agreed = self._obey(Wish(wish))
+            wish, self.period = self.proposal.tolist()
+            agreed = self._apply(Action(wish))
         self.began, self.countdown = now, self.period
-        self.ballot = torch.tensor([self.contact.wish(), steps if self.topology.is_leader else 0])
-        self.pending = collectives.start_maximum_in_silo(self.ballot, self.topology)
+        self.proposal = torch.tensor([self.control.requested_action(), steps if self.topology.is_leader else 0])
+        self.pending = collectives.all_reduce_max_in_silo_async(self.proposal, self.topology)
         return agreed
 
-    def _obey(self, wish: Wish) -> Wish:
-        if wish is Wish.SAVE:
-            self.contact.saved()
-        return wish
+    def _apply(self, action: Action) -> Action:
+        if action is Action.CHECKPOINT:
+            self.control.restart_checkpoint_timer()
+        return action

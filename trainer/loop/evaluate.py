@@ -13,25 +13,25 @@ from trainer.algorithms.round import Round
 from trainer.data import BYTES, Source
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
-from trainer.loggers import Exhibits
-from trainer.loop.control import Wish
+from trainer.loggers import FinalArtifacts
+from trainer.loop.control import Action
 from trainer.loop.local_trainer import LocalTrainer
-from trainer.loop.personalization import average_personal
+from trainer.loop.personalization import average_personal_parameters
 from trainer.loop.run import Run
 from trainer.models.flat import FlatModel
-from trainer.optim.ema import MovingAverage
+from trainer.optim.ema import ExponentialMovingAverage
 from trainer.tasks import Classification
-from trainer.utils.oom import check_room
+from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import generator
 
 SAMPLE_LENGTH = 256  # tokens of text that a language model writes at the end
 
 
 # Puts one model after the other in place, and yields the clients of this silo that are to be judged by it.
-Models = Callable[[LocalTrainer], Iterator[list[int]]]
+ModelIterator = Callable[[LocalTrainer], Iterator[list[int]]]
 
 
-def own_models(trainer: LocalTrainer) -> Iterator[list[int]]:
+def client_models(trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, all by one model; or one by one, each with its personal tensors in the model."""
     mine = trainer.run.homes[trainer.run.topology.silo]
     if not trainer.model.has_personal:
@@ -42,29 +42,29 @@ def own_models(trainer: LocalTrainer) -> Iterator[list[int]]:
         yield [client]
 
 
-def average_model(trainer: LocalTrainer) -> Iterator[list[int]]:
+def averaged_personal_model(trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, all by the model that a new client would get: the average of the personal tensors."""
-    trainer.model.load_personal_state(average_personal(trainer))
+    trainer.model.load_personal_state(average_personal_parameters(trainer))
     yield trainer.run.homes[trainer.run.topology.silo]
 
 
-def averaged_models(average: MovingAverage, trainer: LocalTrainer) -> Iterator[list[int]]:
-    """As `own_models`, with the average of the global weights in their place; then the model is as before."""
-    with average.in_place():
-        yield from own_models(trainer)
+def ema_models(ema: ExponentialMovingAverage, trainer: LocalTrainer) -> Iterator[list[int]]:
+    """As `client_models`, with the average of the global weights in their place; then the model is as before."""
+    with ema.swapped_in():
+        yield from client_models(trainer)
 
 
-def tuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
+def finetuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
     """The clients of this silo, each by its model after a few steps of its own; then the model is as before."""
     session = trainer.algorithm.start_round(round)
     for client in trainer.run.homes[trainer.run.topology.silo]:
-        trainer.tune(session, client, round)
+        trainer.finetune(session, client, round)
         yield [client]
-    trainer.begin_global()
+    trainer.load_global_model()
 
 
-def judged_sums(
-    trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...], models: Models = own_models
+def evaluation_sums(
+    trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...], models: ModelIterator = client_models
 ) -> dict[str, Tensor]:
     """This rank's part of float64 sums, as `evaluation_metrics` takes them: of every client, and of all together.
 
@@ -73,15 +73,15 @@ def judged_sums(
     """
     trainer.model.module.eval()
     # A rank without examples learns from one of another's what is summed.
-    rows, pooled = _judged(trainer, source, torch.zeros(1, dtype=torch.int64))
+    rows, pooled = _evaluate_batch(trainer, source, torch.zeros(1, dtype=torch.int64))
     sums = {"clients": rows.new_zeros(len(ids), rows.shape[1])}
     sums |= {name: torch.zeros_like(part, dtype=torch.float64) for name, part in pooled.items()}
     for group in models(trainer):
         trainer.model.module.eval()
         for clients, examples in _batches(trainer.run, ids, group):
-            if trainer.contact.wish() is Wish.LEAVE:
+            if trainer.control.requested_action() is Action.STOP:
                 break
-            rows, pooled = _judged(trainer, source, examples)
+            rows, pooled = _evaluate_batch(trainer, source, examples)
             sums["clients"].index_add_(0, clients, rows)
             for name, part in pooled.items():
                 sums[name] += part
@@ -89,14 +89,14 @@ def judged_sums(
 
 
 @torch.no_grad()
-def _judged(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _evaluate_batch(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The units and score sums of each example, float64, and the pooled sums of all of them; on the CPU."""
     task = trainer.run.task
-    inputs, targets = trainer.run.transforms.judge(source.fetch(examples), trainer.run.topology.device)
+    inputs, targets = trainer.run.transforms.for_evaluation(source.fetch(examples), trainer.run.topology.device)
     try:
-        outputs = trainer.outputs(inputs)
+        outputs = trainer.forward(inputs)
     except (RuntimeError, MemoryError) as error:
-        check_room(error, "eval.batch_size", trainer.run.evaluation_batch_size, len(inputs))
+        raise_if_oom(error, "eval.batch_size", trainer.run.evaluation_batch_size, len(inputs))
         raise
     rows = task.score_sums(outputs, targets).cpu()
     units = rows.new_full((len(examples), 1), task.units(targets))
@@ -114,16 +114,16 @@ def _batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Itera
     yield from zip(owners.split(size), torch.cat(mine).split(size), strict=True)
 
 
-def exhibits(trainer: LocalTrainer) -> Exhibits:
+def make_artifacts(trainer: LocalTrainer) -> FinalArtifacts:
     """What the finished model shows besides numbers: a confusion matrix, or text if tokens are bytes. A collective."""
     run = trainer.run
     if isinstance(run.task, Classification) and run.data.classes:
-        _, summed = collectives.sum_header({}, {"confusion": _confusion(trainer, run.data.classes)})
-        return Exhibits(confusion=summed["confusion"].long(), label_names=run.data.label_names)
+        _, summed = collectives.all_reduce_scalars({}, {"confusion": _confusion(trainer, run.data.classes)})
+        return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
     generate = getattr(run.module, "generate", None)
     if run.topology.rank == 0 and generate and (run.data.classes or 0) <= BYTES:
-        return Exhibits(sample=generate(SAMPLE_LENGTH, generator(run.seed, "sample")))
-    return Exhibits()
+        return FinalArtifacts(sample=generate(SAMPLE_LENGTH, generator(run.seed, "sample")))
+    return FinalArtifacts()
 
 
 @torch.no_grad()
@@ -131,26 +131,26 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     """This rank's part of the test set's confusion matrix: float64 [classes, classes], rows are the truth."""
     run, matrix = trainer.run, torch.zeros(classes * classes, dtype=torch.float64)
     trainer.model.module.eval()
-    for group in own_models(trainer):
+    for group in client_models(trainer):
         for _, examples in _batches(run, run.clients.test, group):
-            inputs, targets = run.transforms.judge(run.data.test.fetch(examples), run.topology.device)
-            predicted = trainer.outputs(inputs).argmax(1)
+            inputs, targets = run.transforms.for_evaluation(run.data.test.fetch(examples), run.topology.device)
+            predicted = trainer.forward(inputs).argmax(1)
             matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)
 
 
-def fingerprint(model: FlatModel) -> int:
+def model_fingerprint(model: FlatModel) -> int:
     """A 64-bit hash of the trainable parameters' bits: equal models have equal ones."""
     return _hash(torch.cat([model.shared, model.personal])) if len(model.personal) else _hash(model.shared)
 
 
-def check_agreement(topology: Topology, local: int, model: FlatModel) -> None:
+def check_consistency(topology: Topology, local: int, model: FlatModel) -> None:
     """Raises RuntimeError, on every rank alike, when equals are not equal bit for bit. A collective.
 
     `local` is the fingerprint of this rank's model at the end of its local work: equal inside a silo. The shared
     parameters, after the combination, are equal everywhere.
     """
-    rows = collectives.gather_rows(torch.tensor([topology.silo, local, _hash(model.shared)])).tolist()
+    rows = collectives.all_gather_rows(torch.tensor([topology.silo, local, _hash(model.shared)])).tolist()
     leaders = {silo: local for silo, local, _ in reversed(rows)}
     apart = [rank for rank, (silo, local, _) in enumerate(rows) if local != leaders[silo]]
     if apart:

@@ -8,7 +8,7 @@ from torch import Tensor
 from trainer.distributed.topology import Topology
 
 
-class Shares(dict[float, Tensor]):
+class LossNormalizer(dict[float, Tensor]):
     """By the units of a silo's whole batch: replicas / units, from which the gradient of a loss sum starts.
 
     DDP averages over the replicas; so each brings its sum, times their number, over the units of the silo's batch.

@@ -13,101 +13,103 @@ from trainer.data.loading.loader import Examples
 from trainer.distributed import collectives
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.run import Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.optim.optimizers import optimizer_state
-from trainer.utils.oom import OutOfMemory
+from trainer.utils.oom import OutOfMemoryError
 
 UNLIMITED = 1 << 62
-SPARE = 8  # examples for which there must be room for one more: memory is broken up otherwise in each step
-TRIED = 64  # rows and columns of the parameter by which it is seen what an optimizer keeps
+HEADROOM = 8  # examples for which there must be room for one more: memory is broken up otherwise in each step
+PROBE_SIZE = 64  # rows and columns of the parameter by which it is seen what an optimizer keeps
 
 
-def settle_micro_batch(state: State) -> None:
+def find_micro_batch_size(state: TrainState) -> None:
     """Settles how many examples a rank puts through the model at once, if that is still to be found. A collective.
 
     It is the largest power of two for which every rank has room, or the whole share of a batch. It is part of the
     progress, so that a run that goes on has the same. Nothing else changes: gradients, buffers and random states are
-    put back. Raises OutOfMemory, on all ranks, when one of them has no room for a single example.
+    put back. Raises OutOfMemoryError, on all ranks, when one of them has no room for a single example.
     """
     progress = state.progress
     if state.run.micro_batch_size != "auto":
         progress.micro_batch_size = None  # found before the run was given another
         return
     if progress.micro_batch_size is None:
-        state.contact.at("looking for the largest micro-batch that fits into the memory")
-        progress.micro_batch_size = _agreed(state)
+        state.control.set_activity("looking for the largest micro-batch that fits into the memory")
+        progress.micro_batch_size = _agree_on_size(state)
     state.trainer.micro_batch_size = progress.micro_batch_size
 
 
-def _agreed(state: State) -> int:
+def _agree_on_size(state: TrainState) -> int:
     run = state.run
-    share = largest_share(run)
-    found = _largest_that_fits(state.trainer, share)
+    share = max_replica_batch_size(run)
+    found = _largest_fitting_size(state.trainer, share)
     # A rank that has room for its whole share does not limit the others, whose shares may be larger.
     limit = found if found < share else UNLIMITED
-    negative, largest = collectives.maximum(torch.tensor([-limit, share])).tolist()
+    negative, largest = collectives.all_reduce_max(torch.tensor([-limit, share])).tolist()
     if not negative:
-        raise OutOfMemory("micro_batch_size=auto: on one of the ranks there is no room in memory for a single example")
+        raise OutOfMemoryError(
+            "micro_batch_size=auto: on one of the ranks there is no room in memory for a single example"
+        )
     return min(-negative, largest)
 
 
-def largest_share(run: Run) -> int:
+def max_replica_batch_size(run: Run) -> int:
     """The most examples of a batch that a replica of this silo gets."""
     largest = max(run.training_sizes)
     return max(1, -(-min(run.batch_size or largest, largest) // run.topology.num_replicas))
 
 
-def _largest_that_fits(trainer: LocalTrainer, share: int) -> int:
+def _largest_fitting_size(trainer: LocalTrainer, share: int) -> int:
     """The largest power of two, or else the share, for which this rank has room; 0 if there is none."""
-    client = _client_here(trainer.run)
+    client = _largest_local_client(trainer.run)
     if client is None:
         return share
     ids = torch.from_numpy(trainer.run.training_sets[client])
-    examples = trainer.stream(client).fetch(ids[torch.arange(_with_spare(share)) % len(ids)], 0)
+    examples = trainer.client_batches(client).fetch(ids[torch.arange(_with_headroom(share)) % len(ids)], 0)
     sizes = [*(1 << power for power in range((share - 1).bit_length())), share]
     found = 0
-    with _put_back(trainer), _filled(trainer):
+    with _restoring_state(trainer), _reserve_optimizer_memory(trainer):
         for size in sizes:
-            if not _fits(trainer, examples, _with_spare(size)):
+            if not _fits(trainer, examples, _with_headroom(size)):
                 # What did not fit has left the memory broken up: what fitted before may do so no longer.
-                while found and not _fits(trainer, examples, _with_spare(found)):
+                while found and not _fits(trainer, examples, _with_headroom(found)):
                     found //= 2
                 break
             found = size
     return found
 
 
-def _with_spare(size: int) -> int:
-    return size + size // SPARE
+def _with_headroom(size: int) -> int:
+    return size + size // HEADROOM
 
 
-def _client_here(run: Run) -> int | None:
+def _largest_local_client(run: Run) -> int | None:
     """The largest client whose examples this silo has, if there is one."""
     return max(run.training_homes[run.topology.silo], key=lambda client: run.training_sizes[client], default=None)
 
 
 def _fits(trainer: LocalTrainer, examples: Examples, size: int) -> bool:
     try:
-        trainer.rehearse(*(part[:size] for part in examples))
+        trainer.try_forward_backward(*(part[:size] for part in examples))
         return True
-    except OutOfMemory:
+    except OutOfMemoryError:
         pass  # and here, with the error, what it holds is gone
-    _give_back(trainer.run.topology.device)
+    _release_memory(trainer.run.topology.device)
     return False
 
 
 @contextmanager
-def _filled(trainer: LocalTrainer) -> Iterator[None]:
+def _reserve_optimizer_memory(trainer: LocalTrainer) -> Iterator[None]:
     """Meanwhile as much memory is taken as the optimizer will keep, and one vector more, for what travels."""
-    vectors = state_numbers(trainer.run) + 1
+    vectors = optimizer_numbers_per_parameter(trainer.run) + 1
     filling = [torch.empty_like(parameter) for parameter in trainer.model.trainable for _ in range(vectors)]
     yield
     filling.clear()
 
 
-def state_numbers(run: Run) -> int:
+def optimizer_numbers_per_parameter(run: Run) -> int:
     """How many numbers the optimizer keeps for one of a parameter: 2 of AdamW, 0 of plain SGD."""
-    tried = nn.Parameter(torch.zeros(TRIED, TRIED))
+    tried = nn.Parameter(torch.zeros(PROBE_SIZE, PROBE_SIZE))
     tried.grad = torch.zeros_like(tried)
     optimizer = run.optimizer([("tried", tried)])
     optimizer.step()
@@ -116,20 +118,20 @@ def state_numbers(run: Run) -> int:
 
 
 @contextmanager
-def _put_back(trainer: LocalTrainer) -> Iterator[None]:
+def _restoring_state(trainer: LocalTrainer) -> Iterator[None]:
     """Puts back what a pass through the model changes, and gives back memory that was only tried."""
     buffers = [(buffer, buffer.clone()) for buffer in trainer.model.module.buffers()]
     states = [(generator, generator.get_state()) for generator in trainer.generators]
     yield
-    trainer.model.drop_gradients()
+    trainer.model.clear_gradients()
     for buffer, before in buffers:
         buffer.copy_(before)
     for generator, before in states:
         generator.set_state(before)
-    _give_back(trainer.run.topology.device)
+    _release_memory(trainer.run.topology.device)
 
 
-def _give_back(device: torch.device) -> None:
+def _release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ from trainer.distributed import collectives
 from trainer.loop.local_trainer import LocalTrainer
 
 
-def average_personal(trainer: LocalTrainer) -> dict[str, Tensor]:
+def average_personal_parameters(trainer: LocalTrainer) -> dict[str, Tensor]:
     """The personal tensors' average over all clients that have trained, by n_k; the fresh ones if none has.
 
     Statistics are pooled as those between silos are. The model's own personal tensors are overwritten. A collective.
@@ -18,16 +18,16 @@ def average_personal(trainer: LocalTrainer) -> dict[str, Tensor]:
     lengths = [1, len(model.personal), len(own.vector())]
     sums = torch.zeros(sum(lengths), dtype=torch.float64)
     counts = torch.zeros_like(own.counts())
-    for client, kept in trainer.states.items():
+    for client, kept in trainer.client_states.items():
         model.load_personal_state(kept["personal"])
         one = torch.cat([torch.ones(1).double(), model.personal.double().cpu(), own.vector()])
         sums.add_(one, alpha=trainer.run.training_weights[client])
         counts = torch.maximum(counts, own.counts())
-    weight, parameters, statistics = collectives.sum_between_silos(sums, trainer.run.topology).split(lengths)
+    weight, parameters, statistics = collectives.all_reduce_between_silos(sums, trainer.run.topology).split(lengths)
     if len(counts):
-        collectives.maximum(counts)
+        collectives.all_reduce_max(counts)
     if not weight:
-        return trainer.fresh
+        return trainer.initial_personal_state
     model.personal.copy_(parameters / weight)
     own.load(statistics / weight, counts)
     return model.personal_state()

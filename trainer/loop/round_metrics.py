@@ -1,4 +1,4 @@
-"""From sums to figures: what a round says of itself, on the console, in metrics.jsonl and in TensorBoard alike."""
+"""From sums to figures: what a round says of itself, on the console, in metrics.jsonl and in TensorBoardLogger alike."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.algorithms.client_result import Work, merged, work_of
+from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
 from trainer.algorithms.round import Round
-from trainer.loggers import Metrics, more_is_better
+from trainer.loggers import Metrics, higher_is_better
 from trainer.loop.run import Run
-from trainer.models.flat import Statistics
-from trainer.utils.hardware import peak_bytes
+from trainer.models.flat import BufferStatistics
+from trainer.utils.hardware import peak_memory_bytes
 
 CLIENT_COLUMNS = ("loss_sum", "units", "delta_norm")
 SILO_COLUMNS = ("data", "compute")
 
 
-class Tally:
+class RoundAccumulator:
     """One rank's sums of a round. What is equal on the replicas of a silo is counted by its leader alone."""
 
-    def __init__(self, run: Run, round: Round, buffers: Statistics):
+    def __init__(self, run: Run, round: Round, buffers: BufferStatistics):
         self.run, self.round, self.buffers = run, round, buffers
         self.weight = 0.0
-        self.works: list[Work] = []
+        self.results: list[ClientResult] = []
         self.norms: list[float | None] = []
-        self.missing = 0  # clients that there was no time to begin with
+        self.not_started = 0  # clients that there was no time to begin with
         self.statistics = torch.zeros_like(buffers.vector())
         self.counts = buffers.counts()
 
-    def add(self, work: Work, delta_norm: float | None) -> None:
+    def add(self, result: ClientResult, delta_norm: float | None) -> None:
         """Counts a client's work; BatchNorm statistics are pooled by n_k, and over the replicas of the silo.
 
         A client that was too late to count has no norm, that of one that is left out is not finite.
         """
-        self.works.append(work)
+        self.results.append(result)
         self.norms.append(delta_norm)
         if _counts(delta_norm):
-            self.weight += work.weight
-            if self.buffers.any:
-                self.statistics += self.buffers.vector() * (work.weight / self.run.topology.num_replicas)
+            self.weight += result.weight
+            if self.buffers.has_buffers:
+                self.statistics += self.buffers.vector() * (result.weight / self.run.topology.num_replicas)
                 self.counts = torch.maximum(self.counts, self.buffers.counts())
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as a tree."""
-        works = {str(place): work.state_dict() for place, work in enumerate(self.works)}
+        works = {str(place): work.state_dict() for place, work in enumerate(self.results)}
         sums = {"weight": self.weight, "norms": json.dumps(self.norms)}
         return {"works": works, **sums, "statistics": self.statistics, "counts": self.counts}
 
@@ -58,8 +58,8 @@ class Tally:
         one, alone = states[0], len(states) == 1
         self.weight, self.norms = one["weight"], json.loads(one["norms"])
         for place in range(len(self.norms)):
-            works = [work_of(state["works"][str(place)]) for state in states]
-            self.works.append(works[0] if alone else merged(works, replica))
+            works = [client_result_from_state(state["works"][str(place)]) for state in states]
+            self.results.append(works[0] if alone else merge_client_results(works, replica))
         sums = torch.stack([state["statistics"] for state in states]).sum(0)
         self.statistics = sums if alone or replica == 0 else torch.zeros_like(sums)
         self.counts = torch.stack([state["counts"] for state in states]).amax(0)
@@ -67,30 +67,30 @@ class Tally:
     def seconds(self) -> Metrics:
         """What this rank spent its time on."""
         return {
-            "seconds/data": sum(work.seconds_data for work in self.works),
-            "seconds/compute": sum(work.seconds_compute for work in self.works),
+            "seconds/data": sum(work.seconds_data for work in self.results),
+            "seconds/compute": sum(work.seconds_compute for work in self.results),
         }
 
     def scalars(self) -> dict[str, float]:
         """Numbers whose sums over the world describe the round."""
-        counted = [work for work, norm in zip(self.works, self.norms, strict=True) if _counts(norm)]
-        on_time = [work for work in counted if not work.is_late]  # late ones have had no last step
+        counted = [work for work, norm in zip(self.results, self.norms, strict=True) if _counts(norm)]
+        on_time = [work for work in counted if not work.timed_out]  # late ones have had no last step
         own = {
             "loss_sum": sum(work.loss_sum for work in counted),
             "units": sum(work.units for work in counted),
-            "units_seen": sum(work.units for work in self.works),
+            "units_seen": sum(work.units for work in self.results),
         }
         equal_in_silo = {
             "trained_weight": self.weight,
-            "steps": sum(work.steps for work in self.works),
-            "examples_seen": sum(work.examples_seen for work in self.works),
-            "clients": len(self.works),
+            "steps": sum(work.steps for work in self.results),
+            "examples_seen": sum(work.examples_seen for work in self.results),
+            "clients": len(self.results),
             "counted": len(counted),
             "on_time": len(on_time),
             "gradient_norms": sum(float(work.gradient_norm) for work in on_time),
             "learning_rates": sum(work.learning_rate for work in counted),
             "left_out": sum(norm is not None and not math.isfinite(norm) for norm in self.norms),
-            "late": sum(work.is_late for work in self.works) + self.missing,
+            "late": sum(work.timed_out for work in self.results) + self.not_started,
         }
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
 
@@ -109,7 +109,7 @@ class Tally:
     def _memory_table(self) -> Tensor:
         """The most bytes that each rank has held [ranks]; this rank's, zeros elsewhere."""
         table = torch.zeros(self.run.topology.world_size, dtype=torch.float64)
-        table[self.run.topology.rank] = peak_bytes(self.run.topology.device)
+        table[self.run.topology.rank] = peak_memory_bytes(self.run.topology.device)
         return table
 
     def _client_table(self) -> Tensor:
@@ -117,7 +117,7 @@ class Tally:
         rows = (
             {client: [0.0] * len(CLIENT_COLUMNS) for client in self.round.cohort} if reports_clients(self.run) else {}
         )
-        for work, norm in zip(self.works, self.norms, strict=True):
+        for work, norm in zip(self.results, self.norms, strict=True):
             if rows:
                 rows[work.client] = [work.loss_sum, work.units, (norm or 0.0) if self.run.topology.is_leader else 0.0]
         return torch.tensor(list(rows.values()), dtype=torch.float64).view(len(rows), len(CLIENT_COLUMNS))
@@ -182,7 +182,7 @@ def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
         return {}
     squares = float(np.square(values).sum())
     return {
-        f"{group}/worst_{headline}": float(values.min() if more_is_better(headline) else values.max()),
+        f"{group}/worst_{headline}": float(values.min() if higher_is_better(headline) else values.max()),
         f"{group}/{headline}_std": float(values.std()),
         f"{group}/jain": float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0,
     }
@@ -196,7 +196,7 @@ def validation_score(run: Run, metrics: Metrics) -> float | None:
 
 def score_of(run: Run, value: float) -> float:
     """The score of a value of the headline figure: more is better."""
-    return value if more_is_better(run.task.headline) else -value
+    return value if higher_is_better(run.task.headline) else -value
 
 
 def slowest_silo(silos: Tensor) -> Metrics:

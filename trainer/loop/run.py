@@ -14,20 +14,20 @@ from torch import nn
 from trainer.algorithms import Algorithm
 from trainer.algorithms.base import Setting
 from trainer.algorithms.round import Round
-from trainer.data import Clients, Splits, Weights, fingerprint
-from trainer.data.client_sampling.sampling import All, Cohort
+from trainer.data import Clients, DataSplits, ExampleWeights, fingerprint
+from trainer.data.client_sampling.sampling import AllClients, ClientSampler
 from trainer.data.loading.prefetch import check_cache_on_gpu
-from trainer.data.transforms import Chain
-from trainer.distributed.compression import Full, Uplink
-from trainer.distributed.gradients import FullPrecision, Gradients
+from trainer.data.transforms import Compose
+from trainer.distributed.compression import Uncompressed, UpdateCompression
+from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
 from trainer.distributed.topology import Topology
-from trainer.loop.assignment import assign
-from trainer.loop.stopping import Stop
-from trainer.optim import Clip, Constant, Schedule
+from trainer.loop.assignment import assign_clients
+from trainer.loop.stopping import StopCriteria
+from trainer.optim import Constant, GradientClipper, Schedule
 from trainer.tasks import Task
-from trainer.utils.seeding import derive
+from trainer.utils.seeding import derive_seed
 
-PerClient = Literal["full", "scores", "none"]
+PerClientReport = Literal["full", "scores", "none"]
 
 
 Stragglers = Literal["keep", "drop"]
@@ -49,13 +49,13 @@ class RoundLength:
     deadline_seconds: float | None = None
     stragglers: Stragglers = "keep"
 
-    def of(self, steps_per_epoch: int, round: Round, client: int) -> int:
+    def num_steps(self, steps_per_epoch: int, round: Round, client: int) -> int:
         """The steps of a client in a round, if its epoch has so many."""
         if round.index < self.sync_rounds:
             return 1
         return self.steps or self._epochs(round, client) * steps_per_epoch
 
-    def begins_at(self, steps_per_epoch: int, earlier_rounds: int) -> int:
+    def first_step(self, steps_per_epoch: int, earlier_rounds: int) -> int:
         """Where in a client's stream of batches its round begins, after so many in which it took part.
 
         Every round but the synchronous ones has room for the most that may be done in it: so this is a pure function.
@@ -105,30 +105,30 @@ class Run:
     topology: Topology
     module: nn.Module
     task: Task
-    data: Splits
+    data: DataSplits
     clients: Clients
     algorithm: Algorithm
     optimizer: Callable[..., torch.optim.Optimizer]
     rounds: int
     batch_size: int | None
     micro_batch_size: int | Literal["auto"] | None = None
-    weights: Weights | None = None
-    transforms: Chain = field(default_factory=Chain)
+    weights: ExampleWeights | None = None
+    transforms: Compose = field(default_factory=Compose)
     length: RoundLength = field(default_factory=RoundLength)
-    stop: Stop = field(default_factory=Stop)
+    stop: StopCriteria = field(default_factory=StopCriteria)
     schedule: Schedule = field(default_factory=Constant)
-    client_sampling: Cohort = field(default_factory=All)
-    update_compression: Uplink = field(default_factory=Full)
-    clip: Clip = field(default_factory=Clip)
+    client_sampling: ClientSampler = field(default_factory=AllClients)
+    update_compression: UpdateCompression = field(default_factory=Uncompressed)
+    clip: GradientClipper = field(default_factory=GradientClipper)
     ema_decay: float | None = None
     autocast: torch.dtype | None = None
     compile_backend: str | None = None
-    gradient_compression: Gradients = field(default_factory=FullPrecision)
+    gradient_compression: GradientReducer = field(default_factory=FullPrecisionReducer)
     seed: int = 0
     evaluate_every: int = 1
     save_every: int = 1
     evaluation_batch_size: int = 1024
-    per_client: PerClient = "full"
+    per_client: PerClientReport = "full"
     max_nonfinite_rounds: int = 3
     personal_steps: int = 0
     peak_flops: float | None = None
@@ -157,14 +157,14 @@ class Run:
             sampling=None if self.client_sampling.takes_all else type(self.client_sampling).__name__.lower(),
             drops_stragglers=self.length.stragglers == "drop",
             finetuning_steps=self.personal_steps,
-            compression=None if isinstance(self.update_compression, Full) else self.update_compression.name,
+            compression=None if isinstance(self.update_compression, Uncompressed) else self.update_compression.name,
         )
 
     def _check_shared(self) -> None:
         names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
         if any(map(self.algorithm.is_shared, names)):
             return
-        if not isinstance(self.update_compression, Full):
+        if not isinstance(self.update_compression, Uncompressed):
             raise ValueError(
                 f"update_compression={self.update_compression.name}, but algorithm.shared_params finds no "
                 "parameter: clients train alone, and nothing goes between silos.\n"
@@ -228,7 +228,7 @@ class Run:
         """What tells the examples, their clients and when these are there from others."""
         told = fingerprint(self.data, self.clients)
         present = self.client_sampling.fingerprint()
-        return f"{told}-{derive(present):016x}" if present else told
+        return f"{told}-{derive_seed(present):016x}" if present else told
 
     @cached_property
     def homes(self) -> list[list[int]]:
@@ -236,11 +236,11 @@ class Run:
         if self.clients.homes is not None:
             silos = range(self.topology.num_silos)
             return [[client for client, home in enumerate(self.clients.homes) if home == silo] for silo in silos]
-        return assign(range(len(self.clients)), self.clients.sizes.tolist(), self.topology.silo_sizes)
+        return assign_clients(range(len(self.clients)), self.clients.sizes.tolist(), self.topology.silo_sizes)
 
     def round(self, index: int) -> Round:
         """The round of this index, equal on every rank."""
-        return Round(index, self.seed, self.client_sampling.draw(len(self.training_sets), self.seed, index))
+        return Round(index, self.seed, self.client_sampling.sample(len(self.training_sets), self.seed, index))
 
     def evaluates(self, index: int) -> bool:
         """Whether the round of this index ends with an evaluation."""
@@ -254,15 +254,15 @@ class Run:
         """Whether the round of this index ends with a checkpoint."""
         return (index + 1) % self.save_every == 0 or index + 1 == self.rounds
 
-    def layout(self, index: int) -> str:
+    def assignment_digest(self, index: int) -> str:
         """A word for who trains whom in the round of this index: equal words, equal assignments."""
-        return f"{derive(str(self.assignments(self.round(index)))):016x}"[-8:]
+        return f"{derive_seed(str(self.assignments(self.round(index)))):016x}"[-8:]
 
     def assignments(self, round: Round) -> list[list[int]]:
         """The clients that each silo trains in a round; a client with state, or a file, is trained where that is."""
         is_bound = self.algorithm.keeps_client_state or self.clients.homes is not None
         if not is_bound:
-            return assign(round.cohort, self.training_sizes, self.topology.silo_sizes)
+            return assign_clients(round.cohort, self.training_sizes, self.topology.silo_sizes)
         members = set(round.cohort)
         return [[group for group in home if group in members] for home in self.training_homes]
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Window = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
-Reason = Literal["target", "patience", "seconds"]  # of Stop, why a run has ended
+BatchWindow = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
+StopReason = Literal["target", "patience", "seconds"]  # of Stop, why a run has ended
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopCriteria:
     """When a run is finished before its last round; what is None does not end it.
 
     metric_target         the value of the validation set's headline figure that is wanted, or a better one
@@ -24,13 +24,13 @@ class Stop:
     max_training_seconds: float | None = None
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The numbers are of no use any more, and starting again would not mend them.
 
     Where leaving out batches would: `window`, the round's index and the step up to which, and those `skipped` before.
     """
 
-    def __init__(self, message: str, window: tuple[int, int] | None = None, skipped: Sequence[Window] = ()):
+    def __init__(self, message: str, window: tuple[int, int] | None = None, skipped: Sequence[BatchWindow] = ()):
         super().__init__(message)
         self.window, self.skipped = window, list(skipped)
 

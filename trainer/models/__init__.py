@@ -1,7 +1,7 @@
 """Models: plain modules that know nothing of training."""
 
 from trainer.models.cnn import CNN, DigitsCNN
-from trainer.models.flops import CountsOperations
+from trainer.models.flops import SupportsFlops
 from trainer.models.gpt import GPT
 from trainer.models.logistic_regression import Logistic
 from trainer.models.lstm import LSTM
@@ -16,7 +16,7 @@ __all__ = [
     "GPT",
     "LSTM",
     "MLP",
-    "CountsOperations",
+    "SupportsFlops",
     "DigitsCNN",
     "Logistic",
     "ResNet",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Self-attention, then a GELU layer of four times the width, both residual: a stream [B, T, width] to another.
 
     `is_causal`: whether a place attends only to itself and to those before it.

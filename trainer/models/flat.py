@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Moments = Literal["pooled", "mean"]
+BatchNormReduction = Literal["pooled", "mean"]
 
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as a tensor of its own would
 
@@ -26,7 +26,7 @@ def blocks_of(vector: Tensor, part: slice) -> list[slice]:
     return [slice(start, min(start + length, part.stop)) for start in range(part.start, part.stop, length)] or [part]
 
 
-def everything(name: str) -> bool:
+def share_all(name: str) -> bool:
     """True: the rule by which every tensor is shared."""
     return True
 
@@ -42,9 +42,9 @@ class FlatModel:
     def __init__(
         self,
         module: nn.Module,
-        is_shared: Callable[[str], bool] = everything,
-        moments: Moments = "pooled",
-        unit: int = 1,
+        is_shared: Callable[[str], bool] = share_all,
+        moments: BatchNormReduction = "pooled",
+        alignment: int = 1,
     ):
         self.module = module
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -60,12 +60,12 @@ class FlatModel:
         # Tied parameters have several names, of which `named_parameters` says the first.
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
         self.shared_parameters = [trainable[name] for name in self.shared_names]
-        self.shared = _flatten(self.shared_parameters, self.trainable[0], unit)
+        self.shared = _flatten(self.shared_parameters, self.trainable[0], alignment)
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
         buffers = dict(module.named_buffers())
-        self.statistics = Statistics({name: b for name, b in buffers.items() if is_shared(name)}, moments)
+        self.statistics = BufferStatistics({name: b for name, b in buffers.items() if is_shared(name)}, moments)
         self.personal_buffers = {name: b for name, b in buffers.items() if not is_shared(name)}
-        self.personal_statistics = Statistics(self.personal_buffers)
+        self.personal_statistics = BufferStatistics(self.personal_buffers)
 
     @property
     def has_batch_statistics(self) -> bool:
@@ -74,7 +74,7 @@ class FlatModel:
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """What a vector like `shared` holds for each of the `shared_parameters`, in their shapes."""
-        starts, _ = _places(self.shared_parameters)
+        starts, _ = _parameter_offsets(self.shared_parameters)
         places = zip(self.shared_parameters, starts, strict=True)
         return [vector[start : start + p.numel()].view_as(p) for p, start in places]
 
@@ -84,7 +84,7 @@ class FlatModel:
         named = self.module.named_parameters(remove_duplicate=False)
         return {name: views[id(parameter)] for name, parameter in named if id(parameter) in views}
 
-    def drop_gradients(self) -> None:
+    def clear_gradients(self) -> None:
         """Leaves no gradient. An optimizer's `zero_grad` also talks to the profiler: a twentieth of a small step."""
         for parameter in self.trainable:
             parameter.grad = None
@@ -117,7 +117,7 @@ class FlatModel:
     @property
     def has_shared(self) -> bool:
         """Whether anything of the model is combined between the silos."""
-        return bool(self.shared_names or self.statistics.any)
+        return bool(self.shared_names or self.statistics.has_buffers)
 
     def shared_state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers by name, but for the personal ones: the global model."""
@@ -146,20 +146,20 @@ def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -
     return out, float(torch.stack(squares).sum().sqrt())
 
 
-def resized(vector: Tensor, length: int) -> Tensor:
+def pad_or_trim(vector: Tensor, length: int) -> Tensor:
     """The vector, if it has this length; else a copy with more or less of the zeros that it is padded with."""
     if len(vector) == length:
         return vector
     return torch.cat([vector[:length], vector.new_zeros(max(length - len(vector), 0))])
 
 
-def places_of(module: nn.Module, is_shared: Callable[[str], bool] = everything) -> list[tuple[int, torch.Size]]:
+def parameter_layout(module: nn.Module, is_shared: Callable[[str], bool] = share_all) -> list[tuple[int, torch.Size]]:
     """Where in a FlatModel's shared vector each of its parameters starts, and the parameter's shape."""
     parameters = [p for name, p in module.named_parameters() if p.requires_grad and is_shared(name)]
-    return list(zip(_places(parameters)[0], (p.shape for p in parameters), strict=True))
+    return list(zip(_parameter_offsets(parameters)[0], (p.shape for p in parameters), strict=True))
 
 
-class Statistics:
+class BufferStatistics:
     """The buffers that are combined between ranks, as one float64 vector that may be averaged.
 
     BatchNorm's running mean and variance are `pooled` by the law of total variance: the vector holds the mean and the
@@ -168,7 +168,7 @@ class Statistics:
     by their maximum.
     """
 
-    def __init__(self, buffers: dict[str, Tensor], moments: Moments = "pooled"):
+    def __init__(self, buffers: dict[str, Tensor], moments: BatchNormReduction = "pooled"):
         self.counters = [b for b in buffers.values() if not b.is_floating_point()]
         variances = [name for name in buffers if name.endswith("running_var") and moments == "pooled"]
         self.moments = [(buffers[name.removesuffix("var") + "mean"], buffers[name]) for name in variances]
@@ -176,7 +176,7 @@ class Statistics:
         self.plain = [b for b in buffers.values() if b.is_floating_point() and id(b) not in paired]
 
     @property
-    def any(self) -> bool:
+    def has_buffers(self) -> bool:
         """Whether there are buffers."""
         return bool(self.plain or self.moments or self.counters)
 
@@ -207,7 +207,7 @@ class Statistics:
             buffer.copy_(part.view_as(buffer))
 
 
-def _places(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
+def _parameter_offsets(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
     """Where in their vector parameters begin, each on a cache line of its own; and the vector's length."""
     starts, total = [], 0
     for parameter in parameters:
@@ -217,10 +217,10 @@ def _places(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
     return starts, total
 
 
-def _flatten(parameters: list[nn.Parameter], like: Tensor, unit: int = 1) -> Tensor:
-    starts, total = _places(parameters)
+def _flatten(parameters: list[nn.Parameter], like: Tensor, alignment: int = 1) -> Tensor:
+    starts, total = _parameter_offsets(parameters)
     # The padding behind parameters is zero in every silo, so it stays zero through every combination.
-    vector = torch.zeros(-(-total // unit) * unit, dtype=like.dtype, device=like.device)
+    vector = torch.zeros(-(-total // alignment) * alignment, dtype=like.dtype, device=like.device)
     for parameter, start in zip(parameters, starts, strict=True):
         view = vector[start : start + parameter.numel()].view_as(parameter)
         view.copy_(parameter.detach())

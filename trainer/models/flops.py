@@ -6,15 +6,15 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class CountsOperations(Protocol):
+class SupportsFlops(Protocol):
     """A model that knows what a token costs. Any module with this method has the figure `mfu`."""
 
-    def operations_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int) -> float:
         """Operations of a forward and a backward pass over a sequence of `length` tokens, for each of them."""
         ...
 
 
-def transformer_operations(parameters: int, layers: int, width: int, length: int) -> float:
+def transformer_flops(parameters: int, layers: int, width: int, length: int) -> float:
     """6 N + 12 L T d: Chowdhery et al. 2022 (arXiv 2204.02311), appendix B.
 
     An addition and a multiplication are two operations; a backward pass takes two forward ones. N are the `parameters`

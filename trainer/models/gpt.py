@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models.block import Block
-from trainer.models.flops import transformer_operations
+from trainer.models.block import TransformerBlock
+from trainer.models.flops import transformer_flops
 
 
 class GPT(nn.Module):
@@ -35,7 +35,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, is_causal=True) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout, is_causal=True) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocabulary, bias=False)
         self.output.weight = self.tokens.weight
@@ -49,10 +49,10 @@ class GPT(nn.Module):
             hidden = checkpoint(block, hidden, use_reentrant=False) if again else block(hidden)
         return self.output(self.norm(hidden))
 
-    def operations_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int) -> float:
         """Those of training on `length` tokens. The embedding counts, being the output; positions do not."""
         multiplied = sum(parameter.numel() for parameter in self.parameters()) - self.positions.weight.numel()
-        return transformer_operations(multiplied, len(self.blocks), self.tokens.embedding_dim, length)
+        return transformer_flops(multiplied, len(self.blocks), self.tokens.embedding_dim, length)
 
     @torch.no_grad()
     def generate(self, count: int, generator: torch.Generator, prompt: bytes = b"\n") -> str:

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-MOST_NAMED = 5  # of a kind of fault
+MAX_NAMED = 5  # of a kind of fault
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_pretrained(module: nn.Module, path: Path) -> None:
     """Puts the tensors of a file into the model's parameters and buffers of the same names.
 
     The file is safetensors, such as a run's model.safetensors, or what torch.save made of a state_dict, of which
@@ -87,5 +87,5 @@ def _aliases(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _some(names: list[str]) -> str:
-    more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    more = f", and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

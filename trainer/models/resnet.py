@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         return self.head(features.mean((2, 3)))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut; with more channels than come in, at half the size."""
 
     def __init__(self, inputs: int, outputs: int, norm: Literal["group", "batch"]):
@@ -73,4 +73,4 @@ class Block(nn.Module):
 
 
 def _stage(blocks: int, inputs: int, outputs: int, norm: Literal["group", "batch"]) -> nn.Sequential:
-    return nn.Sequential(*(Block(inputs if i == 0 else outputs, outputs, norm) for i in range(blocks)))
+    return nn.Sequential(*(ResidualBlock(inputs if i == 0 else outputs, outputs, norm) for i in range(blocks)))

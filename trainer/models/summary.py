@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
-class Row(NamedTuple):
+class SummaryRow(NamedTuple):
     """A part of a model, its parameters, and those of them that are trained."""
 
     name: str
@@ -34,19 +34,19 @@ def describe_model(module: nn.Module) -> str:
     whole, rows = _row("", module, module.parameters()), list(_rows(module))
     lines = [f"{whole.kind}, {whole.parameters:,} parameters{whole.frozen}"]
     if len(rows) > 1:
-        lines += _aligned(rows[:MOST_ROWS])
-    if len(rows) > MOST_ROWS:
-        lines.append(f"  ... and {len(rows) - MOST_ROWS} more")
+        lines += _aligned(rows[:MAX_ROWS])
+    if len(rows) > MAX_ROWS:
+        lines.append(f"  ... and {len(rows) - MAX_ROWS} more")
     return "\n".join(lines)
 
 
-def _aligned(rows: list[Row]) -> list[str]:
+def _aligned(rows: list[SummaryRow]) -> list[str]:
     name_width = max(len(row.name) for row in rows)
     count_width = max(len(f"{row.parameters:,}") for row in rows)
     return [f"  {row.name:<{name_width}}  {row.parameters:>{count_width},}  {row.kind}{row.frozen}" for row in rows]
 
 
-def _rows(module: nn.Module) -> Iterator[Row]:
+def _rows(module: nn.Module) -> Iterator[SummaryRow]:
     """The module's own parameters and its children; those of what is the only child of another."""
     prefix = ""
     while not module._parameters and len(children := list(module.named_children())) == 1:
@@ -63,7 +63,7 @@ def _rows(module: nn.Module) -> Iterator[Row]:
             yield _row(prefix + name, child, new)
 
 
-def _row(name: str, part: nn.Module | nn.Parameter, parameters: Iterable[nn.Parameter]) -> Row:
+def _row(name: str, part: nn.Module | nn.Parameter, parameters: Iterable[nn.Parameter]) -> SummaryRow:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
     trained = sum(size for size, is_trained in sizes if is_trained)
-    return Row(name, type(part).__name__, sum(size for size, _ in sizes), trained)
+    return SummaryRow(name, type(part).__name__, sum(size for size, _ in sizes), trained)

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 
 @dataclass(frozen=True)
-class Clip:
+class GradientClipper:
     """Limits to the gradient of all parameters together; first those of single numbers, then that of the norm.
 
     Raises ValueError for an order of no norm.

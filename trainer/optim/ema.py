@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.models.flat import FlatModel
 
 
-class MovingAverage:
+class ExponentialMovingAverage:
     """average <- decay average + (1 - decay) weights, each time that the global weights have moved.
 
     Tarvainen and Valpola 2017 (arXiv 1703.01780); it begins as the initial weights. Averaged are the parameters that
@@ -28,7 +28,7 @@ class MovingAverage:
         self.vector.lerp_(self.model.shared.to(self.vector.dtype), 1 - self.decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Meanwhile the average is in the place of the model's weights."""
         weights = self.model.shared.clone()
         self.model.shared.copy_(self.vector)

@@ -15,7 +15,7 @@ Rate = tuple[str, float]  # what a name holds, and a factor on its learning rate
 
 
 @dataclass(frozen=True)
-class Grouped:
+class GroupedOptimizerFactory:
     """Makes an optimizer with parameter groups.
 
     make                     makes it from groups

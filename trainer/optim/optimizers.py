@@ -45,11 +45,11 @@ def restore_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, d
     fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     placed: dict[Tensor, dict[str, Any]] = {}
     for parameter, entry in ((parameters[int(i)], entry) for i, entry in state.items()):
-        placed[parameter] = _beside(parameter, entry, id(parameter) in fused)
-    optimizer.state = defaultdict(dict, _first_sums(optimizer) | placed)
+        placed[parameter] = _to_parameter_device(parameter, entry, id(parameter) in fused)
+    optimizer.state = defaultdict(dict, _initial_adagrad_state(optimizer) | placed)
 
 
-def _first_sums(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+def _initial_adagrad_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
     """The state that Adagrad begins with, which torch before 2.13 makes when it is built and not when it is missed."""
     if not isinstance(optimizer, torch.optim.Adagrad):
         return {}
@@ -64,7 +64,7 @@ def _first_sums(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]
     }
 
 
-def _beside(parameter: Tensor, entry: dict[str, Any], is_fused: bool) -> dict[str, Any]:
+def _to_parameter_device(parameter: Tensor, entry: dict[str, Any], is_fused: bool) -> dict[str, Any]:
     """The entry on the parameter's device; counters of steps stay where they are, unless a kernel reads them."""
     return {
         name: value.to(parameter.device) if isinstance(value, Tensor) and (value.dim() or is_fused) else value

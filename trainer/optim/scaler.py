@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.optim.stepping import step
 
 
-class Scaler(Protocol):
+class LossScaler(Protocol):
     """Abstract: scales what backward starts from, and steps the optimizer with gradients of the right size.
 
     loss_scale  by what losses are multiplied now: a power of two
@@ -41,7 +41,7 @@ class Scaler(Protocol):
         ...
 
 
-class Unscaled:
+class IdentityLossScaler:
     """Gradients as they are."""
 
     loss_scale = 1.0
@@ -64,14 +64,14 @@ class Unscaled:
         pass
 
 
-class Scaled:
+class DynamicLossScaler:
     """Losses scaled up before backward; a step that overflowed all the same is left out, and the scale lowered."""
 
     may_skip = True
 
     def __init__(self, device: torch.device):
         self.scaler = torch.amp.GradScaler(device.type)
-        self.fresh = self.scaler.state_dict()
+        self.initial_state = self.scaler.state_dict()
         self.loss_scale = self.scaler.get_scale()
 
     def scale(self, share: Tensor) -> Tensor:
@@ -91,5 +91,5 @@ class Scaled:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scaler.load_state_dict(state or self.fresh)
+        self.scaler.load_state_dict(state or self.initial_state)
         self.loss_scale = self.scaler.get_scale()

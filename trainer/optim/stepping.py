@@ -15,13 +15,13 @@ def step(optimizer: Optimizer) -> None:
     """Steps the optimizer, to the same bits as `optimizer.step()`. Hooks are called, and the profiler is told."""
     around = type(optimizer).step
     within = getattr(around, "__wrapped__", None) if getattr(around, "hooked", False) else None
-    if within is None or _is_watched(optimizer):
+    if within is None or _has_hooks(optimizer):
         optimizer.step()
     else:
         within(optimizer)
 
 
-def _is_watched(optimizer: Optimizer) -> bool:
+def _has_hooks(optimizer: Optimizer) -> bool:
     """Whether a profiler runs, there are hooks, or the step of this one optimizer was replaced."""
     return bool(
         _profiler_enabled()

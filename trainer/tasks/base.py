@@ -27,7 +27,7 @@ class Task(Protocol):
 
     @property
     def headline(self) -> str:
-        """The figure that tells most, one of the summary's. Which way is better goes by `more_is_better`."""
+        """The figure that tells most, one of the summary's. Which way is better goes by `higher_is_better`."""
         ...
 
     def units(self, targets: Tensor) -> int:
@@ -57,15 +57,15 @@ class Task(Protocol):
         """Named figures from the `pooled_sums` of all examples, float64; NaN when there are none."""
         ...
 
-    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         """Why this output cannot be judged against these targets; empty when it can."""
         ...
 
 
-VERBS = tuple(name for name in vars(Task) if not name.startswith("_"))
+REQUIRED_METHODS = tuple(name for name in vars(Task) if not name.startswith("_"))
 
 
-def precise(outputs: Tensor) -> Tensor:
+def to_full_precision(outputs: Tensor) -> Tensor:
     """The outputs in float32, or better where they are."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
@@ -75,6 +75,6 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights.view(-1, *[1] * (losses.dim() - 1))).sum()
 
 
-def misfit(outputs: Tensor, targets: Tensor, wanted: str) -> str:
+def shape_mismatch(outputs: Tensor, targets: Tensor, wanted: str) -> str:
     """What is said of shapes that are not the wanted ones."""
     return f"outputs of shape {list(outputs.shape)} for targets of shape {list(targets.shape)}; {wanted}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import misfit, precise, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
 from trainer.tasks.counts import auc, macro_f1, mean, score_histogram
 
 TOP = 5
@@ -48,7 +48,7 @@ class Classification:
         return weighted_sum(F.cross_entropy(outputs, targets, reduction="none"), weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(precise(outputs), targets, reduction="none")
+        losses = F.cross_entropy(to_full_precision(outputs), targets, reduction="none")
         return torch.stack((losses, outputs.argmax(1).eq(targets)), 1).double()
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
@@ -57,7 +57,7 @@ class Classification:
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """By class [classes, 3]: examples rightly taken for it, taken for it, and of it."""
-        outputs, targets = precise(outputs).cpu(), targets.cpu()
+        outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
         classes, predicted = outputs.shape[1], outputs.argmax(1)
         found = (targets[predicted == targets], predicted, targets)
         sums = {"by_class": torch.stack([torch.bincount(labels, minlength=classes) for labels in found], 1)}
@@ -75,9 +75,9 @@ class Classification:
             figures["auc"] = auc(sums["by_score"])
         return figures
 
-    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 2 or targets.dim() != 1:
-            return misfit(outputs, targets, "classification wants outputs [batch, classes] and targets [batch]")
+            return shape_mismatch(outputs, targets, "classification wants outputs [batch, classes] and targets [batch]")
         if classes and outputs.shape[1] != classes:
             return f"{outputs.shape[1]} outputs, but the data has {classes} classes: set model.classes={classes}"
         return ""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import misfit, precise, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
 
 
 class LanguageModelling:
@@ -27,7 +27,7 @@ class LanguageModelling:
         return weighted_sum(losses.view_as(targets), weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(precise(outputs.flatten(0, 1)), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(to_full_precision(outputs.flatten(0, 1)), targets.flatten(), reduction="none")
         return losses.view_as(targets).double().sum(1, keepdim=True)
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
@@ -40,10 +40,10 @@ class LanguageModelling:
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
 
-    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 3 or targets.dim() != 2 or outputs.shape[:2] != targets.shape:
             wanted = "language modelling wants outputs [batch, length, vocabulary] and targets [batch, length]"
-            return misfit(outputs, targets, wanted)
+            return shape_mismatch(outputs, targets, wanted)
         if classes and outputs.shape[2] != classes:
             return f"{outputs.shape[2]} outputs, but the vocabulary has {classes}: set model.vocabulary={classes}"
         return ""

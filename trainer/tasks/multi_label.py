@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import misfit, precise, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
 from trainer.tasks.counts import BINS, auc, f1, macro_f1, score_histogram
 
 
@@ -39,9 +39,11 @@ class MultiLabel:
         return weighted_sum(losses, weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        exact = precise(outputs)
+        exact = to_full_precision(outputs)
         losses = F.binary_cross_entropy_with_logits(exact, targets.to(exact.dtype), reduction="none")
-        return torch.stack([losses.double(), *(found.double() for found in _found(outputs, targets))], 2).sum(1)
+        return torch.stack([losses.double(), *(found.double() for found in _true_positives(outputs, targets))], 2).sum(
+            1
+        )
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
         if not units:
@@ -51,8 +53,8 @@ class MultiLabel:
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """By label [labels, 3], as `f1` wants them; and histograms [labels, 2, bins]."""
-        outputs, targets = precise(outputs).cpu(), targets.cpu()
-        sums = {"by_label": torch.stack([found.sum(0) for found in _found(outputs, targets)], 1)}
+        outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
+        sums = {"by_label": torch.stack([found.sum(0) for found in _true_positives(outputs, targets)], 1)}
         if self.auc_bins:
             sums["by_score"] = score_histogram(outputs, targets, self.auc_bins)
         return sums
@@ -61,9 +63,9 @@ class MultiLabel:
         figures = {"macro_f1": macro_f1(sums["by_label"])}
         return figures | ({"auc": auc(sums["by_score"])} if "by_score" in sums else {})
 
-    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 2 or targets.dim() != 2:
-            return misfit(outputs, targets, "multi-label wants both to be [batch, labels]")
+            return shape_mismatch(outputs, targets, "multi-label wants both to be [batch, labels]")
         if outputs.shape != targets.shape:
             labels = targets.shape[1]
             return f"{outputs.shape[1]} outputs, but the data has {labels} labels: set model.classes={labels}"
@@ -72,7 +74,7 @@ class MultiLabel:
         return ""
 
 
-def _found(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _true_positives(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where a label is rightly predicted, predicted, and there: bool [B, labels] each."""
     predicted, there = outputs > 0, targets > 0
     return predicted & there, predicted, there

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import misfit, precise, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
 from trainer.tasks.counts import r2
 
 
@@ -56,9 +56,9 @@ class Regression:
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {"r2": r2(sums["by_number"])}
 
-    def fault(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.shape not in (targets.shape, (*targets.shape, 1)):
-            return misfit(outputs, targets, "regression wants as many outputs as targets an example")
+            return shape_mismatch(outputs, targets, "regression wants as many outputs as targets an example")
         return ""
 
     def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -69,6 +69,6 @@ class Regression:
 
 def _pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Both as [B, numbers], precise."""
-    exact = precise(outputs)
+    exact = to_full_precision(outputs)
     shape = (len(targets), math.prod(targets.shape[1:]))
     return exact.reshape(shape), targets.to(exact.dtype).reshape(shape)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 
-def compiled(module: nn.Module, backend: str | None) -> Callable[..., Any]:
+def compile_module(module: nn.Module, backend: str | None) -> Callable[..., Any]:
     """What computes as the module does, compiled when it is first called; the module itself without a backend."""
     return torch.compile(module, backend=backend) if backend else module
 
 
-def graphs_compiled() -> int:
+def count_compiled_graphs() -> int:
     """The graphs that were compiled in this process: more than at first, when shapes or flags were new."""
     import torch._dynamo.utils  # only where it is there anyway: it takes a second to import
 

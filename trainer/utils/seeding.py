@@ -14,7 +14,7 @@ import torch
 Tag = int | str
 
 
-def derive(*tags: Tag) -> int:
+def derive_seed(*tags: Tag) -> int:
     """A 63-bit seed that is a pure function of the tags: `derive(seed, "order", client, epoch)`."""
     text = "\x1f".join(f"{type(tag).__name__}:{tag}" for tag in tags)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
@@ -22,12 +22,12 @@ def derive(*tags: Tag) -> int:
 
 def generator(*tags: Tag, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator of this device seeded with `derive(*tags)`."""
-    return torch.Generator(device).manual_seed(derive(*tags))
+    return torch.Generator(device).manual_seed(derive_seed(*tags))
 
 
 def numpy_generator(*tags: Tag) -> np.random.Generator:
     """A numpy generator seeded with `derive(*tags)`."""
-    return np.random.default_rng(derive(*tags))
+    return np.random.default_rng(derive_seed(*tags))
 
 
 def default_generators(device: torch.device) -> tuple[torch.Generator, ...]:

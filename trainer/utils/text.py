@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """The value as it is typed on the command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
+def suggest(name: str, valid: Sequence[str]) -> str:
     """What the user may have meant by a dotted name, and what there is, the closest first."""
     shared = os.path.commonprefix([name, *valid])
     start = shared.rfind(".") + 1  # alike are the last parts, not the sections before them

@@ -21,16 +21,16 @@ from torch import nn
 from scripts.bench.paired_timing import in_workers, machine
 from trainer.algorithms import Algorithm, FedAvg, ModelAveraging
 from trainer.algorithms.round import Round
-from trainer.commands.plan.memory import growth
-from trainer.data import Arrays, Iid, Splits
+from trainer.commands.plan.memory import peak_growth
+from trainer.data import DataSplits, Iid, TensorSource
 from trainer.distributed.topology import Topology, distributed
-from trainer.loop.round import combine
-from trainer.loop.round_metrics import Tally
-from trainer.loop.round_snapshot import Inside
+from trainer.loop.round import aggregate_round
+from trainer.loop.round_metrics import RoundAccumulator
+from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.tasks import Classification
-from trainer.utils.timing import clock
+from trainer.utils.timing import synchronized_time
 
 WIDTH = 1000
 average = partial(torch.optim.SGD, lr=1.0, fused=True)  # as in conf/server
@@ -53,12 +53,12 @@ class Rounds:
     """Rounds of one step for one client a silo, in which what is not the step is timed."""
 
     def __init__(self, topology: Topology, algorithm: Algorithm, numbers: int, rounds: int):
-        source = Arrays(torch.randn(2, WIDTH), torch.tensor([0, 1]))
+        source = TensorSource(torch.randn(2, WIDTH), torch.tensor([0, 1]))
         self.run = Run(
             topology=topology,
             module=layers(numbers),
             task=Classification(),
-            data=Splits(source, source, WIDTH),
+            data=DataSplits(source, source, WIDTH),
             clients=Iid().split(source, source, clients=2, seed=0),
             algorithm=algorithm,
             optimizer=partial(torch.optim.SGD, lr=1e-3),
@@ -68,7 +68,7 @@ class Rounds:
             evaluate_every=10**6,
             per_client="none",
         )
-        self.state = State(self.run)
+        self.state = TrainState(self.run)
         self._begin(self.run.round(0))
 
     def train(self) -> None:
@@ -77,27 +77,27 @@ class Rounds:
 
     def combine(self) -> None:
         """What is not a step, up to the first of the next round."""
-        tally, result = Tally(self.run, self.round, self.state.model.statistics), self.client.result
+        tally, result = RoundAccumulator(self.run, self.round, self.state.model.statistics), self.client.result
         norm, kept = self.client.session.finish(result)
         self.state.trainer.commit(result.client, kept)
         tally.add(result, norm)
-        combine(self.state, self.round, Inside(self.session, tally))
+        aggregate_round(self.state, self.round, RoundSnapshot(self.session, tally))
         self._begin(self.run.round(self.round.index + 1))
 
     def _begin(self, round: Round) -> None:
         self.round = round
         self.session = self.state.algorithm.start_round(round)
-        self.client = self.state.trainer.begin(self.session, self.run.topology.silo, exclusive=True)
+        self.client = self.state.trainer.start_client(self.session, self.run.topology.silo, exclusive=True)
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:
     """From when both ranks begin until both are done, with what they told their devices too."""
     dist.all_reduce(torch.zeros(1))
-    began = clock(device)
+    began = synchronized_time(device)
     action()
-    clock(device)
+    synchronized_time(device)
     dist.all_reduce(torch.zeros(1))
-    return clock(device) - began
+    return synchronized_time(device) - began
 
 
 def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
@@ -111,7 +111,7 @@ def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
         rounds.train()
         times.append((seconds_of(rounds.combine, device), seconds_of(lambda: dist.all_reduce(vector), device)))
     rounds.train()
-    copies = growth(device, rounds.combine) / vector.nbytes
+    copies = peak_growth(device, rounds.combine) / vector.nbytes
     ratios = sorted(ours / bare for ours, bare in times[1:])
     ours, bare = (1e3 * median(side) for side in zip(*times[1:], strict=True))
     spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"

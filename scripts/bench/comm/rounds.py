@@ -27,15 +27,15 @@ from scripts.bench.comm.link import in_workers_on_hosts, sent_through_link
 from scripts.bench.paired_timing import machine
 from trainer.algorithms import Algorithm, FedAvg, Streaming, Sync
 from trainer.data import Iid, shakespeare
-from trainer.distributed.compression import Full, Int8, Uplink
-from trainer.distributed.gradients import FullPrecision, Gradients
-from trainer.distributed.gradients import Int8 as Int8Gradients
+from trainer.distributed.compression import Int8, Uncompressed, UpdateCompression
+from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
+from trainer.distributed.gradients import Int8Reducer as Int8Gradients
 from trainer.distributed.topology import Topology, distributed
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 from trainer.models import GPT
-from trainer.optim import Clip
+from trainer.optim import GradientClipper
 from trainer.tasks import LanguageModelling
 
 LENGTH = 128  # tokens of a window
@@ -62,7 +62,10 @@ CASES = {
     "delayed": Case(partial(Streaming, overlap_steps=8)),
     "streaming": Case(partial(Streaming, nesterov, fragments=2, overlap_steps=8, alpha=0.5), parts=2),
 }
-UPLINKS: dict[str, tuple[Uplink, Gradients]] = {"fp32": (Full(), FullPrecision()), "int8": (Int8(), Int8Gradients())}
+UPLINKS: dict[str, tuple[UpdateCompression, GradientReducer]] = {
+    "fp32": (Uncompressed(), FullPrecisionReducer()),
+    "int8": (Int8(), Int8Gradients()),
+}
 
 
 def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
@@ -81,9 +84,9 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
         rounds=10**6,
         batch_size=SEQUENCES * topology.num_replicas,
         length=RoundLength(steps=steps),
-        update_compression=Full() if case.silos == 1 else between,
+        update_compression=Uncompressed() if case.silos == 1 else between,
         gradient_compression=inside,
-        clip=Clip(1.0),
+        clip=GradientClipper(1.0),
         evaluate_every=10**6,
     )
 
@@ -93,14 +96,14 @@ class BareSteps:
 
     def __init__(self, topology: Topology):
         self.run = make_run(topology, CASES["fedavg"], "fp32", BARE_STEPS)
-        state = State(self.run)
+        state = TrainState(self.run)
         self.trainer, self.client, self.rounds = state.trainer, topology.silo, 0
         self.session = state.algorithm.start_round(self.run.round(0))
         self.seconds()  # the first ones are slow
 
     def seconds(self) -> float:
         """Of a step, on the slowest host."""
-        client, slowest = self.trainer.begin(self.session, self.client), torch.zeros(1)
+        client, slowest = self.trainer.start_client(self.session, self.client), torch.zeros(1)
         dist.barrier()
         began = time.perf_counter()
         self.trainer.train(client, self.run.round(self.rounds), self.rounds, None, lambda client, wish: False)
@@ -127,9 +130,9 @@ class Taken:
         return self.steps / self.clock
 
 
-def rounds_of(state: State, indices: Iterator[int], count: int) -> Taken:
+def rounds_of(state: TrainState, indices: Iterator[int], count: int) -> Taken:
     """So many rounds."""
-    clocks = (time.perf_counter, time.process_time, time.thread_time, lambda: state.wire.seconds_waited)
+    clocks = (time.perf_counter, time.process_time, time.thread_time, lambda: state.transport.wait_seconds)
     began, steps = [clock() for clock in clocks], 0.0
     for index in itertools.islice(indices, count):
         figures = train_round(state, state.run.round(index))
@@ -148,7 +151,7 @@ def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> s
     """A row of the table."""
     case, of_step, taken = CASES[name], [], []
     with distributed(silos=case.silos, device="cpu") as topology:
-        state = State(make_run(topology, case, uplink, -(-steps // case.parts)))
+        state = TrainState(make_run(topology, case, uplink, -(-steps // case.parts)))
         indices, before = itertools.count(), sent_through_link()
         rounds_of(state, indices, 1)  # the first is slow
         for _ in range(rounds):
@@ -157,7 +160,7 @@ def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> s
                 rounds_of(state, indices, 1)  # what was under way had more time than it should: this one takes it in
             taken.append(rounds_of(state, indices, case.parts))
         state.algorithm.flush()
-        through, sent = sent_through_link() - before, state.wire.bytes_sent
+        through, sent = sent_through_link() - before, state.transport.bytes_sent
     seconds, waited, inside = (median(getattr(t, key) for t in taken) for key in ("clock", "waited", "utilisation"))
     used = f"{steps * median(of_step) / seconds:.3f} | {inside if case.silos > 1 else math.nan:.3f}"
     amount = f"{through / 1e6 * case.parts / next(indices):.2f} MB | {f'{through / sent:.3f}' if sent else '-'}"

@@ -20,11 +20,19 @@ from torch import Tensor
 from scripts.bench.comm.link import in_workers_on_hosts, sent_through_link
 from scripts.bench.paired_timing import in_workers, machine
 from trainer.algorithms.round import Round
-from trainer.distributed.compression import Cast, Full, Int4, Int8, PowerSGD, TopK, Uplink
+from trainer.distributed.compression import Cast, Int4, Int8, PowerSGD, TopK, Uncompressed, UpdateCompression
 from trainer.distributed.topology import Topology, distributed
-from trainer.distributed.transport import Wire, wire_of
+from trainer.distributed.transport import Transport, make_transport
 
-ALL: list[Uplink] = [Full(), Cast("bfloat16"), Cast("float16"), Int8(), Int4(), TopK(0.01), PowerSGD()]
+ALL: list[UpdateCompression] = [
+    Uncompressed(),
+    Cast("bfloat16"),
+    Cast("float16"),
+    Int8(),
+    Int4(),
+    TopK(0.01),
+    PowerSGD(),
+]
 UPLINKS = {uplink.name: uplink for uplink in ALL}
 
 COLUMNS = 1000
@@ -41,34 +49,34 @@ def timed(do: Callable[[], object], times: int, clock: Callable[[], float]) -> f
     return 1e3 * median(taken[1:])
 
 
-def codec_times(uplink: Uplink, vector: Tensor, times: int) -> str:
+def codec_times(compression: UpdateCompression, vector: Tensor, times: int) -> str:
     """Milliseconds of packing and of unpacking."""
-    if isinstance(uplink, Full | PowerSGD):
+    if isinstance(compression, Uncompressed | PowerSGD):
         return "- | -"
-    packed, back = torch.zeros(uplink.size(len(vector)), dtype=torch.uint8), torch.empty_like(vector)
-    pack = timed(lambda: uplink.pack(vector, packed, 0), times, time.thread_time)
-    unpack = timed(lambda: uplink.unpack(packed, back), times, time.thread_time)
+    packed, back = torch.zeros(compression.encoded_size(len(vector)), dtype=torch.uint8), torch.empty_like(vector)
+    pack = timed(lambda: compression.encode(vector, packed, 0), times, time.thread_time)
+    unpack = timed(lambda: compression.decode(packed, back), times, time.thread_time)
     return f"{pack:.1f} | {unpack:.1f}"
 
 
-def sum_times(wire: Wire, vector: Tensor, times: int) -> tuple[float, float]:
+def sum_times(transport: Transport, vector: Tensor, times: int) -> tuple[float, float]:
     """Milliseconds of a sum, of a new vector each time: of the processor, and on the clock."""
     one = torch.empty_like(vector)
 
     def do() -> None:
-        for _ in wire.start(one.copy_(vector), "delta"):
+        for _ in transport.all_reduce_async(one.copy_(vector), "delta"):
             pass
 
-    wire.begin_round(Round(0, 0, ()).seed_for)
+    transport.start_round(Round(0, 0, ()).seed_for)
     return timed(do, times, time.process_time), timed(do, times, time.perf_counter)
 
 
-def bench(topology: Topology, uplinks: Sequence[Uplink], numbers: int, times: int, on_hosts: bool) -> None:
+def bench(topology: Topology, uplinks: Sequence[UpdateCompression], numbers: int, times: int, on_hosts: bool) -> None:
     """Prints a row for each uplink."""
     vector = torch.randn(numbers, generator=torch.Generator().manual_seed(topology.rank))
     plain = 0.0
     for uplink in uplinks:
-        wire = wire_of(topology, uplink, [(0, vector.view(-1, COLUMNS).shape)])
+        wire = make_transport(topology, uplink, [(0, vector.view(-1, COLUMNS).shape)])
         own = codec_times(uplink, vector, times)
         before = sent_through_link() if on_hosts else 0.0
         used, taken = sum_times(wire, vector, times)

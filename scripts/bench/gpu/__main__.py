@@ -24,7 +24,7 @@ from scripts.bench.gpu.cases import Case, cases
 from scripts.bench.gpu.sides import Ours, by_hand
 from scripts.bench.paired_timing import duel, machine
 from trainer.distributed.topology import distributed
-from trainer.utils.hardware import peak_bytes
+from trainer.utils.hardware import peak_memory_bytes
 
 MODELS = ("gpt", "resnet", "mlp")
 SIDES = {"ours": Ours, "by-hand": by_hand}
@@ -47,7 +47,7 @@ def peak_alone(case: Case, side: str) -> float:
         train = SIDES[side](case, topology)
         for window in range(2):
             train(window)
-        return peak_bytes(topology.device)
+        return peak_memory_bytes(topology.device)
 
 
 def compare_memory(name: str, tiny: bool) -> None:

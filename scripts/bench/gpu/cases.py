@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.data import Arrays, Source, Windows
+from trainer.data import SequenceWindows, Source, TensorSource
 from trainer.models import GPT, MLP
-from trainer.models.resnet import Block
+from trainer.models.resnet import ResidualBlock
 from trainer.tasks import Classification, LanguageModelling, Task
 
 
@@ -38,22 +38,24 @@ def resnet18(width: int = 64, classes: int = 10) -> nn.Module:
     Its first convolution is of 3 x 3 at full size, as is usual for CIFAR; 11.0 million parameters at width 64.
     """
     widths = [width, width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width]
-    blocks = [Block(inputs, outputs, "batch") for inputs, outputs in zip(widths, widths[1:], strict=False)]
+    blocks = [ResidualBlock(inputs, outputs, "batch") for inputs, outputs in zip(widths, widths[1:], strict=False)]
     first = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, classes))
 
 
-def images(examples: int, *shape: int) -> Arrays:
+def images(examples: int, *shape: int) -> TensorSource:
     """Made-up images of this shape in 10 classes."""
     draw = torch.Generator().manual_seed(0)
-    return Arrays(torch.randn(examples, *shape, generator=draw), torch.randint(0, 10, (examples,), generator=draw))
+    return TensorSource(
+        torch.randn(examples, *shape, generator=draw), torch.randint(0, 10, (examples,), generator=draw)
+    )
 
 
-def tokens(windows: int, length: int, vocabulary: int) -> Windows:
+def tokens(windows: int, length: int, vocabulary: int) -> SequenceWindows:
     """Made-up windows of tokens."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(0, vocabulary, (windows, length + 1), generator=draw, dtype=torch.int32)
-    return Windows(rows, length)
+    return SequenceWindows(rows, length)
 
 
 def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:

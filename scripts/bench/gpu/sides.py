@@ -10,15 +10,15 @@ import torch
 
 from scripts.bench.gpu.cases import Case
 from trainer.algorithms import Sync
-from trainer.data import Clients, Splits
-from trainer.data.transforms import Chain
+from trainer.data import Clients, DataSplits
+from trainer.data.transforms import Compose
 from trainer.distributed.topology import Topology
 from trainer.loggers import Metrics
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
-from trainer.utils.compile import compiled
-from trainer.utils.timing import clock
+from trainer.loop.train_state import TrainState
+from trainer.utils.compile import compile_module
+from trainer.utils.timing import synchronized_time
 
 FOREVER = 10**6
 
@@ -28,18 +28,18 @@ class Ours:
 
     def __init__(self, case: Case, topology: Topology):
         source = case.source()
-        self.state = State(
+        self.state = TrainState(
             Run(
                 topology=topology,
                 module=case.model(),
                 task=case.task,
-                data=Splits(source, source, None),
+                data=DataSplits(source, source, None),
                 clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
                 algorithm=Sync(),
                 optimizer=case.optimizer,
                 rounds=FOREVER,
                 batch_size=case.batch_size,
-                transforms=Chain(channels_last=case.channels_last),
+                transforms=Compose(channels_last=case.channels_last),
                 length=RoundLength(steps=case.steps),
                 autocast=case.autocast,
                 compile_backend=case.compile,
@@ -52,7 +52,7 @@ class Ours:
     def __call__(self, window: int) -> None:
         metrics = train_round(self.state, self.state.run.round(window))
         assert metrics is not None
-        clock(self.state.run.topology.device)
+        synchronized_time(self.state.run.topology.device)
         self.figures.append(metrics)
 
 
@@ -63,7 +63,7 @@ def by_hand(case: Case, topology: Topology) -> Callable[[int], None]:
     if case.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     model = case.model().to(device)
-    optimizer, forward = case.optimizer(model.parameters()), compiled(model, case.compile)
+    optimizer, forward = case.optimizer(model.parameters()), compile_module(model, case.compile)
     precision = torch.autocast(device.type, case.autocast) if case.autocast else nullcontext()
 
     def theirs(window: int) -> None:
@@ -76,6 +76,6 @@ def by_hand(case: Case, topology: Topology) -> Callable[[int], None]:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        clock(device)
+        synchronized_time(device)
 
     return theirs

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.algorithms import client_result
-from trainer.algorithms.client_result import Work, merged, work_of
-from trainer.checkpoint.format import Part, find, write_part
+from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
+from trainer.checkpoint.format import Shard, find_saved, write_shard
 
 laws = settings(deadline=None)
 
@@ -24,18 +24,18 @@ KEPT = 4  # losses that are kept before they are added up; in a run it is a thou
 
 @pytest.fixture(autouse=True)
 def few_losses_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_result, "LOSSES_KEPT", KEPT)
+    monkeypatch.setattr(client_result, "MAX_PENDING_LOSSES", KEPT)
 
 
-def work_after(taken: list[tuple[int, torch.Tensor, int]], begun: Work | None = None) -> Work:
-    """The Work of a client, new or `begun`, that goes on with these steps."""
-    one = begun or Work(client=7, weight=100)
+def work_after(taken: list[tuple[int, torch.Tensor, int]], begun: ClientResult | None = None) -> ClientResult:
+    """The ClientResult of a client, new or `begun`, that goes on with these steps."""
+    one = begun or ClientResult(client=7, weight=100)
     for examples, loss, units in taken:
         one.add(examples, loss, units)
     return one
 
 
-def counts(one: Work) -> tuple[int, ...]:
+def counts(one: ClientResult) -> tuple[int, ...]:
     return one.client, one.weight, one.examples_seen, one.steps, one.units
 
 
@@ -52,7 +52,7 @@ def test_losses_are_added_up(taken: list[tuple[int, torch.Tensor, int]]):
 
 def test_few_losses_are_kept():
     """However many steps a round has."""
-    one = Work(client=0, weight=1)
+    one = ClientResult(client=0, weight=1)
     for _ in range(10 * KEPT + 1):
         one.add(1, torch.tensor(0.5), 1)
         assert len(one.losses) < KEPT
@@ -65,7 +65,7 @@ def test_saved_in_the_middle_it_is_the_same_to_the_last_bit(before: list, rest: 
     """Wherever between two foldings it is, and however often it is saved; saving changes nothing."""
     through, saved = work_after(before + rest), work_after(before)
     assert saved.state_dict().keys() == saved.state_dict().keys()
-    resumed = work_after(rest, work_of(work_of(saved.state_dict()).state_dict()))
+    resumed = work_after(rest, client_result_from_state(client_result_from_state(saved.state_dict()).state_dict()))
     went_on = work_after(rest, saved)
     assert resumed.loss_sum == went_on.loss_sum == through.loss_sum
     assert counts(resumed) == counts(went_on) == counts(through)
@@ -76,10 +76,10 @@ def test_all_of_it_is_saved(tmp_path: Path):
     one = work_after([(8, torch.tensor(0.1), 8), (8, torch.tensor(0.2), 8)])
     one.gradient_norm, one.learning_rate = torch.tensor(1 / 3), 0.07
     one.seconds_data, one.seconds_compute = 0.25, math.pi
-    write_part(tmp_path, Part("a", ("a",), "first"), {"work": one.state_dict()})
-    saved = find(tmp_path)
+    write_shard(tmp_path, Shard("a", ("a",), "first"), {"work": one.state_dict()})
+    saved = find_saved(tmp_path)
     assert saved is not None
-    loaded = work_of(saved.load("work"))
+    loaded = client_result_from_state(saved.load("work"))
     assert [loss.item() for loss in loaded.losses] == [loss.item() for loss in one.losses]
     assert loaded.loss_sum == one.loss_sum and counts(loaded) == counts(one)
     assert loaded.gradient_norm == float(one.gradient_norm)
@@ -88,13 +88,17 @@ def test_all_of_it_is_saved(tmp_path: Path):
 
 def test_losses_that_are_no_numbers_stay_so():
     one = work_after([(1, torch.tensor(math.nan), 1)] * (KEPT + 1))
-    assert math.isnan(work_of(one.state_dict()).loss_sum)
+    assert math.isnan(client_result_from_state(one.state_dict()).loss_sum)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_losses_are_saved_in_their_precision(dtype: torch.dtype):
     one = work_after([(1, torch.tensor(1 / 3, dtype=dtype), 1)] * 3)
-    assert work_of(one.state_dict()).loss_sum == one.loss_sum == 3 * float(torch.tensor(1 / 3, dtype=dtype))
+    assert (
+        client_result_from_state(one.state_dict()).loss_sum
+        == one.loss_sum
+        == 3 * float(torch.tensor(1 / 3, dtype=dtype))
+    )
 
 
 def test_the_loss_of_the_last_step_is_a_mean():
@@ -108,7 +112,10 @@ def test_replicas_that_are_more_or_fewer_share_what_was_done(parts: list[list], 
     """The sums over the replicas stay; what is equal in the silo is so in each."""
     before = [work_after(part) for part in parts]
     states = [one.state_dict() for one in before]
-    after = [merged([work_of(state) for state in states], replica) for replica in range(replicas)]
+    after = [
+        merge_client_results([client_result_from_state(state) for state in states], replica)
+        for replica in range(replicas)
+    ]
     assert math.fsum(one.loss_sum for one in after) == sum(one.loss_sum for one in before)
     assert sum(one.units for one in after) == sum(one.units for one in before)
     assert {counts(one)[:4] for one in after} == {counts(before[0])[:4]}

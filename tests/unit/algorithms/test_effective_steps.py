@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.algorithms.effective_steps import Probe, refuse_nonlinear
-from trainer.optim import Clip
+from trainer.algorithms.effective_steps import EffectiveSteps, refuse_nonlinear
+from trainer.optim import GradientClipper
 
 RATE = 0.1
 SGD = torch.optim.SGD
@@ -35,7 +35,7 @@ def velocity(rho: float, step: int) -> float:
 @laws
 @given(schedules)
 def test_sgd_goes_the_sum_of_its_rates(factors: list[float]):
-    assert Probe(partial(SGD, lr=RATE)).way(tuple(factors)) == close(RATE * math.fsum(factors))
+    assert EffectiveSteps(partial(SGD, lr=RATE)).displacement(tuple(factors)) == close(RATE * math.fsum(factors))
 
 
 @laws
@@ -43,7 +43,9 @@ def test_sgd_goes_the_sum_of_its_rates(factors: list[float]):
 def test_momentum_goes_the_norm_of_fednova(tau: int, rho: float):
     """eta ||a||_1 with (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho), Wang et al. 2020."""
     norm = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
-    assert Probe(partial(SGD, lr=RATE, momentum=rho)).way((1.0,) * tau) == pytest.approx(RATE * norm, abs=1e-12)
+    assert EffectiveSteps(partial(SGD, lr=RATE, momentum=rho)).displacement((1.0,) * tau) == pytest.approx(
+        RATE * norm, abs=1e-12
+    )
 
 
 @laws
@@ -51,7 +53,7 @@ def test_momentum_goes_the_norm_of_fednova(tau: int, rho: float):
 def test_nesterov_looks_ahead_by_one_step(tau: int, rho: float):
     """Each step is 1 + rho v_t: together the tau steps and rho times what momentum goes."""
     norm = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
-    way = Probe(partial(SGD, lr=RATE, momentum=rho, nesterov=True)).way((1.0,) * tau)
+    way = EffectiveSteps(partial(SGD, lr=RATE, momentum=rho, nesterov=True)).displacement((1.0,) * tau)
     assert way == pytest.approx(RATE * (tau + rho * norm), abs=1e-12)
 
 
@@ -60,7 +62,7 @@ def test_nesterov_looks_ahead_by_one_step(tau: int, rho: float):
 def test_schedules_weigh_the_steps_of_momentum(factors: list[float], rho: float):
     """sum_t eta_t v_t: the rate of a step multiplies what all steps before it have left."""
     expected = math.fsum(RATE * factor * velocity(rho, t) for t, factor in enumerate(factors, 1))
-    assert Probe(partial(SGD, lr=RATE, momentum=rho)).way(tuple(factors)) == close(expected)
+    assert EffectiveSteps(partial(SGD, lr=RATE, momentum=rho)).displacement(tuple(factors)) == close(expected)
 
 
 @laws
@@ -68,7 +70,9 @@ def test_schedules_weigh_the_steps_of_momentum(factors: list[float], rho: float)
 def test_a_pull_brings_it_back(tau: int, mu: float):
     """(1 - (1 - eta mu)^tau) / mu, eta times the proximal norm of Wang et al. 2020."""
     expected = (1 - (1 - RATE * mu) ** tau) / mu
-    assert Probe(partial(SGD, lr=RATE), proximal_mu=mu).way((1.0,) * tau) == pytest.approx(expected, rel=1e-10)
+    assert EffectiveSteps(partial(SGD, lr=RATE), proximal_mu=mu).displacement((1.0,) * tau) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 @laws
@@ -76,7 +80,7 @@ def test_a_pull_brings_it_back(tau: int, mu: float):
 def test_schedules_weigh_a_pull(factors: list[float], mu: float):
     """(1 - prod_t (1 - eta_t mu)) / mu."""
     expected = (1 - math.prod(1 - RATE * factor * mu for factor in factors)) / mu
-    assert Probe(partial(SGD, lr=RATE), proximal_mu=mu).way(tuple(factors)) == pytest.approx(
+    assert EffectiveSteps(partial(SGD, lr=RATE), proximal_mu=mu).displacement(tuple(factors)) == pytest.approx(
         expected, rel=1e-9, abs=1e-14
     )
 
@@ -84,21 +88,23 @@ def test_schedules_weigh_a_pull(factors: list[float], mu: float):
 @laws
 @given(schedules, st.floats(0, 0.95), st.floats(-3, 3))
 def test_the_way_is_in_proportion_to_the_gradient(factors: list[float], rho: float, gradient: float):
-    probe = Probe(partial(SGD, lr=RATE, momentum=rho))
-    assert probe.way(tuple(factors), gradient) == close(gradient * probe.way(tuple(factors)))
+    probe = EffectiveSteps(partial(SGD, lr=RATE, momentum=rho))
+    assert probe.displacement(tuple(factors), gradient) == close(gradient * probe.displacement(tuple(factors)))
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
 def test_weight_decay_is_left_out(options: dict[str, float]):
     """It is a part of the clients' gradients, not of how far they carry."""
     with_it, without = (partial(SGD, lr=RATE, weight_decay=decay, **options) for decay in (0.5, 0.0))
-    assert Probe(with_it).way((1.0, 0.5, 2.0)) == Probe(without).way((1.0, 0.5, 2.0))
+    assert EffectiveSteps(with_it).displacement((1.0, 0.5, 2.0)) == EffectiveSteps(without).displacement(
+        (1.0, 0.5, 2.0)
+    )
 
 
 def test_every_way_begins_anew():
     """Asked again, for more steps and for the same: no momentum is left from the last time."""
-    probe = Probe(partial(SGD, lr=RATE, momentum=0.5))
-    assert [probe.way((1.0,) * tau) for tau in (1, 2, 1)] == [close(0.1), close(0.25), close(0.1)]
+    probe = EffectiveSteps(partial(SGD, lr=RATE, momentum=0.5))
+    assert [probe.displacement((1.0,) * tau) for tau in (1, 2, 1)] == [close(0.1), close(0.25), close(0.1)]
 
 
 LINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -125,8 +131,8 @@ NONLINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("name", LINEAR)
 def test_what_is_linear_is_accepted(name: str):
     """And twice the gradient is indeed twice the way, at rates that change."""
-    refuse_nonlinear("scaffold", LINEAR[name], Clip())
-    way, twice = (Probe(LINEAR[name]).way((1.0, 0.3, 0.7), gradient) for gradient in (1.0, 2.0))
+    refuse_nonlinear("scaffold", LINEAR[name], GradientClipper())
+    way, twice = (EffectiveSteps(LINEAR[name]).displacement((1.0, 0.3, 0.7), gradient) for gradient in (1.0, 2.0))
     assert way > 0 and twice == pytest.approx(2 * way, rel=1e-12)
 
 
@@ -134,7 +140,7 @@ def test_what_is_linear_is_accepted(name: str):
 def test_adaptive_optimizers_are_refused(name: str):
     """The message names the algorithm, the optimizer, and what to set instead."""
     with pytest.raises(ValueError) as raised:
-        refuse_nonlinear("scaffold", NONLINEAR[name], Clip())
+        refuse_nonlinear("scaffold", NONLINEAR[name], GradientClipper())
     said = str(raised.value)
     assert said.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
     assert f"with {name} twice the gradient is not twice the step" in said
@@ -143,13 +149,13 @@ def test_adaptive_optimizers_are_refused(name: str):
 
 def test_an_optimizer_of_matrices_is_refused_in_its_own_words():
     with pytest.raises(ValueError, match=r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd"):
-        refuse_nonlinear("fednova", partial(torch.optim.Muon, lr=RATE), Clip())
+        refuse_nonlinear("fednova", partial(torch.optim.Muon, lr=RATE), GradientClipper())
 
 
 def test_clipping_is_refused():
     """However large the norm: nobody can say that it is never met."""
     with pytest.raises(ValueError) as raised:
-        refuse_nonlinear("fednova", LINEAR["sgd"], Clip(1e9))
+        refuse_nonlinear("fednova", LINEAR["sgd"], GradientClipper(1e9))
     said = str(raised.value)
     assert said.startswith("clip.max_norm=1e+09 with algorithm=fednova")
     assert "set clip.max_norm=null, or algorithm=fedavg" in said

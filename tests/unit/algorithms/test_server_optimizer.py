@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms import FedOpt
-from trainer.algorithms.server_optimizer import Server, cut, in_order
+from trainer.algorithms.server_optimizer import ServerOptimizer, extract_range, sorted_by_offset
 from trainer.models import flat
 from trainer.models.flat import blocks_of, difference
 
@@ -29,7 +29,7 @@ def numbers(seed: int) -> Tensor:
     return torch.randn(NUMBERS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def walk(server: Server, vector: Tensor, parts: Sequence[slice], seeds: Sequence[int]) -> None:
+def walk(server: ServerOptimizer, vector: Tensor, parts: Sequence[slice], seeds: Sequence[int]) -> None:
     for seed in seeds:
         for part in parts:
             for block in blocks_of(vector, part):
@@ -42,10 +42,10 @@ def test_neither_parts_nor_blocks_show(name: str, blocks: list[int]):
     """Two steps, saved, and two more, in blocks of these lengths: the bits of torch's optimizer of the whole."""
     vector, wanted = numbers(0), numbers(0)
     with patch.object(flat, "BLOCK", blocks[0]):
-        first = Server(SERVERS[name], vector, HALVES)
+        first = ServerOptimizer(SERVERS[name], vector, HALVES)
         walk(first, vector, HALVES, [1, 2])
     with patch.object(flat, "BLOCK", blocks[1]):
-        second = Server(SERVERS[name], vector, WHOLE)
+        second = ServerOptimizer(SERVERS[name], vector, WHOLE)
         second.load_state_dict(first.state_dict())
         walk(second, vector, WHOLE, [3, 4])
     theirs = SERVERS[name]([wanted])
@@ -58,12 +58,12 @@ def test_neither_parts_nor_blocks_show(name: str, blocks: list[int]):
 def test_a_state_is_cut_as_its_parts_lie():
     """Out of parts in any order, of some of the vector: what is between them and behind them is zero."""
     whole = torch.arange(1.0, 21.0)
-    saved = in_order({"12": {"sum": whole[12:17]}, "0": {"sum": whole[0:4]}, "4": {"sum": whole[4:9]}})
+    saved = sorted_by_offset({"12": {"sum": whole[12:17]}, "0": {"sum": whole[0:4]}, "4": {"sum": whole[4:9]}})
     lacking = whole.clone()
     lacking[9:12] = lacking[17:] = 0
     for start in range(20):
         for stop in range(start + 1, 21):
-            assert torch.equal(cut(saved, slice(start, stop))["sum"], lacking[start:stop])
+            assert torch.equal(extract_range(saved, slice(start, stop))["sum"], lacking[start:stop])
 
 
 @pytest.mark.parametrize("name", ["adam", "yogi"])
@@ -71,7 +71,7 @@ def test_parts_that_moved_differently_often_stay_so(name: str):
     """One half has moved twice, the other never: restored, each goes on as torch's optimizer of that half alone."""
     vector, wanted = numbers(0), numbers(0)
     with patch.object(flat, "BLOCK", 16):
-        first, second = Server(SERVERS[name], vector, HALVES), Server(SERVERS[name], vector, HALVES)
+        first, second = ServerOptimizer(SERVERS[name], vector, HALVES), ServerOptimizer(SERVERS[name], vector, HALVES)
         walk(first, vector, HALVES[:1], [1, 2])
         second.load_state_dict(first.state_dict())
         walk(second, vector, HALVES, [3])
@@ -87,7 +87,7 @@ def test_parts_that_moved_differently_often_stay_so(name: str):
 def test_a_rank_that_moves_nothing_has_an_empty_part():
     vector, none = numbers(0), slice(0, 0)
     assert blocks_of(vector, none) == [none]
-    Server(SERVERS["nesterov"], vector, [none]).step(none, vector[none])
+    ServerOptimizer(SERVERS["nesterov"], vector, [none]).step(none, vector[none])
     assert torch.equal(vector, numbers(0))
 
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import LAYOUT, assert_trees_equal, border_name, save_border, section_name, steps_of, writers
-from trainer.checkpoint import Checkpoints, Start, newest_whole
-from trainer.checkpoint.checkpointer import share_of
-from trainer.checkpoint.format import Part, Saved, find, leaves_of, write_part
-from trainer.checkpoint.resume import borders, choose, held
+from trainer.checkpoint import Checkpointer, ResumePoint, newest_complete
+from trainer.checkpoint.checkpointer import assign_leaves
+from trainer.checkpoint.format import SavedState, Shard, find_saved, iter_leaves, write_shard
+from trainer.checkpoint.resume import local_inventory, round_folders, select_newest
 from trainer.distributed.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -38,13 +38,13 @@ trees = st.dictionaries(
 @given(trees, st.integers(1, 5))
 def test_replicas_divide_what_they_hold_in_common(tree: dict, replicas: int):
     """Every leaf exactly once; and no replica writes more than another by more than the largest leaf."""
-    shares = [share_of(tree, replica, replicas) for replica in range(replicas)]
-    assert sorted(name for share in shares for name in share) == sorted(name for name, _ in leaves_of(tree))
-    assert all(share[name] is leaf for share in shares for name, leaf in leaves_of(tree) if name in share)
+    shares = [assign_leaves(tree, replica, replicas) for replica in range(replicas)]
+    assert sorted(name for share in shares for name in share) == sorted(name for name, _ in iter_leaves(tree))
+    assert all(share[name] is leaf for share in shares for name, leaf in iter_leaves(tree) if name in share)
     loads = [
         sum(leaf.nbytes + 1 if isinstance(leaf, torch.Tensor) else 1 for leaf in share.values()) for share in shares
     ]
-    largest = max((leaf.nbytes for _, leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)), default=0)
+    largest = max((leaf.nbytes for _, leaf in iter_leaves(tree) if isinstance(leaf, torch.Tensor)), default=0)
     assert max(loads) - min(loads) <= largest + 1
 
 
@@ -55,13 +55,15 @@ def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory,
     folder = tmp_path_factory.mktemp("merged")
     ranks = writers(folder, (replicas,))
     for replica, one in enumerate(ranks):
-        one.save_section(1, 5, {"model": tree, "empty": {}}, {}, {"replica": replica})
+        one.save_mid_round(1, 5, {"model": tree, "empty": {}}, {}, {"replica": replica})
         one.wait()
-    saved = find(folder / section_name(0, 1, 5))
-    assert saved is not None and not saved.faults()
+    saved = find_saved(folder / section_name(0, 1, 5))
+    assert saved is not None and not saved.errors()
     assert_trees_equal(saved.load("model"), tree)
     assert saved.load("empty") == {}
-    assert [saved.load_of(part, "own") for part in saved.parts] == [{"replica": replica} for replica in range(replicas)]
+    assert [saved.load_shard(part, "own") for part in saved.shards] == [
+        {"replica": replica} for replica in range(replicas)
+    ]
 
 
 def test_all_silos_write_or_the_first_alone(tmp_path: Path):
@@ -69,28 +71,28 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
     for name, all_write in (("round-000001", True), ("round-000002", False)):
         for one in writers(tmp_path, SIZES):
             clients = {"clients": {str(one.topology.silo): {"a": 1}}}
-            one.save_border(name, {"model": {"a": 1}}, {}, clients, {}, all_write)
+            one.save_round(name, {"model": {"a": 1}}, {}, clients, {}, all_write)
             one.wait()
-    every, first = (find(path) for path in borders(tmp_path))
+    every, first = (find_saved(path) for path in round_folders(tmp_path))
     assert every is not None and first is not None
-    assert every.parts == ("silo-0.replica-0", "silo-0.replica-1", "silo-1.replica-0")
-    assert first.parts == ("silo-0.replica-0", "silo-0.replica-1")
+    assert every.shards == ("silo-0.replica-0", "silo-0.replica-1", "silo-1.replica-0")
+    assert first.shards == ("silo-0.replica-0", "silo-0.replica-1")
     assert set(first.load("clients")) == {"0"} and set(every.load("clients")) == {"0", "1"}
-    assert [len(every.load_of(part, "model")) for part in every.parts] == [1, 0, 0]
+    assert [len(every.load_shard(part, "model")) for part in every.shards] == [1, 0, 0]
 
 
 def test_what_is_loaded_is_not_what_is_on_disk(tmp_path: Path):
     """No aliases: training on changes neither the file nor what is loaded from it again."""
     save_border(writers(tmp_path), 1)
-    saved = newest_whole(tmp_path)
+    saved = newest_complete(tmp_path)
     assert saved is not None
     saved.load("model")["weight"].zero_()
-    assert saved.faults() == [] and saved.load("model")["weight"].tolist() == [1] * 4
+    assert saved.errors() == [] and saved.load("model")["weight"].tolist() == [1] * 4
 
 
 def test_nothing_is_no_checkpoint(tmp_path: Path):
-    assert writers(tmp_path)[0].newest() is None
-    assert newest_whole(tmp_path / "nowhere") is None
+    assert writers(tmp_path)[0].latest() is None
+    assert newest_complete(tmp_path / "nowhere") is None
 
 
 def test_borders_are_in_the_order_of_the_run(tmp_path: Path):
@@ -98,19 +100,22 @@ def test_borders_are_in_the_order_of_the_run(tmp_path: Path):
     names = ["round-000009", "round-000010-unevaluated", "round-000010", "round-999999", "round-1000000"]
     for name in [*reversed(names), "rounds", "round-1", "round-000001.old"]:
         (tmp_path / name).mkdir()
-    assert [path.name for path in borders(tmp_path)] == names
+    assert [path.name for path in round_folders(tmp_path)] == names
 
 
 def test_where_a_run_stands_is_said(tmp_path: Path):
-    section = Saved(tmp_path / "step-000400", ())
-    assert Start(3, Saved(tmp_path / "round-000003", ())).place == "round 3"
-    assert Start(3, None, {1: section, 0: section}).place == "round 3, silo 0 at step-000400, silo 1 at step-000400"
+    section = SavedState(tmp_path / "step-000400", ())
+    assert ResumePoint(3, SavedState(tmp_path / "round-000003", ())).description == "round 3"
+    assert (
+        ResumePoint(3, None, {1: section, 0: section}).description
+        == "round 3, silo 0 at step-000400, silo 1 at step-000400"
+    )
 
 
 def test_the_figures_of_a_round_are_reported_when_it_is_evaluated(tmp_path: Path):
-    assert Start(3, Saved(tmp_path / border_name(3), ())).reported == 3
-    assert Start(3, Saved(tmp_path / border_name(3, False), ())).reported == 2
-    assert Start(3, None, {0: Saved(tmp_path / section_name(0, 3, 1), ())}).reported == 3
+    assert ResumePoint(3, SavedState(tmp_path / border_name(3), ())).logged_rounds == 3
+    assert ResumePoint(3, SavedState(tmp_path / border_name(3, False), ())).logged_rounds == 2
+    assert ResumePoint(3, None, {0: SavedState(tmp_path / section_name(0, 3, 1), ())}).logged_rounds == 3
 
 
 SILOS = (f"silo-0-{LAYOUT}", f"silo-1-{LAYOUT}")
@@ -127,12 +132,12 @@ kept_sections = st.dictionaries(
 def put(folder: Path, amount: str) -> None:
     """All parts of a whole, or half of them, or none."""
     for part in {"none": "", "half": "a", "whole": "ab"}[amount]:
-        write_part(folder, Part(part, ("a", "b"), "first"), {})
+        write_shard(folder, Shard(part, ("a", "b"), "first"), {})
 
 
 def chosen(folder: Path, passed: list[str]) -> list[str]:
-    names = [path.name for path in reversed(borders(folder))]
-    return choose(folder, names, lambda name: held(folder / name, SILOS, passed), passed).splitlines()
+    names = [path.name for path in reversed(round_folders(folder))]
+    return select_newest(folder, names, lambda name: local_inventory(folder / name, SILOS, passed), passed).splitlines()
 
 
 @settings(laws, max_examples=60)
@@ -192,9 +197,9 @@ def test_steps_are_compared_as_numbers(tmp_path: Path):
 def save_together(folder: Path) -> None:
     """Two silos save a border, and each a section of its own."""
     with distributed(2) as topology:
-        mine = Checkpoints(folder, topology, lambda rounds: LAYOUT)
-        mine.save_border(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_write=True)
-        mine.save_section(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
+        mine = Checkpointer(folder, topology, lambda rounds: LAYOUT)
+        mine.save_round(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_ranks_write=True)
+        mine.save_mid_round(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
         mine.wait()
 
 
@@ -202,15 +207,15 @@ def go_on_together(folder: Path) -> tuple[tuple, tuple[str, ...]] | str:
     """What these ranks go on from, and what they have passed; or what they have raised."""
     with distributed(2) as topology:
         try:
-            start = Checkpoints(folder, topology, lambda rounds: LAYOUT).newest()
+            start = Checkpointer(folder, topology, lambda rounds: LAYOUT).latest()
         except ValueError as error:
             return str(error)
-        return (steps_of(start), start.passed) if start else "nothing"
+        return (steps_of(start), start.rejected) if start else "nothing"
 
 
 def test_a_checkpoint_is_of_all_ranks(ranks, tmp_path: Path):
     ranks(2).run(save_together, tmp_path)
-    saved = newest_whole(tmp_path)
+    saved = newest_complete(tmp_path)
     assert saved is not None and saved.load("silo") == {"0": 0, "1": 1}
     assert ranks(2).run(go_on_together, tmp_path) == [((border_name(1), {0: 10, 1: 11}), ())] * 2
 

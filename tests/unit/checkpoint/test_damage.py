@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import border_name, content, flipped, save_border, save_section, section_name, steps_of, writers
-from trainer.checkpoint import Start
+from trainer.checkpoint import ResumePoint
 from trainer.distributed.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,9 +47,9 @@ def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("saved"))
 
 
-def newest(folder: Path) -> Start:
+def newest(folder: Path) -> ResumePoint:
     """What a run of the same silos goes on from."""
-    start = writers(folder, SIZES)[0].newest()
+    start = writers(folder, SIZES)[0].latest()
     assert start is not None
     return start
 
@@ -57,7 +57,7 @@ def newest(folder: Path) -> Start:
 def test_undamaged_it_goes_on_from_the_newest(saved: Path):
     start = newest(saved)
     assert steps_of(start) == (border_name(2), {0: 200, 1: 50})
-    assert start.passed == () and start.rounds == 2
+    assert start.rejected == () and start.rounds == 2
 
 
 # By the folder with a damaged file: the border and the steps of silos that the run goes on from instead.
@@ -75,8 +75,8 @@ def assert_noticed(saved: Path, folder: str, path: Path, damaged: bytes | None) 
     with content(path, damaged):
         start = newest(saved)
     assert steps_of(start) == INSTEAD[folder]
-    assert len(start.passed) == 1
-    assert str(path) in start.passed[0]
+    assert len(start.rejected) == 1
+    assert str(path) in start.rejected[0]
 
 
 @folders
@@ -117,7 +117,7 @@ def test_it_goes_on_from_the_border_before(saved: Path):
         path.write_bytes(path.read_bytes()[:-1])
     start = newest(saved)
     assert steps_of(start) == (border_name(1), {}) and start.rounds == 1
-    assert all(any(str(path) in fault for fault in start.passed) for path in damaged)
+    assert all(any(str(path) in fault for fault in start.rejected) for path in damaged)
 
 
 def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
@@ -144,7 +144,7 @@ def test_a_run_that_was_killed_in_its_first_save_starts_anew(tmp_path: Path):
     """Nothing is damaged, something is not yet written: the same command begins again, and saves over it."""
     ranks = writers(tmp_path, SIZES)
     save_border(ranks[:1], 1)
-    assert writers(tmp_path, SIZES)[0].newest() is None
+    assert writers(tmp_path, SIZES)[0].latest() is None
     save_border(writers(tmp_path, SIZES), 1)
     assert steps_of(newest(tmp_path)) == (border_name(1), {})
 
@@ -152,4 +152,4 @@ def test_a_run_that_was_killed_in_its_first_save_starts_anew(tmp_path: Path):
 def test_silos_that_were_killed_before_the_first_border_start_anew(tmp_path: Path):
     """Silo 0 has saved inside the first round, silo 1 was about to."""
     save_section(writers(tmp_path, SIZES), 0, 0, 100)
-    assert writers(tmp_path, SIZES)[0].newest() is None
+    assert writers(tmp_path, SIZES)[0].latest() is None

@@ -18,12 +18,12 @@ from trainer.checkpoint import direct_io
 from trainer.checkpoint import format as checkpoint_format
 from trainer.checkpoint.format import (
     DTYPES,
-    Part,
-    Saved,
-    find,
-    leaves_of,
-    tree_of,
-    write_part,
+    SavedState,
+    Shard,
+    find_saved,
+    iter_leaves,
+    unflatten,
+    write_shard,
     write_tensors,
     write_text,
 )
@@ -47,11 +47,11 @@ trees = st.recursive(
 )
 
 
-def write(folder: Path, tree: dict[str, Any]) -> Saved:
+def write(folder: Path, tree: dict[str, Any]) -> SavedState:
     """A whole of one part."""
-    write_part(folder, Part("a", ("a",), "first"), tree)
-    saved = find(folder)
-    assert saved is not None and saved.faults() == []
+    write_shard(folder, Shard("a", ("a",), "first"), tree)
+    saved = find_saved(folder)
+    assert saved is not None and saved.errors() == []
     return saved
 
 
@@ -89,7 +89,7 @@ def test_numbers_that_are_none_go_round(tmp_path: Path):
 @laws
 @given(trees)
 def test_a_tree_is_its_leaves(tree: dict[str, Any]):
-    assert_trees_equal(tree_of(dict(leaves_of(tree))), tree)
+    assert_trees_equal(unflatten(dict(iter_leaves(tree))), tree)
 
 
 def test_leaves_that_are_not_wanted_are_left_out(tmp_path: Path):
@@ -120,11 +120,11 @@ def test_a_view_is_saved_without_what_it_looks_into(tmp_path: Path):
 def test_parts_are_merged(tmp_path: Path):
     """What they divide is one tree again; what each of them calls its own can be told apart."""
     for name, value in (("a", 1), ("b", 2)):
-        write_part(tmp_path, Part(name, ("a", "b"), "first"), {"model": {name: value}, "own": {"value": value}})
-    saved = find(tmp_path)
-    assert saved is not None and saved.parts == ("a", "b")
+        write_shard(tmp_path, Shard(name, ("a", "b"), "first"), {"model": {name: value}, "own": {"value": value}})
+    saved = find_saved(tmp_path)
+    assert saved is not None and saved.shards == ("a", "b")
     assert saved.load("model") == {"a": 1, "b": 2}
-    assert [saved.load_of(part, "own") for part in saved.parts] == [{"value": 1}, {"value": 2}]
+    assert [saved.load_shard(part, "own") for part in saved.shards] == [{"value": 1}, {"value": 2}]
 
 
 three = ("a", "b", "c")
@@ -137,8 +137,8 @@ def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFa
     """In whatever order two attempts write theirs, some of them over the other's: parts never mix."""
     folder = tmp_path_factory.mktemp("whole")
     for name, attempt in order:
-        write_part(folder, Part(name, three, attempt), {"section": {name: attempt}})
-    last, saved = dict(order), find(folder)
+        write_shard(folder, Shard(name, three, attempt), {"section": {name: attempt}})
+    last, saved = dict(order), find_saved(folder)
     assert (saved is not None) == (set(last) == set(three) and len(set(last.values())) == 1)
     assert saved is None or saved.load("section") == last
 
@@ -146,53 +146,53 @@ def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFa
 def test_other_parts_in_the_folder_are_left_alone(tmp_path: Path):
     """A run of three replicas stopped here half-way; one of two goes on, and is whole without the third."""
     for name in ("a", "c"):
-        write_part(tmp_path, Part(name, three, "first"), {"section": {name: 1}})
+        write_shard(tmp_path, Shard(name, three, "first"), {"section": {name: 1}})
     for name in ("b", "a"):
-        assert find(tmp_path) is None
-        write_part(tmp_path, Part(name, ("a", "b"), "second"), {"section": {name: 2}})
-    saved = find(tmp_path)
+        assert find_saved(tmp_path) is None
+        write_shard(tmp_path, Shard(name, ("a", "b"), "second"), {"section": {name: 2}})
+    saved = find_saved(tmp_path)
     assert saved is not None and saved.load("section") == {"a": 2, "b": 2}
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Saved:
+def saved(tmp_path: Path) -> SavedState:
     """A whole of two parts, to damage."""
     for name in ("a", "b"):
         tree = {"model": {name: torch.linspace(-1, 1, 20)}, "progress": {name: 3}}
-        write_part(tmp_path, Part(name, ("a", "b"), "first"), tree)
-    whole = find(tmp_path)
+        write_shard(tmp_path, Shard(name, ("a", "b"), "first"), tree)
+    whole = find_saved(tmp_path)
     assert whole is not None
     return whole
 
 
 def faults_of(folder: Path) -> list[str]:
-    saved = find(folder)
-    return saved.faults() if saved else [f"{folder} is not whole"]
+    saved = find_saved(folder)
+    return saved.errors() if saved else [f"{folder} is not whole"]
 
 
-def test_without_a_note_it_is_not_whole(saved: Saved):
+def test_without_a_note_it_is_not_whole(saved: SavedState):
     with content(saved.folder / "b.json", None):
-        assert find(saved.folder) is None
+        assert find_saved(saved.folder) is None
     assert faults_of(saved.folder) == []
 
 
 def test_nothing_is_not_whole(tmp_path: Path):
-    assert find(tmp_path) is None
-    assert find(tmp_path / "nowhere") is None
+    assert find_saved(tmp_path) is None
+    assert find_saved(tmp_path / "nowhere") is None
 
 
-def test_all_faults_are_said_at_once(saved: Saved):
+def test_all_faults_are_said_at_once(saved: SavedState):
     """A missing file and a damaged one, each with its path; ranks that divide the looking divide the faults."""
     (saved.folder / "a.safetensors").unlink()
     (saved.folder / "b.safetensors").write_bytes(b"")
-    missing, damaged = saved.faults()
+    missing, damaged = saved.errors()
     assert str(saved.folder / "a.safetensors") in missing and "missing" in missing
     assert str(saved.folder / "b.safetensors") in damaged and "damaged" in damaged
-    assert [saved.faults(share, 2) for share in range(2)] == [[missing], [damaged]]
+    assert [saved.errors(share, 2) for share in range(2)] == [[missing], [damaged]]
 
 
 @pytest.mark.parametrize("name", ["a.json", "b.json"])
-def test_every_flipped_bit_of_a_note_is_noticed(saved: Saved, name: str):
+def test_every_flipped_bit_of_a_note_is_noticed(saved: SavedState, name: str):
     """All of them, one after the other: a note that lies would lose a part in silence."""
     own = (saved.folder / name).read_bytes()
     unnoticed = []
@@ -204,7 +204,7 @@ def test_every_flipped_bit_of_a_note_is_noticed(saved: Saved, name: str):
     assert not unnoticed
 
 
-def test_every_truncation_of_a_note_is_noticed(saved: Saved):
+def test_every_truncation_of_a_note_is_noticed(saved: SavedState):
     own = (saved.folder / "a.json").read_bytes()
     for length in range(len(own)):
         with content(saved.folder / "a.json", own[:length]):
@@ -221,7 +221,7 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"format {checkpoint_format.FORMAT + 1}" in fault and f"reads {checkpoint_format.FORMAT}" in fault
 
 
-def test_a_note_comes_last(saved: Saved, monkeypatch: pytest.MonkeyPatch):
+def test_a_note_comes_last(saved: SavedState, monkeypatch: pytest.MonkeyPatch):
     """A part that is stopped after its tensors is not there: the whole of the next attempt neither, nor a mixed one."""
 
     def stop(path: Path, text: str) -> None:
@@ -229,14 +229,14 @@ def test_a_note_comes_last(saved: Saved, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(checkpoint_format, "write_text", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_part(saved.folder, Part("a", ("a", "b"), "second"), {"model": {"a": 5}})
+        write_shard(saved.folder, Shard("a", ("a", "b"), "second"), {"model": {"a": 5}})
     assert faults_of(saved.folder)
 
 
 def test_what_an_interrupted_write_left_is_harmless(tmp_path: Path):
     """The next one writes over it, whatever it was."""
     tmp_path.joinpath(".a.partial").write_bytes(b"half")
-    assert find(tmp_path) is None
+    assert find_saved(tmp_path) is None
     assert write(tmp_path, {"model": {"a": 1}}).load("model") == {"a": 1}
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "a.json"}
 

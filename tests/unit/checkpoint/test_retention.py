@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.disk import border_name, save_border, save_section, section_name, steps_of, writers
-from trainer.checkpoint import Checkpoints, checkpointer, newest_whole
-from trainer.checkpoint.checkpointer import SECTIONS_KEPT
-from trainer.checkpoint.format import Saved, find
-from trainer.checkpoint.resume import borders, usable
+from trainer.checkpoint import Checkpointer, checkpointer, newest_complete
+from trainer.checkpoint.checkpointer import MID_ROUND_KEPT
+from trainer.checkpoint.format import SavedState, find_saved
+from trainer.checkpoint.resume import find_usable, round_folders
 from trainer.distributed.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,7 +30,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def names(folder: Path) -> list[str]:
-    return [path.name for path in borders(folder)]
+    return [path.name for path in round_folders(folder)]
 
 
 def after(*rounds: int) -> list[str]:
@@ -61,8 +61,8 @@ def test_a_round_is_saved_again(tmp_path: Path):
     """By a run that went on from before: it replaces what was there."""
     for keep in (2, 3):
         save_border(writers(tmp_path, SIZES, keep), 1)
-    saved = newest_whole(tmp_path)
-    assert saved is not None and saved.faults() == [] and names(tmp_path) == after(1)
+    saved = newest_complete(tmp_path)
+    assert saved is not None and saved.errors() == [] and names(tmp_path) == after(1)
 
 
 def test_half_a_border_goes_when_a_newer_one_is_whole(tmp_path: Path):
@@ -82,14 +82,14 @@ def test_a_border_that_becomes_whole_meanwhile_stays(tmp_path: Path, monkeypatch
     """Slow ranks end their parts of it, and of the next, while the first one looks which are whole."""
     ranks, late = writers(tmp_path, SIZES, keep=2), [1, 2]
 
-    def look(path: Path, passed: list[str]) -> Saved | None:
-        found = usable(path, passed)
+    def look(path: Path, passed: list[str]) -> SavedState | None:
+        found = find_usable(path, passed)
         while late:
             save_border(ranks[1:], late.pop(0))
         return found
 
     save_border(ranks[:1], 1)
-    monkeypatch.setattr(checkpointer, "usable", look)
+    monkeypatch.setattr(checkpointer, "find_usable", look)
     save_border(ranks[:1], 2)
     assert names(tmp_path) == after(1, 2)
 
@@ -101,12 +101,12 @@ def test_sections_go_with_their_round(tmp_path: Path):
     for silo in (0, 1):
         save_section(ranks, silo, 1, 10)
     save_border(ranks[1:], 2)
-    assert find(tmp_path / section_name(0, 1, 10)) and find(tmp_path / section_name(1, 1, 10))
+    assert find_saved(tmp_path / section_name(0, 1, 10)) and find_saved(tmp_path / section_name(1, 1, 10))
     save_border(ranks[:1], 2)
     save_section(ranks, 0, 2, 10)
     assert names(tmp_path) == after(1, 2)
     assert not list((tmp_path / border_name(1)).glob("silo-*/"))
-    assert find(tmp_path / section_name(0, 2, 10))
+    assert find_saved(tmp_path / section_name(0, 2, 10))
 
 
 def test_the_newest_sections_stay(tmp_path: Path):
@@ -117,10 +117,10 @@ def test_the_newest_sections_stay(tmp_path: Path):
             save_section(ranks, silo, 0, step)
     for silo in (0, 1):
         there = sorted(path.name for path in (tmp_path / section_name(silo, 0, 0)).parent.iterdir())
-        assert there == [f"step-{step:06d}" for step in steps[-SECTIONS_KEPT:]]
+        assert there == [f"step-{step:06d}" for step in steps[-MID_ROUND_KEPT:]]
 
 
-def in_order(turns: Sequence[int], ranks: Sequence[Checkpoints]) -> Iterator[tuple[Checkpoints, int, int]]:
+def in_order(turns: Sequence[int], ranks: Sequence[Checkpointer]) -> Iterator[tuple[Checkpointer, int, int]]:
     """Who writes its next save, which it is, and how many all have then ended.
 
     Nobody begins a save before all have ended the last but one: all of them have begun the last one, in a step or at
@@ -145,7 +145,7 @@ def test_in_whatever_order_borders_are_written_the_newest_whole_one_stays(
     folder = tmp_path_factory.mktemp("borders")
     for one, rounds, whole in in_order(turns, writers(folder, SIZES, keep)):
         save_border([one], rounds, is_best=rounds in best)
-        saved = newest_whole(folder)
+        saved = newest_complete(folder)
         assert (saved.folder.name if saved else None) == (border_name(whole) if whole else None)
         assert set(names(folder)) >= set(after(*range(max(1, whole - keep + 1), whole + 1)))
         assert len(names(folder)) <= keep + 1 + 2 + 1  # the best, two that are being written, one not yet dropped
@@ -159,14 +159,14 @@ def test_in_whatever_order_sections_are_written_the_newest_whole_one_stays(
     folder = tmp_path_factory.mktemp("sections")
     for one, number, whole in in_order(turns, writers(folder, (sum(SIZES),))):
         save_section([one], 0, 0, 10 * number)
-        start = writers(folder, (1,))[0].newest() if whole else None
-        assert start is None or (steps_of(start) == ("", {0: 10 * whole}) and not start.saved[0].faults())
+        start = writers(folder, (1,))[0].latest() if whole else None
+        assert start is None or (steps_of(start) == ("", {0: 10 * whole}) and not start.states[0].errors())
         written = list(folder.rglob(f"replica-{one.topology.replica}.safetensors"))
-        assert 1 <= len(written) <= SECTIONS_KEPT
+        assert 1 <= len(written) <= MID_ROUND_KEPT
 
 
 @settings(laws, max_examples=40)
-@given(st.sets(st.integers(3, 9), max_size=SECTIONS_KEPT - 1), st.lists(st.integers(0, 1), max_size=12))
+@given(st.sets(st.integers(3, 9), max_size=MID_ROUND_KEPT - 1), st.lists(st.integers(0, 1), max_size=12))
 def test_what_an_earlier_start_did_not_finish_displaces_nothing(
     tmp_path_factory: pytest.TempPathFactory, unfinished: set[int], turns: list[int]
 ):
@@ -178,7 +178,7 @@ def test_what_an_earlier_start_did_not_finish_displaces_nothing(
         save_section(earlier[:1], 0, 0, 10 * step)
     for one, number, whole in in_order(turns, writers(folder, (2,))):
         save_section([one], 0, 0, 10 + number)
-        start = writers(folder, (2,))[0].newest()
+        start = writers(folder, (2,))[0].latest()
         assert steps_of(start) == ("", {0: 10 + whole})
 
 
@@ -191,11 +191,11 @@ def test_what_is_damaged_displaces_nothing(tmp_path: Path, keep: int, damaged: i
     path = tmp_path / border_name(damaged) / "silo-0.replica-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     ranks = writers(tmp_path, SIZES, keep)
-    assert steps_of(ranks[0].newest())[0] == border_name(4)
+    assert steps_of(ranks[0].latest())[0] == border_name(4)
     for one in ranks:
-        assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(4)
+        assert steps_of(writers(tmp_path, SIZES)[0].latest())[0] == border_name(4)
         save_border([one], following)
-    assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(following)
+    assert steps_of(writers(tmp_path, SIZES)[0].latest())[0] == border_name(following)
 
 
 def test_a_folder_that_a_peer_has_just_made_stays(tmp_path: Path):
@@ -212,15 +212,15 @@ def test_a_section_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp
     """Told to leave again before its first step, a silo saves the step that it began with; and is killed on the way."""
     save_section(writers(tmp_path, (2,)), 0, 0, 10)
     again = writers(tmp_path, (2,))
-    assert steps_of(again[0].newest()) == ("", {0: 10})
+    assert steps_of(again[0].latest()) == ("", {0: 10})
     save_section(again[:1], 0, 0, 10)
-    assert steps_of(writers(tmp_path, (2,))[0].newest()) == ("", {0: 10})
+    assert steps_of(writers(tmp_path, (2,))[0].latest()) == ("", {0: 10})
 
 
 def test_a_border_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp_path: Path):
     """Told to leave again before it has evaluated, a run saves the border that it began with; and is killed."""
     save_border(writers(tmp_path, SIZES, keep=1), 3, is_evaluated=False)
     again = writers(tmp_path, SIZES, keep=1)
-    assert steps_of(again[0].newest())[0] == border_name(3, False)
+    assert steps_of(again[0].latest())[0] == border_name(3, False)
     save_border(again[:1], 3, is_evaluated=False)
-    assert steps_of(writers(tmp_path, SIZES)[0].newest())[0] == border_name(3, False)
+    assert steps_of(writers(tmp_path, SIZES)[0].latest())[0] == border_name(3, False)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.support.disk import assert_trees_equal, border_name, save_border, section_name, steps_of, writers
-from trainer.checkpoint import Checkpoints, Start, checkpointer, newest_whole
-from trainer.checkpoint.format import find, write_part
+from trainer.checkpoint import Checkpointer, ResumePoint, checkpointer, newest_complete
+from trainer.checkpoint.format import find_saved, write_shard
 from trainer.distributed.topology import distributed
 
 SECONDS = 0.1
@@ -37,27 +37,27 @@ class Disk:
     def write(self, folder: Path, *rest: Any) -> None:
         self.log.append(f"begins {folder.name}")
         assert self.let.wait(60)
-        write_part(folder, *rest)
+        write_shard(folder, *rest)
         self.log.append(f"ends {folder.name}")
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk()
-    monkeypatch.setattr(checkpointer, "write_part", disk.write)
+    monkeypatch.setattr(checkpointer, "write_shard", disk.write)
     yield disk
     disk.let.set()
 
 
-Save = Callable[[Checkpoints, int, dict[str, Any]], None]
+Save = Callable[[Checkpointer, int, dict[str, Any]], None]
 
 
-def save_a_border(mine: Checkpoints, rounds: int, tree: dict[str, Any]) -> None:
-    mine.save_border(border_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_write=True)
+def save_a_border(mine: Checkpointer, rounds: int, tree: dict[str, Any]) -> None:
+    mine.save_round(border_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_ranks_write=True)
 
 
-def save_a_section(mine: Checkpoints, step: int, tree: dict[str, Any]) -> None:
-    mine.save_section(1, step, tree, {}, {"own": tree})
+def save_a_section(mine: Checkpointer, step: int, tree: dict[str, Any]) -> None:
+    mine.save_mid_round(1, step, tree, {}, {"own": tree})
 
 
 @pytest.mark.parametrize(("save", "name"), [(save_a_border, border_name(7)), (save_a_section, section_name(0, 1, 7))])
@@ -74,7 +74,7 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk,
     tree["model"].clear()
     slow.let.set()
     mine.wait()
-    saved = find(tmp_path / name)
+    saved = find_saved(tmp_path / name)
     assert saved is not None
     for loaded in (saved.load("model"), saved.load("own")["own"]["model"]):
         assert loaded.keys() == expected.keys()
@@ -94,8 +94,8 @@ def test_each_save_is_of_its_own_time(tmp_path: Path):
         save_a_border(mine, rounds, {"model": tree})
     mine.wait()
     for rounds, tree in enumerate(trees):
-        saved = find(tmp_path / border_name(rounds))
-        assert saved is not None and saved.faults() == []
+        saved = find_saved(tmp_path / border_name(rounds))
+        assert saved is not None and saved.errors() == []
         assert_trees_equal(saved.load("model"), tree)
 
 
@@ -105,11 +105,11 @@ def test_the_second_save_waits_for_the_first(tmp_path: Path, slow: Disk, first: 
     (mine,) = writers(tmp_path)
     first(mine, 1, {"a": {"b": 1}})
     assert len(slow.log) <= 1
-    mine.take_stall()
+    mine.take_stall_seconds()
     Timer(SECONDS, slow.let.set).start()
     second(mine, 2, {"a": {"b": 1}})
-    assert mine.take_stall() > 0.5 * SECONDS
-    assert mine.take_stall() == 0
+    assert mine.take_stall_seconds() > 0.5 * SECONDS
+    assert mine.take_stall_seconds() == 0
     mine.wait()
     assert [line.split()[0] for line in slow.log] == ["begins", "ends"] * 2
 
@@ -119,7 +119,7 @@ def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: D
     mine = writers(tmp_path, (1, 1))[1]
     save_a_section(mine, 5, {})
     Timer(SECONDS, slow.let.set).start()
-    mine.save_border(border_name(2), {}, {}, {}, {}, all_write=False)
+    mine.save_round(border_name(2), {}, {}, {}, {}, all_ranks_write=False)
     assert slow.log == ["begins step-000005", "ends step-000005"]
     assert not (tmp_path / border_name(2)).exists()
 
@@ -132,7 +132,7 @@ def test_what_went_wrong_is_raised_once(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EIO, "the disk is on fire")
 
     with monkeypatch.context() as broken:
-        broken.setattr(checkpointer, "write_part", fail)
+        broken.setattr(checkpointer, "write_shard", fail)
         save_a_border(mine, 1, {})
         with pytest.raises(OSError, match="fire"):
             save_a_border(mine, 2, {})
@@ -142,7 +142,7 @@ def test_what_went_wrong_is_raised_once(tmp_path: Path, monkeypatch: pytest.Monk
         mine.wait()
     save_a_border(mine, 4, {})
     mine.wait()
-    saved = newest_whole(tmp_path)
+    saved = newest_complete(tmp_path)
     assert saved is not None and saved.folder.name == border_name(4)
 
 
@@ -173,13 +173,13 @@ def test_a_section_that_nobody_needs_any_more_may_be_lost(tmp_path: Path, monkey
 
     save_border(ranks, 1)
     with monkeypatch.context() as dropped:
-        dropped.setattr(checkpointer, "write_part", lose)
+        dropped.setattr(checkpointer, "write_shard", lose)
         save_a_section(ranks[1], 5, {})
         with pytest.raises(OSError, match="gone"):
             ranks[1].wait()
     save_border(ranks, 2)
     with monkeypatch.context() as dropped:
-        dropped.setattr(checkpointer, "write_part", lose)
+        dropped.setattr(checkpointer, "write_shard", lose)
         save_a_section(ranks[1], 6, {})
         ranks[1].wait()
 
@@ -206,8 +206,8 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 LARGE = {"model": {"weight": torch.zeros(1 << 18)}}  # a megabyte, and another of its own
 
 
-def newest(folder: Path) -> Start:
-    start = writers(folder)[0].newest()
+def newest(folder: Path) -> ResumePoint:
+    start = writers(folder)[0].latest()
     assert start is not None
     return start
 
@@ -233,8 +233,8 @@ def test_a_full_disk(mounted: Callable[[str], Path], save: Save):
     save(mine, 2, LARGE)
     mine.wait()
     after = newest(folder)
-    assert steps_of(after) != before and all(not saved.faults() for saved in after.saved)
-    assert not after.passed
+    assert steps_of(after) != before and all(not saved.errors() for saved in after.states)
+    assert not after.rejected
 
 
 def test_a_quota_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from trainer.checkpoint import Disk, find_disk
-from trainer.distributed.environment import Place
+from trainer.checkpoint import SharedStorage, detect_shared_storage
+from trainer.distributed.environment import ClusterEnvironment
 
 
-def look(folders: dict[int, Path], must_be_shared: bool) -> Disk | str:
+def look(folders: dict[int, Path], must_be_shared: bool) -> SharedStorage | str:
     """What this rank, the only one of its node, finds out about its folder."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    place = Place(rank, size, 0, 1, node=rank)
+    place = ClusterEnvironment(rank, size, 0, 1, node=rank)
     try:
-        return find_disk(folders[rank], place, must_be_shared)
+        return detect_shared_storage(folders[rank], place, must_be_shared)
     except ValueError as error:
         return str(error)
 
@@ -30,7 +30,7 @@ def test_ranks_of_a_site_share_a_disk(sites: tuple[int, ...], ranks, tmp_path: P
     folders = {rank: tmp_path / f"site-{site}" / "runs" / "run" for rank, site in enumerate(sites)}
     found = ranks(4).run(look, folders, False)
     expected = [tuple(rank for rank in range(4) if sites[rank] == site) for site in sites]
-    assert found == [Disk(peers, 4) for peers in expected]
+    assert found == [SharedStorage(peers, 4) for peers in expected]
     assert [disk.is_shared for disk in found] == [len(set(sites)) == 1] * 4
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     said = ranks(4).run(look, folders, True)

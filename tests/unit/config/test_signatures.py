@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.config.signatures import argument_faults
+from trainer.config.signatures import argument_errors
 
 
-def faults(target: Callable[..., Any], ours: tuple[str, ...] = (), **values: Any) -> list[str]:
-    return argument_faults("key", {"_target_": "the.target", **values}, target, ours)
+def errors(target: Callable[..., Any], ours: tuple[str, ...] = (), **values: Any) -> list[str]:
+    return argument_errors("key", {"_target_": "the.target", **values}, target, ours)
 
 
 def taking(annotation: Any) -> Callable[..., Any]:
@@ -70,32 +70,32 @@ REFUSED = [
 @pytest.mark.parametrize(("annotation", "values"), ACCEPTED, ids=str)
 def test_what_fits_the_annotation_is_taken(annotation: Any, values: list[Any]) -> None:
     for value in values:
-        assert faults(taking(annotation), x=value) == []
+        assert errors(taking(annotation), x=value) == []
 
 
 @pytest.mark.parametrize(("annotation", "values", "valid"), REFUSED, ids=str)
 def test_what_does_not_fit_the_annotation_is_said(annotation: Any, values: list[Any], valid: str) -> None:
     for value in values:
-        (fault,) = faults(taking(annotation), x=value)
+        (fault,) = errors(taking(annotation), x=value)
         assert fault.startswith("key.x=") and fault.endswith(f"\n  valid: {valid}")
 
 
 def test_the_value_is_said_as_it_is_typed() -> None:
-    assert faults(taking(int), x=[1, None, True])[0].startswith("key.x=[1,null,true]\n")
+    assert errors(taking(int), x=[1, None, True])[0].startswith("key.x=[1,null,true]\n")
 
 
 def test_a_default_of_null_lets_null_through() -> None:
     def target(x: int = None) -> None: ...  # pyright: ignore[reportArgumentType]
 
-    assert faults(target, x=None) == [] and len(faults(target, x="a")) == 1
+    assert errors(target, x=None) == [] and len(errors(target, x="a")) == 1
 
 
 def test_without_an_annotation_only_a_text_for_a_number_or_a_switch_is_refused() -> None:
     def target(rate=0.1, count=1, fast=False, name="a", other=None) -> None: ...
 
-    assert faults(target, rate=1, count=2.5, fast=1, name=3, other="b") == []
-    assert faults(target, rate=None, count=[1, 2]) == []
-    assert faults(target, rate="a", count="b", fast="c") == [
+    assert errors(target, rate=1, count=2.5, fast=1, name=3, other="b") == []
+    assert errors(target, rate=None, count=[1, 2]) == []
+    assert errors(target, rate="a", count="b", fast="c") == [
         "key.rate=a\n  valid: a number",
         "key.count=b\n  valid: a number",
         "key.fast=c\n  valid: true or false",
@@ -105,24 +105,24 @@ def test_without_an_annotation_only_a_text_for_a_number_or_a_switch_is_refused()
 def test_what_is_unknown_and_what_is_missing_are_said_at_once() -> None:
     def target(made, needed: int, width: int = 3) -> None: ...
 
-    assert faults(target, ("made",), widht=4) == [
+    assert errors(target, ("made",), widht=4) == [
         "key.widht is no argument of the.target; did you mean key.width?\n  valid: key.width, key.needed",
         "key.needed has no value\n  set +key.needed=...",
     ]
-    assert faults(lambda: None, x=3) == ["key.x is no argument of the.target\n  valid: none"]
+    assert errors(lambda: None, x=3) == ["key.x is no argument of the.target\n  valid: none"]
 
 
 def test_what_the_signature_leaves_open_is_let_through() -> None:
     def target(*args: int, **options: int) -> None: ...
 
-    assert faults(target, x="anything") == []
-    assert faults(torch.zeros, x=3) == [], "written in C"
-    assert faults(taking(int), x={"_target_": "a.leaf.of.its.own"}) == []
-    assert faults(taking(int), _args_=[3]) == [] and faults(taking(int), _args_=[3], _recursive_=False) == []
+    assert errors(target, x="anything") == []
+    assert errors(torch.zeros, x=3) == [], "written in C"
+    assert errors(taking(int), x={"_target_": "a.leaf.of.its.own"}) == []
+    assert errors(taking(int), _args_=[3]) == [] and errors(taking(int), _args_=[3], _recursive_=False) == []
 
 
 @given(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()))
 def test_a_whole_number_is_a_number(value: Any) -> None:
     """Whatever an int takes a float takes, and a choice of both takes what either does."""
-    refused = [bool(faults(taking(annotation), x=value)) for annotation in (int, float, int | float, int | str)]
+    refused = [bool(errors(taking(annotation), x=value)) for annotation in (int, float, int | float, int | str)]
     assert refused[1] <= refused[0] and refused[2] == refused[1] and refused[3] <= refused[0]

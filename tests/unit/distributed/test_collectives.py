@@ -12,7 +12,7 @@ from trainer.distributed.topology import distributed
 
 def texts_of(texts: list[str]) -> tuple[list[str], str]:
     with distributed() as topology:
-        return collectives.gather_texts(texts[topology.rank]), collectives.broadcast_text(texts[topology.rank])
+        return collectives.all_gather_texts(texts[topology.rank]), collectives.broadcast_text(texts[topology.rank])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def header_of(rank: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
 
 def sum_headers() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     with distributed() as topology:
-        return collectives.sum_header(*header_of(topology.rank))
+        return collectives.all_reduce_scalars(*header_of(topology.rank))
 
 
 def test_headers_are_added_entry_by_entry(ranks):
@@ -51,7 +51,7 @@ def test_headers_are_added_entry_by_entry(ranks):
 
 def sum_of_nothing() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     with distributed():
-        return collectives.sum_header({}, {"table": torch.ones(2, dtype=torch.float64)})
+        return collectives.all_reduce_scalars({}, {"table": torch.ones(2, dtype=torch.float64)})
 
 
 def test_a_header_may_be_tables_alone(ranks):
@@ -63,7 +63,11 @@ def rows_and_maxima() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with distributed() as topology:
         row = torch.tensor([topology.rank, -(1 << 62) + topology.rank])
         spoken = collectives.broadcast(torch.full((2,), float(topology.rank + 5)))
-        return collectives.gather_rows(row), collectives.maximum(torch.tensor([topology.rank, -topology.rank])), spoken
+        return (
+            collectives.all_gather_rows(row),
+            collectives.all_reduce_max(torch.tensor([topology.rank, -topology.rank])),
+            spoken,
+        )
 
 
 def test_rows_maxima_and_broadcasts(ranks):
@@ -80,7 +84,7 @@ def vector_of(silo: int) -> torch.Tensor:
 
 def sum_silos(silos: list[int]) -> torch.Tensor:
     with distributed(silos) as topology:
-        return collectives.sum_between_silos(vector_of(topology.silo), topology)
+        return collectives.all_reduce_between_silos(vector_of(topology.silo), topology)
 
 
 @pytest.mark.parametrize("silos", [[3, 1], [1, 1, 2], [1, 1, 1, 1], [4]])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests.support.pool import RankPool
 from tests.support.runs import fedavg, make_run, parameters
-from trainer.distributed.device import check_nccl, choose_device, sharers_of
-from trainer.distributed.environment import Place
-from trainer.distributed.topology import _between, distributed
+from trainer.distributed.device import check_nccl, choose_device, count_ranks_on_device
+from trainer.distributed.environment import ClusterEnvironment
+from trainer.distributed.topology import _inter_silo_backend, distributed
 from trainer.loop.fit import fit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -28,8 +28,8 @@ def with_gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
 
 
-def place_of(local_rank: int, ranks: int, gpus: int | None = None) -> Place:
-    return Place(rank=local_rank, local_rank=local_rank, local_world_size=ranks, gpus=gpus)
+def place_of(local_rank: int, ranks: int, gpus: int | None = None) -> ClusterEnvironment:
+    return ClusterEnvironment(rank=local_rank, local_rank=local_rank, local_world_size=ranks, gpus=gpus)
 
 
 @given(st.integers(1, 5), st.integers(1, 9))
@@ -41,7 +41,9 @@ def test_ranks_take_the_gpus_in_turns(gpus: int, ranks: int) -> None:
         chosen = [choose_device("auto", place, "gloo") for place in places]
         shared = Counter(device.index for device in chosen)
         assert [device.index for device in chosen] == [rank % gpus for rank in range(ranks)]
-        assert [sharers_of(*pair) for pair in zip(chosen, places, strict=True)] == [shared[d.index] for d in chosen]
+        assert [count_ranks_on_device(*pair) for pair in zip(chosen, places, strict=True)] == [
+            shared[d.index] for d in chosen
+        ]
 
 
 @pytest.mark.parametrize("backend", ["auto", "nccl"])
@@ -64,11 +66,11 @@ def test_without_a_gpu_there_is_none_to_share(monkeypatch: pytest.MonkeyPatch) -
 def test_srun_shows_each_task_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(1, monkeypatch)
     place = place_of(3, 4, gpus=4)
-    assert choose_device("auto", place) == GPU and sharers_of(GPU, place) == 1
+    assert choose_device("auto", place) == GPU and count_ranks_on_device(GPU, place) == 1
 
 
 def test_ranks_on_the_cpu_share_nothing() -> None:
-    assert sharers_of(CPU, place_of(1, 4)) == 1
+    assert count_ranks_on_device(CPU, place_of(1, 4)) == 1
 
 
 def test_what_nccl_cannot_carry_is_refused() -> None:
@@ -79,8 +81,8 @@ def test_what_nccl_cannot_carry_is_refused() -> None:
     ):
         pass
     with pytest.raises(ValueError, match="launch.inter_silo_backend=nccl with launch.backend=gloo"):
-        _between("nccl", "gloo", GPU)
-    assert [_between(wish, "gloo", GPU) for wish in ("auto", "gloo")] == [None, "gloo"]
+        _inter_silo_backend("nccl", "gloo", GPU)
+    assert [_inter_silo_backend(wish, "gloo", GPU) for wish in ("auto", "gloo")] == [None, "gloo"]
 
 
 def trained(device: str) -> list[Tensor]:

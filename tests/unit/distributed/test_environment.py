@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from trainer.distributed import environment
 from trainer.distributed.environment import (
-    Place,
+    ClusterEnvironment,
     check_launcher,
     check_ranks,
     check_world,
-    discover,
-    is_speaker,
+    detect_environment,
+    is_main_process,
     is_worker,
 )
 from trainer.distributed.topology import silo_sizes
@@ -60,27 +60,31 @@ TORCHRUN = {
 
 @pytest.mark.parametrize("told", [{}, BATCH, ONE_TASK, TASK | {"SLURM_STEP_ID": str(0xFFFFFFFB)}])
 def test_a_shell_a_batch_script_and_a_single_task_make_no_world(told: dict[str, str]) -> None:
-    assert discover(told) == Place()
+    assert detect_environment(told) == ClusterEnvironment()
     assert not is_worker([], told)
 
 
 def test_torchrun_says_it_wherever_it_runs() -> None:
-    theirs = Place(3, 4, 1, 2, 1, "host", 5, "torchrun")
-    assert discover(TORCHRUN) == discover(TASK | TORCHRUN) == theirs
-    assert discover(TORCHRUN | {"SILOTRAIN_RESTART": "0"}).started_by == "launcher"
+    theirs = ClusterEnvironment(3, 4, 1, 2, 1, "host", 5, "torchrun")
+    assert detect_environment(TORCHRUN) == detect_environment(TASK | TORCHRUN) == theirs
+    assert detect_environment(TORCHRUN | {"SILOTRAIN_RESTART": "0"}).launched_by == "launcher"
 
 
 def test_the_tasks_of_srun_are_ranks() -> None:
-    found = discover(TASK)
-    assert found == Place(3, 4, 1, 2, 1, "node1", found.port, "srun", gpus=2)
+    found = detect_environment(TASK)
+    assert found == ClusterEnvironment(3, 4, 1, 2, 1, "node1", found.port, "srun", gpus=2)
     others = [TASK | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, TASK | {"SLURM_GTIDS": "2,3"}]
-    assert {discover(told).port for told in others} == {found.port}, "all ranks derive the same"
-    assert discover(TASK | {"SLURM_STEP_ID": "2"}).port != found.port != discover(TASK | {"SLURM_JOB_ID": "8"}).port
+    assert {detect_environment(told).port for told in others} == {found.port}, "all ranks derive the same"
+    assert (
+        detect_environment(TASK | {"SLURM_STEP_ID": "2"}).port
+        != found.port
+        != detect_environment(TASK | {"SLURM_JOB_ID": "8"}).port
+    )
     assert found.port in environment.PORTS
 
 
 def test_where_rank_0_is_met_can_be_said() -> None:
-    found = discover(TASK | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    found = detect_environment(TASK | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     assert (found.host, found.port) == ("10.0.0.1", 29500)
 
 
@@ -105,7 +109,7 @@ def compressed(counts: list[int]) -> str:
 def test_each_node_has_its_own_number_of_tasks(counts: list[int], data: st.DataObject) -> None:
     node = data.draw(st.integers(0, len(counts) - 1))
     facts = {"SLURM_STEP_NUM_TASKS": str(sum(counts)), "SLURM_STEP_TASKS_PER_NODE": compressed(counts)}
-    found = discover(TASK | facts | {"SLURM_NODEID": str(node)})
+    found = detect_environment(TASK | facts | {"SLURM_NODEID": str(node)})
     assert (found.local_world_size, found.world_size, found.node) == (counts[node], sum(counts), node)
 
 
@@ -122,7 +126,7 @@ def test_each_node_has_its_own_number_of_tasks(counts: list[int], data: st.DataO
     ],
 )
 def test_the_first_host_of_a_list(hosts: str, first: str) -> None:
-    assert discover(TASK | {"SLURM_STEP_NODELIST": hosts}).host == first
+    assert detect_environment(TASK | {"SLURM_STEP_NODELIST": hosts}).host == first
 
 
 # What cannot be meant
@@ -160,9 +164,14 @@ def test_launchers_that_are_not_one_a_node_are_refused() -> None:
 
 
 def test_another_number_of_ranks_than_srun_has_started_is_refused() -> None:
-    said = refusal(check_ranks, discover(TASK), 3)
+    said = refusal(check_ranks, detect_environment(TASK), 3)
     assert "launch.nproc_per_node=3" in said and "2 ranks on this node" in said and "--ntasks-per-node=3" in said
-    for found, nproc in ((discover(TASK), 2), (discover(TASK), "auto"), (discover(TORCHRUN), 3), (Place(), 3)):
+    for found, nproc in (
+        (detect_environment(TASK), 2),
+        (detect_environment(TASK), "auto"),
+        (detect_environment(TORCHRUN), 3),
+        (ClusterEnvironment(), 3),
+    ):
         check_ranks(found, nproc)
 
 
@@ -174,6 +183,6 @@ def test_ranks_that_go_from_node_to_node_make_no_silo_of_a_node() -> None:
 
 def test_one_process_of_all_speaks() -> None:
     """Whichever world it is in: those of torchruns that do not know of each other all have a rank 0."""
-    assert is_speaker({}) and is_speaker(BATCH) and is_speaker(A_NODE | {"SLURM_PROCID": "0"})
-    assert not is_speaker(TASK) and not is_speaker(A_NODE | TORCHRUN)
-    assert not is_speaker(A_NODE | TORCHRUN | {"SLURM_PROCID": "0"}), "its local rank 0 does"
+    assert is_main_process({}) and is_main_process(BATCH) and is_main_process(A_NODE | {"SLURM_PROCID": "0"})
+    assert not is_main_process(TASK) and not is_main_process(A_NODE | TORCHRUN)
+    assert not is_main_process(A_NODE | TORCHRUN | {"SLURM_PROCID": "0"}), "its local rank 0 does"

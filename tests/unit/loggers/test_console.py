@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.loggers import Console, Exhibits
+from trainer.loggers import ConsoleLogger, FinalArtifacts
 from trainer.loggers.messages import number
 
 
@@ -80,15 +80,17 @@ def tensorboard_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_lines_of_a_log() -> None:
     """A round says the first of accuracy, perplexity, loss; the summary leaves single clients and lists to the file."""
     stream = io.StringIO()
-    console = Console(10, Path("outputs/my digits"), stream=stream)
-    console.record({"round": 3, "train/loss": 0.43214, "test/loss": 1.0, "test/accuracy": 0.97, "client/3/loss": 0.5})
+    console = ConsoleLogger(10, Path("outputs/my digits"), stream=stream)
+    console.log_round(
+        {"round": 3, "train/loss": 0.43214, "test/loss": 1.0, "test/accuracy": 0.97, "client/3/loss": 0.5}
+    )
     slowest = {"slowest/silo": 1, "slowest/data": 0.2, "slowest/compute": 1.8}
-    console.record(
+    console.log_round(
         {"round": 10, "train/loss": math.nan, "validation/perplexity": 1234.4, "validation/loss": 7} | slowest
     )
-    console.record({"round": 4, "test/loss": 0.25, "examples_per_second": 12345.6, "seconds": 1.8})
+    console.log_round({"round": 4, "test/loss": 0.25, "examples_per_second": 12345.6, "seconds": 1.8})
     result = {"status": "done", "test/accuracy": 0.97222, "client/3/loss": 0.5, "silos": [3, 5], "best": None}
-    console.finish({**result, "early": True, "examples": 50000}, Exhibits())
+    console.finalize({**result, "early": True, "examples": 50000}, FinalArtifacts())
     console.close()
     assert stream.getvalue().splitlines() == [
         "round  3/10  train loss 0.4321  test accuracy 0.9700",
@@ -99,20 +101,22 @@ def test_the_lines_of_a_log() -> None:
         "early          True",
         "examples       50,000",
         "run folder     outputs/my digits",
-        "TensorBoard    tensorboard --logdir 'outputs/my digits'",
+        "TensorBoardLogger    tensorboard --logdir 'outputs/my digits'",
     ]
 
 
 @pytest.mark.parametrize(("data", "compute", "doing"), [(0.2, 1.8, "compute 1.800 s"), (2.5, 1.8, "data 2.500 s")])
 def test_the_slowest_silo_is_said_with_what_it_did_longest(data: float, compute: float, doing: str) -> None:
     stream = io.StringIO()
-    Console(1, stream=stream).record({"round": 1, "slowest/silo": 3, "slowest/data": data, "slowest/compute": compute})
+    ConsoleLogger(1, stream=stream).log_round(
+        {"round": 1, "slowest/silo": 3, "slowest/data": data, "slowest/compute": compute}
+    )
     assert stream.getvalue() == f"round 1/1  slowest silo 3: {doing}\n"
 
 
 def test_without_a_run_folder_the_summary_names_none() -> None:
     stream = io.StringIO()
-    Console(1, stream=stream).finish({"test/accuracy": 0.5}, Exhibits())
+    ConsoleLogger(1, stream=stream).finalize({"test/accuracy": 0.5}, FinalArtifacts())
     assert stream.getvalue() == "test/accuracy  0.5000\n"
 
 
@@ -128,14 +132,14 @@ def test_tensorboard_is_named_where_it_is_when_a_shell_would_not_find_it(
     ):
         monkeypatch.setattr(sys, "executable", str(python))
         stream = io.StringIO()
-        Console(1, Path("run"), stream=stream).finish({}, Exhibits())
-        assert stream.getvalue().splitlines()[-1] == f"TensorBoard  {command} --logdir run"
+        ConsoleLogger(1, Path("run"), stream=stream).finalize({}, FinalArtifacts())
+        assert stream.getvalue().splitlines()[-1] == f"TensorBoardLogger  {command} --logdir run"
 
 
 def test_a_log_gets_progress_only_after_ten_seconds_of_silence(clock: Clock) -> None:
     """The rate counts the examples of all steps since the last progress, in all silos; ETA goes by the first step."""
     stream = io.StringIO()
-    console = Console(4, silos=2, stream=stream)
+    console = ConsoleLogger(4, silos=2, stream=stream)
     clock.seconds += 1.0
     console.step(0.5, 400, lambda: 2.303)  # resumed half-way
     clock.seconds += 9.9
@@ -143,7 +147,7 @@ def test_a_log_gets_progress_only_after_ten_seconds_of_silence(clock: Clock) -> 
     clock.seconds += 0.1
     console.step(0.75, 2000, lambda: 0.5)
     clock.seconds += 9.0
-    console.record({"round": 3})
+    console.log_round({"round": 3})
     clock.seconds += 9.0
     console.step(0.8, 900, never)
     assert stream.getvalue().splitlines() == [
@@ -155,7 +159,7 @@ def test_a_log_gets_progress_only_after_ten_seconds_of_silence(clock: Clock) -> 
 
 def test_a_terminal_is_redrawn_twice_a_second(clock: Clock) -> None:
     stream = io.StringIO()
-    console = Console(4, terminal=True, stream=stream)
+    console = ConsoleLogger(4, is_terminal=True, stream=stream)
     losses = iter([3.0, 2.0, 1.0])  # a fourth call would raise StopIteration
     for _ in range(9):  # 0, 0.125, ..., 1 second
         console.step((clock.seconds - 1000) / 4, 100, lambda: next(losses))
@@ -168,7 +172,7 @@ def test_a_terminal_is_redrawn_twice_a_second(clock: Clock) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_step_that_shows_nothing_costs_next_to_nothing(terminal: bool) -> None:
     """0.2 microseconds where it was measured; the bound leaves room for a busy machine."""
-    console = Console(4, terminal=terminal, stream=io.StringIO())
+    console = ConsoleLogger(4, is_terminal=terminal, stream=io.StringIO())
     console.step(0.0, 1, lambda: 1.0)
     best = min(timeit.repeat(lambda: console.step(0.1, 1, never), number=1000, repeat=20)) / 1000
     console.close()
@@ -177,7 +181,7 @@ def test_a_step_that_shows_nothing_costs_next_to_nothing(terminal: bool) -> None
 
 def test_a_bar_starts_no_thread_and_leaves_the_standard_streams_alone(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
-    console = Console(4, terminal=True, stream=stream)
+    console = ConsoleLogger(4, is_terminal=True, stream=stream)
     threads = threading.enumerate()
     console.step(0.1, 100, lambda: 1.0)
     print("for the standard output")
@@ -242,10 +246,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 
 def test_rounds_scroll_above_the_bar(terminal: Terminal, clock: Clock) -> None:
-    console = Console(2, stream=terminal.stream)
+    console = ConsoleLogger(2, stream=terminal.stream)
     clock.seconds += 1
     console.step(0.25, 500, lambda: 2.0)
-    console.record({"round": 1, "train/loss": 1.5})
+    console.log_round({"round": 1, "train/loss": 1.5})
     clock.seconds += 10
     console.step(0.5, 5000, lambda: 1.0)
     sent = terminal.stop()
@@ -257,10 +261,10 @@ def test_rounds_scroll_above_the_bar(terminal: Terminal, clock: Clock) -> None:
 
 @pytest.mark.usefixtures("tensorboard_found")
 def test_the_summary_takes_the_place_of_the_bar(terminal: Terminal) -> None:
-    console = Console(1, Path("long/" * 40), stream=terminal.stream)
+    console = ConsoleLogger(1, Path("long/" * 40), stream=terminal.stream)
     console.step(0.5, 500, lambda: 2.0)
-    console.record({"round": 1})
-    console.finish({"test/accuracy": 0.5}, Exhibits())
+    console.log_round({"round": 1})
+    console.finalize({"test/accuracy": 0.5}, FinalArtifacts())
     console.close()
     sent = terminal.stop()
     shown = [line for line in screen(sent) if line]
@@ -268,15 +272,15 @@ def test_the_summary_takes_the_place_of_the_bar(terminal: Terminal) -> None:
         "round 1/1",
         "test/accuracy  0.5000",
         "run folder     " + str(Path("long/" * 40)),
-        "TensorBoard    tensorboard --logdir " + str(Path("long/" * 40)),
+        "TensorBoardLogger    tensorboard --logdir " + str(Path("long/" * 40)),
     ]
     assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h") == 1, "the cursor that was hidden is back"
 
 
 def test_a_run_that_crashes_leaves_its_rounds_and_the_cursor(terminal: Terminal) -> None:
-    console = Console(3, stream=terminal.stream)
+    console = ConsoleLogger(3, stream=terminal.stream)
     console.step(0.1, 500, lambda: 2.0)
-    console.record({"round": 1})
+    console.log_round({"round": 1})
     console.close()
     sent = terminal.stop()
     assert [line for line in screen(sent) if line] == ["round 1/3"]
@@ -285,9 +289,9 @@ def test_a_run_that_crashes_leaves_its_rounds_and_the_cursor(terminal: Terminal)
 
 def test_a_dumb_terminal_gets_plain_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    console = Console(3, stream=terminal.stream)
+    console = ConsoleLogger(3, stream=terminal.stream)
     console.step(0.1, 500, lambda: 2.0)
-    console.record({"round": 1, "seconds": 1.0})
+    console.log_round({"round": 1, "seconds": 1.0})
     console.close()
     sent = terminal.stop()
     assert "\x1b" not in sent and len(sent.splitlines()) == 2

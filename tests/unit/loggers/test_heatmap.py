@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.loggers import Exhibits, JsonLines, TensorBoard, read_jsonl
+from trainer.loggers import FinalArtifacts, JsonLinesLogger, TensorBoardLogger, read_jsonl
 from trainer.loggers.base import Metrics
-from trainer.loggers.client_history import ClientFigure, Worst, client_figures
+from trainer.loggers.client_history import ClientMetric, Worst, client_metrics
 from trainer.loggers.heatmap import (
     COLOURS,
     LARGEST_CELL,
@@ -42,11 +42,11 @@ BLACK = (0, 0, 0)
 laws = settings(deadline=None, max_examples=80)
 
 
-def figure(values: Any, name: str = "test_accuracy") -> ClientFigure:
+def figure(values: Any, name: str = "test_accuracy") -> ClientMetric:
     """Clients from 0 on, rounds from 1 on."""
     values = np.array(values, dtype=np.float64)
     clients, rounds = values.shape
-    return ClientFigure(name, list(range(clients)), list(range(1, rounds + 1)), values)
+    return ClientMetric(name, list(range(clients)), list(range(1, rounds + 1)), values)
 
 
 # The figures
@@ -72,7 +72,7 @@ def test_a_figure_holds_every_finite_value_of_an_evaluation(rounds: list[dict[tu
         for (client, name), value in each.items()
         if name not in ("train_loss", "delta_norm") and value is not None and math.isfinite(value)
     }
-    figures = client_figures(history)
+    figures = client_metrics(history)
     found = {
         (figure.name, figure.clients[row], figure.rounds[column]): figure.values[row, column]
         for figure in figures
@@ -171,9 +171,9 @@ def test_of_equal_values_all_are_best() -> None:
 # The picture
 
 
-def pixels(figure: ClientFigure) -> np.ndarray:
+def pixels(metric: ClientMetric) -> np.ndarray:
     """The picture as uint8 [height, width, 3], by way of its PNG."""
-    return np.array(Image.open(BytesIO(heat_map_png(figure))))
+    return np.array(Image.open(BytesIO(heat_map_png(metric))))
 
 
 def where(image: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
@@ -255,7 +255,7 @@ def test_the_picture_stays_in_bounds(shape: tuple[int, int]) -> None:
     assert len(heat_map_png(figure(values))) < 2_000_000
 
 
-# In TensorBoard
+# In TensorBoardLogger
 
 
 def of_clients(round: int) -> Metrics:
@@ -273,13 +273,13 @@ def test_heat_maps_show_the_rounds_before_a_resume_too(tmp_path: Path) -> None:
     """A run that was stopped after round 5 and goes on from round 4 has the picture of one that was never stopped."""
 
     def run(first: int, last: int, is_last: bool) -> None:
-        lines = JsonLines(tmp_path / "metrics.jsonl", keep_rounds=first - 1)
-        board = TensorBoard(tmp_path / str(first), {}, first, partial(read_jsonl, tmp_path / "metrics.jsonl"))
+        lines = JsonLinesLogger(tmp_path / "metrics.jsonl", keep_rounds=first - 1)
+        board = TensorBoardLogger(tmp_path / str(first), {}, first, partial(read_jsonl, tmp_path / "metrics.jsonl"))
         for round in range(first, last + 1):
-            lines.record(of_clients(round))
-            board.record(of_clients(round))
+            lines.log_round(of_clients(round))
+            board.log_round(of_clients(round))
         if is_last:
-            board.finish({}, Exhibits())
+            board.finalize({}, FinalArtifacts())
         lines.close()
         board.close()
 
@@ -289,7 +289,7 @@ def test_heat_maps_show_the_rounds_before_a_resume_too(tmp_path: Path) -> None:
     events = read_events(tmp_path / "5")
     assert events.Tags()["images"] == ["clients/test_accuracy"], "figures of training are charts only"
     (image,) = events.Images("clients/test_accuracy")
-    (figure,) = client_figures(map(of_clients, range(1, 9)))
+    (figure,) = client_metrics(map(of_clients, range(1, 9)))
     assert image.encoded_image_string == heat_map_png(figure) and image.step == 8
     assert (image.width, image.height) == struct.unpack(">II", image.encoded_image_string[16:24])
     assert figure.clients == [0, 1, 2] and figure.rounds == [1, 2, 4, 5, 7, 8]

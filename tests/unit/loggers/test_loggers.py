@@ -1,4 +1,4 @@
-"""Files give back what they were given: JSON lines byte by byte, TensorBoard's charts float by float."""
+"""Files give back what they were given: JSON lines byte by byte, TensorBoardLogger's charts float by float."""
 
 # The classes of protobuf's generated modules exist only at run time.
 # pyright: reportAttributeAccessIssue=false
@@ -28,7 +28,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 import trainer.loggers
-from trainer.loggers import Console, Exhibits, JsonLines, Sink, TensorBoard, read_jsonl
+from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger, read_jsonl
 from trainer.loggers.base import Metrics
 
 OF_A_CLIENT = "client/3/test_accuracy"
@@ -53,25 +53,25 @@ RESULT = {
 
 
 @pytest.fixture(params=["console", "jsonl", "tensorboard"])
-def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Sink:
-    sinks: dict[str, Callable[[], Sink]] = {
-        "console": lambda: Console(10, Path("outputs/my digits"), stream=io.StringIO()),
-        "jsonl": lambda: JsonLines(tmp_path / "metrics.jsonl"),
-        "tensorboard": lambda: TensorBoard(tmp_path / "events", {}),
+def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Logger:
+    sinks: dict[str, Callable[[], Logger]] = {
+        "console": lambda: ConsoleLogger(10, Path("outputs/my digits"), stream=io.StringIO()),
+        "jsonl": lambda: JsonLinesLogger(tmp_path / "metrics.jsonl"),
+        "tensorboard": lambda: TensorBoardLogger(tmp_path / "events", {}),
     }
     return sinks[request.param]()
 
 
-def test_every_sink_closes_twice_without_a_round_or_a_result(sink: Sink, tmp_path: Path) -> None:
+def test_every_sink_closes_twice_without_a_round_or_a_result(sink: Logger, tmp_path: Path) -> None:
     sink.close()
     sink.close()
     assert not (tmp_path / "events").exists()
 
 
-def test_no_sink_changes_the_metrics_that_the_next_one_gets(sink: Sink) -> None:
+def test_no_sink_changes_the_metrics_that_the_next_one_gets(sink: Logger) -> None:
     metrics, result = dict(ROUND), dict(RESULT)
-    sink.record(metrics)
-    sink.finish(result, Exhibits())
+    sink.log_round(metrics)
+    sink.finalize(result, FinalArtifacts())
     sink.close()
     assert metrics == ROUND and result == RESULT
 
@@ -79,8 +79,8 @@ def test_no_sink_changes_the_metrics_that_the_next_one_gets(sink: Sink) -> None:
 def test_heavy_imports_wait_until_they_are_needed() -> None:
     code = """
 import io, pathlib, sys
-from trainer.loggers import Console, TensorBoard
-TensorBoard(pathlib.Path("unused"), {}).close()
+from trainer.loggers import Console, TensorBoardLogger
+TensorBoardLogger(pathlib.Path("unused"), {}).close()
 Console(1, stream=io.StringIO()).close()
 print(sorted({"torch", "numpy", "tensorboard", "PIL", "rich"} & set(sys.modules)))
 """
@@ -106,9 +106,9 @@ def numbered(figures: list[Metrics], first: int = 1) -> list[Metrics]:
 
 
 def write(path: Path, metrics: list[Metrics], keep_rounds: int = 0) -> None:
-    sink = JsonLines(path, keep_rounds)
+    sink = JsonLinesLogger(path, keep_rounds)
     for each in metrics:
-        sink.record(each)
+        sink.log_round(each)
     sink.close()
 
 
@@ -140,9 +140,9 @@ def test_a_resumed_file_is_the_file_of_a_run_never_stopped(
 
 def test_a_round_is_on_disk_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    sink = JsonLines(path)
+    sink = JsonLinesLogger(path)
     for rounds in (1, 2):
-        sink.record({**ROUND, "round": rounds})
+        sink.log_round({**ROUND, "round": rounds})
         assert len(read_jsonl(path)) == rounds
     sink.close()
 
@@ -181,11 +181,11 @@ def test_a_resumed_run_refuses_a_file_that_is_not_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("no metrics\n")
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        JsonLines(path, keep_rounds=1)
+        JsonLinesLogger(path, keep_rounds=1)
     assert path.read_text() == "no metrics\n"
 
 
-# TensorBoard
+# TensorBoardLogger
 
 
 def read_events(folder: Path) -> EventAccumulator:
@@ -203,9 +203,9 @@ def hparams(events: EventAccumulator, tag: str) -> bytes:
 
 def test_the_charts_have_exactly_the_tags_and_values_given(tmp_path: Path) -> None:
     second = {"round": 4, "train/loss": math.inf, "delta/cosine": -1e-3}
-    sink = TensorBoard(tmp_path, {})
-    sink.record(ROUND)
-    sink.record(second)
+    sink = TensorBoardLogger(tmp_path, {})
+    sink.log_round(ROUND)
+    sink.log_round(second)
     sink.close()
     events = read_events(tmp_path)
     tags = (ROUND.keys() | second.keys()) - {"round", OF_A_CLIENT}
@@ -217,9 +217,9 @@ def test_the_charts_have_exactly_the_tags_and_values_given(tmp_path: Path) -> No
 
 def test_the_charts_of_single_clients_lie_beside_the_others(tmp_path: Path) -> None:
     """The HParams tab has a column for every chart of the run's own folder."""
-    sink = TensorBoard(tmp_path / "board", {})
-    sink.record(ROUND)
-    sink.record({"round": 4, "train/loss": 1.0})
+    sink = TensorBoardLogger(tmp_path / "board", {})
+    sink.log_round(ROUND)
+    sink.log_round({"round": 4, "train/loss": 1.0})
     sink.close()
     events = read_events(tmp_path / "board-clients")
     assert events.Tags()["scalars"] == [OF_A_CLIENT]
@@ -228,17 +228,17 @@ def test_the_charts_of_single_clients_lie_beside_the_others(tmp_path: Path) -> N
 
 
 def test_without_clients_there_is_no_such_folder(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path / "board", {})
-    sink.record({"round": 1, "train/loss": 1.0})
+    sink = TensorBoardLogger(tmp_path / "board", {})
+    sink.log_round({"round": 1, "train/loss": 1.0})
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["board"]
 
 
 def test_a_round_is_one_event_and_on_disk_at_once(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path, {})
+    sink = TensorBoardLogger(tmp_path, {})
     before = time.time()
     for index in range(1, 6):
-        sink.record({**ROUND, "round": index})
+        sink.log_round({**ROUND, "round": index})
     (path,) = tmp_path.iterdir()
     *_, event = LegacyEventFileLoader(str(path)).Load()
     assert event.step == 5 and {value.tag for value in event.summary.value} == ROUND.keys() - {"round", OF_A_CLIENT}
@@ -247,14 +247,16 @@ def test_a_round_is_one_event_and_on_disk_at_once(tmp_path: Path) -> None:
 
 
 def test_the_hyperparameters_and_the_end_of_the_run_are_readable(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path, {"lr": 0.1, "silos": 2, "amp": True, "name": "sgd", "clip": None, "limit": math.inf})
-    sink.record(ROUND)
+    sink = TensorBoardLogger(
+        tmp_path, {"lr": 0.1, "silos": 2, "amp": True, "name": "sgd", "clip": None, "limit": math.inf}
+    )
+    sink.log_round(ROUND)
     running = read_events(tmp_path)
     start = metadata.parse_session_start_info_plugin_data(hparams(running, metadata.SESSION_START_INFO_TAG))
     values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
     assert values == {"lr": 0.1, "silos": 2.0, "amp": True, "name": "sgd", "clip": "null", "limit": "inf"}
     assert metadata.SESSION_END_INFO_TAG not in running.Tags()["tensors"]
-    sink.finish(RESULT, Exhibits())
+    sink.finalize(RESULT, FinalArtifacts())
     sink.close()
     end = metadata.parse_session_end_info_plugin_data(hparams(read_events(tmp_path), metadata.SESSION_END_INFO_TAG))
     assert end.status == api_pb2.STATUS_SUCCESS
@@ -262,9 +264,9 @@ def test_the_hyperparameters_and_the_end_of_the_run_are_readable(tmp_path: Path)
 
 
 def test_the_result_ends_the_charts_of_its_measures_and_no_others(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path, {})
-    sink.record(ROUND)
-    sink.finish({**RESULT, "validation/accuracy": ROUND["validation/accuracy"]}, Exhibits())
+    sink = TensorBoardLogger(tmp_path, {})
+    sink.log_round(ROUND)
+    sink.finalize({**RESULT, "validation/accuracy": ROUND["validation/accuracy"]}, FinalArtifacts())
     sink.close()
     events = read_events(tmp_path)
     assert scalars(events, "test/accuracy") == [(3, np.float32(0.97216)), (3, np.float32(0.97222))]
@@ -276,9 +278,9 @@ def test_the_result_ends_the_charts_of_its_measures_and_no_others(tmp_path: Path
 
 def test_the_exhibits_are_an_image_and_a_verbatim_text(tmp_path: Path) -> None:
     sample = "ROMEO:\n\n  But *soft*, what `light`\nthrough yonder window breaks?"
-    sink = TensorBoard(tmp_path, {})
-    sink.record(ROUND)
-    sink.finish(RESULT, Exhibits(torch.eye(2, dtype=torch.int64), ("cat", "dog"), sample))
+    sink = TensorBoardLogger(tmp_path, {})
+    sink.log_round(ROUND)
+    sink.finalize(RESULT, FinalArtifacts(torch.eye(2, dtype=torch.int64), ("cat", "dog"), sample))
     sink.close()
     events = read_events(tmp_path)
     (image,) = events.Images("test/confusion")
@@ -293,8 +295,8 @@ def test_the_exhibits_are_an_image_and_a_verbatim_text(tmp_path: Path) -> None:
 
 
 def test_a_result_without_exhibits_shows_none(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path, {})
-    sink.finish(RESULT, Exhibits())
+    sink = TensorBoardLogger(tmp_path, {})
+    sink.finalize(RESULT, FinalArtifacts())
     sink.close()
     tags = read_events(tmp_path).Tags()
     assert tags["images"] == [] and "test/sample" not in tags["tensors"]
@@ -308,9 +310,9 @@ def test_a_resumed_run_hides_the_rounds_it_runs_again(
         monkeypatch.setattr(
             time, "time", lambda: now
         )  # event files are read in the order of the seconds in their names
-        sink = TensorBoard(tmp_path, {"lr": loss}, purge)
+        sink = TensorBoardLogger(tmp_path, {"lr": loss}, purge)
         for index in range(first, last + 1):
-            sink.record({"round": index, "train/loss": loss})
+            sink.log_round({"round": index, "train/loss": loss})
         sink.close()
 
     run(1e9, 1, 6, loss=1.0, purge=None)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from trainer.loggers import Exhibits, Metrics, Sink
-from trainer.loggers.wandb_mlflow import MLflow, WeightsAndBiases
+from trainer.loggers import FinalArtifacts, Logger, Metrics
+from trainer.loggers.wandb_mlflow import MLFlowLogger, WandbLogger
 
 SETTINGS = {"name": "digits-sync", "optimizer.lr": 0.1}
 ROUNDS: list[Metrics] = [{"round": index, "train/loss": 1 / index} for index in (1, 2, 3)]
 
 
-def tell(sink: Sink, rounds: list[Metrics], *, is_last: bool) -> None:
+def tell(sink: Logger, rounds: list[Metrics], *, is_last: bool) -> None:
     for metrics in rounds:
-        sink.record(metrics)
+        sink.log_round(metrics)
     if is_last:
-        sink.finish({"round": 3, "test/accuracy": 0.9}, Exhibits())
+        sink.finalize({"round": 3, "test/accuracy": 0.9}, FinalArtifacts())
     sink.close()
 
 
@@ -26,8 +26,8 @@ def tell(sink: Sink, rounds: list[Metrics], *, is_last: bool) -> None:
 def test_mlflow_has_all_rounds_of_a_run_that_went_on(tmp_path: Path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tell(MLflow(tmp_path, SETTINGS, uri=uri), ROUNDS[:2], is_last=False)
-    tell(MLflow(tmp_path, SETTINGS, uri=uri), ROUNDS[2:], is_last=True)
+    tell(MLFlowLogger(tmp_path, SETTINGS, uri=uri), ROUNDS[:2], is_last=False)
+    tell(MLFlowLogger(tmp_path, SETTINGS, uri=uri), ROUNDS[2:], is_last=True)
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("silotrain").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["optimizer.lr"] == "0.1"
@@ -39,12 +39,12 @@ def test_wandb_writes_to_the_run_folder(tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    tell(WeightsAndBiases(tmp_path, SETTINGS), ROUNDS, is_last=True)
+    tell(WandbLogger(tmp_path, SETTINGS), ROUNDS, is_last=True)
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert written.stat().st_size > 0
 
 
-@pytest.mark.parametrize(("make", "package"), [(WeightsAndBiases, "wandb"), (MLflow, "mlflow")])
+@pytest.mark.parametrize(("make", "package"), [(WandbLogger, "wandb"), (MLFlowLogger, "mlflow")])
 def test_a_package_that_is_not_there_is_named(make, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=f"pip install {package}"):

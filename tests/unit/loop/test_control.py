@@ -9,10 +9,10 @@ from unittest.mock import patch
 
 import pytest
 
-from trainer.algorithms.client_result import Work
+from trainer.algorithms.client_result import ClientResult
 from trainer.distributed.topology import distributed
 from trainer.loop import control
-from trainer.loop.control import SECONDS_BETWEEN_VOTES, Contact, Vote, Wish
+from trainer.loop.control import CONSENSUS_INTERVAL_SECONDS, Action, ActionConsensus, LoopControl
 
 
 class Clock:
@@ -39,68 +39,68 @@ def clock() -> Iterator[Clock]:
 
 
 def test_who_is_told_nothing_goes_on(clock: Clock):
-    mine = Contact()
+    mine = LoopControl()
     clock.seconds = 1e9
-    assert mine.wish() is Wish.GO_ON
+    assert mine.requested_action() is Action.CONTINUE
 
 
 def test_it_is_time_to_save(clock: Clock):
     """So many seconds after the start, and after every save."""
-    mine = Contact(save_seconds=10)
+    mine = LoopControl(checkpoint_seconds=10)
     for began in (0, 11, 30):
         clock.seconds = began
-        mine.saved()
+        mine.restart_checkpoint_timer()
         clock.seconds = began + 10
-        assert mine.wish() is Wish.GO_ON
+        assert mine.requested_action() is Action.CONTINUE
         clock.seconds = began + 10.1
-        assert mine.wish() is Wish.SAVE
+        assert mine.requested_action() is Action.CHECKPOINT
 
 
 def test_it_is_time_to_leave(clock: Clock):
     """So many seconds after the start, whatever was saved; leaving comes before saving."""
     clock.seconds = 5
-    mine = Contact(save_seconds=1, max_seconds=10)
+    mine = LoopControl(checkpoint_seconds=1, max_seconds=10)
     clock.seconds = 14.9
-    assert mine.wish() is Wish.SAVE
-    mine.saved()
-    assert mine.wish() is Wish.GO_ON
+    assert mine.requested_action() is Action.CHECKPOINT
+    mine.restart_checkpoint_timer()
+    assert mine.requested_action() is Action.CONTINUE
     clock.seconds = 15.1
-    assert mine.wish() is Wish.LEAVE
+    assert mine.requested_action() is Action.STOP
 
 
 def test_told_to_leave_by_a_thread(clock: Clock):
     """Once is enough: it is not forgotten."""
-    mine = Contact()
-    thread = Thread(target=mine.leave)
+    mine = LoopControl()
+    thread = Thread(target=mine.request_stop)
     thread.start()
     thread.join()
-    mine.saved()
-    assert [mine.wish(), mine.wish()] == [Wish.LEAVE] * 2
+    mine.restart_checkpoint_timer()
+    assert [mine.requested_action(), mine.requested_action()] == [Action.STOP] * 2
 
 
 def test_what_is_done_is_said():
     """For people: the phase; while a client is trained also which, and at which step it is now."""
-    mine, work = Contact(), Work(client=3, weight=10, steps=17)
-    assert mine.whereabouts() == "starting"
-    mine.at("round 2: training", work)
+    mine, work = LoopControl(), ClientResult(client=3, weight=10, steps=17)
+    assert mine.activity() == "starting"
+    mine.set_activity("round 2: training", work)
     work.steps += 1
-    assert mine.whereabouts() == "round 2: training client 3, step 18"
-    mine.at("round 2: evaluating")
-    assert mine.whereabouts() == "round 2: evaluating"
+    assert mine.activity() == "round 2: training client 3, step 18"
+    mine.set_activity("round 2: evaluating")
+    assert mine.activity() == "round 2: evaluating"
 
 
 def test_a_single_replica_hears_at_once(clock: Clock):
     """On every step, without a vote; a save is counted."""
     with distributed() as topology:
-        mine = Contact(save_seconds=10)
-        vote = Vote(topology, mine)
-        assert vote.after_step() is Wish.GO_ON
+        mine = LoopControl(checkpoint_seconds=10)
+        vote = ActionConsensus(topology, mine)
+        assert vote.poll() is Action.CONTINUE
         clock.seconds = 11
-        assert vote.after_step() is Wish.SAVE
-        assert vote.after_step() is Wish.GO_ON
-        mine.leave()
-        assert vote.after_step() is Wish.LEAVE
-        vote.close()
+        assert vote.poll() is Action.CHECKPOINT
+        assert vote.poll() is Action.CONTINUE
+        mine.request_stop()
+        assert vote.poll() is Action.STOP
+        vote.flush()
 
 
 STEPS = 60
@@ -108,29 +108,29 @@ STEPS = 60
 Told = dict[int, dict[int, str]]  # by replica and step: to "save" or to "leave"
 
 
-def votes(told: Told, milliseconds: list[float]) -> tuple[list[Wish], list[int], float]:
+def votes(told: Told, milliseconds: list[float]) -> tuple[list[Action], list[int], float]:
     """What this replica does after each step, the period after each, and when it last saved.
 
     Its steps take as many milliseconds as its entry says, by a clock of its own.
     """
     with distributed() as topology, clock_by_hand() as clock:
-        mine = Contact(save_seconds=1e6)
-        vote, wishes, periods = Vote(topology, mine), [], []
+        mine = LoopControl(checkpoint_seconds=1e6)
+        vote, wishes, periods = ActionConsensus(topology, mine), [], []
         for step in range(STEPS):
             clock.seconds += milliseconds[topology.replica] / 1000
             order = told.get(topology.replica, {}).get(step)
             if order == "save":
-                mine.saved_at = -1e9
+                mine.checkpointed_at = -1e9
             if order == "leave":
-                mine.leave()
-            wishes.append(vote.after_step())
+                mine.request_stop()
+            wishes.append(vote.poll())
             periods.append(vote.period)
-        vote.close()
+        vote.flush()
         assert vote.pending is None
-        return wishes, periods, mine.saved_at
+        return wishes, periods, mine.checkpointed_at
 
 
-def agreed(pool, told: Told, milliseconds: list[float]) -> list[Wish]:
+def agreed(pool, told: Told, milliseconds: list[float]) -> list[Action]:
     """What all replicas do after each step; fails if they do not all do the same."""
     (wishes, periods, _), *others = pool.run(votes, told, milliseconds)
     assert all(other[:2] == (wishes, periods) for other in others)
@@ -142,10 +142,10 @@ def agreed(pool, told: Told, milliseconds: list[float]) -> list[Wish]:
 def test_all_leave_on_the_same_step(ranks, replicas: int, told: Told):
     """Whichever is told, soon after: when the vote that is under way and the next one have ended."""
     period = 5
-    wishes = agreed(ranks(replicas), told, [1000 * SECONDS_BETWEEN_VOTES / period] * replicas)
-    first = wishes.index(Wish.LEAVE)
+    wishes = agreed(ranks(replicas), told, [1000 * CONSENSUS_INTERVAL_SECONDS / period] * replicas)
+    first = wishes.index(Action.STOP)
     assert 20 < first <= 20 + 2 * period
-    assert set(wishes[:first]) == {Wish.GO_ON}
+    assert set(wishes[:first]) == {Action.CONTINUE}
 
 
 @pytest.mark.parametrize("replicas", [2, 3])
@@ -153,23 +153,23 @@ def test_all_save_once_on_the_same_step(ranks, replicas: int):
     """One wish, one save; for all of them the time to the next one starts anew, those that wished nothing too."""
     outcomes = ranks(replicas).run(votes, {replicas - 1: {20: "save"}}, [50.0] * replicas)
     for wishes, _, saved_at in outcomes:
-        assert wishes == outcomes[0][0] and wishes.count(Wish.SAVE) == 1
-        step = wishes.index(Wish.SAVE)
-        assert 20 < step <= 30 and set(wishes[:step] + wishes[step + 1 :]) == {Wish.GO_ON}
+        assert wishes == outcomes[0][0] and wishes.count(Action.CHECKPOINT) == 1
+        step = wishes.index(Action.CHECKPOINT)
+        assert 20 < step <= 30 and set(wishes[:step] + wishes[step + 1 :]) == {Action.CONTINUE}
         assert saved_at == pytest.approx(0.05 * (step + 1))
 
 
 def test_leaving_comes_before_saving(ranks):
     """Told in the same vote to save and to leave, by different replicas; whoever was told the less obeys too."""
     wishes = agreed(ranks(2), {0: {20: "save"}, 1: {20: "leave"}}, [50.0, 50.0])
-    assert Wish.LEAVE in wishes and Wish.SAVE not in wishes
+    assert Action.STOP in wishes and Action.CHECKPOINT not in wishes
 
 
 @pytest.mark.parametrize("milliseconds", [[1.0, 1.0], [25.0, 25.0], [25.0, 1.0], [10.0, 1000.0], [1000.0, 1.0]])
 def test_votes_are_a_quarter_of_a_second_apart(ranks, milliseconds: list[float]):
     """By the clock of replica 0, whatever the others' say; where a step takes longer, every step."""
     outcomes = ranks(2).run(votes, {}, milliseconds)
-    steps = max(1, round(1000 * SECONDS_BETWEEN_VOTES / milliseconds[0]))
+    steps = max(1, round(1000 * CONSENSUS_INTERVAL_SECONDS / milliseconds[0]))
     for _, periods, _ in outcomes:
         assert periods[-1] == steps
         assert periods == outcomes[0][1]
@@ -178,13 +178,13 @@ def test_votes_are_a_quarter_of_a_second_apart(ranks, milliseconds: list[float])
 def slower_for_a_while() -> list[int]:
     """The periods at the end of steps that take an eightieth of a second, an eighth, and an eightieth again."""
     with distributed() as topology, clock_by_hand() as clock:
-        vote, periods = Vote(topology, Contact()), []
+        vote, periods = ActionConsensus(topology, LoopControl()), []
         for seconds in (0.0125, 0.125, 0.0125):
             for _ in range(90):
                 clock.seconds += seconds
-                vote.after_step()
+                vote.poll()
             periods.append(vote.period)
-        vote.close()
+        vote.flush()
         return periods
 
 
@@ -194,22 +194,22 @@ def test_the_period_follows_the_steps(ranks):
         assert outcome == [20, 2, 20]
 
 
-def leave_apart(silos: int) -> tuple[int, list[Wish]]:
+def leave_apart(silos: int) -> tuple[int, list[Action]]:
     """The silo, and what its replicas do, when rank 0 alone is told to leave."""
     with distributed(silos) as topology, clock_by_hand() as clock:
-        mine = Contact()
-        vote = Vote(topology, mine)
+        mine = LoopControl()
+        vote = ActionConsensus(topology, mine)
         if topology.rank == 0:
-            mine.leave()
+            mine.request_stop()
         wishes = []
         for _ in range(10 + topology.silo):
             clock.seconds += 1
-            wishes.append(vote.after_step())
-        vote.close()
+            wishes.append(vote.poll())
+        vote.flush()
         return topology.silo, wishes
 
 
 def test_silos_do_not_vote_with_each_other(ranks):
     """Each makes as many steps as it likes; only the silo of the one that was told leaves."""
     for silo, wishes in ranks(4).run(leave_apart, 2):
-        assert (Wish.LEAVE in wishes) == (silo == 0)
+        assert (Action.STOP in wishes) == (silo == 0)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests.laws.cases import CASES, FEDERATED, case_run
-from trainer.data.client_sampling.sampling import Sample
+from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import distributed
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
-from trainer.loop.train_state import State
+from trainer.loop.train_state import TrainState
 
 FEW, MANY = 10, 1000
 COHORT_SIZE, CLIENT_EXAMPLES = 8, 2
@@ -57,7 +57,7 @@ def tensor_bytes(name: str, clients: int) -> list[int]:
     """
     held: list[int] = []
     with open_run(name, clients) as run, only_new_objects():
-        state = State(run)
+        state = TrainState(run)
         for index in range(3):
             watch = (lambda *_: held.append(new_tensor_bytes())) if index == 2 else None
             train_round(state, run.round(index), watch)
@@ -69,7 +69,7 @@ def object_bytes(name: str, clients: int) -> int:
     """The bytes that Python and numpy, not torch, hold for a run of so many clients after rounds of many of them."""
     with open_run(name, clients) as run:
         tracemalloc.start()
-        state = State(run)
+        state = TrainState(run)
         for index in range(12):
             train_round(state, run.round(index))
         gc.collect()
@@ -85,7 +85,7 @@ def open_run(name: str, clients: int) -> Iterator[Run]:
         "sizes": [CLIENT_EXAMPLES] * clients,
         "batch_size": CLIENT_EXAMPLES,
         "length": RoundLength(steps=1),
-        "client_sampling": Sample(COHORT_SIZE),
+        "client_sampling": UniformSampler(COHORT_SIZE),
     }
     with distributed() as topology:
         yield case_run(topology, name, choices)

@@ -27,20 +27,20 @@ def round_of(index: int, seed: int = 0) -> Round:
 def test_epochs_are_drawn_in_their_range(epochs: tuple[int, int], in_one: int, seed: int, index: int, client: int):
     """Whole epochs, the same at every call; the cohort, which is another sample on another day, does not matter."""
     length = RoundLength(epochs)
-    steps = length.of(in_one, round_of(index, seed), client)
+    steps = length.num_steps(in_one, round_of(index, seed), client)
     drawn, rest = divmod(steps, in_one)
     assert rest == 0 and epochs[0] <= drawn <= epochs[1]
-    assert steps == RoundLength(epochs).of(in_one, Round(index, seed, (client, 101)), client)
-    assert drawn == length.of(1, round_of(index, seed), client)
+    assert steps == RoundLength(epochs).num_steps(in_one, Round(index, seed, (client, 101)), client)
+    assert drawn == length.num_steps(1, round_of(index, seed), client)
 
 
 def test_epochs_are_drawn_evenly_and_apart():
     """3000 draws over clients, rounds or seeds: each of 2 to 5 comes 750 times, within 4 times sqrt(3000 3/16)."""
     length = RoundLength((2, 5))
     for draws in (
-        [length.of(1, round_of(0), client) for client in range(3000)],
-        [length.of(1, round_of(index), 0) for index in range(3000)],
-        [length.of(1, round_of(0, seed), 0) for seed in range(3000)],
+        [length.num_steps(1, round_of(0), client) for client in range(3000)],
+        [length.num_steps(1, round_of(index), 0) for index in range(3000)],
+        [length.num_steps(1, round_of(0, seed), 0) for seed in range(3000)],
     ):
         counts = np.bincount(draws, minlength=6)[2:]
         assert len(counts) == 4 and abs(counts - 750).max() < 4 * np.sqrt(3000 * 3 / 16)
@@ -49,7 +49,7 @@ def test_epochs_are_drawn_evenly_and_apart():
 def test_golden_epochs():
     """Resumed runs must draw what the first one drew, in any later version too."""
     length = RoundLength((2, 5))
-    drawn = [[length.of(1, round_of(index), client) for client in range(6)] for index in range(2)]
+    drawn = [[length.num_steps(1, round_of(index), client) for client in range(6)] for index in range(2)]
     assert drawn == [[4, 2, 2, 3, 3, 5], [2, 5, 3, 2, 2, 2]]
 
 
@@ -72,8 +72,8 @@ def test_no_batch_is_of_two_rounds_of_a_client_that_comes_and_goes(
 
 def assert_apart(length: RoundLength, in_one: int, rounds: list[Round]) -> None:
     """Batches [begin, begin + steps) of a client's rounds do not overlap, and the first begins at 0."""
-    begins = [length.begins_at(in_one, earlier) for earlier in range(len(rounds) + 1)]
-    ends = [begin + length.of(in_one, round, 3) for begin, round in zip(begins, rounds, strict=False)]
+    begins = [length.first_step(in_one, earlier) for earlier in range(len(rounds) + 1)]
+    ends = [begin + length.num_steps(in_one, round, 3) for begin, round in zip(begins, rounds, strict=False)]
     assert begins[0] == 0
     assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=True))
 
@@ -84,16 +84,16 @@ def test_no_batch_is_left_out_where_nothing_is_drawn(epochs: int, steps: int | N
     """Each round begins where the last one ended, also where synchronous rounds end; epochs are passed through."""
     length, place = RoundLength(epochs, steps, synchronous), 0
     for index in range(synchronous + 3):
-        assert length.begins_at(in_one, index) == place
-        place += length.of(in_one, round_of(index), 0)
+        assert length.first_step(in_one, index) == place
+        place += length.num_steps(in_one, round_of(index), 0)
 
 
 @pytest.mark.parametrize("chosen", [{"steps": 4}, {"epochs": 2}, {"epochs": (2, 3)}], ids=["steps", "epochs", "drawn"])
 def test_synchronous_rounds_are_of_one_step(chosen: dict[str, Any]):
     """The first three, for every client; then as many steps as are asked for."""
     length = RoundLength(**chosen, sync_rounds=3)
-    steps = [[length.of(5, round_of(index), client) for client in range(20)] for index in range(5)]
+    steps = [[length.num_steps(5, round_of(index), client) for client in range(20)] for index in range(5)]
     assert steps[:3] == [[1] * 20] * 3
     later = {4} if "steps" in chosen else {10, 15} if isinstance(chosen["epochs"], tuple) else {10}
     assert set(steps[3]) == set(steps[4]) == later
-    assert [length.begins_at(5, earlier) for earlier in range(4)] == [0, 1, 2, 3]
+    assert [length.first_step(5, earlier) for earlier in range(4)] == [0, 1, 2, 3]

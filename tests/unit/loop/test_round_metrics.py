@@ -15,8 +15,8 @@ from tests.support.runs import fedavg, make_run
 from trainer.algorithms.fedavg import mean_cosine
 from trainer.algorithms.round import Round
 from trainer.distributed.topology import Topology
-from trainer.loop.local_trainer import Work
-from trainer.loop.round_metrics import Tally, evaluation_metrics, reports_clients, slowest_silo
+from trainer.loop.local_trainer import ClientResult
+from trainer.loop.round_metrics import RoundAccumulator, evaluation_metrics, reports_clients, slowest_silo
 from trainer.models.flat import FlatModel
 
 ALONE = Topology(0, 1, 0, 0, (1,), torch.device("cpu"), None, None)
@@ -117,9 +117,9 @@ def test_the_slowest_silo_is_the_one_with_most_seconds():
 def test_a_tally_is_exact_in_float64():
     """Sums above 2^24, where float32 leaves out whole numbers, arrive in the clients' rows as they are."""
     run = run_of([4, 4])
-    tally = Tally(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
+    tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
     losses = [torch.tensor(2.0**24 + 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)]
-    tally.add(Work(1, 4, losses=losses, units=2**24 + 1, steps=2), 0.1)
+    tally.add(ClientResult(1, 4, losses=losses, units=2**24 + 1, steps=2), 0.1)
     assert tally.scalars()["loss_sum"] == 2**24 + 3
     assert tally.tables()["cohort"].tolist() == [[0, 0, 0], [2**24 + 3, 2**24 + 1, 0.1]]
     assert all(table.dtype == torch.float64 for table in tally.tables().values())
@@ -129,8 +129,8 @@ def test_what_is_equal_in_a_silo_is_told_by_its_leader():
     """Steps and examples of a replica that leads no silo are zeros; its part of the loss is its own."""
     follower = Topology(1, 2, 0, 1, (2,), torch.device("cpu"), None, None)
     run = make_run(follower, [4, 4], algorithm=fedavg())
-    tally = Tally(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
-    tally.add(Work(0, 4, losses=[torch.tensor(3.0)], units=2, steps=2, examples_seen=4), 0.1)
+    tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
+    tally.add(ClientResult(0, 4, losses=[torch.tensor(3.0)], units=2, steps=2, examples_seen=4), 0.1)
     scalars = tally.scalars()
     assert scalars.pop("loss_sum") == 3 and scalars.pop("units") == scalars.pop("units_seen") == 2
     assert set(scalars.values()) == {0}

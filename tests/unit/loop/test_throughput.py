@@ -13,9 +13,9 @@ from tests.support.pool import RankPool
 from tests.support.runs import make_run
 from trainer.distributed.topology import distributed
 from trainer.loop.round import train_round
-from trainer.loop.throughput import Speed
-from trainer.loop.train_state import State
-from trainer.models import GPT, MLP, CountsOperations
+from trainer.loop.throughput import ThroughputMeter
+from trainer.loop.train_state import TrainState
+from trainer.models import GPT, MLP, SupportsFlops
 
 ROUND = {"round/examples": 20, "round/units": 20 * 16}
 PEAK = 1e9
@@ -27,15 +27,15 @@ def test_a_gpt_counts_six_operations_a_number_and_twelve_a_pair_of_tokens() -> N
     with torch.device("meta"):
         model = GPT(vocabulary, 1024, layers, 12, width)
     numbers = 12 * layers * width**2 + 13 * layers * width + 2 * width + vocabulary * width
-    assert model.operations_per_token(512) == 6 * numbers + 12 * layers * 512 * width
+    assert model.flops_per_token(512) == 6 * numbers + 12 * layers * 512 * width
     assert sum(parameter.numel() for parameter in model.parameters()) == numbers + 1024 * width
-    assert isinstance(model, CountsOperations) and not isinstance(MLP(), CountsOperations)
+    assert isinstance(model, SupportsFlops) and not isinstance(MLP(), SupportsFlops)
 
 
 def figures_of(model: str, **choices: object) -> dict[str, float]:
     """Of a round of 20 examples in 2 seconds, on one rank."""
     with distributed(device="cpu") as topology:
-        return Speed(make_run(topology, [20], model, **choices)).figures(ROUND, 2.0)
+        return ThroughputMeter(make_run(topology, [20], model, **choices)).metrics(ROUND, 2.0)
 
 
 def test_the_utilisation_is_what_was_done_over_what_could_have_been() -> None:
@@ -46,7 +46,7 @@ def test_the_utilisation_is_what_was_done_over_what_could_have_been() -> None:
     assert figures == {
         "examples_per_second": 10.0,
         "tokens_per_second": rate,
-        "mfu": module.operations_per_token(16) * rate / PEAK,
+        "mfu": module.flops_per_token(16) * rate / PEAK,
     }
 
 
@@ -63,7 +63,7 @@ def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
     """The figures of a round, and the result."""
     with distributed(device="cpu") as topology:
         run = make_run(topology, [20], "gpt", peak_flops=PEAK)
-        state = State(run)
+        state = TrainState(run)
         metrics = train_round(state, run.round(0))
         assert metrics is not None
         state.progress.advance(metrics, 0.0)
@@ -75,7 +75,7 @@ def test_ranks_bring_their_chips_together(ranks: Callable[[int], RankPool]) -> N
     (metrics, result), (others, _) = ranks(2).run(told_by_a_rank)
     assert metrics["round/units"] == 20 * 16
     assert metrics["memory/peak_bytes"] == others["memory/peak_bytes"] > 1e7
-    operations = GPT(vocabulary=64, length=16, layers=2, heads=2, width=32).operations_per_token(16)
+    operations = GPT(vocabulary=64, length=16, layers=2, heads=2, width=32).flops_per_token(16)
     assert metrics["mfu"] == pytest.approx(operations * metrics["tokens_per_second"] / (2 * PEAK))
     assert result["tokens_per_second"] == pytest.approx(metrics["tokens_per_second"])
     assert result["tokens_per_second"] == pytest.approx(16 * result["examples_per_second"])

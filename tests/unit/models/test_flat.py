@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.models import GPT
-from trainer.models.flat import ALIGNMENT_BYTES, FlatModel, Statistics
+from trainer.models.flat import ALIGNMENT_BYTES, BufferStatistics, FlatModel
 
 
 def small(dtype: torch.dtype = torch.float32) -> Any:
@@ -180,9 +180,9 @@ def test_statistics_go_round(mean: float, variance: float, plain: float, count: 
     """Out and in again is bit-equal: variances are made of moments, but in float64."""
     before = buffers(mean, variance, plain, count)
     after = buffers(0.0, 1.0, 0.0, 0)
-    source = Statistics(before)
+    source = BufferStatistics(before)
     assert source.vector().dtype == torch.float64 and source.counts().dtype == torch.int64
-    Statistics(after).load(source.vector(), source.counts())
+    BufferStatistics(after).load(source.vector(), source.counts())
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-10)
 
@@ -193,12 +193,12 @@ def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
     """Averages of the vectors by n are numpy's mean and variance of all numbers together, and plain buffers' means."""
     vectors, counts = [], []
     for number, group in enumerate(groups):
-        statistics = Statistics(buffers(float(np.mean(group)), float(np.var(group)), float(len(group)), number))
+        statistics = BufferStatistics(buffers(float(np.mean(group)), float(np.var(group)), float(len(group)), number))
         vectors.append(len(group) * statistics.vector())
         counts.append(statistics.counts())
     everything = np.concatenate(groups)
     pooled = buffers(0.0, 0.0, 0.0, 0)
-    Statistics(pooled).load(torch.stack(vectors).sum(0) / len(everything), torch.stack(counts).max(0).values)
+    BufferStatistics(pooled).load(torch.stack(vectors).sum(0) / len(everything), torch.stack(counts).max(0).values)
     assert pooled["n.running_mean"].item() == pytest.approx(everything.mean(), abs=1e-4)
     assert pooled["n.running_var"].item() == pytest.approx(everything.var(), abs=1e-2, rel=1e-4)
     assert pooled["average"].item() == pytest.approx(sum(len(g) ** 2 for g in groups) / len(everything), rel=1e-6)
@@ -211,8 +211,8 @@ def test_statistics_of_a_real_layer():
     for seed, kept in enumerate((first, second)):
         kept["running_mean"].copy_(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
         kept["running_var"].copy_(torch.arange(4) + seed)
-    vectors = Statistics(first).vector() + Statistics(second).vector()
-    Statistics(target).load(vectors / 2, Statistics(first).counts())
+    vectors = BufferStatistics(first).vector() + BufferStatistics(second).vector()
+    BufferStatistics(target).load(vectors / 2, BufferStatistics(first).counts())
     torch.testing.assert_close(target["running_mean"], (first["running_mean"] + second["running_mean"]) / 2)
     apart = (first["running_mean"] - second["running_mean"]) ** 2 / 4
     torch.testing.assert_close(target["running_var"], (first["running_var"] + second["running_var"]) / 2 + apart)

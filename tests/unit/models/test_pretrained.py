@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.models import GPT, MLP, DigitsCNN
-from trainer.models.pretrained import freeze, load_weights
+from trainer.models.pretrained import freeze, load_pretrained
 
 
 def save(module: nn.Module, path: Path) -> None:
@@ -26,7 +26,7 @@ def test_parameters_and_buffers_are_those_of_the_file(name: str, tmp_path: Path)
     saved, other = DigitsCNN(norm="batch"), DigitsCNN(norm="batch")
     saved(torch.randn(5, 1, 8, 8))
     save(saved, tmp_path / name)
-    load_weights(other, tmp_path / name)
+    load_pretrained(other, tmp_path / name)
     assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), other.state_dict().values(), strict=True))
 
 
@@ -34,7 +34,7 @@ def test_of_tied_parameters_one_name_is_enough(tmp_path: Path):
     saved, other = GPT(width=32, layers=1), GPT(width=32, layers=1)
     tensors = {name: tensor.clone() for name, tensor in saved.state_dict().items() if name != "output.weight"}
     save_file(tensors, tmp_path / "weights.safetensors")
-    load_weights(other, tmp_path / "weights.safetensors")
+    load_pretrained(other, tmp_path / "weights.safetensors")
     assert torch.equal(other.output.weight, saved.tokens.weight)
 
 
@@ -47,7 +47,7 @@ def test_all_faults_of_a_file_are_said_at_once(tmp_path: Path):
     module = MLP(hidden=8)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(ValueError) as refusal:
-        load_weights(module, tmp_path / "weights.safetensors")
+        load_pretrained(module, tmp_path / "weights.safetensors")
     said = str(refusal.value)
     assert f"model.init={tmp_path}/weights.safetensors does not fit model=MLP" in said
     assert "missing: layers.3.weight\n" in said and "unexpected: head.weight\n" in said
@@ -79,7 +79,7 @@ def test_files_of_other_things_are_refused(content, said: str, name: str, tmp_pa
         torch.save(content, path)
         said = "cannot be read" if name.endswith("safetensors") else said
     with pytest.raises(ValueError, match=said):
-        load_weights(MLP(), path)
+        load_pretrained(MLP(), path)
 
 
 def test_a_pattern_freezes_the_parameters_that_it_finds():

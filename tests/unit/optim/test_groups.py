@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.algorithms.effective_steps import Probe, refuse_nonlinear
-from trainer.optim import Clip, Grouped, Muon
+from trainer.algorithms.effective_steps import EffectiveSteps, refuse_nonlinear
+from trainer.optim import GradientClipper, GroupedOptimizerFactory, Muon
 from trainer.optim.optimizers import parameters_of
 
 Named = list[tuple[str, nn.Parameter]]
@@ -45,16 +45,16 @@ def test_without_groups_it_is_the_bare_optimizer(make: Make):
     """Bit by bit, with names and without."""
     bare = trained(partial(make, lr=0.01), named=False)
     for named in (True, False):
-        assert_equal(trained(Grouped(partial(make, lr=0.01)), named), bare)
+        assert_equal(trained(GroupedOptimizerFactory(partial(make, lr=0.01)), named), bare)
 
 
 def test_norms_and_biases_do_not_decay():
     """AdamW without gradients: w (1 - lr decay)^2 after two steps for matrices, w for all else."""
     module = model()
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    optimizer = Grouped(partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5), exclude_norm_bias_decay=True)(
-        module.named_parameters()
-    )
+    optimizer = GroupedOptimizerFactory(
+        partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5), exclude_norm_bias_decay=True
+    )(module.named_parameters())
     for _ in range(2):
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -67,7 +67,7 @@ def test_norms_and_biases_do_not_decay():
 def test_rates_are_by_the_first_pattern_that_is_found():
     """One step of SGD goes lr times the factor; the first group has the optimizer's own rate."""
     module = model()
-    grouped = Grouped(partial(torch.optim.SGD, lr=0.1), lr_multipliers=(("weight$", 2.0), ("^2", 0.0)))
+    grouped = GroupedOptimizerFactory(partial(torch.optim.SGD, lr=0.1), lr_multipliers=(("weight$", 2.0), ("^2", 0.0)))
     optimizer = grouped(module.named_parameters())
     assert optimizer.param_groups[0]["lr"] == 0.1
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
@@ -81,27 +81,31 @@ def test_rates_are_by_the_first_pattern_that_is_found():
 
 def test_patterns_that_no_parameter_goes_by():
     """Also one that another pattern is always found before."""
-    grouped = Grouped(torch.optim.SGD, lr_multipliers=(("^0", 2.0), ("head", 3.0), ("^0.bias", 4.0)))
+    grouped = GroupedOptimizerFactory(torch.optim.SGD, lr_multipliers=(("^0", 2.0), ("head", 3.0), ("^0.bias", 4.0)))
     assert grouped.unused([name for name, _ in model().named_parameters()]) == ["head", "^0.bias"]
 
 
 def test_no_decay_of_an_optimizer_that_has_none_is_refused():
     with pytest.raises(ValueError, match="no weight decay"):
-        Grouped(partial(torch.optim.Rprop, lr=0.1), exclude_norm_bias_decay=True)(model().named_parameters())
+        GroupedOptimizerFactory(partial(torch.optim.Rprop, lr=0.1), exclude_norm_bias_decay=True)(
+            model().named_parameters()
+        )
 
 
 def test_different_rates_have_no_measured_way():
     """SCAFFOLD and FedNova step one parameter for all; groups that only leave out decay go as far as others."""
     plain = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
     with pytest.raises(ValueError, match="optimizer.lr_multipliers with algorithm=scaffold"):
-        refuse_nonlinear("scaffold", Grouped(plain, lr_multipliers=(("^0", 2.0),)), Clip())
-    refuse_nonlinear("scaffold", Grouped(plain, exclude_norm_bias_decay=True), Clip())
-    assert Probe(Grouped(plain, exclude_norm_bias_decay=True)).way((1.0, 0.5)) == Probe(plain).way((1.0, 0.5))
+        refuse_nonlinear("scaffold", GroupedOptimizerFactory(plain, lr_multipliers=(("^0", 2.0),)), GradientClipper())
+    refuse_nonlinear("scaffold", GroupedOptimizerFactory(plain, exclude_norm_bias_decay=True), GradientClipper())
+    assert EffectiveSteps(GroupedOptimizerFactory(plain, exclude_norm_bias_decay=True)).displacement(
+        (1.0, 0.5)
+    ) == EffectiveSteps(plain).displacement((1.0, 0.5))
 
 
 def test_muon_is_muon_for_matrices_and_adamw_for_the_rest():
     """Bit by bit torch's two optimizers, each on its own parameters; 2.weight goes to AdamW by its name."""
-    ours = trained(Grouped(partial(Muon, lr=0.01, adamw="^2"), exclude_norm_bias_decay=True))
+    ours = trained(GroupedOptimizerFactory(partial(Muon, lr=0.01, adamw="^2"), exclude_norm_bias_decay=True))
 
     def both(named: Named) -> torch.optim.Optimizer:
         parameters = dict(named)

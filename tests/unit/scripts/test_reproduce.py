@@ -20,7 +20,7 @@ from scripts.reproduce.markdown import rounds_of, spread, table
 from scripts.reproduce.series import Runner
 from scripts.reproduce.trials import Series, Trial
 from tests.cli.command import work
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.config.compose import compose_tree
 
 EVERY_TRIAL = [trial for module in evidence.TABLES.values() for trial in module.trials((0, 1))]
@@ -31,7 +31,7 @@ def write_rounds(folder: Path, accuracies: list[float], status: str = "preempted
     folder.mkdir(parents=True)
     lines = [json.dumps({"round": i, "test/accuracy": value}) for i, value in enumerate(accuracies, 1)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
-    RunFolder(folder).set_status(status, **facts)  # pyright: ignore[reportArgumentType]
+    RunDir(folder).set_status(status, **facts)  # pyright: ignore[reportArgumentType]
 
 
 class TestRoundsToTarget:
@@ -151,7 +151,7 @@ class TestMarkdown:
             line = {"round": 1, "validation/accuracy": validation, "test/accuracy": test, "clients/worst_accuracy": 0.1}
             (chosen.of(trial) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         assert "| fedavg | 0.03 | 70.0 | 10.0 |" in fashion.text(chosen).splitlines()
-        RunFolder(chosen.of(chosen.trials[1])).set_status("crashed", final=True)
+        RunDir(chosen.of(chosen.trials[1])).set_status("crashed", final=True)
         assert "| fedavg | 0.1 | 90.0 | 10.0 |" in fashion.text(chosen).splitlines()
 
     def test_data_parallelism_sends_every_step_what_diloco_sends_a_round(self, tmp_path: Path):
@@ -237,7 +237,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the script above, looked at often."""
     (tmp_path / "run.py").write_text(RUN)
     monkeypatch.setattr(series, "TRAINER", (sys.executable, str(tmp_path / "run.py")))
-    monkeypatch.setattr(series, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(series, "POLL_INTERVAL_SECONDS", 0.02)
     monkeypatch.setattr(series, "LOOKS_PER_READING", 1)
 
 
@@ -275,4 +275,4 @@ def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_client_that_has_all_test_examples_is_judged_on_all(ranks, tmp_path: Path):
     """With one client its own kind of examples is the whole test set: both ways of judging must agree."""
     ranks(2).run(work, ["algorithm=local", "clients=1", "rounds=1", f"run_dir={tmp_path / 'run'}"])
-    assert accuracy_on_all(tmp_path / "run") == RunFolder(tmp_path / "run").result()["test/accuracy"]
+    assert accuracy_on_all(tmp_path / "run") == RunDir(tmp_path / "run").result()["test/accuracy"]

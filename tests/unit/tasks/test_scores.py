@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics
 from torch import Tensor
 
-from trainer.tasks import VERBS, Classification, MultiLabel, Regression, Task
+from trainer.tasks import REQUIRED_METHODS, Classification, MultiLabel, Regression, Task
 from trainer.tasks.counts import auc, r2, score_histogram
 
 
@@ -128,7 +128,7 @@ def test_the_example_of_ones_own_task_is_one():
     names: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
     task = names["Poisson"]()
-    assert [verb for verb in VERBS if not hasattr(task, verb)] == []
+    assert [verb for verb in REQUIRED_METHODS if not hasattr(task, verb)] == []
     outputs, targets = torch.full((2, 1), math.log(2.0)), torch.tensor([1.0, 3.0])
     figures = judged(task, outputs, targets)
     assert figures == pytest.approx({"loss": 2 - 2 * math.log(2.0), "relative_error": 2 / 4})

@@ -188,22 +188,22 @@ def test_double_precision_outputs_are_judged_in_float64(task: Task, make, units:
 @cases
 def test_outputs_that_fit_have_no_fault(task: Task, make, units: int, mean_loss):
     outputs, targets = make(3)
-    assert task.fault(outputs, targets, outputs.shape[-1]) == ""
-    assert task.fault(outputs, targets, None) == ""
+    assert task.mismatch(outputs, targets, outputs.shape[-1]) == ""
+    assert task.mismatch(outputs, targets, None) == ""
 
 
 def test_outputs_that_do_not_fit_are_named():
     outputs, targets = images(3)
-    assert "model.classes=10" in Classification().fault(outputs, targets, 10)
-    assert "[3, 5, 1]" in Classification().fault(outputs[..., None], targets, 5)
-    assert "[batch, labels]" in MultiLabel().fault(outputs, targets, 5)
-    assert "[3, 5]" in Regression().fault(outputs, targets, None)
+    assert "model.classes=10" in Classification().mismatch(outputs, targets, 10)
+    assert "[3, 5, 1]" in Classification().mismatch(outputs[..., None], targets, 5)
+    assert "[batch, labels]" in MultiLabel().mismatch(outputs, targets, 5)
+    assert "[3, 5]" in Regression().mismatch(outputs, targets, None)
     outputs, targets = tokens(3)
-    assert "model.vocabulary=9" in LanguageModelling().fault(outputs, targets, 9)
-    assert "[3, 3, 7]" in LanguageModelling().fault(outputs[:, :3], targets, 7)
+    assert "model.vocabulary=9" in LanguageModelling().mismatch(outputs, targets, 9)
+    assert "[3, 3, 7]" in LanguageModelling().mismatch(outputs[:, :3], targets, 7)
     outputs, targets = tags(3)
-    assert "model.classes=3" in MultiLabel().fault(outputs[:, :2], targets, None)
-    assert "must be 0" in MultiLabel().fault(outputs, targets + 1, None)
+    assert "model.classes=3" in MultiLabel().mismatch(outputs[:, :2], targets, None)
+    assert "must be 0" in MultiLabel().mismatch(outputs, targets + 1, None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trainer.utils.hardware import known_peak, measured_rate, peak_bytes, peak_of
+from trainer.utils.hardware import lookup_peak_flops, measure_flops, peak_flops, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -29,31 +29,31 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "rate"), NAMES.items())
 def test_a_known_name_has_its_makers_rate(name: str, rate: float) -> None:
-    assert known_peak(name) == rate
+    assert lookup_peak_flops(name) == rate
 
 
 @pytest.mark.parametrize("name", ["", "NVIDIA L40", "NVIDIA H1000", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "Tesla V100"])
 def test_a_name_that_is_only_like_a_known_one_has_none(name: str) -> None:
-    assert math.isnan(known_peak(name))
+    assert math.isnan(lookup_peak_flops(name))
 
 
 def test_a_processor_has_no_peak_but_can_be_measured() -> None:
     """Between a hundred million operations a second and 10^15: slower is no machine, faster no processor."""
-    assert math.isnan(peak_of(CPU))
-    assert 1e8 < measured_rate(CPU, torch.float32) < 1e15
+    assert math.isnan(peak_flops(CPU))
+    assert 1e8 < measure_flops(CPU, torch.float32) < 1e15
 
 
 def test_the_peak_of_memory_grows_with_what_is_held_and_stays() -> None:
-    before = peak_bytes(CPU)
+    before = peak_memory_bytes(CPU)
     held = torch.ones(2 * int(before) // 4)
-    grown = peak_bytes(CPU)
+    grown = peak_memory_bytes(CPU)
     assert grown >= held.nbytes > before
     del held
-    assert peak_bytes(CPU) > 0.99 * grown  # the kernel counts in batches
+    assert peak_memory_bytes(CPU) > 0.99 * grown  # the kernel counts in batches
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_gpu_is_no_faster_than_its_maker_says() -> None:
     gpu = torch.device("cuda", 0)
-    assert not measured_rate(gpu, torch.bfloat16) > 1.05 * peak_of(gpu)
-    assert peak_bytes(gpu) > 0
+    assert not measure_flops(gpu, torch.bfloat16) > 1.05 * peak_flops(gpu)
+    assert peak_memory_bytes(gpu) > 0

@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.utils.seeding import default_generators, derive, generator, numpy_generator
+from trainer.utils.seeding import default_generators, derive_seed, generator, numpy_generator
 
 tags = st.lists(st.integers() | st.text(max_size=5), min_size=1, max_size=4)
 
 
 def test_golden_seeds():
     """A change of any of these changes every run there was: it needs a reason, and a word to those who have some."""
-    assert derive(0) == 3581690635855307741
-    assert derive(0, "order", 3, 7) == 226356832001290425
-    assert derive(1, "cohort", 0) == 4321961861052870432
-    assert derive(0, "round", 2, "model", 5, 1) == 3006200444818936098
+    assert derive_seed(0) == 3581690635855307741
+    assert derive_seed(0, "order", 3, 7) == 226356832001290425
+    assert derive_seed(1, "cohort", 0) == 4321961861052870432
+    assert derive_seed(0, "round", 2, "model", 5, 1) == 3006200444818936098
 
 
 def test_golden_draws():
@@ -29,26 +29,38 @@ def test_golden_draws():
 def test_a_seed_is_the_upper_63_bits_of_a_hash():
     """By hand: blake2b of "type:tag" joined by the unit separator, 8 bytes, little end first, without the last bit."""
     digest = blake2b(b"int:5\x1fstr:order\x1fint:-2", digest_size=8).digest()
-    assert derive(5, "order", -2) == int.from_bytes(digest, "little") // 2
+    assert derive_seed(5, "order", -2) == int.from_bytes(digest, "little") // 2
 
 
 @settings(deadline=None)
 @given(tags, tags)
 def test_seeds_are_pure_and_apart(some: list[int | str], others: list[int | str]):
     """Equal tags give equal seeds; others do not, also where their texts are equal when joined."""
-    assert derive(*some) == derive(*some)
-    assert 0 <= derive(*some) < 1 << 63
-    assert (derive(*some) == derive(*others)) == (some == others)
+    assert derive_seed(*some) == derive_seed(*some)
+    assert 0 <= derive_seed(*some) < 1 << 63
+    assert (derive_seed(*some) == derive_seed(*others)) == (some == others)
 
 
 def test_a_number_is_not_its_text():
-    assert len({derive(1), derive("1"), derive("a", "b"), derive("ab"), derive("a", 1), derive(1, "a")}) == 6
+    assert (
+        len(
+            {
+                derive_seed(1),
+                derive_seed("1"),
+                derive_seed("a", "b"),
+                derive_seed("ab"),
+                derive_seed("a", 1),
+                derive_seed(1, "a"),
+            }
+        )
+        == 6
+    )
 
 
 def test_generators_start_where_the_seed_says():
     assert torch.equal(
         torch.rand(5, generator=generator(1, "x")),
-        torch.rand(5, generator=torch.Generator().manual_seed(derive(1, "x"))),
+        torch.rand(5, generator=torch.Generator().manual_seed(derive_seed(1, "x"))),
     )
     assert generator(1, "x").device == torch.device("cpu")
 
@@ -59,6 +71,6 @@ def test_the_default_generator_is_that_of_dropout():
     masks = []
     with torch.random.fork_rng():
         for _ in range(2):
-            default.manual_seed(derive(3))
+            default.manual_seed(derive_seed(3))
             masks.append(torch.nn.functional.dropout(torch.ones(64)))
     assert torch.equal(*masks)

@@ -12,104 +12,116 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.commands.doctor.run_dir_check import View, look, marked
-from trainer.commands.probe.connectivity import Heard, ask_all, listen
-from trainer.commands.probe.host_facts import Facts, find_facts
+from trainer.commands.doctor.run_dir_check import RunDirView, inspect_run_dir, marker_file
+from trainer.commands.probe.connectivity import PingResult, ping_all, serve_pings
+from trainer.commands.probe.host_facts import HostFacts, collect_host_facts
 from trainer.commands.probe.link_bandwidth import Link, measure_links
-from trainer.commands.probe.network_interfaces import of_gloo
-from trainer.commands.probe.watchdog import deadline
+from trainer.commands.probe.network_interfaces import gloo_interface
+from trainer.commands.probe.watchdog import watchdog
 from trainer.config.schema import Config
-from trainer.distributed.environment import Place
-from trainer.distributed.topology import distributed, share
+from trainer.distributed.environment import ClusterEnvironment
+from trainer.distributed.topology import broadcast_via_store, distributed
 
-SECONDS_TO_ANSWER = 60  # for all ranks to say what they find
-SECONDS_FOR_LINKS = 120
-SECONDS_TO_COLLECT = 30  # for one collective
+RESPONSE_TIMEOUT_SECONDS = 60  # for all ranks to say what they find
+LINK_TIMEOUT_SECONDS = 120
+COLLECTIVE_TIMEOUT_SECONDS = 30  # for one collective
 
 
 @dataclass
-class Examination:
+class HostSurvey:
     """What was found, on rank 0. heard and views: by node. links: None when they were not measured, and why not."""
 
-    facts: list[Facts] = field(default_factory=list)
-    heard: dict[int, list[Heard]] = field(default_factory=dict)
-    views: dict[int, View] = field(default_factory=dict)
+    facts: list[HostFacts] = field(default_factory=list)
+    pings: dict[int, list[PingResult]] = field(default_factory=dict)
+    views: dict[int, RunDirView] = field(default_factory=dict)
     links: list[Link] | None = None
-    links_fault: str = ""
+    links_error: str = ""
 
     @property
-    def first_ranks(self) -> list[Facts]:
+    def first_ranks(self) -> list[HostFacts]:
         """The facts of the first rank of each node, which speaks for it."""
         return [facts for facts in self.facts if facts.port]
 
     @property
-    def unreached(self) -> list[tuple[Facts, Facts, str]]:
+    def unreachable(self) -> list[tuple[HostFacts, HostFacts, str]]:
         """Nodes that have not reached others: from, to, why."""
         nodes = {facts.node: facts for facts in self.first_ranks}
         return [
-            (nodes[node], nodes[heard.node], heard.fault)
-            for node, all_heard in self.heard.items()
+            (nodes[node], nodes[heard.node], heard.error)
+            for node, all_heard in self.pings.items()
             for heard in all_heard
-            if heard.fault
+            if heard.error
         ]
 
 
-def examine(config: Config, place: Place, store: Any) -> Examination:
+def survey_hosts(config: Config, environment: ClusterEnvironment, store: Any) -> HostSurvey:
     """What all ranks found; complete on rank 0 alone. Every rank calls it. Raises ValueError, on all, for bad input."""
-    exam, stack = Examination(), ExitStack()
-    with stack, deadline(SECONDS_TO_ANSWER, f"rank {place.rank}: the ranks have not answered in {SECONDS_TO_ANSWER} s"):
-        store.set(f"facts/{place.rank}", _own_facts(config, place))
-        plan = json.loads(share(store, "plan", place, lambda: json.dumps(_plan(exam, config, place, store, stack))))
+    exam, stack = HostSurvey(), ExitStack()
+    with (
+        stack,
+        watchdog(
+            RESPONSE_TIMEOUT_SECONDS,
+            f"rank {environment.rank}: the ranks have not answered in {RESPONSE_TIMEOUT_SECONDS} s",
+        ),
+    ):
+        store.set(f"facts/{environment.rank}", _own_facts(config, environment))
+        plan = json.loads(
+            broadcast_via_store(
+                store, "plan", environment, lambda: json.dumps(_plan_pings(exam, config, environment, store, stack))
+            )
+        )
         if "faults" in plan:
             raise ValueError(plan["faults"])
-        if place.local_rank == 0:
-            others = {int(node): where for node, where in plan["nodes"].items() if int(node) != place.node}
-            view = look(Path(str(config.run_dir)), plan["mark"])
-            store.set(f"view/{place.node}", json.dumps([ask_all(others), view]))
-        fit = share(store, "fit", place, lambda: _put_together(exam, plan["nodes"], store))
+        if environment.local_rank == 0:
+            others = {int(node): where for node, where in plan["nodes"].items() if int(node) != environment.node}
+            view = inspect_run_dir(Path(str(config.run_dir)), plan["mark"])
+            store.set(f"view/{environment.node}", json.dumps([ping_all(others), view]))
+        fit = broadcast_via_store(store, "fit", environment, lambda: _collect_views(exam, plan["nodes"], store))
     if fit == "yes":
-        _measure(exam, config, place, store)
+        _measure(exam, config, environment, store)
     return exam
 
 
-def _own_facts(config: Config, place: Place) -> str:
+def _own_facts(config: Config, environment: ClusterEnvironment) -> str:
     try:
-        port = listen(of_gloo().address, place.node) if place.local_rank == 0 else 0
-        return json.dumps(asdict(find_facts(config, place, port)))
+        port = serve_pings(gloo_interface().address, environment.node) if environment.local_rank == 0 else 0
+        return json.dumps(asdict(collect_host_facts(config, environment, port)))
     except ValueError as error:
         return json.dumps({"fault": str(error)})
 
 
-def _plan(exam: Examination, config: Config, place: Place, store: Any, stack: ExitStack) -> dict[str, Any]:
+def _plan_pings(
+    survey: HostSurvey, config: Config, environment: ClusterEnvironment, store: Any, stack: ExitStack
+) -> dict[str, Any]:
     """Rank 0 hears all, and says where each node listens and which file lies beside the run folder."""
-    told = [json.loads(store.get(f"facts/{rank}")) for rank in range(place.world_size)]
-    if faults := dict.fromkeys(facts["fault"] for facts in told if "fault" in facts):
-        return {"faults": "\n".join(faults)}
-    exam.facts = [Facts(**facts) for facts in told]
-    mark = stack.enter_context(marked(Path(str(config.run_dir))))
-    return {"nodes": {facts.node: (facts.address, facts.port) for facts in exam.first_ranks}, "mark": mark}
+    told = [json.loads(store.get(f"facts/{rank}")) for rank in range(environment.world_size)]
+    if errors := dict.fromkeys(facts["fault"] for facts in told if "fault" in facts):
+        return {"faults": "\n".join(errors)}
+    survey.facts = [HostFacts(**facts) for facts in told]
+    mark = stack.enter_context(marker_file(Path(str(config.run_dir))))
+    return {"nodes": {facts.node: (facts.address, facts.port) for facts in survey.first_ranks}, "mark": mark}
 
 
-def _put_together(exam: Examination, nodes: dict[str, Any], store: Any) -> str:
+def _collect_views(survey: HostSurvey, nodes: dict[str, Any], store: Any) -> str:
     """Whether the ranks can make connections of their own, when rank 0 has heard what the nodes have seen."""
     for node in map(int, nodes):
         heard, view = json.loads(store.get(f"view/{node}"))
-        exam.heard[node] = [Heard(*each) for each in heard]
-        exam.views[node] = View(*view)
-    return "no" if exam.unreached else "yes"
+        survey.pings[node] = [PingResult(*each) for each in heard]
+        survey.views[node] = RunDirView(*view)
+    return "no" if survey.unreachable else "yes"
 
 
-def _measure(exam: Examination, config: Config, place: Place, store: Any) -> None:
+def _measure(survey: HostSurvey, config: Config, environment: ClusterEnvironment, store: Any) -> None:
     """Opens the groups that a run would open, and measures their links."""
-    stuck = f"rank {place.rank}: the ranks' own connections are not made, or nothing passes, in {SECONDS_FOR_LINKS} s"
+    stuck = f"rank {environment.rank}: the ranks' own connections are not made, or nothing passes, in {LINK_TIMEOUT_SECONDS} s"
     launch = config.launch
-    limits = (SECONDS_TO_COLLECT, SECONDS_TO_COLLECT, launch.inter_silo_backend)
+    limits = (COLLECTIVE_TIMEOUT_SECONDS, COLLECTIVE_TIMEOUT_SECONDS, launch.inter_silo_backend)
     try:
         with (
-            deadline(SECONDS_FOR_LINKS, stuck),
-            distributed(config.silos, place, store, launch.device, *limits, backend=launch.backend) as silos,
-            distributed("node", place, device=launch.device, backend=launch.backend) as hosts,
+            watchdog(LINK_TIMEOUT_SECONDS, stuck),
+            distributed(config.silos, environment, store, launch.device, *limits, backend=launch.backend) as silos,
+            distributed("node", environment, device=launch.device, backend=launch.backend) as hosts,
         ):
-            exam.links = measure_links(silos, hosts)
+            survey.links = measure_links(silos, hosts)
     except RuntimeError as error:
-        exam.links_fault = str(error).splitlines()[0]
+        survey.links_error = str(error).splitlines()[0]

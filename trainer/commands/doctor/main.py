@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.commands.doctor.checks import findings
+from trainer.commands.doctor.checks import diagnose
 from trainer.commands.doctor.console import show
-from trainer.commands.doctor.examine import examine
-from trainer.commands.probe.workers import send, work
+from trainer.commands.doctor.examine import survey_hosts
+from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.commands.train.launcher import FAILED, FINISHED
 from trainer.config.compose import compose_tree
 from trainer.config.schema import Config, read_config
-from trainer.distributed.environment import Place, check_launcher, check_world, is_worker
+from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
 
 USAGE = """\
 python -m trainer doctor [key=value ...]                        looks at what a run with these overrides would use
@@ -34,18 +34,18 @@ def main(arguments: Sequence[str]) -> int:
         return FINISHED
     if is_worker(arguments):
         check_world()
-        return work(arguments, _examined)
+        return run_worker(arguments, _run_checks)
     tree = compose_tree(arguments)
     check_launcher(tree["launch"]["nodes"])
-    return send(tree, read_config(tree).launch, ("-m", "trainer", "doctor"))
+    return launch_workers(tree, read_config(tree).launch, ("-m", "trainer", "doctor"))
 
 
-def _examined(tree: dict[str, Any], place: Place, store: Any) -> int:
+def _run_checks(tree: dict[str, Any], environment: ClusterEnvironment, store: Any) -> int:
     """The exit code, on rank 0 when it has printed what was found."""
     config: Config = read_config(tree)
-    exam = examine(config, place, store)
-    if place.rank:
+    exam = survey_hosts(config, environment, store)
+    if environment.rank:
         return FINISHED
-    found = findings(exam, config, tree)
+    found = diagnose(exam, config, tree)
     show(exam, found, Console())
-    return FAILED if any(finding.is_wrong for finding in found) else FINISHED
+    return FAILED if any(finding.is_error for finding in found) else FINISHED

@@ -10,18 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-SECONDS_TO_APPEAR = 1  # for a file that another node has written
+VISIBILITY_TIMEOUT_SECONDS = 1  # for a file that another node has written
 
 
-class View(NamedTuple):
+class RunDirView(NamedTuple):
     """A node's view of the run folder: whether it is that of rank 0, and why it cannot be written, if it cannot."""
 
     is_same: bool
-    fault: str
+    error: str
 
 
 @contextmanager
-def marked(folder: Path) -> Iterator[str]:
+def marker_file(folder: Path) -> Iterator[str]:
     """The name of a file that lies beside this folder until the block is left; empty if it cannot be made."""
     missing = [parent for parent in folder.absolute().parents if not parent.exists()]
     mark = folder.absolute().parent / f".{folder.name}-{uuid.uuid4().hex}"
@@ -40,7 +40,7 @@ def marked(folder: Path) -> Iterator[str]:
                 parent.rmdir()
 
 
-def look(folder: Path, mark: str) -> View:
+def inspect_run_dir(folder: Path, mark: str) -> RunDirView:
     """What this node sees of the folder beside which rank 0 has left the mark."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     fault = ""
@@ -49,8 +49,8 @@ def look(folder: Path, mark: str) -> View:
             pass
     except OSError as error:
         fault = f"{there}: {error.strerror}"
-    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
     found = False
     while mark and not (found := (folder.absolute().parent / mark).exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return View(found, fault)
+    return RunDirView(found, fault)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from trainer.commands.partition.plot import draw
-from trainer.commands.plan.target_world import leader_of
+from trainer.commands.plan.target_world import leader_topology
 from trainer.commands.train.launcher import FINISHED
 from trainer.config.build import build_clients
-from trainer.config.compose import compose_tree, unused
+from trainer.config.compose import compose_tree, unused_path
 from trainer.config.schema import Config, read_config
 from trainer.data import Clients, describe
 from trainer.distributed.launch.processes import choose_nproc
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         return FINISHED
     told = [argument.removeprefix(PICTURE) for argument in arguments if argument.startswith(PICTURE)]
     config = read_config(compose_tree([argument for argument in arguments if not argument.startswith(PICTURE)]))
-    path = _picture(told[-1] if told else None)
-    splits, clients = build_clients(config, leader_of(0, _sizes(config), torch.device("cpu")))
+    path = _plot_path(told[-1] if told else None)
+    splits, clients = build_clients(config, leader_topology(0, _sizes(config), torch.device("cpu")))
     print(describe(clients, splits.train, splits.label_names, most=len(clients)))
     print(_summary(clients))
     draw(clients, splits.train.labels, splits.label_names).save(path)
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     return FINISHED
 
 
-def _picture(told: str | None) -> Path:
+def _plot_path(argument: str | None) -> Path:
     """Where the picture goes; what is there already is kept unless it is named."""
-    path = Path(told) if told else unused(Path("partition.png"))
+    path = Path(argument) if argument else unused_path(Path("partition.png"))
     if path.suffix != ".png" or not path.parent.is_dir():
         raise ValueError(f"picture={path}\n  valid: a file whose name ends with .png, in a folder that is there")
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.data.partition.clients import MOST_LABEL_COLUMNS, Clients
+from trainer.data.partition.clients import MAX_LABEL_COLUMNS, Clients
 
 LARGEST_DOT = 34  # pixels
 SMALLEST_COLUMN = 4
@@ -34,7 +34,7 @@ def draw(clients: Clients, labels: np.ndarray | None, label_names: tuple[str, ..
 
 def _names(labels: np.ndarray | None, label_names: tuple[str, ...]) -> list[str]:
     values = np.unique(labels) if labels is not None else np.empty(0, np.int64)
-    if len(values) > MOST_LABEL_COLUMNS:
+    if len(values) > MAX_LABEL_COLUMNS:
         return []
     return [label_names[value] if 0 <= value < len(label_names) else str(value) for value in values]
 

@@ -12,24 +12,24 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.commands.plan.advice import advice
-from trainer.commands.plan.cost_model import Costs, Line
-from trainer.commands.plan.estimate import LENGTHS, Forecast, forecast
-from trainer.commands.plan.measure import Plan
-from trainer.commands.plan.traffic import Sent, averaging, between, joining
+from trainer.commands.plan.cost_model import CostModel, LinkSpeed
+from trainer.commands.plan.estimate import LENGTHS, Estimate, estimate
+from trainer.commands.plan.measure import RunPlan
+from trainer.commands.plan.traffic import SentBytes, all_gather_traffic, gradient_traffic, inter_silo_traffic
 
 LABEL_WIDTH, FIRST_WIDTH = 9, 44
 WHOLE_ROUND = "the whole round"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: RunPlan, console: Console) -> None:
     """Prints the plan."""
     for label, said in _facts(plan):
         console.print(Text.assemble((label.ljust(LABEL_WIDTH), "bold"), said), soft_wrap=True)
     tables = {
         ("bytes sent", "by a rank", "by a silo", "by all"): _bytes(plan.costs),
         ("memory of a rank", "bytes"): _memory(plan),
-        ("seconds of a round", "", ""): _parts(forecast(plan.costs)),
+        ("seconds of a round", "", ""): _parts(estimate(plan.costs)),
         ("steps of a round", "seconds", "utilisation", *_others(plan.costs)): _lengths(plan.costs),
     }
     for headings, rows in tables.items():
@@ -51,7 +51,7 @@ def size(value: float) -> str:
     return f"{value / 1000**power:.4g} {UNITS[power]}"
 
 
-def _facts(plan: Plan) -> Iterable[tuple[str, str]]:
+def _facts(plan: RunPlan) -> Iterable[tuple[str, str]]:
     run, costs = plan.run, plan.costs
     sizes = costs.silo_sizes
     yield "mesh", f"{sum(sizes)} ranks on {run.topology.device.type}: {_silos(sizes)}; threads each: {plan.threads}"
@@ -62,9 +62,9 @@ def _facts(plan: Plan) -> Iterable[tuple[str, str]]:
     a_rank = _range(load.examples // load.replicas for load in costs.loads)
     yield "a round", f"{steps} steps of a silo, {examples} examples; {a_rank} of a rank"
     all_steps = _range(load.steps * costs.rounds for load in costs.loads)
-    seconds = timedelta(seconds=math.ceil(forecast(costs).seconds * costs.rounds))
+    seconds = timedelta(seconds=math.ceil(estimate(costs).seconds * costs.rounds))
     yield "the run", f"{costs.rounds:,} rounds, {all_steps} steps of a silo, {seconds} without evaluation"
-    for name, line in {"inside": costs.inside, "between": costs.between}.items():
+    for name, line in {"inside": costs.intra_silo, "between": costs.inter_silo}.items():
         if line:
             yield name, _line(line)
 
@@ -75,7 +75,7 @@ def _silos(sizes: Sequence[int]) -> str:
     return f"{len(sizes)} silos of {_range(sizes)} replica{'s' * (max(sizes) != 1)}"
 
 
-def _step(plan: Plan) -> str:
+def _step(plan: RunPlan) -> str:
     run = plan.run
     whole = run.batch_size
     if whole is None:
@@ -87,28 +87,28 @@ def _step(plan: Plan) -> str:
     return f"{whole} examples of a silo, {_range(shares)} of a rank{cut}"
 
 
-def _line(line: Line) -> str:
+def _line(line: LinkSpeed) -> str:
     how = "measured" if line.is_measured else "as told"
     return f"{size(line.bandwidth)}/s, {line.latency * 1e3:,.1f} ms a sum, {how}"
 
 
-def _bytes(costs: Costs) -> list[Sequence[str]]:
-    rows: dict[str, Sent] = {}
-    if costs.inside:
-        rows["inside silos, a step"] = averaging(costs)
-        rows["inside silos, end of a round"] = joining(costs)
-    if costs.between:
-        rows["between silos, a round"] = between(costs)
-        rows["between silos, the run"] = between(costs).times(costs.rounds)
+def _bytes(costs: CostModel) -> list[Sequence[str]]:
+    rows: dict[str, SentBytes] = {}
+    if costs.intra_silo:
+        rows["inside silos, a step"] = gradient_traffic(costs)
+        rows["inside silos, end of a round"] = all_gather_traffic(costs)
+    if costs.inter_silo:
+        rows["between silos, a round"] = inter_silo_traffic(costs)
+        rows["between silos, the run"] = inter_silo_traffic(costs).scaled(costs.rounds)
     return [(name, *map(size, (sent.rank, sent.silo, sent.all))) for name, sent in rows.items() if sent.all]
 
 
-def _memory(plan: Plan) -> list[Sequence[str]]:
+def _memory(plan: RunPlan) -> list[Sequence[str]]:
     rows = [(name, size(held)) for name, held in plan.memory.items()]
     return [*rows, ("all", size(sum(plan.memory.values())))]
 
 
-def _parts(now: Forecast) -> list[Sequence[str]]:
+def _parts(now: Estimate) -> list[Sequence[str]]:
     parts = {
         "computing: the steps": now.computing,
         "averaging gradients inside silos": now.averaging,
@@ -119,23 +119,23 @@ def _parts(now: Forecast) -> list[Sequence[str]]:
     return [*rows, (WHOLE_ROUND, _seconds(now.seconds), "100.0%")]
 
 
-def _lengths(costs: Costs) -> list[Sequence[str]]:
+def _lengths(costs: CostModel) -> list[Sequence[str]]:
     """Rounds of several lengths; one, if a round ends without a combination."""
-    lengths = LENGTHS if costs.traffic.between else (1.0,)
-    forecasts = {forecast(costs, length).steps: length for length in lengths}
+    lengths = LENGTHS if costs.traffic.inter_silo else (1.0,)
+    forecasts = {estimate(costs, length).steps: length for length in lengths}
     return [(f"{steps:,}", *_of_length(costs, length)) for steps, length in sorted(forecasts.items())]
 
 
-def _of_length(costs: Costs, length: float) -> Iterable[str]:
+def _of_length(costs: CostModel, length: float) -> Iterable[str]:
     """Seconds and utilisation, and the utilisation with each other uplink."""
-    now = forecast(costs, length)
-    others = [forecast(costs.with_uplink(name), length) for name in _others(costs)]
+    now = estimate(costs, length)
+    others = [estimate(costs.with_uplink(name), length) for name in _others(costs)]
     return _seconds(now.seconds), *(f"{each.utilisation:.2f}" for each in (now, *others))
 
 
-def _others(costs: Costs) -> list[str]:
+def _others(costs: CostModel) -> list[str]:
     """The uplinks that the run could have too."""
-    return [name for name in costs.packings if name != costs.uplink] if costs.between else []
+    return [name for name in costs.compression_costs if name != costs.uplink] if costs.inter_silo else []
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from trainer.commands.plan.cost_model import Costs, Line, Load
+from trainer.commands.plan.cost_model import CostModel, LinkSpeed, SiloLoad
 from trainer.commands.plan.traffic import in_ring
-from trainer.distributed.topology import slices_of
+from trainer.distributed.topology import count_shards
 
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20  # bytes that DistributedDataParallel averages at once
 LENGTHS = (0.1, 1.0, 10.0)  # of rounds, in those of the configuration
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Estimate:
     """The seconds of a round of the silo that takes longest, which the others wait for.
 
     steps      of it
@@ -40,29 +40,29 @@ class Forecast:
         return self.computing / self.seconds
 
 
-def forecast(costs: Costs, length: float = 1.0) -> Forecast:
+def estimate(costs: CostModel, length: float = 1.0) -> Estimate:
     """A round of so many times the steps."""
     slowest = max((_of_silo(costs, load, length) for load in costs.loads), key=lambda silo: silo.seconds)
-    combination = max(costs.paces[load.replicas].combination for load in costs.loads)
+    combination = max(costs.stage_times[load.replicas].combination for load in costs.loads)
     under_way = min(costs.overlap, slowest.steps) * (slowest.computing + slowest.averaging) / max(slowest.steps, 1)
-    slow = costs.between or costs.inside
+    slow = costs.inter_silo or costs.intra_silo
     header = slow.latency if slow else 0.0
     sending = header + max(seconds_between(costs) - under_way, 0.0) + _seconds_to_join(costs)
-    packing = costs.packings[costs.uplink].seconds if costs.uplink else 0.0
+    packing = costs.compression_costs[costs.uplink].seconds if costs.uplink else 0.0
     return replace(slowest, passing=slowest.passing + combination + packing, sending=sending)
 
 
-def _of_silo(costs: Costs, load: Load, length: float) -> Forecast:
+def _of_silo(costs: CostModel, load: SiloLoad, length: float) -> Estimate:
     """The part of a round until its combination."""
-    pace = costs.paces[load.replicas]
+    pace = costs.stage_times[load.replicas]
     steps = max(round(load.steps * length), min(load.steps, load.clients))
     averaging = costs.averaging.get(load.replicas)
     if averaging is None:
-        averaging = seconds_to_average(costs.traffic.gradients, load.replicas, costs.inside)
-    return Forecast(steps, steps * pace.step, steps * averaging, load.clients * pace.client, 0.0)
+        averaging = seconds_to_average(costs.traffic.gradients, load.replicas, costs.intra_silo)
+    return Estimate(steps, steps * pace.step, steps * averaging, load.clients * pace.client, 0.0)
 
 
-def seconds_to_average(gradients: int, replicas: int, inside: Line | None) -> float:
+def seconds_to_average(gradients: int, replicas: int, inside: LinkSpeed | None) -> float:
     """Seconds of the mean over a silo of so many bytes of gradients, a ring all-reduce for each bucket of them."""
     if replicas == 1:
         return 0.0
@@ -71,18 +71,20 @@ def seconds_to_average(gradients: int, replicas: int, inside: Line | None) -> fl
     return buckets * inside.latency + in_ring(gradients, replicas) / inside.bandwidth
 
 
-def seconds_between(costs: Costs) -> float:
+def seconds_between(costs: CostModel) -> float:
     """Seconds of the vectors that silos send each other."""
-    if costs.between is None or not costs.traffic.between:
+    if costs.inter_silo is None or not costs.traffic.inter_silo:
         return 0.0
-    return costs.between.latency + costs.traffic.between / len(costs.loads) / costs.between.bandwidth
+    return costs.inter_silo.latency + costs.traffic.inter_silo / len(costs.loads) / costs.inter_silo.bandwidth
 
 
-def _seconds_to_join(costs: Costs) -> float:
+def _seconds_to_join(costs: CostModel) -> float:
     """Seconds until all replicas of a silo have all of the sums: slices gathered, or the leader's copy passed on."""
     most = max(costs.silo_sizes)
-    if most == 1 or not costs.traffic.joined:
+    if most == 1 or not costs.traffic.all_gathered:
         return 0.0
-    assert costs.inside
-    part = (most - 1) / most if slices_of(costs.silo_sizes) > 1 else math.ceil(math.log2(most))
-    return 2 * costs.inside.latency + part * costs.traffic.joined / costs.inside.bandwidth  # and the norm is added up
+    assert costs.intra_silo
+    part = (most - 1) / most if count_shards(costs.silo_sizes) > 1 else math.ceil(math.log2(most))
+    return (
+        2 * costs.intra_silo.latency + part * costs.traffic.all_gathered / costs.intra_silo.bandwidth
+    )  # and the norm is added up

@@ -10,15 +10,15 @@ from typing import Any
 from rich.console import Console
 
 from trainer.commands.plan.console import show
-from trainer.commands.plan.measure import Measuring
-from trainer.commands.plan.options import Wishes, read_wishes, split
-from trainer.commands.plan.target_world import check_links, is_elsewhere, nodes_elsewhere, workers_here
-from trainer.commands.probe.workers import send, work
+from trainer.commands.plan.measure import Planner
+from trainer.commands.plan.options import PlanOptions, parse_options, split_arguments
+from trainer.commands.plan.target_world import check_links, count_local_workers, is_remote_run, remote_nodes
+from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.commands.train.launcher import FINISHED
 from trainer.config.compose import compose_tree
-from trainer.config.instantiate import Faults
+from trainer.config.instantiate import ErrorCollector
 from trainer.config.schema import read_config
-from trainer.distributed.environment import Place, check_launcher, check_world, is_worker
+from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
 from trainer.distributed.topology import silo_sizes
 
 USAGE = """\
@@ -45,28 +45,28 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return FINISHED
-    own, overrides = split(arguments)
-    faults = Faults()
-    wishes = faults.collect(lambda: read_wishes(own))
+    own, overrides = split_arguments(arguments)
+    errors = ErrorCollector()
+    wishes = errors.collect(lambda: parse_options(own))
     if is_worker(overrides):
         check_world()
-        faults.raise_any()
-        return work(overrides, partial(_plan, wishes))
-    tree = faults.collect(lambda: compose_tree(overrides))
-    faults.raise_any()
+        errors.raise_any()
+        return run_worker(overrides, partial(_plan, wishes))
+    tree = errors.collect(lambda: compose_tree(overrides))
+    errors.raise_any()
     config = read_config(tree)
     check_launcher(config.launch.nodes)
-    here = replace(config.launch, nproc_per_node=workers_here(wishes, config.launch))
-    if is_elsewhere(wishes, config.launch):
-        sizes = silo_sizes(config.silos, nodes_elsewhere(wishes, config.launch))
+    here = replace(config.launch, nproc_per_node=count_local_workers(wishes, config.launch))
+    if is_remote_run(wishes, config.launch):
+        sizes = silo_sizes(config.silos, remote_nodes(wishes, config.launch))
         check_links(wishes, sizes, True, int(here.nproc_per_node))
         here = replace(here, nodes=1, rdzv_endpoint=None)
-    return send(tree, here, (*COMMAND, *own))
+    return launch_workers(tree, here, (*COMMAND, *own))
 
 
-def _plan(wishes: Wishes, tree: dict[str, Any], place: Place, store: Any) -> int:
+def _plan(options: PlanOptions, tree: dict[str, Any], environment: ClusterEnvironment, store: Any) -> int:
     """The exit code, on rank 0 when it has printed the plan."""
-    plan = Measuring(read_config(tree), wishes, place, store).plan()
-    if place.rank == 0:
+    plan = Planner(read_config(tree), options, environment, store).plan()
+    if environment.rank == 0:
         show(plan, Console())
     return FINISHED

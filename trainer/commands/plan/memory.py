@@ -12,39 +12,41 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms.base import RoundSession
-from trainer.commands.plan.null_transport import Silent
-from trainer.loop.train_state import State
-from trainer.utils.hardware import status_bytes
+from trainer.commands.plan.null_transport import NullTransport
+from trainer.loop.train_state import TrainState
+from trainer.utils.hardware import proc_status_bytes
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # of Linux's clear_refs: the peak is what there is now
 
-Lines = dict[str, int]  # what it is, and its bytes
+MemoryLines = dict[str, int]  # what it is, and its bytes
 
 PROCESS = "the process, PyTorch and the data set"  # on the host, whatever the device
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """The bytes of memory that this process holds, when it has given back what it does not use."""
     ctypes.CDLL(None).malloc_trim(0)
-    return status_bytes("VmRSS")
+    return proc_status_bytes("VmRSS")
 
 
-def growth(device: torch.device, action: Callable[[], object]) -> int:
+def peak_growth(device: torch.device, action: Callable[[], object]) -> int:
     """The bytes by which the memory in use was larger than before, at most, while the action went on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
-    before = resident()
+    before = resident_bytes()
     with suppress(OSError):  # a kernel that cannot: the peak is that since the process began
         CLEAR_REFS.write_text(RESET_PEAK)
     action()
-    return max(status_bytes("VmHWM") - before, 0)
+    return max(proc_status_bytes("VmHWM") - before, 0)
 
 
-def lines_of(state: State, session: RoundSession, wire: Silent, clients: int, step: int, process: int) -> Lines:
+def memory_lines(
+    state: TrainState, session: RoundSession, wire: NullTransport, clients: int, step: int, process: int
+) -> MemoryLines:
     """The bytes of what this rank holds, in the middle of a round in which its silo trains so many clients.
 
     step: by which the memory grew in a step. process: what it held before the run was made.
@@ -59,12 +61,12 @@ def lines_of(state: State, session: RoundSession, wire: Silent, clients: int, st
         "gradients": gradients,
         "inner optimizer's state": _new(tensors_of(trainer.optimizer.state), seen),
         "global parameters": _new([global_state.pop("parameters")], seen),
-        "average of the weights": _new([state.average.vector] if state.average else [], seen),
+        "average of the weights": _new([state.ema.vector] if state.ema else [], seen),
         "server optimizer's state, of its slice": _new(tensors_of(algorithm.sharded_state_dict()), seen),
         "sums of the silo's clients": _new(tensors_of(sums), seen),
         "deltas of all clients": wire.bytes_held + 2 * clients * _each(rows),
         "the algorithm's own": _new(tensors_of(global_state), seen),
-        "states kept for clients": len(run.homes[run.topology.silo]) * _each(trainer.states.values()),
+        "states kept for clients": len(run.homes[run.topology.silo]) * _each(trainer.client_states.values()),
         "batch and activations": max(step - gradients, 0),
         PROCESS: process,
     }

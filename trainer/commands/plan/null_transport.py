@@ -8,65 +8,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.distributed.transport import Wire
-from trainer.distributed.transport.base import Arrivals, Rule, SeedFor, shifted, width_of
+from trainer.distributed.transport import Transport
+from trainer.distributed.transport.base import ColumnReduction, ReducedChunks, SeedFor, columns_per_silo, shift_slice
 
 
-class Silent:
+class NullTransport:
     """What comes in is what went out, and what the wire in its place would move is noted.
 
     rows          of a round, that all silos would bring to be combined by columns
     vectors       that were to be summed, without their numbers, and where in a whole vector each begins
     bytes_sent    by all silos, between them
-    bytes_joined  of the vectors that were made whole inside the silo
+    bytes_all_gathered  of the vectors that were made whole inside the silo
     bytes_held    of the rows, where they are combined
     """
 
     stateful = False
-    seconds_waited = 0.0
+    wait_seconds = 0.0
 
-    def __init__(self, wire: Wire, num_silos: int, rows: int):
-        self.wire, self.unit, self.num_silos, self.rows = wire, wire.unit, num_silos, rows
+    def __init__(self, transport: Transport, num_silos: int, rows: int):
+        self.transport, self.alignment, self.num_silos, self.rows = transport, transport.alignment, num_silos, rows
         self.bytes_held = 0
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Notes anew."""
         self.vectors: list[tuple[Tensor, int]] = []
-        self.bytes_sent = self.bytes_joined = 0
+        self.bytes_sent = self.bytes_all_gathered = 0
 
-    def begin_round(self, seed_for: SeedFor) -> None:
+    def start_round(self, seed_for: SeedFor) -> None:
         pass
 
-    def parts(self, length: int) -> list[slice]:
-        return self.wire.parts(length)
+    def chunks(self, length: int) -> list[slice]:
+        return self.transport.chunks(length)
 
-    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
-        return self.wire.bytes_of(vector, offset)
+    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
+        return self.transport.all_reduce_bytes(vector, offset)
 
-    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
+    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
         self.vectors.append((torch.empty_like(vector, device="meta"), offset))
-        self.bytes_sent += self.bytes_of(vector, offset)
-        parts = [part for part in self.parts(len(vector)) if part.stop > part.start]
-        return ((shifted(part, offset), vector[part]) for part in parts)
+        self.bytes_sent += self.all_reduce_bytes(vector, offset)
+        parts = [part for part in self.chunks(len(vector)) if part.stop > part.start]
+        return ((shift_slice(part, offset), vector[part]) for part in parts)
 
-    def ahead(self, vector: Tensor, name: str) -> Tensor:
-        return self.join(vector.clone()) if self.wire.stateful and self.num_silos > 1 else vector
+    def lookahead(self, vector: Tensor, name: str) -> Tensor:
+        return self.all_gather(vector.clone()) if self.transport.stateful and self.num_silos > 1 else vector
 
-    def join(self, vector: Tensor) -> Tensor:
-        self.bytes_joined += vector.nbytes
+    def all_gather(self, vector: Tensor) -> Tensor:
+        self.bytes_all_gathered += vector.nbytes
         return vector
 
-    def add_up(self, value: float) -> float:
+    def sum_over_shards(self, value: float) -> float:
         return value
 
-    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
-        return self.wire.bytes_of_rows(rows, count)
+    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
+        return self.transport.reduce_columns_bytes(rows, count)
 
-    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
+    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
         """Of this silo's rows over and over, in the place of those of all silos."""
-        self.bytes_sent += self.bytes_of_rows(rows, self.rows)
-        received = rows[torch.arange(self.rows) % len(rows), : width_of(rows.shape[1], self.num_silos)]
+        self.bytes_sent += self.reduce_columns_bytes(rows, self.rows)
+        received = rows[torch.arange(self.rows) % len(rows), : columns_per_silo(rows.shape[1], self.num_silos)]
         self.bytes_held = received.nbytes
         return rule(received, lambda tensor: tensor).repeat(self.num_silos)[: rows.shape[1]]
 

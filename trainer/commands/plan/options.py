@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.utils.text import nearest
+from trainer.utils.text import suggest
 
 PREFIX = "plan."
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -19,7 +19,7 @@ DURATION = re.compile(NUMBER + r" ?(us|ms|s)")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanOptions:
     """What the user knows of the machines; None: it is to be measured here.
 
     ranks             of the run; None: those that would be started
@@ -36,29 +36,29 @@ class Wishes:
     seconds_per_step: float | None = None
 
 
-def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """The arguments that are for the plan, and the run's overrides."""
     arguments = list(arguments)
     own = [argument for argument in arguments if argument.startswith(PREFIX)]
     return own, [argument for argument in arguments if argument not in own]
 
 
-def read_wishes(arguments: Iterable[str]) -> Wishes:
+def parse_options(arguments: Iterable[str]) -> PlanOptions:
     """What these arguments say, plan.key=value each. Raises ValueError that names every fault."""
     read: dict[str, Any] = {}
-    faults = []
+    errors = []
     for argument in arguments:
         key, _, text = argument.partition("=")
         if key not in READERS:
-            faults.append(f"{key} is no key of the plan{nearest(key, list(READERS))}")
+            errors.append(f"{key} is no key of the plan{suggest(key, list(READERS))}")
             continue
         reader, valid = READERS[key]
         read[key.removeprefix(PREFIX)] = reader(text)
         if not read[key.removeprefix(PREFIX)]:
-            faults.append(f"{argument}\n  valid: {valid}")
-    if faults:
-        raise ValueError("\n".join(faults))
-    return Wishes(**read)
+            errors.append(f"{argument}\n  valid: {valid}")
+    if errors:
+        raise ValueError("\n".join(errors))
+    return PlanOptions(**read)
 
 
 def rate(text: str) -> float | None:

@@ -15,17 +15,17 @@ import torch
 from torch.cuda import nccl
 
 from trainer import __version__
-from trainer.commands.probe.network_interfaces import of_gloo, towards
+from trainer.commands.probe.network_interfaces import gloo_interface, interface_towards
 from trainer.config.schema import Config
-from trainer.distributed.environment import Place
+from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.launch.processes import choose_threads
 
-OMP_OF_USER = "SILOTRAIN_DOCTOR_OMP"  # OMP_NUM_THREADS as it was before our launcher set it
+USER_OMP_VARIABLE = "SILOTRAIN_DOCTOR_OMP"  # OMP_NUM_THREADS as it was before our launcher set it
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Facts:
+class HostFacts:
     """One rank's. Sizes are in GiB. Only the first rank of a node has a port, at which the others try to reach it."""
 
     rank: int
@@ -48,22 +48,22 @@ class Facts:
     has_nvidia: bool
 
 
-def find_facts(config: Config, place: Place, port: int) -> Facts:
+def collect_host_facts(config: Config, environment: ClusterEnvironment, port: int) -> HostFacts:
     """What this rank has. Raises ValueError if gloo is told of an interface that is not there."""
-    gloo, proposed = of_gloo(), towards(place.host)
-    gpu, gpu_memory = _gpu(config, place)
-    return Facts(
-        rank=place.rank,
-        node=place.node,
+    gloo, proposed = gloo_interface(), interface_towards(environment.host)
+    gpu, gpu_memory = _gpu(config, environment)
+    return HostFacts(
+        rank=environment.rank,
+        node=environment.node,
         host=socket.gethostname(),
         interface=gloo.name,
         address=gloo.address,
         port=port,
         proposed=proposed.name if proposed else "",
         versions=_versions(),
-        threads=choose_threads(config.launch.threads_per_worker, place.local_world_size),
+        threads=choose_threads(config.launch.threads_per_worker, environment.local_world_size),
         cores=sorted(os.sched_getaffinity(0)),
-        omp=os.environ.get(OMP_OF_USER, "") if place.started_by == "launcher" else "",
+        omp=os.environ.get(USER_OMP_VARIABLE, "") if environment.launched_by == "launcher" else "",
         memory=_available_memory(),
         shm=_free(Path("/dev/shm")),
         disk=_free(Path(str(config.run_dir))),
@@ -102,10 +102,10 @@ def _free(path: Path) -> float:
     return shutil.disk_usage(there).free / GIB
 
 
-def _gpu(config: Config, place: Place) -> tuple[str, float]:
+def _gpu(config: Config, environment: ClusterEnvironment) -> tuple[str, float]:
     """The name and identity of the GPU of this rank and its free memory in GiB."""
     if config.launch.device == "cpu" or not torch.cuda.is_available():
         return "", 0.0
-    index = place.local_rank % torch.cuda.device_count()
+    index = environment.local_rank % torch.cuda.device_count()
     properties = torch.cuda.get_device_properties(index)
     return f"{properties.name} {properties.uuid}", torch.cuda.mem_get_info(index)[0] / GIB

@@ -48,12 +48,16 @@ def measure_links(silos: Topology, hosts: Topology) -> list[Link]:
 
 
 def _inside(name: str, topology: Topology) -> Link:
-    seconds = _seconds(lambda values: collectives.mean_in_silo(values, topology), topology, topology.num_replicas > 1)
+    seconds = _seconds(
+        lambda values: collectives.all_reduce_mean_in_silo(values, topology), topology, topology.num_replicas > 1
+    )
     return _link(name, seconds, topology.num_replicas, len(topology.silo_sizes))
 
 
 def _between(name: str, topology: Topology) -> Link:
-    seconds = _seconds(lambda values: collectives.sum_between_leaders(values, topology), topology, topology.is_leader)
+    seconds = _seconds(
+        lambda values: collectives.all_reduce_between_leaders(values, topology), topology, topology.is_leader
+    )
     return _link(name, seconds, topology.num_silos, 1)
 
 
@@ -78,7 +82,7 @@ def _timed(reduce: Callable[[Tensor], Tensor], values: Tensor) -> float:
 
 def _link(name: str, seconds: tuple[float, float], ranks: int, groups: int) -> Link:
     """The link on all ranks, from each rank's seconds in a group of so many ranks."""
-    rows = collectives.gather_rows(torch.tensor([*seconds, ranks], dtype=torch.float64))
+    rows = collectives.all_gather_rows(torch.tensor([*seconds, ranks], dtype=torch.float64))
     sent = 4 * LARGE * 2 * (rows[:, 2] - 1) / rows[:, 2]
     took_part = rows[:, 1] > 0
     bandwidths = torch.where(took_part, sent / rows[:, 1], torch.inf)

@@ -23,7 +23,7 @@ class Interface(NamedTuple):
         return self.address.startswith(LOOPBACK)
 
 
-def interfaces() -> list[Interface]:
+def list_interfaces() -> list[Interface]:
     """Those of this host that have an IPv4 address."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
@@ -36,12 +36,12 @@ def interfaces() -> list[Interface]:
     return found
 
 
-def of_gloo() -> Interface:
+def gloo_interface() -> Interface:
     """What gloo would use: GLOO_SOCKET_IFNAME, else what the host's name resolves to, else the loopback.
 
     Raises ValueError when there is no such interface.
     """
-    there = interfaces()
+    there = list_interfaces()
     if wanted := os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]:
         for interface in there:
             if interface.name == wanted:
@@ -51,9 +51,9 @@ def of_gloo() -> Interface:
     return _named(_own_address(), there)
 
 
-def towards(host: str | None) -> Interface | None:
+def interface_towards(host: str | None) -> Interface | None:
     """The interface over which this host reaches the other one, or is reached as it; None if over none but loopback."""
-    there = interfaces()
+    there = list_interfaces()
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
             asked.connect((host or "", 9))  # sends nothing
@@ -87,11 +87,11 @@ def _named(address: str, there: list[Interface]) -> Interface:
     return Interface(known.get(address, loopback if address.startswith(LOOPBACK) else "?"), address)
 
 
-def is_here(host: str) -> bool:
+def is_local_host(host: str) -> bool:
     """Whether the name or address is one of this machine, or is none that anybody has."""
     try:
         addresses = {answer[4][0] for answer in socket.getaddrinfo(host, None, socket.AF_INET)}
     except OSError:
         return True  # whoever uses it says so
-    own = {interface.address for interface in interfaces()}
+    own = {interface.address for interface in list_interfaces()}
     return any(address in own or str(address).startswith(LOOPBACK) for address in addresses)

@@ -10,11 +10,11 @@ from threading import Timer
 
 
 @contextmanager
-def deadline(seconds: float, otherwise: str) -> Iterator[None]:
+def watchdog(seconds: float, message: str) -> Iterator[None]:
     """Ends this process with exit code 1, saying why, unless the block is left within so many seconds."""
 
     def give_up() -> None:
-        print(otherwise, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         os._exit(1)
 
     timer = Timer(seconds, give_up)

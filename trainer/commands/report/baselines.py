@@ -13,7 +13,7 @@ from trainer.loggers.messages import number
 SHARES_NOTHING = "$^"  # algorithm.shared_params of conf/algorithm/local.yaml
 
 
-def is_alone(settings: Settings) -> bool:
+def is_local_only(settings: Settings) -> bool:
     """Whether every client trained alone, algorithm=local: the lower bracket."""
     return settings.get("algorithm.shared_params") == SHARES_NOTHING
 
@@ -23,13 +23,13 @@ def is_pooled(settings: Settings) -> bool:
     return settings["algorithm._target_"] == "trainer.algorithms.Sync"
 
 
-def brackets(report: Report) -> list[str]:
+def baselines(report: Report) -> list[str]:
     """What is said of each configuration: which bracket it is, or how it lies to those that there are.
 
     Nothing of any, where none lies to a bracket. Of several configurations that are the same bracket, on the same data
     and model, the best counts.
     """
-    said = [_bracket(configuration.settings) for configuration in report.configurations]
+    said = [_baseline(configuration.settings) for configuration in report.configurations]
     verdicts = [
         "" if bracket else _verdict(configuration, report)
         for bracket, configuration in zip(said, report.configurations, strict=True)
@@ -37,8 +37,8 @@ def brackets(report: Report) -> list[str]:
     return [bracket or ours for bracket, ours in zip(said, verdicts, strict=True)] if any(verdicts) else verdicts
 
 
-def _bracket(settings: Settings) -> str:
-    if is_alone(settings):
+def _baseline(settings: Settings) -> str:
+    if is_local_only(settings):
         return "alone: the lower bracket"
     return "pooled: the upper bracket" if is_pooled(settings) else ""
 
@@ -47,16 +47,16 @@ def _verdict(configuration: Configuration, report: Report) -> str:
     ours = configuration.spread(report.score).mean
     if math.isnan(ours):
         return ""
-    lower = _best(report, configuration, is_alone, _ground_of_clients)
+    lower = _best(report, configuration, is_local_only, _ground_of_clients)
     upper = _best(report, configuration, is_pooled, _ground)
-    return verdict(lower, ours, upper, report.more_is_better)
+    return compare_to_baselines(lower, ours, upper, report.higher_is_better)
 
 
-def verdict(lower: float | None, ours: float, upper: float | None, more_is_better: bool) -> str:
+def compare_to_baselines(lower: float | None, ours: float, upper: float | None, higher_is_better: bool) -> str:
     """Whether lower <= ours <= upper, in words; where less is better the other way round. None: there is none."""
 
     def is_worse(one: float, other: float) -> bool:
-        return lt(one, other) if more_is_better else lt(other, one)
+        return lt(one, other) if higher_is_better else lt(other, one)
 
     if lower is not None and is_worse(ours, lower):
         return f"worse than alone, {number(lower)}"
@@ -82,7 +82,7 @@ def _best(
         if is_bracket(each.settings) and each.has_finished and ground(each.settings) == ground(ours.settings)
     ]
     scores = [score for score in same if not math.isnan(score)]
-    return (max if report.more_is_better else min)(scores) if scores else None
+    return (max if report.higher_is_better else min)(scores) if scores else None
 
 
 def _ground(settings: Settings) -> Hashable:

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.commands.report.summary import Report
-from trainer.commands.report.table import MISSING, Column, columns
+from trainer.commands.report.table import MISSING, TableColumn, columns
 
-MOST_UNFINISHED = 10  # that are named
+MAX_UNFINISHED = 10  # that are named
 GAP = 3  # between columns, of which the box has one
 
 
@@ -27,11 +27,11 @@ def show(report: Report, console: Console) -> None:
     else:
         _show_one_by_one(report, found, console)
     unfinished = [record for record in report.records if not record.has_finished]
-    for record in unfinished[:MOST_UNFINISHED]:
+    for record in unfinished[:MAX_UNFINISHED]:
         error = str(record.state.get("error", "")).partition("\n")[0]
-        console.print(Text(f"{record.folder}: {record.standing}{': ' if error else ''}{error}"), soft_wrap=True)
-    if len(unfinished) > MOST_UNFINISHED:
-        console.print(f"and {len(unfinished) - MOST_UNFINISHED} more that are not finished: --csv FILE names all")
+        console.print(Text(f"{record.folder}: {record.status_text}{': ' if error else ''}{error}"), soft_wrap=True)
+    if len(unfinished) > MAX_UNFINISHED:
+        console.print(f"and {len(unfinished) - MAX_UNFINISHED} more that are not finished: --csv FILE names all")
 
 
 def _counted(report: Report) -> str:
@@ -39,7 +39,7 @@ def _counted(report: Report) -> str:
     return f"{runs} run{'s' * (runs != 1)} of {configurations} configuration{'s' * (configurations != 1)}"
 
 
-def fitting_table(found: Sequence[Column], width: int) -> Table | None:
+def fitting_table(found: Sequence[TableColumn], width: int) -> Table | None:
     """The table in at most so many characters a line, without a word broken; None if that cannot be."""
     least = [_least_width(column) for column in found]
     left = width - sum(least) - GAP * (len(found) - 1)
@@ -55,7 +55,7 @@ def fitting_table(found: Sequence[Column], width: int) -> Table | None:
     return table
 
 
-def _show_one_by_one(report: Report, found: Sequence[Column], console: Console) -> None:
+def _show_one_by_one(report: Report, found: Sequence[TableColumn], console: Console) -> None:
     """Two paragraphs a configuration, for a narrow console or many settings."""
     for row, configuration in enumerate(report.configurations):
         console.print(Text(f"\n{configuration.label}", style="bold"))
@@ -65,7 +65,7 @@ def _show_one_by_one(report: Report, found: Sequence[Column], console: Console) 
     console.print()
 
 
-def _least_width(column: Column) -> int:
+def _least_width(column: TableColumn) -> int:
     """The longest word, or of numbers the longest cell: they are not broken between mean and deviation."""
     cells = [cell.text for cell in column.cells]
     words = cells if _is_of_numbers(column) else [word for cell in cells for word in cell.split()]
@@ -76,5 +76,5 @@ def _width(texts: Iterable[str]) -> int:
     return max(map(cell_len, texts), default=0)
 
 
-def _is_of_numbers(column: Column) -> bool:
+def _is_of_numbers(column: TableColumn) -> bool:
     return all(cell.value is not None or cell.text == MISSING for cell in column.cells)

@@ -19,9 +19,9 @@ def runs_csv(report: Report) -> str:
 
     The figures are those of result.json, or of an unfinished run the last that it measured.
     """
-    figures = list(dict.fromkeys(name for record in report.records for name in record.figures))
+    figures = list(dict.fromkeys(name for record in report.records for name in record.metrics))
     rows = (
-        [record.folder, each.label, record.status, record.seed, *each.cells, *map(record.figures.get, figures)]
+        [record.folder, each.label, record.status, record.seed, *each.cells, *map(record.metrics.get, figures)]
         for each in report.configurations
         for record in each.records
     )

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from trainer.commands.report import csv_export
 from trainer.commands.report.console import show
-from trainer.commands.report.output_files import Target, check
+from trainer.commands.report.output_files import OutputFile, check
 from trainer.commands.report.page import GENERATOR, page
-from trainer.commands.report.run_records import Record, read_records
+from trainer.commands.report.run_records import RunRecord, read_records
 from trainer.commands.report.summary import summarize
 
 PAGE = "report.html"
@@ -38,12 +38,14 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     records = read_records(options.folders)
     report = summarize(records, options.by)
-    target = Target("--html", options.html or _page_of(options.folders[0], records), GENERATOR)
-    texts: dict[Target, Callable[[], str]] = {target: lambda: page(report, target.path.parent)}
+    target = OutputFile("--html", options.html or _page_of(options.folders[0], records), GENERATOR)
+    texts: dict[OutputFile, Callable[[], str]] = {target: lambda: page(report, target.path.parent)}
     if options.csv:
-        texts[Target("--csv", options.csv, ",".join(csv_export.RUN))] = lambda: csv_export.runs_csv(report)
+        texts[OutputFile("--csv", options.csv, ",".join(csv_export.RUN))] = lambda: csv_export.runs_csv(report)
     if options.curves:
-        texts[Target("--curves", options.curves, ",".join(csv_export.ROUND))] = lambda: csv_export.curves_csv(report)
+        texts[OutputFile("--curves", options.curves, ",".join(csv_export.ROUND))] = lambda: csv_export.curves_csv(
+            report
+        )
     check(texts)
     for written, text in texts.items():
         written.write(text())
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _page_of(folder: Path, records: Sequence[Record]) -> Path:
+def _page_of(folder: Path, records: Sequence[RunRecord]) -> Path:
     """report.html in this folder; if it holds one run alone, in the folder of the run."""
     within = [record.folder for record in records if record.folder.resolve().is_relative_to(folder.resolve())]
     return (within[0] if len(within) == 1 else folder) / PAGE

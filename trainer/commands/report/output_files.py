@@ -12,14 +12,14 @@ MARK_WITHIN = 1000  # characters
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputFile:
     """A file to be written. option: how the user names it. mark: what stands at the beginning of one of ours."""
 
     option: str
     path: Path
     mark: str
 
-    def fault(self) -> str:
+    def write_error(self) -> str:
         """Why it cannot be written; empty if it can."""
         if self.path.is_dir():
             return f"{self.option} {self.path} is a folder.\n  name a file in it"
@@ -42,7 +42,7 @@ class Target:
             return file.read(MARK_WITHIN)
 
 
-def check(targets: Iterable[Target]) -> None:
+def check(targets: Iterable[OutputFile]) -> None:
     """Raises ValueError with everything that speaks against writing these files."""
-    if faults := [fault for target in targets if (fault := target.fault())]:
-        raise ValueError("\n".join(faults))
+    if errors := [fault for target in targets if (fault := target.write_error())]:
+        raise ValueError("\n".join(errors))

@@ -12,28 +12,28 @@ from string import Template
 from plotly.offline import get_plotlyjs
 
 from trainer.commands.report.plot_data import AXES, curves, drawn_names, heat_maps, last_of_clients
-from trainer.commands.report.run_records import Record
+from trainer.commands.report.run_records import RunRecord
 from trainer.commands.report.summary import Configuration, Report
 from trainer.commands.report.table import Cell, columns, number_cell
 
-HERE = Path(__file__).parent
+PACKAGE_DIR = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="silotrain report">'  # by which a page of ours is known
 
 
 def page(report: Report, folder: Path) -> str:
     """The page, to be written to `folder`: its links to the runs are relative to it."""
     runs, configurations = len(report.records), len(report.configurations)
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
+    return Template((PACKAGE_DIR / "page.html").read_text(encoding="utf-8")).substitute(
         generator=GENERATOR,
         title=f"{runs} runs, {configurations} configurations" if runs > 1 else escape(report.records[0].folder.name),
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        style=(PACKAGE_DIR / "page.css").read_text(encoding="utf-8"),
         score=escape(report.score),
         table=_configurations(report),
         runs=_runs(report, folder),
         open=" open" * (runs == 1),
         data=json.dumps(_drawn(report), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        script=(PACKAGE_DIR / "page.js").read_text(encoding="utf-8"),
     )
 
 
@@ -67,13 +67,13 @@ def _runs(report: Report, folder: Path) -> str:
     return _table("runs", head, rows, links)
 
 
-def _run(configuration: Configuration, record: Record, score: str) -> list[Cell]:
+def _run(configuration: Configuration, record: RunRecord, score: str) -> list[Cell]:
     return [
         Cell(str(record.folder)),
         Cell(configuration.label),
         Cell(str(record.seed), record.seed),
-        Cell(record.standing),
-        number_cell(record.figures.get(score)),
+        Cell(record.status_text),
+        number_cell(record.metrics.get(score)),
         Cell(str(record.state.get("error", "")).partition("\n")[0]),
     ]
 

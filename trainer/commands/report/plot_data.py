@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.commands.report.run_records import Record
+from trainer.commands.report.run_records import RunRecord
 from trainer.commands.report.summary import Configuration, Report, spread_of
 from trainer.loggers import HEADLINES, Metrics
-from trainer.loggers.client_history import ClientFigure
+from trainer.loggers.client_history import ClientMetric
 
 AXES = {
     "round": "round",
@@ -30,7 +30,7 @@ FIRST = (
     *(f"validation/{name}" for name in SCORES),
 )
 
-MOST_CELLS = 500_000  # of all heat maps of a page: with more it takes long to open
+MAX_CELLS = 500_000  # of all heat maps of a page: with more it takes long to open
 SIGNIFICANT_DIGITS = 7
 
 Drawn = dict[str, Any]  # of plain values, for the page's script
@@ -70,7 +70,7 @@ def _figure(name: str, rounds: Iterable[Sequence[Metrics]]) -> Drawn:
     }
 
 
-def last_of_clients(records: Iterable[Record]) -> Drawn:
+def last_of_clients(records: Iterable[RunRecord]) -> Drawn:
     """By figure: the value of every client of every run when clients were measured last, and which it is."""
     drawn: Drawn = {}
     for record in records:
@@ -89,7 +89,7 @@ def heat_maps(report: Report) -> list[Drawn]:
     So that a page of many runs opens, of long ones every second round is drawn, or every third, and the last.
     """
     measured = [(each, record) for each in report.configurations for record in each.records if record.clients]
-    most = MOST_CELLS // max(1, sum(len(record.clients) for _, record in measured))
+    most = MAX_CELLS // max(1, sum(len(record.clients) for _, record in measured))
     return [
         {
             "name": f"{configuration.label}, seed {record.seed}",
@@ -99,14 +99,14 @@ def heat_maps(report: Report) -> list[Drawn]:
     ]
 
 
-def _heat_map(figure: ClientFigure, most: int) -> Drawn:
-    stride = -(-figure.values.size // most)
-    kept = np.arange(len(figure.rounds))[::-1][::stride][::-1]
+def _heat_map(metric: ClientMetric, most: int) -> Drawn:
+    stride = -(-metric.values.size // most)
+    kept = np.arange(len(metric.rounds))[::-1][::stride][::-1]
     return {
-        "clients": figure.clients,
-        "rounds": [figure.rounds[index] for index in kept],
-        "values": [[_plain(value) for value in row] for row in figure.values[:, kept].tolist()],
-        "best": "high" if figure.more_is_better else "low",
+        "clients": metric.clients,
+        "rounds": [metric.rounds[index] for index in kept],
+        "values": [[_plain(value) for value in row] for row in metric.values[:, kept].tolist()],
+        "best": "high" if metric.higher_is_better else "low",
     }
 
 

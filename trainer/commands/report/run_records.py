@@ -11,16 +11,16 @@ from typing import Any
 
 import yaml
 
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.loggers import Metrics, read_jsonl
-from trainer.loggers.client_history import ClientFigure, client_figures
+from trainer.loggers.client_history import ClientMetric, client_metrics
 from trainer.utils.trees import flatten
 
 OF_A_ROUND = ("client/", "slowest/", "seconds/", "delta/", "round/")  # what result.json does not hold either
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """What a run left.
 
     settings: the resolved configuration by dotted names. rounds: the metrics of each, without single clients, NaN for
@@ -31,8 +31,8 @@ class Record:
     settings: dict[str, Any]
     state: dict[str, Any]
     rounds: list[Metrics]
-    clients: list[ClientFigure]
-    figures: Metrics
+    clients: list[ClientMetric]
+    metrics: Metrics
 
     @property
     def status(self) -> str:
@@ -47,25 +47,25 @@ class Record:
         return self.settings["seed"]
 
     @property
-    def standing(self) -> str:
+    def status_text(self) -> str:
         """How the run stands, such as `finished` or `crashed 3/20`: after 3 of 20 rounds."""
-        done = int(self.figures.get("round", 0))
+        done = int(self.metrics.get("round", 0))
         return self.status if self.has_finished else f"{self.status} {done}/{self.settings['rounds']}"
 
 
-def read_records(folders: Sequence[Path]) -> list[Record]:
+def read_records(folders: Sequence[Path]) -> list[RunRecord]:
     """The runs in these folders, at any depth, each once; ValueError when a folder has none or a run is damaged."""
-    faults: list[str] = []
+    errors: list[str] = []
     found: dict[Path, Path] = {}
     for folder in folders:
         runs = list(_run_folders(folder))
         found |= {run.resolve(): run for run in reversed(runs)}
         if not folder.is_dir():
-            faults.append(f"{folder} is no folder.\n  name run folders, or folders that hold some, such as outputs")
+            errors.append(f"{folder} is no folder.\n  name run folders, or folders that hold some, such as outputs")
         elif not runs:
-            faults.append(f"{folder} holds no run: a run's folder has config.yaml and state.json.")
-    if faults:
-        raise ValueError("\n".join(faults))
+            errors.append(f"{folder} holds no run: a run's folder has config.yaml and state.json.")
+    if errors:
+        raise ValueError("\n".join(errors))
     return [_read(run) for run in sorted(found.values())]
 
 
@@ -76,20 +76,20 @@ def _run_folders(folder: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def _read(path: Path) -> Record:
-    folder = RunFolder(path)
+def _read(path: Path) -> RunRecord:
+    folder = RunDir(path)
     try:
         settings = flatten(yaml.safe_load((path / "config.yaml").read_text()))
         state = folder.state()
-        figures = _numbers(folder.result()) if state["status"] == "finished" else None
+        figures = _numeric_results(folder.result()) if state["status"] == "finished" else None
         history = read_jsonl(folder.metrics) if folder.metrics.exists() else []
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or leave it out") from error
     rounds = [_without_clients(metrics) for metrics in history]
-    return Record(path, settings, state, rounds, client_figures(history), figures or _last_figures(rounds))
+    return RunRecord(path, settings, state, rounds, client_metrics(history), figures or _last_figures(rounds))
 
 
-def _numbers(result: dict[str, Any]) -> Metrics:
+def _numeric_results(result: dict[str, Any]) -> Metrics:
     return {name: value for name, value in result.items() if isinstance(value, int | float)}
 
 

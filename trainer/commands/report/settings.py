@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from trainer.checkpoint.run_dir import FREE
-from trainer.utils.text import shown
+from trainer.checkpoint.run_dir import CHANGEABLE_KEYS
+from trainer.utils.text import format_value
 
 Settings = Mapping[str, Any]
 
@@ -39,16 +39,16 @@ def short_titles(names: Sequence[str]) -> list[str]:
     return [short if last.count(short) == 1 else title(name) for name, short in zip(names, last, strict=True)]
 
 
-def said(name: str, runs: Sequence[Settings]) -> list[str]:
+def setting_text(name: str, runs: Sequence[Settings]) -> list[str]:
     """The value of a setting in each run; a class by its last name if that says which, and a dash for none."""
-    values = [shown(run[name]) if name in run else "–" for run in runs]
+    values = [format_value(run[name]) if name in run else "–" for run in runs]
     last = {value: value.rpartition(".")[2] for value in values}
     short = name.endswith(TARGET) and len(set(last.values())) == len(last)
     return [last[value] for value in values] if short else values
 
 
 def _is_setting(name: str) -> bool:
-    return name != "seed" and not name.startswith(FREE)
+    return name != "seed" and not name.startswith(CHANGEABLE_KEYS)
 
 
 def _differs(name: str, runs: Sequence[Settings]) -> bool:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from trainer.commands.report.run_records import Record
-from trainer.commands.report.settings import Settings, configuration_of, differing, said, short_titles
-from trainer.loggers import HEADLINES, more_is_better
-from trainer.utils.text import nearest
+from trainer.commands.report.run_records import RunRecord
+from trainer.commands.report.settings import Settings, configuration_of, differing, setting_text, short_titles
+from trainer.loggers import HEADLINES, higher_is_better
+from trainer.utils.text import suggest
 
 SCORES = tuple(f"test/{name}" for name in HEADLINES)  # the first that there is orders the table
 
@@ -38,7 +38,7 @@ class Configuration:
 
     label: str
     cells: tuple[str, ...]
-    records: tuple[Record, ...]
+    records: tuple[RunRecord, ...]
 
     @property
     def settings(self) -> Settings:
@@ -49,13 +49,13 @@ class Configuration:
         return any(record.has_finished for record in self.records)
 
     @property
-    def counted(self) -> list[Record]:
+    def counted(self) -> list[RunRecord]:
         """The runs that its figures are of: the finished ones, or if there are none, all."""
         return [record for record in self.records if record.has_finished or not self.has_finished]
 
     def spread(self, name: str) -> Spread:
         """The spread of this figure over the runs that have it."""
-        return spread_of([record.figures[name] for record in self.counted if name in record.figures])
+        return spread_of([record.metrics[name] for record in self.counted if name in record.metrics])
 
     @property
     def seeds(self) -> str:
@@ -64,9 +64,9 @@ class Configuration:
         return str(seeds) if runs == seeds else f"{seeds} ({runs} runs)"
 
     @property
-    def standing(self) -> str:
+    def status_text(self) -> str:
         """How the unfinished runs stand; empty if there are none."""
-        found = Counter(record.standing for record in self.records if not record.has_finished)
+        found = Counter(record.status_text for record in self.records if not record.has_finished)
         return ", ".join(f"{count} x {text}" if count > 1 else text for text, count in found.items())
 
 
@@ -74,31 +74,31 @@ class Configuration:
 class Report:
     """What is reported. columns: the settings that differ. headings: their short names. score: what orders it."""
 
-    records: tuple[Record, ...]
+    records: tuple[RunRecord, ...]
     columns: tuple[str, ...]
     headings: tuple[str, ...]
     configurations: tuple[Configuration, ...]
     score: str
 
     @property
-    def more_is_better(self) -> bool:
-        return more_is_better(self.score)
+    def higher_is_better(self) -> bool:
+        return higher_is_better(self.score)
 
     def has(self, name: str) -> bool:
         """Whether any run has this figure."""
-        return any(name in record.figures for record in self.records)
+        return any(name in record.metrics for record in self.records)
 
 
-def summarize(records: Sequence[Record], by: str | None = None) -> Report:
+def summarize(records: Sequence[RunRecord], by: str | None = None) -> Report:
     """The report of these runs, best first `by` a figure; ValueError when no run has it."""
     assert records
     score = _score(records, by)
-    groups: dict[object, list[Record]] = {}
+    groups: dict[object, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(configuration_of(record.settings), []).append(record)
     first = [group[0].settings for group in groups.values()]
     columns = differing(first)
-    cells = list(zip(*(said(name, first) for name in columns), strict=True)) or [()] * len(first)
+    cells = list(zip(*(setting_text(name, first) for name in columns), strict=True)) or [()] * len(first)
     titles = short_titles(columns)
     configurations = [
         Configuration(_label(titles, values, group[0]), values, tuple(group))
@@ -108,17 +108,17 @@ def summarize(records: Sequence[Record], by: str | None = None) -> Report:
     return Report(tuple(records), tuple(columns), tuple(titles), tuple(configurations), score)
 
 
-def _label(titles: Sequence[str], cells: Sequence[str], record: Record) -> str:
+def _label(titles: Sequence[str], cells: Sequence[str], record: RunRecord) -> str:
     settings = [f"{name}={value}" for name, value in zip(titles, cells, strict=True) if value != "–"]
     return ", ".join(settings) or record.settings.get("name") or record.folder.name
 
 
-def _score(records: Sequence[Record], by: str | None) -> str:
-    known = list(dict.fromkeys(name for record in records for name in record.figures))
+def _score(records: Sequence[RunRecord], by: str | None) -> str:
+    known = list(dict.fromkeys(name for record in records for name in record.metrics))
     if by is None:
         return next((name for name in SCORES if name in known), SCORES[0])
     if by not in known:
-        raise ValueError(f"--by {by}: no run has this figure{nearest(by, known)}")
+        raise ValueError(f"--by {by}: no run has this figure{suggest(by, known)}")
     return by
 
 
@@ -126,4 +126,4 @@ def _place(configuration: Configuration, score: str) -> tuple[bool, bool, float]
     """What sorts the best first: finished ones before others, and those without a score last among theirs."""
     mean = configuration.spread(score).mean
     has_none = math.isnan(mean)
-    return (not configuration.has_finished, has_none, 0.0 if has_none else -mean if more_is_better(score) else mean)
+    return (not configuration.has_finished, has_none, 0.0 if has_none else -mean if higher_is_better(score) else mean)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trainer.commands.report.baselines import brackets
+from trainer.commands.report.baselines import baselines
 from trainer.commands.report.summary import Configuration, Report, Spread
 from trainer.loggers import HEADLINES
 from trainer.loggers.messages import number
@@ -23,7 +23,7 @@ class Cell(NamedTuple):
     value: float | None = None
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column: its heading, whether it is a setting of the configurations, and a cell a configuration."""
 
     heading: str
@@ -31,13 +31,13 @@ class Column(NamedTuple):
     cells: list[Cell]
 
 
-def columns(report: Report) -> list[Column]:
+def columns(report: Report) -> list[TableColumn]:
     """All columns, those in which nothing would be said left out."""
-    between = brackets(report)
+    between = baselines(report)
     settings = [
-        Column(heading, True, [_setting(each.cells[place]) for each in report.configurations])
+        TableColumn(heading, True, [_setting(each.cells[place]) for each in report.configurations])
         for place, heading in enumerate(report.headings)
-    ] or [Column("configuration", True, [Cell(each.label) for each in report.configurations])]
+    ] or [TableColumn("configuration", True, [Cell(each.label) for each in report.configurations])]
     worst = next((name for name in WORST if report.has(name)), None)
     figures = {
         report.score: _spread_of(report.score),
@@ -47,14 +47,14 @@ def columns(report: Report) -> list[Column]:
         "seconds": _mean_of("seconds", number),
         **({"between silos": _mean_of("bytes_between_silos", amount)} if _moves_bytes(report) else {}),
     }
-    said = [Column(name, False, list(map(cell, report.configurations))) for name, cell in figures.items()]
-    brackets_column = Column("brackets", False, list(map(Cell, between)))
-    unfinished = Column("unfinished", False, [Cell(each.standing) for each in report.configurations])
+    said = [TableColumn(name, False, list(map(cell, report.configurations))) for name, cell in figures.items()]
+    brackets_column = TableColumn("brackets", False, list(map(Cell, between)))
+    unfinished = TableColumn("unfinished", False, [Cell(each.status_text) for each in report.configurations])
     return settings + said + [each for each in (brackets_column, unfinished) if any(cell.text for cell in each.cells)]
 
 
 def _moves_bytes(report: Report) -> bool:
-    return any(record.figures.get("bytes_between_silos") for record in report.records)
+    return any(record.metrics.get("bytes_between_silos") for record in report.records)
 
 
 def _setting(text: str) -> Cell:

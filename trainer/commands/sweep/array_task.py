@@ -5,9 +5,9 @@ from __future__ import annotations
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trainer.commands.sweep.job_queue import Queue
-from trainer.commands.sweep.local_launcher import job_of, shares
-from trainer.distributed.environment import discover
+from trainer.commands.sweep.job_queue import JobQueue
+from trainer.commands.sweep.local_launcher import make_job_from_hydra, resource_slots
+from trainer.distributed.environment import detect_environment
 
 
 def run_job(config: DictConfig) -> float | None:
@@ -17,5 +17,5 @@ def run_job(config: DictConfig) -> float | None:
     puts the job back into SLURM's queue; the job goes on from what is in its run folder.
     """
     hydra = HydraConfig.get()
-    job = job_of(list(hydra.overrides.task), config, hydra)
-    return Queue([job], shares(1), config.objective, rank=discover().rank).run()[job].objective
+    job = make_job_from_hydra(list(hydra.overrides.task), config, hydra)
+    return JobQueue([job], resource_slots(1), config.objective, rank=detect_environment().rank).run()[job].objective

@@ -15,7 +15,7 @@ Overrides = tuple[str, ...]
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """What Hydra reads in the overrides, the last of those for one key."""
-    parser = OverridesParser.create(config_loader=hydra_plugins.our_hydra().config_loader)
+    parser = OverridesParser.create(config_loader=hydra_plugins.hydra_context().config_loader)
     parsed = parser.parse_overrides(list(overrides))
     return list({override.get_key_element(): override for override in parsed}.values())
 

@@ -14,10 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.commands.sweep.job import assign, is_less_better
+from trainer.commands.sweep.job import assign, lower_is_better
 from trainer.config.compose import COMPOSITION_ERRORS, CONF
-from trainer.distributed.launch.subprocesses import answer
-from trainer.utils.text import nearest
+from trainer.distributed.launch.subprocesses import command_output
+from trainer.utils.text import suggest
 
 # Hydra takes plugins from the package hydra_plugins alone, of which ours is a part that nobody else has to see.
 sys.path.append(str(Path(__file__).parent / "plugin"))
@@ -29,11 +29,11 @@ PACKAGES = {
     "hydra/launcher=submitit_local": "hydra_submitit_launcher",
     "hydra/sweeper=optuna": "hydra_optuna_sweeper",
 }
-MOST_STARTS = 100  # of a SLURM job whose time limits end it before it is done
+MAX_STARTS = 100  # of a SLURM job whose time limits end it before it is done
 LONGEST_NAME = 1024  # that SLURM takes for a job
 
 
-def our_hydra() -> Any:
+def hydra_context() -> Any:
     """Hydra's frame: it reads conf/, and knows our launcher."""
     node = {"_target_": LOCAL, "jobs": 1, "part": None}
     ConfigStore.instance().store(group="hydra/launcher", name="local", node=node, provider="silotrain")
@@ -58,7 +58,7 @@ def read_settings(overrides: Sequence[str]) -> DictConfig:
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    return our_hydra().compose_config("sweep", list(overrides), RunMode.MULTIRUN).hydra
+    return hydra_context().compose_config("sweep", list(overrides), RunMode.MULTIRUN).hydra
 
 
 def _unknown_keys(overrides: Sequence[str]) -> str:
@@ -67,54 +67,54 @@ def _unknown_keys(overrides: Sequence[str]) -> str:
         settings = _composed([override for override in overrides if override.startswith("hydra/")])
     except COMPOSITION_ERRORS as error:
         raise ValueError(str(error)) from error
-    faults = []
+    errors = []
     for key in (override.partition("=")[0] for override in overrides):
         section, _, name = key.rpartition(".")
         siblings = OmegaConf.select(OmegaConf.create({"hydra": settings}), section) if section else None
         if isinstance(siblings, DictConfig) and name not in siblings:
             valid = [f"{section}.{sibling}" for sibling in map(str, siblings) if sibling != "_target_"]
-            faults.append(f"{key} is no key{nearest(key, valid)}")
-    return "\n".join(faults)
+            errors.append(f"{key} is no key{suggest(key, valid)}")
+    return "\n".join(errors)
 
 
 def _check_local(settings: DictConfig) -> None:
     jobs, part = settings.launcher.jobs, settings.launcher.part
-    faults = []
+    errors = []
     if type(jobs) is not int or jobs < 1:
-        faults.append(f"hydra.launcher.jobs={jobs}\n  valid: a whole number from 1")
+        errors.append(f"hydra.launcher.jobs={jobs}\n  valid: a whole number from 1")
     if part is not None:
         numbers = list(part) if not isinstance(part, str) else []
         if [type(number) for number in numbers] != [int, int] or not 0 <= numbers[0] < numbers[1]:
-            faults.append(f"hydra.launcher.part={part}\n  valid: [0,8] to [7,8] for the eight parts of a sweep")
+            errors.append(f"hydra.launcher.part={part}\n  valid: [0,8] to [7,8] for the eight parts of a sweep")
         if settings.sweeper._target_ != GRID:
-            faults.append("hydra.launcher.part is for sweeps over lists; this sweeper chooses its jobs itself")
-    if faults:
-        raise ValueError("\n".join(faults))
+            errors.append("hydra.launcher.part is for sweeps over lists; this sweeper chooses its jobs itself")
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def _check_slurm(partition: str | None, name: str) -> None:
     """What sbatch would say of the first job, before there is one."""
-    said = answer("sinfo", "--noheader", "--format=%R")
+    said = command_output("sinfo", "--noheader", "--format=%R")
     if said is None:
         raise ValueError(
             "hydra/launcher=submitit_slurm: sinfo is not there, or SLURM does not answer it\n"
             "  start the sweep on a node of the cluster, or leave this out to run its jobs here"
         )
     valid = list(dict.fromkeys(said.split()))
-    faults = []
+    errors = []
     for wanted in partition.split(",") if partition else ():
         if wanted not in valid:
-            faults.append(f"hydra.launcher.partition={wanted}: there is no such one{nearest(wanted, valid)}")
+            errors.append(f"hydra.launcher.partition={wanted}: there is no such one{suggest(wanted, valid)}")
     if len(name) > LONGEST_NAME:
-        faults.append(f"hydra.launcher.name has {len(name)} characters\n  valid: {LONGEST_NAME} at most")
-    if faults:
-        raise ValueError("\n".join(faults))
+        errors.append(f"hydra.launcher.name has {len(name)} characters\n  valid: {LONGEST_NAME} at most")
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
-def remark(launcher: str, folder: Path) -> str:
+def launcher_note(launcher: str, folder: Path) -> str:
     """What is said before the jobs are handed to another launcher than ours."""
     said = f"the jobs are run by {launcher}; their output: {folder / 'logs'}"
-    if launcher == "submitit_slurm" and answer("sacct", "--noheader") is None:
+    if launcher == "submitit_slurm" and command_output("sacct", "--noheader") is None:
         said += "\nsacct does not answer: a job that somebody cancels is waited for until this is interrupted"
     return said
 
@@ -131,7 +131,7 @@ def defaults(settings: DictConfig, sweep: Path, objective: str, constant: Sequen
         # The job's own launcher has it continue: to put it back into the queue is enough.
         chosen += [
             assign("hydra.launcher.name", sweep.name[:LONGEST_NAME]),
-            f"hydra.launcher.max_num_timeout={MOST_STARTS}",
+            f"hydra.launcher.max_num_timeout={MAX_STARTS}",
             "+hydra.launcher.additional_parameters.requeue=true",
         ]
     if choices["hydra/sweeper"] == "optuna":
@@ -140,7 +140,7 @@ def defaults(settings: DictConfig, sweep: Path, objective: str, constant: Sequen
 
 
 def _of_optuna(settings: DictConfig, objective: str) -> list[str]:
-    direction = "minimize" if is_less_better(objective) else "maximize"
+    direction = "minimize" if lower_is_better(objective) else "maximize"
     # A failed job counts as a failed trial, and does not end the study.
     chosen = [f"hydra.sweeper.direction={direction}", "hydra.sweeper.max_failure_rate=1.0"]
     if settings.launcher._target_ == LOCAL:

@@ -9,13 +9,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.config.compose import compose_tree
 from trainer.distributed.launch.subprocesses import PROMPT
-from trainer.loggers import more_is_better
+from trainer.loggers import higher_is_better
 
 LONGEST_NAME = 120  # file systems take 255 bytes, and people fewer
-LINES_THAT_EXPLAIN = 3
+MAX_LOG_TAIL_LINES = 3
 PLAIN = r"[\w.-]*/[\w./-]*|[A-Za-z][\w.-]*"  # texts that Hydra takes for nothing else, but for some words
 WORDS = ("null", "true", "false", "nan", "inf")
 
@@ -66,29 +66,29 @@ class Job:
 
     def has_finished(self) -> bool:
         """Whether there is nothing left to do."""
-        folder = RunFolder(self.folder)
+        folder = RunDir(self.folder)
         return folder.status() == "finished" and folder.has_finished(compose_tree(self.arguments)["rounds"])
 
     def outcome(self, objective: str) -> Outcome:
         """What its files say."""
-        folder = RunFolder(self.folder)
+        folder = RunDir(self.folder)
         state = folder.state()
         status = state.get("status", "failed" if self.log.exists() else "waiting")
         if status != "finished":
-            return Outcome(status, reason=state.get("error") or self.last_words())
+            return Outcome(status, reason=state.get("error") or self.log_tail())
         value = folder.result().get(objective, math.nan)
         if math.isfinite(value):
             return Outcome(status, value)
         return Outcome(status, reason=f"{objective} is no number in {self.folder / 'result.json'}")
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The end of its log, of the last time that it was begun."""
         said = self.log.read_text(errors="replace") if self.log.exists() else ""
         lines = said.rpartition(PROMPT)[2].splitlines()[1:]
-        return "\n".join([line for line in lines if line.strip()][-LINES_THAT_EXPLAIN:])
+        return "\n".join([line for line in lines if line.strip()][-MAX_LOG_TAIL_LINES:])
 
 
-def found(sweep: Path) -> tuple[Job, ...]:
+def find_jobs(sweep: Path) -> tuple[Job, ...]:
     """The jobs that were begun in this folder."""
     return tuple(Job((), sweep, path.stem) for path in sorted((sweep / "logs").glob("*.log")))
 
@@ -127,6 +127,6 @@ def assign(key: str, text: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def is_less_better(objective: str) -> bool:
+def lower_is_better(objective: str) -> bool:
     """Whether the smaller of two such figures is the better one."""
-    return not more_is_better(objective)
+    return not higher_is_better(objective)

@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from trainer.commands.sweep import messages
 from trainer.commands.sweep.job import Job, Outcome
 from trainer.commands.train.launcher import PREEMPTED
-from trainer.distributed.launch.processes import Stop, heed_signals
-from trainer.distributed.launch.subprocesses import Busy, Command, Share, hand_on
-from trainer.loggers import choose_screen
+from trainer.distributed.launch.processes import SignalHandler, record_stop_signals
+from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot, reraise_signal
+from trainer.loggers import make_terminal
 
-SECONDS_BETWEEN_LOOKS = 0.05
+POLL_INTERVAL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningJob:
     """A job under way on its share of the machine."""
 
     job: Job
-    share: Share
+    slot: ResourceSlot
     command: Command
     begun: float
 
 
-class Queue:
+class JobQueue:
     """Runs jobs, as many at a time as there are shares, and says how each has ended.
 
     before: so many jobs of the sweep have been run before. total: so many it has, if that is known.
@@ -37,33 +37,33 @@ class Queue:
     def __init__(
         self,
         jobs: Sequence[Job],
-        shares: Sequence[Share],
+        slots: Sequence[ResourceSlot],
         objective: str,
         before: int = 0,
         total: int | None = None,
         rank: int = 0,
     ):
-        self._waiting, self._free = list(jobs), list(shares)
+        self._waiting, self._free = list(jobs), list(slots)
         self._objective, self._rank = objective, rank
         self._before, self._total = before, total or before + len(jobs)
-        self._screen = choose_screen(sys.stdout)
-        self._running: list[Running] = []
+        self._terminal = make_terminal(sys.stdout)
+        self._running: list[RunningJob] = []
         self._outcomes: dict[Job, Outcome] = {}
 
     def run(self) -> dict[Job, Outcome]:
         """What became of each job. Told to leave, it has them save and leave, and then does so itself."""
-        with heed_signals() as stop:
+        with record_stop_signals() as stop:
             told = 0
             while self._running or (self._waiting and not stop.signal):
                 while self._waiting and self._free and not stop.signal:
                     self._begin(self._waiting.pop(0))
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                told = self._pass_on(stop, told)
-                for running in [each for each in self._running if each.command.code() is not None]:
-                    self._take_leave(running)
-        self._screen.close()
+                time.sleep(POLL_INTERVAL_SECONDS)
+                told = self._forward_stop(stop, told)
+                for running in [each for each in self._running if each.command.exit_code() is not None]:
+                    self._finish(running)
+        self._terminal.close()
         if stop.signal:
-            hand_on(stop.signal)
+            reraise_signal(stop.signal)
         return self._outcomes
 
     def _begin(self, job: Job) -> None:
@@ -72,34 +72,34 @@ class Queue:
             return
         try:
             command = Command(job.arguments, job.log_of(self._rank), self._free[0])
-        except Busy:
+        except CommandBusyError:
             self._report(job, Outcome("running", reason="another process runs it"), None)
             return
-        self._running.append(Running(job, self._free.pop(0), command, time.monotonic()))
+        self._running.append(RunningJob(job, self._free.pop(0), command, time.monotonic()))
         names = [running.job.name for running in self._running]
         done = self._before + len(self._outcomes)
-        self._screen.progress(done / self._total, messages.progress(done, self._total, names))
+        self._terminal.progress(done / self._total, messages.progress(done, self._total, names))
 
-    def _pass_on(self, stop: Stop, told: int) -> int:
+    def _forward_stop(self, signals: SignalHandler, told: int) -> int:
         """Tells the jobs what this process was told, twice at most; how often it has."""
-        due = int(stop.signal is not None) + int(stop.at_once)
+        due = int(signals.signal is not None) + int(signals.kill_requested)
         if due > told:
             if not told:
-                self._screen.line("the jobs save and leave; once more ends them at once")
+                self._terminal.line("the jobs save and leave; once more ends them at once")
             for running in self._running:
-                running.command.tell_to_leave()
+                running.command.terminate()
         return due
 
-    def _take_leave(self, running: Running) -> None:
+    def _finish(self, running: RunningJob) -> None:
         self._running.remove(running)
-        self._free.append(running.share)
+        self._free.append(running.slot)
         outcome = running.job.outcome(self._objective)
-        code = running.command.code()
+        code = running.command.exit_code()
         if code and outcome.status in ("finished", "running"):  # of an earlier start
-            outcome = Outcome("preempted" if code == PREEMPTED else "failed", reason=running.job.last_words())
+            outcome = Outcome("preempted" if code == PREEMPTED else "failed", reason=running.job.log_tail())
         self._report(running.job, outcome, time.monotonic() - running.begun)
 
     def _report(self, job: Job, outcome: Outcome, seconds: float | None) -> None:
         self._outcomes[job] = outcome
         for spans in messages.ended(job, outcome, self._objective, seconds):
-            self._screen.line(*spans)
+            self._terminal.line(*spans)

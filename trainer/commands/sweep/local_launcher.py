@@ -15,8 +15,8 @@ import torch
 from omegaconf import DictConfig
 
 from trainer.commands.sweep.job import Job, make_job
-from trainer.commands.sweep.job_queue import Queue
-from trainer.distributed.launch.subprocesses import Share
+from trainer.commands.sweep.job_queue import JobQueue
+from trainer.distributed.launch.subprocesses import ResourceSlot
 
 T = TypeVar("T")
 
@@ -28,32 +28,32 @@ def launch(
 
     before: so many jobs the sweeper has launched already.
     """
-    wanted = [job_of(each, config, config.hydra) for each in overrides]
+    wanted = [make_job_from_hydra(each, config, config.hydra) for each in overrides]
     index, parts = part or (0, 1)
     mine = dict.fromkeys(wanted[index::parts])  # sweepers may propose the same twice
-    queue = Queue(list(mine), shares(jobs), config.objective, before, config.hydra.sweeper.get("n_trials"))
+    queue = JobQueue(list(mine), resource_slots(jobs), config.objective, before, config.hydra.sweeper.get("n_trials"))
     outcomes = queue.run()
     return [outcomes[job].objective if job in outcomes else None for job in wanted]
 
 
-def job_of(overrides: Sequence[str], config: DictConfig, hydra: Any) -> Job:
+def make_job_from_hydra(overrides: Sequence[str], config: DictConfig, hydra: Any) -> Job:
     """The job that a sweeper has made of these overrides, as the plan of the sweep has named it."""
     return make_job(overrides, Path(config.run_dir), hydra.job.config.override_dirname.exclude_keys)
 
 
-def shares(jobs: int) -> list[Share]:
+def resource_slots(jobs: int) -> list[ResourceSlot]:
     """This machine's cores and GPUs for so many jobs at a time; all of it for one.
 
     Cores that are too few are shared. GPUs that are too few are left to the jobs, which then do not want any.
     """
     if jobs == 1:
-        return [Share(frozenset(os.sched_getaffinity(0)))]
+        return [ResourceSlot(frozenset(os.sched_getaffinity(0)))]
     cores = sorted(os.sched_getaffinity(0))
     gpus = visible_gpus()
     return [
-        Share(
-            frozenset(slice_of(cores, index, jobs) or [cores[index % len(cores)]]),
-            ",".join(slice_of(gpus, index, jobs)) if len(gpus) >= jobs else None,
+        ResourceSlot(
+            frozenset(slice_items(cores, index, jobs) or [cores[index % len(cores)]]),
+            ",".join(slice_items(gpus, index, jobs)) if len(gpus) >= jobs else None,
         )
         for index in range(jobs)
     ]
@@ -66,6 +66,6 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
-def slice_of(items: Sequence[T], index: int, parts: int) -> Sequence[T]:
+def slice_items(items: Sequence[T], index: int, parts: int) -> Sequence[T]:
     """One of so many parts of a list, which differ by at most one in length."""
     return items[len(items) * index // parts : len(items) * (index + 1) // parts]

@@ -11,12 +11,12 @@ from hydra.errors import HydraException
 
 from trainer.commands.sweep import hydra_plugins, messages
 from trainer.commands.sweep.array_task import run_job
-from trainer.commands.sweep.job import assign, found
-from trainer.commands.sweep.sweep_plan import Plan, make_plan
+from trainer.commands.sweep.job import assign, find_jobs
+from trainer.commands.sweep.sweep_plan import SweepPlan, make_plan
 from trainer.commands.train.launcher import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.distributed.environment import is_worker
-from trainer.distributed.launch.subprocesses import Told, leaving_when_told
-from trainer.loggers import choose_screen
+from trainer.distributed.launch.subprocesses import Terminated, raise_on_stop_signal
+from trainer.loggers import make_terminal
 
 INTERRUPTED = 130
 
@@ -32,34 +32,34 @@ def main(arguments: Sequence[str]) -> int:
         return BAD_INPUT
     try:
         was_run = _sweep(plan)
-    except (Told, KeyboardInterrupt) as error:
+    except (Terminated, KeyboardInterrupt) as error:
         again = [argument for argument in arguments if not argument.startswith("run_dir=")]
         command = shlex.join(["python", "-m", "trainer", "-m", *again, assign("run_dir", str(plan.folder))])
         print(f"interrupted; go on with\n  {command}", file=sys.stderr, flush=True)
-        return PREEMPTED if isinstance(error, Told) else INTERRUPTED
+        return PREEMPTED if isinstance(error, Terminated) else INTERRUPTED
     code = _conclude(plan)
     return code if was_run else FAILED
 
 
-def _sweep(plan: Plan) -> bool:
+def _sweep(plan: SweepPlan) -> bool:
     """Whether Hydra has run all jobs. What a sweeper or a launcher could not do is said."""
     logging.disable(logging.WARNING)  # theirs; ours is on the screen
     if plan.launcher != "local":
-        print(hydra_plugins.remark(plan.launcher, plan.folder), flush=True)
-    with leaving_when_told():
+        print(hydra_plugins.launcher_note(plan.launcher, plan.folder), flush=True)
+    with raise_on_stop_signal():
         try:
-            hydra_plugins.our_hydra().multirun("sweep", run_job, list(plan.overrides))
+            hydra_plugins.hydra_context().multirun("sweep", run_job, list(plan.overrides))
         except (HydraException, ValueError, RuntimeError) as error:
             print(f"the sweep has ended early: {error}", file=sys.stderr, flush=True)
             return False
     return True
 
 
-def _conclude(plan: Plan) -> int:
+def _conclude(plan: SweepPlan) -> int:
     """Shows the table; the exit code that it stands for."""
-    jobs = found(plan.folder) if plan.jobs is None else plan.jobs
+    jobs = find_jobs(plan.folder) if plan.jobs is None else plan.jobs
     outcomes = {job: job.outcome(plan.objective) for job in jobs}
-    screen = choose_screen(sys.stdout)
+    screen = make_terminal(sys.stdout)
     for spans in messages.table(outcomes, plan.objective, plan.folder):
         screen.line(*spans)
     left = {outcome.status for outcome in outcomes.values() if not outcome.is_finished}

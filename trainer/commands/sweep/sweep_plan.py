@@ -12,17 +12,17 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from trainer import tasks
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.sweep import grid, hydra_plugins, local_launcher
 from trainer.commands.sweep.job import Job, assign, make_job
-from trainer.config.compose import COMPOSITION_ERRORS, Tree, compose_tree, is_hydras, new_sweep_dir
-from trainer.utils.text import nearest
+from trainer.config.compose import COMPOSITION_ERRORS, Tree, compose_tree, is_hydra_override, new_sweep_dir
+from trainer.utils.text import suggest
 
-OTHER_FIGURES = ("seconds", "examples_per_second", "tokens_per_second", "mfu", "bytes_between_silos")
+OTHER_METRICS = ("seconds", "examples_per_second", "tokens_per_second", "mfu", "bytes_between_silos")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep that was checked.
 
     folder: of its runs' folders. overrides: what Hydra is given. jobs: those of this process, if they are known before
@@ -37,14 +37,14 @@ class Plan:
     launcher: str
 
 
-def make_plan(arguments: Sequence[str]) -> Plan:
+def make_plan(arguments: Sequence[str]) -> SweepPlan:
     """The sweep that these arguments describe; ValueError lists what is wrong with them."""
     if flags := [argument for argument in arguments if argument.startswith("-")]:
         raise ValueError(f"{flags[0]} cannot be combined with -m\n  valid beside it: key=value, key=value,value,...")
-    hydras = [argument for argument in arguments if is_hydras(argument)]
-    own = [argument for argument in arguments if not is_hydras(argument) and argument != "experiment=null"]
+    hydras = [argument for argument in arguments if is_hydra_override(argument)]
+    own = [argument for argument in arguments if not is_hydra_override(argument) and argument != "experiment=null"]
     settings = hydra_plugins.read_settings(hydras)
-    folder, swept = _take_folder(_parsed(settings, own))
+    folder, swept = _pop_folder(_parsed(settings, own))
     return _checked(settings, folder, swept, hydras)
 
 
@@ -57,7 +57,7 @@ def _parsed(settings: DictConfig, own: Sequence[str]) -> list[Override]:
         raise
 
 
-def _take_folder(overrides: Sequence[Override]) -> tuple[Path | None, list[Override]]:
+def _pop_folder(overrides: Sequence[Override]) -> tuple[Path | None, list[Override]]:
     """The folder of the sweep, if it is given, and the other overrides."""
     for override in overrides:
         if override.key_or_group in ("run_dir", "objective") and override.is_sweep_override():
@@ -67,7 +67,7 @@ def _take_folder(overrides: Sequence[Override]) -> tuple[Path | None, list[Overr
     return Path(str(folder)) if folder else None, [override for override in overrides if override not in given]
 
 
-def _checked(settings: DictConfig, folder: Path | None, swept: list[Override], hydras: list[str]) -> Plan:
+def _checked(settings: DictConfig, folder: Path | None, swept: list[Override], hydras: list[str]) -> SweepPlan:
     trees = _composed(grid.edges(swept))
     objective = _objective(trees[0])
     folder = folder or new_sweep_dir(_common_name([tree["name"] for tree in trees]))
@@ -82,7 +82,7 @@ def _checked(settings: DictConfig, folder: Path | None, swept: list[Override], h
     fixed = [assign("run_dir", str(folder)), assign("objective", objective)]
     defaults = hydra_plugins.defaults(settings, folder, objective, [*constant, "objective"])
     launcher = settings.runtime.choices["hydra/launcher"]
-    return Plan(folder, (*defaults, *hydras, *own, *fixed), jobs, objective, launcher)
+    return SweepPlan(folder, (*defaults, *hydras, *own, *fixed), jobs, objective, launcher)
 
 
 def _check_gpus(at_a_time: int, trees: list[Tree]) -> None:
@@ -100,28 +100,28 @@ def _jobs(combinations: list[grid.Overrides], trees: list[Tree], folder: Path, c
         print(f"checks {len(combinations)} jobs", flush=True)
         trees = _composed(combinations)
     jobs = tuple(make_job(overrides, folder, constant) for overrides in combinations)
-    faults: list[str] = []
+    errors: list[str] = []
     for job, tree in zip(jobs, trees, strict=True):
         try:
-            RunFolder(job.folder).check({**tree, "run_dir": str(job.folder)})
+            RunDir(job.folder).check({**tree, "run_dir": str(job.folder)})
         except ValueError as error:
-            faults.append(str(error))
-    if faults:
-        raise ValueError("\n".join(faults))
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
     return jobs
 
 
 def _composed(combinations: list[grid.Overrides]) -> list[Tree]:
     """The configuration of each; ValueError lists what is wrong with them, each fault once."""
     trees: list[Tree] = []
-    faults: dict[str, None] = {}
+    errors: dict[str, None] = {}
     for overrides in combinations:
         try:
             trees.append(compose_tree(list(overrides)))
         except ValueError as error:
-            faults |= dict.fromkeys(re.split(r"\n(?! )", str(error)))  # what goes on with a fault is indented
-    if faults:
-        raise ValueError("\n".join(faults))
+            errors |= dict.fromkeys(re.split(r"\n(?! )", str(error)))  # what goes on with a fault is indented
+    if errors:
+        raise ValueError("\n".join(errors))
     return trees
 
 
@@ -139,8 +139,8 @@ def _objective(tree: Tree) -> str:
     figures = dict.fromkeys((task.headline, *task.scores, "loss"))
     parts = ("validation", "test", "train") if tree["data"].get("validation") else ("test", "train")
     valid = [f"{part}/{figure}" for part in parts for figure in figures]
-    if name and name not in (*valid, *OTHER_FIGURES):
-        raise ValueError(f"objective={name} is no figure of a result{nearest(name, [*valid, *OTHER_FIGURES])}")
+    if name and name not in (*valid, *OTHER_METRICS):
+        raise ValueError(f"objective={name} is no figure of a result{suggest(name, [*valid, *OTHER_METRICS])}")
     return name or valid[0]
 
 

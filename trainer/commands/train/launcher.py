@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.config.schema import read_config
 from trainer.distributed.launch.heartbeat import STOP_SIGNALS
 from trainer.distributed.launch.processes import (
     TRAINER,
-    Failure,
-    NodesChanged,
-    Stop,
+    MembershipChanged,
+    SignalHandler,
+    WorkerFailure,
     choose_nproc,
     choose_threads,
-    heed_signals,
-    started,
+    record_stop_signals,
+    start_workers,
 )
-from trainer.distributed.launch.rendezvous import meeting
-from trainer.distributed.launch.world import Apart, Interrupted, Meeting, World
+from trainer.distributed.launch.rendezvous import open_rendezvous
+from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
 from trainer.distributed.topology import silo_sizes
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = os.EX_OK, 1, 2, os.EX_TEMPFAIL
@@ -36,9 +36,9 @@ CODES = {"finished": FINISHED, "crashed": FAILED, "bad_input": BAD_INPUT, "preem
 # What workers learn from the launcher: the resolved configuration, and how often they were started again.
 RESOLVED, RESTART = "SILOTRAIN_CONFIG", "SILOTRAIN_RESTART"
 
-SECONDS_TO_HEAR = 3  # what another node announces
+RESTART_NOTICE_SECONDS = 3  # what another node announces
 
-State = dict[str, Any]  # what state.json holds
+RunState = dict[str, Any]  # what state.json holds
 
 
 def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
@@ -47,14 +47,14 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
     Raises ValueError, before there are any, if the run does not fit its folder or this machine.
     """
     settings = read_config(tree).launch
-    with heed_signals() as stop:
+    with record_stop_signals() as stop:
         try:
-            with meeting(settings.nodes, settings.rdzv_endpoint, lambda: stop.signal) as nodes:
+            with open_rendezvous(settings.nodes, settings.rdzv_endpoint, lambda: stop.signal) as nodes:
                 return _Launcher(tree, nodes, stop, arguments).run()
         except Interrupted:
             print("told to stop before the other nodes have come", file=sys.stderr, flush=True)
             return PREEMPTED
-        except Apart as error:
+        except NodesUnreachableError as error:
             print(error, file=sys.stderr, flush=True)
             return FAILED
 
@@ -62,86 +62,94 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
 class _Launcher:
     """This node's part in the starts of a run. The first node to come says what is run."""
 
-    def __init__(self, tree: dict[str, Any], nodes: Meeting, stop: Stop, arguments: Sequence[str]):
+    def __init__(self, tree: dict[str, Any], rendezvous: Rendezvous, signals: SignalHandler, arguments: Sequence[str]):
         launch = read_config(tree).launch
-        self.nodes, self.stop, self.arguments = nodes, stop, arguments
+        self.rendezvous, self.signals, self.arguments = rendezvous, signals, arguments
         self.nproc = choose_nproc(launch.nproc_per_node, launch.device)
         self.threads, self.restarts = choose_threads(launch.threads_per_worker, self.nproc), launch.max_restarts
-        self.world = nodes.gather(self.nproc, 0, lambda: stop.signal)
-        told = json.loads(nodes.share("config", lambda: json.dumps(_checked(tree, self.world))))
+        self.world = rendezvous.next_world(self.nproc, 0, lambda: signals.signal)
+        told = json.loads(rendezvous.broadcast("config", lambda: json.dumps(_validated(tree, self.world))))
         if "faults" in told:
             raise ValueError(told["faults"])
         self.tree = told["config"]
-        self.rounds, self.folder = self.tree["rounds"], RunFolder(Path(self.tree["run_dir"]))
+        self.rounds, self.folder = self.tree["rounds"], RunDir(Path(self.tree["run_dir"]))
 
     def run(self) -> int:
         """The exit code of the run, when no further start is of use."""
         starts = failures = 0
         while True:
             state, ended = self._start()
-            if state["status"] != "crashed" or state.get("final") or self.stop.signal or failures == self.restarts:
-                _tell(self.folder, state, ended)
+            if state["status"] != "crashed" or state.get("final") or self.signals.signal or failures == self.restarts:
+                _report_status(self.folder, state, ended)
                 return CODES[state["status"]]
             starts += 1
-            failures += isinstance(ended, Failure)
-            again = f"restart {failures} of {self.restarts}" if isinstance(ended, Failure) else "started again"
+            failures += isinstance(ended, WorkerFailure)
+            again = f"restart {failures} of {self.restarts}" if isinstance(ended, WorkerFailure) else "started again"
             print(f"{ended}; {again}", file=sys.stderr, flush=True)
-            self.world = self.nodes.gather(self.nproc, starts, lambda: self.stop.signal)
+            self.world = self.rendezvous.next_world(self.nproc, starts, lambda: self.signals.signal)
 
-    def _start(self) -> tuple[State, Failure | NodesChanged | None]:
+    def _start(self) -> tuple[RunState, WorkerFailure | MembershipChanged | None]:
         """How the run stands after one more start of its workers, and why that ended."""
-        _forget(self.folder, self.rounds)
+        _clear_status(self.folder, self.rounds)
         environment = {RESOLVED: json.dumps(self.tree), RESTART: str(self.world.restart)}
-        changed = self.nodes.has_changed
-        with started(self.world, self.threads, self.stop, environment, self.arguments, changed) as workers:
+        changed = self.rendezvous.membership_changed
+        with start_workers(self.world, self.threads, self.signals, environment, self.arguments, changed) as workers:
             ended = workers.wait()
             state = self.folder.state()  # before the other workers, told to leave, write theirs
             if ended:
-                self.nodes.announce()
-        if state.get("status") == "preempted" and not self.stop.signal and self.nodes.has_changed(SECONDS_TO_HEAR):
-            state, ended = {}, NodesChanged()  # they were told by the workers of a node that begins again
-        state = _judge(state, ended, self.stop)
-        _settle(self.folder, state)
+                self.rendezvous.announce_restart()
+        if (
+            state.get("status") == "preempted"
+            and not self.signals.signal
+            and self.rendezvous.membership_changed(RESTART_NOTICE_SECONDS)
+        ):
+            state, ended = {}, MembershipChanged()  # they were told by the workers of a node that begins again
+        state = _resolve_status(state, ended, self.signals)
+        _write_status(self.folder, state)
         return state, ended
 
 
-def _checked(tree: dict[str, Any], world: World) -> dict[str, Any]:
+def _validated(tree: dict[str, Any], world: World) -> dict[str, Any]:
     """The configuration that all nodes run, or what is wrong with it."""
-    config, folder = read_config(tree), RunFolder(Path(tree["run_dir"]))
+    config, folder = read_config(tree), RunDir(Path(tree["run_dir"]))
     try:
         folder.check(tree)
-        silo_sizes(config.silos, world.nodes, folder.clients())
+        silo_sizes(config.silos, world.nodes, folder.num_clients())
     except ValueError as error:
         return {"faults": str(error)}
     return {"config": tree}
 
 
-def _forget(folder: RunFolder, rounds: int) -> None:
+def _clear_status(folder: RunDir, rounds: int) -> None:
     """Whatever an earlier start wrote to state.json must not be taken for the word of this one."""
     if folder.status() not in ("", "bad_input") and not folder.has_finished(rounds):
         folder.set_status("running")
 
 
-def _judge(state: State, ended: Failure | NodesChanged | None, stop: Stop) -> State:
+def _resolve_status(
+    state: RunState, ended: WorkerFailure | MembershipChanged | None, signals: SignalHandler
+) -> RunState:
     """How the run stands, when the workers said `state` and ended like this."""
     if state.get("status") in ("finished", "bad_input", "preempted"):
         return state
-    if stop.signal and (ended is None or (isinstance(ended, Failure) and -ended.code in STOP_SIGNALS)):
+    if signals.signal and (ended is None or (isinstance(ended, WorkerFailure) and -ended.code in STOP_SIGNALS)):
         return {"status": "preempted"}  # before the workers could take the signal
     if ended is None:
         return {"status": "bad_input"}  # found before there was a folder, and said
     if state.get("status") == "crashed":
         return state
-    return {"status": "crashed", "error": str(ended)} | ({"rank": ended.rank} if isinstance(ended, Failure) else {})
+    return {"status": "crashed", "error": str(ended)} | (
+        {"rank": ended.rank} if isinstance(ended, WorkerFailure) else {}
+    )
 
 
-def _settle(folder: RunFolder, state: State) -> None:
+def _write_status(folder: RunDir, state: RunState) -> None:
     """Writes it to state.json, unless it stands there or there is no folder."""
     if folder.path.exists() and folder.state() != state:
         folder.set_status(**state)
 
 
-def _tell(folder: RunFolder, state: State, ended: Failure | NodesChanged | None) -> None:
+def _report_status(folder: RunDir, state: RunState, ended: WorkerFailure | MembershipChanged | None) -> None:
     """Says why the run is not finished, if the workers have not."""
     if state["status"] == "preempted":
         said = "preempted"

@@ -7,22 +7,22 @@ import os
 import torch
 
 from trainer.config.schema import Config
-from trainer.distributed.environment import Place
+from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.launch.processes import choose_threads
 
 
-def set_up(config: Config, place: Place) -> int:
+def configure_torch(config: Config, environment: ClusterEnvironment) -> int:
     """The CPU threads of this process, which computes as configured from now on."""
-    threads = choose_threads(config.launch.threads_per_worker, place.local_world_size)
+    threads = choose_threads(config.launch.threads_per_worker, environment.local_world_size)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if config.precision.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.precision.tf32  # torch's own default is True, for convolutions alone
     if config.deterministic:
-        be_deterministic()
+        enable_determinism()
     return threads
 
 
-def be_deterministic() -> None:
+def enable_determinism() -> None:
     """From now on, operations on GPUs give the same bits in every run, or raise an error that says so."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
     torch.use_deterministic_algorithms(True)

@@ -11,7 +11,7 @@ from trainer.data.client_sampling.availability_trace import Event, read_events
 from trainer.utils.seeding import numpy_generator
 
 
-class Cohort(Protocol):
+class ClientSampler(Protocol):
     """Abstract: draws the clients of a round.
 
     Attributes:
@@ -29,13 +29,13 @@ class Cohort(Protocol):
         """Return what tells the presence of clients from that in other runs; empty if all are always present."""
         ...
 
-    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         """The clients of round `index`, ascending."""
         ...
 
 
 @dataclass(frozen=True)
-class All:
+class AllClients:
     """Every client, every round."""
 
     takes_all = True
@@ -46,12 +46,12 @@ class All:
     def fingerprint(self) -> str:
         return ""
 
-    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         return tuple(range(clients))
 
 
 @dataclass(frozen=True)
-class Sample:
+class UniformSampler:
     """`clients_per_round` clients, drawn uniformly without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
 
     clients_per_round: int
@@ -63,7 +63,7 @@ class Sample:
     def fingerprint(self) -> str:
         return ""
 
-    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         if not 0 < self.clients_per_round <= clients:
             raise ValueError(
                 f"client_sampling.clients_per_round={self.clients_per_round} cannot be drawn from {clients} clients.\n"
@@ -74,7 +74,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Trace:
+class AvailabilityTrace:
     """The clients that are there, as a file tells when they `join` and `leave`; `clients_per_round` drawn if more.
 
     The file is CSV with the columns round, client and event: from that round on (the first is 1) the client is there,
@@ -92,12 +92,12 @@ class Trace:
     def fingerprint(self) -> str:
         return str(self.events)
 
-    def draw(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         if self.clients_per_round is not None and self.clients_per_round < 1:
             raise ValueError(
                 f"client_sampling.clients_per_round={self.clients_per_round}\n  valid: a whole number from 1, or null"
             )
-        there = self._there(clients, index)
+        there = self._available(clients, index)
         if self.clients_per_round is None or self.clients_per_round >= len(there):
             return there
         chosen = numpy_generator(seed, "cohort", index).choice(there, self.clients_per_round, replace=False)
@@ -108,7 +108,7 @@ class Trace:
         """The lines of the file, in the order of the rounds."""
         return sorted(read_events(Path(self.file)), key=lambda event: event.round)
 
-    def _there(self, clients: int, index: int) -> tuple[int, ...]:
+    def _available(self, clients: int, index: int) -> tuple[int, ...]:
         there, told = set(range(clients)), set()
         for event in self.events:
             if event.client >= clients:

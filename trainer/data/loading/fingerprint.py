@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 
 from trainer.data.partition.clients import Clients
-from trainer.data.sources.base import Evident, Source, Splits
+from trainer.data.sources.base import DataSplits, Fingerprintable, Source
 
 
-def fingerprint(data: Splits, clients: Clients) -> str:
+def fingerprint(data: DataSplits, clients: Clients) -> str:
     """A checksum of the examples and of which client owns which.
 
     All bytes of sources in memory, 3 GB a second; of larger ones what they give as evidence; of others, whose examples
@@ -23,7 +23,7 @@ def fingerprint(data: Splits, clients: Clients) -> str:
     return f"{crc:08x}"
 
 
-def checksum(data: Splits) -> int:
+def checksum(data: DataSplits) -> int:
     """The part of the fingerprint that is of the examples."""
     crc = 0
     for source in (data.train, data.test):
@@ -33,8 +33,8 @@ def checksum(data: Splits) -> int:
 
 
 def _columns(source: Source) -> list[np.ndarray]:
-    evidence = source.evidence() if isinstance(source, Evident) else [np.array(len(source))]
-    return [*evidence, *(column for column in (source.labels, source.owners) if column is not None)]
+    evidence = source.fingerprint_data() if isinstance(source, Fingerprintable) else [np.array(len(source))]
+    return [*evidence, *(column for column in (source.labels, source.client_ids) if column is not None)]
 
 
 def _add(column: np.ndarray, crc: int) -> int:

@@ -11,17 +11,17 @@ import heapq
 import numpy as np
 
 
-def even(examples: int, groups: int) -> np.ndarray:
+def even_groups(examples: int, groups: int) -> np.ndarray:
     """The group of every example, int64 [examples], ascending: consecutive groups whose sizes differ by one at most."""
     return np.arange(examples) * groups // max(examples, 1)
 
 
-def counted(labels: np.ndarray, client_of: np.ndarray, num_labels: int, clients: int) -> np.ndarray:
+def count_labels(labels: np.ndarray, client_of: np.ndarray, num_labels: int, clients: int) -> np.ndarray:
     """The counts of a dealing."""
     return np.bincount(labels * clients + client_of, minlength=num_labels * clients).reshape(num_labels, clients)
 
 
-def dealt(labels: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def allocate(labels: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A client for every example, such that the counts hold; which examples of a label go where is drawn."""
     num_labels, clients = counts.shape
     shuffled = generator.permutation(len(labels))
@@ -31,7 +31,7 @@ def dealt(labels: np.ndarray, counts: np.ndarray, generator: np.random.Generator
     return client_of
 
 
-def topped_up(counts: np.ndarray, min_examples: int) -> np.ndarray:
+def top_up(counts: np.ndarray, min_examples: int) -> np.ndarray:
     """The counts after the largest clients gave of their commonest labels to those with fewer than `min_examples`."""
     counts, sizes = counts.copy(), counts.sum(axis=0)
     assert sizes.sum() >= min_examples * len(sizes)
@@ -44,7 +44,7 @@ def topped_up(counts: np.ndarray, min_examples: int) -> np.ndarray:
     return counts
 
 
-def in_proportion(counts: np.ndarray, examples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def scale_counts(counts: np.ndarray, examples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Counts that divide `examples` (int64 [labels]) as `counts` divides its own; no count is off by one or more.
 
     Where the fractions fall is drawn for each label, or else the same few clients would win all of them. A label that
@@ -56,7 +56,7 @@ def in_proportion(counts: np.ndarray, examples: np.ndarray, generator: np.random
     return np.diff(ends, prepend=0)
 
 
-def merged(examples: np.ndarray, clients: int) -> np.ndarray:
+def merge_clients(examples: np.ndarray, clients: int) -> np.ndarray:
     """The client of every owner: the largest owner left joins the smallest client. Clients are numbered by first owner.
 
     `examples` is int64 [owners]. The rule is Graham's (1969), whose largest client is at most 4/3 of the best possible.

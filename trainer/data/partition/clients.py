@@ -9,7 +9,7 @@ import numpy as np
 from trainer.data.sources.base import Source
 from trainer.utils.seeding import numpy_generator
 
-MOST_LABEL_COLUMNS = 20
+MAX_LABEL_COLUMNS = 20
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Clients:
         """Training examples of every client, int64 [clients]."""
         return np.array([len(ids) for ids in self.train], np.int64)
 
-    def hold_out(self, fraction: float, seed: int) -> Clients:
+    def split_validation(self, fraction: float, seed: int) -> Clients:
         """These clients with `fraction` of each one's training examples (rounded down) moved to its validation.
 
         A client keeps at least one training example. Raises ValueError for a fraction outside [0, 1).
         """
         if not 0 <= fraction < 1:
             raise ValueError(f"data.validation={fraction}: a fraction of the training examples, from 0 to below 1")
-        kept, held = zip(*(_cut(ids, fraction, seed, client) for client, ids in enumerate(self.train)), strict=True)
+        kept, held = zip(
+            *(_split_validation(ids, fraction, seed, client) for client, ids in enumerate(self.train)), strict=True
+        )
         both = tuple(np.sort(np.concatenate(pair)) for pair in zip(self.validation, held, strict=True))
         return replace(self, train=kept, validation=both)
 
@@ -75,7 +77,7 @@ def _ids_by_client(client_of: np.ndarray, clients: int) -> tuple[np.ndarray, ...
     return tuple(np.split(ids, ends[:-1]))
 
 
-def _cut(ids: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_validation(ids: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
     """The ids that stay, and those held out."""
     count = min(int(fraction * len(ids)), max(len(ids) - 1, 0))
     held = np.zeros(len(ids), bool)
@@ -88,6 +90,6 @@ def _label_columns(train: Source, label_names: tuple[str, ...]) -> tuple[np.ndar
     if train.labels is None:
         return np.empty(0, np.int64), []
     values, labels = np.unique(train.labels, return_inverse=True)
-    if len(values) > MOST_LABEL_COLUMNS:
+    if len(values) > MAX_LABEL_COLUMNS:
         return labels, []
     return labels, [label_names[value] if 0 <= value < len(label_names) else str(value) for value in values]

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from trainer.data.partition.clients import Clients
-from trainer.data.partition.errors import column_faults, refuse, size_faults, smallest_faults
+from trainer.data.partition.errors import column_errors, raise_errors, size_errors, smallest_errors
 from trainer.data.sources.base import Source
-from trainer.utils.seeding import derive
+from trainer.utils.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,32 @@ class Hash:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        faults = size_faults("hash", train, clients, self.min_examples)
+        errors = size_errors("hash", train, clients, self.min_examples)
         if self.key not in ("example", "owner"):
-            faults.append(f"partition.key={self.key}\n  valid: example or owner")
+            errors.append(f"partition.key={self.key}\n  valid: example or owner")
         if self.key == "owner":
-            faults += column_faults("hash", "owners", train, test)
+            errors += column_errors("hash", "client_ids", train, test)
         if self.points < 1:
-            faults.append(f"partition.points={self.points}\n  valid: a whole number from 1")
-        refuse(faults)
-        ring = np.concatenate([hashed(np.arange(self.points), derive(seed, "client", c)) for c in range(clients)])
+            errors.append(f"partition.points={self.points}\n  valid: a whole number from 1")
+        raise_errors(errors)
+        ring = np.concatenate(
+            [hash_keys(np.arange(self.points), derive_seed(seed, "client", c)) for c in range(clients)]
+        )
         order = ring.argsort(kind="stable")
         ring, client_of = ring[order], np.repeat(np.arange(clients), self.points)[order]
 
         def dealt(source: Source, part: str) -> np.ndarray:
-            keys = source.owners if self.key == "owner" else np.arange(len(source))
+            keys = source.client_ids if self.key == "owner" else np.arange(len(source))
             assert keys is not None
-            salt = derive(seed, "owner") if self.key == "owner" else derive(seed, "example", part)
-            return client_of[np.searchsorted(ring, hashed(keys, salt)) % len(ring)]
+            salt = derive_seed(seed, "owner") if self.key == "owner" else derive_seed(seed, "example", part)
+            return client_of[np.searchsorted(ring, hash_keys(keys, salt)) % len(ring)]
 
         split = Clients.of(dealt(train, "train"), dealt(test, "test"), clients)
-        refuse(smallest_faults("hash", split, self.min_examples, "set fewer clients=, or more partition.points="))
+        raise_errors(smallest_errors("hash", split, self.min_examples, "set fewer clients=, or more partition.points="))
         return split
 
 
-def hashed(keys: np.ndarray, salt: int) -> np.ndarray:
+def hash_keys(keys: np.ndarray, salt: int) -> np.ndarray:
     """uint64 [n], by the finaliser of SplitMix64 (Steele, Lea and Flood 2014), which is one to one for each salt."""
     mixed = (keys.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -6,30 +6,30 @@ from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import Source
 
 
-def refuse(faults: list[str]) -> None:
+def raise_errors(errors: list[str]) -> None:
     """Raises ValueError with all of them, if there are any."""
-    if faults:
-        raise ValueError("\n".join(faults))
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
-def size_faults(partition: str, train: Source, clients: int, min_examples: int) -> list[str]:
+def size_errors(partition: str, train: Source, clients: int, min_examples: int) -> list[str]:
     """What is wrong with these numbers of clients and examples."""
-    faults = []
+    errors = []
     if clients < 1:
-        faults.append(f"clients={clients}: there is at least 1 client")
+        errors.append(f"clients={clients}: there is at least 1 client")
     if min_examples < 1:
-        faults.append(f"partition.min_examples={min_examples}: a client has at least 1 example to train on")
-    if not faults and clients * min_examples > len(train):
+        errors.append(f"partition.min_examples={min_examples}: a client has at least 1 example to train on")
+    if not errors and clients * min_examples > len(train):
         fewer = f"  set clients={len(train) // min_examples} or fewer"
         less = f", or partition.min_examples={len(train) // clients} or less" if clients <= len(train) else ""
-        faults.append(
+        errors.append(
             f"partition={partition}: clients={clients} with partition.min_examples={min_examples} need "
             f"{clients * min_examples} training examples, and there are {len(train)}.\n{fewer}{less}"
         )
-    return faults
+    return errors
 
 
-def column_faults(partition: str, column: str, *sources: Source) -> list[str]:
+def column_errors(partition: str, column: str, *sources: Source) -> list[str]:
     """What is wrong with sources of which one lacks the column that examples are dealt by."""
     if all(getattr(source, column) is not None for source in sources):
         return []
@@ -39,7 +39,7 @@ def column_faults(partition: str, column: str, *sources: Source) -> list[str]:
     ]
 
 
-def smallest_faults(partition: str, clients: Clients, min_examples: int, way_out: str) -> list[str]:
+def smallest_errors(partition: str, clients: Clients, min_examples: int, way_out: str) -> list[str]:
     """What is wrong with the smallest of these clients."""
     smallest = int(clients.sizes.min())
     if smallest >= min_examples:

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from trainer.data.partition.allocation import counted, dealt, even, in_proportion, merged, topped_up
+from trainer.data.partition.allocation import allocate, count_labels, even_groups, merge_clients, scale_counts, top_up
 from trainer.data.partition.clients import Clients
-from trainer.data.partition.errors import column_faults, refuse, size_faults, smallest_faults
+from trainer.data.partition.errors import column_errors, raise_errors, size_errors, smallest_errors
 from trainer.data.sources.base import Source
 from trainer.utils.seeding import numpy_generator
 
@@ -35,9 +35,11 @@ class Iid:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        refuse(size_faults("iid", train, clients, self.min_examples))
+        raise_errors(size_errors("iid", train, clients, self.min_examples))
         generator = numpy_generator(seed, "partition", "iid")
-        train_clients, test_clients = (generator.permutation(even(len(source), clients)) for source in (train, test))
+        train_clients, test_clients = (
+            generator.permutation(even_groups(len(source), clients)) for source in (train, test)
+        )
         return Clients.of(train_clients, test_clients, clients)
 
 
@@ -54,14 +56,14 @@ class Quantity:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        faults = size_faults("quantity", train, clients, self.min_examples)
+        errors = size_errors("quantity", train, clients, self.min_examples)
         if not 0 < self.alpha < inf:
-            faults.append(f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes sizes more alike")
-        refuse(faults)
+            errors.append(f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes sizes more alike")
+        raise_errors(errors)
         alike = _Labels(np.zeros(len(train), np.int64), np.zeros(len(test), np.int64), 1)
         generator = numpy_generator(seed, "partition", "quantity")
         counts = Dirichlet(self.alpha, self.min_examples).draw(alike.examples, clients, generator)
-        return alike.deal(counts, self.min_examples, generator)
+        return alike.allocate(counts, self.min_examples, generator)
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,16 @@ class Dirichlet:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        faults = size_faults("dirichlet", train, clients, self.min_examples)
-        faults += column_faults("dirichlet", "labels", train, test)
+        errors = size_errors("dirichlet", train, clients, self.min_examples)
+        errors += column_errors("dirichlet", "labels", train, test)
         if not 0 < self.alpha < inf:
-            faults.append(
+            errors.append(
                 f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes clients more alike"
             )
-        refuse(faults)
+        raise_errors(errors)
         labels = _Labels.of(train, test)
         generator = numpy_generator(seed, "partition", "dirichlet")
-        return labels.deal(self.draw(labels.examples, clients, generator), self.min_examples, generator)
+        return labels.allocate(self.draw(labels.examples, clients, generator), self.min_examples, generator)
 
     def draw(self, examples: np.ndarray, clients: int, generator: np.random.Generator) -> np.ndarray:
         """Training examples by label and client, int64 [labels, clients]; `examples` is their number by label."""
@@ -114,18 +116,18 @@ class Shards:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        faults = size_faults("shards", train, clients, self.min_examples)
-        faults += column_faults("shards", "labels", train, test)
+        errors = size_errors("shards", train, clients, self.min_examples)
+        errors += column_errors("shards", "labels", train, test)
         if self.per_client < 1:
-            faults.append(f"partition.per_client={self.per_client}: a client gets at least 1 shard")
-        refuse(faults)
+            errors.append(f"partition.per_client={self.per_client}: a client gets at least 1 shard")
+        raise_errors(errors)
         labels = _Labels.of(train, test)
         generator = numpy_generator(seed, "partition", "shards")
         shards = clients * self.per_client
-        client_of_shard = generator.permutation(even(shards, clients))
-        client_of_sorted = client_of_shard[even(len(train), shards)]
-        counts = counted(np.sort(labels.train), client_of_sorted, labels.number, clients)
-        return labels.deal(counts, self.min_examples, generator)
+        client_of_shard = generator.permutation(even_groups(shards, clients))
+        client_of_sorted = client_of_shard[even_groups(len(train), shards)]
+        counts = count_labels(np.sort(labels.train), client_of_sorted, labels.number, clients)
+        return labels.allocate(counts, self.min_examples, generator)
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,18 @@ class Similarity:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        faults = size_faults("similarity", train, clients, self.min_examples)
-        faults += column_faults("similarity", "labels", train, test)
+        errors = size_errors("similarity", train, clients, self.min_examples)
+        errors += column_errors("similarity", "labels", train, test)
         if not 0 <= self.similarity <= 1:
-            faults.append(f"partition.similarity={self.similarity}: the part that is dealt at random, from 0 to 1")
-        refuse(faults)
+            errors.append(f"partition.similarity={self.similarity}: the part that is dealt at random, from 0 to 1")
+        raise_errors(errors)
         labels = _Labels.of(train, test)
         generator = numpy_generator(seed, "partition", "similarity")
         alike, others = np.split(generator.permutation(labels.train), [round(self.similarity * len(train))])
-        counts = counted(alike, even(len(alike), clients), labels.number, clients)
-        client_of_sorted = generator.permutation(clients)[even(len(others), clients)]
-        counts += counted(np.sort(others), client_of_sorted, labels.number, clients)
-        return labels.deal(counts, self.min_examples, generator)
+        counts = count_labels(alike, even_groups(len(alike), clients), labels.number, clients)
+        client_of_sorted = generator.permutation(clients)[even_groups(len(others), clients)]
+        counts += count_labels(np.sort(others), client_of_sorted, labels.number, clients)
+        return labels.allocate(counts, self.min_examples, generator)
 
 
 @dataclass(frozen=True)
@@ -166,21 +168,23 @@ class Natural:
     min_examples: int = 1
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        refuse(size_faults("natural", train, clients, self.min_examples) or _owner_faults(train, test, clients))
-        assert train.owners is not None and test.owners is not None
-        owners, owner_of, examples = np.unique(train.owners, return_inverse=True, return_counts=True)
-        client_of = merged(examples, clients)
-        test_clients = client_of[np.searchsorted(owners, test.owners)]
+        raise_errors(
+            size_errors("natural", train, clients, self.min_examples) or _client_id_errors(train, test, clients)
+        )
+        assert train.client_ids is not None and test.client_ids is not None
+        owners, owner_of, examples = np.unique(train.client_ids, return_inverse=True, return_counts=True)
+        client_of = merge_clients(examples, clients)
+        test_clients = client_of[np.searchsorted(owners, test.client_ids)]
         split = Clients.of(client_of[owner_of], test_clients, clients)
-        refuse(smallest_faults("natural", split, self.min_examples, "owners are not split: set fewer clients="))
+        raise_errors(smallest_errors("natural", split, self.min_examples, "owners are not split: set fewer clients="))
         return split
 
 
-def natural_clients(train: Source) -> int:
+def count_natural_clients(train: Source) -> int:
     """The number of owners of the training examples: the most clients that Natural can make of them."""
-    refuse(column_faults("natural", "owners", train))
-    assert train.owners is not None
-    return len(np.unique(train.owners))
+    raise_errors(column_errors("natural", "client_ids", train))
+    assert train.client_ids is not None
+    return len(np.unique(train.client_ids))
 
 
 @dataclass(frozen=True)
@@ -202,29 +206,32 @@ class _Labels:
         """Training examples of each label, int64 [number]."""
         return np.bincount(self.train, minlength=self.number)
 
-    def deal(self, counts: np.ndarray, min_examples: int, generator: np.random.Generator) -> Clients:
+    def allocate(self, counts: np.ndarray, min_examples: int, generator: np.random.Generator) -> Clients:
         """Clients with these training examples by label and client, topped up, and test examples in proportion."""
-        counts = topped_up(counts, min_examples)
+        counts = top_up(counts, min_examples)
         test_examples = np.bincount(self.test, minlength=self.number)
-        test_counts = in_proportion(counts, test_examples, generator)
-        train_clients, test_clients = dealt(self.train, counts, generator), dealt(self.test, test_counts, generator)
+        test_counts = scale_counts(counts, test_examples, generator)
+        train_clients, test_clients = (
+            allocate(self.train, counts, generator),
+            allocate(self.test, test_counts, generator),
+        )
         return Clients.of(train_clients, test_clients, counts.shape[1])
 
 
-def _owner_faults(train: Source, test: Source, clients: int) -> list[str]:
-    if missing := column_faults("natural", "owners", train, test):
+def _client_id_errors(train: Source, test: Source, clients: int) -> list[str]:
+    if missing := column_errors("natural", "client_ids", train, test):
         return missing
-    assert train.owners is not None and test.owners is not None
-    faults, owners = [], np.unique(train.owners)
+    assert train.client_ids is not None and test.client_ids is not None
+    errors, owners = [], np.unique(train.client_ids)
     if clients > len(owners):
-        faults.append(
+        errors.append(
             f"partition=natural: clients={clients}, and the training examples have {len(owners)} owners.\n"
             f"  set clients={len(owners)} or fewer"
         )
-    strangers = np.setdiff1d(test.owners, owners)
+    strangers = np.setdiff1d(test.client_ids, owners)
     if len(strangers):
-        faults.append(
+        errors.append(
             f"partition=natural: {len(strangers)} owners have test examples and no training examples, such as owner "
             f"{strangers[0]}.\n  leave their examples out, or set partition=iid"
         )
-    return faults
+    return errors

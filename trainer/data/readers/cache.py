@@ -34,7 +34,7 @@ def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray],
     Of the ranks of a machine one fills it while the others wait. Writing to what is returned changes no file.
     """
     path = cache_folder() / name
-    with _writing(path):
+    with _write_atomically(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # it is let go with the file, or with the process
@@ -68,7 +68,7 @@ def package_folder(package: str, install: str) -> Path:
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
+def naming_file_in_errors(path: Path) -> Iterator[None]:
     """What is found wrong in the block, a fault a line, is said as what is wrong with the file `data.path`."""
     try:
         yield
@@ -77,7 +77,7 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _writing(path):
+    with _write_atomically(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as aside, (Path(aside) / path.name).open("wb") as file:
             file.write(content)
@@ -87,7 +87,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _write_atomically(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.data.sources.base import Splits
-from trainer.data.sources.pixels import Pixels
+from trainer.data.sources.base import DataSplits
+from trainer.data.sources.pixels import ImageSource
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -21,7 +21,7 @@ HELP = (
 )
 
 
-def cifar10(root: str | Path) -> Splits:
+def cifar10(root: str | Path) -> DataSplits:
     """CIFAR-10 from data_batch_1.bin to data_batch_5.bin and test_batch.bin in the folder `root`: 50000 and 10000.
 
     Inputs float32 [N, 3, 32, 32] in [0, 1], targets int64 in 0..9; in memory a pixel and channel is a byte. A record of
@@ -31,29 +31,29 @@ def cifar10(root: str | Path) -> Splits:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ValueError(f"data.root={root}: there is no folder {folder.absolute()}\n  {HELP}")
-    faults: list[str] = []
-    train, test = ([_records(folder / name, faults) for name in names] for names in (TRAIN_FILES, TEST_FILES))
-    if faults:
-        raise ValueError("\n  ".join([f"CIFAR-10 cannot be read from data.root={root}:", *faults, HELP]))
-    return Splits(_pixels(train), _pixels(test), 10, label_names=CIFAR10_NAMES)
+    errors: list[str] = []
+    train, test = ([_records(folder / name, errors) for name in names] for names in (TRAIN_FILES, TEST_FILES))
+    if errors:
+        raise ValueError("\n  ".join([f"CIFAR-10 cannot be read from data.root={root}:", *errors, HELP]))
+    return DataSplits(_pixels(train), _pixels(test), 10, label_names=CIFAR10_NAMES)
 
 
-def _records(path: Path, faults: list[str]) -> np.ndarray:
+def _records(path: Path, errors: list[str]) -> np.ndarray:
     """The records of a file, uint8 [N, 3073]; what is wrong with them is added to the faults."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        faults.append(f"{path.name}: {error.strerror or error}")
+        errors.append(f"{path.name}: {error.strerror or error}")
         return np.empty((0, RECORD_BYTES), np.uint8)
     count, rest = divmod(len(content), RECORD_BYTES)
     records = content[: count * RECORD_BYTES].reshape(count, RECORD_BYTES)
     if rest or not count:
-        faults.append(f"{path.name}: {len(content)} bytes are no whole number of records of {RECORD_BYTES}: cut short?")
+        errors.append(f"{path.name}: {len(content)} bytes are no whole number of records of {RECORD_BYTES}: cut short?")
     if (bad := records[:, 0] > 9).any():
-        faults.append(f"{path.name}: label {records[bad.argmax(), 0]} of example {bad.argmax()} is outside 0..9")
+        errors.append(f"{path.name}: label {records[bad.argmax(), 0]} of example {bad.argmax()} is outside 0..9")
     return records
 
 
-def _pixels(files: list[np.ndarray]) -> Pixels:
+def _pixels(files: list[np.ndarray]) -> ImageSource:
     records = torch.from_numpy(np.concatenate(files))
-    return Pixels(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].long())
+    return ImageSource(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].long())

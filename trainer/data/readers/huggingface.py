@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.data.readers.arrow_tables import Names, Wanted, pyarrow, splits_of_tables
-from trainer.data.readers.cache import refusing
+from trainer.data.readers.arrow_tables import ColumnNames, Names, make_splits_from_tables, pyarrow
+from trainer.data.readers.cache import naming_file_in_errors
 from trainer.data.readers.labels import Classes
-from trainer.data.sources.base import Splits
+from trainer.data.sources.base import DataSplits
 
 TEST_NAMES = ("test", "validation", "valid", "val")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -23,20 +23,20 @@ def saved_dataset(
     weights: str | None = None,
     classes: Classes = None,
     test: float = 0.1,
-) -> Splits:
+) -> DataSplits:
     """What `save_to_disk` of a Dataset or a DatasetDict left in the folder `path`, in memory.
 
     Of a DatasetDict `train` is trained on, and `test`, or else `validation`, is the test set; without them it is the
     fraction `test` of the examples, drawn. `inputs` is a column, or several of numbers; None: all but the others.
     Without `targets` the inputs are rows of tokens. Classes are those of a ClassLabel, if they are not told. What
-    columns may hold is said at `splits_of_tables`. Raises one ValueError with all that is wrong with the files.
+    columns may hold is said at `make_splits_from_tables`. Raises one ValueError with all that is wrong with the files.
     """
     path = Path(path).expanduser()
-    with refusing(path):
+    with naming_file_in_errors(path):
         train, held = _folders(path)
         known = _class_names(train, targets) if classes is None else classes
         tables = _table(train), _table(held) if held else test
-        return splits_of_tables(*tables, Wanted(inputs, targets, owners, weights), known)
+        return make_splits_from_tables(*tables, ColumnNames(inputs, targets, owners, weights), known)
 
 
 def _folders(path: Path) -> tuple[Path, Path | None]:
@@ -56,22 +56,22 @@ def _folders(path: Path) -> tuple[Path, Path | None]:
 
 def _table(folder: Path) -> Any:
     """All rows of a Dataset, memory-mapped. ValueError with the faults of all its files."""
-    arrow, state, tables, faults = pyarrow(), _json(folder / "state.json"), [], []
+    arrow, state, tables, errors = pyarrow(), _json(folder / "state.json"), [], []
     if state.get("_indices_data_files"):
         raise ValueError(f"{folder.name}: its rows are chosen by an index. Save flatten_indices() of it")
     for name in [entry["filename"] for entry in state["_data_files"]]:
         try:
-            if not _ends_well(folder / name):
+            if not _is_complete_stream(folder / name):
                 raise ValueError("cut short")
             tables.append(arrow.ipc.open_stream(arrow.memory_map(str(folder / name))).read_all())
         except (OSError, ValueError, arrow.ArrowException) as error:
-            faults.append(f"{folder.name}/{name}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}")
-    if faults:
-        raise ValueError("\n".join(faults))
+            errors.append(f"{folder.name}/{name}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}")
+    if errors:
+        raise ValueError("\n".join(errors))
     return arrow.concat_tables(tables)
 
 
-def _ends_well(path: Path) -> bool:
+def _is_complete_stream(path: Path) -> bool:
     """Whether the stream has its end: one that is cut between two batches is readable, and has fewer rows."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - len(END_OF_STREAM), 0))

@@ -18,7 +18,7 @@ Size = int | list[int] | None  # of both sides, or [height, width], or None: as 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 MODES = {1: "L", 3: "RGB"}
-MOST_NAMED = 5  # images, in a message
+MAX_NAMED = 5  # images, in a message
 MANY = 1024  # are given to the threads at once
 
 
@@ -45,19 +45,19 @@ def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, wo
     Resized images keep their proportions: they are scaled until they cover H x W, and cropped in the middle.
     Raises one ValueError that counts and names images that cannot be read or, unless resized, are of another size.
     """
-    names, faults = list(images), list[str]()
+    names, errors = list(images), list[str]()
     read = partial(_pixels, shape=into.shape[1:], is_resized=is_resized)
     with ThreadPoolExecutor(workers) as threads:
         for start in range(0, len(names), MANY):
             some = names[start : start + MANY]
             for place, pixels in enumerate(threads.map(read, some, map(images.get, some)), start):
                 if isinstance(pixels, str):
-                    faults.append(pixels)
+                    errors.append(pixels)
                 else:
                     into[place] = pixels
-    if faults:
-        more = [f"and {len(faults) - MOST_NAMED} more"] if len(faults) > MOST_NAMED else []
-        raise ValueError("\n".join([f"{len(faults)} of {len(names)} images:", *faults[:MOST_NAMED], *more]))
+    if errors:
+        more = [f"and {len(errors) - MAX_NAMED} more"] if len(errors) > MAX_NAMED else []
+        raise ValueError("\n".join([f"{len(errors)} of {len(names)} images:", *errors[:MAX_NAMED], *more]))
 
 
 def _pixels(name: str, image: Encoded, shape: tuple[int, int, int], is_resized: bool) -> np.ndarray | str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.data.readers.cache import cached, package_folder
 from trainer.data.readers.idx import read_idx
-from trainer.data.sources.base import Arrays, Splits
+from trainer.data.sources.base import DataSplits, TensorSource
 from trainer.utils.seeding import numpy_generator
 
 DIGIT_NAMES = tuple("0123456789")
@@ -28,7 +28,7 @@ FASHION_NAMES = (
     "Bag",
     "Ankle boot",
 )
-DIGITS_TEST_SHARE = 0.2
+DIGITS_TEST_FRACTION = 0.2
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
 MNIST_HELP = (
@@ -42,7 +42,7 @@ FASHION_HELP = (
 )
 
 
-def digits() -> Splits:
+def digits() -> DataSplits:
     """The 1797 digits of scikit-learn: 1438 to train on, 359 to test with, always the same ones.
 
     Inputs float32 [N, 1, 8, 8] in [0, 1], targets int64 in 0..9. Read from the installed package without importing it
@@ -52,11 +52,16 @@ def digits() -> Splits:
     stored = cached("digits-v1.safetensors", _digits_of_scikit_learn)
     images, labels = stored["images"].float().div_(16).unsqueeze(1), stored["labels"].long()
     order = torch.from_numpy(numpy_generator("digits", "split").permutation(len(labels)))
-    test, train = order.tensor_split([int(DIGITS_TEST_SHARE * len(labels))])
-    return Splits(Arrays(images[train], labels[train]), Arrays(images[test], labels[test]), 10, label_names=DIGIT_NAMES)
+    test, train = order.tensor_split([int(DIGITS_TEST_FRACTION * len(labels))])
+    return DataSplits(
+        TensorSource(images[train], labels[train]),
+        TensorSource(images[test], labels[test]),
+        10,
+        label_names=DIGIT_NAMES,
+    )
 
 
-def mnist(root: str | Path) -> Splits:
+def mnist(root: str | Path) -> DataSplits:
     """MNIST from its four IDX files in the folder `root`: 60000 to train on, 10000 to test with.
 
     Inputs float32 [N, 1, 28, 28] in [0, 1], targets int64 in 0..9. The files may be gzipped, and have '.' or '-' before
@@ -66,7 +71,7 @@ def mnist(root: str | Path) -> Splits:
     return _idx_splits("MNIST", root, Path(root).expanduser(), MNIST_HELP, DIGIT_NAMES)
 
 
-def fashion_mnist(root: str | Path = "auto") -> Splits:
+def fashion_mnist(root: str | Path = "auto") -> DataSplits:
     """Fashion-MNIST, in every respect like `mnist`; root="auto" is where Debian's dataset-fashion-mnist puts it.
 
     Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, 2017.
@@ -83,43 +88,43 @@ def _digits_of_scikit_learn() -> dict[str, Tensor]:
     return {"images": table[:, :-1].contiguous().view(-1, 8, 8), "labels": table[:, -1].contiguous()}
 
 
-def _idx_splits(name: str, root: str | Path, folder: Path, help: str, label_names: tuple[str, ...]) -> Splits:
+def _idx_splits(name: str, root: str | Path, folder: Path, help: str, label_names: tuple[str, ...]) -> DataSplits:
     if not folder.is_dir():
         raise ValueError(
             f"data.root={root}: there is no folder {folder.absolute()}\n"
             f"  valid: a folder with the four files of {name}, plain or .gz: {IDX_FILES}\n  {help}"
         )
-    faults: list[str] = []
-    train, test = _idx_pair(folder, "train", faults), _idx_pair(folder, "t10k", faults)
+    errors: list[str] = []
+    train, test = _idx_pair(folder, "train", errors), _idx_pair(folder, "t10k", errors)
     if train is None or test is None:
-        raise ValueError("\n  ".join([f"{name} cannot be read from data.root={root}:", *faults, help]))
-    return Splits(_scaled(*train), _scaled(*test), 10, label_names=label_names)
+        raise ValueError("\n  ".join([f"{name} cannot be read from data.root={root}:", *errors, help]))
+    return DataSplits(_scaled(*train), _scaled(*test), 10, label_names=label_names)
 
 
-def _idx_pair(root: Path, part: str, faults: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+def _idx_pair(root: Path, part: str, errors: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
     """The images and labels of a part, or None after adding to the faults."""
-    before = len(faults)
-    images, labels = _idx_array(root, f"{part}-images", 3, faults), _idx_array(root, f"{part}-labels", 1, faults)
+    before = len(errors)
+    images, labels = _idx_array(root, f"{part}-images", 3, errors), _idx_array(root, f"{part}-labels", 1, errors)
     if images is None or labels is None:
         return None
-    faults.extend(_pair_faults(part, images, labels))
-    return (images, labels) if len(faults) == before else None
+    errors.extend(_pair_errors(part, images, labels))
+    return (images, labels) if len(errors) == before else None
 
 
-def _idx_array(root: Path, stem: str, dimensions: int, faults: list[str]) -> np.ndarray | None:
+def _idx_array(root: Path, stem: str, dimensions: int, errors: list[str]) -> np.ndarray | None:
     names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
-        faults.append(f"{names[0]}: missing, with '-' or '.' before idx, with and without .gz")
+        errors.append(f"{names[0]}: missing, with '-' or '.' before idx, with and without .gz")
         return None
     try:
         return read_idx(path)
     except ValueError as error:
-        faults.append(str(error))
+        errors.append(str(error))
         return None
 
 
-def _pair_faults(part: str, images: np.ndarray, labels: np.ndarray) -> Iterator[str]:
+def _pair_errors(part: str, images: np.ndarray, labels: np.ndarray) -> Iterator[str]:
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:
         yield f"{part}-images: {images.dtype} of shape {list(images.shape)}, not uint8 [N, 28, 28]"
     if labels.dtype != np.uint8 or labels.ndim != 1:
@@ -131,6 +136,6 @@ def _pair_faults(part: str, images: np.ndarray, labels: np.ndarray) -> Iterator[
         yield f"{part}: {len(images)} images and {len(labels)} labels"
 
 
-def _scaled(images: np.ndarray, labels: np.ndarray) -> Arrays:
+def _scaled(images: np.ndarray, labels: np.ndarray) -> TensorSource:
     inputs = torch.from_numpy(np.divide(images, 255, dtype=np.float32))
-    return Arrays(inputs.unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+    return TensorSource(inputs.unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))

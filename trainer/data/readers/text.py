@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.data.readers.cache import package_folder
-from trainer.data.readers.test_split import cut_faults
-from trainer.data.sources.base import Splits, Windows
+from trainer.data.readers.test_split import test_fraction_errors
+from trainer.data.sources.base import DataSplits, SequenceWindows
 
 BYTES = 256
 
@@ -23,7 +23,7 @@ SPEAKER_OR_HEADING = re.compile(r"^(?:\*\*(.+)\*\*|#.*)[ ]*$", re.MULTILINE)
 ESCAPE = re.compile(r"\\(?=[-.])")
 
 
-def text(path: str | Path, length: int = 128, test: float = 0.1) -> Splits:
+def text(path: str | Path, length: int = 128, test: float = 0.1) -> DataSplits:
     """Any UTF-8 file as windows of `length` bytes; the last `test` of the windows (rounded) is the test set.
 
     A token is a byte, so the vocabulary has 256. Window i starts at byte i * length; its targets reach one byte
@@ -39,10 +39,10 @@ def text(path: str | Path, length: int = 128, test: float = 0.1) -> Splits:
             f"  test with. They need {2 * length + 1}: take a longer text or set data.length="
         )
     train, test_rows = _cut(rows, test)
-    return Splits(Windows(train, length), Windows(test_rows, length), BYTES)
+    return DataSplits(SequenceWindows(train, length), SequenceWindows(test_rows, length), BYTES)
 
 
-def shakespeare(length: int = 128, test: float = 0.1) -> Splits:
+def shakespeare(length: int = 128, test: float = 0.1) -> DataSplits:
     """The 38 plays of Shakespeare as windows of `length` bytes, owned by their speaking roles ("hamlet: OPHELIA").
 
     A role's speeches, without stage directions, are joined by newlines and cut as in `text`, each role by itself; the
@@ -59,16 +59,16 @@ def shakespeare(length: int = 128, test: float = 0.1) -> Splits:
     if not names:
         raise ValueError(f"data.length={length}: no role of Shakespeare's speaks two windows of it. Set a smaller one")
     train, held = zip(*(_cut(windows[role], test) for role in names), strict=True)
-    return Splits(_owned(train, length), _owned(held, length), BYTES, owner_names=names)
+    return DataSplits(_with_client_ids(train, length), _with_client_ids(held, length), BYTES, client_names=names)
 
 
 def _check(length: int, test: float) -> None:
-    faults = []
+    errors = []
     if length < 1:
-        faults.append(f"data.length={length}: a window has at least 1 token")
-    faults += cut_faults(test)
-    if faults:
-        raise ValueError("\n".join(faults))
+        errors.append(f"data.length={length}: a window has at least 1 token")
+    errors += test_fraction_errors(test)
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def _utf8(path: Path) -> bytes:
@@ -100,9 +100,9 @@ def _cut(rows: Tensor, test: float) -> tuple[Tensor, Tensor]:
     return rows[:-held], rows[-held:]
 
 
-def _owned(windows: tuple[Tensor, ...], length: int) -> Windows:
+def _with_client_ids(windows: tuple[Tensor, ...], length: int) -> SequenceWindows:
     owners = np.repeat(np.arange(len(windows)), [len(rows) for rows in windows])
-    return Windows(torch.cat(windows), length, owners)
+    return SequenceWindows(torch.cat(windows), length, owners)
 
 
 def _speeches_by_role(folder: Path) -> dict[str, list[str]]:

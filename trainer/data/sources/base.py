@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from trainer.data.sources.collate import collated
-from trainer.data.sources.example_weights import checked_weights
-from trainer.data.sources.iterable import InOrder, Readable
-from trainer.utils.hardware import on
+from trainer.data.sources.collate import collate
+from trainer.data.sources.example_weights import validate_weights
+from trainer.data.sources.iterable import IterableSource, SeekableDataset
+from trainer.utils.hardware import to_device
 
 LABELS_COMPARED = 8
 
@@ -37,22 +37,22 @@ class Source(Protocol):
         ...
 
     @property
-    def owners(self) -> np.ndarray | None:
+    def client_ids(self) -> np.ndarray | None:
         """The natural client of every example, int64 [N]. None where nobody owns them."""
         ...
 
 
 @runtime_checkable
-class Evident(Protocol):
+class Fingerprintable(Protocol):
     """A Source that can be told from another one by its content."""
 
-    def evidence(self) -> list[np.ndarray]:
+    def fingerprint_data(self) -> list[np.ndarray]:
         """All its examples; or of more than can be read in a moment, a part that no change is likely to spare."""
         ...
 
 
 @runtime_checkable
-class Movable(Source, Protocol):
+class DeviceMovable(Source, Protocol):
     """A Source that can be held in the memory of a device, of which it takes `nbytes`."""
 
     @property
@@ -63,14 +63,14 @@ class Movable(Source, Protocol):
         ...
 
 
-class Arrays:
+class TensorSource:
     """Tensors in memory as a Source: inputs [N, ...], targets [N, ...].
 
     The targets are the labels as well where they are a vector of integers. Raises ValueError when there are no examples
     or when inputs, targets and owners disagree on their number.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, owners: np.ndarray | None = None) -> None:
+    def __init__(self, inputs: Tensor, targets: Tensor, client_ids: np.ndarray | None = None) -> None:
         if len(inputs) != len(targets):
             raise ValueError(
                 f"{len(inputs)} inputs and {len(targets)} targets: every example needs one of each.\n"
@@ -79,29 +79,29 @@ class Arrays:
         self.inputs = inputs
         self.targets = targets
         self.labels = label_column(targets)
-        self.owners = column("owners", owners, len(inputs))
+        self.client_ids = column("owners", client_ids, len(inputs))
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ids = on(ids, self.inputs.device)
+        ids = to_device(ids, self.inputs.device)
         return self.inputs.index_select(0, ids), self.targets.index_select(0, ids)
 
     @property
     def nbytes(self) -> int:
         return self.inputs.nbytes + self.targets.nbytes
 
-    def to(self, device: torch.device) -> Arrays:
+    def to(self, device: torch.device) -> TensorSource:
         moved = copy(self)
         moved.inputs, moved.targets = self.inputs.to(device), self.targets.to(device)
         return moved
 
-    def evidence(self) -> list[np.ndarray]:
+    def fingerprint_data(self) -> list[np.ndarray]:
         return [self.inputs.numpy(), self.targets.numpy()]
 
 
-class Windows:
+class SequenceWindows:
     """Windows of a text as a Source: the inputs are `length` tokens, the targets the same tokens one place later.
 
     `tokens` is uint8 [N, length + 1], a row for each window; it may be a view whose rows overlap. Batches are int64
@@ -111,81 +111,81 @@ class Windows:
 
     labels: np.ndarray | None = None
 
-    def __init__(self, tokens: Tensor, length: int, owners: np.ndarray | None = None) -> None:
+    def __init__(self, tokens: Tensor, length: int, client_ids: np.ndarray | None = None) -> None:
         if tokens.ndim != 2 or tokens.shape[1] != length + 1:
             raise ValueError(
                 f"windows of length={length} need rows of {length + 1} tokens; got shape {list(tokens.shape)}"
             )
         self.tokens = tokens
         self.length = length
-        self.owners = column("owners", owners, len(tokens))
+        self.client_ids = column("owners", client_ids, len(tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self.tokens.index_select(0, on(ids, self.tokens.device))
+        rows = self.tokens.index_select(0, to_device(ids, self.tokens.device))
         return rows[:, :-1].long(), rows[:, 1:].long()
 
     @property
     def nbytes(self) -> int:
         return self.tokens.untyped_storage().nbytes()
 
-    def to(self, device: torch.device) -> Windows:
+    def to(self, device: torch.device) -> SequenceWindows:
         """With rows that overlap as they do here, and so no more memory."""
         moved, own = copy(self), self.tokens
         whole = own.as_strided((self.nbytes // own.element_size(),), (1,), 0).to(device, copy=True)
         moved.tokens = whole.as_strided(own.shape, own.stride(), own.storage_offset())
         return moved
 
-    def evidence(self) -> list[np.ndarray]:
+    def fingerprint_data(self) -> list[np.ndarray]:
         return [self.tokens.numpy()]
 
 
-class MapStyle:
+class MapDatasetSource:
     """Any map-style torch Dataset of (input, target) pairs as a Source.
 
     A batch is `dataset.__getitems__(ids)` where the data set has it, else an item at a time, collated by torch's
-    `default_collate`. `labels` and `owners` (int64 [N]) are what it can be dealt out by; labels that are not given are
+    `default_collate`. `labels` and `client_ids` (int64 [N]) are what it can be dealt out by; labels that are not given are
     the data set's `targets` or `labels`, as torchvision calls them, if its items have the same. Raises ValueError when
     there are no examples or when a column's length is not N; `fetch` raises it for items that are not pairs.
     """
 
-    def __init__(self, dataset: Any, labels: np.ndarray | None = None, owners: np.ndarray | None = None) -> None:
+    def __init__(self, dataset: Any, labels: np.ndarray | None = None, client_ids: np.ndarray | None = None) -> None:
         self.dataset = dataset
         self.labels = column("labels", labels, len(dataset))
-        self.owners = column("owners", owners, len(dataset))
+        self.client_ids = column("owners", client_ids, len(dataset))
         if labels is None:
-            self.labels = self._own_labels()
+            self.labels = self._read_labels()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         # A replica may have no example of a batch: it still needs an empty one of the right shape.
-        inputs, targets = collated(self.dataset, self._items(ids.tolist() or [0]))
+        inputs, targets = collate(self.dataset, self._get_items(ids.tolist() or [0]))
         return inputs[: len(ids)], targets[: len(ids)]
 
-    def _own_labels(self) -> np.ndarray | None:
+    def _read_labels(self) -> np.ndarray | None:
         for name in ("targets", "labels"):
             column = _integers(getattr(self.dataset, name, None))
-            if column is not None and len(column) == len(self) and self._bears_out(column):
+            if column is not None and len(column) == len(self) and self._matches(column):
                 return column
         return None
 
-    def _bears_out(self, column: np.ndarray) -> bool:
+    def _matches(self, column: np.ndarray) -> bool:
         """Whether examples from all over have these labels; they do not where the targets are transformed."""
         some = np.linspace(0, len(self) - 1, min(len(self), LABELS_COMPARED), dtype=np.int64)
         found = label_column(self.fetch(torch.from_numpy(some))[1])
         return np.array_equal(found, column[some]) if found is not None else False
 
-    def _items(self, ids: list[int]) -> list[Any]:
+    def _get_items(self, ids: list[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
             return self.dataset.__getitems__(ids)
         return [self.dataset[i] for i in ids]
 
 
-class Splits:
+class DataSplits:
     """A data set: what is trained on, what is tested on, and what its labels and owners are called.
 
     `train` and `test` are Sources, whatever they are made from (see `as_source`). `classes` is the number of classes,
@@ -198,30 +198,30 @@ class Splits:
         train: Source | Dataset[Any],
         test: Source | Dataset[Any],
         classes: int | None,
-        owner_names: tuple[str, ...] = (),
+        client_names: tuple[str, ...] = (),
         label_names: tuple[str, ...] = (),
         weights: np.ndarray | None = None,
     ) -> None:
         self.train, self.test = as_source(train), as_source(test)
-        self.weights = checked_weights(weights, len(self.train))
+        self.weights = validate_weights(weights, len(self.train))
         self.classes = classes
-        self.owner_names = owner_names
+        self.client_names = client_names
         self.label_names = label_names
 
 
 def as_source(dataset: Source | Dataset[Any]) -> Source:
     """The data set as a Source: a Source stays, a TensorDataset of two is taken by its tensors, a Dataset is wrapped.
 
-    An IterableDataset is one if it is `Readable`. Raises ValueError for others, and for what cannot be indexed.
+    An IterableDataset is one if it is `SeekableDataset`. Raises ValueError for others, and for what cannot be indexed.
     """
     if isinstance(dataset, Source):
         return dataset
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-        return Arrays(*dataset.tensors)
+        return TensorSource(*dataset.tensors)
     if isinstance(dataset, Dataset) and isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
-        return MapStyle(dataset)
-    if isinstance(dataset, IterableDataset) and isinstance(dataset, Readable):
-        return InOrder(dataset)
+        return MapDatasetSource(dataset)
+    if isinstance(dataset, IterableDataset) and isinstance(dataset, SeekableDataset):
+        return IterableSource(dataset)
     raise ValueError(
         f"a data set must be one of these, got {type(dataset).__name__}:\n"
         "  a Source (__len__, fetch, labels, owners), a TensorDataset of two tensors,\n"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 
-def collated(dataset: Any, items: list[Any]) -> tuple[Tensor, Tensor]:
+def collate(dataset: Any, items: list[Any]) -> tuple[Tensor, Tensor]:
     """The inputs and targets of these items of a data set. Raises ValueError for items that are not pairs."""
     batch = default_collate(items)
     if not (isinstance(batch, Sequence) and len(batch) == 2):

@@ -17,35 +17,35 @@ def as_tensor(values: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Column:
+class NamedColumn:
     """An array [N, ...], a row an example, and how it is called in its file."""
 
     name: str
     values: np.ndarray
 
-    def is_of(self, kinds: str) -> bool:
+    def has_kind(self, kinds: str) -> bool:
         """Whether the values are of one of these kinds."""
         return self.values.dtype.kind in kinds
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The column in a word for people."""
         return f"{self.name}: {self.values.dtype} {list(self.values.shape)}"
 
-    def vector(self) -> Column:
+    def vector(self) -> NamedColumn:
         """[N, 1] as [N]; others as they are."""
         values = self.values
-        return Column(self.name, values[:, 0]) if values.ndim == 2 and values.shape[1] == 1 else self
+        return NamedColumn(self.name, values[:, 0]) if values.ndim == 2 and values.shape[1] == 1 else self
 
-    def fault(self, bad: np.ndarray, what: str) -> str:
+    def error(self, bad: np.ndarray, what: str) -> str:
         """What is said where the examples `bad` (bool [N]) are so."""
         return f"{self.name}: {bad.sum()} of {len(bad)} examples are {what}; the first is example {bad.argmax()}"
 
-    def finite(self, faults: list[str]) -> np.ndarray:
+    def finite(self, errors: list[str]) -> np.ndarray:
         """The numbers as float32; where they are not finite is added to the faults."""
         with np.errstate(over="ignore"):
             values = self.values.astype(np.float32)
         bad = np.asarray((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))))
         if bad.any():
-            faults.append(self.fault(bad, "missing (NaN) or not finite in float32"))
+            errors.append(self.error(bad, "missing (NaN) or not finite in float32"))
         return values

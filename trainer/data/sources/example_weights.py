@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from trainer.data.sources.column import NUMBERS, Column
+from trainer.data.sources.column import NUMBERS, NamedColumn
 
 
 @dataclass(frozen=True)
-class Weights:
+class ExampleWeights:
     """What examples and clients count.
 
     examples  float32 [N], by the ids of the training source; where examples lie apart, only those that are here tell
@@ -27,7 +27,7 @@ class Weights:
         return None if bool((found == 1).all()) else found
 
 
-def weights_of(column: Column | None, faults: list[str]) -> np.ndarray | None:
+def parse_weights(column: NamedColumn | None, errors: list[str]) -> np.ndarray | None:
     """The weights in a column, float32 [N]; what is wrong with them is added to the faults.
 
     A weight is a finite number from 0, and not all are 0.
@@ -35,25 +35,25 @@ def weights_of(column: Column | None, faults: list[str]) -> np.ndarray | None:
     if column is None:
         return None
     column = column.vector()
-    if not column.is_of(NUMBERS) or column.values.ndim != 1:
-        faults.append(f"{column.told}, where a weight is one number an example")
+    if not column.has_kind(NUMBERS) or column.values.ndim != 1:
+        errors.append(f"{column.description}, where a weight is one number an example")
         return None
-    values = column.finite(faults)
+    values = column.finite(errors)
     if (bad := values < 0).any():
-        faults.append(column.fault(bad, f"negative, such as {values[bad.argmax()]:g}, where a weight is 0 or more"))
+        errors.append(column.error(bad, f"negative, such as {values[bad.argmax()]:g}, where a weight is 0 or more"))
     elif not values.any():
-        faults.append(f"{column.name}: all weights are 0, so that there is nothing to learn from")
+        errors.append(f"{column.name}: all weights are 0, so that there is nothing to learn from")
     return values
 
 
-def checked_weights(weights: np.ndarray | None, examples: int) -> np.ndarray | None:
+def validate_weights(weights: np.ndarray | None, examples: int) -> np.ndarray | None:
     """The weights of so many examples, float32 [N], or None for None; ValueError with all that is wrong with them."""
     if weights is None:
         return None
-    column, faults = Column("weights", np.atleast_1d(np.asarray(weights))), []
+    column, errors = NamedColumn("weights", np.atleast_1d(np.asarray(weights))), []
     if len(column.values) != examples:
-        faults.append(f"{column.told} for {examples} training examples: there is one weight for each")
-    values = weights_of(column, faults)
-    if faults:
-        raise ValueError("\n".join(faults))
+        errors.append(f"{column.description} for {examples} training examples: there is one weight for each")
+    values = parse_weights(column, errors)
+    if errors:
+        raise ValueError("\n".join(errors))
     return values

@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from trainer.data.sources.collate import collated
+from trainer.data.sources.collate import collate
 
 
 @runtime_checkable
-class Readable(Protocol):
+class SeekableDataset(Protocol):
     """A data set that can be read from any of its examples on, such as an IterableDataset with these two methods."""
 
     def __len__(self) -> int:
@@ -24,7 +24,7 @@ class Readable(Protocol):
         ...
 
 
-class InOrder:
+class IterableSource:
     """A data set that is read in its order, as a Source: what is asked for in that order is read once.
 
     Whoever asks for examples further on reads those between and drops them; whoever goes back begins anew, at the
@@ -33,9 +33,9 @@ class InOrder:
     """
 
     labels: np.ndarray | None = None
-    owners: np.ndarray | None = None
+    client_ids: np.ndarray | None = None
 
-    def __init__(self, dataset: Readable) -> None:
+    def __init__(self, dataset: SeekableDataset) -> None:
         self.dataset = dataset
         self.remaining: Iterator[Any] = iter(())
         self.next = len(dataset)  # the number of the first of the remaining ones
@@ -48,7 +48,7 @@ class InOrder:
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         ascending, back = ids.unique(return_inverse=True)
         # A replica may have no example of a batch: it still needs an empty one of the right shape.
-        inputs, targets = collated(self.dataset, [self._read(number) for number in ascending.tolist() or [0]])
+        inputs, targets = collate(self.dataset, [self._read(number) for number in ascending.tolist() or [0]])
         return inputs[back], targets[back]
 
     def _read(self, number: int) -> Any:

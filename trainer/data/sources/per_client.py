@@ -10,32 +10,32 @@ from torch import Tensor
 
 from trainer.data.partition.clients import Clients
 from trainer.data.partition.partition import Iid, Natural, Partition
-from trainer.data.sources.base import Source, Splits
-from trainer.data.sources.iterable import InOrder
+from trainer.data.sources.base import DataSplits, Source
+from trainer.data.sources.iterable import IterableSource
 
 
-class Apart:
-    """The sources of all clients as one Source, from which this rank can fetch those that are `here`.
+class PerClientSource:
+    """The sources of all clients as one Source, from which this rank can fetch those that are `local`.
 
     `sizes` are the numbers of examples and `checksums` tell the contents, by client; they are equal on all ranks, and
     so is `homes`, the silo of each client. Ids are not: they number the examples that are here first, because who only
     wants to see some examples asks for the first ones.
     """
 
-    owners: np.ndarray | None = None
+    client_ids: np.ndarray | None = None
     labels: np.ndarray | None = None
 
     def __init__(
-        self, sizes: Sequence[int], here: Mapping[int, Source], homes: Sequence[int], checksums: Sequence[int]
+        self, sizes: Sequence[int], local: Mapping[int, Source], homes: Sequence[int], checksums: Sequence[int]
     ) -> None:
-        self.here, self.homes, self.checksums = here, tuple(homes), checksums
-        order = [*here, *(client for client in range(len(sizes)) if client not in here)]
+        self.local, self.homes, self.checksums = local, tuple(homes), checksums
+        order = [*local, *(client for client in range(len(sizes)) if client not in local)]
         self.clients = torch.tensor(order)
         self.ends = torch.tensor([sizes[client] for client in order]).cumsum(0)
         self.starts = dict(zip(order, [0, *self.ends[:-1].tolist()], strict=True))
         self.sizes = sizes
         firsts = np.cumsum([0, *sizes[:-1]])  # of the clients' examples, were all files one after the other
-        self.shifts = torch.tensor([int(firsts[client]) - self.starts[client] for client in order])
+        self.offsets = torch.tensor([int(firsts[client]) - self.starts[client] for client in order])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -44,43 +44,43 @@ class Apart:
         """The ids of a client's examples, ascending."""
         return self.starts[client] + np.arange(self.sizes[client])
 
-    def numbers(self, ids: Tensor) -> Tensor:
+    def global_positions(self, ids: Tensor) -> Tensor:
         """The places of these examples in all files, one after the other: the same on all ranks, as ids are not."""
-        return ids + self.shifts[torch.searchsorted(self.ends, ids, right=True)]
+        return ids + self.offsets[torch.searchsorted(self.ends, ids, right=True)]
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         clients = self.clients[torch.searchsorted(self.ends, ids, right=True)]
-        there = clients.unique().tolist() or [next(iter(self.here))]
+        there = clients.unique().tolist() or [next(iter(self.local))]
         if len(there) == 1:
-            return self._of(there[0], ids)
+            return self._fetch_from(there[0], ids)
         rows = [(clients == client).nonzero().flatten() for client in there]
-        parts = [self._of(client, ids[row]) for client, row in zip(there, rows, strict=True)]
+        parts = [self._fetch_from(client, ids[row]) for client, row in zip(there, rows, strict=True)]
         back = torch.cat(rows).argsort()
         inputs, targets = (torch.cat(column)[back] for column in zip(*parts, strict=True))
         return inputs, targets
 
-    def evidence(self) -> list[np.ndarray]:
+    def fingerprint_data(self) -> list[np.ndarray]:
         return [np.array(self.checksums), np.array(self.sizes)]
 
-    def _of(self, client: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        assert client in self.here, f"the examples of client {client} are in silo {self.homes[client]}"
-        return self.here[client].fetch(ids - self.starts[client])
+    def _fetch_from(self, client: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+        assert client in self.local, f"the examples of client {client} are in silo {self.homes[client]}"
+        return self.local[client].fetch(ids - self.starts[client])
 
 
-def is_in_order(source: Source) -> bool:
+def is_sequential(source: Source) -> bool:
     """Whether examples can only be read one after the other, and are trained on in that order."""
-    parts = source.here.values() if isinstance(source, Apart) else [source]
-    return any(isinstance(part, InOrder) for part in parts)
+    parts = source.local.values() if isinstance(source, PerClientSource) else [source]
+    return any(isinstance(part, IterableSource) for part in parts)
 
 
-def clients_apart(data: Splits, partition: Partition, wanted: int | None = None) -> Clients:
+def per_client_partition(data: DataSplits, partition: Partition, num_clients: int | None = None) -> Clients:
     """The clients whose examples lie apart, each with its own. ValueError where they are to be dealt otherwise."""
     train, test = data.train, data.test
-    assert isinstance(train, Apart) and isinstance(test, Apart)
+    assert isinstance(train, PerClientSource) and isinstance(test, PerClientSource)
     count = len(train.homes)
-    if wanted not in (None, count):
+    if num_clients not in (None, count):
         raise ValueError(
-            f"clients={wanted}, and there are {count} data.files: each of them is a client.\n"
+            f"clients={num_clients}, and there are {count} data.files: each of them is a client.\n"
             f"  set clients={count}, or leave it out"
         )
     if not isinstance(partition, Iid | Natural):

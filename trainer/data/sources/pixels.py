@@ -11,7 +11,7 @@ from trainer.data.sources.base import column, label_column
 CHANNELS = (1, 3, 4)
 
 
-class Pixels:
+class ImageSource:
     """Images with labels as a Source: uint8 [N, C, H, W], a quarter of what they take as numbers; may be memory-mapped.
 
     Batches are float32 [B, C, H, W] in [0, 1] and the targets [B, ...]. `checksum` tells them from others where they
@@ -19,7 +19,7 @@ class Pixels:
     """
 
     def __init__(
-        self, images: Tensor, targets: Tensor, owners: np.ndarray | None = None, checksum: int | None = None
+        self, images: Tensor, targets: Tensor, client_ids: np.ndarray | None = None, checksum: int | None = None
     ) -> None:
         assert images.dtype == torch.uint8 and images.ndim == 4, (images.dtype, images.shape)
         if len(images) != len(targets):
@@ -28,7 +28,7 @@ class Pixels:
         self.targets = targets
         self.checksum = checksum
         self.labels = label_column(targets)
-        self.owners = column("owners", owners, len(images))
+        self.client_ids = column("owners", client_ids, len(images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -36,7 +36,7 @@ class Pixels:
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         return self.images.index_select(0, ids).float().div_(255), self.targets.index_select(0, ids)
 
-    def evidence(self) -> list[np.ndarray]:
+    def fingerprint_data(self) -> list[np.ndarray]:
         told = self.images.numpy() if self.checksum is None else np.array([self.checksum, *self.images.shape])
         return [told, self.targets.numpy()]
 

@@ -1,8 +1,8 @@
 """What is done to examples on their way to the model: transforms of whole batches, one file a kind."""
 
 from trainer.data.transforms.base import Batch, Transform
-from trainer.data.transforms.client_skew import LabelNoise, Noise, Rotation, Skew, skewed
-from trainer.data.transforms.compose import Chain
+from trainer.data.transforms.client_skew import ClientShift, LabelNoise, Noise, Rotation, shift_clients
+from trainer.data.transforms.compose import Compose
 from trainer.data.transforms.erasing import CutOut, MaskTokens
 from trainer.data.transforms.geometry import RandomCrop, RandomFlip, RandomRotation
 from trainer.data.transforms.mixing import MixUp
@@ -10,7 +10,7 @@ from trainer.data.transforms.normalization import Normalise, Standardise
 
 __all__ = [
     "Batch",
-    "Chain",
+    "Compose",
     "CutOut",
     "LabelNoise",
     "MaskTokens",
@@ -21,8 +21,8 @@ __all__ = [
     "RandomFlip",
     "RandomRotation",
     "Rotation",
-    "Skew",
+    "ClientShift",
     "Standardise",
     "Transform",
-    "skewed",
+    "shift_clients",
 ]

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.utils.hardware import on
-from trainer.utils.seeding import derive
+from trainer.utils.hardware import to_device
+from trainer.utils.seeding import derive_seed
 
 Examples = tuple[Tensor, Tensor]
 
@@ -37,7 +37,7 @@ class Batch:
     def uniform(self, count: int = 1) -> Tensor:
         """Numbers in [0, 1) of each example, float64 [B, count]: pure functions of (seed, epoch, example)."""
         numbers = uniform(self.key, self.numbers, count)
-        return on(numbers, self.inputs.device)
+        return to_device(numbers, self.inputs.device)
 
     def integers(self, high: int, count: int = 1) -> Tensor:
         """Whole numbers from 0 to high - 1 of each example, int64 [B, count]."""
@@ -56,14 +56,14 @@ class Transform(Protocol):
         """The inputs and targets as they shall be. Those of the batch are left as they are."""
         ...
 
-    def fault(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         """Why it cannot take examples like these [B, ...]; empty when it can."""
         ...
 
 
-def key_of(seed: int, epoch: int, name: str) -> int:
+def random_key(seed: int, epoch: int, name: str) -> int:
     """The key of the draws of a transform in an epoch."""
-    return derive(seed, "preprocess", epoch, name)
+    return derive_seed(seed, "preprocess", epoch, name)
 
 
 def uniform(key: int, numbers: Tensor, count: int) -> Tensor:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data import Apart, Arrays, Clients, Source, Splits
+from trainer.data import Clients, DataSplits, PerClientSource, Source, TensorSource
 from trainer.data.transforms.base import Examples
-from trainer.data.transforms.geometry import image_fault, turned
+from trainer.data.transforms.geometry import image_error, rotate
 from trainer.utils.seeding import generator
 
 
-class Skew(Protocol):
+class ClientShift(Protocol):
     """Abstract: what is done once, before training, to all examples of a client.
 
     of_test  whether to its test examples too
@@ -56,9 +56,9 @@ class Rotation:
 
     def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
         inputs, targets = examples
-        if fault := image_fault(inputs):
+        if fault := image_error(inputs):
             raise ValueError(f"client_shift.rotation: {fault}")
-        return turned(inputs, torch.full((len(inputs),), math.radians(self.degrees) * place)), targets
+        return rotate(inputs, torch.full((len(inputs),), math.radians(self.degrees) * place)), targets
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ class LabelNoise:
         return inputs, torch.where(is_wrong, (targets + other) % classes, targets)
 
 
-def skewed(splits: Splits, clients: Clients, skews: Mapping[str, Skew], seed: int) -> Splits:
+def shift_clients(splits: DataSplits, clients: Clients, skews: Mapping[str, ClientShift], seed: int) -> DataSplits:
     """The data set as these clients have it, in memory, drawn by (seed, name, client, part); or ValueError."""
     if not skews:
         return splits
-    if isinstance(splits.train, Apart):
+    if isinstance(splits.train, PerClientSource):
         raise ValueError(
             "client_shift= with data.files=: these clients have examples of their own kind.\n  leave client_shift= out"
         )
-    train, test = _whole(splits.train), _whole(splits.test)
+    train, test = _fetch_all(splits.train), _fetch_all(splits.test)
     for client in range(len(clients)):
         place = client / max(len(clients) - 1, 1)
         for name, skew in skews.items():
@@ -99,10 +99,10 @@ def skewed(splits: Splits, clients: Clients, skews: Mapping[str, Skew], seed: in
                 own = torch.from_numpy(ids)
                 draw = generator(seed, "skew", name, client, part)
                 inputs[own], targets[own] = skew((inputs[own], targets[own]), place, splits.classes, draw)
-    trained, tested = Arrays(*train, splits.train.owners), Arrays(*test, splits.test.owners)
-    return Splits(trained, tested, splits.classes, splits.owner_names, splits.label_names, splits.weights)
+    trained, tested = TensorSource(*train, splits.train.client_ids), TensorSource(*test, splits.test.client_ids)
+    return DataSplits(trained, tested, splits.classes, splits.client_names, splits.label_names, splits.weights)
 
 
-def _whole(source: Source) -> tuple[Tensor, Tensor]:
+def _fetch_all(source: Source) -> tuple[Tensor, Tensor]:
     inputs, targets = source.fetch(torch.arange(len(source)))
     return inputs.clone(), targets.clone()

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.data import Apart, Source
-from trainer.data.transforms.base import Batch, Examples, Transform, key_of
+from trainer.data import PerClientSource, Source
+from trainer.data.transforms.base import Batch, Examples, Transform, random_key
 from trainer.data.transforms.normalization import Standardise
-from trainer.utils.hardware import on
+from trainer.utils.hardware import to_device
 
-MEASURED = 1024  # examples at a time
+FIT_BATCH_SIZE = 1024  # examples at a time
 
 
 @dataclass(frozen=True)
-class Chain:
+class Compose:
     """Transforms by name, in their order; the name tells their randomness apart.
 
     channels_last  whether images [B, C, H, W] are laid out in memory pixel by pixel: the same numbers in another order
@@ -28,21 +28,23 @@ class Chain:
     channels_last: bool = False
 
     @property
-    def goes_by_training_set(self) -> bool:
+    def needs_fitting(self) -> bool:
         """Whether something has to be measured before it can be used."""
         return any(isinstance(each, Standardise) for each in self.transforms.values())
 
-    def train(
+    def for_training(
         self, source: Source, ids: Tensor, members: Tensor, seed: int, epoch: int, device: torch.device
     ) -> Examples:
         """The examples `ids` of a client that has these `members`, as they are trained on in this epoch."""
-        return self._laid_out(self._after(list(self.transforms), source, ids, members, seed, epoch, device))
+        return self._with_memory_format(
+            self._apply_for_training(list(self.transforms), source, ids, members, seed, epoch, device)
+        )
 
-    def judge(self, examples: Examples, device: torch.device) -> Examples:
+    def for_evaluation(self, examples: Examples, device: torch.device) -> Examples:
         """The examples as they are evaluated, on this device."""
-        return self._laid_out(self._settled(list(self.transforms), _on(examples, device)))
+        return self._with_memory_format(self._apply_for_evaluation(list(self.transforms), _to_device(examples, device)))
 
-    def measure(self, source: Source, ids: Tensor, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    def fit(self, source: Source, ids: Tensor, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
         """Makes ready what goes by the training set, of which the examples `ids` are this rank's.
 
         Only sums leave a silo, and `total` adds them up over all ranks: the outcome is that of the pooled examples.
@@ -50,24 +52,24 @@ class Chain:
         names = list(self.transforms)
         for place, name in enumerate(names):
             transform = self.transforms[name]
-            if isinstance(transform, Standardise) and not transform.is_measured:
-                fetched = (_on(source.fetch(some), device) for some in ids.split(MEASURED))
-                transform.measure((self._settled(names[:place], examples)[0] for examples in fetched), total)
+            if isinstance(transform, Standardise) and not transform.is_fitted:
+                fetched = (_to_device(source.fetch(some), device) for some in ids.split(FIT_BATCH_SIZE))
+                transform.fit((self._apply_for_evaluation(names[:place], examples)[0] for examples in fetched), total)
 
-    def faults(self, inputs: Tensor, targets: Tensor) -> list[str]:
+    def errors(self, inputs: Tensor, targets: Tensor) -> list[str]:
         """Why these examples cannot be taken, of each transform that cannot."""
-        said = {name: each.fault(inputs, targets, self.classes) for name, each in self.transforms.items()}
-        faults = [f"transforms.{name}: {fault}" for name, fault in said.items() if fault]
+        said = {name: each.mismatch(inputs, targets, self.classes) for name, each in self.transforms.items()}
+        errors = [f"transforms.{name}: {fault}" for name, fault in said.items() if fault]
         if self.channels_last and inputs.dim() != 4:
             fault = f"channels_last=true, but inputs of shape {list(inputs.shape[1:])} are no images [C, height, width]"
-            faults.append(f"{fault}\n  set channels_last=false")
-        return faults
+            errors.append(f"{fault}\n  set channels_last=false")
+        return errors
 
-    def _laid_out(self, examples: Examples) -> Examples:
+    def _with_memory_format(self, examples: Examples) -> Examples:
         inputs, targets = examples
         return (inputs.contiguous(memory_format=torch.channels_last), targets) if self.channels_last else examples
 
-    def _after(
+    def _apply_for_training(
         self,
         names: list[str],
         source: Source,
@@ -77,34 +79,34 @@ class Chain:
         epoch: int,
         device: torch.device,
     ) -> Examples:
-        examples = _on(source.fetch(ids), device)
+        examples = _to_device(source.fetch(ids), device)
         if not names:
             return examples
-        numbers = source.numbers(ids) if isinstance(source, Apart) else ids
-        batch = Batch(*examples, numbers, members, 0, _nobody, self.classes)
+        numbers = source.global_positions(ids) if isinstance(source, PerClientSource) else ids
+        batch = Batch(*examples, numbers, members, 0, _no_other_examples, self.classes)
         for place, name in enumerate(names):
             before = names[:place]
 
             def fetch(others: Tensor, before: list[str] = before) -> Examples:
-                return self._after(before, source, others, members, seed, epoch, device)
+                return self._apply_for_training(before, source, others, members, seed, epoch, device)
 
-            batch = replace(batch, key=key_of(seed, epoch, name), fetch=fetch)
+            batch = replace(batch, key=random_key(seed, epoch, name), fetch=fetch)
             inputs, targets = self.transforms[name](batch)
             batch = replace(batch, inputs=inputs, targets=targets)
         return batch.inputs, batch.targets
 
-    def _settled(self, names: list[str], examples: Examples) -> Examples:
+    def _apply_for_evaluation(self, names: list[str], examples: Examples) -> Examples:
         none = torch.empty(0, dtype=torch.int64)
         for transform in (self.transforms[name] for name in names):
             if not transform.is_random:
-                examples = transform(Batch(*examples, none, none, 0, _nobody, self.classes))
+                examples = transform(Batch(*examples, none, none, 0, _no_other_examples, self.classes))
         return examples
 
 
-def _nobody(others: Tensor) -> Examples:
+def _no_other_examples(others: Tensor) -> Examples:
     raise AssertionError("only what is random asks for other examples")
 
 
-def _on(examples: Examples, device: torch.device) -> Examples:
+def _to_device(examples: Examples, device: torch.device) -> Examples:
     inputs, targets = examples
-    return on(inputs, device), on(targets, device)
+    return to_device(inputs, device), to_device(targets, device)

@@ -44,7 +44,7 @@ class MaskTokens:
         is_masked = batch.uniform(batch.inputs.shape[1]) < self.probability
         return batch.inputs.masked_fill(is_masked, self.token), batch.targets
 
-    def fault(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if inputs.dim() != 2 or inputs.is_floating_point():
             return f"inputs of shape {list(inputs.shape)} and type {inputs.dtype} are no tokens [batch, length]"
         if classes and self.token >= classes:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from trainer.data.transforms.base import Batch, Examples
 
 
-def image_fault(inputs: Tensor) -> str:
+def image_error(inputs: Tensor) -> str:
     """Why these are no images [B, C, H, W]; empty when they are."""
     if inputs.dim() != 4 or not inputs.is_floating_point():
         given = f"{list(inputs.shape)} and type {inputs.dtype}"
@@ -19,7 +19,7 @@ def image_fault(inputs: Tensor) -> str:
     return ""
 
 
-def turned(images: Tensor, angles: Tensor) -> Tensor:
+def rotate(images: Tensor, angles: Tensor) -> Tensor:
     """Images [B, C, H, W] turned about their middles by these angles [B], in radians, with zeros outside of them."""
     cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     # Of images that are not square a turn is one of places, not of fractions of the sides.
@@ -34,8 +34,8 @@ class Geometric:
 
     is_random = True
 
-    def fault(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
-        return image_fault(inputs)
+    def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
+        return image_error(inputs)
 
 
 class RandomCrop(Geometric):
@@ -79,4 +79,4 @@ class RandomRotation(Geometric):
 
     def __call__(self, batch: Batch) -> Examples:
         angles = (2 * batch.uniform()[:, 0] - 1) * math.radians(self.degrees)
-        return turned(batch.inputs, angles), batch.targets
+        return rotate(batch.inputs, angles), batch.targets

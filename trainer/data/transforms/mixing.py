@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.data.transforms.base import Batch, Examples, uniform
-from trainer.utils.hardware import on
+from trainer.utils.hardware import to_device
 
 
 class MixUp:
@@ -30,11 +30,11 @@ class MixUp:
         others = batch.members[(drawn[:, 0] * len(batch.members)).long()]
         inputs, targets = batch.fetch(others)
         part = torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn[:, 1].numpy()))
-        part = on(part.to(batch.inputs.dtype), batch.inputs.device)
-        mixed = _mixed(batch.inputs, inputs, part)
-        return mixed, _mixed(self._soft(batch.targets, batch), self._soft(targets, batch), part)
+        part = to_device(part.to(batch.inputs.dtype), batch.inputs.device)
+        mixed = _interpolate(batch.inputs, inputs, part)
+        return mixed, _interpolate(self._soft(batch.targets, batch), self._soft(targets, batch), part)
 
-    def fault(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if not inputs.is_floating_point() or targets.dim() != 1 or not classes:
             return "only numbers with one label an example can be mixed"
         return ""
@@ -44,5 +44,5 @@ class MixUp:
         return F.one_hot(targets, batch.classes).to(batch.inputs.dtype)
 
 
-def _mixed(one: Tensor, other: Tensor, part: Tensor) -> Tensor:
+def _interpolate(one: Tensor, other: Tensor, part: Tensor) -> Tensor:
     return torch.lerp(other, one, part.view(-1, *[1] * (one.dim() - 1)))

@@ -43,7 +43,7 @@ class Normalise:
         mean, std = _column(self.mean, batch.inputs), _column(self.std, batch.inputs)
         return (batch.inputs - mean) / std, batch.targets
 
-    def fault(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if fault := _fault(inputs):
             return fault
         if len(self.mean) not in (1, inputs.shape[1]):
@@ -64,16 +64,16 @@ class Standardise:
         self.mean = self.std = torch.empty(0)
 
     @property
-    def is_measured(self) -> bool:
+    def is_fitted(self) -> bool:
         return len(self.mean) > 0
 
     def __call__(self, batch: Batch) -> Examples:
         return (batch.inputs - _column(self.mean, batch.inputs)) / _column(self.std, batch.inputs), batch.targets
 
-    def fault(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
+    def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         return _fault(inputs)
 
-    def measure(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+    def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Takes the statistics of these batches [B, C, ...], one at least, and of what other ranks add in `total`."""
         count, first, second = total(torch.stack([_sums(inputs) for inputs in batches]).sum(0))
         self.mean = first / count

@@ -1,9 +1,9 @@
 """Codecs: how numbers become fewer bytes, and come back. One file each."""
 
-from trainer.distributed.compression.base import Codec, Full, PowerSGD, Uplink
+from trainer.distributed.compression.base import Codec, PowerSGD, Uncompressed, UpdateCompression
 from trainer.distributed.compression.cast import Cast
 from trainer.distributed.compression.int4 import Int4
 from trainer.distributed.compression.int8 import Int8
 from trainer.distributed.compression.topk import TopK
 
-__all__ = ["Cast", "Codec", "Full", "Int4", "Int8", "PowerSGD", "TopK", "Uplink"]
+__all__ = ["Cast", "Codec", "Uncompressed", "Int4", "Int8", "PowerSGD", "TopK", "UpdateCompression"]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-PIECE = 1 << 17  # values that several operations go over while they lie in a processor's cache of 2 MB
+CPU_CHUNK_LENGTH = 1 << 17  # values that several operations go over while they lie in a processor's cache of 2 MB
 
 
 class Codec(Protocol):
@@ -21,20 +21,20 @@ class Codec(Protocol):
 
     name: str
 
-    def size(self, count: int) -> int:
+    def encoded_size(self, count: int) -> int:
         """The bytes of so many values, a multiple of 4."""
         ...
 
-    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
+    def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
         """Writes the values [count] as bytes [size(count)]. What is random in them is a pure function of the seed."""
         ...
 
-    def unpack(self, packed: Tensor, values: Tensor) -> None:
+    def decode(self, packed: Tensor, values: Tensor) -> None:
         """Writes what the bytes [size(count)] stand for into the values [count], in their dtype."""
         ...
 
 
-class Full:
+class Uncompressed:
     """No codec: numbers travel as they are, in float32, or in float64 of a float64 model."""
 
     name = "fp32"
@@ -51,7 +51,7 @@ class PowerSGD:
         self.rank = rank
 
 
-Uplink = Codec | Full | PowerSGD
+UpdateCompression = Codec | Uncompressed | PowerSGD
 
 
 def multiple_of_4(size: int) -> int:
@@ -59,6 +59,6 @@ def multiple_of_4(size: int) -> int:
     return -(-size // 4) * 4
 
 
-def piece_of(values: Tensor) -> int:
+def chunk_length(values: Tensor) -> int:
     """How many values to work on at a time: on a GPU all, where a kernel costs more than memory."""
-    return PIECE if values.device.type == "cpu" else max(values.numel(), 1)
+    return CPU_CHUNK_LENGTH if values.device.type == "cpu" else max(values.numel(), 1)

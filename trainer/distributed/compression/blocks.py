@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.base import piece_of
+from trainer.distributed.compression.base import chunk_length
 
 LARGEST = 2.0**127  # of which the multiples that occur are still float32
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def check_block(key: str, block: int) -> None:
+def validate_block_size(key: str, block: int) -> None:
     """Raises ValueError for a size of blocks that bytes and scales do not fill; `key` is where it was said."""
     if block < 8 or block % 8:
         raise ValueError(f"{key}.block={block}\n  valid: a multiple of 8, from 8")
@@ -24,7 +24,7 @@ def count_blocks(count: int, block: int) -> int:
     return -(-count // block)
 
 
-def pack_blocks(
+def quantize_blocks(
     values: Tensor, scales: Tensor, numbers: Tensor, block: int, levels: int, round: Callable[[Tensor], Tensor]
 ) -> None:
     """Writes a scale for each block, its largest magnitude / `levels`, and what `round` makes of the blocks over them.
@@ -32,7 +32,7 @@ def pack_blocks(
     values [count], scales [B] float32, numbers [B, ...]; `round` takes [b, block] float32 within +-levels, which it may
     write over. Magnitudes above 2^127 count as that, blocks below 1e-38 levels as zeros.
     """
-    rows = max(piece_of(values) // block, 1)
+    rows = max(chunk_length(values) // block, 1)
     scratch = torch.empty(min(rows, len(scales)), block, dtype=torch.float32, device=values.device)
     for part, scale, number in zip(values.split(rows * block), scales.split(rows), numbers.split(rows), strict=True):
         blocks = scratch[: len(scale)]
@@ -45,11 +45,11 @@ def pack_blocks(
         number.copy_(round(blocks.mul_(inverse.unsqueeze(1))))
 
 
-def unpack_blocks(
+def dequantize_blocks(
     scales: Tensor, numbers: Tensor, values: Tensor, block: int, integers: Callable[[Tensor], Tensor]
 ) -> None:
     """Writes integers [b, block] times their scales into the values; `integers` makes them of the numbers [b, ...]."""
-    rows = max(piece_of(values) // block, 1)
+    rows = max(chunk_length(values) // block, 1)
     for part, scale, number in zip(values.split(rows * block), scales.split(rows), numbers.split(rows), strict=True):
         # Integers times floats, in one operation, take twice as long.
         floats = integers(number).to(torch.float32).mul_(scale.unsqueeze(1))

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.base import multiple_of_4, piece_of
+from trainer.distributed.compression.base import chunk_length, multiple_of_4
 
-Half = Literal["bfloat16", "float16"]
+HalfDtype = Literal["bfloat16", "float16"]
 
 
 class Cast:
@@ -19,23 +19,23 @@ class Cast:
     float16   5 bits of exponent, 11 of precision: |error| <= 2^-11 |x|, or 3e-8 if that is more; to 65504
     """
 
-    def __init__(self, dtype: Half):
-        if dtype not in get_args(Half):
-            raise ValueError(f"update_compression.dtype={dtype}\n  valid: {', '.join(get_args(Half))}")
+    def __init__(self, dtype: HalfDtype):
+        if dtype not in get_args(HalfDtype):
+            raise ValueError(f"update_compression.dtype={dtype}\n  valid: {', '.join(get_args(HalfDtype))}")
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
-    def size(self, count: int) -> int:
+    def encoded_size(self, count: int) -> int:
         return multiple_of_4(2 * count)
 
-    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
-        most, piece = torch.finfo(self.dtype).max, piece_of(values)
+    def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
+        most, piece = torch.finfo(self.dtype).max, chunk_length(values)
         scratch = values.new_empty(min(piece, len(values)), dtype=torch.float32)
         for part, numbers in zip(values.split(piece), self._numbers(packed, values).split(piece), strict=True):
             numbers.copy_(scratch[: len(part)].copy_(part).clamp_(-most, most))
         packed[2 * len(values) :].zero_()
 
-    def unpack(self, packed: Tensor, values: Tensor) -> None:
+    def decode(self, packed: Tensor, values: Tensor) -> None:
         values.copy_(self._numbers(packed, values))
 
     def _numbers(self, packed: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.blocks import check_block, count_blocks, pack_blocks, unpack_blocks
+from trainer.distributed.compression.blocks import count_blocks, dequantize_blocks, quantize_blocks, validate_block_size
 from trainer.utils.seeding import generator
 
 LEVELS = 7
@@ -27,28 +27,28 @@ class Int4:
     name = "int4"
 
     def __init__(self, block: int = 256):
-        check_block("update_compression", block)
+        validate_block_size("update_compression", block)
         self.block = block
 
-    def size(self, count: int) -> int:
+    def encoded_size(self, count: int) -> int:
         return count_blocks(count, self.block) * (4 + self.block // 2)
 
-    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
-        scales, pairs = self._parts(packed, len(values))
+    def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
+        scales, pairs = self._split(packed, len(values))
         draw = generator(seed, device=values.device)
-        pack_blocks(values, scales, pairs, self.block, LEVELS, partial(_pairs_of, draw))
+        quantize_blocks(values, scales, pairs, self.block, LEVELS, partial(_pack_nibbles, draw))
 
-    def unpack(self, packed: Tensor, values: Tensor) -> None:
-        scales, pairs = self._parts(packed, len(values))
-        unpack_blocks(scales, pairs, values, self.block, _integers_of)
+    def decode(self, packed: Tensor, values: Tensor) -> None:
+        scales, pairs = self._split(packed, len(values))
+        dequantize_blocks(scales, pairs, values, self.block, _unpack_nibbles)
 
-    def _parts(self, packed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _split(self, packed: Tensor, count: int) -> tuple[Tensor, Tensor]:
         blocks = count_blocks(count, self.block)
         scales, pairs = packed.split([4 * blocks, self.block // 2 * blocks])
         return scales.view(torch.float32), pairs.view(torch.int8).view(blocks, self.block // 2)
 
 
-def _pairs_of(draw: torch.Generator, blocks: Tensor) -> Tensor:
+def _pack_nibbles(draw: torch.Generator, blocks: Tensor) -> Tensor:
     """The blocks [b, block] rounded up or down at random, and two numbers each put together [b, block / 2]."""
     # One draw of 64 bits is four numbers r from -2^15 on: floor(x + u) with u = (r + 1/2) / 2^16 + 1/2 inside (0, 1).
     bits = torch.empty(blocks.numel() // 4, dtype=torch.int64, device=blocks.device)
@@ -58,7 +58,7 @@ def _pairs_of(draw: torch.Generator, blocks: Tensor) -> Tensor:
     return first.add(second, alpha=16)
 
 
-def _integers_of(pairs: Tensor) -> Tensor:
+def _unpack_nibbles(pairs: Tensor) -> Tensor:
     """The numbers [b, block] within +-7 of pairs [b, block / 2]."""
     second = pairs.add(8).bitwise_right_shift_(4)
     return torch.cat([pairs.sub(second, alpha=16), second], 1)

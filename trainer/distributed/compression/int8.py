@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.blocks import check_block, count_blocks, pack_blocks, unpack_blocks
+from trainer.distributed.compression.blocks import count_blocks, dequantize_blocks, quantize_blocks, validate_block_size
 
 LEVELS = 127
 
@@ -20,21 +20,21 @@ class Int8:
     name = "int8"
 
     def __init__(self, block: int = 256):
-        check_block("update_compression", block)
+        validate_block_size("update_compression", block)
         self.block = block
 
-    def size(self, count: int) -> int:
+    def encoded_size(self, count: int) -> int:
         return count_blocks(count, self.block) * (4 + self.block)
 
-    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
-        scales, numbers = self._parts(packed, len(values))
-        pack_blocks(values, scales, numbers, self.block, LEVELS, Tensor.round_)
+    def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
+        scales, numbers = self._split(packed, len(values))
+        quantize_blocks(values, scales, numbers, self.block, LEVELS, Tensor.round_)
 
-    def unpack(self, packed: Tensor, values: Tensor) -> None:
-        scales, numbers = self._parts(packed, len(values))
-        unpack_blocks(scales, numbers, values, self.block, lambda number: number)
+    def decode(self, packed: Tensor, values: Tensor) -> None:
+        scales, numbers = self._split(packed, len(values))
+        dequantize_blocks(scales, numbers, values, self.block, lambda number: number)
 
-    def _parts(self, packed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _split(self, packed: Tensor, count: int) -> tuple[Tensor, Tensor]:
         blocks = count_blocks(count, self.block)
         scales, numbers = packed.split([4 * blocks, self.block * blocks])
         return scales.view(torch.float32), numbers.view(torch.int8).view(blocks, self.block)

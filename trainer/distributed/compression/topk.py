@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.base import piece_of
+from trainer.distributed.compression.base import chunk_length
 
 SAMPLE = 1 << 16  # values of which the threshold is estimated
 ENTRY_BYTES = 8  # an int32 place and a float32 value
@@ -31,50 +31,50 @@ class TopK:
             raise ValueError(f"update_compression.fraction={fraction}\n  valid: above 0, up to 0.5 ({entry})")
         self.fraction = fraction
 
-    def size(self, count: int) -> int:
-        return ENTRY_BYTES * self._entries(count)
+    def encoded_size(self, count: int) -> int:
+        return ENTRY_BYTES * self._num_kept(count)
 
-    def pack(self, values: Tensor, packed: Tensor, seed: int) -> None:
-        places, kept = self._parts(packed)
+    def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
+        places, kept = self._split(packed)
         packed.zero_()
         if len(kept):
-            chosen = largest(values, len(kept))
+            chosen = top_k_indices(values, len(kept))
             most = torch.finfo(torch.float32).max
             places[: len(chosen)] = chosen
             kept[: len(chosen)] = values[chosen].clamp(-most, most)
 
-    def unpack(self, packed: Tensor, values: Tensor) -> None:
-        places, kept = self._parts(packed)
+    def decode(self, packed: Tensor, values: Tensor) -> None:
+        places, kept = self._split(packed)
         # Entries that stand for nothing add 0 to the first value.
         values.zero_().index_add_(0, places, kept.to(values.dtype))
 
-    def _entries(self, count: int) -> int:
+    def _num_kept(self, count: int) -> int:
         return min(count, max(1, int(self.fraction * count)))
 
-    def _parts(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         places, kept = packed.chunk(2) if len(packed) else (packed, packed)
         return places.view(torch.int32), kept.view(torch.float32)
 
 
-def largest(values: Tensor, k: int) -> Tensor:
+def top_k_indices(values: Tensor, k: int) -> Tensor:
     """The places of the k values with the largest magnitudes, or of all that are not 0 if these are fewer."""
     sample = values[:: max(len(values) // SAMPLE, 1) | 1].abs()  # an odd step meets all columns of a matrix
     expected = len(sample) * k / len(values)
     wanted = math.ceil(expected + 4 * math.sqrt(expected)) + 1
     threshold = 0.0 if wanted >= len(sample) else float(sample.topk(wanted, sorted=False).values.min())
-    places = _places_from(values, threshold)
+    places = _indices_above(values, threshold)
     if len(places) < k and threshold > 0:
-        places = _places_from(values, 0.0)
+        places = _indices_above(values, 0.0)
     if len(places) <= k:
         return places
     return places[values[places].abs().topk(k, sorted=False).indices]
 
 
-def _places_from(values: Tensor, threshold: float) -> Tensor:
+def _indices_above(values: Tensor, threshold: float) -> Tensor:
     """The places of the magnitudes from the threshold on, in order; from above 0, if it is 0."""
     compare = torch.ge if threshold > 0 else torch.gt
     found = torch.zeros(-(-len(values) // 8), 8, dtype=torch.bool, device=values.device)
-    piece = piece_of(values)
+    piece = chunk_length(values)
     for part, mask in zip(values.split(piece), found.view(-1)[: len(values)].split(piece), strict=True):
         compare(part.abs(), threshold, out=mask)
     # Most rows of 8 have none, and are passed over as one integer of 8 bytes.

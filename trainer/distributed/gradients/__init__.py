@@ -3,9 +3,9 @@
 All are communication hooks of DistributedDataParallel. What compresses with a loss keeps what it has not sent.
 """
 
-from trainer.distributed.gradients.base import FullPrecision as FullPrecision
-from trainer.distributed.gradients.base import Gradients as Gradients
-from trainer.distributed.gradients.ddp import wrap as wrap
-from trainer.distributed.gradients.half import HalfPrecision as HalfPrecision
-from trainer.distributed.gradients.int8 import Int8 as Int8
-from trainer.distributed.gradients.powersgd import PowerSGD as PowerSGD
+from trainer.distributed.gradients.base import FullPrecisionReducer as FullPrecisionReducer
+from trainer.distributed.gradients.base import GradientReducer as GradientReducer
+from trainer.distributed.gradients.ddp import wrap_ddp as wrap_ddp
+from trainer.distributed.gradients.half import HalfPrecisionReducer as HalfPrecisionReducer
+from trainer.distributed.gradients.int8 import Int8Reducer as Int8Reducer
+from trainer.distributed.gradients.powersgd import PowerSGDReducer as PowerSGDReducer

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.blocks import LARGEST, count_blocks, pack_blocks, unpack_blocks
+from trainer.distributed.compression.blocks import LARGEST, count_blocks, dequantize_blocks, quantize_blocks
 
 LEVELS = 127
 SCALE_BYTES = 4
 
 
-def pack(values: Tensor, block: int) -> Tensor:
+def quantize(values: Tensor, block: int) -> Tensor:
     """The bytes [n, block + 4] of a vector [n block]: each block's numbers as int8, and their float32 scale.
 
     q = round(x / s) with s = max|x| / 127: each is off by 0.51 s at most, max|x| being that of its block. A block with
@@ -19,16 +19,16 @@ def pack(values: Tensor, block: int) -> Tensor:
     """
     packed = torch.empty(len(values) // block, block + SCALE_BYTES, dtype=torch.uint8, device=values.device)
     scales, numbers = _views(packed)
-    pack_blocks(values, scales, numbers, block, LEVELS, Tensor.round_)
+    quantize_blocks(values, scales, numbers, block, LEVELS, Tensor.round_)
     scales.masked_fill_(scales > LARGEST / LEVELS / 2, torch.nan)
     return packed
 
 
-def unpack(packed: Tensor, values: Tensor) -> Tensor:
+def dequantize(packed: Tensor, values: Tensor) -> Tensor:
     """The vector [count], now with the numbers of the packed blocks [n, block + 4] that it has room for."""
     block = packed.shape[1] - SCALE_BYTES
     scales, numbers = _views(packed[: count_blocks(len(values), block)])
-    unpack_blocks(scales, numbers, values, block, lambda number: number)
+    dequantize_blocks(scales, numbers, values, block, lambda number: number)
     return values
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.distributed.gradients.base import FullPrecision, Gradients
+from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
 from trainer.distributed.topology import Topology
-from trainer.optim import Scaler
+from trainer.optim import LossScaler
 
 # What torch 2.13 calls the option that was broadcast_buffers before.
 SYNC_BUFFERS = next(
@@ -21,20 +21,22 @@ SYNC_BUFFERS = next(
 )
 
 
-def wrap(module: nn.Module, topology: Topology, gradients: Gradients, scaler: Scaler) -> tuple[nn.Module, Gradients]:
+def wrap_ddp(
+    module: nn.Module, topology: Topology, reducer: GradientReducer, scaler: LossScaler
+) -> tuple[nn.Module, GradientReducer]:
     """The module that averages its gradients over the silo, and what they are averaged by.
 
     A silo of one stays bare, and sends nothing: DDP costs half of a small step.
     """
     if topology.num_replicas == 1:
-        return module, FullPrecision()
+        return module, FullPrecisionReducer()
     # Replicas keep their batch statistics apart; they are pooled once a round.
     options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
     if topology.device.type == "cuda":
         options["device_ids"] = [topology.device]
     wrapped = DistributedDataParallel(module, process_group=topology.silo_group, **options)
-    gradients.attach(wrapped, topology, scaler)
-    return wrapped, gradients
+    reducer.attach(wrapped, topology, scaler)
+    return wrapped, reducer
 
 
 def no_sync(wrapped: nn.Module) -> AbstractContextManager[None]:

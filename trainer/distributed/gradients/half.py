@@ -10,12 +10,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed.topology import Topology
-from trainer.optim import Scaler
+from trainer.optim import LossScaler
 
 HOOKS = {"bfloat16": bf16_compress_hook, "float16": fp16_compress_hook}
 
 
-class HalfPrecision:
+class HalfPrecisionReducer:
     """Half the bytes: each replica rounds its gradients to 16 bits, divides by R, and the all-reduce sums in 16 bits.
 
     For R replicas that is at most R + 1 roundings, each of the relative error u: 2^-8 in bfloat16, 2^-11 in float16,
@@ -29,14 +29,14 @@ class HalfPrecision:
     def __init__(self, dtype: Literal["bfloat16", "float16"] = "bfloat16"):
         self.hook = HOOKS[dtype]
 
-    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
+    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         # Registered by its own name, torch refuses the hook for bfloat16 where there is no NCCL; gloo can do it.
         ddp.register_comm_hook(topology.silo_group, lambda group, bucket: self.hook(group, bucket))
 
-    def size(self, gradients: Sequence[Tensor]) -> int:
+    def encoded_size(self, gradients: Sequence[Tensor]) -> int:
         return 2 * sum(gradient.numel() for gradient in gradients)
 
-    def revoke(self) -> None:
+    def rollback(self) -> None:
         pass
 
     def state_dict(self) -> dict[str, Any]:
@@ -45,5 +45,5 @@ class HalfPrecision:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
-    def redistributed(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {}

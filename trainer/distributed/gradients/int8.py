@@ -14,25 +14,25 @@ from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportU
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
-from trainer.distributed.compression.blocks import check_block
-from trainer.distributed.gradients.blocks import SCALE_BYTES, pack, unpack
-from trainer.distributed.gradients.error_feedback import Residual, mean_of
+from trainer.distributed.compression.blocks import validate_block_size
+from trainer.distributed.gradients.blocks import SCALE_BYTES, dequantize, quantize
+from trainer.distributed.gradients.error_feedback import ErrorFeedback, average_states
 from trainer.distributed.topology import Topology
-from trainer.optim import Scaler
+from trainer.optim import LossScaler
 
 
 @dataclass
-class Sending:
+class InFlightBucket:
     """A bucket on its way: what becomes its mean, what is owed of it, the bytes that come in, and what waits for it."""
 
     gradients: Tensor
-    owed: Tensor
+    residual: Tensor
     received: Tensor
     work: dist.Work
     future: torch.futures.Future[Tensor]
 
 
-class Int8:
+class Int8Reducer:
     """A quarter of the bytes: int8 numbers with a scale for each `block` of them, and error feedback.
 
     A sum of int8 wraps around, so packed numbers are exchanged and summed in float32. Two replicas send each other all
@@ -48,30 +48,30 @@ class Int8:
     """
 
     def __init__(self, block: int = 256):
-        check_block("gradient_compression", block)
+        validate_block_size("gradient_compression", block)
         self.block = block
 
-    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
+    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         self.topology = topology
-        self.residual = Residual(ddp.module, scaler, self.block * topology.num_replicas)
-        self.sendings: list[Sending] = []
+        self.error_feedback = ErrorFeedback(ddp.module, scaler, self.block * topology.num_replicas)
+        self.in_flight: list[InFlightBucket] = []
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
 
-    def size(self, gradients: Sequence[Tensor]) -> int:
+    def encoded_size(self, gradients: Sequence[Tensor]) -> int:
         numbers = sum(gradient.numel() for gradient in gradients)
         return numbers + SCALE_BYTES * math.ceil(numbers / self.block)
 
-    def revoke(self) -> None:
-        self.residual.revoke()
+    def rollback(self) -> None:
+        self.error_feedback.rollback()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.residual.state_dict()
+        return self.error_feedback.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.residual.load_state_dict(state)
+        self.error_feedback.load_state_dict(state)
 
-    def redistributed(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return mean_of(states)
+    def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return average_states(states)
 
     def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Begins to send a bucket, while the backward pass goes on to the next.
@@ -79,55 +79,55 @@ class Int8:
         All are ended with the last one, in their order: in callbacks, gloo would call the second collective of one
         bucket before or after the first of another as chance has it, on each replica in its own way.
         """
-        owed, gradients = self.residual.plus_gradients(bucket), bucket.buffer()
-        packed = pack(owed, self.block)
-        owed[: len(gradients)].sub_(unpack(packed, gradients))
-        received, work = self._start_exchange(packed)
+        owed, gradients = self.error_feedback.compensate(bucket), bucket.buffer()
+        packed = quantize(owed, self.block)
+        owed[: len(gradients)].sub_(dequantize(packed, gradients))
+        received, work = self._all_to_all_async(packed)
         future = torch.futures.Future(devices=[gradients.device] if gradients.is_cuda else [])
-        self.sendings.append(Sending(gradients, owed, received, work, future))
+        self.in_flight.append(InFlightBucket(gradients, owed, received, work, future))
         if bucket.is_last():
-            self._end()
+            self._finish_bucket()
         return future
 
-    def _end(self) -> None:
-        sendings, self.sendings = self.sendings, []
+    def _finish_bucket(self) -> None:
+        sendings, self.in_flight = self.in_flight, []
         if self.topology.num_replicas == 2:
             for sending in sendings:
-                self._add_other(sending)
+                self._average_with_peer(sending)
         else:
-            gathers = [self._start_gather_of_mean(sending) for sending in sendings]
+            gathers = [self._all_gather_mean_async(sending) for sending in sendings]
             for sending, (received, work) in zip(sendings, gathers, strict=True):
                 work.wait()
-                unpack(received, sending.gradients)
+                dequantize(received, sending.gradients)
         for sending in sendings:
             sending.future.set_result(sending.gradients)
 
-    def _start_exchange(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
+    def _all_to_all_async(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
         """Two replicas: the bytes of both. More: the bytes that all have for the part that this one sums."""
         if self.topology.num_replicas == 2:
-            return self._start_gather(packed)
+            return self._all_gather_async(packed)
         received = torch.empty_like(packed)
         work = dist.all_to_all_single(received, packed, group=self.topology.silo_group, async_op=True)
         assert work is not None
         return received, work
 
-    def _add_other(self, sending: Sending) -> None:
+    def _average_with_peer(self, bucket: InFlightBucket) -> None:
         """Makes the mean of what this replica has sent, which the gradients are now, and what the other one has."""
-        sending.work.wait()
-        other = sending.received.chunk(2)[1 - self.topology.replica]
-        sending.gradients.add_(unpack(other, torch.empty_like(sending.gradients))).mul_(0.5)
+        bucket.work.wait()
+        other = bucket.received.chunk(2)[1 - self.topology.replica]
+        bucket.gradients.add_(dequantize(other, torch.empty_like(bucket.gradients))).mul_(0.5)
 
-    def _start_gather_of_mean(self, sending: Sending) -> tuple[Tensor, dist.Work]:
+    def _all_gather_mean_async(self, bucket: InFlightBucket) -> tuple[Tensor, dist.Work]:
         """Begins to send the mean of this replica's part to all; what is lost of it, the replica owes."""
         replicas, replica = self.topology.num_replicas, self.topology.replica
-        sending.work.wait()
-        mean = unpack(sending.received, torch.empty_like(sending.owed)).view(replicas, -1).mean(0)
-        packed = pack(mean, self.block)
-        mean.sub_(unpack(packed, torch.empty_like(mean)))
-        sending.owed.view(replicas, -1)[replica].add_(mean, alpha=replicas)
-        return self._start_gather(packed)
+        bucket.work.wait()
+        mean = dequantize(bucket.received, torch.empty_like(bucket.residual)).view(replicas, -1).mean(0)
+        packed = quantize(mean, self.block)
+        mean.sub_(dequantize(packed, torch.empty_like(mean)))
+        bucket.residual.view(replicas, -1)[replica].add_(mean, alpha=replicas)
+        return self._all_gather_async(packed)
 
-    def _start_gather(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
+    def _all_gather_async(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
         received = packed.new_empty(self.topology.num_replicas * len(packed), packed.shape[1])
         work = collectives.all_gather(received, packed, group=self.topology.silo_group, async_op=True)
         assert work is not None

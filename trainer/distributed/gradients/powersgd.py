@@ -14,13 +14,13 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed.topology import Topology
-from trainer.optim import Scaler
+from trainer.optim import LossScaler
 
-WORTH = 2  # times fewer numbers: a matrix of which it leaves more is sent as it is
+MIN_COMPRESSION_RATE = 2  # times fewer numbers: a matrix of which it leaves more is sent as it is
 EPSILON = 1e-8  # beside the norm of a column, so that a matrix of zeros is not divided by zero
 
 
-class PowerSGD:
+class PowerSGDReducer:
     """Of an n x m gradient (n + m) * `rank` numbers: P Q' with one step of power iteration, and error feedback.
 
     Vogels, Karimireddy and Jaggi 2019 (arXiv 1905.13727), by torch's own hook. Matrices of which that is not less than
@@ -34,60 +34,60 @@ class PowerSGD:
     """
 
     def __init__(self, rank: int = 4, start: int = 10):
-        faults = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
-        faults += [f"gradient_compression.start={start}\n  valid: a whole number from 2"] if start < 2 else []
-        if faults:
-            raise ValueError("\n".join(faults))
+        errors = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
+        errors += [f"gradient_compression.start={start}\n  valid: a whole number from 2"] if start < 2 else []
+        if errors:
+            raise ValueError("\n".join(errors))
         self.rank, self.start = rank, start
 
-    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: Scaler) -> None:
+    def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         self.scaler, self.device = scaler, topology.device
-        self.group = topology.silo_group if topology.device.type == "cuda" else InTurn(topology.silo_group)
+        self.group = topology.silo_group if topology.device.type == "cuda" else SerializedGroup(topology.silo_group)
         self.load_state_dict({})
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
 
-    def size(self, gradients: Sequence[Tensor]) -> int:
+    def encoded_size(self, gradients: Sequence[Tensor]) -> int:
         # After the first steps, and by the rule of the hook.
-        return sum(gradient.element_size() * self._numbers_of(gradient) for gradient in gradients)
+        return sum(gradient.element_size() * self._compressed_numel(gradient) for gradient in gradients)
 
-    def revoke(self) -> None:
-        self.hook.error_dict, self.hook.p_memory_dict, self.hook.q_memory_dict = self.before
+    def rollback(self) -> None:
+        self.hook.error_dict, self.hook.p_memory_dict, self.hook.q_memory_dict = self.previous
 
     def state_dict(self) -> dict[str, Any]:
         generator = self.hook.rng.get_state(legacy=False)["state"]
         return {
             "iteration": self.hook.iter,
-            "errors": _named(self.hook.error_dict),
-            "p": _named(self.hook.p_memory_dict),
-            "q": _named(self.hook.q_memory_dict),
+            "errors": _keyed_by_name(self.hook.error_dict),
+            "p": _keyed_by_name(self.hook.p_memory_dict),
+            "q": _keyed_by_name(self.hook.q_memory_dict),
             "generator": torch.tensor([*generator["key"].tolist(), generator["pos"]]),
             "loss_scale": self.loss_scale,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        options: dict[str, Any] = {"orthogonalization_epsilon": EPSILON, "min_compression_rate": WORTH}
+        options: dict[str, Any] = {"orthogonalization_epsilon": EPSILON, "min_compression_rate": MIN_COMPRESSION_RATE}
         hook = PowerSGDState(self.group, self.rank, self.start, **options)
         self.hook, self.loss_scale = hook, state.get("loss_scale", self.scaler.loss_scale)
         if state:
             hook.iter = state["iteration"]
-            hook.error_dict, p, q = (_numbered(state[name], self.device) for name in ("errors", "p", "q"))
-            hook.p_memory_dict, hook.q_memory_dict = _copies(p), _copies(q)  # the hook writes to them
+            hook.error_dict, p, q = (_keyed_by_bucket(state[name], self.device) for name in ("errors", "p", "q"))
+            hook.p_memory_dict, hook.q_memory_dict = _clone_tensors(p), _clone_tensors(q)  # the hook writes to them
             *key, position = state["generator"].tolist()
             hook.rng.set_state(hook.rng.get_state(legacy=False) | {"state": {"key": key, "pos": position}})
-        self._remember()
+        self._snapshot()
 
-    def redistributed(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         # A gradient is a mean over the replicas: what it lacks is the mean of their errors. The rest is equal in all.
         errors = {
             bucket: torch.stack([state["errors"][bucket] for state in states]).mean(0) for bucket in states[0]["errors"]
         }
         return states[0] | {"errors": errors}
 
-    def _numbers_of(self, gradient: Tensor) -> int:
+    def _compressed_numel(self, gradient: Tensor) -> int:
         rows = gradient.shape[0]
         columns = gradient.numel() // rows
         thin = min(rows, columns, self.rank) * (rows + columns)
-        return thin if WORTH * thin < gradient.numel() else gradient.numel()
+        return thin if MIN_COMPRESSION_RATE * thin < gradient.numel() else gradient.numel()
 
     def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         if bucket.index() == 0:
@@ -100,15 +100,15 @@ class PowerSGD:
             self.hook.error_dict = {index: error * factor for index, error in self.hook.error_dict.items()}
             self.loss_scale = self.scaler.loss_scale
         if self.scaler.may_skip:
-            self._remember()
+            self._snapshot()
 
-    def _remember(self) -> None:
+    def _snapshot(self) -> None:
         """Notes the state before a step. The hook replaces errors by new tensors, makes P anew, and writes to Q."""
         hook = self.hook
-        self.before = (dict(hook.error_dict), dict(hook.p_memory_dict), _copies(hook.q_memory_dict))
+        self.previous = (dict(hook.error_dict), dict(hook.p_memory_dict), _clone_tensors(hook.q_memory_dict))
 
 
-class InTurn:
+class SerializedGroup:
     """A gloo group for the hook, each of whose collectives ends before the next begins.
 
     The hook calls the later ones in callbacks, which gloo runs in its two threads. Two buckets on their way would keep
@@ -123,12 +123,12 @@ class InTurn:
     def size(self) -> int:
         return self.group.size()
 
-    def allreduce(self, tensors: list[Tensor], options: dist.AllreduceOptions) -> Ending:
-        return Ending(self.group.allreduce(tensors, options))
+    def allreduce(self, tensors: list[Tensor], options: dist.AllreduceOptions) -> CompletedWork:
+        return CompletedWork(self.group.allreduce(tensors, options))
 
 
 @dataclass(frozen=True)
-class Ending:
+class CompletedWork:
     """A collective that has ended when its future is asked for."""
 
     work: dist.Work
@@ -138,13 +138,13 @@ class Ending:
         return self.work.get_future()
 
 
-def _copies(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+def _clone_tensors(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
     return {index: tensor.clone() for index, tensor in tensors.items()}
 
 
-def _named(by_bucket: dict[int, Tensor]) -> dict[str, Tensor]:
+def _keyed_by_name(by_bucket: dict[int, Tensor]) -> dict[str, Tensor]:
     return {str(index): tensor for index, tensor in by_bucket.items()}
 
 
-def _numbered(by_name: dict[str, Tensor], device: torch.device) -> dict[int, Tensor]:
+def _keyed_by_bucket(by_name: dict[str, Tensor], device: torch.device) -> dict[int, Tensor]:
     return {int(name): tensor.to(device) for name, tensor in by_name.items()}

@@ -16,14 +16,14 @@ from threading import Event, Thread
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-SECONDS_APART = 1  # terminals and batch systems often deliver a signal twice
-SECONDS_BETWEEN_BEATS = 0.5
-SECONDS_OF_SILENCE = 5  # after which a rank is taken to be stopped
-SECONDS_TO_ANSWER = 2  # for the store: calls to one that cannot be reached take a quarter of an hour
+MIN_SECONDS_BETWEEN_SIGNALS = 1  # terminals and batch systems often deliver a signal twice
+HEARTBEAT_INTERVAL_SECONDS = 0.5
+HEARTBEAT_TIMEOUT_SECONDS = 5  # after which a rank is taken to be stopped
+RESPONSE_TIMEOUT_SECONDS = 2  # for the store: calls to one that cannot be reached take a quarter of an hour
 
 
 @contextmanager
-def heed_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
+def handle_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
     """Until the block is left, a signal that asks for an end calls `first`; more than a second later, `again`.
 
     Both are called in a thread, at once, whatever the main thread does. The main thread must enter the block.
@@ -37,7 +37,7 @@ def heed_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> I
             if since is None:
                 since = time.monotonic()
                 first()
-            elif time.monotonic() - since > SECONDS_APART:
+            elif time.monotonic() - since > MIN_SECONDS_BETWEEN_SIGNALS:
                 again()
 
     # The interpreter writes a byte as soon as a signal comes; the handlers are there only to make it do so.
@@ -54,27 +54,27 @@ def heed_stop_signals(first: Callable[[], None], again: Callable[[], None]) -> I
         writing.close()  # the thread reads the end
 
 
-class Pulse:
+class Heartbeat:
     """Twice a second: says what this rank does, and hears whether any rank has been told to leave."""
 
-    def __init__(self, store: Store, rank: int, doing: Callable[[], str]):
-        self.store, self.rank, self.doing = store, rank, doing
-        self.ended = Event()
+    def __init__(self, store: Store, rank: int, activity: Callable[[], str]):
+        self.store, self.rank, self.activity = store, rank, activity
+        self.stopped = Event()
 
     @contextmanager
-    def beating(self, is_leaving: Callable[[], bool], leave: Callable[[], None]) -> Iterator[None]:
-        """Beats until the block is left; `leave` is called when another rank `is_leaving`."""
+    def running(self, stop_requested: Callable[[], bool], request_stop: Callable[[], None]) -> Iterator[None]:
+        """Beats until the block is left; `request_stop` is called when another rank `stop_requested`."""
 
         def beat() -> None:
             told = False
-            while not self.ended.wait(SECONDS_BETWEEN_BEATS):
+            while not self.stopped.wait(HEARTBEAT_INTERVAL_SECONDS):
                 try:
-                    self.store.set(f"beat/{self.rank}", f"{time.time()} {self.doing()}")
-                    if is_leaving() and not told:
+                    self.store.set(f"beat/{self.rank}", f"{time.time()} {self.activity()}")
+                    if stop_requested() and not told:
                         self.store.set("leave", "")
                         told = True
-                    elif not is_leaving() and self.store.check(["leave"]):
-                        leave()
+                    elif not stop_requested() and self.store.check(["leave"]):
+                        request_stop()
                 except RuntimeError:  # the store is gone, and so is its launcher: signals tell the rest
                     return
 
@@ -83,10 +83,10 @@ class Pulse:
         try:
             yield
         finally:
-            self.ended.set()
-            thread.join(SECONDS_TO_ANSWER)
+            self.stopped.set()
+            thread.join(RESPONSE_TIMEOUT_SECONDS)
 
-    def of_all(self, world_size: int) -> str:
+    def activities(self, world_size: int) -> str:
         """What all ranks did when they were last heard from, those that fell silent first, if that can be asked."""
         told: list[str] = []
 
@@ -96,7 +96,7 @@ class Pulse:
 
         thread = Thread(target=ask, daemon=True)
         thread.start()
-        thread.join(SECONDS_TO_ANSWER)
+        thread.join(RESPONSE_TIMEOUT_SECONDS)
         return told[0] if told else "what the others do is not known: the host of rank 0 does not answer"
 
     def _ask(self, world_size: int) -> str:
@@ -106,13 +106,13 @@ class Pulse:
                 silent.append(f"rank {rank} was never heard from")
                 continue
             moment, doing = self.store.get(f"beat/{rank}").decode().split(" ", 1)
-            if now - float(moment) > SECONDS_OF_SILENCE:
+            if now - float(moment) > HEARTBEAT_TIMEOUT_SECONDS:
                 silent.append(f"rank {rank} has not been heard from for {now - float(moment):.0f} s; {doing}")
             else:
                 others.setdefault(doing, []).append(rank)
         return "\n".join([*silent, *(f"ranks {ranks}: {doing}" for doing, ranks in others.items())])
 
 
-def exit_at_once() -> None:
+def hard_exit() -> None:
     """Ends this process without another word or save."""
     os._exit(1)

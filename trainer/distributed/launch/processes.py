@@ -19,12 +19,12 @@ from types import FrameType
 
 import torch
 
-from trainer.distributed.launch.heartbeat import SECONDS_APART, STOP_SIGNALS
+from trainer.distributed.launch.heartbeat import MIN_SECONDS_BETWEEN_SIGNALS, STOP_SIGNALS
 from trainer.distributed.launch.world import World
 
 TRAINER = ("-m", "trainer")
-SECONDS_TO_LEAVE = 10  # for workers that have lost a peer
-SECONDS_BETWEEN_LOOKS = 0.05
+SHUTDOWN_TIMEOUT_SECONDS = 10  # for workers that have lost a peer
+POLL_INTERVAL_SECONDS = 0.05
 
 
 def choose_nproc(nproc: int | str, device: str) -> int:
@@ -41,28 +41,28 @@ def choose_threads(threads: int | str, workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-class Stop:
+class SignalHandler:
     """What signals have told this process: to stop, and by another one later than a second, to do so at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.at_once = False
+        self.kill_requested = False
         self._since = 0.0
 
-    def receive(self, number: int, frame: FrameType | None = None) -> None:
+    def handle(self, number: int, frame: FrameType | None = None) -> None:
         """Notes a signal. Whoever waits acts on it."""
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), now
-        elif now - self._since > SECONDS_APART:
-            self.at_once = True
+        elif now - self._since > MIN_SECONDS_BETWEEN_SIGNALS:
+            self.kill_requested = True
 
 
 @contextmanager
-def heed_signals() -> Iterator[Stop]:
+def record_stop_signals() -> Iterator[SignalHandler]:
     """Until the block is left, signals that ask for an end are noted and do nothing else."""
-    stop = Stop()
-    before = {number: signal.signal(number, stop.receive) for number in STOP_SIGNALS}
+    stop = SignalHandler()
+    before = {number: signal.signal(number, stop.handle) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:
@@ -71,7 +71,7 @@ def heed_signals() -> Iterator[Stop]:
 
 
 @dataclass(frozen=True)
-class Failure:
+class WorkerFailure:
     """A worker that ended ill: its exit code, or minus the signal that killed it."""
 
     rank: int
@@ -83,7 +83,7 @@ class Failure:
         return f"rank {self.rank} ended with exit code {self.code}"
 
 
-class NodesChanged:
+class MembershipChanged:
     """Why workers that have not failed have to be started again."""
 
     def __str__(self) -> str:
@@ -93,9 +93,11 @@ class NodesChanged:
 class Workers:
     """This node's processes of one start of the world, by rank; told to leave when this process is."""
 
-    def __init__(self, stop: Stop, first_rank: int = 0, have_nodes_changed: Callable[[], bool] = lambda: False):
-        self._stop, self._first_rank, self._have_nodes_changed = stop, first_rank, have_nodes_changed
-        self._told = False
+    def __init__(
+        self, signals: SignalHandler, first_rank: int = 0, membership_changed: Callable[[], bool] = lambda: False
+    ):
+        self._signals, self._first_rank, self._membership_changed = signals, first_rank, membership_changed
+        self._was_terminated = False
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -106,45 +108,45 @@ class Workers:
         command = [sys.executable, "-u", *arguments]
         self._processes.append(subprocess.Popen(command, env={**environment}, start_new_session=True))
 
-    def wait(self) -> Failure | NodesChanged | None:
+    def wait(self) -> WorkerFailure | MembershipChanged | None:
         """The failure of the first worker that fails, or that the nodes have changed, at once; None if all is well."""
         while True:
             codes = [process.poll() for process in self._processes]
-            failures = [Failure(rank, code) for rank, code in enumerate(codes, self._first_rank) if code]
+            failures = [WorkerFailure(rank, code) for rank, code in enumerate(codes, self._first_rank) if code]
             if failures:
                 return min(failures, key=lambda failure: failure.code)  # killed ones first: the others may be victims
             if None not in codes:
                 return None
-            if self._have_nodes_changed():
-                return NodesChanged()
-            self._heed()
+            if self._membership_changed():
+                return MembershipChanged()
+            self._forward_signals()
 
-    def end(self) -> None:
+    def terminate(self) -> None:
         """Ends those that are left. They may save what they have, if that takes seconds."""
-        self._tell_to_leave()
-        deadline = time.monotonic() + SECONDS_TO_LEAVE
+        self._terminate()
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
         while self._running():
-            self._heed()
+            self._forward_signals()
             if time.monotonic() > deadline:
                 self._kill()
 
-    def _heed(self) -> None:
+    def _forward_signals(self) -> None:
         """Passes on what this process was told, and lets a moment go by."""
-        if self._stop.signal and not self._told:
-            told = f"{self._stop.signal.name}: the workers save and leave; once more ends them at once"
+        if self._signals.signal and not self._was_terminated:
+            told = f"{self._signals.signal.name}: the workers save and leave; once more ends them at once"
             print(told, file=sys.stderr, flush=True)
-            self._tell_to_leave()
-        if self._stop.at_once:
+            self._terminate()
+        if self._signals.kill_requested:
             self._kill()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_INTERVAL_SECONDS)
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
         return [process for process in self._processes if process.poll() is None]
 
-    def _tell_to_leave(self) -> None:
+    def _terminate(self) -> None:
         """Once: a worker that is told twice need not be one that saves."""
-        if not self._told:
-            self._told = True
+        if not self._was_terminated:
+            self._was_terminated = True
             for process in self._running():
                 process.terminate()
 
@@ -155,13 +157,13 @@ class Workers:
 
 
 @contextmanager
-def started(
+def start_workers(
     world: World,
     threads: int,
-    stop: Stop,
+    signals: SignalHandler,
     environment: Mapping[str, str],
     arguments: Sequence[str] = TRAINER,
-    have_nodes_changed: Callable[[], bool] = lambda: False,
+    membership_changed: Callable[[], bool] = lambda: False,
 ) -> Iterator[Workers]:
     """This node's workers, `python -m trainer` with `environment` beside this process's own; ended with the block."""
     shared = {
@@ -176,11 +178,11 @@ def started(
         "MASTER_PORT": str(world.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there: rank 0 has none to open
     }
-    workers = Workers(stop, world.first_rank, have_nodes_changed)
+    workers = Workers(signals, world.first_rank, membership_changed)
     try:
         for local_rank in range(world.workers[world.node]):
             rank = world.first_rank + local_rank
             workers.start(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(local_rank)})
         yield workers
     finally:
-        workers.end()
+        workers.terminate()

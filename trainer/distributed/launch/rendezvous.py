@@ -22,67 +22,67 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from trainer.distributed.launch.world import Apart, Here, Interrupted, Meeting, World
+from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, SingleNode, World
 
-SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_BETWEEN_BEATS = 1
-BEATS_MISSED = 4  # by a node that is taken to be lost
-SECONDS_FOR_THE_MOST = 15  # when the run begins
-SECONDS_FOR_LATE_NODES = 1  # when it goes on
-SECONDS_TO_COME = 600  # for the least number of nodes
-SECONDS_TO_ANSWER = 30  # for the store
-SECONDS_TO_LEAVE = 10  # for the other nodes, when the run has ended
+POLL_INTERVAL_SECONDS = 0.05
+HEARTBEAT_INTERVAL_SECONDS = 1
+MAX_MISSED_HEARTBEATS = 4  # by a node that is taken to be lost
+MAX_NODES_TIMEOUT_SECONDS = 15  # when the run begins
+LAST_CALL_SECONDS = 1  # when it goes on
+JOIN_TIMEOUT_SECONDS = 600  # for the least number of nodes
+RESPONSE_TIMEOUT_SECONDS = 30  # for the store
+SHUTDOWN_TIMEOUT_SECONDS = 10  # for the other nodes, when the run has ended
 
 FIRST = "first/"
 
 
-class Nodes:
+class ElasticRendezvous:
     """From `least` to `most` nodes, that meet at the store."""
 
-    def __init__(self, store: TCPStore, holds_store: bool, least: int, most: int):
-        self._store, self._holds_store, self._least, self._most = store, holds_store, least, most
-        self._nodes = 0  # of the last world
-        self._handler = self._rendezvous()
-        self._pulse: NodesPulse | None = None
+    def __init__(self, store: TCPStore, holds_store: bool, min_nodes: int, max_nodes: int):
+        self._store, self._holds_store, self._min_nodes, self._max_nodes = store, holds_store, min_nodes, max_nodes
+        self._num_nodes = 0  # of the last world
+        self._handler = self._make_handler()
+        self._heartbeat: NodeHeartbeat | None = None
 
-    def _rendezvous(self) -> RendezvousHandler:
+    def _make_handler(self) -> RendezvousHandler:
         # Else a node 0 that has met others before does not say again where workers meet, and a new node waits for it.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         backend = C10dRendezvousBackend(self._store, "nodes")
         settings: dict[str, Any] = {
-            "join_timeout": SECONDS_TO_COME,
-            "last_call_timeout": SECONDS_FOR_LATE_NODES,
-            "keep_alive_interval": SECONDS_BETWEEN_BEATS,
-            "keep_alive_max_attempt": BEATS_MISSED,
+            "join_timeout": JOIN_TIMEOUT_SECONDS,
+            "last_call_timeout": LAST_CALL_SECONDS,
+            "keep_alive_interval": HEARTBEAT_INTERVAL_SECONDS,
+            "keep_alive_max_attempt": MAX_MISSED_HEARTBEATS,
         }
         where = f"{self._store.host}:{self._store.port}"
-        parameters = RendezvousParameters("c10d", where, "nodes", self._least, self._most, **settings)
+        parameters = RendezvousParameters("c10d", where, "nodes", self._min_nodes, self._max_nodes, **settings)
         return create_handler(self._store, backend, parameters)
 
-    def gather(self, workers: int, restart: int, is_told: Callable[[], object]) -> World:
-        self.rest()
-        if not self._nodes:
-            self._await_the_most(is_told)
-        came = self._come(is_told)
+    def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
+        self.stop_heartbeat()
+        if not self._num_nodes:
+            self._wait_for_max_nodes(stop_requested)
+        came = self._join(stop_requested)
         store, nodes = came.store, came.world_size
-        self._nodes = nodes
+        self._num_nodes = nodes
         store.set(f"node/{came.rank}", json.dumps([workers, restart]))
         said = [json.loads(store.get(f"node/{node}")) for node in range(nodes)]
         waiting = self._handler.num_nodes_waiting
-        self._pulse = NodesPulse(PrefixStore("pulse", store), came.rank, nodes, lambda: waiting() > 0)
+        self._heartbeat = NodeHeartbeat(PrefixStore("pulse", store), came.rank, nodes, lambda: waiting() > 0)
         counts, restarts = zip(*said, strict=True)
         return World(came.rank, tuple(counts), self._store.host, self._store.port, max(restarts))
 
-    def _await_the_most(self, is_told: Callable[[], object]) -> None:
+    def _wait_for_max_nodes(self, stop_requested: Callable[[], object]) -> None:
         """Gives all nodes some time to come, unless the run goes on already."""
-        deadline = time.monotonic() + SECONDS_FOR_THE_MOST
+        deadline = time.monotonic() + MAX_NODES_TIMEOUT_SECONDS
         self._store.add("came", 1)
-        while self._store.add("came", 0) < self._most and not self._store.add(FIRST + "config", 0):
-            if time.monotonic() > deadline or is_told():
+        while self._store.add("came", 0) < self._max_nodes and not self._store.add(FIRST + "config", 0):
+            if time.monotonic() > deadline or stop_requested():
                 return
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_INTERVAL_SECONDS)
 
-    def _come(self, is_told: Callable[[], object]) -> RendezvousInfo:
+    def _join(self, stop_requested: Callable[[], object]) -> RendezvousInfo:
         """What the rendezvous says when enough nodes have come."""
         ended: list[RendezvousInfo | Exception] = []
 
@@ -94,64 +94,64 @@ class Nodes:
 
         Thread(target=come, daemon=True).start()
         while not ended:
-            if is_told():
+            if stop_requested():
                 raise Interrupted
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_INTERVAL_SECONDS)
         if isinstance(ended[0], RendezvousInfo):
             return ended[0]
-        raise Apart(self._reason(ended[0])) from ended[0]
+        raise NodesUnreachableError(self._reason(ended[0])) from ended[0]
 
     def _reason(self, error: Exception) -> str:
         where = f"launch.rdzv_endpoint={self._store.host}:{self._store.port}"
         if isinstance(error, RendezvousClosedError):
             return f"the run at {where} has ended on another node"
         if isinstance(error, RendezvousTimeoutError):
-            return f"{where}: fewer than {self._least} nodes came within {SECONDS_TO_COME} s"
+            return f"{where}: fewer than {self._min_nodes} nodes came within {JOIN_TIMEOUT_SECONDS} s"
         return f"{where}: the node that all meet at is lost ({str(error).splitlines()[0]})"
 
-    def share(self, key: str, make: Callable[[], str]) -> str:
+    def broadcast(self, key: str, make: Callable[[], str]) -> str:
         if self._store.add(FIRST + key, 1) == 1:
             self._store.set(key, make())
         return self._store.get(key).decode()
 
-    def announce(self) -> None:
-        assert self._pulse, "no world was gathered"
-        self._pulse.announce()
+    def announce_restart(self) -> None:
+        assert self._heartbeat, "no world was gathered"
+        self._heartbeat.announce_restart()
 
-    def has_changed(self, patience: float = 0) -> bool:
-        assert self._pulse, "no world was gathered"
-        return self._pulse.has_changed(patience)
+    def membership_changed(self, patience: float = 0) -> bool:
+        assert self._heartbeat, "no world was gathered"
+        return self._heartbeat.membership_changed(patience)
 
-    def rest(self) -> None:
+    def stop_heartbeat(self) -> None:
         """Stops to say that this node is there."""
-        if self._pulse:
-            self._pulse.stop()
+        if self._heartbeat:
+            self._heartbeat.stop()
 
     def close(self) -> None:
         """Lets nobody else join: the run has ended. The store goes last, if it is on this node."""
-        if self._pulse:
-            self._pulse.leave()
+        if self._heartbeat:
+            self._heartbeat.leave()
         with suppress(Exception):  # the store may be gone with its node
             self._handler.shutdown()
             self._store.set(f"left/{self._store.add('left', 1)}", "")
-            if self._holds_store and self._nodes:
-                self._store.wait([f"left/{self._nodes}"], timedelta(seconds=SECONDS_TO_LEAVE))
+            if self._holds_store and self._num_nodes:
+                self._store.wait([f"left/{self._num_nodes}"], timedelta(seconds=SHUTDOWN_TIMEOUT_SECONDS))
 
 
-class NodesPulse:
+class NodeHeartbeat:
     """Once a second this node says that it is there. Node 0 watches all nodes, and all watch node 0."""
 
-    def __init__(self, store: Store, node: int, nodes: int, is_awaited: Callable[[], bool]):
-        self._store, self._node, self._is_awaited = store, node, is_awaited
+    def __init__(self, store: Store, node: int, nodes: int, has_waiting_nodes: Callable[[], bool]):
+        self._store, self._node, self._has_waiting_nodes = store, node, has_waiting_nodes
         self._watched = range(1, nodes) if node == 0 else range(1)
-        self._heard: dict[int, tuple[int, float]] = {}
+        self._last_beats: dict[int, tuple[int, float]] = {}
         self._changed, self._ended = Event(), Event()
         Thread(target=self._beat, daemon=True).start()
 
-    def has_changed(self, patience: float) -> bool:
+    def membership_changed(self, patience: float) -> bool:
         return self._changed.wait(patience)
 
-    def announce(self) -> None:
+    def announce_restart(self) -> None:
         with suppress(RuntimeError):  # the store is gone, with the node that it was on: the next meeting says so
             self._store.set("changed", "")
 
@@ -166,10 +166,10 @@ class NodesPulse:
 
     def _beat(self) -> None:
         try:
-            while not self._ended.wait(SECONDS_BETWEEN_BEATS) and not self._changed.is_set():
+            while not self._ended.wait(HEARTBEAT_INTERVAL_SECONDS) and not self._changed.is_set():
                 self._store.add(f"beat/{self._node}", 1)
-                if self._has_lost() or self._is_awaited():
-                    self.announce()
+                if self._has_lost_node() or self._has_waiting_nodes():
+                    self.announce_restart()
                 if self._store.check(["changed"]):
                     self._changed.set()
                 elif self._store.check(["left"]):
@@ -177,64 +177,70 @@ class NodesPulse:
         except Exception:  # the store is gone
             self._changed.set()
 
-    def _has_lost(self) -> bool:
+    def _has_lost_node(self) -> bool:
         """Whether a node has fallen silent."""
         now = time.monotonic()
         for node in self._watched:
             beats = self._store.add(f"beat/{node}", 0)
-            if node not in self._heard or self._heard[node][0] != beats:
-                self._heard[node] = beats, now
-        return any(now - moment > BEATS_MISSED * SECONDS_BETWEEN_BEATS for _, moment in self._heard.values())
+            if node not in self._last_beats or self._last_beats[node][0] != beats:
+                self._last_beats[node] = beats, now
+        return any(
+            now - moment > MAX_MISSED_HEARTBEATS * HEARTBEAT_INTERVAL_SECONDS for _, moment in self._last_beats.values()
+        )
 
 
 @contextmanager
-def meeting(nodes: int | list[int], where: str | None, is_told: Callable[[], object]) -> Iterator[Meeting]:
+def open_rendezvous(
+    nodes: int | list[int], endpoint: str | None, stop_requested: Callable[[], object]
+) -> Iterator[Rendezvous]:
     """Where so many nodes, or from least to most, meet; closed when the block is left.
 
-    `where` is host:port of one of them, which holds the store. Raises ValueError if it is needed and not given,
-    Interrupted when this process `is_told` to stop while it waits for an answer there, Apart when none comes.
+    `endpoint` is host:port of one of them, which holds the store. Raises ValueError if it is needed and not given,
+    Interrupted when this process `stop_requested` to stop while it waits for an answer there, Apart when none comes.
     """
     least, most = (nodes, nodes) if isinstance(nodes, int) else nodes
     if most == 1:
-        yield Here(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        yield SingleNode(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         return
-    met = Nodes(*_store(where, is_told), least, most)
+    met = ElasticRendezvous(*_store(endpoint, stop_requested), least, most)
     try:
         yield met
     finally:
         met.close()
 
 
-def _store(where: str | None, is_told: Callable[[], object]) -> tuple[TCPStore, bool]:
+def _store(endpoint: str | None, stop_requested: Callable[[], object]) -> tuple[TCPStore, bool]:
     """The store at host:port, and whether this process holds it."""
-    host, _, port = (where or "").rpartition(":")
+    host, _, port = (endpoint or "").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(
-            f"launch.rdzv_endpoint={where or 'null'}\n  valid: host:port of one of the nodes, the same on all of them"
+            f"launch.rdzv_endpoint={endpoint or 'null'}\n  valid: host:port of one of the nodes, the same on all of them"
         )
-    patience = timedelta(seconds=SECONDS_TO_ANSWER)
-    if _is_here(host):
+    patience = timedelta(seconds=RESPONSE_TIMEOUT_SECONDS)
+    if _is_local_host(host):
         with suppress(RuntimeError):  # another launcher on this machine was first
             return TCPStore(host, int(port), is_master=True, wait_for_workers=False, timeout=patience), True
-    deadline = time.monotonic() + SECONDS_TO_COME
-    while not _answers(host, int(port)):
-        if is_told():
+    deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
+    while not _is_listening(host, int(port)):
+        if stop_requested():
             raise Interrupted
         if time.monotonic() > deadline:
-            raise Apart(f"launch.rdzv_endpoint={where}: nobody answered there for {SECONDS_TO_COME} s")
+            raise NodesUnreachableError(
+                f"launch.rdzv_endpoint={endpoint}: nobody answered there for {JOIN_TIMEOUT_SECONDS} s"
+            )
     return TCPStore(host, int(port), is_master=False, timeout=patience), False
 
 
-def _answers(host: str, port: int) -> bool:
+def _is_listening(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_INTERVAL_SECONDS)
         return False
     return True
 
 
-def _is_here(host: str) -> bool:
+def _is_local_host(host: str) -> bool:
     """Whether the name is one of this machine."""
     try:
         address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]

@@ -25,18 +25,18 @@ PROMPT = "$ python -m trainer"  # at the beginning of what a command writes
 
 
 @dataclass(frozen=True)
-class Share:
+class ResourceSlot:
     """A part of this machine: the numbers of its cores, and what CUDA_VISIBLE_DEVICES says; None leaves it as it is."""
 
     cores: frozenset[int]
     gpus: str | None = None
 
 
-class Busy(Exception):
+class CommandBusyError(Exception):
     """Another process runs this command."""
 
 
-class Told(SystemExit):
+class Terminated(SystemExit):
     """This process was told to leave, and what it had started has left. Its exit code is that of a preempted run."""
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ class Command:
     Raises Busy while another process, on whichever node, runs the command of this log.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path, share: Share):
+    def __init__(self, arguments: Sequence[str], log: Path, slot: ResourceSlot):
         command = [sys.executable, "-m", "trainer", *arguments]
-        gpus = {} if share.gpus is None else {"CUDA_VISIBLE_DEVICES": share.gpus}
+        gpus = {} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus}
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             _lock(output)
@@ -65,13 +65,13 @@ class Command:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # what a terminal sends reaches this process alone, which passes it on
             )
-        os.sched_setaffinity(self._process.pid, share.cores)  # before it has threads: they take it over
+        os.sched_setaffinity(self._process.pid, slot.cores)  # before it has threads: they take it over
 
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         """The exit code, or minus the signal that killed it; None while it runs."""
         return self._process.poll()
 
-    def tell_to_leave(self) -> None:
+    def terminate(self) -> None:
         """Once: it saves what it has. More than a second later again: it ends at once."""
         self._process.terminate()
 
@@ -81,17 +81,17 @@ def _lock(output: BinaryIO) -> None:
     try:
         fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Busy from None
+        raise CommandBusyError from None
     except OSError:
         return  # a file system without locks
 
 
 @contextmanager
-def leaving_when_told() -> Iterator[None]:
+def raise_on_stop_signal() -> Iterator[None]:
     """Until the block is left, a signal that asks for an end raises Told; Control-C is Python's own."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise Told
+        raise Terminated
 
     before = {number: signal.signal(number, leave) for number in STOP_SIGNALS if number != signal.SIGINT}
     try:
@@ -101,14 +101,14 @@ def leaving_when_told() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def hand_on(number: signal.Signals) -> None:
+def reraise_signal(number: signal.Signals) -> None:
     """Leaves after this signal: as the handler that Python or a batch system set for it would, else as one told to."""
     if callable(signal.getsignal(number)):
         signal.raise_signal(number)
-    raise Told
+    raise Terminated
 
 
-def answer(*command: str) -> str | None:
+def command_output(*command: str) -> str | None:
     """What a command prints; None where there is no such command, or it fails."""
     if not shutil.which(command[0]):
         return None

@@ -13,7 +13,7 @@ class Interrupted(Exception):
     """This process was told to stop while it waited for other nodes."""
 
 
-class Apart(Exception):
+class NodesUnreachableError(Exception):
     """The nodes of the run have not come together, or do not any more."""
 
 
@@ -41,40 +41,40 @@ class World:
         return [node for node, workers in enumerate(self.workers) for _ in range(workers)]
 
 
-class Meeting(Protocol):
+class Rendezvous(Protocol):
     """Where the launchers of a run meet."""
 
-    def gather(self, workers: int, restart: int, is_told: Callable[[], object]) -> World:
+    def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
         """The world that starts next, this node with so many workers."""
         ...
 
-    def share(self, key: str, make: Callable[[], str]) -> str:
+    def broadcast(self, key: str, make: Callable[[], str]) -> str:
         """The text that whichever node is first to ask makes, on every node, now and later."""
         ...
 
-    def announce(self) -> None:
+    def announce_restart(self) -> None:
         """Tells the other nodes that this one starts its workers again."""
         ...
 
-    def has_changed(self, patience: float = 0) -> bool:
+    def membership_changed(self, patience: float = 0) -> bool:
         """Whether a node of the world is lost, begins again, or waits to join it; waits so many seconds for that."""
         ...
 
 
-class Here:
+class SingleNode:
     """This machine alone."""
 
     def __init__(self, store: TCPStore):
         self._store = store
 
-    def gather(self, workers: int, restart: int, is_told: Callable[[], object]) -> World:
+    def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
         return World(0, (workers,), self._store.host, self._store.port, restart)
 
-    def share(self, key: str, make: Callable[[], str]) -> str:
+    def broadcast(self, key: str, make: Callable[[], str]) -> str:
         return make()
 
-    def announce(self) -> None:
+    def announce_restart(self) -> None:
         pass
 
-    def has_changed(self, patience: float = 0) -> bool:
+    def membership_changed(self, patience: float = 0) -> bool:
         return False

@@ -1,8 +1,8 @@
 """How numbers travel between silos. One file each; uplink.py chooses."""
 
-from trainer.distributed.transport.base import Plain, Wire
-from trainer.distributed.transport.compressed import Packed
-from trainer.distributed.transport.factory import wire_of
-from trainer.distributed.transport.low_rank import LowRank
+from trainer.distributed.transport.base import AllReduce, Transport
+from trainer.distributed.transport.compressed import CompressedAllReduce
+from trainer.distributed.transport.factory import make_transport
+from trainer.distributed.transport.low_rank import PowerSGDAllReduce
 
-__all__ = ["LowRank", "Packed", "Plain", "Wire", "wire_of"]
+__all__ = ["PowerSGDAllReduce", "CompressedAllReduce", "AllReduce", "Transport", "make_transport"]

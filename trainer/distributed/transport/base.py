@@ -16,49 +16,49 @@ T = TypeVar("T")
 
 # From rows [K, n] of all silos' vectors, of which these are some columns, to one row [n]. The second argument sums a
 # small tensor over those who have the other columns, in place.
-Rule = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+ColumnReduction = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 # Parts of a vector and their totals, in the order in which they come in.
-Arrivals = Iterator[tuple[slice, Tensor]]
+ReducedChunks = Iterator[tuple[slice, Tensor]]
 
 # From tags to the seed of a random stream of the round.
 SeedFor = Callable[..., int]
 
-SLICE_UNIT = 16  # numbers: slices begin on cache lines
-PART = 1 << 22  # numbers that are summed at once: while one part travels, another one is made or used
+SHARD_ALIGNMENT = 16  # numbers: slices begin on cache lines
+CHUNK_SIZE = 1 << 22  # numbers that are summed at once: while one part travels, another one is made or used
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """Abstract: combines one vector, or several rows, of every silo. Every rank must come to each call.
 
     Each replica of a silo moves its own slice of a vector, if silos are of one size, else their leaders move all.
 
-    unit             what the lengths of vectors must be multiples of
+    alignment             what the lengths of vectors must be multiples of
     bytes_sent       between the silos, by all of them, since the run began
-    seconds_waited   that this rank stood still for totals
+    wait_seconds   that this rank stood still for totals
     stateful         whether ranks keep something of their own between rounds
     """
 
-    unit: int
+    alignment: int
     bytes_sent: int
     stateful: bool
 
     @property
-    def seconds_waited(self) -> float: ...
+    def wait_seconds(self) -> float: ...
 
-    def begin_round(self, seed_for: SeedFor) -> None:
+    def start_round(self, seed_for: SeedFor) -> None:
         """From now on vectors are those of this round."""
         ...
 
-    def parts(self, length: int) -> list[slice]:
+    def chunks(self, length: int) -> list[slice]:
         """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
         ...
 
-    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
+    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         """The bytes that all silos together send for the sum of such a vector, or of a fragment from `offset` on."""
         ...
 
-    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
+    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
         """Begins the sum over the silos; the totals of this rank's parts, which may take the vector's own place.
 
         The same bits come to all ranks with this part. The vector must not be touched before the last has come in. The
@@ -67,26 +67,26 @@ class Wire(Protocol):
         """
         ...
 
-    def ahead(self, vector: Tensor, name: str) -> Tensor:
+    def lookahead(self, vector: Tensor, name: str) -> Tensor:
         """This vector, when what this silo holds back of those of this name will have been subtracted from it.
 
         The vector itself, where nothing is held back, else a new one, equal on all ranks of the silo: a collective.
         """
         ...
 
-    def join(self, vector: Tensor) -> Tensor:
+    def all_gather(self, vector: Tensor) -> Tensor:
         """The vector of which each rank has what it moves, whole on all ranks of the silo, in place."""
         ...
 
-    def add_up(self, value: float) -> float:
+    def sum_over_shards(self, value: float) -> float:
         """The sum of what the ranks of this silo have found in their parts of a vector."""
         ...
 
-    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
         """The bytes that all silos together send to combine `count` of such rows [k, n], of all of them, by columns."""
         ...
 
-    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
+    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
         """What the rule makes of all silos' rows [k, n], k each silo's own: one row [n], bit-equal on all ranks.
 
         Every silo applies the rule to a part of the columns: nobody holds all rows whole.
@@ -105,75 +105,75 @@ class Wire(Protocol):
         ...
 
 
-class Plain:
+class AllReduce:
     """The vectors as they are: all-reduces of their parts, or one exchange of columns."""
 
     stateful = False
 
     def __init__(self, topology: Topology):
         self.topology = topology
-        self.unit = topology.num_slices * SLICE_UNIT
+        self.alignment = topology.num_shards * SHARD_ALIGNMENT
         self.bytes_sent = 0
-        self.seconds = 0.0
+        self.waited = 0.0
 
     @property
-    def seconds_waited(self) -> float:
-        return self.seconds
+    def wait_seconds(self) -> float:
+        return self.waited
 
-    def begin_round(self, seed_for: SeedFor) -> None:
+    def start_round(self, seed_for: SeedFor) -> None:
         pass
 
-    def parts(self, length: int) -> list[slice]:
-        own = self.topology.slice_of(length)
-        return parts_of(own) or [slice(0, 0)]
+    def chunks(self, length: int) -> list[slice]:
+        own = self.topology.shard_of(length)
+        return chunks_of(own) or [slice(0, 0)]
 
-    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
+    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
         return 2 * (self.topology.num_silos - 1) * vector.nbytes
 
-    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
-        silos, parts = self.topology.num_silos, [part for part in self.parts(len(vector)) if part.stop > part.start]
-        pieces = [(shifted(part, offset), vector[part]) for part in parts]
+    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
+        silos, parts = self.topology.num_silos, [part for part in self.chunks(len(vector)) if part.stop > part.start]
+        pieces = [(shift_slice(part, offset), vector[part]) for part in parts]
         if silos == 1:
             return iter(pieces)
-        self.bytes_sent += self.bytes_of(vector)
-        sums = [collectives.start_sum_of_slices(piece, self.topology) for _, piece in pieces]
+        self.bytes_sent += self.all_reduce_bytes(vector)
+        sums = [collectives.all_reduce_shard_async(piece, self.topology) for _, piece in pieces]
         return ((place, self.wait(total)) for (place, _), total in zip(pieces, sums, strict=True))
 
-    def wait(self, pending: collectives.Pending) -> Tensor:
+    def wait(self, pending: collectives.PendingCollective) -> Tensor:
         """What was on its way; the time that it takes is counted."""
         began = perf_counter()
         arrived = pending.wait()
-        self.seconds += perf_counter() - began
+        self.waited += perf_counter() - began
         return arrived
 
-    def ahead(self, vector: Tensor, name: str) -> Tensor:
+    def lookahead(self, vector: Tensor, name: str) -> Tensor:
         return vector
 
-    def join(self, vector: Tensor) -> Tensor:
-        return collectives.join_slices(vector, self.topology)
+    def all_gather(self, vector: Tensor) -> Tensor:
+        return collectives.all_gather_shards(vector, self.topology)
 
-    def add_up(self, value: float) -> float:
-        return float(collectives.sum_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
+    def sum_over_shards(self, value: float) -> float:
+        return float(collectives.all_reduce_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
 
-    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
         # Of every row all but one of S parts leave their silo; of the result each part goes to all others.
         silos = self.topology.num_silos
-        return (count + silos) * (silos - 1) * width_of(rows.shape[1], silos) * rows.element_size()
+        return (count + silos) * (silos - 1) * columns_per_silo(rows.shape[1], silos) * rows.element_size()
 
-    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
+    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
         silos = self.topology.num_silos
         if silos == 1:
             return rule(rows, lambda tensor: tensor)
-        counts = collectives.counts_of_silos(len(rows), self.topology)
-        width = width_of(rows.shape[1], silos)
+        counts = collectives.all_gather_silo_counts(len(rows), self.topology)
+        width = columns_per_silo(rows.shape[1], silos)
         columns = rows.new_zeros(width)
-        self.bytes_sent += self.bytes_of_rows(rows, sum(counts))
+        self.bytes_sent += self.reduce_columns_bytes(rows, sum(counts))
         if self.topology.is_leader:
             parts = torch.nn.functional.pad(rows, (0, width * silos - rows.shape[1])).view(-1, silos, width)
-            received = collectives.exchange_between_silos(parts.transpose(0, 1).contiguous(), counts, self.topology)
-            columns = rule(received, lambda tensor: collectives.sum_between_leaders(tensor, self.topology))
-        return collectives.join_silos(columns, self.topology)[: rows.shape[1]]
+            received = collectives.all_to_all_between_leaders(parts.transpose(0, 1).contiguous(), counts, self.topology)
+            columns = rule(received, lambda tensor: collectives.all_reduce_between_leaders(tensor, self.topology))
+        return collectives.all_gather_between_silos(columns, self.topology)[: rows.shape[1]]
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -182,22 +182,22 @@ class Plain:
         pass
 
 
-def width_of(columns: int, silos: int) -> int:
+def columns_per_silo(columns: int, silos: int) -> int:
     """How many of so many columns each silo combines."""
     return -(-columns // silos)
 
 
-def shifted(part: slice, by: int) -> slice:
+def shift_slice(part: slice, by: int) -> slice:
     """The part, so much further on."""
     return slice(part.start + by, part.stop + by)
 
 
-def parts_of(own: slice) -> list[slice]:
+def chunks_of(own: slice) -> list[slice]:
     """The parts of a slice, in their order."""
-    return [slice(start, min(start + PART, own.stop)) for start in range(own.start, own.stop, PART)]
+    return [slice(start, min(start + CHUNK_SIZE, own.stop)) for start in range(own.start, own.stop, CHUNK_SIZE)]
 
 
-def one_behind(items: Iterable[T]) -> Iterator[T]:
+def pipelined(items: Iterable[T]) -> Iterator[T]:
     """The items, each when the next has been made: what is on its way when it is made travels meanwhile."""
     last: list[T] = []
     for item in items:

@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 
 from trainer.distributed import collectives
-from trainer.distributed.collectives import Pending
+from trainer.distributed.collectives import PendingCollective
 from trainer.distributed.compression import Codec
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import Arrivals, one_behind, parts_of, shifted
-from trainer.distributed.transport.error_feedback import Kind
-from trainer.distributed.transport.lossy import Lossy
+from trainer.distributed.transport.base import ReducedChunks, chunks_of, pipelined, shift_slice
+from trainer.distributed.transport.error_feedback import ResidualKind
+from trainer.distributed.transport.lossy import ErrorFeedbackTransport
 
-FEW = 3  # silos, each of which may well add up what all send
+MAX_DIRECT_SILOS = 3  # silos, each of which may well add up what all send
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What is packed together: a part of the vector of this name, from its place on."""
 
     name: str
-    place: slice
+    span: slice
     values: Tensor
 
-    def at(self, span: slice) -> Tensor:
+    def values_at(self, span: slice) -> Tensor:
         """The values of a span of the whole vector."""
-        return self.values[span.start - self.place.start : span.stop - self.place.start]
+        return self.values[span.start - self.span.start : span.stop - self.span.start]
 
 
-class Packed(Lossy):
+class CompressedAllReduce(ErrorFeedbackTransport):
     """Sums over the silos of what a codec makes of their vectors, with error feedback; equal bits on all ranks.
 
     p = vector + residual is packed, and p - unpack(pack(p)) is the next residual: Seide et al. 2014 (Interspeech),
@@ -47,103 +47,105 @@ class Packed(Lossy):
         super().__init__(topology)
         self.codec = codec
 
-    def bytes_of(self, vector: Tensor, offset: int = 0) -> int:
-        silos, slices = self.topology.num_silos, self.topology.num_slices
-        firsts = [self._spans(part)[0] for part in parts_of(slice(0, len(vector) // slices))]
-        rows = sum(self.codec.size(first.stop - first.start) for first in firsts)
-        return silos * (silos - 1) * slices * rows * (2 if self._shares_sums else 1)
+    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
+        silos, slices = self.topology.num_silos, self.topology.num_shards
+        firsts = [self._encoded_spans(part)[0] for part in chunks_of(slice(0, len(vector) // slices))]
+        rows = sum(self.codec.encoded_size(first.stop - first.start) for first in firsts)
+        return silos * (silos - 1) * slices * rows * (2 if self._is_two_stage else 1)
 
-    def start(self, vector: Tensor, name: str, offset: int = 0) -> Arrivals:
-        pieces = [Piece(name, shifted(part, offset), vector[part]) for part in self.parts(len(vector))]
+    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
+        pieces = [Chunk(name, shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
         pieces = [piece for piece in pieces if len(piece.values)]
         if self.topology.num_silos == 1:
-            return ((piece.place, self.residuals.flush(name, piece.place.start, piece.values)) for piece in pieces)
-        self.bytes_sent += self.bytes_of(vector)
-        return self._start_sharing(pieces) if self._shares_sums else self._start_all(pieces)
+            return ((piece.span, self.residuals.flush(name, piece.span.start, piece.values)) for piece in pieces)
+        self.bytes_sent += self.all_reduce_bytes(vector)
+        return self._reduce_scatter_chunks(pieces) if self._is_two_stage else self._all_gather_chunks(pieces)
 
     def state_dict(self) -> dict[str, Any]:
         return self.residuals.state_dict()
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
-        spans = [span for part in parts for span in self._spans(part)]
-        sums = [self._own(part) for part in parts] if same_world and self._shares_sums else []
+        spans = [span for part in parts for span in self._encoded_spans(part)]
+        sums = [self._own_span(part) for part in parts] if same_world and self._is_two_stage else []
         for state in states:
             self.residuals.load(state, spans, sums, self.topology.device)
 
     @property
-    def _shares_sums(self) -> bool:
-        return self.topology.num_silos > FEW
+    def _is_two_stage(self) -> bool:
+        return self.topology.num_silos > MAX_DIRECT_SILOS
 
-    def _spans(self, part: slice) -> list[slice]:
+    def _encoded_spans(self, part: slice) -> list[slice]:
         """What is packed by itself of a part: the shares that silos sum, of which the last may be empty, or all."""
-        if not self._shares_sums:
+        if not self._is_two_stage:
             return [part]
         width = -(-(part.stop - part.start) // self.topology.num_silos)
         starts = (part.start + width * silo for silo in range(self.topology.num_silos))
         return [slice(min(start, part.stop), min(start + width, part.stop)) for start in starts]
 
-    def _own(self, part: slice) -> slice:
+    def _own_span(self, part: slice) -> slice:
         """The share of a part that this silo sums."""
-        return self._spans(part)[self.topology.silo]
+        return self._encoded_spans(part)[self.topology.silo]
 
-    def _start_all(self, pieces: Sequence[Piece]) -> Arrivals:
+    def _all_gather_chunks(self, chunks: Sequence[Chunk]) -> ReducedChunks:
         """Each piece goes to all silos, the first while the next is packed."""
-        rows = (self._packed(piece, [piece.place], "payload") for piece in pieces)
-        gathers = [collectives.start_gather_of_slices(row.view(-1), self.topology) for row in rows]
-        both = zip(pieces, gathers, strict=True)
-        return ((piece.place, self._sum(self.plain.wait(gather), piece.values)) for piece, gather in both)
+        rows = (self._encode(piece, [piece.span], "payload") for piece in chunks)
+        gathers = [collectives.all_gather_between_silos_async(row.view(-1), self.topology) for row in rows]
+        both = zip(chunks, gathers, strict=True)
+        return (
+            (piece.span, self._decode_and_sum(self.all_reduce.wait(gather), piece.values)) for piece, gather in both
+        )
 
-    def _start_sharing(self, pieces: Sequence[Piece]) -> Arrivals:
+    def _reduce_scatter_chunks(self, chunks: Sequence[Chunk]) -> ReducedChunks:
         """Of each piece every silo gets a share from all, the first while the next is packed."""
-        rows = (self._packed(piece, self._spans(piece.place), "payload") for piece in pieces)
-        exchanges = [collectives.start_exchange_of_slices(row, self.topology) for row in rows]
-        both = zip(pieces, exchanges, strict=True)
-        sums = ((piece, self._share_sum(piece, exchange)) for piece, exchange in both)
-        return (self._joined(piece, gather) for piece, gather in one_behind(sums))
+        rows = (self._encode(piece, self._encoded_spans(piece.span), "payload") for piece in chunks)
+        exchanges = [collectives.all_to_all_between_silos_async(row, self.topology) for row in rows]
+        both = zip(chunks, exchanges, strict=True)
+        sums = ((piece, self._all_gather_sum(piece, exchange)) for piece, exchange in both)
+        return (self._decode_sum(piece, gather) for piece, gather in pipelined(sums))
 
-    def _share_sum(self, piece: Piece, exchange: Pending) -> Pending:
+    def _all_gather_sum(self, chunk: Chunk, exchange: PendingCollective) -> PendingCollective:
         """Begins to send this silo's share of the sum to all."""
-        own = self._own(piece.place)
-        self._sum(self.plain.wait(exchange), piece.at(own))
-        row = self._packed(piece, [own], "total", exchange.arriving.shape[1])
-        return collectives.start_gather_of_slices(row.view(-1), self.topology)
+        own = self._own_span(chunk.span)
+        self._decode_and_sum(self.all_reduce.wait(exchange), chunk.values_at(own))
+        row = self._encode(chunk, [own], "total", exchange.output.shape[1])
+        return collectives.all_gather_between_silos_async(row.view(-1), self.topology)
 
-    def _joined(self, piece: Piece, gather: Pending) -> tuple[slice, Tensor]:
+    def _decode_sum(self, chunk: Chunk, gather: PendingCollective) -> tuple[slice, Tensor]:
         """A piece made of the shares that all silos have summed."""
-        for row, span in zip(self.plain.wait(gather), self._spans(piece.place), strict=True):
-            self._unpack(row, piece.at(span))
-        return piece.place, piece.values
+        for row, span in zip(self.all_reduce.wait(gather), self._encoded_spans(chunk.span), strict=True):
+            self._decode(row, chunk.values_at(span))
+        return chunk.span, chunk.values
 
-    def _packed(self, piece: Piece, spans: Sequence[slice], kind: Kind, size: int = 0) -> Tensor:
+    def _encode(self, chunk: Chunk, spans: Sequence[slice], value_type: ResidualKind, size: int = 0) -> Tensor:
         """Rows [spans, size] of values + residual. The values become what is sent, the residual what is not.
 
         The size is that of the first span, which is the longest, or what is given.
         """
-        size = max(size, self.codec.size(spans[0].stop - spans[0].start))
-        rows = torch.zeros(len(spans), size, dtype=torch.uint8, device=piece.values.device)
+        size = max(size, self.codec.encoded_size(spans[0].stop - spans[0].start))
+        rows = torch.zeros(len(spans), size, dtype=torch.uint8, device=chunk.values.device)
         for row, span in zip(rows, spans, strict=True):
-            values = piece.at(span)
-            residual = self.residuals.piece(piece.name, kind, span.start, values).add_(values)
-            seed = self.seed_for("uplink", piece.name, kind, self.topology.silo, span.start)
-            self.codec.pack(residual, row[: self.codec.size(len(values))], seed)
-            self._unpack(row, values)
+            values = chunk.values_at(span)
+            residual = self.residuals.residual(chunk.name, value_type, span.start, values).add_(values)
+            seed = self.seed_for("uplink", chunk.name, value_type, self.topology.silo, span.start)
+            self.codec.encode(residual, row[: self.codec.encoded_size(len(values))], seed)
+            self._decode(row, values)
             residual.sub_(values)
         return rows
 
-    def _unpack(self, row: Tensor, values: Tensor) -> None:
-        self.codec.unpack(row[: self.codec.size(len(values))], values)
+    def _decode(self, row: Tensor, values: Tensor) -> None:
+        self.codec.decode(row[: self.codec.encoded_size(len(values))], values)
 
-    def _sum(self, rows: Tensor, values: Tensor) -> Tensor:
+    def _decode_and_sum(self, rows: Tensor, values: Tensor) -> Tensor:
         """The sum of what is packed in the rows, in their order. The values are what is packed in this silo's."""
         own, one = self.topology.silo, torch.empty_like(values)
         if own:
             before = torch.empty_like(values)
-            self._unpack(rows[0], before)
+            self._decode(rows[0], before)
             for row in rows[1:own]:
-                self._unpack(row, one)
+                self._decode(row, one)
                 before.add_(one)
             values.add_(before)
         for row in rows[own + 1 :]:
-            self._unpack(row, one)
+            self._decode(row, one)
             values.add_(one)
         return values

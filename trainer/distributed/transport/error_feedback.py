@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["payload", "total"]
+ResidualKind = Literal["payload", "total"]
 
 
 class Residuals:
@@ -21,25 +21,25 @@ class Residuals:
     """
 
     def __init__(self):
-        self.pieces: dict[tuple[str, Kind, int], Tensor] = {}
+        self.residuals: dict[tuple[str, ResidualKind, int], Tensor] = {}
 
-    def piece(self, name: str, kind: Kind, start: int, like: Tensor) -> Tensor:
+    def residual(self, name: str, value_type: ResidualKind, start: int, like: Tensor) -> Tensor:
         """The live numbers held back of a piece of the vector of this name; zeros at first."""
-        key = (name, kind, start)
-        if key not in self.pieces:
-            self.pieces[key] = torch.zeros_like(like)
-        return self.pieces[key]
+        key = (name, value_type, start)
+        if key not in self.residuals:
+            self.residuals[key] = torch.zeros_like(like)
+        return self.residuals[key]
 
     def flush(self, name: str, start: int, values: Tensor) -> Tensor:
         """The values with what was held back of payloads, of a silo that is now alone, and holds nothing back."""
-        residual = self.piece(name, "payload", start, values)
+        residual = self.residual(name, "payload", start, values)
         values.add_(residual)
         residual.zero_()
         return values
 
     def subtract(self, name: str, vector: Tensor) -> Tensor:
         """The vector less what was held back of those of this name, in place."""
-        for (of, _, start), piece in self.pieces.items():
+        for (of, _, start), piece in self.residuals.items():
             if of == name:
                 vector[start : start + len(piece)].sub_(piece)
         return vector
@@ -47,7 +47,7 @@ class Residuals:
     def state_dict(self) -> dict[str, Any]:
         """The live pieces, as a tree: vector, kind, start."""
         tree: dict[str, Any] = {}
-        for (name, kind, start), piece in self.pieces.items():
+        for (name, kind, start), piece in self.residuals.items():
             tree.setdefault(name, {}).setdefault(kind, {})[str(start)] = piece
         return tree
 
@@ -59,17 +59,17 @@ class Residuals:
         It makes the `sums`, if they were made in the same world; their residuals stay what they are. In another world
         they become those of payloads: nothing is lost. Numbers behind the last span are padding, and zero.
         """
-        for name, kind, start, saved in _leaves(tree):
+        for name, kind, start, saved in _iter_residuals(tree):
             stays = kind == "total" and bool(sums)
             for own in sums if stays else spans:
                 first, last = max(start, own.start), min(start + len(saved), own.stop)
                 if first < last:
                     like = saved.new_empty(own.stop - own.start, device=device)
-                    piece = self.piece(name, "total" if stays else "payload", own.start, like)
+                    piece = self.residual(name, "total" if stays else "payload", own.start, like)
                     piece[first - own.start : last - own.start] += saved[first - start : last - start].to(device)
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Kind, int, Tensor]]:
+def _iter_residuals(tree: Mapping[str, Any]) -> Iterator[tuple[str, ResidualKind, int, Tensor]]:
     for name, kinds in tree.items():
         for kind, pieces in kinds.items():
             for start, piece in pieces.items():

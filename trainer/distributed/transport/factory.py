@@ -6,20 +6,22 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer.distributed.compression import Full, PowerSGD, Uplink
+from trainer.distributed.compression import PowerSGD, Uncompressed, UpdateCompression
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import Plain, Wire
-from trainer.distributed.transport.compressed import Packed
-from trainer.distributed.transport.low_rank import LowRank
+from trainer.distributed.transport.base import AllReduce, Transport
+from trainer.distributed.transport.compressed import CompressedAllReduce
+from trainer.distributed.transport.low_rank import PowerSGDAllReduce
 
 
-def wire_of(topology: Topology, uplink: Uplink, places: Sequence[tuple[int, torch.Size]]) -> Wire:
+def make_transport(
+    topology: Topology, compression: UpdateCompression, layout: Sequence[tuple[int, torch.Size]]
+) -> Transport:
     """The wire over which what this uplink makes of vectors goes between the silos.
 
-    `places` are those of the parameters in a vector: where each starts, and its shape.
+    `layout` are those of the parameters in a vector: where each starts, and its shape.
     """
-    if isinstance(uplink, Full):
-        return Plain(topology)
-    if isinstance(uplink, PowerSGD):
-        return LowRank(topology, uplink.rank, places)
-    return Packed(topology, uplink)
+    if isinstance(compression, Uncompressed):
+        return AllReduce(topology)
+    if isinstance(compression, PowerSGD):
+        return PowerSGDAllReduce(topology, compression.rank, layout)
+    return CompressedAllReduce(topology, compression)

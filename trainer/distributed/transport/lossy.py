@@ -5,45 +5,45 @@ from __future__ import annotations
 from torch import Tensor
 
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import Plain, Rule, SeedFor
+from trainer.distributed.transport.base import AllReduce, ColumnReduction, SeedFor
 from trainer.distributed.transport.error_feedback import Residuals
 
 
-class Lossy:
+class ErrorFeedbackTransport:
     """Vectors are cut, and joined inside the silo, as by the plain wire; what is lost is kept in `residuals`."""
 
     stateful = True
 
     def __init__(self, topology: Topology):
         self.topology = topology
-        self.plain = Plain(topology)
+        self.all_reduce = AllReduce(topology)
         self.residuals = Residuals()
-        self.unit = self.plain.unit
+        self.alignment = self.all_reduce.alignment
         self.bytes_sent = 0
 
     @property
-    def seconds_waited(self) -> float:
-        return self.plain.seconds_waited
+    def wait_seconds(self) -> float:
+        return self.all_reduce.wait_seconds
 
-    def begin_round(self, seed_for: SeedFor) -> None:
+    def start_round(self, seed_for: SeedFor) -> None:
         self.seed_for = seed_for
 
-    def parts(self, length: int) -> list[slice]:
-        return self.plain.parts(length)
+    def chunks(self, length: int) -> list[slice]:
+        return self.all_reduce.chunks(length)
 
-    def ahead(self, vector: Tensor, name: str) -> Tensor:
+    def lookahead(self, vector: Tensor, name: str) -> Tensor:
         if self.topology.num_silos == 1:
             return vector
-        return self.join(self.residuals.subtract(name, vector.clone()))
+        return self.all_gather(self.residuals.subtract(name, vector.clone()))
 
-    def join(self, vector: Tensor) -> Tensor:
-        return self.plain.join(vector)
+    def all_gather(self, vector: Tensor) -> Tensor:
+        return self.all_reduce.all_gather(vector)
 
-    def add_up(self, value: float) -> float:
-        return self.plain.add_up(value)
+    def sum_over_shards(self, value: float) -> float:
+        return self.all_reduce.sum_over_shards(value)
 
-    def bytes_of_rows(self, rows: Tensor, count: int) -> int:
+    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
         raise AssertionError("a Run packs nothing that is not summed")
 
-    def by_columns(self, rows: Tensor, rule: Rule) -> Tensor:
+    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
         raise AssertionError("a Run packs nothing that is not summed")

@@ -14,24 +14,24 @@ import pytest
 from rich.console import Console
 
 from tests.support.folders import composed_tree, write_run
-from trainer.commands.doctor.checks import Finding, findings
+from trainer.commands.doctor.checks import Diagnosis, diagnose
 from trainer.commands.doctor.console import ranges, show
-from trainer.commands.doctor.examine import Examination
-from trainer.commands.doctor.run_dir_check import View, look, marked
-from trainer.commands.probe.connectivity import Heard, ask_all, can_connect, listen
-from trainer.commands.probe.host_facts import Facts, find_facts
+from trainer.commands.doctor.examine import HostSurvey
+from trainer.commands.doctor.run_dir_check import RunDirView, inspect_run_dir, marker_file
+from trainer.commands.probe.connectivity import PingResult, connection_error, ping_all, serve_pings
+from trainer.commands.probe.host_facts import HostFacts, collect_host_facts
 from trainer.commands.probe.link_bandwidth import Link
-from trainer.commands.probe.network_interfaces import interfaces, is_here, of_gloo
+from trainer.commands.probe.network_interfaces import gloo_interface, is_local_host, list_interfaces
 from trainer.config.schema import read_config
-from trainer.distributed.environment import Place
+from trainer.distributed.environment import ClusterEnvironment
 
 VERSIONS = {"python": "3.12.1", "torch": "2.12.0", "NCCL": "2.27.3", "hydra": "1.3.2", "silotrain": "0.1.0"}
 
 
-def world(nodes: int, ranks_each: int = 1, **changes: Any) -> Examination:
+def world(nodes: int, ranks_each: int = 1, **changes: Any) -> HostSurvey:
     """So many nodes with nothing wrong on any; `changes` are of the facts of the last rank."""
     facts = [
-        Facts(
+        HostFacts(
             rank=node * ranks_each + local,
             node=node,
             host=f"n{node:02}",
@@ -55,13 +55,13 @@ def world(nodes: int, ranks_each: int = 1, **changes: Any) -> Examination:
         for local in range(ranks_each)
     ]
     facts[-1] = replace(facts[-1], **changes)
-    heard = {node: [Heard(other, "", 0.0) for other in range(nodes) if other != node] for node in range(nodes)}
-    return Examination(facts, heard, {node: View(True, "") for node in range(nodes)}, [])
+    heard = {node: [PingResult(other, "", 0.0) for other in range(nodes) if other != node] for node in range(nodes)}
+    return HostSurvey(facts, heard, {node: RunDirView(True, "") for node in range(nodes)}, [])
 
 
-def found_in(exam: Examination, *overrides: str) -> list[Finding]:
+def found_in(survey: HostSurvey, *overrides: str) -> list[Diagnosis]:
     tree = dict(composed_tree(("run_dir=nowhere/run", *overrides)))
-    return findings(exam, read_config(tree), tree)
+    return diagnose(survey, read_config(tree), tree)
 
 
 def test_where_nothing_is_wrong_nothing_is_found() -> None:
@@ -90,70 +90,70 @@ def test_what_is_wrong_on_one_host_is_said_with_the_way_out(
     changes: dict[str, Any], is_wrong: bool, said: str, way_out: str
 ) -> None:
     (finding,) = found_in(world(nodes=2, **changes))
-    assert finding.is_wrong == is_wrong
-    assert said in finding.text and way_out in finding.way_out
+    assert finding.is_error == is_wrong
+    assert said in finding.text and way_out in finding.remedy
 
 
 def test_no_cuda_is_wrong_where_it_is_asked_for_and_right_where_it_is_not() -> None:
     exam = world(nodes=1, has_cuda=False, gpu="")
-    assert found_in(exam, "launch.device=cuda")[0].is_wrong
+    assert found_in(exam, "launch.device=cuda")[0].is_error
     assert found_in(exam, "launch.device=cpu") == []
 
 
 def test_two_ranks_on_one_gpu_are_named() -> None:
     exam = world(nodes=1, ranks_each=3, gpu="H100 GPU-0-1")
     (finding,) = found_in(exam)
-    assert finding.is_wrong and finding.text.startswith("ranks 1, 2 are on one GPU of n00")
+    assert finding.is_error and finding.text.startswith("ranks 1, 2 are on one GPU of n00")
 
 
 def test_a_clock_that_is_off_is_named() -> None:
     exam = world(nodes=3)
-    exam.heard[0] = [Heard(1, "", 0.5), Heard(2, "", -3.25)]
+    exam.pings[0] = [PingResult(1, "", 0.5), PingResult(2, "", -3.25)]
     (finding,) = found_in(exam)
-    assert not finding.is_wrong and "the clock of n02 is -3.2 s off that of n00" in finding.text
+    assert not finding.is_error and "the clock of n02 is -3.2 s off that of n00" in finding.text
 
 
 def test_a_host_whose_name_leads_to_its_loopback_is_told_the_interface() -> None:
     """The hosts that fail to reach it are not listed on top: there is one cause."""
     exam = world(nodes=3, address="127.0.1.1", interface="lo", proposed="ib0")
     for node in (0, 1):
-        exam.heard[node][-1] = Heard(2, "Connection refused", 0.0)
+        exam.pings[node][-1] = PingResult(2, "Connection refused", 0.0)
     (finding,) = found_in(exam)
-    assert finding.is_wrong and "127.0.1.1 on n02" in finding.text
-    assert "set GLOO_SOCKET_IFNAME=ib0" in finding.way_out
+    assert finding.is_error and "127.0.1.1 on n02" in finding.text
+    assert "set GLOO_SOCKET_IFNAME=ib0" in finding.remedy
 
 
 def test_a_port_that_cannot_be_reached_is_named_with_both_ends() -> None:
     exam = world(nodes=2, ranks_each=2)
-    exam.heard[1] = [Heard(0, "timed out", 0.0)]
+    exam.pings[1] = [PingResult(0, "timed out", 0.0)]
     (finding,) = found_in(exam)
-    assert finding.is_wrong
+    assert finding.is_error
     assert "n01 (rank 2) cannot reach n00 (rank 0) at 10.0.0.1, interface eth0, port 40000: timed out" in finding.text
 
 
 def test_a_folder_that_is_not_shared_is_wrong_where_it_must_be() -> None:
     exam = world(nodes=2)
-    exam.views[1] = View(False, "")
+    exam.views[1] = RunDirView(False, "")
     (finding,) = found_in(exam)
-    assert not finding.is_wrong and "is not the same folder on n01 as on n00" in finding.text
+    assert not finding.is_error and "is not the same folder on n01 as on n00" in finding.text
     (finding,) = found_in(exam, "require_shared_run_dir=true")
-    assert finding.is_wrong and "require_shared_run_dir=false" in finding.way_out
+    assert finding.is_error and "require_shared_run_dir=false" in finding.remedy
 
 
 def test_a_run_that_does_not_fit_its_folder_is_found(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", status="crashed", test_accuracy=[0.5])
     (finding,) = found_in(world(nodes=1), f"run_dir={run}", "optimizer.lr=0.5")
-    assert finding.is_wrong and "optimizer.lr=0.5, but the run in this folder has 0.1" in finding.text
+    assert finding.is_error and "optimizer.lr=0.5, but the run in this folder has 0.1" in finding.text
 
 
 def test_what_is_wrong_comes_first() -> None:
     found = found_in(world(nodes=2, omp="16", disk=0.1, threads=16, versions=VERSIONS | {"hydra": "1.4"}))
-    assert [finding.is_wrong for finding in found] == [True, False, False]
+    assert [finding.is_error for finding in found] == [True, False, False]
 
 
-def shown(exam: Examination, found: list[Finding]) -> list[str]:
+def shown(survey: HostSurvey, found: list[Diagnosis]) -> list[str]:
     console = Console(file=StringIO(), width=160)
-    show(exam, found, console)
+    show(survey, found, console)
     return console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -168,7 +168,7 @@ def test_five_hundred_ranks_are_one_row() -> None:
 
 
 def test_a_rank_that_is_unlike_the_others_has_a_row_of_its_own() -> None:
-    lines = shown(world(nodes=4, ranks_each=2, threads=1), [Finding(True, "this is so", "do that")])
+    lines = shown(world(nodes=4, ranks_each=2, threads=1), [Diagnosis(True, "this is so", "do that")])
     rows = [line.split()[0] for line in lines if line.startswith(("0-6", "7 "))]
     assert rows == ["0-6", "7"]
     assert "wrong  this is so" in lines and "         do that" in lines
@@ -180,38 +180,38 @@ def test_ranges(ranks: list[int], text: str) -> None:
 
 
 def test_a_node_that_listens_tells_who_it_is_and_what_time_it_is() -> None:
-    port = listen("127.0.0.1", node=7)
-    (heard,) = ask_all({7: ("127.0.0.1", port)})
-    assert heard.fault == "" and abs(heard.ahead) < 0.1
-    (heard,) = ask_all({6: ("127.0.0.1", port)})
-    assert heard.fault == "another node answers there"
+    port = serve_pings("127.0.0.1", node=7)
+    (heard,) = ping_all({7: ("127.0.0.1", port)})
+    assert heard.error == "" and abs(heard.clock_offset) < 0.1
+    (heard,) = ping_all({6: ("127.0.0.1", port)})
+    assert heard.error == "another node answers there"
 
 
 def test_where_nobody_listens_that_is_said_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     began = time.monotonic()
-    (heard,) = ask_all({1: ("127.0.0.1", port)})
-    assert heard.fault == "Connection refused" and can_connect("127.0.0.1", port, 0.1) == "Connection refused"
+    (heard,) = ping_all({1: ("127.0.0.1", port)})
+    assert heard.error == "Connection refused" and connection_error("127.0.0.1", port, 0.1) == "Connection refused"
     assert time.monotonic() - began < 2
 
 
 def test_the_loopback_is_an_interface_of_this_host() -> None:
-    assert ("lo", "127.0.0.1") in interfaces()
-    assert is_here("127.0.0.1") and is_here("localhost") and not is_here("192.0.2.77")
+    assert ("lo", "127.0.0.1") in list_interfaces()
+    assert is_local_host("127.0.0.1") and is_local_host("localhost") and not is_local_host("192.0.2.77")
 
 
 def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
     with pytest.raises(ValueError, match=r"GLOO_SOCKET_IFNAME=eth77: .* has none\n  valid there: .*lo"):
-        of_gloo()
+        gloo_interface()
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    assert of_gloo() == ("lo", "127.0.0.1")
+    assert gloo_interface() == ("lo", "127.0.0.1")
 
 
 def test_the_facts_are_those_of_this_process(tmp_path: Path) -> None:
     config = read_config(composed_tree((f"run_dir={tmp_path}/a/b", "launch.threads_per_worker=3")))
-    facts = find_facts(config, Place(), 0)
+    facts = collect_host_facts(config, ClusterEnvironment(), 0)
     assert facts.cores == sorted(os.sched_getaffinity(0)) and facts.threads == 3
     assert facts.host == socket.gethostname() and facts.disk > 0 and facts.memory > 0
     assert not (tmp_path / "a").exists()
@@ -219,14 +219,14 @@ def test_the_facts_are_those_of_this_process(tmp_path: Path) -> None:
 
 def test_the_same_folder_is_known_by_a_file_beside_it_and_nothing_is_left(tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "deep/er/run", tmp_path / "other/run"
-    with marked(run) as mark:
-        assert look(run, mark) == View(True, "")
-        assert look(elsewhere, mark) == View(False, "")
+    with marker_file(run) as mark:
+        assert inspect_run_dir(run, mark) == RunDirView(True, "")
+        assert inspect_run_dir(elsewhere, mark) == RunDirView(False, "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with marked(tmp_path / "file/run") as mark:
+    with marker_file(tmp_path / "file/run") as mark:
         assert mark == ""
-        assert "Not a directory" in look(tmp_path / "file/run", mark).fault
+        assert "Not a directory" in inspect_run_dir(tmp_path / "file/run", mark).error

@@ -9,13 +9,13 @@ from PIL import Image
 
 from trainer.commands.main import main
 from trainer.commands.partition.plot import INK, LARGEST_DOT, draw
-from trainer.data import Arrays, Iid, Shards
+from trainer.data import Iid, Shards, TensorSource
 
 ROW = LARGEST_DOT + 2
 
 
-def labelled(examples: int, classes: int) -> Arrays:
-    return Arrays(torch.zeros(examples, 1), torch.arange(examples) % classes)
+def labelled(examples: int, classes: int) -> TensorSource:
+    return TensorSource(torch.zeros(examples, 1), torch.arange(examples) % classes)
 
 
 def inked(image: Image.Image) -> np.ndarray:

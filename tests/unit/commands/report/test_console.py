@@ -14,7 +14,7 @@ from tests.support.folders import write_run
 from trainer.commands.report.console import fitting_table, show
 from trainer.commands.report.run_records import read_records
 from trainer.commands.report.summary import Spread, summarize
-from trainer.commands.report.table import Cell, Column, amount, columns, spread_text
+from trainer.commands.report.table import Cell, TableColumn, amount, columns, spread_text
 
 
 def printed(folder: Path, width: int) -> list[str]:
@@ -73,8 +73,8 @@ NUMBERS = st.integers(0, 10**9).map(lambda value: Cell(str(value), value))
 @given(st.lists(st.tuples(WORDS, WORDS, NUMBERS), min_size=1, max_size=6), st.integers(5, 100))
 def test_a_table_fits_or_there_is_none(rows: list[tuple[str, str, Cell]], width: int) -> None:
     first, second, numbers = zip(*rows, strict=True)
-    texts = [Column("one two", True, list(map(Cell, each))) for each in (first, second)]
-    table = fitting_table([*texts, Column("count", False, list(numbers))], width)
+    texts = [TableColumn("one two", True, list(map(Cell, each))) for each in (first, second)]
+    table = fitting_table([*texts, TableColumn("count", False, list(numbers))], width)
     console = Console(file=StringIO(), width=width)
     if table is None:
         assert width < 3 * 20 + 2 * 3

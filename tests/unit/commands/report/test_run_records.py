@@ -32,8 +32,8 @@ def test_what_lies_in_a_run_is_no_run_of_its_own(tmp_path: Path) -> None:
 def test_a_finished_run_is_known_by_its_result(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", seed=3, test_accuracy=[0.5, 0.75], test_loss=[2.0, math.inf])
     (record,) = read_records([run])
-    assert (record.status, record.standing, record.seed) == ("finished", "finished", 3)
-    assert record.figures["test/accuracy"] == 0.75 and math.isnan(record.figures["test/loss"])
+    assert (record.status, record.status_text, record.seed) == ("finished", "finished", 3)
+    assert record.metrics["test/accuracy"] == 0.75 and math.isnan(record.metrics["test/loss"])
     assert [metrics["test/accuracy"] for metrics in record.rounds] == [0.5, 0.75]
     assert math.isnan(record.rounds[1]["test/loss"]), "null, so it was measured, and was not finite"
 
@@ -43,10 +43,10 @@ def test_an_unfinished_run_is_known_by_what_it_measured_last(tmp_path: Path, sta
     """The rate is that of all its rounds, evaluation excluded, as a result's is."""
     run = write_run(tmp_path / "a", "rounds=9", status=status, test_accuracy=[0.5, 0.75], round_steps=[1, 1])
     (record,) = read_records([run])
-    assert record.standing == f"{status} 2/9"
-    assert record.figures["test/accuracy"] == 0.75
-    assert record.figures["examples_per_second"] == EXAMPLES
-    assert "round/steps" not in record.figures, "of a round, not of the run"
+    assert record.status_text == f"{status} 2/9"
+    assert record.metrics["test/accuracy"] == 0.75
+    assert record.metrics["examples_per_second"] == EXAMPLES
+    assert "round/steps" not in record.metrics, "of a round, not of the run"
 
 
 def test_a_figure_that_is_not_measured_in_every_round_is_the_last_that_there_is(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_figure_that_is_not_measured_in_every_round_is_the_last_that_there_is(
     rounds[1]["test/accuracy"] = 0.5
     write_rounds(tmp_path / "a", (), 0, rounds, "crashed")
     (record,) = read_records([tmp_path])
-    assert (record.figures["train/loss"], record.figures["test/accuracy"]) == (1.0, 0.5)
+    assert (record.metrics["train/loss"], record.metrics["test/accuracy"]) == (1.0, 0.5)
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"round": 3, "test/accu')
     (record,) = read_records([run])
-    assert len(record.rounds) == 2 and record.standing == "running 2/9"
+    assert len(record.rounds) == 2 and record.status_text == "running 2/9"
 
 
 def test_a_run_that_has_measured_nothing_is_there(tmp_path: Path) -> None:
     (record,) = read_records([write_run(tmp_path / "a", "rounds=9", status="bad_input")])
-    assert (record.figures, record.rounds, record.standing) == ({}, [], "bad_input 0/9")
+    assert (record.metrics, record.rounds, record.status_text) == ({}, [], "bad_input 0/9")
 
 
 def test_a_finished_run_that_goes_on_is_known_by_its_rounds(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_finished_run_that_goes_on_is_known_by_its_rounds(tmp_path: Path) -> N
     run = write_run(tmp_path / "a", "rounds=9", test_accuracy=[0.5, 0.75])
     (run / "state.json").write_text(json.dumps({"status": "running"}))
     (run / "result.json").write_text(json.dumps({"round": 1, "test/accuracy": 0.1}))
-    assert read_records([run])[0].figures["test/accuracy"] == 0.75
+    assert read_records([run])[0].metrics["test/accuracy"] == 0.75
 
 
 def test_the_figures_of_clients_are_kept_apart(tmp_path: Path) -> None:

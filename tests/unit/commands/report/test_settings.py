@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.folders import composed_tree
-from trainer.checkpoint.run_dir import FREE
-from trainer.commands.report.settings import configuration_of, differing, said, short_titles
+from trainer.checkpoint.run_dir import CHANGEABLE_KEYS
+from trainer.commands.report.settings import configuration_of, differing, setting_text, short_titles
 from trainer.utils.trees import flatten
 
 
@@ -40,19 +40,19 @@ def test_what_only_one_class_has_goes_with_the_class() -> None:
 def test_what_differs_between_runs_of_one_class_is_named() -> None:
     runs = [composed(), composed("algorithm=fedavg"), composed("algorithm=fedprox", "algorithm.proximal_mu=0.5")]
     assert differing(runs) == ["algorithm._target_", "algorithm.proximal_mu"]
-    assert said("algorithm._target_", runs) == ["Sync", "FedAvg", "FedAvg"]
-    assert said("algorithm.proximal_mu", runs) == ["–", "0.0", "0.5"]
+    assert setting_text("algorithm._target_", runs) == ["Sync", "FedAvg", "FedAvg"]
+    assert setting_text("algorithm.proximal_mu", runs) == ["–", "0.0", "0.5"]
 
 
 def test_an_argument_that_only_some_runs_of_a_class_were_given_is_named() -> None:
     runs = [composed(), composed("+optimizer.momentum=0.9")]
     assert differing(runs) == ["optimizer.momentum"]
-    assert said("optimizer.momentum", runs) == ["–", "0.9"]
+    assert setting_text("optimizer.momentum", runs) == ["–", "0.9"]
 
 
 def test_a_class_is_said_in_full_where_its_last_name_is_not_enough() -> None:
     runs = [{"model._target_": "mine.Net"}, {"model._target_": "yours.Net"}]
-    assert said("model._target_", runs) == ["mine.Net", "yours.Net"]
+    assert setting_text("model._target_", runs) == ["mine.Net", "yours.Net"]
 
 
 def test_the_same_number_is_the_same_setting() -> None:
@@ -84,9 +84,9 @@ SETTINGS = st.dictionaries(
 def test_configurations_that_differ_can_be_told_by_the_differing_settings(runs: list[dict[str, int]]) -> None:
     """Two runs have the same values of them exactly if they are the same configuration."""
     names = differing(runs)
-    columns = [said(name, runs) for name in names]
+    columns = [setting_text(name, runs) for name in names]
     rows = list(zip(*columns, strict=True)) or [()] * len(runs)
     for one, row in zip(runs, rows, strict=True):
         for other, other_row in zip(runs, rows, strict=True):
             assert (row == other_row) == (configuration_of(one) == configuration_of(other))
-    assert not [name for name in names if name.startswith((*FREE, "seed"))]
+    assert not [name for name in names if name.startswith((*CHANGEABLE_KEYS, "seed"))]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.folders import write_run
-from trainer.commands.report.baselines import brackets, verdict
+from trainer.commands.report.baselines import baselines, compare_to_baselines
 from trainer.commands.report.run_records import read_records
 from trainer.commands.report.summary import Report, spread_of, summarize
 
@@ -79,7 +79,7 @@ def test_finished_runs_alone_count_where_there_are_any(tmp_path: Path) -> None:
     write_run(tmp_path / "1", "rounds=9", seed=1, status="crashed", test_accuracy=[0.9])
     (configuration,) = report_on(tmp_path).configurations
     assert configuration.spread("test/accuracy").mean == 0.5
-    assert (configuration.seeds, configuration.standing) == ("1", "crashed 1/9")
+    assert (configuration.seeds, configuration.status_text) == ("1", "crashed 1/9")
 
 
 def test_unfinished_configurations_come_after_finished_ones_and_those_without_a_score_last(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_one_configuration_is_called_by_its_name(tmp_path: Path) -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_the_verdict_is_lower_ours_upper(lower: float, ours: float, upper: float) -> None:
-    said = verdict(lower, ours, upper, more_is_better=True)
+    said = compare_to_baselines(lower, ours, upper, higher_is_better=True)
     assert said.startswith("between") == (lower <= ours <= upper)
     assert said.startswith("worse than alone") == (ours < lower)
-    mirrored = verdict(-lower, -ours, -upper, more_is_better=False)
+    mirrored = compare_to_baselines(-lower, -ours, -upper, higher_is_better=False)
     assert mirrored.split(",")[0].split(":")[0] == said.split(",")[0].split(":")[0]
 
 
@@ -122,7 +122,7 @@ def test_the_verdict_is_lower_ours_upper(lower: float, ours: float, upper: float
     ],
 )
 def test_one_bracket_says_half(lower: float | None, upper: float | None, said: str) -> None:
-    assert verdict(lower, 0.5, upper, more_is_better=True) == said
+    assert compare_to_baselines(lower, 0.5, upper, higher_is_better=True) == said
 
 
 SKEWED = ("silos=2", "partition=dirichlet", "partition.alpha=0.1")
@@ -137,7 +137,7 @@ def test_brackets_are_of_the_same_data_and_the_best_of_each_counts(tmp_path: Pat
     write_run(tmp_path / "4", "algorithm=sync", test_accuracy=[0.875])
     write_run(tmp_path / "5", "algorithm=sync", "optimizer.lr=0.3", status="running", test_accuracy=[0.9])
     write_run(tmp_path / "6", "algorithm=sync", "model=mlp", "model.inputs=64", test_accuracy=[0.375])
-    said = sorted(brackets(report_on(tmp_path)))
+    said = sorted(baselines(report_on(tmp_path)))
     assert said == [
         "alone: the lower bracket",
         "alone: the lower bracket",
@@ -153,11 +153,11 @@ def test_as_many_clients_are_as_many_whether_they_were_named_or_counted(tmp_path
     write_run(tmp_path / "0", "algorithm=fedavg", "clients=2", test_accuracy=[0.5])
     write_run(tmp_path / "1", "algorithm=local", "silos=2", test_accuracy=[0.25])
     write_run(tmp_path / "2", "algorithm=local", "clients=3", test_accuracy=[0.375])
-    assert "not worse than alone, 0.2500" in brackets(report_on(tmp_path))
+    assert "not worse than alone, 0.2500" in baselines(report_on(tmp_path))
 
 
 def test_runs_that_are_all_brackets_are_between_nothing(tmp_path: Path) -> None:
     """A sweep of synchronous runs is not spoken of as brackets."""
     write_run(tmp_path / "0", test_accuracy=[0.5])
     write_run(tmp_path / "1", "optimizer.lr=0.3", test_accuracy=[0.25])
-    assert brackets(report_on(tmp_path)) == ["", ""]
+    assert baselines(report_on(tmp_path)) == ["", ""]

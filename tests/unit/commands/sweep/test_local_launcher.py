@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from trainer.commands.sweep import local_launcher
 from trainer.distributed.launch import subprocesses
-from trainer.distributed.launch.subprocesses import Busy, Command, Share, Told, answer, hand_on, leaving_when_told
+from trainer.distributed.launch.subprocesses import (
+    Command,
+    CommandBusyError,
+    ResourceSlot,
+    Terminated,
+    command_output,
+    raise_on_stop_signal,
+    reraise_signal,
+)
 
 MODULE = """
 import json, os, sys
@@ -26,14 +34,14 @@ sys.stdin.read()
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 12))
 def test_the_parts_of_a_list_are_disjoint_and_all_of_it(items: list[int], parts: int) -> None:
-    slices = [list(local_launcher.slice_of(items, index, parts)) for index in range(parts)]
+    slices = [list(local_launcher.slice_items(items, index, parts)) for index in range(parts)]
     assert sum(slices, []) == items
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 64])
 def test_every_job_has_cores_and_together_they_have_all(jobs: int) -> None:
-    shares = local_launcher.shares(jobs)
+    shares = local_launcher.resource_slots(jobs)
     cores = os.sched_getaffinity(0)
     assert len(shares) == jobs and all(share.cores for share in shares)
     assert frozenset.union(*(share.cores for share in shares)) == cores
@@ -44,9 +52,9 @@ def test_every_job_has_cores_and_together_they_have_all(jobs: int) -> None:
 def test_gpus_are_divided_by_the_names_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,GPU-a")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert [share.gpus for share in local_launcher.shares(3)] == ["3", "5", "6,GPU-a"]
-    assert [share.gpus for share in local_launcher.shares(1)] == [None]
-    assert {share.gpus for share in local_launcher.shares(5)} == {None}
+    assert [share.gpus for share in local_launcher.resource_slots(3)] == ["3", "5", "6,GPU-a"]
+    assert [share.gpus for share in local_launcher.resource_slots(1)] == [None]
+    assert {share.gpus for share in local_launcher.resource_slots(5)} == {None}
 
 
 @pytest.fixture
@@ -58,14 +66,14 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def end(command: Command) -> int:
-    while (code := command.code()) is None:
+    while (code := command.exit_code()) is None:
         time.sleep(0.01)
     return code
 
 
 def test_a_command_runs_on_its_share(trainer: Path) -> None:
     core = min(os.sched_getaffinity(0))
-    assert end(Command(["a=b c"], trainer / "logs/job.log", Share(frozenset({core}), "7"))) == 0
+    assert end(Command(["a=b c"], trainer / "logs/job.log", ResourceSlot(frozenset({core}), "7"))) == 0
     head, told = (trainer / "logs/job.log").read_text().splitlines()
     assert head == f"{subprocesses.PROMPT} 'a=b c'"
     assert json.loads(told) == [[core], "7", ["a=b c"]]
@@ -74,11 +82,11 @@ def test_a_command_runs_on_its_share(trainer: Path) -> None:
 def test_a_command_is_run_by_one_process_at_a_time(trainer: Path) -> None:
     """The lock is that of whatever the command has started, and ends with it."""
     (trainer / "trainer.py").write_text("import time; time.sleep(60)")
-    log, share = trainer / "job.log", Share(frozenset(os.sched_getaffinity(0)))
+    log, share = trainer / "job.log", ResourceSlot(frozenset(os.sched_getaffinity(0)))
     first = Command([], log, share)
-    with pytest.raises(Busy):
+    with pytest.raises(CommandBusyError):
         Command([], log, share)
-    first.tell_to_leave()
+    first.terminate()
     assert end(first) == -signal.SIGTERM
     (trainer / "trainer.py").write_text("")
     assert end(Command([], log, share)) == 0
@@ -88,14 +96,14 @@ def test_control_c_stays_control_c() -> None:
     # Whatever a shell has told what it starts in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        hand_on(signal.SIGINT)
+        reraise_signal(signal.SIGINT)
 
 
 def test_a_process_that_was_told_to_leave_ends_as_a_preempted_run() -> None:
-    with pytest.raises(Told) as caught:
-        hand_on(signal.SIGTERM)
+    with pytest.raises(Terminated) as caught:
+        reraise_signal(signal.SIGTERM)
     assert caught.value.code == 75
-    with pytest.raises(Told), leaving_when_told():
+    with pytest.raises(Terminated), raise_on_stop_signal():
         signal.raise_signal(signal.SIGUSR1)
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
@@ -104,14 +112,14 @@ def test_the_handler_of_a_batch_system_has_its_turn() -> None:
     heard = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
     try:
-        with pytest.raises(Told):
-            hand_on(signal.SIGUSR2)
+        with pytest.raises(Terminated):
+            reraise_signal(signal.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert heard == [signal.SIGUSR2]
 
 
 def test_what_cannot_be_asked_has_no_answer() -> None:
-    assert answer("no-such-program") is None
-    assert answer(sys.executable, "-c", "exit(1)") is None
-    assert answer(sys.executable, "-c", "print(1)") == "1\n"
+    assert command_output("no-such-program") is None
+    assert command_output(sys.executable, "-c", "exit(1)") is None
+    assert command_output(sys.executable, "-c", "print(1)") == "1\n"

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.commands.sweep.job import LONGEST_NAME, assign, is_less_better, job_name, make_job
+from trainer.commands.sweep.job import LONGEST_NAME, assign, job_name, lower_is_better, make_job
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
 
@@ -57,9 +57,9 @@ def test_hydra_reads_the_text_that_was_assigned(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["test/accuracy", "validation/accuracy", "examples_per_second", "test/f1"])
 def test_of_these_more_is_better(name: str) -> None:
-    assert not is_less_better(name)
+    assert not lower_is_better(name)
 
 
 @pytest.mark.parametrize("name", ["test/loss", "test/perplexity", "seconds"])
 def test_of_these_less_is_better(name: str) -> None:
-    assert is_less_better(name)
+    assert lower_is_better(name)

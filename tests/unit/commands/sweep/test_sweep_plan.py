@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.run_dir import RunFolder
+from trainer.checkpoint.run_dir import RunDir
 from trainer.commands import main as cli
 from trainer.commands.sweep import hydra_plugins
 from trainer.commands.sweep.job import assign
@@ -113,8 +113,8 @@ def test_a_job_does_not_go_on_with_another_run(here: Path) -> None:
     """The folder of the second job holds what was trained with another batch size."""
     folder = here / "sweep/seed=2"
     tree = compose_tree(["seed=2", "batch_size=16", assign("run_dir", str(folder))])
-    RunFolder(folder).open(tree)
-    RunFolder(folder).set_status("preempted")
+    RunDir(folder).create_or_check(tree)
+    RunDir(folder).set_status("preempted")
     with pytest.raises(ValueError, match="batch_size=32, but the run in this folder has 16"):
         names("seed=1,2")
     assert names("seed=1,2", "batch_size=16") == ["seed=1", "seed=2"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.client_sampling.sampling import Sample, Trace
+from trainer.data.client_sampling.sampling import AvailabilityTrace, UniformSampler
 
 CLIENTS, ROUNDS = 6, 8
 Line = tuple[int, int, str]
@@ -49,36 +49,38 @@ def replayed(events: Sequence[Line], rounds: int) -> tuple[int, ...]:
 @given(lines)
 def test_members_are_those_of_a_replay(file: Path, events: list[Line]):
     """In every round, whatever the order of the lines of different rounds; those of one round count in their order."""
-    trace = Trace(write(file, events))
+    trace = AvailabilityTrace(write(file, events))
     for index in range(ROUNDS + 2):
-        assert trace.draw(CLIENTS, 0, index) == replayed(events, index + 1)
-    assert Trace(write(file, sorted(events, key=lambda event: -event[0]))).draw(CLIENTS, 0, 3) == replayed(events, 4)
+        assert trace.sample(CLIENTS, 0, index) == replayed(events, index + 1)
+    assert AvailabilityTrace(write(file, sorted(events, key=lambda event: -event[0]))).sample(
+        CLIENTS, 0, 3
+    ) == replayed(events, 4)
 
 
 @settings(deadline=None)
 @given(lines, st.integers(1, CLIENTS + 1), st.integers(0, 1000), st.integers(0, ROUNDS))
 def test_a_size_draws_among_the_members(file: Path, events: list[Line], size: int, seed: int, index: int):
     """So many of them or all, ascending: a pure function of seed and round, whatever was drawn before."""
-    trace, members = Trace(write(file, events), size), replayed(events, index + 1)
-    drawn = trace.draw(CLIENTS, seed, index)
+    trace, members = AvailabilityTrace(write(file, events), size), replayed(events, index + 1)
+    drawn = trace.sample(CLIENTS, seed, index)
     assert len(drawn) == len(set(drawn)) == min(size, len(members))
     assert set(drawn) <= set(members) and list(drawn) == sorted(drawn)
     assert all(type(client) is int for client in drawn)
-    trace.draw(CLIENTS, seed + 1, index + 1)
+    trace.sample(CLIENTS, seed + 1, index + 1)
     np.random.seed(seed)
-    assert drawn == trace.draw(CLIENTS, seed, index) == Trace(file, size).draw(CLIENTS, seed, index)
+    assert drawn == trace.sample(CLIENTS, seed, index) == AvailabilityTrace(file, size).sample(CLIENTS, seed, index)
 
 
 def test_it_draws_others_in_other_rounds_and_with_other_seeds(file: Path):
-    trace = Trace(write(file, []), 3)
-    assert len({trace.draw(CLIENTS, 0, index) for index in range(20)}) > 5
-    assert len({trace.draw(CLIENTS, seed, 0) for seed in range(20)}) > 5
+    trace = AvailabilityTrace(write(file, []), 3)
+    assert len({trace.sample(CLIENTS, 0, index) for index in range(20)}) > 5
+    assert len({trace.sample(CLIENTS, seed, 0) for seed in range(20)}) > 5
 
 
 def test_where_nobody_moves_it_draws_what_a_sample_is(file: Path):
     """Which test_cohort.py keeps the same for ever."""
-    trace = Trace(write(file, []), 3)
-    assert all(trace.draw(10, 0, index) == Sample(3).draw(10, 0, index) for index in range(10))
+    trace = AvailabilityTrace(write(file, []), 3)
+    assert all(trace.sample(10, 0, index) == UniformSampler(3).sample(10, 0, index) for index in range(10))
 
 
 @pytest.mark.parametrize(
@@ -89,11 +91,16 @@ def test_where_nobody_moves_it_draws_what_a_sample_is(file: Path):
         "event,client,round\r\nleave,0,2 \r\njoin ,3,4\r\n",
         "\ufeffround,client,event\n2,0,leave\n4,3,join\n",
     ],
-    ids=["plain", "spaces and an empty line", "another order, as Windows writes it", "as spreadsheets write it"],
+    ids=[
+        "plain",
+        "spaces and an empty line",
+        "another order, as SequenceWindows writes it",
+        "as spreadsheets write it",
+    ],
 )
 def test_what_is_meant_is_read(file: Path, text: str):
     file.write_text(text, newline="", encoding="utf-8")
-    cohorts = [Trace(file).draw(4, 0, index) for index in range(4)]
+    cohorts = [AvailabilityTrace(file).sample(4, 0, index) for index in range(4)]
     assert cohorts == [(0, 1, 2), (1, 2), (1, 2), (1, 2, 3)]
 
 
@@ -136,12 +143,12 @@ def test_a_file_that_is_missing_is_refused(tmp_path: Path):
 def test_a_size_that_cannot_be_drawn_is_refused(file: Path, size: int):
     """As client_sampling=sample refuses it: no round of such a run would have a client."""
     with pytest.raises(ValueError, match=rf"cohort\.size={size}(.|\n)*valid: (.*from )?1"):
-        Trace(write(file, []), size).draw(CLIENTS, 0, 0)
+        AvailabilityTrace(write(file, []), size).sample(CLIENTS, 0, 0)
 
 
 def assert_refused(file: Path, said: list[str]) -> None:
     with pytest.raises(ValueError) as refusal:
-        Trace(file).draw(CLIENTS, 0, 0)
+        AvailabilityTrace(file).sample(CLIENTS, 0, 0)
     message = str(refusal.value)
     missing = [part for part in (f"client_sampling.file={file}", "valid:", *said) if part not in message]
     assert not missing, f"{missing} not in:\n{message}"

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data import Arrays
+from trainer.data import TensorSource
 from trainer.data.loading import loader
-from trainer.data.loading.loader import Batch, Share, Stream
+from trainer.data.loading.loader import BatchShard, ClientBatches, ReplicaBatch
 
 laws = settings(deadline=None, max_examples=80)
 counts = st.integers(1, 40)
@@ -28,18 +28,18 @@ FIRST_ID = 100  # the client's ids are not their positions
 def stream(
     examples: int,
     batch_size: int | None,
-    share: Share | None = None,
+    share: BatchShard | None = None,
     client: int = 3,
     seed: int = 0,
-) -> Stream:
+) -> ClientBatches:
     """The stream of a client whose examples are 100, 101, ...: an input is its own id, a target ten times that."""
     numbers = torch.arange(FIRST_ID + examples)
-    source = Arrays(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
+    source = TensorSource(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
     ids = np.arange(FIRST_ID, FIRST_ID + examples)
-    return Stream(lambda some, _: source.fetch(some), ids, client, batch_size, share or Share(), seed)
+    return ClientBatches(lambda some, _: source.fetch(some), ids, client, batch_size, share or BatchShard(), seed)
 
 
-def seen(batch: Batch) -> list[int]:
+def seen(batch: ReplicaBatch) -> list[int]:
     """The ids of a batch, in order; inputs and targets must be of the same examples."""
     ids = []
     for inputs, targets in batch.micro_batches:
@@ -72,9 +72,9 @@ def test_replicas_divide_the_batches_of_one_replica(
     examples: int, batch_size: int | None, replicas: int, micro: int | None, least: int, start: int, steps: int
 ):
     """Joined in the order of the replicas, their parts are the batch that a single replica would have."""
-    shares = [Share(replica, replicas, micro, least) for replica in range(replicas)]
+    shares = [BatchShard(replica, replicas, micro, least) for replica in range(replicas)]
     # A last batch joins the one before it by the number of replicas; the whole takes the same rule.
-    whole = Share(0, 1, None, least * replicas)
+    whole = BatchShard(0, 1, None, least * replicas)
     parts = [list(stream(examples, batch_size, share).batches(start, steps)) for share in shares]
     batches = list(stream(examples, batch_size, whole).batches(start, steps))
     assert [len(mine) for mine in parts] == [steps] * replicas
@@ -82,14 +82,14 @@ def test_replicas_divide_the_batches_of_one_replica(
         mine = [part[number] for part in parts]
         assert [example for one in mine for example in seen(one)] == seen(batch)
         assert all(one.examples == len(seen(batch)) for one in mine)
-        sizes = [one.own for one in mine]
+        sizes = [one.replica_weight for one in mine]
         assert sizes == [len(seen(one)) for one in mine]
         assert max(sizes) - min(sizes) <= 1
         for one in mine:
             cut = [len(targets) for _, targets in one.micro_batches]
             assert cut
             assert micro is None or max(cut) <= micro
-            assert 0 not in cut or one.own == 0
+            assert 0 not in cut or one.replica_weight == 0
 
 
 @laws
@@ -121,7 +121,7 @@ def test_a_batch_begins_where_a_tensor_of_its_own_does(
     examples: int, batch_size: int | None, micro: int | None, start: int
 ):
     """Wherever it lies in the block that was fetched: on some processors the bits of a product depend on that."""
-    for batch in stream(examples, batch_size, Share(micro_batch_size=micro)).batches(start, 5):
+    for batch in stream(examples, batch_size, BatchShard(micro_batch_size=micro)).batches(start, 5):
         assert all(inputs.data_ptr() % 64 == 0 for inputs, _ in batch.micro_batches)
 
 
@@ -148,7 +148,7 @@ def test_the_order_does_not_depend_on_the_batch_size():
 @given(counts, st.integers(1, 45), replica_numbers, st.integers(0, 3))
 def test_a_last_batch_that_is_too_small_joins_the_one_before(examples: int, batch_size: int, replicas: int, least: int):
     """No replica has fewer than `least` examples of a last batch, unless there is no batch before it."""
-    share = Share(0, replicas, None, least)
+    share = BatchShard(0, replicas, None, least)
     bounds = share.bounds(examples, batch_size)
     assert bounds[0] == 0 and bounds[-1] == examples
     sizes = [end - begin for begin, end in pairwise(bounds)]
@@ -161,7 +161,7 @@ def test_a_last_batch_that_is_too_small_joins_the_one_before(examples: int, batc
 @pytest.mark.parametrize(("replicas", "parts"), [(1, [5]), (2, [2, 3]), (3, [1, 2, 2]), (7, [0, 1, 1, 0, 1, 1, 1])])
 def test_shares_are_consecutive(replicas: int, parts: list[int]):
     """Of the batch [10, 15); a replica may have none."""
-    edges = [Share(replica, replicas).of(10, 15) for replica in range(replicas)]
+    edges = [BatchShard(replica, replicas).range_of(10, 15) for replica in range(replicas)]
     assert edges[0][0] == 10 and edges[-1][1] == 15
     assert all(before[1] == after[0] for before, after in pairwise(edges))
     assert [last - first for first, last in edges] == parts
@@ -169,24 +169,24 @@ def test_shares_are_consecutive(replicas: int, parts: list[int]):
 
 def test_a_replica_without_examples_gets_an_empty_batch():
     """One micro-batch of the right shape and type: the backward pass is a collective."""
-    (batch,) = stream(2, None, Share(0, 3)).batches(0, 1)
+    (batch,) = stream(2, None, BatchShard(0, 3)).batches(0, 1)
     ((inputs, targets),) = batch.micro_batches
     assert inputs.shape == (0, 3) and inputs.dtype == torch.float32
     assert targets.shape == (0,) and targets.dtype == torch.int64
-    assert (batch.examples, batch.own) == (2, 0)
+    assert (batch.examples, batch.replica_weight) == (2, 0)
 
 
 def test_memory_is_bounded_by_the_block():
     """Together are fetched no more bytes than a block, and at least a batch."""
     taken: list[int] = []
 
-    class Counted(Arrays):
+    class Counted(TensorSource):
         def fetch(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             taken.append(len(ids))
             return super().fetch(ids)
 
     source = Counted(torch.zeros(64, 25), torch.arange(64))
-    one = Stream(lambda ids, _: source.fetch(ids), np.arange(64), 0, 4, Share(), 0)
+    one = ClientBatches(lambda ids, _: source.fetch(ids), np.arange(64), 0, 4, BatchShard(), 0)
     with fetched_at_once(1600):
         assert len(list(one.batches(0, 16))) == 16
     assert taken == [4, *[16] * 3, 12]

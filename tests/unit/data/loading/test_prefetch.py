@@ -13,26 +13,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.runs import make_run, parameters
-from trainer.data import Arrays, Windows
-from trainer.data.loading.loader import Share, Stream
-from trainer.data.loading.prefetch import Ahead, Block, Feeding, check_cache_on_gpu
-from trainer.data.sources.base import MapStyle, Movable
+from trainer.data import SequenceWindows, TensorSource
+from trainer.data.loading.loader import BatchShard, ClientBatches
+from trainer.data.loading.prefetch import DeviceFeeder, PrefetchBlock, Prefetcher, check_cache_on_gpu
+from trainer.data.sources.base import DeviceMovable, MapDatasetSource
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
-from trainer.utils.hardware import on
+from trainer.utils.hardware import to_device
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 laws = settings(deadline=None)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-def arrays() -> Arrays:
-    return Arrays(torch.arange(60.0).view(20, 3), torch.arange(20))
+def arrays() -> TensorSource:
+    return TensorSource(torch.arange(60.0).view(20, 3), torch.arange(20))
 
 
-def windows() -> Windows:
+def windows() -> SequenceWindows:
     """Rows that overlap, and begin in the middle of what is below them."""
-    return Windows(torch.arange(40, dtype=torch.uint8)[3:].unfold(0, 6, 2), 5, np.arange(16))
+    return SequenceWindows(torch.arange(40, dtype=torch.uint8)[3:].unfold(0, 6, 2), 5, np.arange(16))
 
 
 SOURCES = {"arrays": arrays, "windows": windows}
@@ -61,10 +61,10 @@ def test_rows_that_overlap_take_no_more_memory_when_they_are_moved() -> None:
 
 def test_on_the_cpu_nothing_is_done() -> None:
     source = arrays()
-    feeding, blocks = Feeding(source, CPU, cache_on_gpu=True), iter([])
-    assert feeding.source is source and feeding.ahead(blocks) is blocks
+    feeding, blocks = DeviceFeeder(source, CPU, cache_on_gpu=True), iter([])
+    assert feeding.source is source and feeding.prefetch(blocks) is blocks
     tensor = torch.ones(3)
-    assert on(tensor, CPU) is tensor
+    assert to_device(tensor, CPU) is tensor
 
 
 @laws
@@ -72,12 +72,14 @@ def test_on_the_cpu_nothing_is_done() -> None:
 def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, batch_size: int) -> None:
     """Blocks that are all made before the first is used give the batches of those that are made one by one."""
 
-    def at_once(blocks: Iterator[Block]) -> Iterator[Block]:
+    def at_once(blocks: Iterator[PrefetchBlock]) -> Iterator[PrefetchBlock]:
         return iter(list(blocks))
 
     def batches(**choices: Any) -> list[tuple[Tensor, Tensor]]:
-        source = Arrays(torch.arange(examples).float(), torch.arange(examples))
-        stream = Stream(lambda ids, _: source.fetch(ids), np.arange(examples), 0, batch_size, Share(), 0, **choices)
+        source = TensorSource(torch.arange(examples).float(), torch.arange(examples))
+        stream = ClientBatches(
+            lambda ids, _: source.fetch(ids), np.arange(examples), 0, batch_size, BatchShard(), 0, **choices
+        )
         return [pair for batch in stream.batches(0, 2 * stream.steps_per_epoch) for pair in batch.micro_batches]
 
     for ours, theirs in zip(batches(ahead=at_once), batches(), strict=True):
@@ -85,9 +87,9 @@ def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, bat
 
 
 def test_what_cannot_be_held_on_a_gpu_is_said_before_it_starts() -> None:
-    one_by_one = MapStyle([(torch.ones(1), 0)])
-    assert isinstance(arrays(), Movable) and not isinstance(one_by_one, Movable)
-    with pytest.raises(ValueError, match=r"data.cache_on_gpu=true, but a MapStyle .*\n  valid: auto or false"):
+    one_by_one = MapDatasetSource([(torch.ones(1), 0)])
+    assert isinstance(arrays(), DeviceMovable) and not isinstance(one_by_one, DeviceMovable)
+    with pytest.raises(ValueError, match=r"data.cache_on_gpu=true, but a MapDatasetSource .*\n  valid: auto or false"):
         check_cache_on_gpu(one_by_one, GPU, True)
     for source, device, wish in ((one_by_one, CPU, True), (one_by_one, GPU, None), (arrays(), GPU, True)):
         check_cache_on_gpu(source, device, wish)
@@ -111,12 +113,12 @@ def test_a_gpu_trains_on_the_same_examples_however_they_come(on_device: bool) ->
 def test_blocks_come_on_a_stream_of_their_own() -> None:
     seen: list[torch.cuda.Stream] = []
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[PrefetchBlock]:
         for number in range(3):
             seen.append(torch.cuda.current_stream())
-            filled = on(torch.full((4,), number), GPU)
+            filled = to_device(torch.full((4,), number), GPU)
             yield (filled, filled + 1), [4]
 
-    found = [(int(inputs[0]), int(targets[0])) for (inputs, targets), _ in Ahead(GPU)(blocks())]
+    found = [(int(inputs[0]), int(targets[0])) for (inputs, targets), _ in Prefetcher(GPU)(blocks())]
     assert found == [(0, 1), (1, 2), (2, 3)]
     assert torch.cuda.default_stream() not in seen

@@ -14,7 +14,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trainer.data import (
-    Arrays,
     Clients,
     Dirichlet,
     Hash,
@@ -24,31 +23,32 @@ from trainer.data import (
     Quantity,
     Shards,
     Similarity,
+    TensorSource,
+    count_natural_clients,
     describe,
-    natural_clients,
 )
-from trainer.data.partition.allocation import in_proportion, merged, topped_up
+from trainer.data.partition.allocation import merge_clients, scale_counts, top_up
 
 laws = settings(max_examples=80, deadline=None)
 
 
 @dataclass
 class Case:
-    train: Arrays
-    test: Arrays
+    train: TensorSource
+    test: TensorSource
     clients: int
     seed: int
 
 
-def arrays(labels: Any, owners: Any = None) -> Arrays:
-    return Arrays(torch.zeros(len(labels), 1), torch.as_tensor(labels, dtype=torch.int64), owners)
+def arrays(labels: Any, owners: Any = None) -> TensorSource:
+    return TensorSource(torch.zeros(len(labels), 1), torch.as_tensor(labels, dtype=torch.int64), owners)
 
 
 def ids(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def balanced(examples: int) -> Arrays:
+def balanced(examples: int) -> TensorSource:
     """MNIST-like: ten labels, equally many, mixed."""
     return arrays(np.random.default_rng(0).permutation(examples) % 10)
 
@@ -227,7 +227,7 @@ class TestSimilarity:
 class TestNatural:
     def test_as_many_clients_as_owners_are_the_owners(self) -> None:
         train, test = arrays([0] * 6, np.array([5, 2, 9, 5, 2, 5])), arrays([0] * 3, np.array([9, 9, 2]))
-        assert natural_clients(train) == 3
+        assert count_natural_clients(train) == 3
         clients = Natural().split(train, test, 3, 0)
         assert [part.tolist() for part in clients.train] == [[1, 4], [0, 3, 5], [2]]
         assert [part.tolist() for part in clients.test] == [[2], [], [0, 1]]
@@ -236,10 +236,10 @@ class TestNatural:
     @given(case=cases())
     def test_owners_are_never_split(self, case: Case) -> None:
         clients = Natural().split(case.train, case.test, case.clients, case.seed)
-        assert case.train.owners is not None and case.test.owners is not None
+        assert case.train.client_ids is not None and case.test.client_ids is not None
         client_of: dict[int, int] = {}
         for client in range(len(clients)):
-            for owner in [*case.train.owners[clients.train[client]], *case.test.owners[clients.test[client]]]:
+            for owner in [*case.train.client_ids[clients.train[client]], *case.test.client_ids[clients.test[client]]]:
                 assert client_of.setdefault(owner, client) == client
         first = [min(owner for owner, found in client_of.items() if found == client) for client in range(len(clients))]
         assert first == sorted(first)
@@ -248,7 +248,7 @@ class TestNatural:
     @given(examples=st.lists(st.integers(1, 50), min_size=1, max_size=40), data=st.data())
     def test_merging_balances_to_within_one_owner(self, examples: list[int], data: st.DataObject) -> None:
         clients = data.draw(st.integers(1, len(examples)))
-        sizes = np.bincount(merged(np.array(examples), clients), weights=examples, minlength=clients)
+        sizes = np.bincount(merge_clients(np.array(examples), clients), weights=examples, minlength=clients)
         assert sizes.min() >= 1
         assert sizes.max() - sizes.min() <= max(examples)
 
@@ -269,14 +269,14 @@ class TestRefusals:
 
     @pytest.mark.parametrize("alpha", [0.0, -1.0, inf, nan])
     def test_all_faults_at_once(self, alpha: float) -> None:
-        nameless = Arrays(torch.zeros(3, 1), torch.zeros(3))
+        nameless = TensorSource(torch.zeros(3, 1), torch.zeros(3))
         with pytest.raises(ValueError) as error:
             Dirichlet(alpha, min_examples=0).split(nameless, nameless, 0, 0)
         for key in ("clients=0", "partition.min_examples=0", f"partition.alpha={alpha}", "partition=dirichlet deals"):
             assert key in str(error.value)
 
     def test_missing_columns(self) -> None:
-        labelled, nameless = arrays([0, 1, 2]), Arrays(torch.zeros(3, 1), torch.zeros(3))
+        labelled, nameless = arrays([0, 1, 2]), TensorSource(torch.zeros(3, 1), torch.zeros(3))
         for train, test in ((labelled, nameless), (nameless, labelled)):
             with pytest.raises(ValueError, match="this data has no labels.\n  set partition=iid"):
                 Shards(1).split(train, test, 2, 0)
@@ -285,7 +285,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="partition=natural deals examples by their owners"):
             Natural().split(labelled, labelled, 2, 0)
         with pytest.raises(ValueError, match="this data has no owners"):
-            natural_clients(labelled)
+            count_natural_clients(labelled)
 
     def test_owners_that_cannot_be_clients(self) -> None:
         train = arrays([0] * 6, np.array([0, 0, 0, 0, 0, 1]))
@@ -302,7 +302,7 @@ class TestHoldOut:
     @given(case=cases(), fraction=st.floats(0, 1, exclude_max=True))
     def test_moves_a_fraction_and_leaves_one(self, case: Case, fraction: float) -> None:
         before = Iid().split(case.train, case.test, case.clients, case.seed)
-        after = before.hold_out(fraction, case.seed)
+        after = before.split_validation(fraction, case.seed)
         for client in range(len(before)):
             kept, held = after.train[client], after.validation[client]
             assert np.array_equal(np.sort(np.concatenate([kept, held])), before.train[client])
@@ -312,13 +312,13 @@ class TestHoldOut:
 
     def test_is_derived_from_the_seed(self) -> None:
         clients = Iid().split(balanced(300), balanced(10), 3, 0)
-        one, same, other = (clients.hold_out(0.5, seed).validation for seed in (1, 1, 2))
+        one, same, other = (clients.split_validation(0.5, seed).validation for seed in (1, 1, 2))
         assert all(map(np.array_equal, one, same)) and not any(map(np.array_equal, one, other))
 
     @pytest.mark.parametrize("fraction", [-0.1, 1.0, nan])
     def test_refuses_what_is_no_fraction(self, fraction: float) -> None:
         with pytest.raises(ValueError, match=f"data.validation={fraction}"):
-            Iid().split(balanced(30), balanced(10), 3, 0).hold_out(fraction, 0)
+            Iid().split(balanced(30), balanced(10), 3, 0).split_validation(fraction, 0)
 
 
 class TestArithmetic:
@@ -329,7 +329,7 @@ class TestArithmetic:
     def test_topping_up_moves_and_never_makes_examples(self, counts: list[list[int]], data: st.DataObject) -> None:
         before = np.array(counts)
         least = data.draw(st.integers(0, before.sum() // 4))
-        after = topped_up(before, least)
+        after = top_up(before, least)
         assert after.min() >= 0 and after.sum(axis=0).min() >= least
         assert np.array_equal(after.sum(axis=1), before.sum(axis=1))
         rich = before.sum(axis=0) >= least
@@ -345,16 +345,16 @@ class TestArithmetic:
         self, counts: list[list[int]], examples: int, seed: int
     ) -> None:
         given_, wanted = np.array(counts), np.full(len(counts), examples)
-        found = in_proportion(given_, wanted, np.random.default_rng(seed))
+        found = scale_counts(given_, wanted, np.random.default_rng(seed))
         assert np.array_equal(found.sum(axis=1), wanted)
         assert np.abs(found - given_ * examples / given_.sum(axis=1, keepdims=True)).max() < 1
 
     def test_fractions_fall_to_others_in_every_label(self) -> None:
-        found = in_proportion(np.ones((10, 40), np.int64), np.full(10, 10), np.random.default_rng(0))
+        found = scale_counts(np.ones((10, 40), np.int64), np.full(10, 10), np.random.default_rng(0))
         assert len(np.unique(found, axis=0)) > 1 and found.sum(axis=0).max() < 10
 
     def test_a_label_without_counts_is_divided_by_size(self) -> None:
-        found = in_proportion(np.array([[3, 1], [0, 0]]), np.array([4, 8]), np.random.default_rng(0))
+        found = scale_counts(np.array([[3, 1], [0, 0]]), np.array([4, 8]), np.random.default_rng(0))
         assert found.tolist() == [[3, 1], [6, 2]]
 
 
@@ -375,12 +375,12 @@ class TestDescribe:
         assert lines[0].split() == ["client", "train", "validation", "test", *"0123456789"]
 
     def test_leaves_out_labels_that_are_none_or_too_many(self) -> None:
-        for train in (Arrays(torch.zeros(30, 1), torch.zeros(30)), arrays(range(30))):
+        for train in (TensorSource(torch.zeros(30, 1), torch.zeros(30)), arrays(range(30))):
             header, *_ = describe(Iid().split(train, train, 3, 0), train).splitlines()
             assert header.split() == ["client", "train", "validation", "test"]
 
 
-def clients_of(partition: Partition, train: Arrays, clients: int, seed: int = 0) -> np.ndarray:
+def clients_of(partition: Partition, train: TensorSource, clients: int, seed: int = 0) -> np.ndarray:
     """The client of every training example."""
     split, client_of = partition.split(train, train, clients, seed), np.empty(len(train), np.int64)
     for client, own in enumerate(split.train):
@@ -408,8 +408,8 @@ class TestHash:
     def test_an_owner_has_one_client(self) -> None:
         train = arrays(np.zeros(900), np.random.default_rng(0).integers(0, 50, 900))
         client_of = clients_of(Hash("owner"), train, 7)
-        assert train.owners is not None
-        assert all(len(np.unique(client_of[train.owners == owner])) == 1 for owner in np.unique(train.owners))
+        assert train.client_ids is not None
+        assert all(len(np.unique(client_of[train.client_ids == owner])) == 1 for owner in np.unique(train.client_ids))
 
     @pytest.mark.parametrize(
         ("partition", "said"),

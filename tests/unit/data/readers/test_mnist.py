@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data import Clients, Splits, fingerprint, image_folder
+from trainer.data import Clients, DataSplits, fingerprint, image_folder
 
 GENERATOR = np.random.default_rng(0)
 
@@ -48,7 +48,7 @@ def refusal(path: Path, **keys: Any) -> str:
     return str(error.value)
 
 
-def everything(splits: Splits) -> torch.Tensor:
+def everything(splits: DataSplits) -> torch.Tensor:
     return torch.cat([part.fetch(torch.arange(len(part)))[0] for part in (splits.train, splits.test)])
 
 

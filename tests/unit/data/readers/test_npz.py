@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data import Source, Splits, npz
-from trainer.data.readers.test_split import held_out
+from trainer.data import DataSplits, Source, npz
+from trainer.data.readers.test_split import test_mask
 
 GENERATOR = np.random.default_rng(0)
 FEATURES = GENERATOR.normal(size=(40, 3))
@@ -35,7 +35,7 @@ def refusal(path: Path, **keys: Any) -> str:
     return str(error.value)
 
 
-def together(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+def together(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
     """The inputs and targets of the training and then the test set."""
     parts = [all_of(splits.train), all_of(splits.test)]
     return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))  # type: ignore[return-value]
@@ -45,14 +45,14 @@ class TestTest:
     @settings(max_examples=100, deadline=None)
     @given(examples=st.integers(2, 200), test=st.floats(0.01, 0.99))
     def test_both_sides_get_at_least_one(self, examples: int, test: float) -> None:
-        held = held_out(examples, test)
+        held = test_mask(examples, test)
         assert held.sum() == min(max(1, np.rint(test * examples)), examples - 1)
-        assert np.array_equal(held, held_out(examples, test))
+        assert np.array_equal(held, test_mask(examples, test))
 
     @settings(max_examples=100, deadline=None)
     @given(owners=st.lists(st.integers(0, 5), min_size=1, max_size=60), test=st.floats(0.01, 0.99))
     def test_every_owner_gives_its_part_and_keeps_one(self, owners: list[int], test: float) -> None:
-        held = held_out(len(owners), test, np.array(owners))
+        held = test_mask(len(owners), test, np.array(owners))
         for owner in set(owners):
             mine = held[np.array(owners) == owner]
             assert mine.sum() == min(np.rint(test * len(mine)), len(mine) - 1)
@@ -109,11 +109,11 @@ class TestNpz:
         names = np.array(["dog", "cat", "fox"])[np.arange(30) % 3]
         path = written(tmp_path, x=np.arange(30.0), y=names, site=names)
         splits = npz(path, owners="site")
-        assert splits.label_names == splits.owner_names == ("cat", "dog", "fox")
+        assert splits.label_names == splits.client_names == ("cat", "dog", "fox")
         inputs, targets = all_of(splits.train)
         assert [splits.label_names[label] for label in targets] == names[inputs[:, 0].long()].tolist()
-        assert np.array_equal(splits.train.owners, splits.train.labels)
-        assert np.bincount(splits.test.owners).tolist() == [1, 1, 1]
+        assert np.array_equal(splits.train.client_ids, splits.train.labels)
+        assert np.bincount(splits.test.client_ids).tolist() == [1, 1, 1]
         told = npz(path, classes=["fox", "dog", "cat", "owl"])
         assert told.classes == 4 and told.label_names[int(all_of(told.train)[1][0])] == names[0]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data import Source, Splits, parquet, saved_dataset
+from trainer.data import DataSplits, Source, parquet, saved_dataset
 
 GENERATOR = np.random.default_rng(0)
 POINTS = GENERATOR.normal(size=(40, 3))
@@ -37,7 +37,7 @@ def all_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     return source.fetch(torch.arange(len(source)))
 
 
-def together(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+def together(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
     """The inputs and targets, sorted by the first number of an input."""
     inputs, targets = (torch.cat(pair).numpy() for pair in zip(all_of(splits.train), all_of(splits.test), strict=True))
     order = np.argsort(inputs.reshape(len(inputs), -1)[:, 0])
@@ -99,8 +99,8 @@ class TestParquet:
         splits = parquet(
             written(tmp_path, x=POINTS[:, 0], animal=animals, site=animals), targets="animal", owners="site"
         )
-        assert splits.label_names == splits.owner_names == ("cat", "dog")
-        assert np.array_equal(splits.train.labels, splits.train.owners)
+        assert splits.label_names == splits.client_names == ("cat", "dog")
+        assert np.array_equal(splits.train.labels, splits.train.client_ids)
 
     def test_rows_of_tokens_are_their_own_targets(self, tmp_path: Path) -> None:
         rows = np.arange(60).reshape(12, 5)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data import Iid, Source, Tokens, fingerprint, tokens
+from trainer.data import Iid, Source, TokenSource, fingerprint, tokens
 
 TERABYTE = 1 << 40
 
@@ -59,7 +59,7 @@ class TestWindows:
         assert inputs_of(splits.train) == [*range(70_000, 70_040)] and inputs_of(splits.test) == [*range(20)]
 
     def test_an_empty_batch_has_the_shape_of_a_full_one(self) -> None:
-        inputs, targets = Tokens(np.arange(9, dtype=np.uint16), 4, 9).fetch(torch.empty(0, dtype=torch.int64))
+        inputs, targets = TokenSource(np.arange(9, dtype=np.uint16), 4, 9).fetch(torch.empty(0, dtype=torch.int64))
         assert inputs.shape == targets.shape == (0, 4)
 
 
@@ -109,7 +109,7 @@ class TestRefusals:
     def test_a_token_that_no_sample_found_is_found_when_it_is_fetched(self) -> None:
         values = np.zeros(100_000, np.uint16)
         values[33_333] = 7
-        source = Tokens(values, 4, 7)
+        source = TokenSource(values, 4, 7)
         with pytest.raises(ValueError, match="token 33333 is 7, outside data.vocabulary=7"):
             source.fetch(torch.arange(len(source)))
 

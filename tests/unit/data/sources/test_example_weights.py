@@ -12,23 +12,23 @@ import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from trainer.data import Arrays, Splits, checksum, npz, parquet, saved_dataset
+from trainer.data import DataSplits, TensorSource, checksum, npz, parquet, saved_dataset
 
 WEIGHTS = np.arange(20.0) + 1
 LABELS = np.arange(20) % 3
 
 
-def as_npz(folder: Path, weights: Any) -> Splits:
+def as_npz(folder: Path, weights: Any) -> DataSplits:
     np.savez(folder / "data.npz", x=WEIGHTS, y=LABELS, w=weights)
     return npz(folder / "data.npz", weights="w")
 
 
-def as_parquet(folder: Path, weights: Any, **keys: Any) -> Splits:
+def as_parquet(folder: Path, weights: Any, **keys: Any) -> DataSplits:
     pq.write_table(pa.table({"x": WEIGHTS, "label": LABELS, "w": weights}), folder / "data.parquet")
     return parquet(folder / "data.parquet", weights="w", **keys)
 
 
-def as_saved(folder: Path, weights: Any) -> Splits:
+def as_saved(folder: Path, weights: Any) -> DataSplits:
     disable_progress_bars()
     columns = {"x": WEIGHTS.tolist(), "label": LABELS.tolist(), "w": weights.tolist()}
     Dataset.from_dict(columns).save_to_disk(folder / "data")
@@ -93,12 +93,12 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_splits_refuses_them_too(weights: list[float], said: str) -> None:
-    source = Arrays(torch.zeros(3, 1), torch.arange(3))
+    source = TensorSource(torch.zeros(3, 1), torch.arange(3))
     with pytest.raises(ValueError, match=said):
-        Splits(source, source, 3, weights=np.array(weights))
+        DataSplits(source, source, 3, weights=np.array(weights))
 
 
 def test_other_weights_are_another_data_set() -> None:
-    source = Arrays(torch.zeros(3, 1), torch.arange(3))
-    told = [checksum(Splits(source, source, 3, weights=weights)) for weights in (None, np.ones(3), np.arange(3))]
+    source = TensorSource(torch.zeros(3, 1), torch.arange(3))
+    told = [checksum(DataSplits(source, source, 3, weights=weights)) for weights in (None, np.ones(3), np.arange(3))]
     assert len(set(told)) == 3

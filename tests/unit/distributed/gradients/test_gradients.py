@@ -11,15 +11,21 @@ import torch
 from torch import Tensor
 
 from tests.support.gradients import SHAPES, Loss, Silo, decreed, flat, in_silo
-from trainer.distributed.gradients import FullPrecision, Gradients, HalfPrecision, Int8, PowerSGD
+from trainer.distributed.gradients import (
+    FullPrecisionReducer,
+    GradientReducer,
+    HalfPrecisionReducer,
+    Int8Reducer,
+    PowerSGDReducer,
+)
 from trainer.distributed.topology import Topology
 
-WAYS: dict[str, Gradients] = {
-    "fp32": FullPrecision(),
-    "bf16": HalfPrecision("bfloat16"),
-    "fp16": HalfPrecision("float16"),
-    "int8": Int8(block=8),
-    "powersgd": PowerSGD(rank=2, start=2),
+WAYS: dict[str, GradientReducer] = {
+    "fp32": FullPrecisionReducer(),
+    "bf16": HalfPrecisionReducer("bfloat16"),
+    "fp16": HalfPrecisionReducer("float16"),
+    "int8": Int8Reducer(block=8),
+    "powersgd": PowerSGDReducer(rank=2, start=2),
 }
 FEEDING_BACK = ["int8", "powersgd"]
 U = {"bf16": 2**-8, "fp16": 2**-11}
@@ -134,7 +140,7 @@ def overflowing(topology: Topology, way: str, bad: float, halves: bool) -> tuple
             broken = [tensor.clone() for tensor in given]
             broken[3][2, 2] = bad if topology.replica == 1 else 1.0
             mean = one.step([tensor * loss.loss_scale for tensor in broken])
-            one.gradients.revoke()
+            one.gradients.rollback()
             loss.loss_scale /= 2 if halves else 1
         ours.append(one.step([tensor * loss.loss_scale for tensor in given]) / loss.loss_scale)
         theirs.append(other.step(given))
@@ -170,7 +176,7 @@ def powersgd_overflows(topology: Topology, way: str) -> tuple[list[Tensor], list
         theirs.append(other.step(given))
         if step in (3, 6):
             one.step([tensor * float("nan") for tensor in given])
-            one.gradients.revoke()
+            one.gradients.rollback()
     return ours, theirs
 
 
@@ -232,7 +238,7 @@ def test_other_replicas_owe_the_same(ranks, way: str):
     """Three saved: each of however many owes their mean, and the mean of that is the same."""
     states = ranks(3).run(in_silo, states_after, way, 6)
     kind = "residuals" if way == "int8" else "errors"
-    one = WAYS[way].redistributed(states)
+    one = WAYS[way].reshard(states)
     for name, owed in one[kind].items():
         torch.testing.assert_close(owed, sum(state[kind][name] for state in states) / 3)
     rest = {name: value for name, value in one.items() if name != kind}
@@ -242,12 +248,12 @@ def test_other_replicas_owe_the_same(ranks, way: str):
 @pytest.mark.parametrize("block", [0, -8, 12, 1])
 def test_a_block_that_cannot_be_packed_is_refused(block: int):
     with pytest.raises(ValueError, match=f"gradient_compression.block={block}\n  valid: a multiple of 8"):
-        Int8(block=block)
+        Int8Reducer(block=block)
 
 
 def test_powersgd_names_all_that_is_too_small():
     with pytest.raises(ValueError, match="gradient_compression.rank=0\n.*\ngradient_compression.start=1\n"):
-        PowerSGD(rank=0, start=1)
+        PowerSGDReducer(rank=0, start=1)
 
 
 # Bytes
@@ -256,28 +262,28 @@ def test_powersgd_names_all_that_is_too_small():
 @pytest.mark.parametrize(
     ("way", "expected"),
     [
-        (FullPrecision(), 4 * 600 + 4 * 20),
-        (HalfPrecision(), 2 * 620),
-        (Int8(block=104), 620 + 4 * 6),
-        (PowerSGD(rank=3), 4 * 3 * (20 + 30) + 4 * 20),
-        (PowerSGD(rank=6), 4 * 620),
+        (FullPrecisionReducer(), 4 * 600 + 4 * 20),
+        (HalfPrecisionReducer(), 2 * 620),
+        (Int8Reducer(block=104), 620 + 4 * 6),
+        (PowerSGDReducer(rank=3), 4 * 3 * (20 + 30) + 4 * 20),
+        (PowerSGDReducer(rank=6), 4 * 620),
     ],
     ids=["fp32", "bf16", "int8", "powersgd", "powersgd that would not save half"],
 )
-def test_the_size_of_a_matrix_of_20_times_30_and_a_vector_of_20(way: Gradients, expected: int):
+def test_the_size_of_a_matrix_of_20_times_30_and_a_vector_of_20(way: GradientReducer, expected: int):
     """Six blocks with a scale each; thin matrices of 20 and 30 rows, and the vector as it is."""
-    assert way.size([torch.zeros(20, 30), torch.zeros(20)]) == expected
+    assert way.encoded_size([torch.zeros(20, 30), torch.zeros(20)]) == expected
 
 
 def numbers_sent(topology: Topology) -> tuple[int, int]:
     """What torch's hook counts of the second step that it makes thin, in float32, and what is foretold."""
-    way = PowerSGD(rank=1, start=2)
+    way = PowerSGDReducer(rank=1, start=2)
     silo = Silo(way, topology)
     counted = []
     for given in decreed(topology.replica, 4):
         silo.step(given)
         counted.append(silo.gradients.hook.total_numel_after_compression)  # pyright: ignore
-    return 4 * (counted[3] - counted[2]), way.size([torch.zeros(shape) for shape in SHAPES])
+    return 4 * (counted[3] - counted[2]), way.encoded_size([torch.zeros(shape) for shape in SHAPES])
 
 
 def test_the_size_of_thin_matrices_is_what_the_hook_counts(ranks):

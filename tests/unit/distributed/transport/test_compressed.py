@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.algorithms.round import Round
 from trainer.distributed.compression import Cast, Codec, Int4, Int8, TopK
 from trainer.distributed.topology import distributed
-from trainer.distributed.transport import Packed
+from trainer.distributed.transport import CompressedAllReduce
 
 CODECS: dict[str, Codec] = {
     "bf16": Cast("bfloat16"),
@@ -36,12 +36,12 @@ def vector_of(silo: int, round: int, dtype: torch.dtype = torch.float32, length:
     return torch.randn(length, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def total_of(wire: Packed, vector: Tensor, round: int, name: str = "delta") -> Tensor:
+def total_of(wire: CompressedAllReduce, vector: Tensor, round: int, name: str = "delta") -> Tensor:
     """The joined sum of a round."""
-    wire.begin_round(Round(round, 0, ()).seed_for)
-    for part, total in wire.start(vector, name):
+    wire.start_round(Round(round, 0, ()).seed_for)
+    for part, total in wire.all_reduce_async(vector, name):
         vector[part] = total
-    return wire.join(vector)
+    return wire.all_gather(vector)
 
 
 def unsent(states: Sequence[dict[str, Any]], name: str = "delta") -> Tensor:
@@ -61,8 +61,8 @@ def rounds_of(
     sizes: list[int], codec: str, part: int = PART, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> Outcome:
     """The totals of some rounds on this rank, what it still has to send, and the bytes."""
-    with patch("trainer.distributed.transport.base.PART", part), distributed(sizes) as topology:
-        wire = Packed(topology, CODECS[codec])
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", part), distributed(sizes) as topology:
+        wire = CompressedAllReduce(topology, CODECS[codec])
         totals = [total_of(wire, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
         return totals, wire.state_dict(), wire.bytes_sent
 
@@ -118,15 +118,15 @@ def test_bytes_are_those_that_go_over(ranks, sizes: list[int], codec: str, sent:
 def two_kinds(sizes: list[int]) -> list[Tensor]:
     """Two vectors in flight together, as SCAFFOLD has them, and each in a round of its own."""
     with distributed(sizes) as topology:
-        together, apart = Packed(topology, CODECS["int4"]), Packed(topology, CODECS["int4"])
+        together, apart = CompressedAllReduce(topology, CODECS["int4"]), CompressedAllReduce(topology, CODECS["int4"])
         vectors = [vector_of(topology.silo, round) for round in range(2)]
         expected = [total_of(apart, vector.clone(), 0, name) for vector, name in zip(vectors, "ab", strict=True)]
-        together.begin_round(Round(0, 0, ()).seed_for)
-        flights = [together.start(vector, name) for vector, name in zip(vectors, "ab", strict=True)]
+        together.start_round(Round(0, 0, ()).seed_for)
+        flights = [together.all_reduce_async(vector, name) for vector, name in zip(vectors, "ab", strict=True)]
         for vector, flight in zip(vectors[::-1], flights[::-1], strict=True):
             for part, total in flight:
                 vector[part] = total
-        return [together.join(vector) for vector in vectors] + expected
+        return [together.all_gather(vector) for vector in vectors] + expected
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1]], ids=str)
@@ -137,7 +137,7 @@ def test_vectors_of_two_kinds_do_not_mix(ranks, sizes: list[int]):
 
 def short_vectors(sizes: list[int], length: int) -> Tensor:
     with distributed(sizes) as topology:
-        wire = Packed(topology, CODECS["int8"])
+        wire = CompressedAllReduce(topology, CODECS["int8"])
         return total_of(wire, torch.ones(length), 0)
 
 
@@ -170,10 +170,10 @@ def grown(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def gone_on(sizes: list[int], states: States, before: list[int], codec: str) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank still has to send when it takes the states over; the next round's total; what is left then."""
-    with patch("trainer.distributed.transport.base.PART", PART), distributed(sizes) as topology:
-        wire = Packed(topology, CODECS[codec])
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", PART), distributed(sizes) as topology:
+        wire = CompressedAllReduce(topology, CODECS[codec])
         mine = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
-        wire.load_state_dicts(mine, wire.parts(LENGTH), before == sizes)
+        wire.load_state_dicts(mine, wire.chunks(LENGTH), before == sizes)
         taken = unsent([wire.state_dict()])
         total = total_of(wire, vector_of(topology.silo, ROUNDS), ROUNDS)
         return taken, total, unsent([wire.state_dict()])

@@ -1,4 +1,4 @@
-"""PowerSGD's wire: what is of small rank arrives as it is, nothing else is lost, all ranks are told the same."""
+"""PowerSGDReducer's wire: what is of small rank arrives as it is, nothing else is lost, all ranks are told the same."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.unit.distributed.transport.test_compressed import merged, unsent
 from trainer.algorithms.round import Round
 from trainer.distributed.topology import distributed
-from trainer.distributed.transport import LowRank
-from trainer.distributed.transport.low_rank import Block, blocks_in, multiply
+from trainer.distributed.transport import PowerSGDAllReduce
+from trainer.distributed.transport.low_rank import MatrixRows, matrices_in_chunk, multiply
 
 # A layer's weight and bias, twice, in a vector of 1008 numbers.
 SHAPES = {0: (20, 30), 600: (20,), 624: (12, 4, 8)}
@@ -36,20 +36,20 @@ def vector_of(silo: int, round: int, dtype: torch.dtype = torch.float32) -> Tens
     return torch.randn(LENGTH, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def total_of(wire: LowRank, vector: Tensor, round: int) -> Tensor:
+def total_of(wire: PowerSGDAllReduce, vector: Tensor, round: int) -> Tensor:
     """The joined sum of a round."""
-    wire.begin_round(Round(round, 0, ()).seed_for)
-    for part, total in wire.start(vector, "delta"):
+    wire.start_round(Round(round, 0, ()).seed_for)
+    for part, total in wire.all_reduce_async(vector, "delta"):
         vector[part] = total
-    return wire.join(vector)
+    return wire.all_gather(vector)
 
 
 def rounds_of(
     sizes: list[int], part: int, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], dict[str, Any], int]:
     """The totals of some rounds on this rank, its state, and the bytes."""
-    with patch("trainer.distributed.transport.base.PART", part), distributed(sizes) as topology:
-        wire = LowRank(topology, RANK, PLACES)
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", part), distributed(sizes) as topology:
+        wire = PowerSGDAllReduce(topology, RANK, PLACES)
         totals = [total_of(wire, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
         return totals, wire.state_dict(), wire.bytes_sent
 
@@ -84,7 +84,7 @@ def test_what_was_sent_and_what_is_left_is_what_was_given(
 def thin_sum(sizes: list[int]) -> tuple[Tensor, Tensor]:
     """The total of matrices that all have their rows in one plane, and what is left."""
     with distributed(sizes) as topology:
-        wire = LowRank(topology, RANK, PLACES)
+        wire = PowerSGDAllReduce(topology, RANK, PLACES)
         total = total_of(wire, thin_vector(topology.silo), 0)
         return total, unsent([wire.state_dict()["residuals"]])
 
@@ -109,14 +109,14 @@ def test_matrices_of_the_rank_arrive_as_they_are(ranks, sizes: list[int]):
 def same_again(rounds: int) -> list[float]:
     """How far the totals of one vector, given again and again, are from the best of that rank; without residuals."""
     with distributed([1, 1]) as topology:
-        wire, best = LowRank(topology, RANK, PLACES), 2 * vector_of(0, 0, torch.float64)
+        wire, best = PowerSGDAllReduce(topology, RANK, PLACES), 2 * vector_of(0, 0, torch.float64)
         weight = views(best)[0]
         u, s, v = torch.linalg.svd(weight)
         weight.copy_(u[:, :RANK] * s[:RANK] @ v[:RANK])
         apart = []
         for round in range(rounds):
             total = total_of(wire, vector_of(0, 0, torch.float64), round)
-            wire.residuals.pieces.clear()
+            wire.residuals.residuals.clear()
             apart.append(float((views(total)[0] - weight).norm() / weight.norm()))
         return apart
 
@@ -136,10 +136,10 @@ def test_bytes_are_those_that_go_over(ranks):
 
 def gone_on(sizes: list[int], states: dict[int, Any], before: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """What this rank has still to send when it takes the states over; the next total, and what is left then."""
-    with patch("trainer.distributed.transport.base.PART", 200), distributed(sizes) as topology:
-        wire = LowRank(topology, RANK, PLACES)
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", 200), distributed(sizes) as topology:
+        wire = PowerSGDAllReduce(topology, RANK, PLACES)
         mine = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
-        wire.load_state_dicts(mine, wire.parts(LENGTH), before == sizes)
+        wire.load_state_dicts(mine, wire.chunks(LENGTH), before == sizes)
         taken = unsent([wire.state_dict()["residuals"]])
         total = total_of(wire, vector_of(topology.silo, ROUNDS), ROUNDS)
         return taken, total, unsent([wire.state_dict()["residuals"]])
@@ -175,11 +175,11 @@ def test_nothing_is_lost_in_another_world(ranks, after: list[int]):
 @drawn(st.integers(0, 100), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000), st.integers(0, 1000))
 def test_blocks_are_whole_rows_inside_the_part(start: int, rows: int, columns: int, first: int, length: int):
     """As many as there are, if any are worth it."""
-    part, matrix = slice(first, first + length), Block(start, rows, columns)
+    part, matrix = slice(first, first + length), MatrixRows(start, rows, columns)
     inside = [row for row in range(rows) if start + row * columns >= first and start + (row + 1) * columns <= part.stop]
     worth = RANK * (len(inside) + columns) < len(inside) * columns
-    expected = [Block(start + inside[0] * columns - first, len(inside), columns)] if inside and worth else []
-    assert blocks_in(part, [matrix], RANK) == expected
+    expected = [MatrixRows(start + inside[0] * columns - first, len(inside), columns)] if inside and worth else []
+    assert matrices_in_chunk(part, [matrix], RANK) == expected
 
 
 def test_products_are_those_of_matrices():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.distributed.topology import Topology, distributed
-from trainer.distributed.transport import Plain
+from trainer.distributed.transport import AllReduce
 
 SIZES = [[1, 1], [2, 2], [3, 1], [2, 1, 1], [1, 1, 1, 1], [4]]
 
@@ -33,25 +33,25 @@ def test_slices_of_equal_silos_are_the_whole(silos: int, replicas: int, width: i
     sizes = (replicas,) * silos
     for silo in range(silos):
         places = [place(silo * replicas + replica, sizes) for replica in range(replicas)]
-        slices = [range(width * replicas)[one.slice_of(width * replicas)] for one in places]
+        slices = [range(width * replicas)[one.shard_of(width * replicas)] for one in places]
         assert [len(own) for own in slices] == [width] * replicas
         assert [index for own in slices for index in own] == list(range(width * replicas))
 
 
 def test_leaders_of_unequal_silos_have_it_all():
-    slices = [place(rank, (3, 1)).slice_of(16) for rank in range(4)]
+    slices = [place(rank, (3, 1)).shard_of(16) for rank in range(4)]
     assert [s.stop - s.start for s in slices] == [16, 0, 0, 16]
 
 
 def sum_by_parts(sizes: list[int], length: int, part: int) -> tuple[torch.Tensor, float, int]:
     """The joined sum of all silos' vectors, its squared norm added up over slices, and the bytes between silos."""
-    with patch("trainer.distributed.transport.base.PART", part), distributed(sizes) as topology:
-        wire, vector = Plain(topology), vector_of(topology.silo, length)
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", part), distributed(sizes) as topology:
+        wire, vector = AllReduce(topology), vector_of(topology.silo, length)
         squares = 0.0
-        for at, total in wire.start(vector.clone(), "delta"):
+        for at, total in wire.all_reduce_async(vector.clone(), "delta"):
             vector[at] = total
             squares += float(total.double().square().sum())
-        return wire.join(vector), wire.add_up(squares), wire.bytes_sent
+        return wire.all_gather(vector), wire.sum_over_shards(squares), wire.bytes_sent
 
 
 @pytest.mark.parametrize("part", [1 << 22, 100], ids=["whole", "parts"])
@@ -73,12 +73,12 @@ def sum_both_ways(sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         vector = vector_of(topology.silo, 1008)
         plain = vector.clone()
         if topology.is_leader:
-            dist.all_reduce(plain, group=topology.between_group)
+            dist.all_reduce(plain, group=topology.inter_silo_group)
         dist.broadcast(plain, src=topology.leader, group=topology.silo_group)
-        wire = Plain(topology)
-        for at, total in wire.start(vector, "delta"):
+        wire = AllReduce(topology)
+        for at, total in wire.all_reduce_async(vector, "delta"):
             vector[at] = total
-        return wire.join(vector), plain
+        return wire.all_gather(vector), plain
 
 
 def test_slices_of_two_silos_have_the_bits_of_the_whole(ranks):
@@ -90,9 +90,9 @@ def test_slices_of_two_silos_have_the_bits_of_the_whole(ranks):
 def backends_of(wish: str) -> tuple[str, str]:
     """Those of the group inside the silo, and of the one between silos."""
     with distributed(2, device="cpu", inter_silo_backend=wish) as topology:
-        total = [total for _, total in Plain(topology).start(torch.ones(16), "delta")]
+        total = [total for _, total in AllReduce(topology).all_reduce_async(torch.ones(16), "delta")]
         assert torch.equal(total[0], torch.full((16,), 2.0))
-        return dist.get_backend(topology.silo_group), dist.get_backend(topology.between_group)
+        return dist.get_backend(topology.silo_group), dist.get_backend(topology.inter_silo_group)
 
 
 def test_gloo_can_be_asked_for_between_silos(ranks):
@@ -101,8 +101,8 @@ def test_gloo_can_be_asked_for_between_silos(ranks):
 
 def nothing_travels(length: int) -> int:
     with distributed(2) as topology:
-        wire = Plain(topology)
-        assert list(wire.start(torch.zeros(length), "delta")) == []
+        wire = AllReduce(topology)
+        assert list(wire.all_reduce_async(torch.zeros(length), "delta")) == []
         return wire.bytes_sent
 
 
