@@ -66,9 +66,10 @@ def _of_figures(where: str, ours: Metrics, theirs: Metrics) -> list[str]:
     return [
         f"{where}: {name} is {theirs.get(name)}, not {ours.get(name)}"
         for name in sorted({*ours, *theirs})
-        if not _is_of_the_machine(name) and repr(ours.get(name)) != repr(theirs.get(name))
+        if not is_of_the_machine(name) and repr(ours.get(name)) != repr(theirs.get(name))
     ]
 
 
-def _is_of_the_machine(name: str) -> bool:
+def is_of_the_machine(name: str) -> bool:
+    """Whether a figure depends on the clock or on memory."""
     return "second" in name or "mfu" in name or name.startswith(("slowest/", "memory/"))

@@ -1,0 +1,302 @@
+"""Show that a change of the code changed no bit: python -m scripts.same_bits NEW.json --compare OLD.json
+
+Some 40 small configurations are trained through the command line, two rounds each, on one to four gloo ranks of one
+thread. A table tells for each of them the SHA-256 of the model's file, and the numbers of result.json that do not
+depend on the clock or on memory. The same code gives the same table on the same machine with the same packages.
+
+    git switch --detach COMMIT && python -m scripts.same_bits old.json    # before the change
+    git switch - && python -m scripts.same_bits new.json --compare old.json
+
+Configurations have names that stay when configuration keys are renamed. Where a metric has another name in the new
+table, say so: --renamed train/gradient_norm=train/grad_norm. To look again at two tables that are there, add --reuse.
+
+The exit code is 1 if a run failed or a configuration differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from scripts.chaos.compare import is_of_the_machine
+from scripts.duel import machine
+
+ROOT = Path(__file__).parents[1]
+PREEMPTED = 75  # the exit code of a run that has saved and left
+SECONDS_BETWEEN_LOOKS = 0.01
+LAST_LINES = 20  # of the output of a run that failed
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A run to compare.
+
+    Attributes:
+        overrides: what is given on the command line; TEXT stands for the path of a made-up text.
+        ranks: the number of workers.
+        is_interrupted: whether it gets SIGTERM in the middle of its second round, saves, leaves and is started again.
+    """
+
+    overrides: tuple[str, ...]
+    ranks: int = 2
+    is_interrupted: bool = False
+
+
+def _on_clients(*overrides: str) -> Configuration:
+    """Five clients of unequal sizes and labels on two silos."""
+    return Configuration(("silos=2", "clients=5", "partition=dirichlet", *overrides))
+
+
+def _on_replicas(*overrides: str) -> Configuration:
+    """Synchronous training by the two replicas of one silo."""
+    return Configuration(("algorithm=sync", *overrides))
+
+
+def _interrupted(*overrides: str) -> Configuration:
+    """Rounds long enough to be left in the middle, of a model with dropout and batch statistics."""
+    return Configuration((*NOISY, "checkpoint.every_seconds=0.1", *overrides), is_interrupted=True)
+
+
+NOISY = ("model=custom", "model._target_=scripts.chaos.cases.Noisy")  # dropout, BatchNorm; 574,570 parameters
+ADAM = ("algorithm=fedavg", "server=adam")
+GPT = ("data=text", "data.path=TEXT", "data.length=32", "batch_size=16")
+SMALL_GPT = (*GPT, "model.layers=2", "model.heads=2", "model.width=32")
+STREAMING = ("algorithm=streaming", "algorithm.fragments=2", "algorithm.overlap_steps=3")
+BOUNDED = ("algorithm=fedavg", "algorithm.norm_bound=0.2", "algorithm.weight=capped", "algorithm.cap=100")
+PERSONAL_HEAD = ("algorithm=fedavg", "algorithm.shared=conv", "eval.personal_steps=2")
+
+CONFIGURATIONS = {
+    # Every algorithm
+    "sync": _on_replicas("optimizer=momentum"),
+    "fedavg": _on_clients("algorithm=fedavg"),
+    "averaging": _on_clients("algorithm=averaging"),
+    "fedprox": _on_clients("algorithm=fedprox"),
+    "fedsgd": _on_clients("algorithm=fedsgd"),
+    "fednova": _on_clients("algorithm=fednova", "optimizer=momentum"),
+    "scaffold": _on_clients("algorithm=scaffold"),
+    "fedavgm": _on_clients("algorithm=fedavgm"),
+    "fedadagrad": _on_clients("algorithm=fedadagrad"),
+    "fedadam": _on_clients("algorithm=fedadam"),
+    "fedyogi": _on_clients("algorithm=fedyogi"),
+    "fedbn": _on_clients("algorithm=fedbn", "model.norm=batch"),
+    "local": _on_clients("algorithm=local"),
+    "post-local": _on_clients("algorithm=post_local", "round.synchronous=1", "round.steps=8"),
+    "diloco": _on_clients("algorithm=diloco"),
+    "streaming": _on_clients(*STREAMING, "round.steps=8"),
+    "delayed": _on_clients("algorithm=delayed", "algorithm.overlap_steps=3"),
+    "krum": _on_clients("algorithm=krum"),
+    "median": _on_clients("algorithm=median"),
+    "trimmed-mean": _on_clients("algorithm=trimmed_mean", "algorithm.trim=0.2"),
+    # Between silos
+    "fedavg-bf16": _on_clients("algorithm=fedavg", "uplink=bf16"),
+    "fedavg-fp16": _on_clients("algorithm=fedavg", "uplink=fp16"),
+    "fedavg-int8": _on_clients("algorithm=fedavg", "uplink=int8"),
+    "fedavg-int4": _on_clients("algorithm=fedavg", "uplink=int4"),
+    "fedavg-topk": _on_clients("algorithm=fedavg", "uplink=topk"),
+    "fedavg-powersgd": _on_clients("algorithm=fedavg", "uplink=powersgd"),
+    "streaming-int8": _on_clients(*STREAMING, "round.steps=8", "uplink=int8"),
+    # Inside a silo
+    "gradients-bf16": _on_replicas("gradients=bf16"),
+    "gradients-fp16": _on_replicas("gradients=fp16"),
+    "gradients-int8": _on_replicas("gradients=int8"),
+    "gradients-powersgd": _on_replicas("gradients=powersgd", "gradients.start=3"),
+    "silos-3-1": Configuration(("algorithm=fedavg", "silos=[3,1]", "clients=4", "partition=dirichlet"), ranks=4),
+    "silos-3-1-int8": Configuration(
+        ("algorithm=fedavg", "silos=[3,1]", "clients=4", "uplink=int8", "gradients=int8"), ranks=4
+    ),
+    # The server
+    "server-nesterov": _on_clients("algorithm=fedavg", "server=nesterov"),
+    "server-adam": _on_clients(*ADAM),
+    "server-adam-blocks": _on_clients(*NOISY, *ADAM, "round.steps=8"),  # longer than a block of the server's vector
+    # Models, precision, data
+    "bf16": _on_replicas("precision=bf16"),
+    "fp16": _on_replicas("precision=fp16", "gradients=fp16", "round.steps=6"),  # slow on CPUs
+    "dropout": _on_clients(*SMALL_GPT, "algorithm=fedavg", "partition=iid", "model.dropout=0.2"),
+    "muon": _on_replicas(*SMALL_GPT, "optimizer=muon", "schedule=cosine", "round.steps=12"),
+    "batchnorm": _on_clients("algorithm=fedavg", "model.norm=batch"),
+    "transforms": _on_clients("algorithm=fedavg", "preprocess=[crop,flip,standardise,mixup]", "skew=[noise,labels]"),
+    # Clients
+    "cohort": Configuration(
+        ("algorithm=fedavg", "silos=2", "clients=7", "partition=dirichlet", "cohort=sample", "cohort.size=3")
+    ),
+    "one-rank": Configuration(("algorithm=fedavg", "clients=7", "partition=shards", "round.epochs=[1,3]"), ranks=1),
+    "personal-head": _on_clients(*PERSONAL_HEAD),
+    # Steps
+    "bounded": _on_clients(*BOUNDED),
+    "ema-clip": _on_clients("algorithm=fedavg", "ema=0.9", "clip_norm=0.5"),
+    "accumulation": _on_replicas("micro_batch_size=6"),
+    # Left in the middle of a round, and continued
+    "resumed-sync": _interrupted("algorithm=sync", "optimizer=momentum", "optimizer.lr=0.02", "round.steps=150"),
+    "resumed-adam": _interrupted(
+        *ADAM, "silos=2", "clients=5", "cohort=sample", "cohort.size=3", "optimizer.lr=0.05", "round.steps=150"
+    ),
+    "resumed-streaming": _interrupted(
+        *STREAMING, "silos=2", "clients=3", "uplink=int8", "optimizer.lr=0.001", "round.steps=150"
+    ),
+}
+
+Run = dict[str, Any]  # {"sha256": {file: hash}, "numbers": {metric: value}}
+Runs = dict[str, Run]  # by the name of the configuration
+
+
+def main() -> int:
+    """Return 0 when every run ended well and, if there is a table to compare with, is equal to it."""
+    options = _options()
+    failed: list[str] = []
+    if not options.reuse:
+        runs, failed = _train_all(options.only, options.jobs)
+        options.table.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
+    if options.compare and not failed:
+        failed = _compare(options)
+    return 1 if failed else 0
+
+
+def differences(old: Runs, new: Runs, names: Iterable[str], renamed: Mapping[str, str]) -> dict[str, list[str]]:
+    """Compare two tables.
+
+    Args:
+        old, new: the runs of both.
+        names: the configurations to look at.
+        renamed: the names in `new` of metrics that are called otherwise in `old`.
+
+    Returns:
+        For each configuration that is not the same in both, how it differs.
+    """
+    found = {name: _differences_of_run(old.get(name), new.get(name), renamed) for name in names}
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def _differences_of_run(old: Run | None, new: Run | None, renamed: Mapping[str, str]) -> list[str]:
+    if old is None or new is None:
+        return [f"missing in the {'old' if old is None else 'new'} table"]
+    numbers = {renamed.get(name, name): value for name, value in old["numbers"].items()}
+    return [
+        *_differing_values(old["sha256"], new["sha256"]),
+        *_differing_values(numbers, new["numbers"]),
+    ]
+
+
+def _differing_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    missing = "missing"
+    pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
+    return [f"{name}: {before} -> {after}" for name, (before, after) in pairs.items() if before != after]
+
+
+def _compare(options: argparse.Namespace) -> list[str]:
+    """Print which configurations differ from those of the old table, and return their names."""
+    old, new = (json.loads(path.read_text()) for path in (options.compare, options.table))
+    if old["machine"] != new["machine"]:
+        print(f"The machines differ, and so may the bits:\n  {old['machine']}\n  {new['machine']}")
+    names = options.only or list(old["runs"])
+    found = differences(old["runs"], new["runs"], names, dict(options.renamed))
+    for name, lines in found.items():
+        print(f"{name} differs:", *lines, sep="\n  ")
+    print(f"{len(names) - len(found)} of {len(names)} equal")
+    return list(found)
+
+
+def _train_all(only: list[str], jobs: int) -> tuple[Runs, list[str]]:
+    """Train configurations, `jobs` at a time, and return the runs that ended well and the names of the others."""
+    names = only or list(CONFIGURATIONS)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        text = Path(folder) / "text.txt"
+        text.write_text(_made_up_text())
+        found = dict(zip(names, pool.map(lambda name: _train(name, Path(folder), text), names), strict=True))
+    runs = {name: run for name, run in found.items() if run is not None}
+    failed = [name for name in names if name not in runs]
+    print(f"{len(runs)} of {len(names)} runs ended well, after {time.monotonic() - began:.0f} s", flush=True)
+    return runs, failed
+
+
+def _train(name: str, folder: Path, text: Path) -> Run | None:
+    """Train one configuration and read what it left; None, and its last output, if it failed."""
+    began = time.monotonic()
+    configuration, run_dir, output = CONFIGURATIONS[name], folder / name, folder / f"{name}.log"
+    overrides = [override.replace("TEXT", str(text)) for override in configuration.overrides]
+    fixed = ["rounds=2", f"launch.nproc={configuration.ranks}", "launch.threads=1", "launch.device=cpu"]
+    command = [sys.executable, "-m", "trainer", *fixed, *overrides, f"run_dir={run_dir}"]
+    fault = _interrupt(command, output, run_dir) if configuration.is_interrupted else None
+    if fault is None and (code := _start(command, output).wait()):
+        fault = f"exit code {code}"
+    if fault:
+        lines = output.read_text().splitlines()[-LAST_LINES:]
+        print(f"{name:<20} {fault}", *lines, sep="\n  ", flush=True)
+        return None
+    run = _read(run_dir)
+    print(f"{name:<20} {run['sha256']['model.safetensors'][:16]}  {time.monotonic() - began:5.1f} s", flush=True)
+    return run
+
+
+def _start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
+    with output.open("ab") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+
+
+def _interrupt(command: list[str], output: Path, run_dir: Path) -> str | None:
+    """Start a run and make it leave in the middle of its second round; return what went wrong, if anything did."""
+    process = _start(command, output)
+    while not _has_saved_in_round(run_dir):
+        if process.poll() is not None:
+            return f"ended with exit code {process.returncode} before it saved in the middle of a round"
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    if code != PREEMPTED or not _has_saved_in_round(run_dir):
+        return f"was to leave in the middle of a round, but ended with exit code {code}"
+    return None
+
+
+def _has_saved_in_round(run_dir: Path) -> bool:
+    """Return whether there is a checkpoint of the middle of the second round, and none of its end."""
+    rounds = sorted((run_dir / "checkpoints").glob("round-*"))
+    return bool(rounds) and rounds[-1].name == "round-000001" and any(rounds[-1].glob("silo-*/step-*"))
+
+
+def _read(run_dir: Path) -> Run:
+    result = json.loads((run_dir / "result.json").read_text())
+    return {
+        "sha256": {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(run_dir.glob("*.safetensors"))},
+        "numbers": {name: value for name, value in result.items() if not is_of_the_machine(name)},
+    }
+
+
+def _made_up_text() -> str:
+    """About 10,000 letters of a language of 40 words."""
+    random = Random(0)
+    words = ["".join(random.choices("aeioklmnst", k=random.randint(2, 7))) for _ in range(40)]
+    return " ".join(random.choices(words, k=1800))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, help="the JSON file that the table is written to")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="the table to compare with")
+    parser.add_argument("--renamed", type=_pair, nargs="+", default=[], metavar="OLD=NEW", help="names of metrics")
+    parser.add_argument("--only", nargs="+", default=[], choices=CONFIGURATIONS, metavar="NAME", help="some of all")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--reuse", action="store_true", help="train nothing: the table is there")
+    return parser.parse_args()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, separator, new = text.partition("=")
+    if not (old and separator and new):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form OLD=NEW")
+    return old, new
+
+
+if __name__ == "__main__":
+    sys.exit(main())
