@@ -74,8 +74,8 @@ ADAM = ("algorithm=fedavg", "server=adam")
 GPT = ("data=text", "data.path=TEXT", "data.length=32", "batch_size=16")
 SMALL_GPT = (*GPT, "model.layers=2", "model.heads=2", "model.width=32")
 STREAMING = ("algorithm=streaming", "algorithm.fragments=2", "algorithm.overlap_steps=3")
-BOUNDED = ("algorithm=fedavg", "algorithm.norm_bound=0.2", "algorithm.weight=capped", "algorithm.cap=100")
-PERSONAL_HEAD = ("algorithm=fedavg", "algorithm.shared=conv", "eval.personal_steps=2")
+BOUNDED = ("algorithm=fedavg", "algorithm.max_update_norm=0.2", "algorithm.weighting=capped", "algorithm.max_weight=100")
+PERSONAL_HEAD = ("algorithm=fedavg", "algorithm.shared_params=conv", "eval.personal_steps=2")
 
 CONFIGURATIONS = {
     # Every algorithm
@@ -86,35 +86,37 @@ CONFIGURATIONS = {
     "fedsgd": _on_clients("algorithm=fedsgd"),
     "fednova": _on_clients("algorithm=fednova", "optimizer=momentum"),
     "scaffold": _on_clients("algorithm=scaffold"),
+    "feddyn": _on_clients("algorithm=feddyn"),
     "fedavgm": _on_clients("algorithm=fedavgm"),
     "fedadagrad": _on_clients("algorithm=fedadagrad"),
     "fedadam": _on_clients("algorithm=fedadam"),
     "fedyogi": _on_clients("algorithm=fedyogi"),
     "fedbn": _on_clients("algorithm=fedbn", "model.norm=batch"),
     "local": _on_clients("algorithm=local"),
-    "post-local": _on_clients("algorithm=post_local", "round.synchronous=1", "round.steps=8"),
+    "post-local": _on_clients("algorithm=post_local", "round.sync_rounds=1", "round.steps=8"),
     "diloco": _on_clients("algorithm=diloco"),
     "streaming": _on_clients(*STREAMING, "round.steps=8"),
     "delayed": _on_clients("algorithm=delayed", "algorithm.overlap_steps=3"),
     "krum": _on_clients("algorithm=krum"),
     "median": _on_clients("algorithm=median"),
-    "trimmed-mean": _on_clients("algorithm=trimmed_mean", "algorithm.trim=0.2"),
+    "trimmed-mean": _on_clients("algorithm=trimmed_mean", "algorithm.rule.trim=0.2"),
     # Between silos
-    "fedavg-bf16": _on_clients("algorithm=fedavg", "uplink=bf16"),
-    "fedavg-fp16": _on_clients("algorithm=fedavg", "uplink=fp16"),
-    "fedavg-int8": _on_clients("algorithm=fedavg", "uplink=int8"),
-    "fedavg-int4": _on_clients("algorithm=fedavg", "uplink=int4"),
-    "fedavg-topk": _on_clients("algorithm=fedavg", "uplink=topk"),
-    "fedavg-powersgd": _on_clients("algorithm=fedavg", "uplink=powersgd"),
-    "streaming-int8": _on_clients(*STREAMING, "round.steps=8", "uplink=int8"),
+    "fedavg-bf16": _on_clients("algorithm=fedavg", "update_compression=bf16"),
+    "fedavg-fp16": _on_clients("algorithm=fedavg", "update_compression=fp16"),
+    "fedavg-int8": _on_clients("algorithm=fedavg", "update_compression=int8"),
+    "fedavg-int4": _on_clients("algorithm=fedavg", "update_compression=int4"),
+    "fedavg-topk": _on_clients("algorithm=fedavg", "update_compression=topk"),
+    "fedavg-powersgd": _on_clients("algorithm=fedavg", "update_compression=powersgd"),
+    "streaming-int8": _on_clients(*STREAMING, "round.steps=8", "update_compression=int8"),
     # Inside a silo
-    "gradients-bf16": _on_replicas("gradients=bf16"),
-    "gradients-fp16": _on_replicas("gradients=fp16"),
-    "gradients-int8": _on_replicas("gradients=int8"),
-    "gradients-powersgd": _on_replicas("gradients=powersgd", "gradients.start=3"),
+    "gradients-bf16": _on_replicas("gradient_compression=bf16"),
+    "gradients-fp16": _on_replicas("gradient_compression=fp16"),
+    "gradients-int8": _on_replicas("gradient_compression=int8"),
+    "gradients-powersgd": _on_replicas("gradient_compression=powersgd", "gradient_compression.start=3"),
     "silos-3-1": Configuration(("algorithm=fedavg", "silos=[3,1]", "clients=4", "partition=dirichlet"), ranks=4),
     "silos-3-1-int8": Configuration(
-        ("algorithm=fedavg", "silos=[3,1]", "clients=4", "uplink=int8", "gradients=int8"), ranks=4
+        ("algorithm=fedavg", "silos=[3,1]", "clients=4", "update_compression=int8", "gradient_compression=int8"),
+        ranks=4,
     ),
     # The server
     "server-nesterov": _on_clients("algorithm=fedavg", "server=nesterov"),
@@ -122,28 +124,43 @@ CONFIGURATIONS = {
     "server-adam-blocks": _on_clients(*NOISY, *ADAM, "round.steps=8"),  # longer than a block of the server's vector
     # Models, precision, data
     "bf16": _on_replicas("precision=bf16"),
-    "fp16": _on_replicas("precision=fp16", "gradients=fp16", "round.steps=6"),  # slow on CPUs
+    "fp16": _on_replicas("precision=fp16", "gradient_compression=fp16", "round.steps=6"),  # slow on CPUs
     "dropout": _on_clients(*SMALL_GPT, "algorithm=fedavg", "partition=iid", "model.dropout=0.2"),
     "muon": _on_replicas(*SMALL_GPT, "optimizer=muon", "schedule=cosine", "round.steps=12"),
     "batchnorm": _on_clients("algorithm=fedavg", "model.norm=batch"),
-    "transforms": _on_clients("algorithm=fedavg", "preprocess=[crop,flip,standardise,mixup]", "skew=[noise,labels]"),
+    "transforms": _on_clients(
+        "algorithm=fedavg", "transforms=[crop,flip,standardise,mixup]", "client_shift=[noise,labels]"
+    ),
     # Clients
     "cohort": Configuration(
-        ("algorithm=fedavg", "silos=2", "clients=7", "partition=dirichlet", "cohort=sample", "cohort.size=3")
+        (
+            "algorithm=fedavg",
+            "silos=2",
+            "clients=7",
+            "partition=dirichlet",
+            "client_sampling=sample",
+            "client_sampling.clients_per_round=3",
+        )
     ),
     "one-rank": Configuration(("algorithm=fedavg", "clients=7", "partition=shards", "round.epochs=[1,3]"), ranks=1),
     "personal-head": _on_clients(*PERSONAL_HEAD),
     # Steps
     "bounded": _on_clients(*BOUNDED),
-    "ema-clip": _on_clients("algorithm=fedavg", "ema=0.9", "clip_norm=0.5"),
+    "ema-clip": _on_clients("algorithm=fedavg", "ema_decay=0.9", "clip.max_norm=0.5"),
     "accumulation": _on_replicas("micro_batch_size=6"),
     # Left in the middle of a round, and continued
     "resumed-sync": _interrupted("algorithm=sync", "optimizer=momentum", "optimizer.lr=0.02", "round.steps=150"),
     "resumed-adam": _interrupted(
-        *ADAM, "silos=2", "clients=5", "cohort=sample", "cohort.size=3", "optimizer.lr=0.05", "round.steps=150"
+        *ADAM,
+        "silos=2",
+        "clients=5",
+        "client_sampling=sample",
+        "client_sampling.clients_per_round=3",
+        "optimizer.lr=0.05",
+        "round.steps=150",
     ),
     "resumed-streaming": _interrupted(
-        *STREAMING, "silos=2", "clients=3", "uplink=int8", "optimizer.lr=0.001", "round.steps=150"
+        *STREAMING, "silos=2", "clients=3", "update_compression=int8", "optimizer.lr=0.001", "round.steps=150"
     ),
 }
 
@@ -226,7 +243,12 @@ def _train(name: str, folder: Path, text: Path) -> Run | None:
     began = time.monotonic()
     configuration, run_dir, output = CONFIGURATIONS[name], folder / name, folder / f"{name}.log"
     overrides = [override.replace("TEXT", str(text)) for override in configuration.overrides]
-    fixed = ["rounds=2", f"launch.nproc={configuration.ranks}", "launch.threads=1", "launch.device=cpu"]
+    fixed = [
+        "rounds=2",
+        f"launch.nproc_per_node={configuration.ranks}",
+        "launch.threads_per_worker=1",
+        "launch.device=cpu",
+    ]
     command = [sys.executable, "-m", "trainer", *fixed, *overrides, f"run_dir={run_dir}"]
     fault = _interrupt(command, output, run_dir) if configuration.is_interrupted else None
     if fault is None and (code := _start(command, output).wait()):

@@ -12,7 +12,7 @@ import pytest
 from scripts import same_bits
 from scripts.same_bits import CONFIGURATIONS, Runs, differences
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 OLD: Runs = {
     "fedavg": {
         "sha256": {"model.safetensors": "ab12"},
@@ -85,7 +85,7 @@ class TestCommand:
         assert capsys.readouterr().out == "1 of 1 equal\n"
 
 
-@pytest.mark.parametrize("group", ["algorithm", "uplink", "gradients"])
+@pytest.mark.parametrize("group", ["algorithm", "update_compression", "gradient_compression"])
 def test_every_choice_of_a_group_has_a_configuration(group: str):
     """A new file of conf/ needs a new row; fp32, the default, is not written out."""
     overrides = {override for configuration in CONFIGURATIONS.values() for override in configuration.overrides}
