@@ -30,8 +30,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from scripts.bench.paired_timing import machine
 from scripts.chaos.compare import is_of_the_machine
-from scripts.duel import machine
 
 ROOT = Path(__file__).parents[1]
 PREEMPTED = 75  # the exit code of a run that has saved and left
@@ -74,7 +74,12 @@ ADAM = ("algorithm=fedavg", "server=adam")
 GPT = ("data=text", "data.path=TEXT", "data.length=32", "batch_size=16")
 SMALL_GPT = (*GPT, "model.layers=2", "model.heads=2", "model.width=32")
 STREAMING = ("algorithm=streaming", "algorithm.fragments=2", "algorithm.overlap_steps=3")
-BOUNDED = ("algorithm=fedavg", "algorithm.max_update_norm=0.2", "algorithm.weighting=capped", "algorithm.max_weight=100")
+BOUNDED = (
+    "algorithm=fedavg",
+    "algorithm.max_update_norm=0.2",
+    "algorithm.weighting=capped",
+    "algorithm.max_weight=100",
+)
 PERSONAL_HEAD = ("algorithm=fedavg", "algorithm.shared_params=conv", "eval.personal_steps=2")
 
 CONFIGURATIONS = {
