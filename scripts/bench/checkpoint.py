@@ -29,6 +29,7 @@ from trainer.checkpoint.checkpointer import assign_leaves
 from trainer.checkpoint.format import iter_leaves
 from trainer.data import Clients, DataSplits, TensorSource
 from trainer.distributed.topology import Topology, distributed
+from trainer.loop.checkpointing import save_round_checkpoint
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
 from trainer.loop.train_state import TrainState
@@ -108,7 +109,7 @@ def window(state: TrainState, checkpointer: Checkpointer | None) -> float:
     began = perf_counter()
     if checkpointer:
         state.progress.rounds += 1
-        state.save(checkpointer)
+        save_round_checkpoint(state, checkpointer)
     train_round(state, state.run.round(0))
     dist.barrier()
     seconds = perf_counter() - began
@@ -120,7 +121,7 @@ def window(state: TrainState, checkpointer: Checkpointer | None) -> float:
 def share(state: TrainState) -> list[torch.Tensor]:
     """What this rank saves."""
     topology = state.run.topology
-    common = {"model": state.model.shared_state(), "clients": state.client_states()}
+    common = {"model": state.model.shared_state(), "clients": state.trainer.clients.state_dict()}
     mine = assign_leaves(common, topology.replica, topology.num_replicas)
     return [leaf for _, leaf in iter_leaves(mine) if isinstance(leaf, torch.Tensor)]
 

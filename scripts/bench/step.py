@@ -1,7 +1,7 @@
 """How fast a synchronous step is, beside the hand-written DistributedDataParallel loop: python -m scripts.bench.step
 
 Two workers of one thread each run both sides in turn. Ours is a round with its normal logging (console, metrics.jsonl,
-TensorBoardLogger), without evaluation and checkpoints, which the hand-written loop does not have. With --gradients ours sends
+TensorBoard), without evaluation and checkpoints, which the hand-written loop does not have. With --gradients ours sends
 them in another way; the hand-written loop always sends them as they are.
 """
 

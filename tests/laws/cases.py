@@ -35,7 +35,7 @@ from trainer.data import DataSplits, TensorSource
 from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
 from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loggers import FinalArtifacts, Metrics
-from trainer.loop.fit import evaluate
+from trainer.loop.evaluate import evaluate
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength, Run
 from trainer.loop.train_state import TrainState
@@ -220,7 +220,7 @@ def one_round(state: TrainState, index: int) -> Metrics:
 
 def outcome(state: TrainState, rounds: list[Metrics]) -> Outcome:
     """What a live state holds, copied."""
-    clients = {client: leaves(kept) for client, kept in state.trainer.client_states.items()}
+    clients = {client: leaves(kept) for client, kept in state.trainer.clients.states.items()}
     algorithm = leaves(state.algorithm.state_dict() | state.algorithm.sharded_state_dict())
     # What is told of totals under way counts steps and clients, in which equal runs may differ.
     algorithm = {name: leaf for name, leaf in algorithm.items() if not name.startswith("streaming/")}

@@ -13,7 +13,7 @@ from trainer.data import DataSplits, TensorSource
 from trainer.data.transforms import Compose, RandomCrop
 from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import Metrics
-from trainer.loop.fit import evaluate
+from trainer.loop.evaluate import evaluate
 from trainer.loop.round import train_round
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
@@ -61,7 +61,7 @@ def test_a_run_is_the_same_to_rounding_and_may_go_on_in_either_layout() -> None:
             for second in (False, True):
                 state = TrainState(resnet_run(topology, second))
                 state.model.load_shared_state(begun.model.shared_state())
-                state.trainer.statistics = (state.model.statistics.vector(), state.model.statistics.counts())
+                state.trainer.statistics.take_from_model()
                 metrics = one_round(state, 1)
                 ends.append((state.model.shared_state(), metrics["test/loss"]))
     for model, loss in ends[1:]:

@@ -151,7 +151,7 @@ def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
         state = TrainState(run)
         rounds = [one_round(state, index) for index in range(3)]
         return rounds[-1]["clients/nonfinite"], {
-            client: leaves(kept) for client, kept in state.trainer.client_states.items()
+            client: leaves(kept) for client, kept in state.trainer.clients.states.items()
         }
 
 

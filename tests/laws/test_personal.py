@@ -17,7 +17,8 @@ from trainer.checkpoint import Checkpointer
 from trainer.data import DataSplits
 from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loggers import Metrics
-from trainer.loop.fit import evaluate, fit
+from trainer.loop.evaluate import evaluate
+from trainer.loop.fit import fit
 from trainer.loop.round import train_round
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
@@ -39,9 +40,11 @@ def heads_and_fresh(silos: SiloSpec) -> tuple[dict[int, Tensor], Tensor]:
         state = TrainState(run)
         for index in range(2):
             train_round(state, run.round(index))
-        heads = {client: kept["personal"]["parameters"].clone() for client, kept in state.trainer.client_states.items()}
+        heads = {
+            client: kept["personal"]["parameters"].clone() for client, kept in state.trainer.clients.states.items()
+        }
         state.init_new_clients(run.round(2))
-        return heads, state.trainer.initial_personal_state["parameters"]
+        return heads, state.trainer.clients.initial_personal_state["parameters"]
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
@@ -66,7 +69,7 @@ def judged(silos: SiloSpec) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict
         figures = evaluate(state)
         assert figures
         heads = {}
-        for client in state.trainer.client_states:
+        for client in state.trainer.clients.states:
             state.trainer.load_personal(client)
             heads[client] = {name: t.clone() for name, t in run.module.state_dict().items() if name.startswith("2.")}
         return figures, heads, state.model.shared_state()

@@ -31,7 +31,7 @@ from tests.laws.cases import (
 )
 from trainer.data import DataSplits, TensorSource
 from trainer.distributed.topology import SiloSpec, distributed
-from trainer.loop.fit import evaluate
+from trainer.loop.evaluate import evaluate
 from trainer.loop.round import train_round
 from trainer.loop.run import RoundLength
 from trainer.loop.train_state import TrainState

@@ -177,7 +177,7 @@ def clients_models(client_optimizer_state: Any) -> tuple[States, Metrics]:
         state = TrainState(run)
         metrics = [one_round(state, index) for index in range(run.rounds)][-1]
         models = {}
-        for client in state.trainer.client_states:
+        for client in state.trainer.clients.states:
             state.trainer.load_personal(client)
             models[client] = leaves(run.module.state_dict())
         return models, metrics

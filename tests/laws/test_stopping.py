@@ -25,7 +25,7 @@ from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.run import RoundLength
 from trainer.loop.stopping import Preempted, StopCriteria
-from trainer.loop.train_state import Progress
+from trainer.loop.progress import Progress
 
 ROUNDS = 8
 

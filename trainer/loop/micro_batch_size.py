@@ -90,7 +90,7 @@ def _largest_local_client(run: Run) -> int | None:
 
 def _fits(trainer: LocalTrainer, examples: Examples, size: int) -> bool:
     try:
-        trainer.try_forward_backward(*(part[:size] for part in examples))
+        trainer.step.try_forward_backward(*(part[:size] for part in examples))
         return True
     except OutOfMemoryError:
         pass  # and here, with the error, what it holds is gone
@@ -121,7 +121,7 @@ def optimizer_numbers_per_parameter(run: Run) -> int:
 def _restoring_state(trainer: LocalTrainer) -> Iterator[None]:
     """Puts back what a pass through the model changes, and gives back memory that was only tried."""
     buffers = [(buffer, buffer.clone()) for buffer in trainer.model.module.buffers()]
-    states = [(generator, generator.get_state()) for generator in trainer.generators]
+    states = [(generator, generator.get_state()) for generator in trainer.step.generators]
     yield
     trainer.model.clear_gradients()
     for buffer, before in buffers:

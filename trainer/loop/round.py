@@ -1,4 +1,4 @@
-"""One round: this silo trains its clients, then all silos combine. Synchronous or federated, it is this round."""
+"""One round: the silo trains its clients, then all silos combine, synchronous or federated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 from trainer.algorithms.round import Round
 from trainer.checkpoint import Checkpointer
-from trainer.distributed import collectives
 from trainer.loggers import Metrics
+from trainer.loop.checkpointing import save_round_snapshot
+from trainer.loop.consistency import model_fingerprint
 from trainer.loop.control import Action
-from trainer.loop.evaluate import model_fingerprint
+from trainer.loop.exchange import UNFINISHED
 from trainer.loop.local_trainer import ClientTraining, StepCallback
 from trainer.loop.round_metrics import RoundAccumulator, round_metrics
-from trainer.loop.round_snapshot import RoundSnapshot, save_round_snapshot
+from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.stopping import DivergedError
 from trainer.loop.train_state import TrainState
 from trainer.utils.compile import count_compiled_graphs
@@ -28,10 +29,18 @@ def train_round(
     checkpointer: Checkpointer | None = None,
     snapshot: RoundSnapshot | None = None,
 ) -> Metrics | None:
-    """The figures of one round: this silo trains its clients of the cohort, then all silos combine.
+    """Train this silo's clients of a round, then combine with the other silos.
 
-    Goes on from the middle of the round, if `snapshot` is one. None when the run was told to leave before all silos had
-    come to the end; each has then saved what it has done.
+    Args:
+        state: the state.
+        round: the round.
+        on_step: is called after each step.
+        checkpointer: saves the middle of the round when asked to.
+        snapshot: the middle of the round to continue from; None: the round begins.
+
+    Returns:
+        The metrics of the round; None if the run was asked to stop before all silos had finished, and each has saved
+        what it has done.
     """
     began = perf_counter() - (snapshot.seconds if snapshot else 0.0)
     seconds = state.run.length.deadline_seconds
@@ -66,14 +75,14 @@ def _train_clients(
     checkpointer: Checkpointer | None,
     began: float,
 ) -> bool:
-    """Whether this silo has trained all its clients of the round; if not, it was told to leave, and has saved."""
-    run, trainer, tally = state.run, state.trainer, snapshot.accumulator
+    """Train this silo's clients; return whether all have finished. Otherwise it was asked to stop, and has saved."""
+    run, trainer, accumulator = state.run, state.trainer, snapshot.accumulator
 
-    def pause(client: ClientTraining, action: Action) -> bool:
-        work = client.result
+    def on_action(client: ClientTraining, action: Action) -> bool:
+        steps = client.result.steps
         if not run.algorithm.skips_nonfinite_clients and not torch.linalg.vector_norm(state.model.shared).isfinite():
-            where = f"step {work.steps} of round {round.index + 1}"
-            window = (round.index, work.steps)
+            where = f"step {steps} of round {round.index + 1}"
+            window = (round.index, steps)
             raise DivergedError(f"The parameters are not finite after {where}", window, state.progress.skipped_windows)
         if checkpointer:
             snapshot.client, snapshot.seconds = client, perf_counter() - began
@@ -84,28 +93,28 @@ def _train_clients(
     trainer.skipped_windows = [
         (first, last) for index, first, last in state.progress.skipped_windows if index == round.index
     ]
-    alone = len(clients) == 1 and run.length.stragglers != "drop"
-    for position in range(len(tally.results), len(clients)):
-        if tally.results and tally.results[-1].ends_round:
-            tally.not_started = len(clients) - position
+    exclusive = len(clients) == 1 and run.length.stragglers != "drop"
+    for position in range(len(accumulator.results), len(clients)):
+        if accumulator.results and accumulator.results[-1].ends_round:
+            accumulator.not_started = len(clients) - position
             break
         client = clients[position]
-        place = round.index + position / len(clients)
-        watch_client = on_step and _rescale_progress(on_step, place / run.rounds, 1 / (len(clients) * run.rounds))
-        training = snapshot.client or trainer.start_client(snapshot.session, client, alone)
-        if not trainer.train(training, round, int(state.participations[client]), watch_client, pause):
+        begins_at = round.index + position / len(clients)
+        on_client_step = on_step and _rescale_progress(on_step, begins_at / run.rounds, 1 / (len(clients) * run.rounds))
+        training = snapshot.client or trainer.start_client(snapshot.session, client, exclusive)
+        if not trainer.train(training, round, int(state.participations[client]), on_client_step, on_action):
             return False
         snapshot.client = None
-        tally.add(training.result, _finish(state, training))
+        accumulator.add(training.result, _finish(state, training))
     return True
 
 
 def _finish(state: TrainState, training: ClientTraining) -> float | None:
-    """The norm of the client's delta, now in this silo's sums; None of a client that was late and is dropped."""
+    """Add a trained client to the silo's sums; return the norm of its update, None if it was late and is dropped."""
     result = training.result
     if result.timed_out and state.run.length.stragglers == "drop":
         return None
-    if state.run.algorithm.skips_nonfinite_clients and not state.trainer.has_finite_statistics():
+    if state.run.algorithm.skips_nonfinite_clients and not state.trainer.statistics.are_finite():
         return math.nan
     norm, kept = training.session.finish(result)
     if math.isfinite(norm):
@@ -114,47 +123,49 @@ def _finish(state: TrainState, training: ClientTraining) -> float | None:
 
 
 def aggregate_round(state: TrainState, round: Round, snapshot: RoundSnapshot, finished: bool = True) -> Metrics | None:
-    """The figures of a round, after the header's scalars and then the vectors have gone between the silos.
+    """Combine a round with the other silos. A collective, which every silo reaches each round, with clients or without.
 
-    The scalars go first: they say who is there, and what each silo's share of the whole is. None when a silo has not
-    `finished` its work, because it was told to leave: then all leave.
+    Args:
+        state: the state.
+        round: the round.
+        snapshot: what this silo has done of it.
+        finished: whether that is all its work; otherwise it was asked to stop.
+
+    Returns:
+        The metrics of the round; None if a silo has not finished: then all stop.
     """
-    session, tally, arrived = snapshot.session, snapshot.accumulator, perf_counter()
+    session, accumulator, arrived = snapshot.session, snapshot.accumulator, perf_counter()
     state.control.set_activity(f"round {round.index + 1}: combining with the other silos")
-    # Every silo reaches this line, each round, those without clients too: it is a collective.
     scalars = session.scalars()
-    own = scalars if state.run.topology.is_leader else dict.fromkeys(scalars, 0.0)
-    presence = {"unfinished": float(not finished), "leaving": float(state.control.requested_action() is Action.STOP)}
+    scalars = scalars if state.run.topology.is_leader else dict.fromkeys(scalars, 0.0)
+    scalars |= accumulator.scalars()
+    scalars |= {UNFINISHED: float(not finished), "stopping": float(state.control.requested_action() is Action.STOP)}
     # The clocks differ: the first rank's decides for all.
-    presence["out_of_time"] = float(state.run.topology.rank == 0 and arrived >= state.control.training_deadline)
-    sums, tables = collectives.all_reduce_scalars({**own, **tally.scalars(), **presence}, tally.tables())
-    state.is_stopping = sums["leaving"] > 0
-    if sums["unfinished"]:
+    scalars["out_of_time"] = float(state.run.topology.rank == 0 and arrived >= state.control.training_deadline)
+    combined = state.exchange.combine(session, round, scalars, accumulator.tables())
+    sums, tables = combined.sums, combined.tables
+    state.is_stopping = sums["stopping"] > 0
+    if combined.metrics is None:
         return None
     if sums["out_of_time"]:
         state.progress.stopped = "seconds"
-    met = perf_counter()
-    state.transport.start_round(round.seed_for)
-    figures = session.aggregate(sums)
     if round.index + 1 == state.run.rounds or state.progress.stopped:
         state.algorithm.flush()
     if sums["weight"] > 0:
-        state.trainer.pool_statistics(tables["statistics"] / sums["trained_weight"], tally.counts)
+        state.trainer.statistics.pool(tables["statistics"] / sums["trained_weight"], accumulator.counts)
         state.update_ema_after_round()
     else:
-        state.trainer.restore_statistics()
+        state.trainer.statistics.reset_model()
     state.participations[list(round.cohort)] += 1
-    metrics = round_metrics(state.run, round, sums, tables) | figures
-    metrics |= tally.seconds() | {
-        "seconds/straggler_wait": met - arrived,
-        "seconds/communication": perf_counter() - met,
-    }
+    metrics = round_metrics(state.run, round, sums, tables) | combined.metrics | accumulator.seconds()
     return metrics | {
+        "seconds/straggler_wait": combined.met - arrived,
+        "seconds/communication": perf_counter() - combined.met,
         "seconds/exposed_communication": state.take_wait_seconds(),
         "bytes_between_silos": state.transport.bytes_sent,
     }
 
 
 def _rescale_progress(on_step: StepCallback, start: float, length: float) -> StepCallback:
-    """The watch of one client, whose round is the part [start, start + length) of the run."""
+    """Return the callback of one client, whose round is the part [start, start + length) of the run."""
     return lambda done, examples, loss: on_step(start + done * length, examples, loss)

@@ -15,7 +15,7 @@ from trainer.commands.plan.memory import MemoryLines, memory_lines, peak_growth,
 from trainer.commands.plan.null_transport import NullTransport
 from trainer.distributed.gradients import FullPrecisionReducer
 from trainer.distributed.transport import make_transport
-from trainer.loop.evaluate import model_fingerprint
+from trainer.loop.consistency import model_fingerprint
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.micro_batch_size import find_micro_batch_size
 from trainer.loop.round import aggregate_round

@@ -59,14 +59,14 @@ def memory_lines(
     lines = {
         "parameters and buffers": _new([*run.module.parameters(), *run.module.buffers()], seen),
         "gradients": gradients,
-        "inner optimizer's state": _new(tensors_of(trainer.optimizer.state), seen),
+        "inner optimizer's state": _new(tensors_of(trainer.step.optimizer.state), seen),
         "global parameters": _new([global_state.pop("parameters")], seen),
         "average of the weights": _new([state.ema.vector] if state.ema else [], seen),
         "server optimizer's state, of its slice": _new(tensors_of(algorithm.sharded_state_dict()), seen),
         "sums of the silo's clients": _new(tensors_of(sums), seen),
         "deltas of all clients": wire.bytes_held + 2 * clients * _each(rows),
         "the algorithm's own": _new(tensors_of(global_state), seen),
-        "states kept for clients": len(run.homes[run.topology.silo]) * _each(trainer.client_states.values()),
+        "states kept for clients": len(run.homes[run.topology.silo]) * _each(trainer.clients.states.values()),
         "batch and activations": max(step - gradients, 0),
         PROCESS: process,
     }

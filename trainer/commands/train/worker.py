@@ -38,7 +38,7 @@ from trainer.loop.fit import fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
-from trainer.loop.train_state import validate_resume
+from trainer.loop.checkpointing import validate_resume
 from trainer.models import describe_model
 from trainer.utils.oom import OutOfMemoryError
 from trainer.utils.trees import flatten

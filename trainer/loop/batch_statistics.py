@@ -1,0 +1,61 @@
+"""The global statistics of BatchNorm and other shared buffers, from which every client starts its round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.distributed import collectives
+from trainer.distributed.topology import Topology
+from trainer.models.flat import FlatModel
+
+
+class GlobalStatistics:
+    """The pooled statistics of the last round, and the integer counters beside them.
+
+    Attributes:
+        vector: the statistics as float64 [k], see BufferStatistics.
+        counts: the integer buffers [m].
+    """
+
+    def __init__(self, model: FlatModel, topology: Topology):
+        self.model, self.topology = model, topology
+        self.take_from_model()
+
+    def take_from_model(self) -> None:
+        """Set the statistics to those that the model has now."""
+        self.vector, self.counts = self.model.statistics.vector(), self.model.statistics.counts()
+
+    def reset_model(self) -> None:
+        """Give the model the statistics with which all clients of this round started."""
+        if self.model.statistics.has_buffers:
+            self.model.statistics.load(self.vector, self.counts)
+
+    def pool(self, vector: Tensor, counts: Tensor) -> None:
+        """Set the statistics, and those of the model, to the mean over all clients. A collective.
+
+        Args:
+            vector: the mean [k].
+            counts: the largest counts of this silo [m].
+        """
+        if not self.model.statistics.has_buffers:
+            return
+        if len(counts):
+            collectives.all_reduce_max(counts)
+        self.vector, self.counts = vector, counts
+        self.reset_model()
+
+    def are_finite(self) -> bool:
+        """Return whether the buffers of all replicas of the silo are free of NaN and infinity. A collective."""
+        statistics = (self.model.statistics, self.model.personal_statistics)
+        vectors = [part.vector() for part in statistics if part.has_buffers]
+        if not vectors:
+            return True
+        total = torch.cat(vectors).sum()
+        return bool(collectives.all_reduce_mean_in_silo(total, self.topology).isfinite())
+
+    def average_personal(self) -> None:
+        """Average the statistics that stay with the client over the replicas of the silo. A collective."""
+        if self.model.personal_buffers:
+            personal = self.model.personal_statistics
+            personal.load(collectives.all_reduce_mean_in_silo(personal.vector(), self.topology), personal.counts())

@@ -1,0 +1,299 @@
+"""Saving and restoring: one list of named sections for checkpoints after a round and in the middle of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from trainer.algorithms.client_result import client_result_from_state, merge_client_results
+from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
+from trainer.checkpoint.format import SavedState
+from trainer.distributed.compression import Uncompressed
+from trainer.distributed.topology import count_shards
+from trainer.loop.local_trainer import ClientTraining
+from trainer.loop.progress import Progress
+from trainer.loop.round_metrics import RoundAccumulator
+from trainer.loop.round_snapshot import RoundSnapshot
+from trainer.loop.run import Run
+from trainer.loop.train_state import TrainState
+from trainer.models.flat import BufferStatistics
+
+# Which ranks hold a section alike: all ranks; those that move the same shard of the shared vector; the replicas of a
+# silo; or each rank its own, `unique` under names that no other rank uses, or as a `rank` that is read by itself.
+Scope = Literal["all", "shard", "silo", "unique", "rank"]
+
+Tree = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A named part of a checkpoint.
+
+    Attributes:
+        name: of the section; two of different scopes may share one, and are loaded as one tree.
+        scope: which ranks hold it alike.
+        state: returns a tree of live tensors and numbers.
+        load: restores the tree; of scope `rank` it gets those of this rank, or of all ranks if their number has
+            changed. None: it is loaded with another section of this name, or by hand.
+        wanted: says of the name of a leaf whether this rank needs it.
+    """
+
+    name: str
+    scope: Scope
+    state: Callable[[], Any]
+    load: Callable[[Any], None] | None = None
+    wanted: Callable[[str], bool] = bool
+
+
+def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best: bool = False) -> None:
+    """Start writing the checkpoint between two rounds."""
+    rounds, suffix = state.progress.rounds, ""
+    if state.progress.unevaluated_metrics is not None:
+        rounds, suffix = rounds + 1, "-unevaluated"
+    sections = [*_common_sections(state), *_round_sections(state)]
+    checkpointer.save_round(
+        f"round-{rounds:06d}{suffix}",
+        replicated=_trees(sections, "all"),
+        sharded=_trees(sections, "shard"),
+        per_silo=_trees(sections, "silo"),
+        per_rank={"own": _trees(sections, "rank"), **_trees(sections, "unique")},
+        all_ranks_write=state.run.algorithm.keeps_client_state or state.transport.stateful,
+        is_best=is_best,
+    )
+
+
+def save_round_snapshot(state: TrainState, checkpointer: Checkpointer, snapshot: RoundSnapshot) -> None:
+    """Start writing this silo's part of a round: all that it needs to continue from this step. No collective."""
+    client = snapshot.client
+    # Where no client is left out, the state that the client in training keeps is the optimizer's, saved there.
+    without = client.result.client if client and not state.run.algorithm.skips_nonfinite_clients else None
+    sections = [*_common_sections(state, without), *_snapshot_sections(state, snapshot)]
+    checkpointer.save_mid_round(
+        state.progress.rounds,
+        snapshot.steps,
+        replicated=_trees(sections, "all", "silo"),
+        sharded=_trees(sections, "shard", "unique"),
+        per_rank=_trees(sections, "rank"),
+    )
+
+
+def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
+    """Restore a checkpoint between two rounds, or the middle of a round, which is returned. A collective of the silo."""
+    topology = state.run.topology
+    saved = resume_point.mid_round.get(topology.silo)
+    if saved is None:
+        assert resume_point.round_checkpoint is not None
+        _restore_round(state, resume_point.round_checkpoint)
+        if _has_trained(state):
+            state.trainer.warm_up_ddp()
+        return None
+    rank_states = [saved.load_shard(shard, "own") for shard in _shards_of_rank(saved, topology)]
+    snapshot = _restore_snapshot(state, saved, rank_states)
+    if _has_trained(state) or snapshot.steps:
+        state.trainer.warm_up_ddp()
+    _restore_after_warm_up(state, rank_states)
+    return snapshot
+
+
+def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedStorage) -> None:
+    """Raise ValueError when a run would resume with other data than before, or without its clients' states."""
+    if resume_point is None:
+        return
+    saved = resume_point.states[0].load("progress")
+    silos = json.loads(saved["json"])["silo_sizes"]
+    has_states = run.algorithm.keeps_client_state or not isinstance(run.update_compression, Uncompressed)
+    is_divided = has_states or max(count_shards(silos), run.topology.num_shards) > 1
+    if is_divided and not storage.is_shared and silos != list(run.topology.silo_sizes):
+        raise ValueError(
+            f"algorithm={type(run.algorithm).__name__} with update_compression={run.update_compression.name} has left "
+            "states on the disks of the nodes that trained:\n"
+            f"replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
+            "  start it on the same nodes, or put run_dir on a disk that all of them share"
+        )
+    if saved["data"] != run.data_fingerprint:
+        raise ValueError(
+            "data= or partition= is not what this run was begun with: the examples or their clients have changed.\n"
+            "  restore the data, or choose another run_dir"
+        )
+
+
+def _common_sections(state: TrainState, without: int | None = None) -> list[Section]:
+    """Return the sections of every checkpoint, in the order in which they are restored.
+
+    Args:
+        state: the state.
+        without: a client whose state is left out.
+    """
+    clients, topology, run = state.trainer.clients, state.run.topology, state.run
+    homes = set(run.training_homes[topology.silo])
+
+    def load_progress(tree: Tree) -> None:
+        state.progress = Progress(**json.loads(tree["json"]))
+        state.participations.copy_(tree["participations"])
+        metrics = state.progress.unevaluated_metrics or state.progress.metrics
+        state.transport.bytes_sent = int(metrics.get("bytes_between_silos", 0))
+
+    def progress() -> Tree:
+        state.progress.silo_sizes = list(topology.silo_sizes)
+        text = json.dumps(asdict(state.progress))
+        return {"json": text, "participations": state.participations, "data": run.data_fingerprint}
+
+    def load_transport(tree: Tree) -> None:
+        # The states of silos that no longer exist go to the others.
+        state.transport.load_state_dicts(tree.values(), state.algorithm.parts, _is_same_world(state))
+
+    def load_personal(tree: Tree) -> None:
+        clients.initial_personal_state = dict(tree)
+
+    def is_home(leaf: str) -> bool:
+        return int(leaf.split("/")[0]) in homes
+
+    def is_own_silo(leaf: str) -> bool:
+        return int(leaf.split("/")[0]) % topology.num_silos == topology.silo
+
+    ema = [Section("ema", "all", state.ema.state_dict, state.ema.load_state_dict)] if state.ema else []
+    reducer = state.trainer.step.gradient_reducer
+    return [
+        Section("progress", "all", progress, load_progress),
+        *ema,
+        Section("fresh", "all", lambda: clients.initial_personal_state, load_personal),
+        Section("clients", "silo", lambda: clients.state_dict(without), clients.load_state_dict, is_home),
+        Section(
+            "clients",
+            "rank",
+            lambda: clients.rank_state_dict(without),
+            lambda trees: clients.load_rank_state_dicts(trees, reducer),
+            is_home,
+        ),
+        Section(
+            "residuals",
+            "unique",
+            lambda: {str(topology.silo): state.transport.state_dict()},
+            load_transport,
+            is_own_silo,
+        ),
+        Section("algorithm", "all", state.algorithm.state_dict),
+        Section("algorithm", "shard", state.algorithm.sharded_state_dict),
+    ]
+
+
+def _round_sections(state: TrainState) -> list[Section]:
+    """Return what only a checkpoint between two rounds has: the global model is the model."""
+
+    def load_model(tree: Tree) -> None:
+        state.model.load_shared_state(dict(tree))
+        state.trainer.statistics.take_from_model()
+
+    return [Section("model", "all", state.model.shared_state, load_model)]
+
+
+def _snapshot_sections(state: TrainState, snapshot: RoundSnapshot) -> list[Section]:
+    """Return what only a checkpoint in the middle of a round has: local parameters, sums, the client in training."""
+    trainer, client, module = state.trainer, snapshot.client, state.model.module
+    statistics = {"vector": trainer.statistics.vector, "counts": trainer.statistics.counts}
+    of_client = client.session.state_dict() if client else {}
+    return [
+        Section("model", "all", lambda: dict(module.named_parameters())),
+        Section("round", "all", lambda: snapshot.session.state_dict() | of_client),
+        Section("inner", "all", lambda: trainer.step.state_dict() if client else {}),
+        Section("statistics", "all", lambda: statistics),
+        Section("buffers", "rank", lambda: dict(module.named_buffers())),
+        Section("tally", "rank", snapshot.accumulator.state_dict),
+        Section("work", "rank", lambda: client.result.state_dict() if client else {}),
+        Section("gradients", "rank", lambda: trainer.step.gradient_reducer.state_dict() if client else {}),
+        Section("seconds", "rank", lambda: snapshot.seconds),
+    ]
+
+
+def _trees(sections: Sequence[Section], *scopes: Scope) -> dict[str, Any]:
+    return {section.name: section.state() for section in sections if section.scope in scopes}
+
+
+def _restore_round(state: TrainState, saved: SavedState) -> None:
+    """Restore a checkpoint between two rounds. Clients' states are found wherever their silos were."""
+    topology = state.run.topology
+    for section in [*_common_sections(state)[:1], *_round_sections(state), *_common_sections(state)[1:]]:
+        if section.load is None:
+            continue
+        if section.scope == "rank":
+            own = f"silo-{topology.silo}.replica-{topology.replica}"
+            shards = [own] if _is_same_world(state) else saved.shards
+            name = f"own/{section.name}"
+            section.load([saved.load_shard(one, name, section.wanted) for one in shards if one in saved.shards])
+        else:
+            section.load(saved.load(section.name, section.wanted))
+    state.algorithm.load_state_dict(saved.load("algorithm"))
+
+
+def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[dict[str, Any]]) -> RoundSnapshot:
+    """Restore the middle of a round, but for what the warm-up of DDP changes."""
+    trainer, topology = state.trainer, state.run.topology
+    for section in _common_sections(state):
+        if section.load and section.scope == "rank":
+            section.load([own[section.name] for own in rank_states])
+        elif section.load:
+            section.load(saved.load(section.name, section.wanted))
+    _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
+    statistics = saved.load("statistics")
+    trainer.statistics.vector, trainer.statistics.counts = statistics["vector"], statistics["counts"]
+    state.algorithm.load_state_dict(saved.load("algorithm"))
+    round, of_round = state.run.round(state.progress.rounds), saved.load("round")
+    session = state.algorithm.load_round(round, of_round)
+    if inner := saved.load("inner"):
+        trainer.step.load_state_dict(inner)
+    accumulator = RoundAccumulator(state.run, round, state.model.statistics)
+    accumulator.load_state_dicts([own["tally"] for own in rank_states], topology.replica)
+    snapshot = RoundSnapshot(session, accumulator, None, rank_states[0]["seconds"])
+    results = [client_result_from_state(own["work"]) for own in rank_states if own["work"]]
+    if results:
+        result = results[0] if len(results) == 1 else merge_client_results(results, topology.replica)
+        snapshot.client = ClientTraining(result, session.load_client(of_round))
+    return snapshot
+
+
+def _restore_after_warm_up(state: TrainState, rank_states: list[dict[str, Any]]) -> None:
+    """Restore buffers, pooled if the number of replicas has changed, and the gradients that were held back."""
+    buffers = dict(state.model.module.named_buffers())
+    statistics = BufferStatistics(buffers)
+    vectors, counts = [], []
+    for own in rank_states:
+        _copy_into(buffers, own["buffers"])
+        vectors.append(statistics.vector())
+        counts.append(statistics.counts())
+    if len(rank_states) > 1:
+        statistics.load(torch.stack(vectors).mean(0), torch.stack(counts).amax(0))
+    reducer = state.trainer.step.gradient_reducer
+    if states := [own["gradients"] for own in rank_states if own["gradients"]]:
+        reducer.load_state_dict(reducer.reshard(states))
+
+
+def _is_same_world(state: TrainState) -> bool:
+    return state.progress.silo_sizes == list(state.run.topology.silo_sizes)
+
+
+def _shards_of_rank(saved: SavedState, topology: Any) -> Sequence[str]:
+    """Return the shard that this replica has written, or all of them if the number of replicas has changed."""
+    own = f"replica-{topology.replica}-of-{topology.num_replicas}"
+    if own in saved.shards:
+        return [own]
+    return [saved.shards[topology.replica]] if len(saved.shards) == topology.num_replicas else saved.shards
+
+
+def _has_trained(state: TrainState) -> bool:
+    """Return whether this silo has trained before. Who trains when is a pure function, and need not be saved."""
+    run, silo, rounds = state.run, state.run.topology.silo, state.progress.rounds
+    if run.personal_steps and run.homes[silo] and any(map(run.evaluates, range(rounds))):
+        return True
+    earlier = map(run.round, range(rounds + (state.progress.unevaluated_metrics is not None)))
+    return any(run.assignments(round)[silo] for round in earlier)
+
+
+@torch.no_grad()
+def _copy_into(tensors: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Copy saved tensors into the live ones, of which other objects hold views."""
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])

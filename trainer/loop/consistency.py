@@ -1,0 +1,40 @@
+"""Consistency: models that must be equal are equal, bit for bit."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from trainer.distributed import collectives
+from trainer.distributed.topology import Topology
+from trainer.models.flat import FlatModel
+
+
+def model_fingerprint(model: FlatModel) -> int:
+    """Return a 64-bit hash of the bits of the trainable parameters."""
+    return _hash(torch.cat([model.shared, model.personal])) if len(model.personal) else _hash(model.shared)
+
+
+def check_consistency(topology: Topology, local: int, model: FlatModel) -> None:
+    """Raise RuntimeError, on every rank alike, when models that must be equal are not. A collective.
+
+    Args:
+        topology: the ranks.
+        local: the fingerprint of this rank's model at the end of its local work, which is equal within a silo.
+        model: after the combination, with shared parameters that are equal everywhere.
+    """
+    rows = collectives.all_gather_rows(torch.tensor([topology.silo, local, _hash(model.shared)])).tolist()
+    leaders = {silo: local for silo, local, _ in reversed(rows)}
+    differing = [rank for rank, (silo, local, _) in enumerate(rows) if local != leaders[silo]]
+    if differing:
+        raise RuntimeError(f"Replicas have drifted apart: ranks {differing} differ from the first rank of their silo.")
+    differing = [rank for rank, row in enumerate(rows) if row[2] != rows[0][2]]
+    if differing:
+        raise RuntimeError(f"The global model has drifted apart: ranks {differing} differ from rank 0.")
+
+
+def _hash(vector: Tensor) -> int:
+    digest = blake2b(vector.cpu().view(torch.uint8).numpy().data, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

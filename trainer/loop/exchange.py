@@ -1,0 +1,84 @@
+"""How the silos of a run come together: initial parameters, sums of scalars, and the combination of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from trainer.algorithms.base import Metrics, RoundSession
+from trainer.algorithms.round import Round
+from trainer.distributed import collectives
+from trainer.distributed.transport import Transport
+
+Scalars = dict[str, float]
+Tables = dict[str, Tensor]
+
+# A scalar that a silo sets to 1 when it brings a round that it has not finished.
+UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The result of a combination.
+
+    Attributes:
+        sums: the scalars of all silos, summed.
+        tables: the float64 tables of all silos, summed.
+        metrics: of the algorithm; None if a silo had not finished its work, and nothing was combined.
+        met: the reading of `perf_counter` when all silos had come.
+    """
+
+    sums: Scalars
+    tables: Tables
+    metrics: Metrics | None
+    met: float
+
+
+class Exchange(Protocol):
+    """How the silos of a run come together. Every rank makes the same calls."""
+
+    def start(self, module: nn.Module) -> None:
+        """Make the parameters and buffers of all silos equal. A collective."""
+        ...
+
+    def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
+        """Sum scalars and float64 tables over everything that trains, exactly the same on every rank. A collective."""
+        ...
+
+    def combine(self, session: RoundSession, round: Round, scalars: Scalars, tables: Mapping[str, Tensor]) -> Combined:
+        """Sum scalars and tables, and then let the session aggregate, unless a silo is unfinished. A collective.
+
+        Args:
+            session: this silo's part of the round.
+            round: the round.
+            scalars: this rank's, those of the session among them.
+            tables: this rank's.
+        """
+        ...
+
+
+class InWorld:
+    """All silos are ranks of one world, and meet in its process groups."""
+
+    def __init__(self, transport: Transport):
+        self.transport = transport
+
+    def start(self, module: nn.Module) -> None:
+        for tensor in (*module.parameters(), *module.buffers()):
+            collectives.broadcast(tensor.detach())
+
+    def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
+        return collectives.all_reduce_scalars(scalars, tables)
+
+    def combine(self, session: RoundSession, round: Round, scalars: Scalars, tables: Mapping[str, Tensor]) -> Combined:
+        # The scalars go first: they say who takes part, and what share of the whole each silo has.
+        sums, tables = self.sum(scalars, tables)
+        met = perf_counter()
+        if sums[UNFINISHED]:
+            return Combined(sums, tables, None, met)
+        self.transport.start_round(round.seed_for)
+        return Combined(sums, tables, session.aggregate(sums), met)

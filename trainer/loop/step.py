@@ -1,0 +1,148 @@
+"""The training step of a silo: forward, backward, clipping and the optimizer, by all its replicas in lockstep."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.algorithms.base import ClientSession
+from trainer.algorithms.client_result import ClientResult
+from trainer.data.loading.loader import MicroBatch, ReplicaBatch
+from trainer.distributed.gradients.ddp import no_sync, wrap_ddp
+from trainer.loop.loss_normalizer import LossNormalizer
+from trainer.loop.run import Run
+from trainer.models.flat import FlatModel
+from trainer.optim import DynamicLossScaler, IdentityLossScaler, LossScaler
+from trainer.optim.ema import ExponentialMovingAverage
+from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
+from trainer.utils.compile import compile_module
+from trainer.utils.oom import raise_if_oom
+from trainer.utils.seeding import default_generators
+
+
+class TrainStep:
+    """Makes the steps of one client after the other, with one optimizer whose state is swapped between them.
+
+    Attributes:
+        optimizer: the clients' optimizer.
+        scaler: scales the loss for float16.
+        gradient_reducer: averages gradients over the silo; may hold back what compression lost.
+        forward: the bare model in the run's precision, for evaluation.
+        ema: an average of the weights that takes in every step; None if there is none, or it is updated by round.
+        generators: PyTorch's default random generators, seeded anew for every micro-batch.
+    """
+
+    def __init__(self, run: Run, model: FlatModel, ema: ExponentialMovingAverage | None):
+        self.run, self.model, self.ema = run, model, ema
+        device = run.topology.device
+        self.scaler: LossScaler = DynamicLossScaler(device) if run.autocast == torch.float16 else IdentityLossScaler()
+        wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, run.gradient_compression, self.scaler)
+        self.no_sync = partial(no_sync, wrapped)
+        self.ddp_model = compile_module(wrapped, run.compile_backend)
+        self.forward = compile_module(model.module, run.compile_backend)
+        self.loss_sum = self._loss_sum
+        if run.autocast:
+            autocast = torch.autocast(device.type, run.autocast)
+            self.loss_sum, self.forward = autocast(self.loss_sum), autocast(self.forward)
+        self.optimizer = run.optimizer(model.named_trainable)
+        self.base_lrs, self.lr_factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
+        self.generators = default_generators(device)
+        self.loss_normalizer = LossNormalizer(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
+        self.has_batch_statistics = model.has_batch_statistics
+
+    def __call__(
+        self, batch: ReplicaBatch, seed: int, session: ClientSession, result: ClientResult, measure_norm: bool
+    ) -> None:
+        """Make a step on this replica's part of a batch, and count it in the result.
+
+        Args:
+            batch: the micro-batches of this replica.
+            seed: seeds the random operations of the model; other micro-batches than the last use the seeds after it.
+            session: adjusts the gradients.
+            result: what the client has done so far.
+            measure_norm: whether the norm of the gradient is wanted, even if it is not clipped.
+        """
+        loss_sum, units = self._accumulate_gradients(batch, seed)
+        self.scaler.unscale(self.optimizer)
+        session.adjust_gradients()
+        result.gradient_norm = self.run.clip(self.model.trainable, measure=measure_norm)
+        if self.scaler.step(self.optimizer):
+            result.lr_factors.append(self.lr_factor)
+            if self.ema:
+                self.ema.update()
+        else:
+            self.gradient_reducer.rollback()
+        self.model.clear_gradients()
+        result.add(batch.examples, loss_sum, units)
+
+    def set_progress(self, progress: float) -> None:
+        """Set the learning rates to those of this fraction of the run, in [0, 1]."""
+        factor = self.run.schedule(progress)
+        if factor != self.lr_factor:
+            for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                group["lr"] = lr * factor
+            self.lr_factor = factor
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the first group of parameters."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the live state of the optimizer and of the loss scaler."""
+        return {"optimizer": optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a `state_dict`; what is missing is reset."""
+        restore_optimizer_state(self.optimizer, state.get("optimizer", {}))
+        self.scaler.load_state_dict(state.get("scaler", {}))
+
+    def warm_up(self, inputs: Tensor, targets: Tensor) -> None:
+        """Bring DDP to where it is after a step: after its first backward it reorders its buckets, which changes bits.
+
+        A restored run does this before its first step, a new one must not. The loss is multiplied by zero and the
+        gradients are dropped.
+        """
+        self.model.module.train()
+        (self.loss_sum(inputs, targets) * 0).backward()
+        self.model.clear_gradients()
+        self.gradient_reducer.load_state_dict({})
+
+    def try_forward_backward(self, inputs: Tensor, targets: Tensor) -> None:
+        """Run forward and backward of these examples without communication."""
+        self.model.module.train()
+        self._forward_backward_no_sync((inputs, targets), self.loss_normalizer[len(inputs)], 0)
+
+    def _accumulate_gradients(self, batch: ReplicaBatch, seed: int) -> tuple[Tensor, float]:
+        """Add the gradient of the mean loss over the silo's batch; return this replica's loss sum and units."""
+        *earlier, last = batch.micro_batches
+        units = self.run.task.units(last[1])
+        scale = self.scaler.scale(self.loss_normalizer[batch.weight * units])
+        losses = [self._forward_backward_no_sync(examples, scale, seed + 1 + i) for i, examples in enumerate(earlier)]
+        # Only the last micro-batch is a collective. Every replica runs one, of no examples if it has none.
+        loss_sum = self._forward_backward(last, scale, seed)
+        return sum(losses, start=loss_sum) if losses else loss_sum, batch.replica_weight * units
+
+    def _forward_backward_no_sync(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:
+        with self.no_sync():
+            return self._forward_backward(examples, scale, seed)
+
+    def _forward_backward(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:
+        for generator in self.generators:
+            generator.manual_seed(seed)
+        count = len(examples[0])
+        if self.has_batch_statistics and self.model.module.training != (count > 1):
+            self.model.module.train(count > 1)  # a single example has no statistics of its own
+        try:
+            loss_sum = self.loss_sum(*examples)
+            loss_sum.backward(scale)
+        except (RuntimeError, MemoryError) as error:
+            raise_if_oom(error, "micro_batch_size", self.run.micro_batch_size, count)
+            raise
+        return loss_sum.detach_()
+
+    def _loss_sum(self, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        return self.run.task.loss_sum(self.ddp_model(inputs), targets, *weights)
