@@ -32,7 +32,7 @@ UNKNOWN = {
     "an experiment": (["experiment=nothing"], ["experiment=nothing", "mnist_fedavg"]),
     "an argument": (["optimizer.momentum=0.9"], ["optimizer.momentum", "optimizer.lr", "+optimizer.momentum=..."]),
     "one of a few keys": (
-        ["checkpoint.evry=2"],
+        ["checkpoint.every_round=2"],
         ["did you mean checkpoint.every_rounds?", "valid: checkpoint.every_rounds, "],
     ),
     "a key unlike any of its section": (["round.foo=2"], ["round.foo is no key\n", "valid: round.epochs, round.steps"]),

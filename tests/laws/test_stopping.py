@@ -23,9 +23,9 @@ from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop import round
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
+from trainer.loop.progress import Progress
 from trainer.loop.run import RoundLength
 from trainer.loop.stopping import Preempted, StopCriteria
-from trainer.loop.progress import Progress
 
 ROUNDS = 8
 

@@ -33,12 +33,12 @@ from trainer.distributed.environment import ClusterEnvironment, check_ranks, det
 from trainer.distributed.launch.heartbeat import Heartbeat, handle_stop_signals, hard_exit
 from trainer.distributed.topology import Topology, broadcast_via_store, distributed, open_store, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger, read_jsonl
+from trainer.loop.checkpointing import validate_resume
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
-from trainer.loop.checkpointing import validate_resume
 from trainer.models import describe_model
 from trainer.utils.oom import OutOfMemoryError
 from trainer.utils.trees import flatten
