@@ -40,7 +40,7 @@ def work() -> int:
 
 
 def _mark(marks: Marks) -> None:
-    from trainer.algorithms import FedAvg
+    from trainer.algorithms.global_model import GlobalModel
     from trainer.checkpoint import checkpointer
     from trainer.commands.train import worker
     from trainer.distributed import collectives
@@ -48,14 +48,14 @@ def _mark(marks: Marks) -> None:
 
     for owner, name, doing in (
         (worker, "build", "building"),
-        (checkpointer.Checkpointer, "newest", "choosing a checkpoint"),
+        (checkpointer.Checkpointer, "latest", "choosing a checkpoint"),
         (fit, "restore", "restoring"),
         (local_trainer.LocalTrainer, "train", "training"),
-        (round, "combine", "combining"),
+        (round, "aggregate_round", "combining"),
         (fit, "evaluate", "evaluating"),
         (fit, "_end_round", "ending the round"),
-        (collectives, "sum_header", "scalars"),
-        (FedAvg, "_move", "vectors"),
+        (collectives, "all_reduce_scalars", "scalars"),
+        (GlobalModel, "move", "vectors"),
     ):
         setattr(owner, name, _inside(getattr(owner, name), marks, doing))
     _mark_steps(marks)
@@ -113,7 +113,7 @@ def _mark_saves(marks: Marks) -> None:
         at("note", "sync")
 
     checkpointer.write_shard, os.fsync, os.rename = mark_part, mark_sync, mark_rename
-    for name in ("_drop_old_borders", "_drop_old_sections"):
+    for name in ("_prune_rounds", "_prune_mid_round"):
         setattr(checkpointer.Checkpointer, name, _clearing(getattr(checkpointer.Checkpointer, name), marks))
 
 

@@ -46,8 +46,8 @@ def work(overrides: list[str]) -> None:
     place = worker.ClusterEnvironment(rank, size, rank, size)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(worker, "discover", lambda: place),
-        patch.object(worker, "meet", lambda place: dist.FileStore(path, size)),  # pyright: ignore
+        patch.object(worker, "detect_environment", lambda: place),
+        patch.object(worker, "open_store", lambda place: dist.FileStore(path, size)),  # pyright: ignore
     ):
         path = collectives.broadcast_text(f"{folder}/store")
         worker.main(lambda: compose_tree(["launch.threads_per_worker=1", "launch.device=cpu", *overrides]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -31,7 +32,7 @@ from tests.laws.cases import (
 from tests.laws.test_equivalences import HalfSquares, Point
 from trainer.algorithms.round import Round
 from trainer.data import DataSplits, TensorSource
-from trainer.loop import control, round
+from trainer.loop import control, exchange, round
 from trainer.loop.run import RoundLength
 
 EVERYONE = tuple(range(len(SIZES)))
@@ -72,8 +73,11 @@ class Costly(nn.Module):
 
 def by_clock(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns on a rank that tells the time by the clock, and whose replicas vote after each step."""
-    votes = patch.object(control, "SECONDS_BETWEEN_VOTES", 0.0)
-    with votes, patch.object(control, "perf_counter", CLOCK), patch.object(round, "perf_counter", CLOCK):
+    votes = patch.object(control, "CONSENSUS_INTERVAL_SECONDS", 0.0)
+    clocks = (patch.object(module, "perf_counter", CLOCK) for module in (control, round, exchange))
+    with votes, ExitStack() as stack:
+        for clock in clocks:
+            stack.enter_context(clock)
         return function(*arguments)
 
 

@@ -72,7 +72,7 @@ def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str
             return metrics
 
         try:
-            with patch.object(loop_round, "combine", combine_and_perturb):
+            with patch.object(loop_round, "aggregate_round", combine_and_perturb):
                 fit(run, on_step=watch)
         except RuntimeError as error:
             return str(error)

@@ -68,7 +68,7 @@ def run_part(
     name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, orders: Orders | None
 ) -> Records | None:
     """Trains from the newest checkpoint to the end, or until told to leave."""
-    with distributed(silos_of(name, silos)) as topology, patch.object(control, "SECONDS_BETWEEN_VOTES", 0.0):
+    with distributed(silos_of(name, silos)) as topology, patch.object(control, "CONSENSUS_INTERVAL_SECONDS", 0.0):
         run = case_run(topology, name, {"rounds": ROUNDS, "save_every": 1} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
         start, records = checkpoints.latest(), Records()

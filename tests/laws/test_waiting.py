@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.runs import SGD, make_run
 from trainer.data.transforms import Compose, CutOut, RandomCrop, RandomFlip, RandomRotation
 from trainer.distributed.topology import Topology, distributed
-from trainer.loop.local_trainer import LocalTrainer
+from trainer.loop.step import TrainStep
 from trainer.loop.round import train_round
 from trainer.loop.train_state import TrainState
 from trainer.optim import GradientClipper
@@ -94,7 +94,7 @@ def test_no_number_is_read_in_preprocessing() -> None:
 
 def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that most loops read."""
-    micro_batch = LocalTrainer._forward_backward
+    micro_batch = TrainStep._forward_backward
 
     def reading(*arguments: Any) -> torch.Tensor:
         loss = micro_batch(*arguments)
@@ -103,7 +103,7 @@ def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with distributed(device="cpu") as topology:
         steps = epoch_of_steps(topology, "mlp", {"optimizer": SGD})
-        monkeypatch.setattr(LocalTrainer, "_forward_backward", reading)
+        monkeypatch.setattr(TrainStep, "_forward_backward", reading)
         with Counting() as counting:
             steps()
     assert counting.found == ["_local_scalar_dense"] * 6

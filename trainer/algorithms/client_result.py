@@ -1,4 +1,4 @@
-"""What a client did in a round: the counts and sums that figures are made from."""
+"""The result of a client's local training: counts and sums, from which metrics are made."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ MAX_PENDING_LOSSES = 1024  # appending a step's loss to a list costs a tenth of 
 
 @dataclass
 class ClientResult:
-    """What a client did in a round. losses and units are this replica's part, the rest is equal in the silo.
+    """What a client did in a round. Losses and units are this replica's part; all else is equal in the silo.
 
-    weight          n_k, the number of the client's training examples, or the sum of their weights if they have any
-    examples_seen   examples that went through the model, epochs counted
-    steps           optimizer steps that were attempted: the place in the client's round
-    units           what the loss is summed over: examples or tokens, each times its weight
-    lr_factors         on the learning rates, of the steps that were applied
-    gradient_norm   of the last step, before clipping
-    timed_out         whether the time of the round was over before the client's work was done
-    ends_round         whether it was over when the client had ended, so that no other client begins
+    Attributes:
+        client: the client.
+        weight: n_k, the number of its training examples, or the sum of their weights.
+        losses: loss sums of the last steps, not yet added up.
+        loss_total: the sum of the losses before them.
+        last_step: loss sum and units of the last step.
+        examples_seen: examples that went through the model, over all epochs.
+        steps: optimizer steps that were attempted, the position in the client's round.
+        units: examples or tokens over which the loss is summed, each times its weight.
+        lr_factors: factors on the learning rates of the steps that were applied.
+        timed_out: whether the deadline passed before the client had done all its steps.
+        ends_round: whether it had passed when the client ended, so that no other client begins.
+        gradient_norm: of the last step, before clipping.
+        learning_rate: of the last step.
+        seconds_data: waiting for data.
+        seconds_compute: all other time.
     """
 
     client: int
@@ -44,7 +52,7 @@ class ClientResult:
     seconds_compute: float = 0.0
 
     def add(self, examples: int, loss_sum: Tensor, units: float) -> None:
-        """Counts one step."""
+        """Count one step."""
         self.last_step = (loss_sum, units)
         self.steps += 1
         self.examples_seen += examples
@@ -54,7 +62,7 @@ class ClientResult:
             self._sum_losses()
 
     def last_loss(self) -> float:
-        """This replica's mean loss of the last step. Waits for the device."""
+        """Return this replica's mean loss of the last step. Waits for the device."""
         loss_sum, units = self.last_step
         return float(loss_sum) / (units or 1)
 
@@ -66,11 +74,11 @@ class ClientResult:
         return float(self.loss_total)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as a tree; the losses as one vector, so that their sum stays the same to the last bit."""
+        """Return the state as a tree; the losses as one vector, so that their sum stays the same to the last bit."""
         numbers = {
             name: float(value) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
-            if name not in ("losses", "last")
+            if name not in ("losses", "last_step")
         }
         losses = {"losses": torch.stack(self.losses)} if self.losses else {}
         return {"numbers": json.dumps(numbers), **losses}
@@ -81,15 +89,15 @@ class ClientResult:
 
 
 def client_result_from_state(state: dict[str, Any]) -> ClientResult:
-    """The ClientResult whose `state_dict` this is."""
+    """Return the ClientResult of a `state_dict`."""
     losses = list(state["losses"].unbind()) if "losses" in state else []
     return ClientResult(**json.loads(state["numbers"]), losses=losses)
 
 
 def merge_client_results(results: Sequence[ClientResult], replica: int) -> ClientResult:
-    """One replica's part of the same work, done by another number of replicas: the first takes all there is to sum."""
+    """Merge the parts of another number of replicas: the first replica gets all that is summed over replicas."""
     one = results[0]
-    one.loss_total = sum(work.loss_sum for work in results) if replica == 0 else 0.0
-    one.units = sum(work.units for work in results) if replica == 0 else 0
+    one.loss_total = sum(result.loss_sum for result in results) if replica == 0 else 0.0
+    one.units = sum(result.units for result in results) if replica == 0 else 0
     one.losses = []
     return one

@@ -1,4 +1,4 @@
-"""Adaptive server optimizers to the letter of their paper; torch's own correct their bias and start from nothing."""
+"""The adaptive server optimizers of FedOpt; torch's own differ, with bias correction and a second moment from 0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rule = Literal["adagrad", "adam", "yogi"]
 
 
 class FedOpt(torch.optim.Optimizer):
-    """w <- w - lr m / (sqrt(v) + tau), with m <- beta1 m + (1 - beta1) d, for the mean delta d as the gradient.
+    """w <- w - lr m / (sqrt(v) + tau), with m <- beta1 m + (1 - beta1) d, for the mean update d as the gradient.
 
     Reddi et al. 2021 (arXiv 2003.00295), algorithm 2: no bias correction, tau outside the root, v from tau^2 on, and
 

@@ -11,16 +11,22 @@ from trainer.utils.seeding import Tag, derive_seed
 
 @dataclass(frozen=True)
 class Round:
-    """One tick of the shared clock: its index, the seed of the run, and the clients that take part, ascending."""
+    """A round.
+
+    Attributes:
+        index: counted from 0.
+        seed: of the run.
+        cohort: the clients that take part, ascending.
+    """
 
     index: int
     seed: int
     cohort: tuple[int, ...]
 
     def seed_for(self, *tags: Tag) -> int:
-        """The seed of a random stream of this round."""
+        """Return the seed of a random stream of this round."""
         return derive_seed(self.seed, "round", self.index, *tags)
 
     def generator(self, *tags: Tag) -> torch.Generator:
-        """A CPU generator of a random stream of this round."""
+        """Return a CPU generator for a random stream of this round."""
         return torch.Generator().manual_seed(self.seed_for(*tags))

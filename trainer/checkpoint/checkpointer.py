@@ -1,16 +1,16 @@
-"""The checkpoints of a run: what is kept where, and who writes when. start.py says what a run goes on from.
+"""The checkpointer: which checkpoints a run keeps, and which rank writes what.
 
 checkpoints/
-  round-000012/                      the border after 12 rounds: the global model, algorithm, clients' states, progress
-    silo-0.replica-0.safetensors     a part: replicas divide what they hold in common
-    silo-0.replica-0.json            its note: the names of all parts, size and crc32
-    silo-1-3f0a9c1e/step-000400/     inside the round that follows: all of silo 1 after 400 of its steps; the letters
-      replica-0.safetensors, ...     stand for which silo trains which clients
-  round-000013-unevaluated/          a border whose round has still to be evaluated
-  best                               the name of the border with the best validation metric
+  round-000012/                      round checkpoint: global model, algorithm, clients' states, progress
+    silo-0.replica-0.safetensors     a shard: replicas divide what they hold in common
+    silo-0.replica-0.json            its manifest: the names of all shards, size and crc32
+    silo-1-3f0a9c1e/step-000400/     mid-round checkpoint of silo 1 after 400 steps of the round that follows; the
+      replica-0.safetensors, ...     letters are a digest of which silo trains which clients
+  round-000013-unevaluated/          a round checkpoint whose round has still to be evaluated
+  best                               the name of the round checkpoint with the best validation metric
 
-Silos save inside a round without a word to each other: nothing is exchanged there, so any mix of their states is
-consistent. See parts.py for the files.
+Silos save in the middle of a round without communication: they exchange nothing there, so any mix of their states is
+consistent. See format.py for the files, resume.py for the choice of one.
 """
 
 from __future__ import annotations
@@ -56,11 +56,20 @@ MID_ROUND_KEPT = 3  # of a silo: when a replica begins its third save, all its p
 
 
 class Checkpointer:
-    """The checkpoints in a folder: written by a thread, read at the start. All ranks make one, together.
+    """Saves the state of a run by a thread, and finds the checkpoint to resume from.
 
-    The newest `keep` borders stay, and the best. `assignment_digest` is a word for who trains whom after so many rounds: sections
-    of another one are of no use. `storage` says who shares the folder, all if it is None: on each disk there is all that
-    its own ranks go on from. `stall_seconds` is how long training has waited for saves.
+    Every storage has all that its own ranks resume from. All ranks make a checkpointer together.
+
+    Args:
+        folder: the run's `checkpoints`.
+        topology: the ranks.
+        assignment_digest: returns, for a number of rounds, a digest of which silo then trains which clients; mid-round
+            checkpoints with another digest are of no use.
+        keep: the number of newest round checkpoints that stay, besides the best.
+        storage: the ranks that share the folder; None: all.
+
+    Attributes:
+        stall_seconds: how long training has waited for saves.
     """
 
     def __init__(
@@ -92,13 +101,16 @@ class Checkpointer:
         all_ranks_write: bool,
         is_best: bool = False,
     ) -> None:
-        """Begins to write a border; waits only for an earlier save and the copy out of the model.
+        """Start writing a round checkpoint. Waits for an earlier save, and for the copy out of the model.
 
-        replicated  what all ranks hold: the replicas of the first silo on the disk divide it
-        sharded     what the ranks with this one's slice hold: the first of them on the disk writes it
-        per_silo      what the replicas of this silo hold: they divide it
-        per_rank        what this rank alone holds
-        all_ranks_write  whether every rank has something to bring
+        Args:
+            name: of its folder.
+            replicated: what all ranks hold; the replicas of the first silo on a storage divide it.
+            sharded: what the ranks with the same shard of vectors hold; the first of them on a storage writes it.
+            per_silo: what the replicas of this silo hold; they divide it.
+            per_rank: what this rank alone holds.
+            all_ranks_write: whether every rank has something to write.
+            is_best: whether it has the best validation metric so far.
         """
         homes, me = self._ranks_on_storage(), self.topology.rank
         first_silo, slice_writers = homes[self.storage.first_rank][0], self._shard_writers(homes)
@@ -114,31 +126,36 @@ class Checkpointer:
         return self._save(self.folder / name, Shard(parts[me], tuple(parts.values()), self.attempt_id), tree, is_best)
 
     def _shard_writers(self, homes: Mapping[int, tuple[int, int]]) -> list[int]:
-        """The first rank on the disk with each of the slices in which vectors go between the silos."""
+        """Return the first rank on the storage with each of the shards in which vectors go between the silos."""
         firsts: dict[int, int] = {}
         for rank, (_, replica) in homes.items():
             firsts.setdefault(replica, rank)
         return [rank for replica, rank in firsts.items() if replica < self.topology.num_shards]
 
     def _ranks_on_storage(self) -> dict[int, tuple[int, int]]:
-        """The silo and the replica of each rank that shares the disk."""
+        """Return the silo and the replica of each rank that shares the storage."""
         sizes = self.topology.silo_sizes
         homes = enumerate((silo, replica) for silo, size in enumerate(sizes) for replica in range(size))
         return {rank: home for rank, home in homes if self.storage.is_shared or rank in self.storage.ranks}
 
     def _peers(self) -> list[int]:
-        """The replicas of this silo that share the disk."""
+        """Return the replicas of this silo that share the storage."""
         return [replica for silo, replica in self._ranks_on_storage().values() if silo == self.topology.silo]
 
     def _local_leaves(self, tree: Tree) -> dict[str, object]:
-        """What this replica writes of what all replicas of the silo hold."""
+        """Return the leaves that this replica writes of a tree which all replicas of the silo hold."""
         peers = self._peers()
         return assign_leaves(tree, peers.index(self.topology.replica), len(peers))
 
     def save_mid_round(self, rounds: int, step: int, replicated: Tree, sharded: Tree, per_rank: Tree) -> None:
-        """Begins to write this silo's section of the round, after so many of its steps. No collective.
+        """Start writing this silo's mid-round checkpoint. No collective.
 
-        The replicas divide what is common to them; each writes its slice, and what is its own.
+        Args:
+            rounds: the number of rounds before.
+            step: the number of steps that this silo has made of the round.
+            replicated: what all replicas of the silo hold; they divide it.
+            sharded: this rank's shards of vectors.
+            per_rank: what this rank alone holds.
         """
         folder = (
             self.folder / f"round-{rounds:06d}" / self._silo_folder(self.topology.silo, rounds) / f"step-{step:06d}"
@@ -149,12 +166,12 @@ class Checkpointer:
         self._save(folder, Shard(mine, parts, self.attempt_id), tree)
 
     def take_stall_seconds(self) -> float:
-        """The seconds that training has waited for saves since this was last asked."""
+        """Return the seconds that training has waited for saves since the last call."""
         seconds, self.stall_seconds = self.stall_seconds, 0.0
         return seconds
 
     def wait(self) -> None:
-        """Returns when nothing is being written; raises what went wrong with the last save."""
+        """Wait until nothing is being written; raise the error of the last save, if it had one."""
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -163,9 +180,13 @@ class Checkpointer:
             raise failure
 
     def latest(self) -> ResumePoint | None:
-        """What to go on from: the newest whole states whose checksums are right. A collective.
+        """Return the newest complete states whose checksums are right. A collective.
 
-        None when none was ever finished; ValueError when there are some, but none that can be used.
+        Returns:
+            The states to resume from; None if no save was ever finished.
+
+        Raises:
+            ValueError: there are checkpoints, but none that can be used.
         """
         passed: list[str] = []
         while True:
@@ -173,8 +194,8 @@ class Checkpointer:
             if not choice:
                 break
             start = load_resume_point(self.folder, choice)
-            told = collectives.all_gather_texts("\n".join(self._errors(start)))
-            found = [fault for text in told for fault in text.splitlines()]
+            gathered = collectives.all_gather_texts("\n".join(self._errors(start)))
+            found = [fault for text in gathered for fault in text.splitlines()]
             passed += found
             self._rejected = passed
             if not found:
@@ -189,12 +210,12 @@ class Checkpointer:
         return f"silo-{silo}-{self.assignment_digest(rounds)}"
 
     def _errors(self, resume_point: ResumePoint) -> list[str]:
-        """What this rank finds damaged: those that share the disk divide the parts on it."""
+        """Verify this rank's share of the shards: the ranks that share a storage divide them."""
         share = self.storage.ranks.index(self.topology.rank), len(self.storage.ranks)
         return [fault for saved in resume_point.states for fault in saved.errors(*share)]
 
     def _round_names(self) -> list[str]:
-        """The names of the borders on any of the disks, newest first. A collective."""
+        """Return the names of the round checkpoints on any storage, newest first. A collective."""
         names = [path.name for path in round_folders(self.folder)]
         there = self._gather_from_storages(names)
         return [
@@ -202,14 +223,14 @@ class Checkpointer:
         ]
 
     def _inventory(self, rejected: list[str], name: str) -> Inventory:
-        """What all disks hold of a border. A collective."""
+        """Return what all storages hold of a round checkpoint. A collective."""
         silos = sorted({silo for silo, _ in self._ranks_on_storage().values()})
         path = self.folder / name
         mine = local_inventory(path, [self._silo_folder(silo, round_order(path)[0]) for silo in silos], rejected)
         return merge_inventories([Inventory(**each) for each in self._gather_from_storages(asdict(mine))])
 
     def _gather_from_storages(self, mine: Any) -> list[Any]:
-        """What the first rank of each disk says, as JSON can say it."""
+        """Gather a JSON value from the first rank of each storage. A collective."""
         texts = collectives.all_gather_texts(json.dumps(mine) if self.topology.rank == self.storage.first_rank else "")
         return [json.loads(text) for text in texts if text]
 
@@ -224,7 +245,7 @@ class Checkpointer:
         self.stall_seconds += perf_counter() - began
 
     def _copy(self, name: str, leaf: object) -> object:
-        """The leaf as it is now, in the memory of the last save if that had one like it: new memory costs thrice."""
+        """Copy a leaf, into the memory of the last save if possible: new memory takes three times as long."""
         if not isinstance(leaf, Tensor):
             return leaf
         last = self._copies.get(name)
@@ -244,12 +265,12 @@ class Checkpointer:
                     self._prune_rounds(folder)
             else:
                 self._prune_mid_round(folder, shard)
-        except Exception as error:  # said by the main thread, when it waits
+        except Exception as error:  # raised by the main thread, when it waits
             if not (isinstance(error, FileNotFoundError) and self._is_obsolete(folder)):
                 self._failure = error
 
     def _prune_rounds(self, newest: Path) -> None:
-        # Later ones, of an earlier start, are damaged: this one would have gone on from them.
+        # Later ones, of an earlier start, are damaged: this start would have resumed from them.
         there = [path for path in reversed(round_folders(self.folder)) if round_order(path) <= round_order(newest)]
         # The newest is looked at first: when it is whole, no rank still writes an older one.
         whole = [path for path in there if find_usable(path, self._rejected)]
@@ -263,7 +284,7 @@ class Checkpointer:
     def _prune_mid_round(self, newest: Path, shard: Shard) -> None:
         self._mid_round = [path for path in self._mid_round if path.parent == newest.parent] + [newest]
         if len(self._mid_round) < MID_ROUND_KEPT:
-            return  # what the run has gone on from is needed until then
+            return  # what the run has resumed from is needed until then
         for old in set(mid_round_folders(newest.parent)) - set(self._mid_round[-MID_ROUND_KEPT:]):
             for path in old.glob(f"{shard.name}.*"):
                 path.unlink(missing_ok=True)
@@ -272,7 +293,7 @@ class Checkpointer:
                     old.rmdir()
 
     def _is_obsolete(self, folder: Path) -> bool:
-        """Whether this is a section that nobody needs, a newer border being whole: rank 0 may drop it meanwhile."""
+        """Return whether a newer round checkpoint is complete, so that rank 0 may have removed this one meanwhile."""
         border = folder.parent.parent
         return border.parent == self.folder and any(
             round_order(path) > round_order(border) and find_usable(path, self._rejected)
@@ -281,18 +302,18 @@ class Checkpointer:
 
 
 def _lower_priority() -> None:
-    """Lets this thread run where the training waits, as far as the system has a priority for each thread."""
+    """Give way to the training, where the system has a priority for each thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
 
 
 def shard_name(replica: int, num_replicas: int, peers: Sequence[int]) -> str:
-    """The name of a replica's part of a section. Where its peers are on several disks, it says how many they are."""
+    """Return the name of a replica's shard; if its peers are on several storages, it contains their number."""
     return f"replica-{replica}" + (f"-of-{num_replicas}" if len(peers) < num_replicas else "")
 
 
 def assign_leaves(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
-    """The leaves that this replica writes of what all replicas hold: the largest first, each to the least loaded."""
+    """Return the leaves that this replica writes of a tree which all hold: largest first, to the least loaded."""
     loads = [0] * num_replicas
     mine = {}
     for name, leaf in sorted(iter_leaves(tree), key=lambda item: (-_num_bytes(item[1]), item[0])):

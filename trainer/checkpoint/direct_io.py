@@ -1,7 +1,7 @@
-"""A file that is written past the page cache: to fill the cache costs ten times the processor time of the rest.
+"""Direct I/O: files written past the page cache, because filling it costs ten times the processor time of the rest.
 
-A save is written by a thread beside the training, which needs every core: what counts is not how long it takes, but how
-much of the processor. Direct input and output goes from aligned memory to the disk without it.
+A checkpoint is written by a thread beside the training, which needs every core. So the time that it takes matters less
+than the processor time. Direct I/O goes from aligned memory to the disk.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ DIRECT = getattr(os, "O_DIRECT", 0)  # Linux
 
 
 class DirectFile:
-    """A new file at `path`, on the disk when the `with` block has ended; its `size` in bytes and its `crc32` so far.
+    """A new file, which is on the disk when its `with` block has ended.
 
-    A file system that cannot do it, such as tmpfs, is written to as usual.
+    File systems without direct I/O, such as tmpfs, are written to as usual.
+
+    Attributes:
+        size: bytes written so far.
+        crc32: their checksum.
     """
 
     def __init__(self, path: Path):
@@ -46,7 +50,7 @@ class DirectFile:
             os.close(self._descriptor)
 
     def write(self, content: bytes | memoryview) -> None:
-        """Adds the bytes to the file."""
+        """Append bytes to the file."""
         while len(content):
             taken = min(len(content), BLOCK_BYTES - self._filled)
             self._block[self._filled : self._filled + taken] = content[:taken]
@@ -58,7 +62,7 @@ class DirectFile:
                 self._flush(BLOCK_BYTES)
 
     def _flush(self, count: int) -> None:
-        """Writes the first bytes of the block, and moves what is left to its start."""
+        """Write the first bytes of the block, and move the others to its start."""
         with memoryview(self._block) as block:
             done = 0
             while done < count:  # a disk that is nearly full takes a part, and refuses the rest
@@ -87,7 +91,7 @@ def _open(path: Path) -> int:
 
 
 def _disable_direct_io(descriptor: int) -> bool:
-    """Writes through the page cache from now on; whether that is a change."""
+    """Write through the page cache from now on; return whether that is a change."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~DIRECT)
     return bool(flags & DIRECT)

@@ -1,8 +1,8 @@
-"""Trees of tensors on disk, in parts: one safetensors file a writer, and beside it a note by which damage is noticed.
+"""The format of checkpoints: shards, each a safetensors file, and beside it a manifest by which damage is noticed.
 
-Several ranks write one whole together, without a word between them: each note names all the parts that belong to it,
-and a whole is there as soon as all its parts are. A note is written last, and every file aside and renamed, so a kill
-at any instant leaves a whole or none. Never pickle.
+Several ranks write one state together without communication. Each manifest names all the shards of the state, which is
+complete as soon as all of them are there. A manifest is written last, and every file aside and renamed, so a kill at
+any instant leaves a complete state or none. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -49,12 +49,18 @@ Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
 
 
 class DiskFullError(OSError):
-    """There is no room for a checkpoint; the message is for the user."""
+    """The disk is full; the message is for the user."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Who writes: the name of this part, those of all parts of the whole, and the start of the run that writes them."""
+    """A shard to be written.
+
+    Attributes:
+        name: of this shard.
+        parts: the names of all shards of the state.
+        attempt: identifies the start of the run, so that shards of two starts are not mixed.
+    """
 
     name: str
     shards: tuple[str, ...]
@@ -63,31 +69,36 @@ class Shard:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A whole on disk, all parts of which are there; `faults` says whether they are as they were written."""
+    """A complete state on disk; `errors` verifies its checksums.
+
+    Attributes:
+        folder: where it is.
+        shards: their names.
+    """
 
     folder: Path
     shards: tuple[str, ...]
 
     def load(self, section: str, is_wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
-        """The tree of a section, merged from all parts, of the leaves whose names are wanted; others are not read."""
+        """Return the tree of a section, merged from all shards. Leaves that are not wanted are not read."""
         tree: dict[str, Any] = {}
         for part in self.shards:
             _load(self.folder / (part + TENSORS), f"{section}/", is_wanted, tree)
         return tree
 
     def load_shard(self, shard: str, section: str, is_wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
-        """The tree of a section as one part holds it, of the leaves whose names are wanted."""
+        """Return the tree of a section in one shard. Leaves that are not wanted are not read."""
         tree: dict[str, Any] = {}
         _load(self.folder / (shard + TENSORS), f"{section}/", is_wanted, tree)
         return tree
 
     def errors(self, index: int = 0, count: int = 1) -> list[str]:
-        """What is damaged, as sentences, of this share of the parts: reading them all may be divided among ranks."""
+        """Verify this share of the shards, so that ranks may divide the work; return sentences about damage."""
         return [fault for part in self.shards[index::count] for fault in _errors(self.folder, part)]
 
 
 def find_saved(folder: Path) -> SavedState | None:
-    """The whole in this folder, if all parts that one of its notes names are there. Only notes are read."""
+    """Return the state in a folder if all shards that a manifest names are there. Only manifests are read."""
     notes = {path.name.removesuffix(MANIFEST): _read_manifest(path) for path in folder.glob(f"*{MANIFEST}")}
     for note in filter(None, notes.values()):
         named = [notes.get(part) for part in note["parts"]]
@@ -97,12 +108,16 @@ def find_saved(folder: Path) -> SavedState | None:
 
 
 def damaged_manifests(folder: Path) -> list[str]:
-    """What is said of notes that are not as they were written: they are renamed whole, so no kill leaves one."""
+    """Return sentences about damaged manifests. They are renamed when complete, so no kill leaves a damaged one."""
     return [f"{path} is damaged" for path in sorted(folder.glob(f"*{MANIFEST}")) if _read_manifest(path) is None]
 
 
 def write_shard(folder: Path, shard: Shard, tree: Tree) -> None:
-    """Writes this part's share of a whole. Raises DiskFullError when there is no room."""
+    """Write a shard and its manifest.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
     aside = folder / f".{shard.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +139,7 @@ def write_shard(folder: Path, shard: Shard, tree: Tree) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes named tensors as one safetensors file, aside and renamed."""
+    """Write named tensors as one safetensors file, aside and renamed."""
     aside = path.with_name(f".{path.name}.partial")
     _write_tree(aside, tensors)
     os.rename(aside, path)
@@ -132,7 +147,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file aside, makes sure that it is on the disk, and renames it: readers see the old or the new one."""
+    """Write a file aside, sync it to the disk, and rename it, so that readers see the old one or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(aside, "w") as file:
@@ -147,7 +162,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def iter_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves with their paths, such as ("model/0.weight", tensor); an empty tree is a leaf of its own."""
+    """Yield the leaves of a tree with their paths, such as ("model/0.weight", tensor); an empty tree is a leaf."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from iter_leaves(value, f"{prefix}{name}/")
@@ -156,7 +171,7 @@ def iter_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree whose leaves these are."""
+    """Return the tree with these leaves."""
     tree: dict[str, Any] = {}
     for name, value in leaves.items():
         _insert(tree, name, value)
@@ -186,7 +201,7 @@ def _errors(folder: Path, part: str) -> list[str]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """The note, or None when it is missing or not as it was written."""
+    """Return a manifest; None if it is missing or damaged."""
     try:
         text = path.read_text()
         note = json.loads(text[: text.rindex("}") + 1])
@@ -196,16 +211,16 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _manifest_text(note: dict[str, Any]) -> str:
-    """The note as text, with a checksum of its own in the last line."""
+    """Return a manifest as text, with its own checksum in the last line."""
     body = json.dumps(note, indent=1, sort_keys=True)
     return f"{body}\n{zlib.crc32(body.encode()):08x}\n"
 
 
 def _write_tree(path: Path, tree: Tree) -> tuple[int, int]:
-    """Writes a safetensors file, and returns its size in bytes and its crc32.
+    """Write a safetensors file; return its size in bytes and its crc32.
 
-    The format is a header of JSON, its length before it, and the tensors' bytes. The library's own writer copies every
-    tensor once more, and leaves the checksum to be made of what is read back: 2.7 times the time.
+    The format is the length of a JSON header, the header, and the bytes of the tensors. The library's own writer takes
+    2.7 times as long: it copies every tensor once more, and the checksum would have to be made by reading back.
     """
     leaves = dict(iter_leaves(tree))
     tensors = {name: leaf.contiguous() for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
@@ -228,7 +243,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _checksum(path: Path) -> tuple[int, int]:
-    """The size in bytes and the crc32."""
+    """Return the size of a file in bytes, and its crc32."""
     crc, size = 0, 0
     with open(path, "rb", buffering=0) as file:
         while block := file.read(1 << 20):
@@ -237,7 +252,7 @@ def _checksum(path: Path) -> tuple[int, int]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes sure that the folder's entries are on the disk too."""
+    """Sync the entries of a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

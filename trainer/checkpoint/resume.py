@@ -1,4 +1,4 @@
-"""What a run goes on from: the newest states on disk that are whole, and not known to be damaged."""
+"""Choose the checkpoint to resume from: the newest states on disk that are complete and not known to be damaged."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 from trainer.checkpoint.format import SavedState, damaged_manifests, find_saved
 
 ROUND_FOLDER = re.compile(r"round-(\d{6,})(-unevaluated)?")
-IS_INCOMPLETE = "is not whole"  # what is said of a save that did not come to its end
+IS_INCOMPLETE = "is not whole"  # ends the message about a save that was interrupted
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What a run goes on from: a border, and inside the round after it, the sections of some silos.
+    """A round checkpoint, and mid-round checkpoints of some silos in the round after it.
 
-    round_checkpoint    None only if all silos have sections
-    mid_round  by silo
-    rejected    why newer ones cannot be used, as sentences
+    Attributes:
+        rounds: the number of rounds before.
+        round_checkpoint: None only if all silos have mid-round checkpoints.
+        mid_round: by silo.
+        rejected: sentences that say why newer ones cannot be used.
     """
 
     rounds: int
@@ -29,36 +31,41 @@ class ResumePoint:
 
     @property
     def states(self) -> list[SavedState]:
+        """The round checkpoint, if there is one, and the mid-round checkpoints."""
         return [*filter(None, [self.round_checkpoint]), *self.mid_round.values()]
 
     @property
     def logged_rounds(self) -> int:
-        """The rounds whose figures have been given to the loggers."""
+        """The number of rounds whose metrics the loggers have."""
         unevaluated = self.round_checkpoint is not None and self.round_checkpoint.folder.name.endswith("-unevaluated")
         return self.rounds - unevaluated
 
     @property
     def description(self) -> str:
-        """Where the run stands, for people."""
+        """Where the run resumes, for people."""
         inside = [f"silo {silo} at {saved.folder.name}" for silo, saved in sorted(self.mid_round.items())]
         return f"round {self.rounds}" + (f", {', '.join(inside)}" if inside else "")
 
 
 def round_folders(folder: Path) -> list[Path]:
-    """The folders of borders and of sections after them, oldest first, whole or not."""
+    """Return the folders of round checkpoints and of what follows them, oldest first, complete or not."""
     return sorted((path for path in folder.glob("round-*") if ROUND_FOLDER.fullmatch(path.name)), key=round_order)
 
 
 def newest_complete(folder: Path) -> SavedState | None:
-    """The newest whole border in the folder `checkpoints` of a run; its checksums are not read."""
+    """Return the newest complete round checkpoint in a run's `checkpoints`. Checksums are not verified."""
     return next(filter(None, map(find_saved, reversed(round_folders(folder)))), None)
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a disk holds of a border: whether it can be used, which sections of the silos after it, and why not others.
+    """What a storage holds of a round checkpoint and of the round after it.
 
-    mid_round  by the folder of each silo that is at home there: the names of those that can be used, newest first
+    Attributes:
+        has_round: whether the round checkpoint can be used.
+        mid_round: by the folder of each silo that writes there: the names of the usable mid-round checkpoints, newest
+            first.
+        errors: sentences that say why others cannot be used.
     """
 
     has_round: bool
@@ -67,7 +74,13 @@ class Inventory:
 
 
 def local_inventory(path: Path, silos: Sequence[str], rejected: Sequence[str]) -> Inventory:
-    """What this disk holds of the border in this folder. States whose files occur in `rejected` are left out."""
+    """Return what this storage holds of a round checkpoint.
+
+    Args:
+        path: the folder of the round checkpoint.
+        silos: the folders of the silos that write here.
+        rejected: sentences; states whose files occur in them are left out.
+    """
     known = list(rejected)
     border = find_usable(path, known) is not None
     sections = {silo: _usable_mid_round(path / silo, known) for silo in silos}
@@ -75,7 +88,7 @@ def local_inventory(path: Path, silos: Sequence[str], rejected: Sequence[str]) -
 
 
 def merge_inventories(inventories: Sequence[Inventory]) -> Inventory:
-    """What all disks hold, each that of the silos at home there."""
+    """Return what all storages hold together, each of them the silos that write there."""
     silos = sorted(
         {silo for holding in inventories for silo in holding.mid_round}, key=lambda silo: int(silo.split("-")[1])
     )
@@ -90,10 +103,16 @@ def merge_inventories(inventories: Sequence[Inventory]) -> Inventory:
 def select_newest(
     folder: Path, names: Iterable[str], take_inventory: Callable[[str], Inventory], rejected: list[str]
 ) -> str:
-    """The names of the whole states to go on from, relative to the folder, one a line; empty if there are none.
+    """Choose the newest states from which all silos can resume.
 
-    `names` are those of borders, newest first; `take_inventory` says what is held of one. Why newer ones cannot be used is added
-    to `rejected`.
+    Args:
+        folder: the run's `checkpoints`.
+        names: those of round checkpoints, newest first.
+        take_inventory: returns what all storages hold of one.
+        rejected: gets sentences that say why newer ones cannot be used.
+
+    Returns:
+        The names of the states, relative to the folder, one a line; empty if there are none.
     """
     for name in names:
         holding = take_inventory(name)
@@ -107,7 +126,7 @@ def select_newest(
 
 
 def load_resume_point(folder: Path, choice: str) -> ResumePoint:
-    """The ResumePoint of these names, as `choose` gives them."""
+    """Return the ResumePoint of names that `select_newest` has returned."""
     paths = [folder / name for name in choice.splitlines()]
     found = {path: find_saved(path) for path in paths}
     border = next((saved for path, saved in found.items() if path.parent == folder), None)
@@ -117,7 +136,7 @@ def load_resume_point(folder: Path, choice: str) -> ResumePoint:
 
 
 def _usable_mid_round(silo: Path, rejected: list[str]) -> list[str]:
-    """The names of those that can be used, newest first. What is older than one of them is no loss, if it cannot."""
+    """Return the names of the usable ones, newest first. Damage to one older than these is not reported."""
     found: list[str] = []
     for path in reversed(mid_round_folders(silo)):
         if find_usable(path, [*rejected] if found else rejected):
@@ -126,27 +145,27 @@ def _usable_mid_round(silo: Path, rejected: list[str]) -> list[str]:
 
 
 def mid_round_folders(silo: Path) -> list[Path]:
-    """The folders of a silo's sections, oldest first."""
+    """Return the folders of a silo's mid-round checkpoints, oldest first."""
     return sorted(silo.glob("step-*"), key=step_number)
 
 
 def step_number(section: Path) -> int:
-    """The step after which a section was saved."""
+    """Return the step after which a mid-round checkpoint was saved."""
     return int(section.name.removeprefix("step-"))
 
 
 def find_usable(path: Path, rejected: list[str]) -> SavedState | None:
-    """What is in this folder, if it is whole and none of its parts is among the faults. Damaged notes are added."""
+    """Return the state in a folder if it is complete and not rejected; add damaged manifests to the rejected."""
     saved = find_saved(path)
     if saved is None:
         rejected += [fault for fault in damaged_manifests(path) if fault not in rejected]
-    return (
-        saved if saved and not any(f"{path}/{part}." in fault for fault in rejected for part in saved.shards) else None
-    )
+    if saved is None or any(f"{path}/{shard}." in fault for fault in rejected for shard in saved.shards):
+        return None
+    return saved
 
 
 def round_order(path: Path) -> tuple[int, bool]:
-    """What borders are sorted by: rounds, and one that was not evaluated before the one that was."""
+    """Return the key by which round checkpoints are sorted: rounds, and an unevaluated one before the evaluated one."""
     name = ROUND_FOLDER.fullmatch(path.name)
     assert name, path
     return int(name[1]), not name[2]

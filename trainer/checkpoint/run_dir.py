@@ -1,4 +1,4 @@
-"""The run folder: what is written there besides checkpoints and metrics, and whether a run may go on in it.
+"""The run directory: its files besides checkpoints and metrics, and whether a run may resume in it.
 
 outputs/digits-sync/2026-01-31_12-00-00/
   config.yaml    the resolved configuration; its numbers are those of the run
@@ -6,10 +6,10 @@ outputs/digits-sync/2026-01-31_12-00-00/
   metrics.jsonl  one object a round
   model.safetensors  the finished model
   ema.safetensors    with ema_decay=: the same with the average of its weights
-  result.json    the figures of the finished run
-  tensorboard/   the same figures as charts; those of single clients are in tensorboard-clients/
-  checkpoints/   see checkpoints/checkpoint.py
-  profile/       with run.profile=true: see profile.py
+  result.json    the metrics of the finished run
+  tensorboard/   the same metrics as charts; those of single clients are in tensorboard-clients/
+  checkpoints/   see checkpoint/checkpointer.py
+  profile/       with run.profile=true: see loop/profiler.py
   logs/          one file a rank, and where the last start began
 """
 
@@ -31,7 +31,7 @@ from trainer.utils.trees import flatten
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
-# Keys that may differ when a run goes on: where and how it runs and what it says, not what it computes.
+# Keys that may differ when a run resumes: where and how it runs and what it prints, not what it computes.
 CHANGEABLE_KEYS = (
     *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
@@ -40,7 +40,7 @@ CHANGEABLE_KEYS = (
 
 
 class RunDir:
-    """The files of one run. Rank 0 writes them, but for the logs and the report of a crash."""
+    """The files of one run. Rank 0 writes them, except for the logs and the report of a crash."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,7 +52,7 @@ class RunDir:
         self._claims = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raises ValueError if the folder holds anything else than the run that `config` describes."""
+        """Raise ValueError if the directory holds anything else than the run that `config` describes."""
         if config["resume"] not in ("auto", "never"):
             RunDir(Path(config["resume"]))._check_source(config)
         if self.path.exists() and not self.path.is_dir():
@@ -67,16 +67,16 @@ class RunDir:
             _check_same(_read_yaml(self.config), config, self.path)
 
     def _has_started(self) -> bool:
-        """Whether a run has begun here, and not only been refused."""
+        """Return whether a run has started here, and not only been refused."""
         return self.config.exists() and (self.status() != "bad_input" or self.checkpoints.exists())
 
     def num_clients(self) -> int | None:
-        """How many clients the run in this folder was begun with, if one was: that stays, whoever trains them."""
+        """Return the number of clients of the run in this directory, which stays the same; None without a run."""
         clients = _read_yaml(self.config)["clients"] if self._has_started() else None
         return clients if isinstance(clients, int) else None
 
     def _check_source(self, config: Mapping[str, Any]) -> None:
-        """Raises ValueError if a run that `config` describes cannot begin from the checkpoints of this folder."""
+        """Raise ValueError if a run that `config` describes cannot start from the checkpoints in this directory."""
         if newest_complete(self.checkpoints) is None or not self.config.exists():
             raise ValueError(
                 f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
@@ -84,9 +84,14 @@ class RunDir:
         _check_same(_read_yaml(self.config), config, self.path)
 
     def create_or_check(self, config: Mapping[str, Any], is_restart: bool = False) -> None:
-        """Makes the folder, or checks that the run in it is the one that `config` describes; ValueError if not.
+        """Create the directory, or check that the run in it is the one that `config` describes.
 
-        `is_restart`: the launcher has started the workers again, so what is there is their own.
+        Args:
+            config: the resolved configuration.
+            is_restart: whether the launcher has started the workers again, so that what is there is their own.
+
+        Raises:
+            ValueError: it holds something else, or cannot be made.
         """
         self.check({**config, "resume": "auto"} if is_restart else config)
         try:
@@ -100,22 +105,22 @@ class RunDir:
         self.write_config(config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes config.yaml, with which a run that goes on is compared."""
+        """Write config.yaml, with which a resumed run is compared."""
         write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
-        """Whether the run in this folder has come to the end: all these rounds, or where it was to stop."""
+        """Return whether the run in this directory has trained all these rounds, or has stopped as it was to."""
         if self.status() != "finished":
             return False
         result = self.result()
         return result["round"] >= rounds or "stopped" in result
 
     def set_status(self, status: Status, **facts: Any) -> None:
-        """Writes state.json, by which scripts learn how the run stands."""
+        """Write state.json, from which scripts learn the status of the run."""
         write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
 
     def count_start(self, place: str, restarts: int) -> int:
-        """How many starts in a row, of one launch, have begun at this place; counts one."""
+        """Count a start of the workers; return how many in a row, of one launch, have begun at this place."""
         path = self.path / "logs" / "starts.json"
         last = json.loads(path.read_text()) if restarts and path.exists() else {}
         starts = last["starts"] + 1 if last.get("place") == place else 1
@@ -123,7 +128,7 @@ class RunDir:
         return starts
 
     def claim_failure(self, scope: str) -> bool:
-        """Whether this process is the first of this start to fail `scope` a node, or of the run."""
+        """Return whether this process is the first of this start to fail on its node, or in the run, by `scope`."""
         if not self._claims.exists():
             return True
         try:
@@ -133,18 +138,18 @@ class RunDir:
         return True
 
     def state(self) -> dict[str, Any]:
-        """What state.json says: the status and its facts; empty if there is none."""
+        """Return the content of state.json; empty if there is none."""
         path = self.path / "state.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def status(self) -> str:
-        """How the run stands; empty if there is none."""
+        """Return the status of the run; empty if there is none."""
         return self.state().get("status", "")
 
     def write_models(self) -> None:
-        """Writes model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
+        """Write model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
 
-        And ema.safetensors, the same model with the average of its weights, if the run has made one.
+        Also write ema.safetensors, the same model with the average of its weights, if the run has one.
         """
         saved = newest_complete(self.checkpoints)
         assert saved is not None
@@ -155,18 +160,18 @@ class RunDir:
             write_tensors(self.path / "ema.safetensors", model | average)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Writes result.json; figures that are not finite become null."""
+        """Write result.json; metrics that are not finite become null."""
         infinite = {name for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
         finite = {name: None if name in infinite else value for name, value in result.items()}
         write_text(self.path / "result.json", json.dumps(finite, indent=1) + "\n")
 
     def result(self) -> dict[str, Any]:
-        """The figures of the finished run, and `stopped` if it ended before its last round."""
+        """Return the metrics of the finished run, with `stopped` if it ended before its last round."""
         stored = json.loads((self.path / "result.json").read_text())
         return {name: math.nan if value is None else value for name, value in stored.items()}
 
     def start_log(self, rank: int) -> None:
-        """Sends this process's log records to logs/rank-<rank>.log, after what an earlier start wrote there."""
+        """Append this process's log records to logs/rank-<rank>.log."""
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"

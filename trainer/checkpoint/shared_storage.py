@@ -1,4 +1,4 @@
-"""Which ranks see the same run folder: all of them on a shared disk, else those of a node, or of a site."""
+"""Shared storage: the ranks that see the same run directory, all of them or those of a node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ VISIBILITY_TIMEOUT_SECONDS = 1  # for a file that another node has written
 
 @dataclass(frozen=True)
 class SharedStorage:
-    """The ranks that see what this one writes, in order; the first writes what only one of them has to."""
+    """The ranks that see what this one writes.
+
+    Attributes:
+        ranks: in ascending order; the first writes what only one of them has to.
+        world_size: the number of all ranks.
+    """
 
     ranks: tuple[int, ...]
     world_size: int
@@ -33,10 +38,17 @@ class SharedStorage:
 
 
 def detect_shared_storage(folder: Path, environment: ClusterEnvironment, must_be_shared: bool = False) -> SharedStorage:
-    """The SharedStorage of this run folder, which need not be there yet. A collective.
+    """Detect which ranks share a directory. A collective.
 
-    The first rank of each node leaves a file beside the folder, and all look whose they find. Raises ValueError, on
-    all ranks, if it `must_be_shared` and is not.
+    The first rank of each node creates a file beside the directory, and every rank looks whose files it sees.
+
+    Args:
+        folder: the directory, which need not exist.
+        environment: this rank and its node.
+        must_be_shared: whether all ranks have to share it.
+
+    Raises:
+        ValueError: on all ranks, if it must be shared and is not.
     """
     world = range(environment.world_size)
     if environment.local_world_size == environment.world_size:
@@ -63,7 +75,7 @@ def detect_shared_storage(folder: Path, environment: ClusterEnvironment, must_be
 
 
 def _visible_nodes(marks: Mapping[int, Path]) -> list[int]:
-    """The nodes whose marks are there, after some time for all of them to appear."""
+    """Return the nodes whose marks are visible, after some time for all of them to appear."""
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
     while True:
         found = [node for node, mark in marks.items() if mark.exists()]

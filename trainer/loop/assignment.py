@@ -1,4 +1,4 @@
-"""Which silo trains which clients: a pure function, equal on every rank, so nothing is sent."""
+"""Assign clients to silos: a pure function, equal on every rank, so nothing is sent."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections.abc import Sequence
 
 
 def assign_clients(clients: Sequence[int], sizes: Sequence[int], silo_sizes: Sequence[int]) -> list[list[int]]:
-    """The clients that each silo trains, so that silos finish at about the same time.
+    """Assign clients so that silos finish at about the same time.
 
-    The largest client first, each to the silo that would finish it earliest, in examples a replica. `sizes` are the
-    numbers of examples by client. A silo's clients come in ascending order.
+    The largest client comes first, and each goes to the silo that would finish it earliest, in examples per replica.
+
+    Args:
+        clients: the clients to assign.
+        sizes: number of examples by client.
+        silo_sizes: number of replicas by silo.
+
+    Returns:
+        The clients of each silo, ascending.
     """
     loads = [(0.0, silo) for silo in range(len(silo_sizes))]
     assigned: list[list[int]] = [[] for _ in silo_sizes]
@@ -18,4 +25,4 @@ def assign_clients(clients: Sequence[int], sizes: Sequence[int], silo_sizes: Seq
         load, silo = heapq.heappop(loads)
         assigned[silo].append(client)
         heapq.heappush(loads, (load + sizes[client] / silo_sizes[silo], silo))
-    return [sorted(mine) for mine in assigned]
+    return [sorted(members) for members in assigned]

@@ -82,7 +82,7 @@ def save_round_snapshot(state: TrainState, checkpointer: Checkpointer, snapshot:
 
 
 def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
-    """Restore a checkpoint between two rounds, or the middle of a round, which is returned. A collective of the silo."""
+    """Restore a checkpoint between two rounds, or the middle of one, which is returned. A collective of the silo."""
     topology = state.run.topology
     saved = resume_point.mid_round.get(topology.silo)
     if saved is None:

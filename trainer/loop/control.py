@@ -1,6 +1,6 @@
-"""How a process hears from outside while it trains: whether to save or to leave, and where it says that it is.
+"""Control of the loop from outside: requests to save or to stop, and the activity that the heartbeat reports.
 
-Inside a silo all replicas must act on the same step: they vote, without waiting for each other. Silos never do.
+The replicas of a silo must act on the same step: they reach a consensus without waiting for each other. Silos need not.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ CONSENSUS_INTERVAL_SECONDS = 0.25
 
 
 class Action(IntEnum):
-    """What to do after a step; of several wishes the greatest counts."""
+    """What to do after a step; of several requests the greatest counts."""
 
     CONTINUE = 0
     CHECKPOINT = 1
-    END_ROUND = 2  # the round: its time is over
+    END_ROUND = 2  # its deadline has passed
     STOP = 3
 
 
 class LoopControl:
-    """What this process was told, and what it is doing. Signals and threads write here, the loop reads.
+    """What this process was asked to do, and what it is doing. Signals and threads write, the loop reads.
 
-    checkpoint_seconds  the time between saves inside a round; None: there are none
-    max_seconds   the time after which to leave; None: never
-    round_deadline     when the round is over for this silo, whatever is left of it to do
-    training_deadline       when the time of the whole run is over, which then ends with the round
+    Args:
+        checkpoint_seconds: time between mid-round checkpoints; None: there are none.
+        max_seconds: time after which to stop; None: never.
+
+    Attributes:
+        round_deadline: reading of `perf_counter` at which this silo ends its round, whatever is left to do.
+        training_deadline: reading at which the time of the whole run is over, which then ends with the round.
     """
 
     def __init__(self, checkpoint_seconds: float | None = None, max_seconds: float | None = None):
@@ -48,11 +51,11 @@ class LoopControl:
         self.phase, self.result = "starting", None
 
     def request_stop(self) -> None:
-        """Asks to leave at the next opportunity. Safe in any thread."""
+        """Ask to stop at the next opportunity. Safe in any thread."""
         self.stop_requested = True
 
     def requested_action(self) -> Action:
-        """What this process wishes now."""
+        """Return what this process is asked to do now."""
         now = perf_counter()
         if self.stop_requested or now > self.run_deadline:
             return Action.STOP
@@ -61,24 +64,24 @@ class LoopControl:
         return Action.CHECKPOINT if now - self.checkpointed_at > self.checkpoint_seconds else Action.CONTINUE
 
     def restart_checkpoint_timer(self) -> None:
-        """The time to the next save starts anew."""
+        """Restart the time to the next mid-round checkpoint."""
         self.checkpointed_at = perf_counter()
 
     def set_activity(self, phase: str, result: ClientResult | None = None) -> None:
-        """Notes what is being done, for the heartbeat."""
+        """Set what is being done, for the heartbeat."""
         self.phase, self.result = phase, result
 
     def activity(self) -> str:
-        """What is being done, for people: "round 3: training client 1, step 17"."""
-        work = self.result
-        return f"{self.phase} client {work.client}, step {work.steps}" if work else self.phase
+        """Return what is being done, for people, such as "round 3: training client 1, step 17"."""
+        result = self.result
+        return f"{self.phase} client {result.client}, step {result.steps}" if result else self.phase
 
 
 class ActionConsensus:
-    """What the replicas of a silo do after a step: the greatest wish among them, the same on all, on the same step.
+    """Agrees on an action for all replicas of a silo: the greatest that is requested, on the same step everywhere.
 
-    A vote is one small all-reduce every quarter of a second, begun after one step and read some steps later, so that
-    nobody waits for it. Replica 0 says how many steps that is.
+    It takes one small all-reduce every quarter of a second, started after one step and read some steps later, so that
+    nobody waits for it. Replica 0 decides the number of steps.
     """
 
     def __init__(self, topology: Topology, control: LoopControl):
@@ -88,14 +91,14 @@ class ActionConsensus:
         self.proposal, self.pending = torch.zeros(2, dtype=torch.int64), None
 
     def poll(self) -> Action:
-        """What all replicas do now. Every one calls it after every step."""
+        """Return what all replicas do now. Each calls it after every step."""
         if self.topology.num_replicas == 1:
             return self._apply(self.control.requested_action())
         self.countdown -= 1
         return Action.CONTINUE if self.countdown else self._exchange()
 
     def flush(self) -> None:
-        """Ends the vote that is under way, which all replicas have begun: what it says is of a round that is over."""
+        """Discard the exchange under way, which all replicas have started: it belongs to a round that is over."""
         if self.pending:
             self.pending.wait()
             self.pending = None
@@ -107,8 +110,8 @@ class ActionConsensus:
         steps = max(1, round(CONSENSUS_INTERVAL_SECONDS * self.period / (now - self.began)))
         if self.pending:
             self.pending.wait()
-            wish, self.period = self.proposal.tolist()
-            agreed = self._apply(Action(wish))
+            action, self.period = self.proposal.tolist()
+            agreed = self._apply(Action(action))
         self.began, self.countdown = now, self.period
         self.proposal = torch.tensor([self.control.requested_action(), steps if self.topology.is_leader else 0])
         self.pending = collectives.all_reduce_max_in_silo_async(self.proposal, self.topology)

@@ -1,4 +1,4 @@
-"""What a loss sum is multiplied by, so that the mean over the replicas is the mean over the batch."""
+"""The factor of a loss sum that makes the mean over the replicas the mean over the batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from trainer.distributed.topology import Topology
 
 
 class LossNormalizer(dict[float, Tensor]):
-    """By the units of a silo's whole batch: replicas / units, from which the gradient of a loss sum starts.
+    """Maps the units of a silo's whole batch to replicas / units, the gradient with which a loss sum starts backward.
 
-    DDP averages over the replicas; so each brings its sum, times their number, over the units of the silo's batch.
+    DDP averages over the replicas, so each contributes its sum times their number, over the units of the batch.
     """
 
     def __init__(self, topology: Topology, dtype: torch.dtype):
@@ -21,7 +21,7 @@ class LossNormalizer(dict[float, Tensor]):
     def __missing__(self, units: float) -> Tensor:
         # A batch whose examples all weigh nothing has no gradient.
         value = self.topology.num_replicas / units if units else 0.0
-        share = torch.tensor(value, dtype=self.dtype, device=self.topology.device)
-        if isinstance(units, int):  # sums of weights hardly come twice
-            self[units] = share
-        return share
+        factor = torch.tensor(value, dtype=self.dtype, device=self.topology.device)
+        if isinstance(units, int):  # sums of weights hardly occur twice
+            self[units] = factor
+        return factor

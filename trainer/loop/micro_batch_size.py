@@ -1,4 +1,4 @@
-"""How many examples a rank can put through the model at once: the room there is in memory, found by trying."""
+"""Find the largest micro-batch that fits into memory, by trying."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from trainer.optim.optimizers import optimizer_state
 from trainer.utils.oom import OutOfMemoryError
 
 UNLIMITED = 1 << 62
-HEADROOM = 8  # examples for which there must be room for one more: memory is broken up otherwise in each step
-PROBE_SIZE = 64  # rows and columns of the parameter by which it is seen what an optimizer keeps
+HEADROOM = 8  # for every 8 examples there must be room for one more: each step fragments memory differently
+PROBE_SIZE = 64  # rows and columns of the parameter with which an optimizer's state is measured
 
 
 def find_micro_batch_size(state: TrainState) -> None:
-    """Settles how many examples a rank puts through the model at once, if that is still to be found. A collective.
+    """Find the number of examples that a rank puts through the model at once, if it is `auto`. A collective.
 
-    It is the largest power of two for which every rank has room, or the whole share of a batch. It is part of the
-    progress, so that a run that goes on has the same. Nothing else changes: gradients, buffers and random states are
-    put back. Raises OutOfMemoryError, on all ranks, when one of them has no room for a single example.
+    It is the largest power of two for which every rank has room, or a replica's whole share of a batch. It is part of
+    the progress, so that a resumed run has the same. Gradients, buffers and random states are restored.
+
+    Raises:
+        OutOfMemoryError: on all ranks, if one of them has no room for a single example.
     """
     progress = state.progress
     if state.run.micro_batch_size != "auto":
-        progress.micro_batch_size = None  # found before the run was given another
+        progress.micro_batch_size = None  # that was found before the user chose one
         return
     if progress.micro_batch_size is None:
         state.control.set_activity("looking for the largest micro-batch that fits into the memory")
@@ -54,13 +56,13 @@ def _agree_on_size(state: TrainState) -> int:
 
 
 def max_replica_batch_size(run: Run) -> int:
-    """The most examples of a batch that a replica of this silo gets."""
+    """Return the largest number of examples of a batch that a replica of this silo gets."""
     largest = max(run.training_sizes)
     return max(1, -(-min(run.batch_size or largest, largest) // run.topology.num_replicas))
 
 
 def _largest_fitting_size(trainer: LocalTrainer, share: int) -> int:
-    """The largest power of two, or else the share, for which this rank has room; 0 if there is none."""
+    """Return the largest power of two, or the share, for which this rank has room; 0 if there is none."""
     client = _largest_local_client(trainer.run)
     if client is None:
         return share
@@ -71,7 +73,7 @@ def _largest_fitting_size(trainer: LocalTrainer, share: int) -> int:
     with _restoring_state(trainer), _reserve_optimizer_memory(trainer):
         for size in sizes:
             if not _fits(trainer, examples, _with_headroom(size)):
-                # What did not fit has left the memory broken up: what fitted before may do so no longer.
+                # The failed trial has fragmented memory: a size that fitted before may not fit any longer.
                 while found and not _fits(trainer, examples, _with_headroom(found)):
                     found //= 2
                 break
@@ -84,7 +86,7 @@ def _with_headroom(size: int) -> int:
 
 
 def _largest_local_client(run: Run) -> int | None:
-    """The largest client whose examples this silo has, if there is one."""
+    """Return the largest client whose examples this silo has, if there is one."""
     return max(run.training_homes[run.topology.silo], key=lambda client: run.training_sizes[client], default=None)
 
 
@@ -93,14 +95,14 @@ def _fits(trainer: LocalTrainer, examples: Examples, size: int) -> bool:
         trainer.step.try_forward_backward(*(part[:size] for part in examples))
         return True
     except OutOfMemoryError:
-        pass  # and here, with the error, what it holds is gone
+        pass  # outside this block, with the error, the memory that it holds is freed
     _release_memory(trainer.run.topology.device)
     return False
 
 
 @contextmanager
 def _reserve_optimizer_memory(trainer: LocalTrainer) -> Iterator[None]:
-    """Meanwhile as much memory is taken as the optimizer will keep, and one vector more, for what travels."""
+    """Hold as much memory as the optimizer's state will take, and one vector more for communication."""
     vectors = optimizer_numbers_per_parameter(trainer.run) + 1
     filling = [torch.empty_like(parameter) for parameter in trainer.model.trainable for _ in range(vectors)]
     yield
@@ -108,7 +110,7 @@ def _reserve_optimizer_memory(trainer: LocalTrainer) -> Iterator[None]:
 
 
 def optimizer_numbers_per_parameter(run: Run) -> int:
-    """How many numbers the optimizer keeps for one of a parameter: 2 of AdamW, 0 of plain SGD."""
+    """Return how many numbers the optimizer keeps for each number of a parameter: 2 for AdamW, 0 for plain SGD."""
     tried = nn.Parameter(torch.zeros(PROBE_SIZE, PROBE_SIZE))
     tried.grad = torch.zeros_like(tried)
     optimizer = run.optimizer([("tried", tried)])
@@ -119,7 +121,7 @@ def optimizer_numbers_per_parameter(run: Run) -> int:
 
 @contextmanager
 def _restoring_state(trainer: LocalTrainer) -> Iterator[None]:
-    """Puts back what a pass through the model changes, and gives back memory that was only tried."""
+    """Restore what a pass through the model changes, and release the memory that it took."""
     buffers = [(buffer, buffer.clone()) for buffer in trainer.model.module.buffers()]
     states = [(generator, generator.get_state()) for generator in trainer.step.generators]
     yield

@@ -1,4 +1,4 @@
-"""A trace of a few steps, and of what was allocated on a GPU meanwhile."""
+"""Profiling: a trace of a few steps, and of GPU memory allocations during them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from trainer.loop.local_trainer import StepCallback
 
-UNSEEN, WARM_UP, TRACED = 5, 2, 8  # steps: not looked at, looked at for nothing, traced
+UNSEEN, WARM_UP, TRACED = 5, 2, 8  # steps: skipped, profiled without a record, traced
 MAX_EVENTS = 100_000  # of the memory's history
 
 TRACE, MEMORY = "trace.json.gz", "memory.pickle"
@@ -19,12 +19,13 @@ TRACE, MEMORY = "trace.json.gz", "memory.pickle"
 
 @contextmanager
 def profile_steps(on_step: StepCallback, folder: Path, device: torch.device) -> Iterator[StepCallback]:
-    """The watch, as one that also looks at some steps and writes what it saw into the folder.
+    """Wrap a step callback so that some steps are profiled. A shorter run leaves a trace of the steps that it made.
 
-    trace.json.gz   what was computed and sent, when and by which thread, for ui.perfetto.dev
-    memory.pickle   what was allocated on the GPU, and by which line, for pytorch.org/memory_viz
-
-    A run of fewer steps leaves a trace of those there were.
+    Args:
+        on_step: the callback.
+        folder: gets trace.json.gz, operations by thread for ui.perfetto.dev, and on a GPU memory.pickle, allocations by
+            line for pytorch.org/memory_viz.
+        device: of the training.
     """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     steps = schedule(wait=UNSEEN, warmup=WARM_UP, active=TRACED, repeat=1)
@@ -33,11 +34,11 @@ def profile_steps(on_step: StepCallback, folder: Path, device: torch.device) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with profile(activities=activities, schedule=steps, on_trace_ready=lambda p: _write(p, folder, device)) as profiler:
 
-        def told(done: float, examples: int, loss: Callable[[], float]) -> None:
+        def profiled(done: float, examples: int, loss: Callable[[], float]) -> None:
             on_step(done, examples, loss)
             profiler.step()
 
-        yield told
+        yield profiled
 
 
 def _write(profiler: profile, folder: Path, device: torch.device) -> None:

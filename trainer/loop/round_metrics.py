@@ -1,4 +1,4 @@
-"""From sums to figures: what a round says of itself, on the console, in metrics.jsonl and in TensorBoardLogger alike."""
+"""Metrics of a round and of an evaluation, from sums over all ranks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,32 @@ SILO_COLUMNS = ("data", "compute")
 
 
 class RoundAccumulator:
-    """One rank's sums of a round. What is equal on the replicas of a silo is counted by its leader alone."""
+    """Sums a round on one rank. Numbers that are equal on a silo's replicas are counted by its leader alone.
+
+    Attributes:
+        weight: of the clients that were counted.
+        results: of the clients that have finished.
+        norms: of their updates; None of a late client that is dropped, not finite of one that is left out.
+        not_started: clients for which there was no time.
+        statistics: weighted sums of the batch statistics.
+        counts: the largest integer buffers.
+    """
 
     def __init__(self, run: Run, round: Round, buffers: BufferStatistics):
         self.run, self.round, self.buffers = run, round, buffers
         self.weight = 0.0
         self.results: list[ClientResult] = []
         self.norms: list[float | None] = []
-        self.not_started = 0  # clients that there was no time to begin with
+        self.not_started = 0
         self.statistics = torch.zeros_like(buffers.vector())
         self.counts = buffers.counts()
 
     def add(self, result: ClientResult, delta_norm: float | None) -> None:
-        """Counts a client's work; BatchNorm statistics are pooled by n_k, and over the replicas of the silo.
+        """Count a client; its batch statistics are pooled by n_k, and over the replicas of the silo.
 
-        A client that was too late to count has no norm, that of one that is left out is not finite.
+        Args:
+            result: what the client did.
+            delta_norm: the norm of its update; None if it was late and is dropped, not finite if it is left out.
         """
         self.results.append(result)
         self.norms.append(delta_norm)
@@ -48,13 +59,13 @@ class RoundAccumulator:
                 self.counts = torch.maximum(self.counts, self.buffers.counts())
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as a tree."""
-        works = {str(place): work.state_dict() for place, work in enumerate(self.results)}
+        """Return the state as a tree."""
+        works = {str(place): result.state_dict() for place, result in enumerate(self.results)}
         sums = {"weight": self.weight, "norms": json.dumps(self.norms)}
         return {"works": works, **sums, "statistics": self.statistics, "counts": self.counts}
 
     def load_state_dicts(self, states: Sequence[dict[str, Any]], replica: int) -> None:
-        """Puts the `state_dict` of this replica back, or its part of those of another number of replicas."""
+        """Restore the `state_dict` of this replica, or its part of those of another number of replicas."""
         one, alone = states[0], len(states) == 1
         self.weight, self.norms = one["weight"], json.loads(one["norms"])
         for place in range(len(self.norms)):
@@ -65,16 +76,16 @@ class RoundAccumulator:
         self.counts = torch.stack([state["counts"] for state in states]).amax(0)
 
     def seconds(self) -> Metrics:
-        """What this rank spent its time on."""
+        """Return the seconds of this rank by what they were spent on."""
         return {
             "seconds/data": sum(work.seconds_data for work in self.results),
             "seconds/compute": sum(work.seconds_compute for work in self.results),
         }
 
     def scalars(self) -> dict[str, float]:
-        """Numbers whose sums over the world describe the round."""
+        """Return numbers whose sums over all ranks describe the round."""
         counted = [work for work, norm in zip(self.results, self.norms, strict=True) if _counts(norm)]
-        on_time = [work for work in counted if not work.timed_out]  # late ones have had no last step
+        on_time = [work for work in counted if not work.timed_out]  # late ones had no last step
         own = {
             "loss_sum": sum(work.loss_sum for work in counted),
             "units": sum(work.units for work in counted),
@@ -95,25 +106,25 @@ class RoundAccumulator:
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
 
     def tables(self) -> dict[str, Tensor]:
-        """Float64 tables whose sums over the world describe the round: by silo, by client, by rank, and statistics."""
+        """Return float64 tables whose sums over all ranks describe the round: by silo, by client, by rank, statistics."""
         by_row = {"silos": self._silo_table(), "cohort": self._client_table(), "memory": self._memory_table()}
         return by_row | {"statistics": self.statistics}
 
     def _silo_table(self) -> Tensor:
-        """Seconds [silos, data and compute]; this silo's row, zeros elsewhere."""
+        """Return seconds [silos, data and compute], zero except in this silo's row."""
         table = torch.zeros(self.run.topology.num_silos, len(SILO_COLUMNS), dtype=torch.float64)
         if self.run.topology.is_leader:
             table[self.run.topology.silo] = torch.tensor(list(self.seconds().values()))
         return table
 
     def _memory_table(self) -> Tensor:
-        """The most bytes that each rank has held [ranks]; this rank's, zeros elsewhere."""
+        """Return the peak memory in bytes [ranks], zero except for this rank."""
         table = torch.zeros(self.run.topology.world_size, dtype=torch.float64)
         table[self.run.topology.rank] = peak_memory_bytes(self.run.topology.device)
         return table
 
     def _client_table(self) -> Tensor:
-        """What is reported of each client of the cohort [clients, columns]; empty if nothing is."""
+        """Return the reported columns of each client of the round [clients, columns]; empty if none are reported."""
         rows = (
             {client: [0.0] * len(CLIENT_COLUMNS) for client in self.round.cohort} if reports_clients(self.run) else {}
         )
@@ -124,7 +135,7 @@ class RoundAccumulator:
 
 
 def reports_clients(run: Run) -> bool:
-    """Whether rounds speak of single clients: there are several, trained apart, and the run does not hide them."""
+    """Return whether a round has metrics of single clients: there are several, and the run does not hide them."""
     return run.per_client != "none" and len(run.training_sets) > 1
 
 
@@ -133,7 +144,7 @@ def _counts(delta_norm: float | None) -> bool:
 
 
 def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[str, Tensor]) -> Metrics:
-    """The figures of a round's training from the world's sums."""
+    """Return the metrics of a round's training from the sums over all ranks."""
     metrics: Metrics = {
         "round/examples": int(sums["examples_seen"]),
         "round/steps": int(sums["steps"]),
@@ -150,33 +161,36 @@ def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[s
     for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
         loss_sum, units, norm = row
         metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)
-        if run.algorithm.skips_nonfinite_clients:  # the others measure no deltas
+        if run.algorithm.skips_nonfinite_clients:  # the others measure no updates
             metrics[f"client/{client}/delta_norm"] = norm
     return metrics
 
 
 def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metrics:
-    """The figures of an evaluation, pooled over clients and per client.
+    """Return the metrics of an evaluation, pooled over clients and per client.
 
-    Of the sums `clients` is a table [clients, 1 + score sums], the units first; the others are the task's pooled ones.
+    Args:
+        run: the run.
+        name: the prefix of the metrics, such as `test`.
+        sums: `clients` is a table [clients, 1 + score sums], the units first; the others are the task's pooled sums.
     """
     table, pooled = sums["clients"], {key: part for key, part in sums.items() if key != "clients"}
-    figures = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
-    metrics = {f"{name}/{key}": value for key, value in figures.items()}
+    pooled_metrics = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
+    metrics = {f"{name}/{key}": value for key, value in pooled_metrics.items()}
     if name == "validation" or run.per_client == "none" or len(table) < 2:
         return metrics
     headline = run.task.headline
-    judged = {
+    by_client = {
         client: run.task.summary(row[1:], row[0].item())[headline] for client, row in enumerate(table) if row[0] > 0
     }
-    metrics |= {f"client/{client}/{name}_{headline}": value for client, value in judged.items()}
-    return metrics | _spread("clients" if name == "test" else name, headline, np.array(list(judged.values())))
+    metrics |= {f"client/{client}/{name}_{headline}": value for client, value in by_client.items()}
+    return metrics | _spread("clients" if name == "test" else name, headline, np.array(list(by_client.values())))
 
 
 def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
-    """How far the clients are apart: the worst, the standard deviation, and Jain's index.
+    """Return how unequal the clients are: the worst value, the standard deviation, and Jain's index.
 
-    Jain et al. 1984: (sum x)^2 / (K sum x^2), from 1/K, one client has it all, to 1, all have the same.
+    Jain et al. 1984: (sum x)^2 / (K sum x^2), from 1/K if one client has everything, to 1 if all have the same.
     """
     if not len(values):
         return {}
@@ -189,20 +203,21 @@ def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
 
 
 def validation_score(run: Run, metrics: Metrics) -> float | None:
-    """What the best round is chosen by, more is better: the validation set's headline figure; None without one."""
+    """Return the score by which the best round is chosen, the higher the better; None without a validation set."""
     value = metrics.get(f"validation/{run.task.headline}")
     return None if value is None else score_of(run, value)
 
 
 def score_of(run: Run, value: float) -> float:
-    """The score of a value of the headline figure: more is better."""
+    """Return the score of a value of the headline metric, the higher the better."""
     return value if higher_is_better(run.task.headline) else -value
 
 
 def slowest_silo(silos: Tensor) -> Metrics:
-    """Which silo the others waited for, and what it spent its time on; nothing when there is only one.
+    """Return the silo for which the others waited, and its seconds; nothing if there is one silo.
 
-    `silos` holds seconds [silos, data and compute].
+    Args:
+        silos: seconds [silos, data and compute].
     """
     if len(silos) < 2:
         return {}

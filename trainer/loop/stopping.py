@@ -1,4 +1,4 @@
-"""How a run may end before its last round, other than by a failure."""
+"""Ends of a run before its last round: criteria, divergence, preemption."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-BatchWindow = tuple[int, int, int]  # batches of a round: its index, the first step, the one after the last
-StopReason = Literal["target", "patience", "seconds"]  # of Stop, why a run has ended
+BatchWindow = tuple[int, int, int]  # batches of a round: its index, the first step, and the step after the last
+StopReason = Literal["target", "patience", "seconds"]  # the criterion by which a run has ended
 
 
 @dataclass(frozen=True)
 class StopCriteria:
-    """When a run is finished before its last round; what is None does not end it.
+    """Criteria that finish a run before its last round; None does not.
 
-    metric_target         the value of the validation set's headline figure that is wanted, or a better one
-    patience_evaluations  evaluations in a row that bring no better value
-    max_training_seconds  evaluations excluded, over all starts; the round that is under way is done to its end
+    Attributes:
+        metric_target: the validation set's headline metric is this good, or better.
+        patience_evaluations: consecutive evaluations without a better value.
+        max_training_seconds: time of training over all starts, evaluations excluded; the current round is finished.
     """
 
     metric_target: float | None = None
@@ -25,9 +26,12 @@ class StopCriteria:
 
 
 class DivergedError(RuntimeError):
-    """The numbers are of no use any more, and starting again would not mend them.
+    """The numbers are not finite, and starting again would not mend that.
 
-    Where leaving out batches would: `window`, the round's index and the step up to which, and those `skipped` before.
+    Args:
+        message: for the user.
+        window: the index of the round and the step up to which leaving out batches may help; None if it cannot.
+        skipped: the windows that were left out before.
     """
 
     def __init__(self, message: str, window: tuple[int, int] | None = None, skipped: Sequence[BatchWindow] = ()):
@@ -36,4 +40,4 @@ class DivergedError(RuntimeError):
 
 
 class Preempted(Exception):
-    """The run was told to leave, and has: all that it needs to go on is on disk, if it makes checkpoints."""
+    """The run was asked to stop; all that is needed to resume is on disk, if it makes checkpoints."""
