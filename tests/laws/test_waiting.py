@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.runs import SGD, make_run
 from trainer.data.transforms import Compose, CutOut, RandomCrop, RandomFlip, RandomRotation
 from trainer.distributed.topology import Topology, distributed
-from trainer.loop.step import TrainStep
 from trainer.loop.round import train_round
+from trainer.loop.step import TrainStep
 from trainer.loop.train_state import TrainState
 from trainer.optim import GradientClipper
 

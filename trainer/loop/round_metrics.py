@@ -106,7 +106,7 @@ class RoundAccumulator:
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
 
     def tables(self) -> dict[str, Tensor]:
-        """Return float64 tables whose sums over all ranks describe the round: by silo, by client, by rank, statistics."""
+        """Return float64 tables whose sums over all ranks describe the round: by silo, client and rank, statistics."""
         by_row = {"silos": self._silo_table(), "cohort": self._client_table(), "memory": self._memory_table()}
         return by_row | {"statistics": self.statistics}
 
