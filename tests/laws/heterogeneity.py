@@ -87,7 +87,7 @@ class Planned(RoundLength):
 
     steps_of: dict[int, int] = field(default_factory=dict)
 
-    def of(self, steps_per_epoch: int, round: Round, client: int) -> int:
+    def num_steps(self, steps_per_epoch: int, round: Round, client: int) -> int:
         return self.steps_of.get(client, super().num_steps(steps_per_epoch, round, client))
 
 

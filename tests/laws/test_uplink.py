@@ -15,10 +15,12 @@ from tests.laws.quadratics import BOWLS, SIZES, bowl_choices, path
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import INTERRUPTED, assert_bit_equal, border, noisy_choices, run_rounds
 from trainer.algorithms import FedAvg
+from trainer.checkpoint import ResumePoint
 from trainer.checkpoint.format import SavedState
 from trainer.data.client_sampling.sampling import AllClients
 from trainer.distributed.compression import Cast, Codec, Int4, Int8, PowerSGD, TopK, UpdateCompression
 from trainer.distributed.topology import SiloSpec, distributed
+from trainer.loop.checkpointing import restore
 from trainer.loop.run import RoundLength
 from trainer.loop.train_state import TrainState
 
@@ -66,7 +68,7 @@ def residuals_here(name: str, silos: SiloSpec, choices: dict[str, Any], saved: S
     """What this rank still has to send when it goes on from the checkpoint of another world."""
     with distributed(silos) as topology:
         state = TrainState(case_run(topology, name, choices))
-        state.restore_round_checkpoint(saved)
+        restore(state, ResumePoint(0, saved))
         return leaves(state.transport.state_dict())
 
 

@@ -36,10 +36,10 @@ PREPROCESS = Compose({"crop": RandomCrop(2), "flip": RandomFlip(), "turn": Rando
 CHOICES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"autocast": torch.bfloat16},
-    "clipped": {"clip": GradientClipper(norm=1.0)},
-    "clipped_bf16": {"clip": GradientClipper(norm=1.0), "autocast": torch.bfloat16},
-    "clipped_by_largest": {"clip": GradientClipper(norm=1.0, order=float("inf"))},
-    "clipped_by_value": {"clip": GradientClipper(norm=1.0, value=0.1)},
+    "clipped": {"clip": GradientClipper(max_norm=1.0)},
+    "clipped_bf16": {"clip": GradientClipper(max_norm=1.0), "autocast": torch.bfloat16},
+    "clipped_by_largest": {"clip": GradientClipper(max_norm=1.0, norm_type=float("inf"))},
+    "clipped_by_value": {"clip": GradientClipper(max_norm=1.0, max_value=0.1)},
     "momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     "fused_adamw": {"optimizer": partial(torch.optim.AdamW, lr=0.001, fused=True)},
     "accumulated": {"micro_batch_size": 3},
@@ -66,10 +66,11 @@ def epoch_of_steps(topology: Topology, model: str, choices: dict[str, Any]) -> C
     """Trains the only client for an epoch of 6 steps, the last one smaller; it has done so once."""
     state = TrainState(make_run(topology, [42], model, rounds=2, **choices))
     train_round(state, state.run.round(0))
-    work, round = state.trainer.start_client(0), state.run.round(1)
+    round = state.run.round(1)
+    client = state.trainer.start_client(state.algorithm.start_round(round), 0)
 
     def steps() -> None:
-        assert state.trainer.train(work, round, 1, lambda done, examples, loss: None, lambda work, wish: False)
+        assert state.trainer.train(client, round, 1, lambda done, examples, loss: None, lambda client, action: False)
 
     return steps
 

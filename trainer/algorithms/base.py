@@ -11,9 +11,9 @@ values, so their copies stay bit-equal without communication.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from trainer.distributed.transport import Transport
 from trainer.models.flat import BatchNormReduction, FlatModel
 from trainer.optim import GradientClipper
 from trainer.optim.optimizers import OptimizerFactory
+
+T = TypeVar("T")
 
 ClientOptimizerState = Literal["reset", "keep"]
 Metrics = dict[str, float | int]
@@ -97,8 +99,8 @@ class Algorithm(Protocol):
         """Return whether the parameter or buffer of this name is combined between the silos."""
         ...
 
-    def groups(self, clients: int) -> list[list[int]]:
-        """Return the groups of clients whose examples are trained together, as those of one client."""
+    def merge_clients(self, values: Sequence[T], merge: Callable[[Sequence[T]], T]) -> Sequence[T]:
+        """Return values by client; a single merged one if all clients' examples are trained as those of one client."""
         ...
 
     def validate(self, setting: Setting) -> None:

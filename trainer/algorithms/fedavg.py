@@ -91,7 +91,7 @@ class FedAvgRun:
         options: the choices.
         model: what clients train.
         optimizer: makes the optimizer of the clients.
-        client_weights: the weights in the mean of all clients.
+        client_weights: n_k of all clients.
         global_model: the global parameters, and what moves them.
         corrector: the drift correction at work.
     """
@@ -105,7 +105,7 @@ class FedAvgRun:
         transport: Transport,
     ):
         self.options, self.model, self.optimizer, self.transport = options, model, optimizer, transport
-        self.client_weights = [options.weight_of(weight) for weight in client_weights]
+        self.client_weights = client_weights
         self.global_model = GlobalModel(model, transport, options.server, transport.chunks(len(model.shared)))
         self.updates = options.rule.setup(transport)
         self.corrector: Corrector = NO_CORRECTION
@@ -172,7 +172,7 @@ class FedAvgRound:
 
     def __init__(self, run: FedAvgRun, round: Round, start: Tensor):
         self.run, self.start = run, start
-        self.planned_weight = math.fsum(run.client_weights[client] for client in round.cohort)
+        self.planned_weight = run.options.total_weight(run.client_weights[client] for client in round.cohort)
         self.weights: list[float] = []
         self.norms: list[float] = []
         self.measures: list[dict[str, float]] = []

@@ -63,7 +63,7 @@ class ModelAveragingRun:
         self, options: ModelAveraging, model: FlatModel, client_weights: Sequence[float], transport: Transport
     ):
         self.options, self.model, self.transport = options, model, transport
-        self.client_weights = [options.weight_of(weight) for weight in client_weights]
+        self.client_weights = client_weights
         self.parameters = model.shared.to(torch.promote_types(model.shared.dtype, torch.float32), copy=True)
         self.parts = transport.chunks(len(self.parameters))
         self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
@@ -135,7 +135,7 @@ class ModelAveragingRound:
 
     def __init__(self, run: ModelAveragingRun, round: Round):
         self.run = run
-        self.planned_weight = math.fsum(run.client_weights[client] for client in round.cohort)
+        self.planned_weight = run.options.total_weight(run.client_weights[client] for client in round.cohort)
         self.weights: list[float] = []
         run.models.clear()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 
-from trainer.algorithms.base import ClientOptimizerState, Setting
+from trainer.algorithms.base import ClientOptimizerState, Setting, T
 from trainer.models.flat import BatchNormReduction
 from trainer.optim.optimizers import OptimizerFactory
 
@@ -68,14 +70,18 @@ class FederatedOptions:
     def is_shared(self, name: str) -> bool:
         return re.search(self.shared_params, name) is not None
 
-    def groups(self, clients: int) -> list[list[int]]:
-        return [[client] for client in range(clients)]
+    def merge_clients(self, values: Sequence[T], merge: Callable[[Sequence[T]], T]) -> Sequence[T]:
+        return values
 
     def weight_of(self, examples: float) -> float:
         """Return the weight in the mean of a client with this n_k."""
         if self.weighting == "equal":
             return 1.0
         return float(examples if self.max_weight is None else min(examples, self.max_weight))
+
+    def total_weight(self, examples: Iterable[float]) -> float:
+        """Return the weight in the mean of all clients with these n_k."""
+        return math.fsum(map(self.weight_of, examples))
 
     def compression_error(self, setting: Setting, is_compressible: bool) -> list[str]:
         """Return what is wrong with compressing updates, if they are compressed and cannot be."""

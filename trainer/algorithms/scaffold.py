@@ -49,7 +49,7 @@ class ControlVariates(Corrector):
 
     def __init__(self, run: FedAvgRun):
         self.probe = EffectiveSteps(run.optimizer)
-        self.population = sum(run.client_weights)
+        self.population = sum(map(run.options.weight_of, run.client_weights))
         self.control = torch.zeros_like(run.global_model.parameters)
         self.vectors = {"control": self.control}
 

@@ -90,7 +90,7 @@ class StreamingRun:
 
     def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Transport):
         self.options, self.model, self.transport = options, model, transport
-        self.client_weights = [options.weight_of(weight) for weight in client_weights]
+        self.client_weights = client_weights
         self.length = len(model.shared)
         fragments = map(self.fragment, range(options.fragments))
         parts = [part for fragment in fragments for part in self.parts_of(fragment)] or [slice(0, 0)]
@@ -179,7 +179,7 @@ class StreamingRound:
 
     def __init__(self, run: StreamingRun, round: Round):
         self.run, self.index, self.due = run, round.index, run.fragment(round.index)
-        self.planned_weight = math.fsum(run.client_weights[client] for client in round.cohort)
+        self.planned_weight = run.options.total_weight(run.client_weights[client] for client in round.cohort)
         self.weights: list[float] = []
         self.norms: list[float] = []
         run.updates.clear()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting
+from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting, T
 from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.options import raise_errors
 from trainer.algorithms.round import Round
@@ -37,8 +37,8 @@ class Sync:
     def is_shared(self, name: str) -> bool:
         return True
 
-    def groups(self, clients: int) -> list[list[int]]:
-        return [list(range(clients))]
+    def merge_clients(self, values: Sequence[T], merge: Callable[[Sequence[T]], T]) -> Sequence[T]:
+        return (merge(values),)
 
     def validate(self, setting: Setting) -> None:
         errors = []

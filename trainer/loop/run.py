@@ -198,18 +198,9 @@ class Run:
             )
 
     @cached_property
-    def training_sets(self) -> tuple[np.ndarray, ...]:
-        """The ids of the examples that are trained together: one array for each group of clients."""
-        train = self.clients.train
-        return tuple(
-            train[group[0]] if len(group) == 1 else np.sort(np.concatenate([train[client] for client in group]))
-            for group in self.groups
-        )
-
-    @cached_property
-    def groups(self) -> list[list[int]]:
-        """The clients whose examples are trained together. From here on such a group is a client."""
-        return self.algorithm.groups(len(self.clients))
+    def training_sets(self) -> Sequence[np.ndarray]:
+        """The ids of the examples by client, or those of all clients if they are trained as one."""
+        return self.algorithm.merge_clients(self.clients.train, lambda sets: np.sort(np.concatenate(sets)))
 
     @cached_property
     def training_sizes(self) -> list[int]:
@@ -221,7 +212,7 @@ class Run:
         """n_k by client: the number of training examples, or the sum of their weights if they have any."""
         if self.weights is None:
             return self.training_sizes
-        return [sum(self.weights.clients[client] for client in group) for group in self.groups]
+        return self.algorithm.merge_clients(list(self.weights.clients), sum)
 
     @cached_property
     def data_fingerprint(self) -> str:
@@ -264,10 +255,11 @@ class Run:
         if not is_bound:
             return assign_clients(round.cohort, self.training_sizes, self.topology.silo_sizes)
         members = set(round.cohort)
-        return [[group for group in home if group in members] for home in self.training_homes]
+        return [[client for client in home if client in members] for home in self.training_homes]
 
     @cached_property
     def training_homes(self) -> list[list[int]]:
-        """The groups of clients whose state each silo keeps: those of which it evaluates the first client."""
-        first = {group[0]: place for place, group in enumerate(self.groups)}
-        return [[first[client] for client in home if client in first] for home in self.homes]
+        """The clients whose state each silo keeps; if all are trained as one, the first silo has it."""
+        if len(self.training_sets) == len(self.clients):
+            return self.homes
+        return [[0], *([] for _ in range(self.topology.num_silos - 1))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.algorithms.effective_steps import EffectiveSteps, refuse_nonlinear
+from trainer.algorithms.effective_steps import EffectiveSteps, nonlinear_optimizer
 from trainer.optim import GradientClipper
 
 RATE = 0.1
@@ -131,7 +132,7 @@ NONLINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("name", LINEAR)
 def test_what_is_linear_is_accepted(name: str):
     """And twice the gradient is indeed twice the way, at rates that change."""
-    refuse_nonlinear("scaffold", LINEAR[name], GradientClipper())
+    assert not nonlinear_optimizer("scaffold", LINEAR[name], GradientClipper())
     way, twice = (EffectiveSteps(LINEAR[name]).displacement((1.0, 0.3, 0.7), gradient) for gradient in (1.0, 2.0))
     assert way > 0 and twice == pytest.approx(2 * way, rel=1e-12)
 
@@ -139,23 +140,19 @@ def test_what_is_linear_is_accepted(name: str):
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_adaptive_optimizers_are_refused(name: str):
     """The message names the algorithm, the optimizer, and what to set instead."""
-    with pytest.raises(ValueError) as raised:
-        refuse_nonlinear("scaffold", NONLINEAR[name], GradientClipper())
-    said = str(raised.value)
+    (said,) = nonlinear_optimizer("scaffold", NONLINEAR[name], GradientClipper())
     assert said.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
     assert f"with {name} twice the gradient is not twice the step" in said
     assert "set optimizer=sgd or optimizer=momentum, or algorithm=fedavg" in said
 
 
 def test_an_optimizer_of_matrices_is_refused_in_its_own_words():
-    with pytest.raises(ValueError, match=r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd"):
-        refuse_nonlinear("fednova", partial(torch.optim.Muon, lr=RATE), GradientClipper())
+    (said,) = nonlinear_optimizer("fednova", partial(torch.optim.Muon, lr=RATE), GradientClipper())
+    assert re.search(r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd", said)
 
 
 def test_clipping_is_refused():
     """However large the norm: nobody can say that it is never met."""
-    with pytest.raises(ValueError) as raised:
-        refuse_nonlinear("fednova", LINEAR["sgd"], GradientClipper(1e9))
-    said = str(raised.value)
+    (said,) = nonlinear_optimizer("fednova", LINEAR["sgd"], GradientClipper(1e9))
     assert said.startswith("clip.max_norm=1e+09 with algorithm=fednova")
     assert "set clip.max_norm=null, or algorithm=fedavg" in said

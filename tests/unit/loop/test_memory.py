@@ -21,7 +21,7 @@ FEW, MANY = 10, 1000
 COHORT_SIZE, CLIENT_EXAMPLES = 8, 2
 COUNT_BYTES = 8  # of the rounds that a client took part in
 
-STATEFUL = [name for name in FEDERATED if CASES[name].algorithm().stateful]
+STATEFUL = [name for name in FEDERATED if CASES[name].algorithm().keeps_client_state]
 STATELESS = [name for name in FEDERATED if name not in STATEFUL]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.runs import fedavg, make_run
-from trainer.algorithms.fedavg import mean_cosine
+from trainer.algorithms.aggregation_rule import mean_cosine
 from trainer.algorithms.round import Round
 from trainer.distributed.topology import Topology
 from trainer.loop.local_trainer import ClientResult

@@ -44,13 +44,13 @@ def test_the_norm_costs_nothing_where_nobody_wants_it():
     gradient = np.array([3.0, 4.0, 0.0], dtype=np.float32)
     assert clipped(GradientClipper(), gradient, measure=False)[0] == 0.0
     assert clipped(GradientClipper(), gradient, measure=True)[0] == 5.0
-    assert clipped(GradientClipper(value=1.0), gradient, measure=False)[0] == 0.0
-    assert clipped(GradientClipper(norm=1.0), gradient, measure=False)[0] == 5.0
+    assert clipped(GradientClipper(max_value=1.0), gradient, measure=False)[0] == 0.0
+    assert clipped(GradientClipper(max_norm=1.0), gradient, measure=False)[0] == 5.0
 
 
 def test_an_order_without_a_norm_is_refused():
     with pytest.raises(ValueError, match=r"clip.norm_type=inf with clip.max_norm=null"):
-        GradientClipper(order=math.inf)
+        GradientClipper(norm_type=math.inf)
 
 
 def test_what_limits_is_said_as_it_is_typed():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.algorithms.effective_steps import EffectiveSteps, refuse_nonlinear
+from trainer.algorithms.effective_steps import EffectiveSteps, nonlinear_optimizer
 from trainer.optim import GradientClipper, GroupedOptimizerFactory, Muon
 from trainer.optim.optimizers import parameters_of
 
@@ -95,9 +95,11 @@ def test_no_decay_of_an_optimizer_that_has_none_is_refused():
 def test_different_rates_have_no_measured_way():
     """SCAFFOLD and FedNova step one parameter for all; groups that only leave out decay go as far as others."""
     plain = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
-    with pytest.raises(ValueError, match="optimizer.lr_multipliers with algorithm=scaffold"):
-        refuse_nonlinear("scaffold", GroupedOptimizerFactory(plain, lr_multipliers=(("^0", 2.0),)), GradientClipper())
-    refuse_nonlinear("scaffold", GroupedOptimizerFactory(plain, exclude_norm_bias_decay=True), GradientClipper())
+    rates = GroupedOptimizerFactory(plain, lr_multipliers=(("^0", 2.0),))
+    (error,) = nonlinear_optimizer("scaffold", rates, GradientClipper())
+    assert error.startswith("optimizer.lr_multipliers with algorithm=scaffold")
+    no_decay = GroupedOptimizerFactory(plain, exclude_norm_bias_decay=True)
+    assert not nonlinear_optimizer("scaffold", no_decay, GradientClipper())
     assert EffectiveSteps(GroupedOptimizerFactory(plain, exclude_norm_bias_decay=True)).displacement(
         (1.0, 0.5)
     ) == EffectiveSteps(plain).displacement((1.0, 0.5))
