@@ -168,10 +168,10 @@ class SlowToClose:
     def __init__(self, folder, settings):
         pass
 
-    def record(self, metrics):
+    def log_round(self, metrics):
         pass
 
-    def finish(self, result, exhibits):
+    def finalize(self, result, artifacts):
         pass
 
     def close(self):

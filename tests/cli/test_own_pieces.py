@@ -33,7 +33,7 @@ class Points(Dataset):
         return self.points[index], self.labels[index]
 
 def points(examples, shift=3.0):
-    return Splits(Points(examples, shift, seed=0), Points(100, shift, seed=1), classes=2)
+    return DataSplits(Points(examples, shift, seed=0), Points(100, shift, seed=1), classes=2)
 
 class Net(nn.Module):
     def __init__(self, width):
@@ -53,8 +53,8 @@ class Shuffled:
     def split(self, train, test, clients, seed):
         return Iid().split(train, test, clients, seed)
 
-class Everyone:
-    def draw(self, clients, seed, index):
+class Everyone(ClientSampler):
+    def sample(self, clients, seed, index):
         return tuple(range(clients))
 
 def half_precision():
@@ -69,10 +69,10 @@ class Lines:
     def say(self, *words):
         print(*words, file=self.file)
 
-    def record(self, metrics):
+    def log_round(self, metrics):
         self.say('round', metrics['round'])
 
-    def finish(self, result, exhibits):
+    def finalize(self, result, artifacts):
         self.say('finished', result['round'])
 
     def close(self):

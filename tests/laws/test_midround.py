@@ -30,12 +30,12 @@ class LeavesAt(LoopControl):
         super().__init__()
         self.position, self.steps, self.clients = position, steps, []
 
-    def at(self, phase: str, work: Any = None) -> None:
+    def set_activity(self, phase: str, work: Any = None) -> None:
         super().set_activity(phase, work)
         if work and phase.startswith(f"round {ROUND + 1}:"):
             self.clients.append(work.client)
 
-    def wish(self) -> Action:
+    def requested_action(self) -> Action:
         if self.result and len(self.clients) == self.position + 1 and self.result.steps >= self.steps:
             self.request_stop()
         return super().requested_action()
@@ -48,7 +48,7 @@ class LeavesWhile(LoopControl):
         super().__init__()
         self.doing = doing
 
-    def wish(self) -> Action:
+    def requested_action(self) -> Action:
         if self.doing in self.phase:
             self.request_stop()
         return super().requested_action()
