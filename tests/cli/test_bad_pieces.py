@@ -47,17 +47,20 @@ REFUSED = {
     "freezing all": [["model.freeze=."], ["model.freeze=.", "nothing is left to train"]],
     "freezing none, from nowhere": [
         ["model.freeze=embed", "model.init=none.pt"],
-        ["model.freeze=embed finds no parameter", "conv1.weight", "model.init=none.pt is no file"],
+        ["model.freeze=embed matches no parameter", "conv1.weight", "model.init=none.pt is not a file"],
     ],
     "a task without verbs": [
         ["task=custom", "task._target_=torch.nn.Identity"],
-        ["task=torch.nn.Identity gave a Identity without scores, headline, units", "trainer.tasks.Task"],
+        [
+            "task=torch.nn.Identity gave a Identity without scores, headline, unit_name, has_confusion",
+            "trainer.tasks.Task",
+        ],
     ],
     "a model that is none": [
         ["model=custom", "model._target_=builtins.dict"],
         ["model=builtins.dict gave a dict", "torch.nn.Module"],
     ],
-    "numbers as classes": [[*NUMBERS, "model=logistic", "model.inputs=6"], ["classification wants outputs"]],
+    "numbers as classes": [[*NUMBERS, "model=logistic", "model.inputs=6"], ["classification expects outputs"]],
     "more outputs than numbers": [
         [*NUMBERS, "task=regression", "model=logistic", "model.inputs=6"],
         ["task=Regression", "[2, 10] for targets of shape [2, 2]"],

@@ -131,8 +131,8 @@ def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) ->
 def test_no_room_in_memory_is_said_with_what_to_change_and_changed_in_the_same_folder(shell: Shell) -> None:
     """Bad input, not a crash: nothing is started again. A step of 32 examples is 16 a rank, of which 9 fit."""
     ended = shell.train(*WIDE)
-    assert ended.code == 2 and ended.err.count("micro_batch_size=null: there is no room") == 1
-    assert "16 examples at once: 1.50 GiB more" in ended.err and "set micro_batch_size=8 or less" in ended.err
+    assert ended.code == 2 and ended.err.count("micro_batch_size=null: 16 examples at once do not fit in memory") == 1
+    assert "could not allocate 1.50 GiB" in ended.err and "set micro_batch_size=8 or less" in ended.err
     assert "Traceback" not in ended.err and "restart" not in ended.err
     folder = shell.folder / "wide"
     assert state_of(folder)["status"] == "bad_input"

@@ -202,6 +202,6 @@ def test_smoke_of_a_language_model_from_the_command_line(shell: Shell, text: Pat
     assert (ended.code, ended.err) == (0, "")
     assert "test/perplexity" in ended.out and ended.out.count("round 2/2") == 1
     events = EventAccumulator(str(shell.folder / "smoke/tensorboard"), size_guidance={"tensors": 0}).Reload()
-    assert "test/sample" in events.Tags()["tensors"] and events.Tags()["images"] == []
+    assert "test/sample/text_summary" in events.Tags()["tensors"] and events.Tags()["images"] == []
     rounds = read_jsonl(shell.folder / "smoke/metrics.jsonl")
     assert set(events.Tags()["scalars"]) == {key for metrics in rounds for key in metrics} - {"round"}

@@ -137,6 +137,8 @@ class HalfSquares:
 
     scores: tuple[str, ...] = ()
     headline = "loss"
+    unit_name = "example"
+    has_confusion = False
 
     def units(self, targets: Tensor) -> int:
         return 1

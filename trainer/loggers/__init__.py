@@ -1,22 +1,21 @@
-"""Where the metrics of a run go: the console, a file of JSON lines, TensorBoardLogger."""
+"""Loggers: the console, a file of JSON lines, TensorBoard, Weights & Biases and MLflow."""
 
-from trainer.loggers.base import FinalArtifacts, Logger, Metrics
-from trainer.loggers.console import ConsoleLogger, make_terminal
+from trainer.loggers.base import HEADLINES, FinalArtifacts, Logger, Metrics, higher_is_better
+from trainer.loggers.console import ConsoleLogger
 from trainer.loggers.jsonl import JsonLinesLogger, read_jsonl
 from trainer.loggers.tensorboard import TensorBoardLogger
-from trainer.loggers.terminal import Terminal
-from trainer.utils.metric_direction import HEADLINES, higher_is_better
+from trainer.loggers.terminal import Terminal, make_terminal
 
 __all__ = [
     "HEADLINES",
     "ConsoleLogger",
     "FinalArtifacts",
     "JsonLinesLogger",
-    "Metrics",
-    "Terminal",
     "Logger",
+    "Metrics",
     "TensorBoardLogger",
-    "make_terminal",
+    "Terminal",
     "higher_is_better",
+    "make_terminal",
     "read_jsonl",
 ]

@@ -1,7 +1,4 @@
-"""What the metrics of a run say of single clients, put together over its rounds.
-
-Imports numpy at its top: import this module when a run has finished.
-"""
+"""Evaluation metrics of single clients, collected over the rounds of a run."""
 
 from __future__ import annotations
 
@@ -11,27 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.utils.metric_direction import higher_is_better
+from trainer.loggers.base import higher_is_better
 
-EVALUATIONS = ("test_", "global_", "personal_")  # what else is said of a client is of its training
+EVALUATIONS = ("test_", "global_", "personal_")  # prefixes; the other metrics of clients describe their training
 
-MetricColumn = tuple[np.ndarray, np.ndarray]  # of one round: who was measured, int64 [N], and the values, float64 [N]
-
-
-class Worst(NamedTuple):
-    """The worst client when clients were measured last. row: its index. ties: how many others are as bad."""
-
-    row: int
-    round: int
-    value: float
-    ties: int
+MetricColumn = tuple[np.ndarray, np.ndarray]  # clients, int64 [N], and their values, float64 [N]
 
 
 class ClientMetric(NamedTuple):
-    """One figure of every client through a run.
+    """One metric of all clients over a run.
 
-    name: as in the metrics, such as `test_accuracy`. clients, rounds: their numbers, ascending; of the rounds, those
-    in which the figure was measured. values: float64 [clients, rounds], NaN where it was not, or was not finite.
+    name: the metric without its client, such as `test_accuracy`.
+    clients: client numbers, ascending.
+    rounds: the rounds in which the metric was measured, ascending.
+    values: float64 [clients, rounds], NaN where a value is missing or not finite.
     """
 
     name: str
@@ -43,18 +33,16 @@ class ClientMetric(NamedTuple):
     def higher_is_better(self) -> bool:
         return higher_is_better(self.name)
 
-    def worst(self) -> Worst:
-        """The worst client of the last round that has values; of equal ones, that with the lowest number."""
-        column = np.flatnonzero(~np.isnan(self.values).all(0))[-1]
-        values = self.values[:, column]
-        row = int(np.nanargmin(values) if self.higher_is_better else np.nanargmax(values))
-        return Worst(row, self.rounds[column], values[row], int((values == values[row]).sum()) - 1)
-
 
 def client_metrics(history: Iterable[Mapping[str, Any]]) -> list[ClientMetric]:
-    """The figures of evaluations that have any value at all, by name, from the metrics of a run's rounds in order.
+    """Collect the evaluation metrics of clients from the metrics of a run's rounds.
 
-    Every client of which the metrics speak has a row, also one without test examples. A value may be None.
+    Args:
+        history: the metrics of each round, in order; a value may be None.
+
+    Returns:
+        The metrics that have at least one finite value, sorted by name. Each has a row for every client that occurs in
+        the history, including clients without test examples.
     """
     known: set[int] = set()
     columns: dict[str, dict[int, MetricColumn]] = defaultdict(dict)
@@ -63,12 +51,12 @@ def client_metrics(history: Iterable[Mapping[str, Any]]) -> list[ClientMetric]:
             known.update(values)
             if name.startswith(EVALUATIONS):
                 columns[name][metrics["round"]] = _column(values)
-    figures = (_metric(name, sorted(known), columns[name]) for name in sorted(columns))
-    return [figure for figure in figures if not np.isnan(figure.values).all()]
+    collected = (_client_metric(name, sorted(known), columns[name]) for name in sorted(columns))
+    return [metric for metric in collected if not np.isnan(metric.values).all()]
 
 
 def _by_name(metrics: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:
-    """The values of one round by the figure's name and the client's number."""
+    """Group the values of one round by the metric's name, then by the client's number."""
     names: dict[str, dict[int, float | None]] = defaultdict(dict)
     for key, value in metrics.items():
         if key.startswith("client/"):
@@ -81,7 +69,7 @@ def _column(values: Mapping[int, float | None]) -> MetricColumn:
     return np.array(list(values)), np.array(list(values.values()), dtype=np.float64)
 
 
-def _metric(name: str, clients: list[int], columns: Mapping[int, MetricColumn]) -> ClientMetric:
+def _client_metric(name: str, clients: list[int], columns: Mapping[int, MetricColumn]) -> ClientMetric:
     values = np.full((len(clients), len(columns)), np.nan)
     for index, (measured, column) in enumerate(columns.values()):
         values[np.searchsorted(clients, measured), index] = column

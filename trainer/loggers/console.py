@@ -1,9 +1,8 @@
-"""The rounds of a run for the person who waits for it."""
+"""The console: a line per round, a progress bar, and a summary."""
 
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any, TextIO
 
 from trainer.loggers import messages
 from trainer.loggers.base import FinalArtifacts, Metrics
-from trainer.loggers.terminal import PlainTerminal, Terminal
+from trainer.loggers.terminal import make_terminal
 
 
 class ConsoleLogger:
-    """A sink that prints one line a round and a summary at the end, with a progress bar on a terminal.
+    """Logger that prints a line per round and a final summary, with a progress bar on a terminal.
 
-    rounds: how many the run has. folder: the run folder, named at the end. silos: this rank's silo is one of so many.
-    terminal: whether the stream is one that can show a bar; None asks the stream.
+    rounds: rounds of the run. folder: run folder, named in the summary. silos: number of silos.
+    is_terminal: whether the stream can show a progress bar; None asks the stream.
     stream: standard output if None; never closed.
     """
 
@@ -35,19 +34,22 @@ class ConsoleLogger:
         self._terminal = make_terminal(stream or sys.stdout, is_terminal)
         self._start: tuple[float, float] | None = None
         self._examples = 0
-        self._drawn = monotonic()
+        self._last_refresh = monotonic()
 
     def step(self, fraction_of_run: float, examples: int, loss: Callable[[], float]) -> None:
-        """Count a step of this rank's silo, and show progress if it is due; meant to be called at every step.
+        """Count an optimizer step and refresh the progress display if due. Cheap enough to call at every step.
 
-        fraction_of_run: 0 to 1, over all rounds. loss: the step's mean loss, asked for only when it is shown.
+        Args:
+            fraction_of_run: progress over all rounds, 0 to 1.
+            examples: examples of the step in this rank's silo; the displayed rate assumes equally fast silos.
+            loss: returns the step's mean loss; called only when it is displayed, since it may wait for a GPU.
         """
         self._examples += examples
         now = monotonic()
         if now < self._terminal.next_refresh:
             return
-        rate = self._silos * self._examples / max(now - self._drawn, 1e-9)
-        self._examples, self._drawn = 0, now
+        rate = self._silos * self._examples / max(now - self._last_refresh, 1e-9)
+        self._examples, self._last_refresh = 0, now
         text = messages.progress(fraction_of_run, rate, loss(), self._seconds_left(fraction_of_run))
         self._terminal.progress(fraction_of_run, text)
 
@@ -55,7 +57,7 @@ class ConsoleLogger:
         self._terminal.line(*messages.round_line(metrics, self._rounds))
 
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
-        """Print the result, the run folder, and how to see its charts, in place of the bar."""
+        """Replace the progress bar by the result, the run folder, and the command that shows its charts."""
         self._terminal.close()
         for spans in messages.summary(result, self._folder):
             self._terminal.line(*spans)
@@ -64,19 +66,10 @@ class ConsoleLogger:
         self._terminal.close()
 
     def _seconds_left(self, fraction: float) -> float:
-        """The time to the end at the pace since the first step, which a resumed run does not take at 0."""
+        """Estimate the remaining seconds from the pace since the first step; inf if unknown."""
         if self._start is None:
-            self._start = (monotonic(), fraction)
-        started, start = self._start
-        return (monotonic() - started) * (1 - fraction) / (fraction - start) if fraction > start else math.inf
-
-
-def make_terminal(stream: TextIO, is_terminal: bool | None = None) -> Terminal:
-    """A screen that fits the stream; `is_terminal` says what it is, None asks it."""
-    if is_terminal is None:
-        is_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    if not is_terminal:
-        return PlainTerminal(stream)
-    from trainer.loggers.progress_bar import ProgressBarTerminal
-
-    return ProgressBarTerminal(stream)
+            self._start = (monotonic(), fraction)  # a resumed run does not start at 0
+        start_time, start_fraction = self._start
+        if fraction <= start_fraction:
+            return math.inf
+        return (monotonic() - start_time) * (1 - fraction) / (fraction - start_fraction)

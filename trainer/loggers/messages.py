@@ -1,4 +1,4 @@
-"""How numbers, rounds and results are said on the console. Plain ASCII, so any log can hold them."""
+"""Formatting of numbers, rounds and results for the console, in plain ASCII for the sake of logs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from trainer.utils.metric_direction import HEADLINES
+from trainer.loggers.base import HEADLINES
 
-Span = str | tuple[str, str]  # a text, or a text and its style on a terminal
+Span = str | tuple[str, str]  # text, or text and its style on a terminal
 
 NAME_STYLE = "bold"
 NOTE_STYLE = "yellow"
 
 
 def number(value: float | int) -> str:
-    """A number to read: four significant digits, and from 1,000 on whole with separators.
+    """Format a number with four significant digits; from 1,000 on without decimals, with separators.
 
     >>> [number(value) for value in (0.97216, 0.5, 12345.6, 3, 1e-5, 1e12, float("nan"))]
     ['0.9722', '0.5000', '12,346', '3', '1.000e-05', '1.000e+12', 'nan']
@@ -34,7 +34,7 @@ def number(value: float | int) -> str:
 
 
 def progress(fraction: float, examples_per_second: float, loss: float, seconds_left: float) -> str:
-    """Where the run is: share done, loss, rate, and time left unless it is not finite."""
+    """Format the progress of a run: fraction done, loss, rate, and remaining time if it is finite."""
     parts = [f"{fraction:6.1%}", f"loss {number(loss)}", f"{number(examples_per_second)} examples/s"]
     if math.isfinite(seconds_left):
         parts.append(f"ETA {timedelta(seconds=round(seconds_left))}")
@@ -42,7 +42,7 @@ def progress(fraction: float, examples_per_second: float, loss: float, seconds_l
 
 
 def round_line(metrics: Mapping[str, float | int], rounds: int) -> list[Span]:
-    """What one round gave; only what was measured in it is said."""
+    """Format the metrics of a round that were measured in it."""
     width = len(str(rounds))
     parts = [f"{label} {number(metrics[key])}" for key, label in _headlines(metrics)]
     if unit := next((unit for unit in ("tokens", "examples") if f"{unit}_per_second" in metrics), None):
@@ -56,16 +56,16 @@ def round_line(metrics: Mapping[str, float | int], rounds: int) -> list[Span]:
 
 
 def _slowest(metrics: Mapping[str, float | int]) -> list[Span]:
-    """The silo that the others waited for, and what it spent most of its time on."""
+    """Format the silo that the others waited for, and the longer of its activities."""
     if "slowest/silo" not in metrics:
         return []
-    doing = max(("data", "compute"), key=lambda name: metrics[f"slowest/{name}"])
-    seconds = number(metrics[f"slowest/{doing}"])
-    return [(f"  slowest silo {metrics['slowest/silo']}: {doing} {seconds} s", NOTE_STYLE)]
+    activity = max(("data", "compute"), key=lambda name: metrics[f"slowest/{name}"])
+    seconds = number(metrics[f"slowest/{activity}"])
+    return [(f"  slowest silo {metrics['slowest/silo']}: {activity} {seconds} s", NOTE_STYLE)]
 
 
 def _headlines(metrics: Mapping[str, float | int]) -> list[tuple[str, str]]:
-    """Keys and labels of the train loss and, for validation and test, of the most telling metric there is."""
+    """Return keys and labels of the training loss and of the first of `HEADLINES` for validation and test."""
     found = [("train/loss", "train loss")] if "train/loss" in metrics else []
     for split in ("validation", "test"):
         present = [metric for metric in HEADLINES if f"{split}/{metric}" in metrics]
@@ -74,9 +74,9 @@ def _headlines(metrics: Mapping[str, float | int]) -> list[tuple[str, str]]:
 
 
 def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
-    """The result of a run, a line a number or text, and the command that shows its charts.
+    """Format the result of a run, a line per number or text, and the command that shows its charts.
 
-    Lists and mappings are left to the result's file, and so are single clients, of which there can be thousands.
+    Lists, mappings and metrics of single clients, of which there may be thousands, are only in the result's file.
     """
     rows = {key: _format_value(value) for key, value in result.items() if _is_shown(key, value)}
     if folder:
@@ -87,7 +87,7 @@ def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
 
 
 def _tensorboard() -> str:
-    """The command, as it is found from here: by its name, or beside the running Python."""
+    """Return the command that starts TensorBoard: its name if on PATH, else its path beside the running Python."""
     if shutil.which("tensorboard"):
         return "tensorboard"
     beside = Path(sys.executable).with_name("tensorboard")

@@ -1,100 +1,137 @@
-"""The rounds of a run as charts in TensorBoardLogger."""
+"""Charts of a run in TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import textwrap
+from collections.abc import Mapping
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.loggers.base import FinalArtifacts, Metrics
-from trainer.loggers.confusion_matrix import confusion_png
 
-if TYPE_CHECKING:
-    from trainer.loggers.tensorboard_events import EventFile, Scalar
+if TYPE_CHECKING:  # tensorboard and matplotlib are imported when there is something to write
+    from matplotlib.figure import Figure
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+    from trainer.loggers.tensorboard_hparams import Scalar
+
+MAX_CLASSES_WITH_COUNTS = 40  # in a confusion matrix; the cells of more classes are too small for numbers
 
 
 class TensorBoardLogger:
-    """A sink that writes one event a round, a scalar for every metric, on the step `round`.
+    """Logger that writes a scalar per metric and round to TensorBoard's event files.
 
-    At the end it adds the final metrics, the confusion matrix (image `test/confusion`), the text sample
-    (`test/sample`), and a heat map, client by round, of every figure that single clients were evaluated by (image
-    `clients/test_accuracy`). The HParams tab shows the run from its first round on.
+    At the end it adds the final scores, the confusion matrix (figure `test/confusion`), and a text sample
+    (`test/sample`). The HParams tab shows the run from its first round on.
 
-    folder: where the event files go; made when it is not there. Charts of single clients go to a folder beside it,
-    `<folder>-clients`, because the HParams tab has a column for every chart of a run, and there may be thousands.
+    folder: where event files go; created with the first of them. Charts of single clients go to `<folder>-clients`: the
+        HParams tab has a column for every chart of a folder, and there may be thousands of clients.
     hyperparameters: flat; None is shown as null.
-    purge_round: of a resumed run, the first round that is run again: older events from there on are hidden.
-    history: gives the metrics of all the run's rounds in order, also of those before it was resumed; called once, at
-    the end, so that no round pays for the heat maps. A value may be None.
+    purge_round: for a resumed run, the first round that is run again. Older events from it on are hidden.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        hyperparameters: Mapping[str, Scalar],
-        purge_round: int | None = None,
-        history: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
-    ) -> None:
+    def __init__(self, folder: Path, hyperparameters: Mapping[str, Scalar], purge_round: int | None = None) -> None:
         self._folder = folder
         self._hyperparameters = dict(hyperparameters)
         self._purge_round = purge_round
-        self._history = history
         self._last: Metrics = {"round": max(0, (purge_round or 0) - 1)}
 
     @cached_property
-    def _client_events(self) -> EventFile:
-        from trainer.loggers import tensorboard_events
+    def _writer(self) -> SummaryWriter:
+        from trainer.loggers.tensorboard_hparams import session_start
 
-        return tensorboard_events.EventFile(self._folder.with_name(f"{self._folder.name}-clients"), self._purge_round)
+        writer = self._open(self._folder)
+        writer._get_file_writer().add_summary(session_start(self._hyperparameters), 0)
+        return writer
 
     @cached_property
-    def _events(self) -> EventFile:
-        from trainer.loggers import tensorboard_events
+    def _client_writer(self) -> SummaryWriter:
+        return self._open(self._folder.with_name(f"{self._folder.name}-clients"))
 
-        file = tensorboard_events.EventFile(self._folder, self._purge_round)
-        file.write([tensorboard_events.session_start(self._hyperparameters)], step=0)
-        return file
+    def _open(self, folder: Path) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=self._purge_round)
 
     def log_round(self, metrics: Metrics) -> None:
-        from trainer.loggers import tensorboard_events
-
-        of_clients = {key: value for key, value in metrics.items() if key.startswith("client/")}
-        values = {key: value for key, value in metrics.items() if key != "round" and key not in of_clients}
-        self._events.write(tensorboard_events.scalars(values), step=int(metrics["round"]))
-        if of_clients:
-            self._client_events.write(tensorboard_events.scalars(of_clients), step=int(metrics["round"]))
+        """Write the metrics and flush, so that an open page shows the round and a kill does not lose it."""
+        step = int(metrics["round"])
+        for tag, value in metrics.items():
+            if tag != "round":
+                writer = self._client_writer if tag.startswith("client/") else self._writer
+                writer.add_scalar(tag, value, step)
+        self._flush()
         self._last = dict(metrics)
 
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
-        """Write the measures of the result and the exhibits at the last round.
+        """Write the scores of the result and the artifacts at the last round.
 
-        A measure is a number with a group in its name, such as `test/accuracy`. Names without one, such as
-        `seconds`, mean a round in the charts and the run in the result: they stay out.
+        Scores are the numbers with a group in their names, such as `test/accuracy`, that differ from the last round's.
+        A name without a group, such as `seconds`, means a round in the charts and the whole run in the result.
         """
-        from trainer.loggers import tensorboard_events
+        from trainer.loggers.tensorboard_hparams import session_end
 
-        measures = {key: value for key, value in result.items() if "/" in key and _is_number(value)}
-        news = {key: value for key, value in measures.items() if self._last.get(key) != value}
-        values = [*tensorboard_events.scalars(news), tensorboard_events.session_end()]
+        step = int(self._last["round"])
+        for tag, value in result.items():
+            if "/" in tag and _is_number(value) and self._last.get(tag) != value:
+                self._writer.add_scalar(tag, value, step)
         if artifacts.confusion is not None:
-            values.append(
-                tensorboard_events.image("test/confusion", confusion_png(artifacts.confusion, artifacts.label_names))
-            )
+            figure = confusion_figure(artifacts.confusion, artifacts.label_names)
+            self._writer.add_figure("test/confusion", figure, step)
         if artifacts.sample:
-            values.append(tensorboard_events.text("test/sample", artifacts.sample))
-        values += [tensorboard_events.image(tag, png) for tag, png in self._heat_maps().items()]
-        self._events.write(values, step=int(self._last["round"]))
-
-    def _heat_maps(self) -> dict[str, bytes]:
-        from trainer.loggers import client_history, heatmap
-
-        figures = client_history.client_metrics(self._history())
-        return {f"clients/{figure.name}": heatmap.heat_map_png(figure) for figure in figures}
+            # TensorBoard renders Markdown, in which an indent of four spaces means verbatim text.
+            verbatim = textwrap.indent(artifacts.sample, "    ", predicate=lambda line: True)
+            self._writer.add_text("test/sample", verbatim, step)
+        self._writer._get_file_writer().add_summary(session_end(), step)
+        self._flush()
 
     def close(self) -> None:
-        for name in self.__dict__.keys() & {"_events", "_client_events"}:  # closing must not make a file
-            getattr(self, name).close()
+        for writer in self._open_writers():
+            writer.close()
+
+    def _flush(self) -> None:
+        for writer in self._open_writers():
+            writer.flush()
+
+    def _open_writers(self) -> list[SummaryWriter]:
+        """Return the writers made so far; asking for the properties would create files."""
+        return [vars(self)[name] for name in ("_writer", "_client_writer") if name in vars(self)]
+
+
+def confusion_figure(confusion: Tensor, label_names: tuple[str, ...] = ()) -> Figure:
+    """Draw a confusion matrix, true classes down and predictions across.
+
+    The color of a cell is its share of the row, which shows rare classes as well as common ones. The row of a class
+    without examples is white. Cells contain their counts for up to 40 classes.
+
+    Args:
+        confusion: int64 [classes, classes].
+        label_names: a name per class; empty for the numbers of the classes.
+    """
+    from matplotlib.figure import Figure
+
+    classes = len(confusion)
+    names = label_names or tuple(map(str, range(classes)))
+    assert confusion.shape == (classes, classes) and len(names) == classes, (confusion.shape, names)
+    has_counts = classes <= MAX_CLASSES_WITH_COUNTS
+    shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).tolist()
+    digits = len(str(int(confusion.max())))
+    side = 2.0 + classes * max(0.4, 0.09 * digits) if has_counts else 8.0  # inches
+    figure = Figure((side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="prediction", ylabel="truth")
+    if has_counts:
+        axes.set_xticks(range(classes), names, rotation="vertical")
+        axes.set_yticks(range(classes), names)
+        for row, column in product(range(classes), repeat=2):
+            color = "white" if shares[row][column] > 0.5 else "black"
+            count = str(int(confusion[row, column]))
+            axes.text(column, row, count, color=color, fontsize="small", ha="center", va="center")
+    return figure
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Trackers of experiments; their packages are extras, and imported when they are asked for."""
+"""Experiment trackers. Their packages are optional and imported when a logger is made."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 
 from trainer.loggers.base import FinalArtifacts, Metrics
 
-RUN_ID_FILE = "mlflow.txt"  # in the run folder: the id of its run
+RUN_ID_FILE = "mlflow.txt"  # in the run folder
 
 
 class WandbLogger:
-    """A run of the project, with its configuration; of a run folder it is always the same one, which goes on.
+    """Logger to Weights & Biases. A resumed run continues the W&B run of its run folder.
 
-    WANDB_MODE=offline writes it to the run folder, for `wandb sync`. Raises ValueError when wandb is not installed.
+    With WANDB_MODE=offline the run is written to the run folder, for `wandb sync`.
+
+    Raises:
+        ValueError: wandb is not installed.
     """
 
     def __init__(
@@ -26,11 +29,10 @@ class WandbLogger:
         except ImportError as error:
             raise ValueError("loggers.wandb needs the package wandb\n  pip install wandb") from error
         name = str(settings.get("name") or folder.name)
-        same = blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
         self.run = wandb.init(
             project=project,
             entity=entity,
-            id=same,
+            id=blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest(),  # the same after a restart
             name=f"{name}/{folder.name}",
             resume="allow",
             dir=str(folder),
@@ -48,10 +50,12 @@ class WandbLogger:
 
 
 class MLFlowLogger:
-    """A run of the experiment, with its configuration as parameters; a run folder's run goes on where it was.
+    """Logger to MLflow. A resumed run continues the MLflow run of its run folder.
 
-    `uri` is where MLFlowLogger keeps its runs; None: what MLFLOW_TRACKING_URI says. Raises ValueError when mlflow is not
-    installed.
+    uri: tracking server or folder of MLflow; None uses MLFLOW_TRACKING_URI.
+
+    Raises:
+        ValueError: mlflow is not installed.
     """
 
     def __init__(
@@ -61,17 +65,18 @@ class MLFlowLogger:
             from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError("loggers.mlflow needs the package mlflow\n  pip install mlflow-skinny") from error
-        self.client, note = MlflowClient(uri), folder / RUN_ID_FILE
-        if note.exists():
-            self.id = note.read_text()
+        self.client, id_file = MlflowClient(uri), folder / RUN_ID_FILE
+        if id_file.exists():
+            self.id = id_file.read_text()
             self.client.update_run(self.id, status="RUNNING")
             return
         found = self.client.get_experiment_by_name(experiment)
-        place = found.experiment_id if found else self.client.create_experiment(experiment)
-        self.id = self.client.create_run(place, run_name=f"{settings.get('name') or 'run'}/{folder.name}").info.run_id
-        for name, value in settings.items():
-            self.client.log_param(self.id, name, value)
-        note.write_text(self.id)
+        experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
+        name = f"{settings.get('name') or 'run'}/{folder.name}"
+        self.id = self.client.create_run(experiment_id, run_name=name).info.run_id
+        for key, value in settings.items():
+            self.client.log_param(self.id, key, value)
+        id_file.write_text(self.id)
 
     def log_round(self, metrics: Metrics) -> None:
         self._log(metrics, step=int(metrics["round"]))
@@ -81,7 +86,7 @@ class MLFlowLogger:
         self.client.set_terminated(self.id)
 
     def close(self) -> None:
-        pass
+        """Do nothing: the client keeps no connection."""
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():

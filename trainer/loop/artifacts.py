@@ -10,7 +10,6 @@ from trainer.loggers import FinalArtifacts
 from trainer.loop.evaluate import client_models, evaluation_batches
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.train_state import TrainState
-from trainer.tasks import Classification
 from trainer.utils.seeding import generator
 
 SAMPLE_LENGTH = 256  # tokens of text that a language model writes
@@ -22,7 +21,7 @@ def make_artifacts(state: TrainState) -> FinalArtifacts:
     A classifier shows the confusion matrix of the test set, a language model of bytes a sample of text.
     """
     run = state.run
-    if isinstance(run.task, Classification) and run.data.classes:
+    if run.task.has_confusion and run.data.classes:
         _, summed = state.exchange.sum({}, {"confusion": _confusion(state.trainer, run.data.classes)})
         return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
     generate = getattr(run.module, "generate", None)

@@ -8,7 +8,6 @@ from trainer.distributed import collectives
 from trainer.loggers import Metrics
 from trainer.loop.run import Run
 from trainer.models import SupportsFlops
-from trainer.tasks import LanguageModelling
 from trainer.utils.hardware import DeviceRates, measure_flops, peak_flops
 
 
@@ -16,7 +15,7 @@ class ThroughputMeter:
     """Relates the throughput of a run to the peak of all its devices. All ranks make one together: a collective."""
 
     def __init__(self, run: Run):
-        self.counts_tokens = isinstance(run.task, LanguageModelling)
+        self.counts_tokens = run.task.unit_name == "token"
         self.model = run.module if isinstance(run.module, SupportsFlops) else None
         rates = device_rates(run) if self.model else DeviceRates()
         peak, measured = collectives.all_reduce_sum(

@@ -1,4 +1,4 @@
-"""Models: plain modules that know nothing of training."""
+"""Models: plain modules, independent of training."""
 
 from trainer.models.cnn import CNN, DigitsCNN
 from trainer.models.flops import SupportsFlops
@@ -16,10 +16,10 @@ __all__ = [
     "GPT",
     "LSTM",
     "MLP",
-    "SupportsFlops",
     "DigitsCNN",
     "Logistic",
     "ResNet",
+    "SupportsFlops",
     "Transformers",
     "ViT",
     "describe_model",

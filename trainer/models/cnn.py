@@ -1,17 +1,17 @@
-"""Small convolutional networks for images of one channel."""
+"""Small convolutional networks for grayscale images."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trainer.models.norm import Norm, make_norm
+from trainer.models.layers import Norm, make_norm
 
 
 class CNN(nn.Module):
-    """The CNN of McMahan et al. 2017 (arXiv 1602.05629): images [B, 1, 28, 28] to [B, classes]; 1,663,370 parameters.
+    """The CNN of McMahan et al. 2017 (arXiv 1602.05629), with 1,663,370 parameters.
 
-    Two 5 x 5 convolutions of 32 and 64 channels that keep the size, each with ReLU and 2 x 2 max-pooling, then a hidden
-    layer of 512.
+    Maps images [B, 1, 28, 28] to logits [B, classes]. Two 5 x 5 convolutions with 32 and 64 channels and same padding,
+    each followed by ReLU and 2 x 2 max-pooling, then a hidden layer of 512.
     """
 
     def __init__(self, classes: int = 10):
@@ -34,9 +34,11 @@ class CNN(nn.Module):
 
 
 class DigitsCNN(nn.Module):
-    """A small CNN for scikit-learn's digits: images [B, 1, 8, 8] to [B, classes]; 43,050 parameters by default.
+    """A small CNN for scikit-learn's digits, with 43,050 parameters by default.
 
-    `norm` comes after each convolution: `none`, `batch`, or `group`, of 8 channels each.
+    Maps images [B, 1, 8, 8] to logits [B, classes].
+
+    norm: the normalization after each convolution; `group` has groups of 8 channels.
     """
 
     def __init__(self, classes: int = 10, channels: int = 32, hidden: int = 64, norm: Norm = "none"):

@@ -1,7 +1,7 @@
-"""A model whose trainable parameters are views into two vectors: one that travels between silos and one that stays.
+"""A model whose trainable parameters are views into two flat vectors, one shared between silos and one personal.
 
-Copying, subtracting and sending a whole model is then one operation on one vector. The views are written with
-`copy_`; they are never rebound after DistributedDataParallel has wrapped the module.
+Copying, subtracting or sending a whole model is then one operation on one vector. The parameters stay views: they are
+written with `copy_` and never rebound after DistributedDataParallel has wrapped the module.
 """
 
 from __future__ import annotations
@@ -14,29 +14,35 @@ from torch import Tensor, nn
 
 BatchNormReduction = Literal["pooled", "mean"]
 
-ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as a tensor of its own would
+ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as separately allocated tensors do
 
-
-BLOCK = 1 << 19  # numbers: what several operations go over one after the other stays in a processor's cache
+BLOCK = 1 << 19  # elements; a block stays in the CPU cache while several operations pass over it
 
 
 def blocks_of(vector: Tensor, part: slice) -> list[slice]:
-    """The part of the vector in blocks, at least one. On a GPU it is one: many kernels take longer than many bytes."""
+    """Split a part of the vector into blocks, at least one."""
+    # One block on a GPU: launching many kernels costs more than the cache misses.
     length = BLOCK if vector.device.type == "cpu" else max(part.stop - part.start, 1)
     return [slice(start, min(start + length, part.stop)) for start in range(part.start, part.stop, length)] or [part]
 
 
 def share_all(name: str) -> bool:
-    """True: the rule by which every tensor is shared."""
+    """Return True for any name: the `is_shared` of a model without personal parameters."""
     return True
 
 
 class FlatModel:
-    """A module, its trainable parameters as the vectors `shared` and `personal`, and its buffers beside them.
+    """A module whose trainable parameters are views into the vectors `shared` and `personal`.
 
-    `is_shared` says of a parameter's or buffer's name whether it is combined between the silos; what is not stays with
-    its client. Frozen parameters are neither trained nor sent. The shared vector's length is a multiple of
-    `unit`. Raises ValueError when the module has nothing to train, or trainable parameters of several dtypes.
+    Buffers are kept beside them. Frozen parameters are neither trained nor sent.
+
+    module: its parameters are rebound, once, to views into the vectors.
+    is_shared: whether the parameter or buffer of a name is combined between silos. The others stay with their client.
+    moments: how the running statistics of BatchNorm are combined, see BufferStatistics.
+    alignment: the length of `shared` is a multiple of it.
+
+    Raises:
+        ValueError: the module has no trainable parameters, or ones of several dtypes.
     """
 
     def __init__(
@@ -50,15 +56,15 @@ class FlatModel:
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         dtypes = sorted({str(p.dtype) for p in trainable.values()})
         if len(dtypes) != 1:
-            found = "no parameter that trains" if not dtypes else f"trainable parameters of several types: {dtypes}"
-            raise ValueError(f"model= has {found}.\n  valid: one floating point type for all that trains")
+            found = f"trainable parameters of several types: {dtypes}" if dtypes else "no trainable parameter"
+            raise ValueError(f"model= has {found}.\n  valid: trainable parameters of one floating point type")
         self.named_trainable = list(trainable.items())
         self.trainable = list(trainable.values())
         self.shared_names = [name for name in trainable if is_shared(name)]
         self.personal_names = [name for name in trainable if not is_shared(name)]
-        own = {id(trainable[name]) for name in self.personal_names}
-        # Tied parameters have several names, of which `named_parameters` says the first.
-        self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in own}
+        personal = {id(trainable[name]) for name in self.personal_names}
+        # Tied parameters have several names, of which `named_parameters` yields only the first.
+        self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in personal}
         self.shared_parameters = [trainable[name] for name in self.shared_names]
         self.shared = _flatten(self.shared_parameters, self.trainable[0], alignment)
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
@@ -69,40 +75,41 @@ class FlatModel:
 
     @property
     def has_batch_statistics(self) -> bool:
-        """Whether a layer normalises by the statistics of the batch it is given."""
+        """Whether any layer normalizes by the statistics of its batch."""
         return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.module.modules())
 
     def views(self, vector: Tensor) -> list[Tensor]:
-        """What a vector like `shared` holds for each of the `shared_parameters`, in their shapes."""
+        """Return a view into a vector like `shared` for each of the `shared_parameters`, in their shapes."""
         starts, _ = _parameter_offsets(self.shared_parameters)
-        places = zip(self.shared_parameters, starts, strict=True)
-        return [vector[start : start + p.numel()].view_as(p) for p, start in places]
+        located = zip(self.shared_parameters, starts, strict=True)
+        return [vector[start : start + p.numel()].view_as(p) for p, start in located]
 
     def named_views(self, vector: Tensor) -> dict[str, Tensor]:
-        """What a vector like `shared` holds, by the names of the parameters; tied ones have several."""
+        """Return the views into a vector like `shared` by parameter name; tied parameters have several names."""
         views = dict(zip(map(id, self.shared_parameters), self.views(vector), strict=True))
         named = self.module.named_parameters(remove_duplicate=False)
         return {name: views[id(parameter)] for name, parameter in named if id(parameter) in views}
 
     def clear_gradients(self) -> None:
-        """Leaves no gradient. An optimizer's `zero_grad` also talks to the profiler: a twentieth of a small step."""
+        """Set all gradients to None."""
+        # An optimizer's `zero_grad` also notifies the profiler, which costs a twentieth of a small model's step.
         for parameter in self.trainable:
             parameter.grad = None
 
     @torch.no_grad()
     def add_to_gradients(self, tensors: Sequence[Tensor], factor: float = 1.0) -> None:
-        """Adds a tensor for each of the `shared_parameters`, times the factor, to its gradient if it has one."""
+        """Add factor * tensor to the gradient of each of the `shared_parameters` that has one."""
         pairs = [(p.grad, t) for p, t in zip(self.shared_parameters, tensors, strict=True) if p.grad is not None]
         gradients, added = [gradient for gradient, _ in pairs], [tensor for _, tensor in pairs]
         torch._foreach_add_(gradients, added, alpha=factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def personal_state(self) -> dict[str, Tensor]:
-        """Copies of what belongs to the client being trained: the personal vector, and the personal buffers by name."""
+        """Copy the state of the client in training: the personal vector, and the personal buffers by name."""
         return {name: tensor.clone() for name, tensor in self._personal_tensors().items()}
 
     @torch.no_grad()
     def load_personal_state(self, state: dict[str, Tensor]) -> None:
-        """Puts the personal tensors of a client in place."""
+        """Load the personal state of a client."""
         for name, tensor in self._personal_tensors().items():
             tensor.copy_(state[name])
 
@@ -111,31 +118,45 @@ class FlatModel:
 
     @property
     def has_personal(self) -> bool:
-        """Whether anything of the model stays with its client."""
+        """Whether any parameter or buffer stays with its client."""
         return bool(self.personal_names or self.personal_buffers)
 
     @property
     def has_shared(self) -> bool:
-        """Whether anything of the model is combined between the silos."""
+        """Whether any parameter or buffer is combined between silos."""
         return bool(self.shared_names or self.statistics.has_buffers)
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Copies of all parameters and buffers by name, but for the personal ones: the global model."""
+        """Copy the global model: all parameters and buffers by name, except the personal ones."""
         personal = {*self.personal_aliases, *self.personal_buffers}
         return {name: t.clone() for name, t in self.module.state_dict().items() if name not in personal}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
-        """Puts a `shared_state` back, into the vectors."""
-        apart = sorted(set(state) ^ set(self.shared_state()))
-        if apart:
-            raise ValueError(f"model= is not the checkpoint's: only one of the two has tensors named {apart}.")
+        """Load a `shared_state` into the vectors.
+
+        Raises:
+            ValueError: the state and the model have different tensors.
+        """
+        unmatched = sorted(set(state) ^ set(self.shared_state()))
+        if unmatched:
+            raise ValueError(
+                f"model= is not the checkpoint's: only one of the two has tensors named {unmatched}.\n"
+                "  set the model of the run, or another run_dir"
+            )
         self.module.load_state_dict(state, strict=False)
 
 
 def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> tuple[Tensor, float]:
-    """(a - b) * factor for two vectors, and the 2-norm of a - b: not finite unless all of its numbers are.
+    """Compute (a - b) * factor and the 2-norm of a - b in one pass over memory.
 
-    One pass over the memory. `out` may be one of the two.
+    Args:
+        a: a vector.
+        b: a vector of the same length, dtype and device.
+        factor: multiplies the difference, not the norm.
+        out: where the scaled difference goes; may be `a` or `b`, or None for a new vector.
+
+    Returns:
+        The scaled difference, and the norm, which is not finite if any element of a - b is not.
     """
     out = torch.empty_like(a) if out is None else out
     squares = []
@@ -147,25 +168,25 @@ def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -
 
 
 def pad_or_trim(vector: Tensor, length: int) -> Tensor:
-    """The vector, if it has this length; else a copy with more or less of the zeros that it is padded with."""
+    """Return the vector if it has this length, else a copy with zeros appended or trailing elements removed."""
     if len(vector) == length:
         return vector
     return torch.cat([vector[:length], vector.new_zeros(max(length - len(vector), 0))])
 
 
 def parameter_layout(module: nn.Module, is_shared: Callable[[str], bool] = share_all) -> list[tuple[int, torch.Size]]:
-    """Where in a FlatModel's shared vector each of its parameters starts, and the parameter's shape."""
+    """Return the offset in a FlatModel's shared vector and the shape of each shared parameter."""
     parameters = [p for name, p in module.named_parameters() if p.requires_grad and is_shared(name)]
     return list(zip(_parameter_offsets(parameters)[0], (p.shape for p in parameters), strict=True))
 
 
 class BufferStatistics:
-    """The buffers that are combined between ranks, as one float64 vector that may be averaged.
+    """The buffers that are combined between ranks, as one float64 vector to average.
 
-    BatchNorm's running mean and variance are `pooled` by the law of total variance: the vector holds the mean and the
-    second moment, var + mean^2, whose averages are those of the union. As a `mean` they are averaged one by one, like
-    all other floating point buffers: the variance then lacks that of the means. Integer buffers (counters) are combined
-    by their maximum.
+    Floating point buffers are averaged. With `pooled` moments the vector holds the mean and the second moment,
+    var + mean^2, of BatchNorm layers instead of their variance: by the law of total variance, averages of these are the
+    moments of the union. With `mean` the variances themselves are averaged, without the variance between the means.
+    Integer buffers (counters) are combined by their maximum.
     """
 
     def __init__(self, buffers: dict[str, Tensor], moments: BatchNormReduction = "pooled"):
@@ -177,24 +198,24 @@ class BufferStatistics:
 
     @property
     def has_buffers(self) -> bool:
-        """Whether there are buffers."""
+        """Whether the module has any of these buffers."""
         return bool(self.plain or self.moments or self.counters)
 
     def vector(self) -> Tensor:
-        """The float64 vector [k] on the CPU whose weighted averages `load` understands."""
+        """Return the buffers as a float64 vector [k] on the CPU; `load` accepts weighted averages of it."""
         parts = [buffer.double() for buffer in self.plain]
         for mean, variance in self.moments:
             parts += [mean.double(), variance.double() + mean.double().square()]
         return torch.cat([part.reshape(-1).cpu() for part in parts] or [torch.zeros(0, dtype=torch.float64)])
 
     def counts(self) -> Tensor:
-        """The integer buffers as one int64 vector on the CPU."""
+        """Return the integer buffers as an int64 vector on the CPU."""
         parts = [buffer.reshape(-1).long().cpu() for buffer in self.counters]
         return torch.cat(parts or [torch.zeros(0, dtype=torch.int64)])
 
     @torch.no_grad()
     def load(self, vector: Tensor, counts: Tensor) -> None:
-        """Writes an averaged `vector` and `counts` back into the buffers."""
+        """Write an averaged `vector` and combined `counts` into the buffers."""
         rest = vector
         for buffer in self.plain:
             head, rest = rest.split([buffer.numel(), rest.numel() - buffer.numel()])
@@ -208,7 +229,7 @@ class BufferStatistics:
 
 
 def _parameter_offsets(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
-    """Where in their vector parameters begin, each on a cache line of its own; and the vector's length."""
+    """Return the offsets of the parameters in their vector, each on a new cache line, and the vector's length."""
     starts, total = [], 0
     for parameter in parameters:
         step = ALIGNMENT_BYTES // parameter.element_size()
@@ -219,7 +240,7 @@ def _parameter_offsets(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
 
 def _flatten(parameters: list[nn.Parameter], like: Tensor, alignment: int = 1) -> Tensor:
     starts, total = _parameter_offsets(parameters)
-    # The padding behind parameters is zero in every silo, so it stays zero through every combination.
+    # The padding after parameters is zero in every silo, so it stays zero in every combination.
     vector = torch.zeros(-(-total // alignment) * alignment, dtype=like.dtype, device=like.device)
     for parameter, start in zip(parameters, starts, strict=True):
         view = vector[start : start + parameter.numel()].view_as(parameter)

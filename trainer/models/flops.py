@@ -1,4 +1,4 @@
-"""How many operations a model's training takes: what its speed is compared with that of the chip by."""
+"""Floating point operations of training, the numerator of the model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class SupportsFlops(Protocol):
-    """A model that knows what a token costs. Any module with this method has the figure `mfu`."""
+    """A module with known operations per token; its runs have the metric `mfu`."""
 
     def flops_per_token(self, length: int) -> float:
-        """Operations of a forward and a backward pass over a sequence of `length` tokens, for each of them."""
+        """Return the operations per token of a forward and a backward pass over sequences of `length` tokens."""
         ...
 
 
 def transformer_flops(parameters: int, layers: int, width: int, length: int) -> float:
-    """6 N + 12 L T d: Chowdhery et al. 2022 (arXiv 2204.02311), appendix B.
+    """Return the operations per token of a transformer: Chowdhery et al. 2022 (arXiv 2204.02311), appendix B.
 
-    An addition and a multiplication are two operations; a backward pass takes two forward ones. N are the `parameters`
-    of matrix products. Attention is counted whole, though half of a causal one need not be computed, and so is nothing
-    that is computed a second time to save memory.
+    The formula is 6 N + 12 L T d. A multiply-add is two operations, and a backward pass costs two forward passes.
+    Causal attention is counted in full. Activations recomputed to save memory are not counted.
+
+    Args:
+        parameters: N, the parameters in matrix products.
+        layers: L.
+        width: d, the model dimension.
+        length: T, the sequence length in tokens.
     """
     return 6.0 * parameters + 12.0 * layers * length * width

@@ -1,4 +1,4 @@
-"""A decoder-only transformer of any size."""
+"""A decoder-only transformer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models.block import TransformerBlock
 from trainer.models.flops import transformer_flops
+from trainer.models.layers import TransformerBlock
 
 
 class GPT(nn.Module):
-    """Tokens [B, T], T at most `length`, to the logits of the next token [B, T, vocabulary].
+    """A GPT-2 style transformer (Radford et al. 2019) that predicts the next token.
 
-    Pre-norm blocks with learned positions and the output tied to the embedding, as in GPT-2 (Radford et al. 2019).
-    With `checkpointing` only what goes from block to block is kept for the backward pass, which computes the rest
-    again: the same numbers in less memory, at the price of a third of the time (Chen et al. 2016, arXiv 1604.06174).
+    Maps tokens [B, T], T at most `length`, to logits [B, T, vocabulary]. Pre-norm blocks, learned positions, and an
+    output layer tied to the embedding.
+
+    checkpointing: recompute the activations inside blocks in the backward pass (Chen et al. 2016, arXiv 1604.06174).
+        Takes less memory and about a third more time; the gradients are the same.
     """
 
     def __init__(
@@ -39,36 +41,37 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocabulary, bias=False)
         self.output.weight = self.tokens.weight
-        self._initialise(layers)
+        self._init_weights(layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.drop(self.tokens(tokens) + self.positions(places))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden = self.drop(self.tokens(tokens) + self.positions(positions))
+        recompute = self.checkpointing and self.training
         for block in self.blocks:
-            again = self.checkpointing and self.training
-            hidden = checkpoint(block, hidden, use_reentrant=False) if again else block(hidden)
+            hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
         return self.output(self.norm(hidden))
 
     def flops_per_token(self, length: int) -> float:
-        """Those of training on `length` tokens. The embedding counts, being the output; positions do not."""
+        """Return the operations per token of training on sequences of `length` tokens."""
+        # The embedding counts: tied to the output, it is a matrix product. Positions are only looked up.
         multiplied = sum(parameter.numel() for parameter in self.parameters()) - self.positions.weight.numel()
         return transformer_flops(multiplied, len(self.blocks), self.tokens.embedding_dim, length)
 
     @torch.no_grad()
     def generate(self, count: int, generator: torch.Generator, prompt: bytes = b"\n") -> str:
-        """Text of `count` sampled bytes; a vocabulary of bytes is understood. `generator` is the CPU's."""
+        """Sample `count` bytes and decode them; the vocabulary must be bytes. `generator` is on the CPU."""
         device = self.tokens.weight.device
-        written = list(prompt)
+        tokens = list(prompt)
         for _ in range(count):
-            logits = self(torch.tensor([written[-self.length :]], device=device))[0, -1]
-            written.append(int(torch.multinomial(logits.float().softmax(0).cpu(), 1, generator=generator)))
-        return bytes(written[len(prompt) :]).decode(errors="replace")
+            logits = self(torch.tensor([tokens[-self.length :]], device=device))[0, -1]
+            tokens.append(int(torch.multinomial(logits.float().softmax(0).cpu(), 1, generator=generator)))
+        return bytes(tokens[len(prompt) :]).decode(errors="replace")
 
-    def _initialise(self, layers: int) -> None:
+    def _init_weights(self, layers: int) -> None:
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() > 1:
-                # Each block adds to the stream twice; its outputs are scaled down to keep the sum's variance.
+                # GPT-2: each block adds to the residual stream twice, so scale down to keep the variance of the sum.
                 scale = 0.02 / math.sqrt(2 * layers) if name.endswith("project.weight") else 0.02
                 nn.init.normal_(parameter, std=scale)

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class Logistic(nn.Module):
-    """One linear layer: inputs [B, ...] of `inputs` values to logits [B, classes].
+    """One linear layer from flattened inputs [B, ...] with `inputs` values each to logits [B, classes].
 
-    Under cross-entropy its loss is convex: what keeps an algorithm from the optimum is the algorithm.
+    The cross-entropy is convex in its parameters, so a distance from the optimum is due to the algorithm alone.
     """
 
     def __init__(self, inputs: int = 784, classes: int = 10):

@@ -1,4 +1,4 @@
-"""A recurrent model of text."""
+"""A recurrent language model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class LSTM(nn.Module):
-    """Tokens [B, T] to the logits of the next token [B, T, vocabulary]: an embedding, LSTM layers, a linear layer.
+    """Embedding, LSTM layers, and a linear layer: tokens [B, T] to logits of the next token [B, T, vocabulary].
 
-    By default that of McMahan et al. 2017 (arXiv 1602.05629) for Shakespeare, 8 numbers a token and 2 layers of 256:
-    there of 866,578 parameters, here, for the 256 bytes, of 866,560. Every window begins with a state of zeros.
+    The default is the model of McMahan et al. 2017 (arXiv 1602.05629) for Shakespeare, an embedding of 8 and 2 layers
+    of 256. It has 866,560 parameters for 256 bytes; the paper has 866,578. The state of every window starts at zero.
     """
 
     def __init__(
@@ -18,7 +18,10 @@ class LSTM(nn.Module):
     ):
         super().__init__()
         if dropout and layers == 1:
-            raise ValueError(f"model.dropout={dropout} with model.layers=1: it is between layers.")
+            raise ValueError(
+                f"model.dropout={dropout} with model.layers=1: dropout is between layers.\n"
+                "  set model.dropout=0, or model.layers=2"
+            )
         self.tokens = nn.Embedding(vocabulary, embedding)
         self.layers = nn.LSTM(embedding, width, layers, batch_first=True, dropout=dropout)
         self.output = nn.Linear(width, vocabulary)
@@ -29,12 +32,13 @@ class LSTM(nn.Module):
 
     @torch.no_grad()
     def generate(self, count: int, generator: torch.Generator, prompt: bytes = b"\n") -> str:
-        """Text of `count` sampled bytes; a vocabulary of bytes is understood. `generator` is the CPU's."""
-        device, written, state = self.tokens.weight.device, list(prompt), None
-        pending = written
+        """Sample `count` bytes and decode them; the vocabulary must be bytes. `generator` is on the CPU."""
+        device, state = self.tokens.weight.device, None
+        sampled: list[int] = []
+        tokens = list(prompt)
         for _ in range(count):
-            hidden, state = self.layers(self.tokens(torch.tensor([pending], device=device)), state)
+            hidden, state = self.layers(self.tokens(torch.tensor([tokens], device=device)), state)
             logits = self.output(hidden[0, -1])
-            pending = [int(torch.multinomial(logits.float().softmax(0).cpu(), 1, generator=generator))]
-            written = written + pending
-        return bytes(written[len(prompt) :]).decode(errors="replace")
+            tokens = [int(torch.multinomial(logits.float().softmax(0).cpu(), 1, generator=generator))]
+            sampled += tokens
+        return bytes(sampled).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The fully connected network of McMahan et al. 2017, called 2NN there."""
+"""The fully connected network of McMahan et al. 2017, their 2NN."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Two hidden ReLU layers: images [B, ...] of `inputs` values to [B, classes].
+    """Two hidden ReLU layers from flattened images [B, ...] with `inputs` values each to logits [B, classes].
 
-    784-200-200-10, the default, has the 199,210 parameters of McMahan et al. 2017 (arXiv 1602.05629).
+    The default, 784-200-200-10, has the 199,210 parameters of McMahan et al. 2017 (arXiv 1602.05629).
     """
 
     def __init__(self, inputs: int = 784, hidden: int = 200, classes: int = 10):

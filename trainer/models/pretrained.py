@@ -1,4 +1,4 @@
-"""The numbers that a model begins with, from a file; and which of them never change."""
+"""Initial weights from a file, and frozen parameters."""
 
 from __future__ import annotations
 
@@ -10,73 +10,83 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-MAX_NAMED = 5  # of a kind of fault
+MAX_NAMED = 5  # tensors per kind of mismatch in an error
 
 
 def load_pretrained(module: nn.Module, path: Path) -> None:
-    """Puts the tensors of a file into the model's parameters and buffers of the same names.
+    """Load a file of tensors into the parameters and buffers of the same names.
 
-    The file is safetensors, such as a run's model.safetensors, or what torch.save made of a state_dict, of which
-    nothing but tensors is read. Raises ValueError that names all tensors that are missing, unexpected or misshapen.
+    Args:
+        module: the model to change.
+        path: a safetensors file, such as a run's model.safetensors, or a state_dict saved by torch.save, from which
+            only tensors are read.
+
+    Raises:
+        ValueError: the file cannot be read, or tensors are missing, unexpected, or of another shape. All are named, and
+            nothing is loaded.
     """
-    tensors, own = _read(path), module.state_dict()
+    tensors, expected = _read(path), module.state_dict()
     aliases = _aliases(module)
-    missing = [name for name in own if not any(alias in tensors for alias in aliases.get(name, [name]))]
-    unexpected = [name for name in tensors if name not in own]
+    missing = [name for name in expected if not any(alias in tensors for alias in aliases.get(name, [name]))]
+    unexpected = [name for name in tensors if name not in expected]
     misshapen = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
+        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
         for name in tensors
-        if name in own and tensors[name].shape != own[name].shape
+        if name in expected and tensors[name].shape != expected[name].shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if said := [f"  {kind}: {_some(names)}" for kind, names in found.items() if names]:
-        lines = "\n".join(said)
+    mismatches = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if lines := [f"  {kind}: {_first_few(names)}" for kind, names in mismatches.items() if names]:
         raise ValueError(
-            f"model.init={path} does not fit model={type(module).__name__}:\n{lines}\n"
-            "  set the model that the file is of, or rename and leave out tensors in a copy of the file"
+            "\n".join([f"model.init={path} does not fit model={type(module).__name__}:", *lines])
+            + "\n  set the model that the file was saved from, or rename and remove tensors in a copy of the file"
         )
     module.load_state_dict(tensors, strict=False)
 
 
 def freeze(module: nn.Module, pattern: str) -> None:
-    """Makes the parameters in whose names the regular expression is found such that they are not trained.
+    """Exclude the parameters whose names match a regular expression from training.
 
-    Raises ValueError when it finds none, or all.
+    Args:
+        module: the model to change.
+        pattern: searched anywhere in the names.
+
+    Raises:
+        ValueError: the pattern matches no parameter, or all of them.
     """
     named = dict(module.named_parameters())
-    found = [name for name in named if re.search(pattern, name)]
-    if len(found) in (0, len(named)):
-        what = "finds no parameter" if not found else "finds every parameter: nothing is left to train"
+    matching = [name for name in named if re.search(pattern, name)]
+    if len(matching) in (0, len(named)):
+        problem = "matches every parameter, so nothing is left to train," if matching else "matches no parameter"
         raise ValueError(
-            f"model.freeze={pattern} {what} of model={type(module).__name__}.\n  its names: {', '.join(named)}"
+            f"model.freeze={pattern} {problem} of model={type(module).__name__}.\n  its names: {', '.join(named)}"
         )
-    for name in found:
+    for name in matching:
         named[name].requires_grad_(False)
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(
-            f"model.init={path} is no file.\n  valid: a safetensors file, or one that torch.save has written"
+            f"model.init={path} is not a file.\n  valid: a safetensors file, or a state_dict saved by torch.save"
         )
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # whatever the two libraries say of a file that is none of theirs
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # neither library documents what it raises for a file of another format
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"model.init={path} cannot be read: {reason}\n  valid: safetensors, or a state_dict"
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        keys = f" with {_some(list(map(str, found)))}" if isinstance(found, Mapping) else ""
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        keys = f" with {_first_few(list(map(str, content)))}" if isinstance(content, Mapping) else ""
         raise ValueError(
-            f"model.init={path} holds a {type(found).__name__}{keys}, not only tensors by name.\n"
-            "  save the state_dict by itself: torch.save(model.state_dict(), PATH)"
+            f"model.init={path} holds a {type(content).__name__}{keys}, not only tensors by name.\n"
+            "  save only the state_dict: torch.save(model.state_dict(), PATH)"
         )
-    return found
+    return content
 
 
 def _aliases(module: nn.Module) -> dict[str, list[str]]:
-    """All names of a tensor, by each of them: of tied parameters a file may hold one."""
+    """Map each name to all names of its tensor. A file may have one name of tied parameters."""
     names: dict[int, list[str]] = {}
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False),
@@ -86,6 +96,6 @@ def _aliases(module: nn.Module) -> dict[str, list[str]]:
     return {name: same for same in names.values() for name in same}
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     more = f", and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more

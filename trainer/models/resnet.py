@@ -1,4 +1,4 @@
-"""The residual network for small images."""
+"""Residual networks for small images."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.models.norm import make_norm
+from trainer.models.layers import make_norm
 
 
 class ResNet(nn.Module):
-    """The residual network for CIFAR of He et al. 2016 (arXiv 1512.03385): images [B, channels, H, W] to [B, classes].
+    """The residual network for CIFAR of He et al. 2016 (arXiv 1512.03385).
 
-    A 3 x 3 convolution, then three stages of (depth - 2) / 6 blocks with `width`, 2 and 4 times as many channels, each
-    but the first at half the size; then the mean over the image, and one linear layer. Shortcuts have no parameters:
-    they skip every other pixel, and new channels begin as zeros. Depth 20 at width 16 has 269,722 parameters for 10
-    classes, depth 110 has 1,727,962. `norm` is `batch`, as there, or `group`, in groups of 8 channels, which needs no
-    statistics of a batch: Wu and He 2018 (arXiv 1803.08494).
+    Maps images [B, channels, H, W] to logits [B, classes]. A 3 x 3 convolution, three stages of (depth - 2) / 6 blocks,
+    global average pooling, and a linear layer. The stages have `width`, 2 `width` and 4 `width` channels; each but the
+    first halves the image. Shortcuts have no parameters: they subsample pixels and pad channels with zeros. At width 16
+    and 10 classes, depth 20 has 269,722 parameters and depth 110 has 1,727,962.
+
+    norm: `batch` as in the paper, or GroupNorm with groups of 8 channels, which has no batch statistics: Wu and He 2018
+        (arXiv 1803.08494).
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class ResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; with more channels than come in, at half the size."""
+    """Two 3 x 3 convolutions and a shortcut. A block that adds channels halves the image."""
 
     def __init__(self, inputs: int, outputs: int, norm: Literal["group", "batch"]):
         super().__init__()
-        self.stride, self.added = (1, 0) if inputs == outputs else (2, outputs - inputs)
+        self.stride, self.added_channels = (1, 0) if inputs == outputs else (2, outputs - inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=self.stride, padding=1, bias=False)
         self.norm1 = make_norm(norm, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -65,11 +67,11 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.norm2(self.conv2(hidden)) + self._shortcut(features))
 
     def _shortcut(self, features: Tensor) -> Tensor:
-        if not self.added:
+        if not self.added_channels:
             return features
-        before = self.added // 2
-        skipped = features[:, :, :: self.stride, :: self.stride]
-        return F.pad(skipped, (0, 0, 0, 0, before, self.added - before))
+        before = self.added_channels // 2
+        subsampled = features[:, :, :: self.stride, :: self.stride]
+        return F.pad(subsampled, (0, 0, 0, 0, before, self.added_channels - before))
 
 
 def _stage(blocks: int, inputs: int, outputs: int, norm: Literal["group", "batch"]) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""What a model consists of, in a few lines."""
+"""A summary of a model's parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_ROWS = 12
 
 
 class SummaryRow(NamedTuple):
-    """A part of a model, its parameters, and those of them that are trained."""
+    """A part of a model, with the numbers of all its parameters and of its trained ones."""
 
     name: str
     kind: str
@@ -20,16 +20,16 @@ class SummaryRow(NamedTuple):
 
     @property
     def frozen(self) -> str:
-        """What is said of those that are not trained."""
+        """A note on the parameters that are not trained; empty if all are."""
         if self.trained == self.parameters:
             return ""
-        return f", {self.parameters - self.trained:,} of them frozen" if self.trained else ", frozen"
+        return f", {self.parameters - self.trained:,} frozen" if self.trained else ", frozen"
 
 
 def describe_model(module: nn.Module) -> str:
-    """The model's kind and number of parameters, and a row for each of its parts that has any.
+    """Describe a model in a few lines: its class, its number of parameters, and a row for each part with parameters.
 
-    Tied parameters are counted where they come first.
+    Tied parameters count where they occur first.
     """
     whole, rows = _row("", module, module.parameters()), list(_rows(module))
     lines = [f"{whole.kind}, {whole.parameters:,} parameters{whole.frozen}"]
@@ -47,7 +47,7 @@ def _aligned(rows: list[SummaryRow]) -> list[str]:
 
 
 def _rows(module: nn.Module) -> Iterator[SummaryRow]:
-    """The module's own parameters and its children; those of what is the only child of another."""
+    """Yield a row for each direct parameter and child of the module, descending while there is only one child."""
     prefix = ""
     while not module._parameters and len(children := list(module.named_children())) == 1:
         ((name, module),) = children

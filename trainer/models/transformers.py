@@ -1,4 +1,4 @@
-"""Models of the package transformers, built from a configuration."""
+"""Models of the package transformers, built from their configurations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ HEADS = {
 
 
 class Transformers(nn.Module):
-    """Any architecture of the package transformers: tokens [B, T] or images to its logits. Nothing is downloaded.
+    """Any architecture of the package transformers, with new weights: tokens [B, T] or images to its logits.
 
-    architecture  its `model_type` there, such as gpt2, llama, bert or vit
-    head          its output: the `next_token` [B, T, vocabulary], or the class of a sequence or an image [B, classes]
-    config        the fields of its configuration; the others are as the package has them
+    Nothing is downloaded; `model.init` loads weights from a file.
 
-    Weights are new; `model.init` puts those of a file in their place.
+    architecture: `model_type` of the package, such as gpt2, llama, bert or vit.
+    head: the output, `next_token` [B, T, vocabulary], or the class of a sequence or an image [B, classes].
+    config: fields of the configuration that differ from the package's defaults.
+
+    Raises:
+        ValueError: the package is not installed.
     """
 
     def __init__(
@@ -31,9 +34,7 @@ class Transformers(nn.Module):
         try:
             package = import_module("transformers")
         except ModuleNotFoundError as error:
-            raise ValueError(
-                "model=transformers needs a package that is not there.\n  pip install transformers"
-            ) from error
+            raise ValueError("model=transformers needs the package transformers\n  pip install transformers") from error
         settings = package.AutoConfig.for_model(architecture, **config)
         self.model = getattr(package, HEADS[head]).from_config(settings)
 

@@ -1,19 +1,20 @@
-"""A vision transformer of any size."""
+"""A vision transformer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from trainer.models.block import TransformerBlock
+from trainer.models.layers import TransformerBlock
 
 
 class ViT(nn.Module):
-    """Images [B, channels, size, size] to [B, classes]: Dosovitskiy et al. 2021 (arXiv 2010.11929).
+    """The vision transformer of Dosovitskiy et al. 2021 (arXiv 2010.11929).
 
-    Patches of `patch` x `patch` pixels become tokens, one for the class comes before them; pre-norm blocks with learned
-    positions; the class is read from its token. size=224 patch=16 width=192 layers=12 heads=3 classes=1000 is DeiT-Ti
-    of Touvron et al. 2021 (arXiv 2012.12877), with 5,717,416 parameters.
+    Maps images [B, channels, size, size] to logits [B, classes]. Patches of `patch` x `patch` pixels become tokens,
+    preceded by a class token from which the logits are computed; pre-norm blocks and learned positions. size=224
+    patch=16 width=192 layers=12 heads=3 classes=1000 is DeiT-Ti of Touvron et al. 2021 (arXiv 2012.12877), with
+    5,717,416 parameters.
     """
 
     def __init__(
@@ -29,7 +30,10 @@ class ViT(nn.Module):
     ):
         super().__init__()
         if size % patch:
-            raise ValueError(f"model.size={size} is not a multiple of model.patch={patch}.")
+            raise ValueError(
+                f"model.size={size} is not a multiple of model.patch={patch}.\n"
+                "  set a patch size that divides the image size"
+            )
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.class_embed = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + (size // patch) ** 2, width))
@@ -37,7 +41,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout, is_causal=False) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
-        self._initialise()
+        self._init_weights()
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.embed(images).flatten(2).transpose(1, 2)
@@ -47,7 +51,7 @@ class ViT(nn.Module):
             hidden = block(hidden)
         return self.head(self.norm(hidden[:, 0]))
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

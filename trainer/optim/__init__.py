@@ -1,20 +1,20 @@
-"""How a step changes the weights: its rate, what limits and scales its gradient, and optimizers besides torch's."""
+"""Optimizers, parameter groups, learning-rate schedules, gradient clipping and loss scaling."""
 
 from trainer.optim.clip import GradientClipper
 from trainer.optim.groups import GroupedOptimizerFactory
 from trainer.optim.muon import Muon
+from trainer.optim.optimizers import step
 from trainer.optim.scaler import DynamicLossScaler, IdentityLossScaler, LossScaler
 from trainer.optim.schedules import Constant, Schedule
-from trainer.optim.stepping import step
 
 __all__ = [
-    "GradientClipper",
     "Constant",
-    "GroupedOptimizerFactory",
-    "Muon",
     "DynamicLossScaler",
-    "LossScaler",
-    "Schedule",
+    "GradientClipper",
+    "GroupedOptimizerFactory",
     "IdentityLossScaler",
+    "LossScaler",
+    "Muon",
+    "Schedule",
     "step",
 ]

@@ -1,4 +1,4 @@
-"""How the gradient of a step is limited, after the mean over the silo: number by number, or by its norm."""
+"""Clipping of the gradient of a step, after it is averaged over the silo."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 @dataclass(frozen=True)
 class GradientClipper:
-    """Limits to the gradient of all parameters together; first those of single numbers, then that of the norm.
+    """Clips the gradient of all parameters, first by value, then by norm.
 
-    Raises ValueError for an order of no norm.
+    max_norm: largest norm of the gradient; None does not clip by norm.
+    norm_type: p of the p-norm: 1, 2 or infinity.
+    max_value: largest magnitude of a single element; None does not clip by value.
 
-    max_norm   the largest norm; None: any
-    norm_type  of the norm: 1, 2 or infinity
-    max_value  the largest magnitude of a single number; None: any
+    Raises:
+        ValueError: norm_type is set without max_norm.
     """
 
     max_norm: float | None = None
@@ -27,14 +28,20 @@ class GradientClipper:
     def __post_init__(self):
         if self.max_norm is None and self.norm_type != 2:
             raise ValueError(
-                f"clip.norm_type={self.norm_type:g} with clip.max_norm=null: nothing is clipped by a norm.\n"
+                f"clip.norm_type={self.norm_type:g} with clip.max_norm=null: nothing is clipped by norm.\n"
                 "  set clip.max_norm=1, or clip.norm_type=2"
             )
 
     def __call__(self, parameters: Sequence[nn.Parameter], measure: bool) -> Tensor | float:
-        """The norm of the gradient, where it is limited by it or asked for: it costs a third of a small step.
+        """Clip the gradients in place.
 
-        It is of what was there before; the gradient is then within the limits.
+        Args:
+            parameters: those whose `grad` is clipped.
+            measure: whether to compute the norm even if nothing is clipped by it, which costs a third of a small
+                model's step.
+
+        Returns:
+            The norm before clipping, or 0.0 if it was not computed.
         """
         if self.max_norm is not None and self.max_value is None:
             return clip_grad_norm_(parameters, self.max_norm, self.norm_type)
@@ -50,6 +57,6 @@ class GradientClipper:
 
     @property
     def settings(self) -> list[str]:
-        """What limits, as it is typed; empty when nothing does."""
+        """The limits in the syntax of the command line; empty if nothing is clipped."""
         limits = {"clip.max_norm": self.max_norm, "clip.max_value": self.max_value}
         return [f"{name}={limit:g}" for name, limit in limits.items() if limit is not None]

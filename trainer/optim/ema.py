@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is evaluated and kept beside them."""
+"""Exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trainer.models.flat import FlatModel
 
 
 class ExponentialMovingAverage:
-    """average <- decay average + (1 - decay) weights, each time that the global weights have moved.
+    """average <- decay * average + (1 - decay) * weights, after every change of the global weights.
 
-    Tarvainen and Valpola 2017 (arXiv 1703.01780); it begins as the initial weights. Averaged are the parameters that
-    travel, as one vector of at least float32; frozen and personal parameters and all buffers, such as the statistics of
-    BatchNorm, are the model's own.
+    Tarvainen and Valpola 2017 (arXiv 1703.01780). The average starts at the initial weights and is kept in float32 or
+    better. It covers the shared parameters; frozen and personal parameters and all buffers, such as BatchNorm
+    statistics, are those of the model.
     """
 
     def __init__(self, model: FlatModel, decay: float):
@@ -24,12 +24,12 @@ class ExponentialMovingAverage:
         self.vector = model.shared.to(torch.promote_types(model.shared.dtype, torch.float32), copy=True)
 
     def update(self) -> None:
-        """Takes in the weights that the model has now."""
+        """Update the average with the current weights."""
         self.vector.lerp_(self.model.shared.to(self.vector.dtype), 1 - self.decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Meanwhile the average is in the place of the model's weights."""
+        """Replace the model's weights by the average within the context."""
         weights = self.model.shared.clone()
         self.model.shared.copy_(self.vector)
         try:
@@ -38,10 +38,10 @@ class ExponentialMovingAverage:
             self.model.shared.copy_(weights)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The live averages by the names of the parameters."""
+        """Return the averages by parameter name, as views."""
         return self.model.named_views(self.vector)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Puts a `state_dict` back."""
+        """Copy a `state_dict` into the average."""
         for name, view in self.state_dict().items():
             view.copy_(state[name])

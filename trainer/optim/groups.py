@@ -1,29 +1,27 @@
-"""Optimizers whose parameters are in groups: which of them decay, and at which rate they learn."""
+"""Parameter groups: learning-rate multipliers and exclusion from weight decay."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 Named = tuple[str, Tensor]
-Rate = tuple[str, float]  # what a name holds, and a factor on its learning rate
+Rate = tuple[str, float]  # a regular expression for names, and a factor on their learning rate
 
 
 @dataclass(frozen=True)
 class GroupedOptimizerFactory:
-    """Makes an optimizer with parameter groups.
+    """Factory of an optimizer with parameter groups.
 
-    make                     makes it from groups
-    exclude_norm_bias_decay  whether norms and biases, which are tensors of fewer than two dimensions, are left out of
-                             weight decay
-    lr_multipliers           regular expressions, each with a factor on the learning rate of the parameters in whose
-                             names it is found; the first that is found counts, and parameters in whose names none is
-                             found come first in the optimizer
+    make: makes the optimizer from groups.
+    exclude_norm_bias_decay: whether to exclude norms and biases, all tensors of fewer than two dimensions, from weight
+        decay.
+    lr_multipliers: regular expressions, each with a factor on the learning rate of the parameters whose names it
+        matches. The first match counts. Parameters that match none come first in the optimizer.
     """
 
     make: Callable[..., torch.optim.Optimizer]
@@ -31,25 +29,34 @@ class GroupedOptimizerFactory:
     lr_multipliers: tuple[Rate, ...] = ()
 
     def __call__(self, parameters: Iterable[Tensor | Named]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters. Raises ValueError when it has no weight decay to leave them out of."""
+        """Make the optimizer of these parameters.
+
+        Raises:
+            ValueError: exclude_norm_bias_decay with an optimizer without weight decay.
+        """
         groups: dict[tuple[float, bool], list[Named]] = {(1.0, True): []}
         for name, parameter in map(_named, parameters):
             decays = parameter.dim() > 1 or not self.exclude_norm_bias_decay
             groups.setdefault((self._factor(name), decays), []).append((name, parameter))
-        found = [
-            {"params": members, "factor": factor, "decays": decays}
-            for (factor, decays), members in groups.items()
-            if members
-        ]
-        optimizer = self.make(found)
+        optimizer = self.make(
+            [
+                {"params": members, "factor": factor, "decays": decays}
+                for (factor, decays), members in groups.items()
+                if members
+            ]
+        )
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("factor")
             if not group.pop("decays"):
-                self._stop_decay(group)
+                if "weight_decay" not in group:
+                    raise ValueError(
+                        "it has no weight decay, from which optimizer.exclude_norm_bias_decay=true could exclude any"
+                    )
+                group["weight_decay"] = 0.0
         return optimizer
 
     def unused(self, names: Sequence[str]) -> list[str]:
-        """The patterns of lr_multipliers that none of these names goes by."""
+        """Return the patterns of lr_multipliers that apply to none of these names."""
         return [
             pattern for pattern, _ in self.lr_multipliers if not any(self._pattern(name) == pattern for name in names)
         ]
@@ -58,15 +65,8 @@ class GroupedOptimizerFactory:
         return dict(self.lr_multipliers).get(self._pattern(name), 1.0)
 
     def _pattern(self, name: str) -> str:
-        """The first pattern that is found in a name; empty for none."""
+        """Return the first pattern that matches a name; empty for none."""
         return next((pattern for pattern, _ in self.lr_multipliers if re.search(pattern, name)), "")
-
-    def _stop_decay(self, group: dict[str, Any]) -> None:
-        if "weight_decay" not in group:
-            raise ValueError(
-                "it has no weight decay, of which optimizer.exclude_norm_bias_decay=true could relieve anything"
-            )
-        group["weight_decay"] = 0.0
 
 
 def _named(parameter: Tensor | Named) -> Named:

@@ -1,4 +1,4 @@
-"""Muon, and AdamW for what is not a matrix, as one optimizer."""
+"""Muon for matrices and AdamW for the other parameters, as one optimizer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the matrices inside a model, AdamW for all else: Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    """Muon for hidden matrices, AdamW for the other parameters: Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
 
-    A matrix's momentum is made orthogonal by five steps of Newton and Schulz before it is applied. Its rate is scaled
-    as in Liu et al. 2025 (arXiv 2502.16982), so that one `lr` and one `weight_decay`, those of an AdamW, are right for
-    both. All else is what has not two dimensions, and matrices in whose names the regular expression `adamw` is found:
-    embeddings and outputs. Names come with the parameters, as torch's optimizers take them.
+    The momentum of a matrix is orthogonalized by five Newton-Schulz steps before it is applied. The learning rate is
+    adjusted as in Liu et al. 2025 (arXiv 2502.16982), so the same `lr` and `weight_decay` suit both optimizers.
+
+    params: parameters or groups, with names as torch's optimizers accept them.
+    adamw: regular expression for the names of matrices that AdamW optimizes, such as embeddings and outputs. Tensors
+        that do not have two dimensions always go to AdamW.
     """
 
     def __init__(
@@ -29,27 +31,27 @@ class Muon(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.parts: list[torch.optim.Optimizer] = []
-        if inside := list(_parts(self.param_groups, adamw, True)):
-            self.parts.append(torch.optim.Muon(inside, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
-        if others := list(_parts(self.param_groups, adamw, False)):
+        if hidden := list(_select(self.param_groups, adamw, True)):
+            self.parts.append(torch.optim.Muon(hidden, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        if others := list(_select(self.param_groups, adamw, False)):
             self.parts.append(torch.optim.AdamW(others, betas=(betas[0], betas[1])))
-        # The groups are those of the parts: a rate that is set here is theirs.
+        # The group objects are shared with the parts: a learning rate set here applies to them.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of both, from the state that is here."""
+        """Step both optimizers."""
         for part in self.parts:
-            part.state = self.state
+            part.state = self.state  # may have been replaced since the last step, by `restore_optimizer_state`
             part.step()
 
 
-def _parts(groups: Iterable[dict[str, Any]], adamw: str, inside: bool) -> Iterator[dict[str, Any]]:
-    """The groups with those of their parameters that are matrices inside the model, or with the others."""
+def _select(groups: Iterable[dict[str, Any]], adamw: str, hidden: bool) -> Iterator[dict[str, Any]]:
+    """Yield the groups restricted to their hidden matrices, or to their other parameters."""
     for group in groups:
-        rest = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+        options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         names = group.get("param_names", [""] * len(group["params"]))
         named = zip(names, group["params"], strict=True)
-        chosen = [p for name, p in named if (p.dim() == 2 and not re.search(adamw, name)) == inside]
-        if chosen:
-            yield {"params": chosen, **rest}
+        selected = [p for name, p in named if (p.dim() == 2 and not re.search(adamw, name)) == hidden]
+        if selected:
+            yield {"params": selected, **options}

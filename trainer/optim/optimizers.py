@@ -1,6 +1,7 @@
-"""The state of a torch optimizer as a value: taken out, put back, swapped between clients, never mixed with its rates.
+"""Steps and states of torch optimizers.
 
-`Optimizer.load_state_dict` would also overwrite the configured learning rate and alias what it is given; these do not.
+States are swapped between clients. `Optimizer.load_state_dict` would also overwrite the configured learning rate and
+alias its argument; the functions here do neither.
 """
 
 from __future__ import annotations
@@ -11,28 +12,56 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import _profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """Step the optimizer, with the same bits as `optimizer.step()`.
+
+    Torch wraps `step` to record it in the profiler and to call hooks. The wrapper costs 35 to 90 microseconds on a CPU,
+    up to a tenth of a small model's step, so it is skipped when there are neither.
+    """
+    wrapped = type(optimizer).step
+    bare = getattr(wrapped, "__wrapped__", None) if getattr(wrapped, "hooked", False) else None
+    if bare is None or _needs_wrapper(optimizer):
+        optimizer.step()
+    else:
+        bare(optimizer)
+
+
+def _needs_wrapper(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a profiler runs, hooks are registered, or this instance's step was replaced."""
+    return bool(
+        _profiler_enabled()
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or "step" in vars(optimizer)
+    )
+
+
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The parameters in the order of the optimizer's groups."""
+    """Return the parameters in the order of the optimizer's groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def has_fused_step(kind: object, device: torch.device) -> bool:
-    """Whether this optimizer's step is faster in one kernel for all numbers: of Adam it is a third of the time."""
+    """Return whether the fused kernel of this optimizer class is faster; Adam's takes a third of the time."""
     return kind in (torch.optim.Adam, torch.optim.AdamW) or (kind is torch.optim.SGD and device.type == "cuda")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The live state by the parameter's position: {"0": {"momentum_buffer": tensor}, ...}. Nothing is copied."""
+    """Return the state by parameter position, {"0": {"momentum_buffer": tensor}, ...}, without copying tensors."""
     parameters = parameters_of(optimizer)
     return {str(i): dict(optimizer.state[p]) for i, p in enumerate(parameters) if p in optimizer.state}
 
 
 def clone_state(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A copy that shares no tensor with the original."""
+    """Copy a state, including its tensors."""
     return {
         i: {name: value.clone() if isinstance(value, Tensor) else value for name, value in entry.items()}
         for i, entry in state.items()
@@ -40,17 +69,18 @@ def clone_state(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def restore_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Makes `state` the optimizer's own; an empty one resets it. Rates stay as they are."""
+    """Install a state, without copying tensors; an empty state resets the optimizer. Learning rates are unchanged."""
     parameters = parameters_of(optimizer)
     fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
-    placed: dict[Tensor, dict[str, Any]] = {}
+    moved: dict[Tensor, dict[str, Any]] = {}
     for parameter, entry in ((parameters[int(i)], entry) for i, entry in state.items()):
-        placed[parameter] = _to_parameter_device(parameter, entry, id(parameter) in fused)
-    optimizer.state = defaultdict(dict, _initial_adagrad_state(optimizer) | placed)
+        moved[parameter] = _to_parameter_device(parameter, entry, id(parameter) in fused)
+    optimizer.state = defaultdict(dict, _initial_adagrad_state(optimizer) | moved)
 
 
 def _initial_adagrad_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
-    """The state that Adagrad begins with, which torch before 2.13 makes when it is built and not when it is missed."""
+    """Return the initial state of Adagrad; empty for other optimizers, which make theirs in the first step."""
+    # Torch before 2.13 makes it in Adagrad's constructor, and fails in a step without it.
     if not isinstance(optimizer, torch.optim.Adagrad):
         return {}
     first = optimizer.defaults["initial_accumulator_value"]
@@ -65,7 +95,7 @@ def _initial_adagrad_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dic
 
 
 def _to_parameter_device(parameter: Tensor, entry: dict[str, Any], is_fused: bool) -> dict[str, Any]:
-    """The entry on the parameter's device; counters of steps stay where they are, unless a kernel reads them."""
+    """Move an entry to the parameter's device, except step counters, unless a fused kernel reads them."""
     return {
         name: value.to(parameter.device) if isinstance(value, Tensor) and (value.dim() or is_fused) else value
         for name, value in entry.items()

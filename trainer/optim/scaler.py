@@ -1,4 +1,4 @@
-"""How the loss is scaled: not at all, or up and down for float16, which overflows."""
+"""Loss scaling for float16, whose gradients would underflow."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trainer.optim.stepping import step
+from trainer.optim.optimizers import step
 
 
 class LossScaler(Protocol):
-    """Abstract: scales what backward starts from, and steps the optimizer with gradients of the right size.
+    """Scales losses before backward, and steps the optimizer with unscaled gradients.
 
-    loss_scale  by what losses are multiplied now: a power of two
-    may_skip    whether steps may be left out
+    loss_scale: the current factor on losses, a power of two.
+    may_skip: whether steps may be skipped.
     """
 
     loss_scale: float
     may_skip: bool
 
-    def scale(self, share: Tensor) -> Tensor:
-        """What backward starts from, scaled."""
+    def scale(self, loss: Tensor) -> Tensor:
+        """Scale a loss."""
         ...
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives the gradients their right size, before they are corrected and clipped."""
+        """Unscale the gradients in place, before they are adjusted and clipped."""
         ...
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Steps the optimizer; whether it did, and did not leave the step out because it overflowed."""
+        """Step the optimizer unless the gradients overflowed, and return whether it stepped."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale of the client that trains; empty when there is none."""
+        """Return the state of the current client; empty without scaling."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a `state_dict` back; an empty one begins anew."""
+        """Load a `state_dict`; an empty one resets the scale."""
         ...
 
 
 class IdentityLossScaler:
-    """Gradients as they are."""
+    """No scaling."""
 
     loss_scale = 1.0
     may_skip = False
 
-    def scale(self, share: Tensor) -> Tensor:
-        return share
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         pass
@@ -65,7 +65,7 @@ class IdentityLossScaler:
 
 
 class DynamicLossScaler:
-    """Losses scaled up before backward; a step that overflowed all the same is left out, and the scale lowered."""
+    """Scaling by `torch.amp.GradScaler`: a step whose gradients overflow is skipped, and the scale is lowered."""
 
     may_skip = True
 
@@ -74,8 +74,8 @@ class DynamicLossScaler:
         self.initial_state = self.scaler.state_dict()
         self.loss_scale = self.scaler.get_scale()
 
-    def scale(self, share: Tensor) -> Tensor:
-        return self.scaler.scale(share)
+    def scale(self, loss: Tensor) -> Tensor:
+        return self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler.unscale_(optimizer)

@@ -1,4 +1,4 @@
-"""What a model is asked to do: a loss and scores that are made from sums, so that any split of the examples adds up."""
+"""Tasks: a loss and scores, both made from sums that add up over any split of the examples."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a task is: the verbs, and what its judges have in common.
+"""The interface of a task.
 
-A unit is what the loss is a mean over: an example for classification, a token for language modelling, a label or a
-number for tasks that have several an example.
+The loss is a mean over units: examples for classification, tokens for language modelling, labels or numbers for tasks
+with several per example.
 """
 
 from __future__ import annotations
@@ -14,51 +14,65 @@ from torch import Tensor
 
 
 class Task(Protocol):
-    """Abstract: the verbs of a task.
+    """A loss and scores. Both are made from sums over examples, so that they add up over any split of the examples.
 
-    Scores of few sums, such as a mean over units, are told of every client, from `score_sums`. Those of many, such as
-    an F1 by class, are told of all examples together, from `pooled_sums`: counts, added up before they are divided.
+    Scores made from few sums, such as a mean over units, are reported for every client, from `score_sums`. Scores made
+    from many, such as an F1 by class, are reported only for all examples together, from `pooled_sums`.
     """
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The names of the figures that there may be besides the loss."""
+        """The names of all possible scores besides the loss."""
         ...
 
     @property
     def headline(self) -> str:
-        """The figure that tells most, one of the summary's. Which way is better goes by `higher_is_better`."""
+        """The most telling metric of `summary`. Its name decides whether higher is better, see `higher_is_better`."""
+        ...
+
+    @property
+    def unit_name(self) -> str:
+        """The name of a unit in the singular. Tasks whose units are tokens have the metric `tokens_per_second`."""
+        ...
+
+    @property
+    def has_confusion(self) -> bool:
+        """Whether outputs [B, classes] and labels [B] make a confusion matrix, which is drawn at the end of a run."""
         ...
 
     def units(self, targets: Tensor) -> int:
-        """The number of units that one example of these targets [B, ...] holds."""
+        """Return the number of units in one example of these targets [B, ...]."""
         ...
 
     def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss summed over units, each example's times its weight [B] if there are any: a scalar with a gradient.
+        """Return the loss summed over units, a scalar with a gradient.
 
-        It is called without the last argument where examples have no weights.
+        Args:
+            outputs: of the model, [B, ...].
+            targets: of the examples, [B, ...].
+            weights: of the examples, [B]. The argument is omitted, not None, if examples have no weights, so a task
+                that does not support weights needs no such parameter.
         """
         ...
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Each example's sums over its units, float64 [B, k]: the loss, then whatever the summary is made from."""
+        """Return each example's sums over its units, float64 [B, k]: the loss first, then what `summary` needs."""
         ...
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
-        """Named figures from sums [k] over that many units; NaN when there are none."""
+        """Return metrics by name from sums [k] over that many units; NaN without units."""
         ...
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Named sums over these examples, of any shapes that do not depend on their number; empty for none."""
+        """Return sums over the examples by name, of shapes that do not depend on B; empty without pooled scores."""
         ...
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Named figures from the `pooled_sums` of all examples, float64; NaN when there are none."""
+        """Return metrics by name from the `pooled_sums` of all examples, float64; NaN without examples."""
         ...
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
-        """Why this output cannot be judged against these targets; empty when it can."""
+        """Return why these outputs do not fit these targets; empty if they do."""
         ...
 
 
@@ -66,15 +80,15 @@ REQUIRED_METHODS = tuple(name for name in vars(Task) if not name.startswith("_")
 
 
 def to_full_precision(outputs: Tensor) -> Tensor:
-    """The outputs in float32, or better where they are."""
+    """Convert outputs to float32, unless they are more precise."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
-    """The sum of losses [B, ...], each example's times its weight [B]."""
+    """Sum losses [B, ...], multiplied by the weight [B] of their example."""
     return (losses * weights.view(-1, *[1] * (losses.dim() - 1))).sum()
 
 
-def shape_mismatch(outputs: Tensor, targets: Tensor, wanted: str) -> str:
-    """What is said of shapes that are not the wanted ones."""
-    return f"outputs of shape {list(outputs.shape)} for targets of shape {list(targets.shape)}; {wanted}"
+def shape_mismatch(outputs: Tensor, targets: Tensor, expected: str) -> str:
+    """Describe shapes that are not the expected ones."""
+    return f"outputs of shape {list(outputs.shape)} for targets of shape {list(targets.shape)}; {expected}"

@@ -1,4 +1,4 @@
-"""One label an example."""
+"""Classification: one label per example."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
-from trainer.tasks.counts import auc, macro_f1, mean, score_histogram
+from trainer.tasks.metrics import auc, macro_f1, mean, score_histogram
 
 TOP = 5
 
@@ -19,23 +19,25 @@ ClassWeights = Literal["balanced"] | list[float] | None
 
 
 class Classification:
-    """One label an example: cross-entropy over outputs [B, classes] and int64 targets [B]; accuracy.
+    """Cross-entropy over outputs [B, classes] and int64 targets [B]; accuracy.
 
-    `class_weights` are what the examples of each class count in training, a number a class; or `balanced`, as much for
-    all classes together as for each other one: N / (K n_c), if K classes occur and n_c of N examples are of class c.
+    Pooled scores are the mean F1 over classes, the top-5 accuracy for more than 5 classes, and the area under the ROC
+    curve for 2 classes.
 
-    Of all examples together also the mean F1 of the classes, and of more than 5 classes how often the right one is
-    among the 5 likeliest, of 2 classes the area under the receiver operating characteristic (`counts.auc`).
+    class_weights: weights of the examples in training by class, a number per class. With `balanced`, all classes have
+        the same total weight: N / (K n_c), where K classes occur and n_c of N examples are of class c.
     """
 
     scores = ("accuracy", "macro_f1", "top5", "auc")
     headline = "accuracy"
+    unit_name = "example"
+    has_confusion = True
 
     def __init__(self, class_weights: ClassWeights = None):
         if isinstance(class_weights, list) and not _are_weights(class_weights):
             raise ValueError(
                 f"task.class_weights={class_weights}\n"
-                "  valid: finite numbers from 0, one a class and not all of them 0; balanced; or null"
+                "  valid: finite numbers from 0, one per class and not all 0; balanced; or null"
             )
         self.class_weights: ClassWeights = class_weights
 
@@ -56,11 +58,14 @@ class Classification:
         return {"loss": loss, "accuracy": correct}
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """By class [classes, 3]: examples rightly taken for it, taken for it, and of it."""
+        """Return `by_class` [classes, 3]: true positives, predicted positives, and positives.
+
+        Also the number of `top5` hits, and the histograms `by_score` of two classes.
+        """
         outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
         classes, predicted = outputs.shape[1], outputs.argmax(1)
-        found = (targets[predicted == targets], predicted, targets)
-        sums = {"by_class": torch.stack([torch.bincount(labels, minlength=classes) for labels in found], 1)}
+        counted = (targets[predicted == targets], predicted, targets)
+        sums = {"by_class": torch.stack([torch.bincount(labels, minlength=classes) for labels in counted], 1)}
         if classes > TOP:
             sums["top5"] = outputs.topk(TOP, 1).indices.eq(targets[:, None]).sum()
         if classes == 2:
@@ -68,16 +73,18 @@ class Classification:
         return sums
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        figures = {"macro_f1": macro_f1(sums["by_class"])}
+        scores = {"macro_f1": macro_f1(sums["by_class"])}
         if "top5" in sums:
-            figures["top5"] = mean(sums["top5"], sums["by_class"][:, 2].sum())
+            scores["top5"] = mean(sums["top5"], sums["by_class"][:, 2].sum())
         if "by_score" in sums:
-            figures["auc"] = auc(sums["by_score"])
-        return figures
+            scores["auc"] = auc(sums["by_score"])
+        return scores
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 2 or targets.dim() != 1:
-            return shape_mismatch(outputs, targets, "classification wants outputs [batch, classes] and targets [batch]")
+            return shape_mismatch(
+                outputs, targets, "classification expects outputs [batch, classes] and targets [batch]"
+            )
         if classes and outputs.shape[1] != classes:
             return f"{outputs.shape[1]} outputs, but the data has {classes} classes: set model.classes={classes}"
         return ""

@@ -1,4 +1,4 @@
-"""The next token at each position."""
+"""Language modelling: the next token at each position."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
 
 
 class LanguageModelling:
-    """The next token at each position: cross-entropy over outputs [B, T, vocabulary] and int64 targets [B, T]."""
+    """Cross-entropy over outputs [B, T, vocabulary] and int64 targets [B, T]; perplexity. A unit is a token."""
 
     scores = ("perplexity",)
     headline = "perplexity"
+    unit_name = "token"
+    has_confusion = False
 
     def units(self, targets: Tensor) -> int:
         return targets.shape[1]
@@ -32,7 +34,7 @@ class LanguageModelling:
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
         loss = sums.item() / units if units else math.nan
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # finite in float64
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return {}
@@ -42,8 +44,8 @@ class LanguageModelling:
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 3 or targets.dim() != 2 or outputs.shape[:2] != targets.shape:
-            wanted = "language modelling wants outputs [batch, length, vocabulary] and targets [batch, length]"
-            return shape_mismatch(outputs, targets, wanted)
+            expected = "language modelling expects outputs [batch, length, vocabulary] and targets [batch, length]"
+            return shape_mismatch(outputs, targets, expected)
         if classes and outputs.shape[2] != classes:
             return f"{outputs.shape[2]} outputs, but the vocabulary has {classes}: set model.vocabulary={classes}"
         return ""

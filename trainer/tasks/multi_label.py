@@ -1,4 +1,4 @@
-"""Several labels an example, each there or not."""
+"""Multi-label classification: any number of labels per example."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
-from trainer.tasks.counts import BINS, auc, f1, macro_f1, score_histogram
+from trainer.tasks.metrics import BINS, auc, f1, macro_f1, score_histogram
 
 
 class MultiLabel:
-    """Labels that are there or not: binary cross-entropy over logits [B, labels] and targets [B, labels] of 0 and 1.
+    """Binary cross-entropy over logits [B, labels] and targets [B, labels] of 0 and 1; F1 of all labels (micro).
 
-    A unit is one label of one example. A label is predicted where its logit is above 0. The headline is the F1 of all
-    labels together (micro); of all examples together also the means over the labels of F1 and of the area under the
-    receiver operating characteristic, whose histograms have `auc_bins` bins a label, or 0 for none.
+    A unit is one label of one example. A label is predicted if its logit is above 0. Pooled scores are the means over
+    labels of F1 and of the area under the ROC curve.
+
+    auc_bins: bins per label of the histograms that the area under the ROC curve is made from; 0 for no such score.
     """
 
     scores = ("micro_f1", "macro_f1", "auc")
     headline = "micro_f1"
+    unit_name = "label"
+    has_confusion = False
 
     def __init__(self, auc_bins: int = BINS):
         if auc_bins < 0:
@@ -41,40 +44,39 @@ class MultiLabel:
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         exact = to_full_precision(outputs)
         losses = F.binary_cross_entropy_with_logits(exact, targets.to(exact.dtype), reduction="none")
-        return torch.stack([losses.double(), *(found.double() for found in _true_positives(outputs, targets))], 2).sum(
-            1
-        )
+        counts = [positives.double() for positives in _positives(outputs, targets)]
+        return torch.stack([losses.double(), *counts], 2).sum(1)
 
     def summary(self, sums: Tensor, units: float) -> dict[str, float]:
         if not units:
             return {"loss": math.nan, "micro_f1": math.nan}
-        # Where nothing is there and nothing was found, 0, as scikit-learn has it.
+        # Without positives and predicted positives F1 is 0, as in scikit-learn.
         return {"loss": sums[0].item() / units, "micro_f1": f1(sums[1:]).nan_to_num(0.0).item()}
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """By label [labels, 3], as `f1` wants them; and histograms [labels, 2, bins]."""
+        """Return `by_label` [labels, 3], counts for `f1`, and the histograms `by_score` [labels, 2, bins]."""
         outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
-        sums = {"by_label": torch.stack([found.sum(0) for found in _true_positives(outputs, targets)], 1)}
+        sums = {"by_label": torch.stack([positives.sum(0) for positives in _positives(outputs, targets)], 1)}
         if self.auc_bins:
             sums["by_score"] = score_histogram(outputs, targets, self.auc_bins)
         return sums
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        figures = {"macro_f1": macro_f1(sums["by_label"])}
-        return figures | ({"auc": auc(sums["by_score"])} if "by_score" in sums else {})
+        scores = {"macro_f1": macro_f1(sums["by_label"])}
+        return scores | ({"auc": auc(sums["by_score"])} if "by_score" in sums else {})
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 2 or targets.dim() != 2:
-            return shape_mismatch(outputs, targets, "multi-label wants both to be [batch, labels]")
+            return shape_mismatch(outputs, targets, "multi-label expects both to be [batch, labels]")
         if outputs.shape != targets.shape:
             labels = targets.shape[1]
             return f"{outputs.shape[1]} outputs, but the data has {labels} labels: set model.classes={labels}"
         if not bool(((targets == 0) | (targets == 1)).all()):
-            return "targets must be 0, where a label is not there, or 1"
+            return "targets must be 0 or 1"
         return ""
 
 
-def _true_positives(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a label is rightly predicted, predicted, and there: bool [B, labels] each."""
-    predicted, there = outputs > 0, targets > 0
-    return predicted & there, predicted, there
+def _positives(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the true positives, the predicted positives, and the positives, bool [B, labels] each."""
+    predicted, positive = outputs > 0, targets > 0
+    return predicted & positive, predicted, positive

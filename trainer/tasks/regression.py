@@ -1,4 +1,4 @@
-"""Numbers to be near to."""
+"""Regression: any number of continuous targets per example."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
-from trainer.tasks.counts import r2
+from trainer.tasks.metrics import r2
 
 
 class Regression:
-    """Numbers to be near to: the squared error of outputs and targets, both [B] or [B, ...]; mean absolute error.
+    """Squared error of outputs and targets, both [B] or [B, ...]; mean absolute error. A unit is one number.
 
-    `huber` is the size of an error from which on it counts linearly, Huber 1964: 0.5 e^2 up to there, then
-    huber (|e| - 0.5 huber); None is e^2. A unit is one number. Of all examples together also R2, the mean over an
-    example's numbers. Outputs [B, 1] may stand for targets [B].
+    Outputs [B, 1] fit targets [B]. The pooled score is R2, the mean over the numbers of an example.
+
+    huber: delta of the Huber loss (Huber 1964), 0.5 e^2 for errors up to delta and delta (|e| - 0.5 delta) above. None
+        is e^2.
     """
 
     scores = ("mae", "r2")
     headline = "mae"
+    unit_name = "number"
+    has_confusion = False
 
     def __init__(self, huber: float | None = None):
         if huber is not None and not huber > 0:
@@ -39,7 +42,7 @@ class Regression:
         return weighted_sum(self._losses(outputs, targets, "none"), weights)
 
     def score_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs, targets = _pair(outputs, targets)
+        outputs, targets = _flatten(outputs, targets)
         losses = self._losses(outputs, targets, "none")
         return torch.stack((losses.double().sum(1), (outputs - targets).abs().double().sum(1)), 1)
 
@@ -48,8 +51,8 @@ class Regression:
         return {"loss": loss, "mae": error}
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """By number [numbers, 4]: examples, targets, their squares, and squared errors."""
-        outputs, targets = (tensor.double() for tensor in _pair(outputs, targets))
+        """Return `by_number` [numbers, 4]: sums of 1, targets, squared targets, and squared errors."""
+        outputs, targets = (tensor.double() for tensor in _flatten(outputs, targets))
         columns = (torch.ones_like(targets), targets, targets.square(), (outputs - targets).square())
         return {"by_number": torch.stack([column.sum(0) for column in columns], 1)}
 
@@ -58,7 +61,7 @@ class Regression:
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.shape not in (targets.shape, (*targets.shape, 1)):
-            return shape_mismatch(outputs, targets, "regression wants as many outputs as targets an example")
+            return shape_mismatch(outputs, targets, "regression expects as many outputs as targets per example")
         return ""
 
     def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -67,8 +70,8 @@ class Regression:
         return F.huber_loss(outputs, targets, reduction=reduction, delta=self.huber)
 
 
-def _pair(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as [B, numbers], precise."""
+def _flatten(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Reshape both to [B, numbers], in float32 or better."""
     exact = to_full_precision(outputs)
     shape = (len(targets), math.prod(targets.shape[1:]))
     return exact.reshape(shape), targets.to(exact.dtype).reshape(shape)

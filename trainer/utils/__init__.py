@@ -1,1 +1,1 @@
-"""Small helpers without a home of their own: seeding, timing, hardware, text."""
+"""Utilities: seeding, timing, hardware, compilation, out-of-memory errors, text."""

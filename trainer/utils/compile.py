@@ -1,4 +1,4 @@
-"""Models as torch.compile makes them, and how often it had to."""
+"""Compilation by torch.compile."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 def compile_module(module: nn.Module, backend: str | None) -> Callable[..., Any]:
-    """What computes as the module does, compiled when it is first called; the module itself without a backend."""
+    """Compile a module, at its first call. Without a backend return the module itself."""
     return torch.compile(module, backend=backend) if backend else module
 
 
 def count_compiled_graphs() -> int:
-    """The graphs that were compiled in this process: more than at first, when shapes or flags were new."""
-    import torch._dynamo.utils  # only where it is there anyway: it takes a second to import
+    """Return the number of graphs compiled in this process; it grows when new shapes or flags cause a recompilation."""
+    import torch._dynamo.utils  # takes a second, unless something has been compiled
 
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -1,4 +1,4 @@
-"""What a rank computes on: how fast it could be, how much memory was held there, how tensors get there."""
+"""The device of a rank: peak and measured FLOP/s, peak memory, and transfers to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.utils.timing import median_seconds
 
-# Dense bfloat16 operations a second by the words of a device's name, as its maker gives them; the first that fits.
+# Dense bfloat16 FLOP/s from the vendors' data sheets, by the words of a device name; the first match counts.
 PEAK_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
@@ -30,17 +30,17 @@ PEAK_FLOPS = {
     "L4": 121e12,
 }
 
-WIDTHS = {"cpu": 512, "cuda": 8192}  # of the matrices whose product is timed: some 30 milliseconds in all on a GPU
+WIDTHS = {"cpu": 512, "cuda": 8192}  # of the matrices whose product is timed; takes 30 ms on a GPU
 PRODUCTS = 15
 STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """Operations a second of one rank's device, or of those of several together; NaN is not known.
+    """FLOP/s of a rank's device, or the sum over several ranks; NaN if unknown.
 
-    peak      in dense bfloat16, as the maker gives it
-    measured  in large matrix products
+    peak: the vendor's figure for dense bfloat16.
+    measured: in large matrix products.
     """
 
     peak: float = math.nan
@@ -48,10 +48,10 @@ class DeviceRates:
 
 
 def lookup_peak_flops(name: str) -> float:
-    """The rate of the device of this name, as its maker gives it; NaN if it is not known, or only a part of a chip.
+    """Return the vendor's dense bfloat16 FLOP/s by device name; NaN for unknown devices and MIG instances.
 
-    >>> lookup_peak_flops("NVIDIA A100-SXM4-80GB"), lookup_peak_flops("NVIDIA H100 PCIe"), lookup_peak_flops("NVIDIA H100 80GB HBM3")
-    (312000000000000.0, 756000000000000.0, 989000000000000.0)
+    >>> [lookup_peak_flops(f"NVIDIA {name}") for name in ("A100-SXM4-80GB", "H100 PCIe", "H100 80GB HBM3")]
+    [312000000000000.0, 756000000000000.0, 989000000000000.0]
     """
     words = set(re.findall(r"\w+", name))
     if "MIG" in words:
@@ -60,21 +60,21 @@ def lookup_peak_flops(name: str) -> float:
 
 
 def peak_flops(device: torch.device) -> float:
-    """The rate of this device, as its maker gives it; NaN if it is not known."""
+    """Return the vendor's dense bfloat16 FLOP/s of this device; NaN if unknown."""
     return lookup_peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else math.nan
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on this device, or on its way there: nobody waits for it but what is computed from it."""
+    """Copy the tensor to the device, asynchronously if it is a GPU; return the tensor itself if already there."""
     if tensor.device == device:
         return tensor
-    # Only from pinned memory does a GPU copy by itself.
+    # Copies to a GPU are asynchronous only from pinned memory.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @cache
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The operations a second of products of large square matrices of this type; 2 n^3 of a product. Waits for them."""
+    """Measure the FLOP/s of products of large square matrices; a product of n x n matrices counts 2 n^3."""
     width = WIDTHS[device.type]
     a, b = (torch.ones(width, width, dtype=dtype, device=device) for _ in "ab")
     product = partial(torch.mm, a, b, out=torch.empty_like(a))
@@ -82,13 +82,13 @@ def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory_bytes(device: torch.device) -> float:
-    """The most memory that this process has held since it began: tensors on a GPU, else all; NaN if nobody counts."""
+    """Return the peak memory of this process: of tensors on a GPU, else of the whole process; NaN if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return proc_status_bytes("VmHWM") if STATUS.exists() else math.nan
 
 
 def proc_status_bytes(name: str) -> int:
-    """What Linux says of this process's memory: VmRSS is what it holds, VmHWM the most that it has held."""
+    """Return a memory counter of this process from Linux: VmRSS is its current memory, VmHWM its peak memory."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Room in memory: what is said when there is none."""
+"""Errors of batches that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from trainer.utils.text import format_value
 
 
 class OutOfMemoryError(ValueError):
-    """There is no room for so many examples at once; the message is for the user."""
+    """A batch does not fit in memory; the message has the key to change."""
 
 
-# What is said where there is no exception of its own: of the CPU's memory, and by CUDA's libraries.
+# Parts of the messages of RuntimeErrors by the CPU allocator and by CUDA's libraries, which have no exception class.
 OOM_MESSAGES = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def raise_if_oom(error: RuntimeError | MemoryError, key: str, value: object, examples: int) -> None:
-    """Raises OutOfMemoryError when `error` says that so many examples at once, by this key's value, found no room.
+    """Raise OutOfMemoryError if `error` means that a batch did not fit in memory; else return.
 
-    What is proposed is the largest power of two up to the half of them.
+    Args:
+        error: raised by the forward or backward pass.
+        key: the configuration key of the batch size.
+        value: its value.
+        examples: the examples in the batch. The message proposes the largest power of two up to half of them.
     """
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
-        said in str(error) for said in OOM_MESSAGES
-    ):
+    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not is_oom and not any(message in str(error) for message in OOM_MESSAGES):
         return
-    way_out = f"set {key}={1 << (examples // 2).bit_length() - 1} or less" if examples > 1 else "take a smaller model"
+    remedy = f"set {key}={1 << (examples // 2).bit_length() - 1} or less" if examples > 1 else "take a smaller model"
     if key == "micro_batch_size" and value != "auto":
-        way_out += f", or {key}=auto, which finds the largest that fits"
-    wanted = re.search(r"allocate ([\d.]+ \w+)", str(error))
-    missing = f": {wanted[1]} more could not be had" if wanted else ""
+        remedy += f", or {key}=auto, which finds the largest that fits"
+    requested = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    missing = f": could not allocate {requested[1]}" if requested else ""
     raise OutOfMemoryError(
-        f"{key}={format_value(value)}: there is no room in memory for {examples} examples at once{missing}.\n  {way_out}"
+        f"{key}={format_value(value)}: {examples} examples at once do not fit in memory{missing}.\n  {remedy}"
     ) from error

@@ -1,7 +1,7 @@
-"""Every random stream of a run, derived from the seed and a few tags instead of carried from step to step.
+"""Random streams, derived from the run's seed and a few tags.
 
-A derived stream needs no saving and no sending: any rank can make the stream of any client, round or step at any
-time, so a resumed run, and one with another number of ranks, draws what the first one drew.
+Derived streams have no state to save or send: any rank can make the stream of any client, round or step at any time. A
+resumed run, or one with another number of ranks, therefore draws the same numbers.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ Tag = int | str
 
 
 def derive_seed(*tags: Tag) -> int:
-    """A 63-bit seed that is a pure function of the tags: `derive(seed, "order", client, epoch)`."""
+    """Return a 63-bit seed that is a pure function of the tags, as in `derive_seed(seed, "order", client, epoch)`."""
     text = "\x1f".join(f"{type(tag).__name__}:{tag}" for tag in tags)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator(*tags: Tag, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator of this device seeded with `derive(*tags)`."""
+    """Make a torch generator on this device, seeded by `derive_seed(*tags)`."""
     return torch.Generator(device).manual_seed(derive_seed(*tags))
 
 
 def numpy_generator(*tags: Tag) -> np.random.Generator:
-    """A numpy generator seeded with `derive(*tags)`."""
+    """Make a numpy generator, seeded by `derive_seed(*tags)`."""
     return np.random.default_rng(derive_seed(*tags))
 
 
 def default_generators(device: torch.device) -> tuple[torch.Generator, ...]:
-    """The generators that dropout and its like draw from on this device: the CPU's, and the GPU's if it is one.
+    """Return the default generators that layers such as dropout use: the CPU's, and the GPU's if the device is one.
 
-    They are seeded directly, once a micro-batch: `torch.manual_seed` visits every backend and costs 300 microseconds.
+    Seed them directly, once per micro-batch: `torch.manual_seed` visits every backend and costs 300 microseconds.
     """
     if device.type != "cuda":
         return (torch.default_generator,)

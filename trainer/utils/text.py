@@ -1,4 +1,4 @@
-"""Text for messages: values as they are typed, and the nearest valid name."""
+"""Text for messages: values in the syntax of the command line, and suggestions of names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def format_value(value: Any) -> str:
-    """The value as it is typed on the command line."""
+    """Format a value in the syntax of the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, bool):
@@ -18,9 +18,9 @@ def format_value(value: Any) -> str:
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:
-    """What the user may have meant by a dotted name, and what there is, the closest first."""
+    """Return a suggestion for an invalid dotted name, and the list of valid ones, the closest first."""
     shared = os.path.commonprefix([name, *valid])
-    start = shared.rfind(".") + 1  # alike are the last parts, not the sections before them
+    start = shared.rfind(".") + 1  # compare only the last parts, since a shared prefix makes all names similar
     close = difflib.get_close_matches(name[start:], [other[start:] for other in valid], n=1)
     meant = f"; did you mean {shared[:start]}{close[0]}?" if close else ""
     ordered = sorted(valid, key=lambda other: other[start:] not in close)

@@ -1,4 +1,4 @@
-"""The time, when a device has done what it was told."""
+"""Timing of work on a device."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def synchronized_time(device: torch.device) -> float:
-    """Seconds since some time; on a GPU when all work before is done."""
+    """Return `perf_counter()` after all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
 def median_seconds(action: Callable[[], object], device: torch.device, repetitions: int = 3) -> float:
-    """The median of so many, after one that does not count."""
+    """Return the median seconds of several calls, after a warmup call."""
     action()
     times = []
     for _ in range(repetitions):
-        began = synchronized_time(device)
+        start = synchronized_time(device)
         action()
-        times.append(synchronized_time(device) - began)
+        times.append(synchronized_time(device) - start)
     return median(times)

@@ -1,4 +1,4 @@
-"""Trees of mappings, as configurations and states are."""
+"""Trees of mappings, such as configurations and states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree of mappings by their dotted names."""
+    """Return the leaves of a tree of mappings by their dotted names."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a person sees of a run: its log, and its screen on a terminal."""
+"""The console: lines in a log, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        for module in ("console", "screen", "bar"):
+        for module in ("console", "terminal"):
             monkeypatch.setattr(f"trainer.loggers.{module}.monotonic", lambda: self.seconds)
 
 
@@ -101,7 +101,7 @@ def test_the_lines_of_a_log() -> None:
         "early          True",
         "examples       50,000",
         "run folder     outputs/my digits",
-        "TensorBoardLogger    tensorboard --logdir 'outputs/my digits'",
+        "TensorBoard    tensorboard --logdir 'outputs/my digits'",
     ]
 
 
@@ -133,7 +133,7 @@ def test_tensorboard_is_named_where_it_is_when_a_shell_would_not_find_it(
         monkeypatch.setattr(sys, "executable", str(python))
         stream = io.StringIO()
         ConsoleLogger(1, Path("run"), stream=stream).finalize({}, FinalArtifacts())
-        assert stream.getvalue().splitlines()[-1] == f"TensorBoardLogger  {command} --logdir run"
+        assert stream.getvalue().splitlines()[-1] == f"TensorBoard  {command} --logdir run"
 
 
 def test_a_log_gets_progress_only_after_ten_seconds_of_silence(clock: Clock) -> None:
@@ -272,7 +272,7 @@ def test_the_summary_takes_the_place_of_the_bar(terminal: Terminal) -> None:
         "round 1/1",
         "test/accuracy  0.5000",
         "run folder     " + str(Path("long/" * 40)),
-        "TensorBoardLogger    tensorboard --logdir " + str(Path("long/" * 40)),
+        "TensorBoard    tensorboard --logdir " + str(Path("long/" * 40)),
     ]
     assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h") == 1, "the cursor that was hidden is back"
 

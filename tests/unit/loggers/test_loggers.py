@@ -1,4 +1,4 @@
-"""Files give back what they were given: JSON lines byte by byte, TensorBoardLogger's charts float by float."""
+"""Loggers that write files: JSON lines are read back byte by byte, TensorBoard's charts float by float."""
 
 # The classes of protobuf's generated modules exist only at run time.
 # pyright: reportAttributeAccessIssue=false
@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.plugins.hparams import api_pb2, metadata
@@ -30,6 +31,7 @@ from tensorboard.util.tensor_util import make_ndarray
 import trainer.loggers
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger, read_jsonl
 from trainer.loggers.base import Metrics
+from trainer.loggers.tensorboard import confusion_figure
 
 OF_A_CLIENT = "client/3/test_accuracy"
 ROUND: Metrics = {
@@ -53,36 +55,36 @@ RESULT = {
 
 
 @pytest.fixture(params=["console", "jsonl", "tensorboard"])
-def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Logger:
-    sinks: dict[str, Callable[[], Logger]] = {
+def logger(request: pytest.FixtureRequest, tmp_path: Path) -> Logger:
+    loggers: dict[str, Callable[[], Logger]] = {
         "console": lambda: ConsoleLogger(10, Path("outputs/my digits"), stream=io.StringIO()),
         "jsonl": lambda: JsonLinesLogger(tmp_path / "metrics.jsonl"),
         "tensorboard": lambda: TensorBoardLogger(tmp_path / "events", {}),
     }
-    return sinks[request.param]()
+    return loggers[request.param]()
 
 
-def test_every_sink_closes_twice_without_a_round_or_a_result(sink: Logger, tmp_path: Path) -> None:
-    sink.close()
-    sink.close()
+def test_every_logger_closes_twice_without_a_round_or_a_result(logger: Logger, tmp_path: Path) -> None:
+    logger.close()
+    logger.close()
     assert not (tmp_path / "events").exists()
 
 
-def test_no_sink_changes_the_metrics_that_the_next_one_gets(sink: Logger) -> None:
+def test_no_logger_changes_the_metrics_that_the_next_one_gets(logger: Logger) -> None:
     metrics, result = dict(ROUND), dict(RESULT)
-    sink.log_round(metrics)
-    sink.finalize(result, FinalArtifacts())
-    sink.close()
+    logger.log_round(metrics)
+    logger.finalize(result, FinalArtifacts())
+    logger.close()
     assert metrics == ROUND and result == RESULT
 
 
 def test_heavy_imports_wait_until_they_are_needed() -> None:
     code = """
 import io, pathlib, sys
-from trainer.loggers import Console, TensorBoardLogger
+from trainer.loggers import ConsoleLogger, TensorBoardLogger
 TensorBoardLogger(pathlib.Path("unused"), {}).close()
-Console(1, stream=io.StringIO()).close()
-print(sorted({"torch", "numpy", "tensorboard", "PIL", "rich"} & set(sys.modules)))
+ConsoleLogger(1, stream=io.StringIO()).close()
+print(sorted({"torch", "numpy", "tensorboard", "matplotlib", "rich"} & set(sys.modules)))
 """
     root = Path(trainer.loggers.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
@@ -106,10 +108,10 @@ def numbered(figures: list[Metrics], first: int = 1) -> list[Metrics]:
 
 
 def write(path: Path, metrics: list[Metrics], keep_rounds: int = 0) -> None:
-    sink = JsonLinesLogger(path, keep_rounds)
+    logger = JsonLinesLogger(path, keep_rounds)
     for each in metrics:
-        sink.log_round(each)
-    sink.close()
+        logger.log_round(each)
+    logger.close()
 
 
 @settings(deadline=None, max_examples=50)
@@ -140,11 +142,11 @@ def test_a_resumed_file_is_the_file_of_a_run_never_stopped(
 
 def test_a_round_is_on_disk_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    sink = JsonLinesLogger(path)
+    logger = JsonLinesLogger(path)
     for rounds in (1, 2):
-        sink.log_round({**ROUND, "round": rounds})
+        logger.log_round({**ROUND, "round": rounds})
         assert len(read_jsonl(path)) == rounds
-    sink.close()
+    logger.close()
 
 
 def test_every_line_is_strict_json(tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_resumed_run_refuses_a_file_that_is_not_json(tmp_path: Path) -> None:
     assert path.read_text() == "no metrics\n"
 
 
-# TensorBoardLogger
+# TensorBoard
 
 
 def read_events(folder: Path) -> EventAccumulator:
@@ -203,10 +205,10 @@ def hparams(events: EventAccumulator, tag: str) -> bytes:
 
 def test_the_charts_have_exactly_the_tags_and_values_given(tmp_path: Path) -> None:
     second = {"round": 4, "train/loss": math.inf, "delta/cosine": -1e-3}
-    sink = TensorBoardLogger(tmp_path, {})
-    sink.log_round(ROUND)
-    sink.log_round(second)
-    sink.close()
+    logger = TensorBoardLogger(tmp_path, {})
+    logger.log_round(ROUND)
+    logger.log_round(second)
+    logger.close()
     events = read_events(tmp_path)
     tags = (ROUND.keys() | second.keys()) - {"round", OF_A_CLIENT}
     assert set(events.Tags()["scalars"]) == tags
@@ -216,11 +218,11 @@ def test_the_charts_have_exactly_the_tags_and_values_given(tmp_path: Path) -> No
 
 
 def test_the_charts_of_single_clients_lie_beside_the_others(tmp_path: Path) -> None:
-    """The HParams tab has a column for every chart of the run's own folder."""
-    sink = TensorBoardLogger(tmp_path / "board", {})
-    sink.log_round(ROUND)
-    sink.log_round({"round": 4, "train/loss": 1.0})
-    sink.close()
+    """The HParams tab has a column for every chart of the run's folder."""
+    logger = TensorBoardLogger(tmp_path / "board", {})
+    logger.log_round(ROUND)
+    logger.log_round({"round": 4, "train/loss": 1.0})
+    logger.close()
     events = read_events(tmp_path / "board-clients")
     assert events.Tags()["scalars"] == [OF_A_CLIENT]
     assert scalars(events, OF_A_CLIENT) == [(3, np.float32(1 / 3))]
@@ -228,46 +230,47 @@ def test_the_charts_of_single_clients_lie_beside_the_others(tmp_path: Path) -> N
 
 
 def test_without_clients_there_is_no_such_folder(tmp_path: Path) -> None:
-    sink = TensorBoardLogger(tmp_path / "board", {})
-    sink.log_round({"round": 1, "train/loss": 1.0})
-    sink.close()
+    logger = TensorBoardLogger(tmp_path / "board", {})
+    logger.log_round({"round": 1, "train/loss": 1.0})
+    logger.close()
     assert [path.name for path in tmp_path.iterdir()] == ["board"]
 
 
-def test_a_round_is_one_event_and_on_disk_at_once(tmp_path: Path) -> None:
-    sink = TensorBoardLogger(tmp_path, {})
-    before = time.time()
-    for index in range(1, 6):
-        sink.log_round({**ROUND, "round": index})
-    (path,) = tmp_path.iterdir()
-    *_, event = LegacyEventFileLoader(str(path)).Load()
-    assert event.step == 5 and {value.tag for value in event.summary.value} == ROUND.keys() - {"round", OF_A_CLIENT}
-    assert before <= event.wall_time <= time.time()
-    sink.close()
+def test_a_round_is_on_disk_at_once_and_its_charts_too(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path / "board", {})
+    start = time.time()
+    for index in range(1, 4):
+        logger.log_round({**ROUND, "round": index})
+        for folder, tags in (("board", ROUND.keys() - {"round", OF_A_CLIENT}), ("board-clients", {OF_A_CLIENT})):
+            (path,) = (tmp_path / folder).iterdir()
+            events = [event for event in LegacyEventFileLoader(str(path)).Load() if event.step == index]
+            assert {value.tag for event in events for value in event.summary.value} == tags
+            assert all(start <= event.wall_time <= time.time() for event in events)
+    logger.close()
 
 
 def test_the_hyperparameters_and_the_end_of_the_run_are_readable(tmp_path: Path) -> None:
-    sink = TensorBoardLogger(
+    logger = TensorBoardLogger(
         tmp_path, {"lr": 0.1, "silos": 2, "amp": True, "name": "sgd", "clip": None, "limit": math.inf}
     )
-    sink.log_round(ROUND)
+    logger.log_round(ROUND)
     running = read_events(tmp_path)
     start = metadata.parse_session_start_info_plugin_data(hparams(running, metadata.SESSION_START_INFO_TAG))
     values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
     assert values == {"lr": 0.1, "silos": 2.0, "amp": True, "name": "sgd", "clip": "null", "limit": "inf"}
     assert metadata.SESSION_END_INFO_TAG not in running.Tags()["tensors"]
-    sink.finalize(RESULT, FinalArtifacts())
-    sink.close()
+    logger.finalize(RESULT, FinalArtifacts())
+    logger.close()
     end = metadata.parse_session_end_info_plugin_data(hparams(read_events(tmp_path), metadata.SESSION_END_INFO_TAG))
     assert end.status == api_pb2.STATUS_SUCCESS
     assert start.start_time_secs <= end.end_time_secs <= time.time()
 
 
 def test_the_result_ends_the_charts_of_its_measures_and_no_others(tmp_path: Path) -> None:
-    sink = TensorBoardLogger(tmp_path, {})
-    sink.log_round(ROUND)
-    sink.finalize({**RESULT, "validation/accuracy": ROUND["validation/accuracy"]}, FinalArtifacts())
-    sink.close()
+    logger = TensorBoardLogger(tmp_path, {})
+    logger.log_round(ROUND)
+    logger.finalize({**RESULT, "validation/accuracy": ROUND["validation/accuracy"]}, FinalArtifacts())
+    logger.close()
     events = read_events(tmp_path)
     assert scalars(events, "test/accuracy") == [(3, np.float32(0.97216)), (3, np.float32(0.97222))]
     assert scalars(events, "test/loss") == [(3, np.float32(0.1))]
@@ -276,30 +279,29 @@ def test_the_result_ends_the_charts_of_its_measures_and_no_others(tmp_path: Path
     assert set(events.Tags()["scalars"]) == (ROUND.keys() | {"test/loss"}) - {"round", OF_A_CLIENT}
 
 
-def test_the_exhibits_are_an_image_and_a_verbatim_text(tmp_path: Path) -> None:
+def test_the_artifacts_are_an_image_and_a_verbatim_text(tmp_path: Path) -> None:
     sample = "ROMEO:\n\n  But *soft*, what `light`\nthrough yonder window breaks?"
-    sink = TensorBoardLogger(tmp_path, {})
-    sink.log_round(ROUND)
-    sink.finalize(RESULT, FinalArtifacts(torch.eye(2, dtype=torch.int64), ("cat", "dog"), sample))
-    sink.close()
+    logger = TensorBoardLogger(tmp_path, {})
+    logger.log_round(ROUND)
+    logger.finalize(RESULT, FinalArtifacts(torch.eye(2, dtype=torch.int64), ("cat", "dog"), sample))
+    logger.close()
     events = read_events(tmp_path)
     (image,) = events.Images("test/confusion")
     assert image.encoded_image_string.startswith(b"\x89PNG") and image.step == 3
-    size = struct.unpack(">II", image.encoded_image_string[16:24])
-    assert (image.width, image.height) == size and min(size) > 100
-    (text,) = events.Tensors("test/sample")
+    assert (image.width, image.height) == struct.unpack(">II", image.encoded_image_string[16:24])
+    (text,) = events.Tensors("test/sample/text_summary")
     lines = make_ndarray(text.tensor_proto).item().decode().split("\n")
     assert all(line.startswith("    ") for line in lines), "Markdown shows only indented text as it is"
     assert "\n".join(line[4:] for line in lines) == sample
-    assert events.SummaryMetadata("test/sample").plugin_data.plugin_name == "text"
+    assert events.SummaryMetadata("test/sample/text_summary").plugin_data.plugin_name == "text"
 
 
-def test_a_result_without_exhibits_shows_none(tmp_path: Path) -> None:
-    sink = TensorBoardLogger(tmp_path, {})
-    sink.finalize(RESULT, FinalArtifacts())
-    sink.close()
+def test_a_result_without_artifacts_shows_none(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, {})
+    logger.finalize(RESULT, FinalArtifacts())
+    logger.close()
     tags = read_events(tmp_path).Tags()
-    assert tags["images"] == [] and "test/sample" not in tags["tensors"]
+    assert tags["images"] == [] and tags["tensors"] == [metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG]
 
 
 @pytest.mark.parametrize("purge_round", [1, 3, 5])
@@ -310,10 +312,10 @@ def test_a_resumed_run_hides_the_rounds_it_runs_again(
         monkeypatch.setattr(
             time, "time", lambda: now
         )  # event files are read in the order of the seconds in their names
-        sink = TensorBoardLogger(tmp_path, {"lr": loss}, purge)
+        logger = TensorBoardLogger(tmp_path, {"lr": loss}, purge)
         for index in range(first, last + 1):
-            sink.log_round({"round": index, "train/loss": loss})
-        sink.close()
+            logger.log_round({"round": index, "train/loss": loss})
+        logger.close()
 
     run(1e9, 1, 6, loss=1.0, purge=None)
     run(2e9, purge_round, 5, loss=2.0, purge=purge_round)
@@ -321,3 +323,59 @@ def test_a_resumed_run_hides_the_rounds_it_runs_again(
     expected = [(index, np.float32(2.0 if index >= purge_round else 1.0)) for index in range(1, 6)]
     assert scalars(events, "train/loss") == expected
     metadata.parse_session_start_info_plugin_data(hparams(events, metadata.SESSION_START_INFO_TAG))
+
+
+# The confusion matrix
+
+
+def cells(confusion: list[list[int]], names: tuple[str, ...] = ()) -> tuple[np.ndarray, list[list[str]]]:
+    """The colors, uint8 [classes, classes, 3], and the texts of the cells."""
+    axes = confusion_figure(torch.tensor(confusion), names).axes[0]
+    (image,) = axes.images
+    texts: list[list[str]] = [[""] * len(confusion) for _ in confusion]
+    for text in axes.texts:
+        column, row = map(round, text.get_position())
+        texts[row][column] = text.get_text()
+    return image.to_rgba(image.get_array(), bytes=True)[..., :3], texts
+
+
+def test_a_cell_has_its_count_and_the_color_of_its_share_of_the_row() -> None:
+    """A rare class is shown as well as a common one; the row of a class without examples is white."""
+    confusion = [[3, 1, 0], [300, 100, 0], [0, 0, 0]]
+    colors, texts = cells(confusion)
+    assert texts == [[str(count) for count in row] for row in confusion]
+    assert (colors[0] == colors[1]).all() and len(np.unique(colors[0], axis=0)) == 3
+    assert (colors[0, 0].astype(int) < colors[0, 1]).all(), "darker"
+    assert (np.ptp(colors[2].reshape(-1, 3), axis=0) == 0).all() and colors[2].min() > 240
+
+
+def test_rows_are_the_truth_and_columns_the_prediction() -> None:
+    axes = confusion_figure(torch.tensor([[5, 2], [0, 7]]), ("ant", "bee")).axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("truth", "prediction")
+    for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+        assert [label.get_text() for label in labels] == ["ant", "bee"]
+    (top,) = [text.get_text() for text in axes.texts if text.get_position() == (1, 0)]
+    assert top == "2", "class 0 taken for class 1 is in the first row and the second column"
+    lower, upper = axes.get_ylim()
+    assert lower > upper, "the first row is the upper one"
+
+
+def test_counts_stand_inside_their_cells() -> None:
+    figure = confusion_figure(torch.eye(12, dtype=torch.int64) * 1_234_567)
+    axes = figure.axes[0]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    cell = axes.get_window_extent(renderer).width / 12
+    assert max(text.get_window_extent(renderer).width for text in axes.texts) < cell
+
+
+@pytest.mark.parametrize(("classes", "counts"), [(40, 1600), (41, 0), (300, 0)])
+def test_only_few_classes_have_counts_and_names(classes: int, counts: int) -> None:
+    figure = confusion_figure(torch.eye(classes, dtype=torch.int64))
+    assert len(figure.axes[0].texts) == counts
+    assert max(figure.get_size_inches()) <= 20
+
+
+def test_a_missing_label_name_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        confusion_figure(torch.eye(3, dtype=torch.int64), ("one", "two"))

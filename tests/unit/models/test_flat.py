@@ -1,4 +1,4 @@
-"""A model as vectors: its parameters are aligned views, divided by name; its statistics pool as those of a union."""
+"""FlatModel: parameters are aligned views, split by name; statistics pool to those of the union."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.models.flat import ALIGNMENT_BYTES, BufferStatistics, FlatModel
 
 
 def small(dtype: torch.dtype = torch.float32) -> Any:
-    """Odd sizes, batch statistics, and a layer that is not trained."""
+    """A model of odd sizes with batch statistics and a frozen layer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 7), nn.Linear(7, 2)).to(dtype)
     model[2].requires_grad_(False)
@@ -29,7 +29,7 @@ def head_is_personal(name: str) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_parameters_are_aligned_views_of_the_vector(dtype: torch.dtype):
-    """Each begins at a multiple of 64 bytes, keeps its values, and moves with the vector; the padding is zero."""
+    """Each starts at a multiple of 64 bytes, keeps its values, and changes with the vector; the padding is zero."""
     before = {name: parameter.clone() for name, parameter in small(dtype).named_parameters()}
     module = small(dtype)
     model = FlatModel(module)
@@ -66,8 +66,8 @@ def test_training_through_the_views_is_bit_equal():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_vectors_are_divided_by_name():
-    """Shared, personal and frozen: of the tensors that `is_shared` refuses none is in the vector that travels."""
+def test_the_vectors_are_split_by_name():
+    """Shared, personal and frozen parameters: those that `is_shared` excludes are not in the shared vector."""
     module = small()
     model = FlatModel(module, head_is_personal)
     assert model.shared_names == ["0.weight", "0.bias", "1.weight", "1.bias"]
@@ -79,8 +79,8 @@ def test_the_vectors_are_divided_by_name():
     assert model.has_personal and not FlatModel(small()).has_personal
 
 
-def test_personal_state_is_copied_out_and_in():
-    """Two clients on one model: each finds its own head and its own batch statistics again."""
+def test_personal_state_is_saved_and_loaded():
+    """Two clients on one model: each gets its head and its batch statistics again."""
     module = small()
     model = FlatModel(module, lambda name: not name.startswith(("1.running", "3.")))
     first = model.personal_state()
@@ -97,8 +97,8 @@ def test_personal_state_is_copied_out_and_in():
     assert torch.equal(model.personal, kept["parameters"] + 1)
 
 
-def test_shared_state_goes_round():
-    """Into another model, through its vectors: frozen tensors and buffers too, personal ones not."""
+def test_shared_state_round_trips():
+    """Loaded into another model, frozen parameters and buffers included, personal ones not."""
     source, target = small(), small()
     model = FlatModel(source, head_is_personal)
     for tensor in source.state_dict().values():
@@ -117,7 +117,7 @@ def test_shared_state_goes_round():
 
 @pytest.mark.parametrize("change", ["a name more", "a name less"])
 def test_a_state_of_another_model_is_refused(change: str):
-    """A tensor that the model does not have, or one that it would be left without; personal ones are not expected."""
+    """A tensor that the model does not have, or a missing one; personal ones are not expected."""
     model = FlatModel(small(), head_is_personal)
     state = model.shared_state()
     if change == "a name more":
@@ -128,8 +128,8 @@ def test_a_state_of_another_model_is_refused(change: str):
         model.load_shared_state(state)
 
 
-def test_tied_parameters_are_one():
-    """A gpt's output is its embedding: it is in the vector once."""
+def test_tied_parameters_are_stored_once():
+    """The output of a GPT is its embedding."""
     module = GPT(vocabulary=16, length=4, layers=1, heads=1, width=16)
     model = FlatModel(module)
     assert model.shared_names.count("tokens.weight") == 1 and "output.weight" not in model.shared_names
@@ -138,18 +138,18 @@ def test_tied_parameters_are_one():
 
 
 def test_a_personal_tensor_is_personal_under_all_its_names():
-    """A gpt whose embedding stays with the client: its other name, the output's, must not carry it away."""
+    """A GPT with a personal embedding, whose other name is that of the output."""
     model = FlatModel(GPT(vocabulary=16, length=4, layers=1, heads=1, width=16), lambda name: "blocks" in name)
     assert not {"tokens.weight", "output.weight"} & set(model.shared_state())
 
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_what_cannot_be_trained_is_refused(freeze: bool):
-    """No parameter that trains, or two types of them."""
+    """No trainable parameter, or trainable parameters of two types."""
     module = small().requires_grad_(not freeze)
     if not freeze:
         module[0].double()
-    with pytest.raises(ValueError, match="no parameter" if freeze else r"several types.*float32.*float64"):
+    with pytest.raises(ValueError, match="no trainable parameter" if freeze else r"several types.*float32.*float64"):
         FlatModel(module)
 
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_trained_is_refused(freeze: bool):
     ("layer", "has"),
     [(nn.BatchNorm1d(2), True), (nn.BatchNorm2d(2), True), (nn.LayerNorm(2), False), (nn.GroupNorm(1, 2), False)],
 )
-def test_who_normalises_by_the_batch(layer: nn.Module, has: bool):
+def test_layers_that_normalize_by_the_batch(layer: nn.Module, has: bool):
     assert FlatModel(nn.Sequential(nn.Linear(2, 2), layer)).has_batch_statistics is has
 
 
@@ -165,7 +165,7 @@ floats = st.floats(-50, 50, width=32)
 
 
 def buffers(mean: float, variance: float, plain: float, count: int) -> dict[str, torch.Tensor]:
-    """What BatchNorm keeps, and an average of another kind."""
+    """The buffers of BatchNorm, and a float buffer of another kind."""
     return {
         "n.running_mean": torch.tensor([mean]),
         "n.running_var": torch.tensor([variance]),
@@ -176,8 +176,8 @@ def buffers(mean: float, variance: float, plain: float, count: int) -> dict[str,
 
 @settings(deadline=None)
 @given(floats, st.floats(0, 100, width=32), floats, st.integers(0, 1 << 40))
-def test_statistics_go_round(mean: float, variance: float, plain: float, count: int):
-    """Out and in again is bit-equal: variances are made of moments, but in float64."""
+def test_statistics_round_trip(mean: float, variance: float, plain: float, count: int):
+    """Bit for bit, though variances are computed from moments: in float64."""
     before = buffers(mean, variance, plain, count)
     after = buffers(0.0, 1.0, 0.0, 0)
     source = BufferStatistics(before)
@@ -190,7 +190,7 @@ def test_statistics_go_round(mean: float, variance: float, plain: float, count: 
 @settings(deadline=None)
 @given(st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1, max_size=5))
 def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
-    """Averages of the vectors by n are numpy's mean and variance of all numbers together, and plain buffers' means."""
+    """Averages weighted by n are numpy's mean and variance of all numbers together; other buffers are averaged."""
     vectors, counts = [], []
     for number, group in enumerate(groups):
         statistics = BufferStatistics(buffers(float(np.mean(group)), float(np.var(group)), float(len(group)), number))
@@ -206,7 +206,7 @@ def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
 
 
 def test_statistics_of_a_real_layer():
-    """Names and shapes are torch's: a BatchNorm2d, its statistics pooled with those of another."""
+    """A BatchNorm2d with the names and shapes of torch, pooled with another one."""
     first, second, target = (dict(nn.BatchNorm2d(4).named_buffers()) for _ in range(3))
     for seed, kept in enumerate((first, second)):
         kept["running_mean"].copy_(torch.randn(4, generator=torch.Generator().manual_seed(seed)))

@@ -1,4 +1,4 @@
-"""Models: shapes, parameters as published, and a step that learns; empty batches, which replicas may have."""
+"""Models: shapes, published parameter counts, learning, and empty batches, which replicas may have."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_two_steps_lower_the_loss(name: str):
     assert losses[2] < losses[0]
 
 
-# Millions of He et al. 2016's table 6, of two digits there.
+# Millions, He et al. 2016, table 6, which has two digits.
 RESNETS = {20: (269_722, 0.27), 32: (464_154, 0.46), 44: (658_586, 0.66), 56: (853_018, 0.85), 110: (1_727_962, 1.7)}
 
 
@@ -77,7 +77,7 @@ def test_resnets_have_as_many_parameters_as_published(depth: int, norm: str):
 
 
 def test_others_have_as_many_parameters_as_published():
-    """McMahan et al. 2017's 2NN and CNN; DeiT-Ti and DeiT-S; of the LSTM 18 less than the 866,578 there."""
+    """The 2NN and CNN of McMahan et al. 2017; DeiT-Ti and DeiT-S; the LSTM has 18 less than their 866,578."""
     assert (parameters(MLP()), parameters(CNN())) == (199_210, 1_663_370)
     deit = {"classes": 1000, "size": 224, "patch": 16, "layers": 12}
     assert parameters(ViT(width=192, heads=3, **deit)) == 5_717_416
@@ -85,13 +85,13 @@ def test_others_have_as_many_parameters_as_published():
     assert parameters(LSTM()) == 866_560
 
 
-def test_a_resnet_of_group_norms_has_no_statistics():
+def test_a_resnet_with_group_norm_has_no_statistics():
     assert not list(ResNet(depth=8).buffers())
     assert list(ResNet(depth=8, norm="batch").buffers())
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: ResNet(depth=18), r"model.depth=18\n  valid: 6 n \+ 2"),
         (lambda: ViT(size=28, patch=5), "model.size=28 is not a multiple of model.patch=5"),
@@ -99,13 +99,13 @@ def test_a_resnet_of_group_norms_has_no_statistics():
         (lambda: LSTM(layers=1, dropout=0.1), "model.layers=1"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(make: Callable[[], nn.Module], said: str):
-    with pytest.raises(ValueError, match=said):
+def test_inconsistent_sizes_are_refused(make: Callable[[], nn.Module], message: str):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_an_lstm_goes_on_from_what_it_has_written():
-    """Each byte is drawn from the logits that the whole text so far gives."""
+def test_an_lstm_continues_its_text():
+    """Each byte is sampled from the logits of the whole text before it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = LSTM(width=16).eval()
@@ -118,12 +118,12 @@ def test_an_lstm_goes_on_from_what_it_has_written():
     assert written == bytes(tokens[1:]).decode(errors="replace")
 
 
-def test_the_table_counts_every_parameter_once():
-    """The output of a GPT is its embedding, and has no row; what wraps all else is looked into."""
+def test_the_summary_counts_every_parameter_once():
+    """The tied output of a GPT has no row; a module with a single child is replaced by it."""
     module = GPT(vocabulary=256, length=128, layers=1, heads=2, width=32)
     module.tokens.requires_grad_(False)
     assert describe_model(module).splitlines() == [
-        f"GPT, {parameters(module):,} parameters, 8,192 of them frozen",
+        f"GPT, {parameters(module):,} parameters, 8,192 frozen",
         "  tokens      8,192  Embedding, frozen",
         "  positions   4,096  Embedding",
         "  blocks     12,704  ModuleList",

@@ -1,4 +1,4 @@
-"""Numbers from files: both formats, every fault of a file at once; parameters that are not trained."""
+"""Initial weights from files of both formats, all mismatches in one error, and frozen parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.models.pretrained import freeze, load_pretrained
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """As most people do: safetensors refuses tensors that share memory, torch does not."""
+    """Save a state_dict in the format of the suffix; safetensors does not allow tensors that share memory."""
     if path.suffix == ".safetensors":
         save_file({name: tensor.clone() for name, tensor in module.state_dict().items()}, path)
     else:
@@ -22,7 +22,7 @@ def save(module: nn.Module, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-def test_parameters_and_buffers_are_those_of_the_file(name: str, tmp_path: Path):
+def test_parameters_and_buffers_are_loaded(name: str, tmp_path: Path):
     saved, other = DigitsCNN(norm="batch"), DigitsCNN(norm="batch")
     saved(torch.randn(5, 1, 8, 8))
     save(saved, tmp_path / name)
@@ -38,8 +38,8 @@ def test_of_tied_parameters_one_name_is_enough(tmp_path: Path):
     assert torch.equal(other.output.weight, saved.tokens.weight)
 
 
-def test_all_faults_of_a_file_are_said_at_once(tmp_path: Path):
-    """Nothing is loaded from it."""
+def test_all_mismatches_are_in_one_error(tmp_path: Path):
+    """And nothing is loaded."""
     tensors = dict(MLP(hidden=8).state_dict())
     tensors["layers.5.weight"] = torch.zeros(7, 8)
     tensors["head.weight"] = tensors.pop("layers.3.weight")
@@ -48,49 +48,49 @@ def test_all_faults_of_a_file_are_said_at_once(tmp_path: Path):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(ValueError) as refusal:
         load_pretrained(module, tmp_path / "weights.safetensors")
-    said = str(refusal.value)
-    assert f"model.init={tmp_path}/weights.safetensors does not fit model=MLP" in said
-    assert "missing: layers.3.weight\n" in said and "unexpected: head.weight\n" in said
-    assert "of another shape: layers.5.weight [7, 8] instead of [10, 8]\n" in said
+    message = str(refusal.value)
+    assert f"model.init={tmp_path}/weights.safetensors does not fit model=MLP" in message
+    assert "missing: layers.3.weight\n" in message and "unexpected: head.weight\n" in message
+    assert "of another shape: layers.5.weight [7, 8] instead of [10, 8]\n" in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 class Anything:
-    """What only pickle could bring back."""
+    """An object that only pickle can load."""
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"no weights at all", "cannot be read"),
         ({"model": {}, "epoch": 3}, "holds a dict with model, epoch, not only tensors"),
         ([torch.zeros(1)], "holds a list"),
         (Anything(), "cannot be read"),
-        (None, "is no file"),
+        (None, "is not a file"),
     ],
     ids=["noise", "training state", "list", "pickle", "nothing"],
 )
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_files_of_other_things_are_refused(content, said: str, name: str, tmp_path: Path):
+def test_files_with_other_content_are_refused(content, message: str, name: str, tmp_path: Path):
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-        said = "cannot be read" if name.endswith("safetensors") else said
-    with pytest.raises(ValueError, match=said):
+        message = "cannot be read" if name.endswith("safetensors") else message
+    with pytest.raises(ValueError, match=message):
         load_pretrained(MLP(), path)
 
 
-def test_a_pattern_freezes_the_parameters_that_it_finds():
+def test_a_pattern_freezes_the_parameters_that_match():
     module = DigitsCNN()
     freeze(module, r"^conv|head\.2")
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     assert frozen == ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "head.2.weight", "head.2.bias"]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("embed", "finds no parameter"), (".", "nothing is left to train")])
-def test_a_pattern_that_parts_nothing_is_refused(pattern: str, said: str):
-    with pytest.raises(ValueError, match=said) as refusal:
+@pytest.mark.parametrize(("pattern", "message"), [("embed", "matches no parameter"), (".", "nothing is left to train")])
+def test_a_pattern_that_matches_none_or_all_is_refused(pattern: str, message: str):
+    with pytest.raises(ValueError, match=message) as refusal:
         freeze(DigitsCNN(), pattern)
     assert "conv1.weight" in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Models of the package transformers, where it is installed, and what is said where it is not."""
+"""Models of the package transformers, if installed, and the error if not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BERT = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attenti
         ("bert", "sequence_class", {**BERT, "num_labels": 3}, torch.zeros(2, 5, dtype=torch.int64), (2, 3)),
     ],
 )
-def test_a_model_of_its_configuration(architecture: str, head: Any, config: dict[str, Any], inputs, shape):
+def test_a_model_follows_its_configuration(architecture: str, head: Any, config: dict[str, Any], inputs, shape):
     """Every parameter has a gradient: one without would hang DistributedDataParallel."""
     pytest.importorskip("transformers")
     module = Transformers(architecture, head, config)
@@ -41,7 +41,7 @@ def test_gpt2_has_as_many_parameters_as_published():
     assert sum(parameter.numel() for parameter in module.parameters()) == 124_439_808
 
 
-def test_without_the_package_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"pip install transformers"):
         Transformers("gpt2", "next_token", GPT2)

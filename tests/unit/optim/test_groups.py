@@ -1,4 +1,4 @@
-"""Parameter groups: what decays, at which rate, and what Muon takes for a matrix."""
+"""Parameter groups: weight decay, learning rates, and the matrices of Muon."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Make = Callable[..., torch.optim.Optimizer]
 
 
 def model() -> nn.Module:
-    """Names 0.weight, 0.bias, 1.weight, 1.bias, 2.weight, 2.bias, of which 1 is a norm."""
+    """A model with names 0.weight, 0.bias, 1.weight, 1.bias, 2.weight, 2.bias; 1 is a norm."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
 
 
 def trained(make: Make, named: bool = True, steps: int = 4) -> dict[str, Tensor]:
-    """The parameters after some steps down a bowl."""
+    """Return the parameters after some steps on a quadratic."""
     module = model()
     parameters = list(module.named_parameters())
     optimizer = make(parameters if named else [parameter for _, parameter in parameters])
@@ -41,15 +41,15 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.NAdam])
-def test_without_groups_it_is_the_bare_optimizer(make: Make):
-    """Bit by bit, with names and without."""
+def test_without_options_it_is_the_plain_optimizer(make: Make):
+    """Bit for bit, with and without names."""
     bare = trained(partial(make, lr=0.01), named=False)
     for named in (True, False):
         assert_equal(trained(GroupedOptimizerFactory(partial(make, lr=0.01)), named), bare)
 
 
 def test_norms_and_biases_do_not_decay():
-    """AdamW without gradients: w (1 - lr decay)^2 after two steps for matrices, w for all else."""
+    """AdamW without gradients: w (1 - lr decay)^2 after two steps for matrices, w for other tensors."""
     module = model()
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     optimizer = GroupedOptimizerFactory(
@@ -64,8 +64,8 @@ def test_norms_and_biases_do_not_decay():
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
-def test_rates_are_by_the_first_pattern_that_is_found():
-    """One step of SGD goes lr times the factor; the first group has the optimizer's own rate."""
+def test_the_first_matching_pattern_decides_the_learning_rate():
+    """A step of SGD is lr times the factor; the first group has the optimizer's lr."""
     module = model()
     grouped = GroupedOptimizerFactory(partial(torch.optim.SGD, lr=0.1), lr_multipliers=(("weight$", 2.0), ("^2", 0.0)))
     optimizer = grouped(module.named_parameters())
@@ -79,21 +79,21 @@ def test_rates_are_by_the_first_pattern_that_is_found():
         torch.testing.assert_close(before[name] - parameter.detach(), torch.full_like(parameter, expected[name]))
 
 
-def test_patterns_that_no_parameter_goes_by():
-    """Also one that another pattern is always found before."""
+def test_unused_patterns():
+    """Including a pattern that an earlier one always precedes."""
     grouped = GroupedOptimizerFactory(torch.optim.SGD, lr_multipliers=(("^0", 2.0), ("head", 3.0), ("^0.bias", 4.0)))
     assert grouped.unused([name for name, _ in model().named_parameters()]) == ["head", "^0.bias"]
 
 
-def test_no_decay_of_an_optimizer_that_has_none_is_refused():
+def test_excluding_from_decay_needs_an_optimizer_with_decay():
     with pytest.raises(ValueError, match="no weight decay"):
         GroupedOptimizerFactory(partial(torch.optim.Rprop, lr=0.1), exclude_norm_bias_decay=True)(
             model().named_parameters()
         )
 
 
-def test_different_rates_have_no_measured_way():
-    """SCAFFOLD and FedNova step one parameter for all; groups that only leave out decay go as far as others."""
+def test_learning_rate_multipliers_have_no_effective_steps():
+    """SCAFFOLD and FedNova measure one parameter for all; groups that differ only in decay move equally far."""
     plain = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
     rates = GroupedOptimizerFactory(plain, lr_multipliers=(("^0", 2.0),))
     (error,) = nonlinear_optimizer("scaffold", rates, GradientClipper())
@@ -106,7 +106,7 @@ def test_different_rates_have_no_measured_way():
 
 
 def test_muon_is_muon_for_matrices_and_adamw_for_the_rest():
-    """Bit by bit torch's two optimizers, each on its own parameters; 2.weight goes to AdamW by its name."""
+    """Bit for bit torch's two optimizers on their parameters; 2.weight goes to AdamW by its name."""
     ours = trained(GroupedOptimizerFactory(partial(Muon, lr=0.01, adamw="^2"), exclude_norm_bias_decay=True))
 
     def both(named: Named) -> torch.optim.Optimizer:
@@ -121,8 +121,8 @@ def test_muon_is_muon_for_matrices_and_adamw_for_the_rest():
     assert_equal(ours, trained(both))
 
 
-def test_the_rates_of_muon_are_those_of_its_groups():
-    """A schedule sets them, and both parts follow."""
+def test_learning_rates_set_in_the_groups_of_muon_apply():
+    """To both of its optimizers."""
     module = model()
     optimizer = Muon(module.named_parameters(), lr=0.1, weight_decay=0.0)
     assert len(parameters_of(optimizer)) == 6

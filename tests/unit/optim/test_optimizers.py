@@ -1,4 +1,4 @@
-"""The state of an optimizer as a value: taken out, put into another, swapped, and never mixed with its rates."""
+"""States of optimizers: saved, loaded into another optimizer, and swapped, without changing learning rates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def two_parameters() -> list[torch.nn.Parameter]:
 
 
 def step(optimizer: torch.optim.Optimizer, scale: float = 1.0) -> None:
-    """One step down a bowl whose slope is `scale` times the parameters."""
+    """Step on a quadratic whose gradient is `scale` times the parameters."""
     for parameter in parameters_of(optimizer):
         parameter.grad = scale * parameter.detach()
     optimizer.step()
@@ -48,8 +48,8 @@ def copied(state):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_state_moved_to_another_optimizer_goes_on_there(name: str):
-    """Two steps, then the state and the parameters into a new optimizer: the third step is bit-equal."""
+def test_a_state_moved_to_another_optimizer_continues(name: str):
+    """After two steps the state and the parameters move to a new optimizer: the third step is bit-equal."""
     old = OPTIMIZERS[name](two_parameters())
     step(old)
     step(old, 0.5)
@@ -64,7 +64,7 @@ def test_a_state_moved_to_another_optimizer_goes_on_there(name: str):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_empty_state_is_a_fresh_optimizer(name: str):
-    """Also Adagrad, whose state is made when it is built: a reset one must not miss it."""
+    """Also Adagrad, whose initial state is made in its constructor."""
     used, fresh = OPTIMIZERS[name](two_parameters()), OPTIMIZERS[name](two_parameters())
     step(used, 3.0)
     restore_optimizer_state(used, {})
@@ -76,7 +76,7 @@ def test_an_empty_state_is_a_fresh_optimizer(name: str):
 
 
 def test_clients_swap_states_by_reference():
-    """One optimizer, two clients: each finds the momentum that it left, and no tensor is copied."""
+    """One optimizer, two clients: each gets its momentum again, and no tensor is copied."""
     optimizer = OPTIMIZERS["momentum"](two_parameters())
     states = {}
     for client, scale in ((0, 1.0), (1, 5.0), (0, 1.0)):
@@ -89,8 +89,8 @@ def test_clients_swap_states_by_reference():
     assert optimizer.state[parameters_of(optimizer)[0]]["momentum_buffer"] is second
 
 
-def test_rates_stay_as_they_are():
-    """Unlike with `load_state_dict`, a state of a run with another rate does not bring it along."""
+def test_learning_rates_are_unchanged():
+    """Unlike with `load_state_dict`, the state does not contain the learning rate."""
     old, new = OPTIMIZERS["momentum"](two_parameters()), torch.optim.SGD(two_parameters(), lr=0.001, momentum=0.5)
     step(old)
     restore_optimizer_state(new, optimizer_state(old))
@@ -99,7 +99,7 @@ def test_rates_stay_as_they_are():
 
 
 def test_positions_run_through_the_groups():
-    """Two groups of one parameter each are positions 0 and 1, named as text, for files know no numbers."""
+    """Two groups of one parameter each are positions 0 and 1, as text, since keys in files are text."""
     first, second = two_parameters()
     optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second], "lr": 0.01}], lr=0.1, momentum=0.9)
     step(optimizer)
@@ -109,12 +109,12 @@ def test_positions_run_through_the_groups():
     assert state["1"]["momentum_buffer"].shape == (1, 1)
 
 
-def test_before_the_first_step_there_is_nothing():
+def test_before_the_first_step_the_state_is_empty():
     assert optimizer_state(OPTIMIZERS["momentum"](two_parameters())) == {}
 
 
 def test_a_fused_step_is_the_same_step():
-    """To rounding, after ten of them."""
+    """Up to rounding, after ten steps."""
     ours, theirs = OPTIMIZERS["fused_adamw"](two_parameters()), OPTIMIZERS["adamw"](two_parameters())
     for _ in range(10):
         step(ours)
@@ -133,22 +133,22 @@ def test_a_fused_step_is_the_same_step():
         (["optimizer=rmsprop"], None),
     ],
 )
-def test_a_run_has_the_faster_step_unless_it_says_otherwise(overrides: list[str], fused: bool | None):
+def test_the_faster_step_is_the_default(overrides: list[str], fused: bool | None):
     with distributed(device="cpu") as topology:
         run = build(read_config(compose_tree(overrides)), topology)
     groups = run.optimizer([("a", two_parameters()[0])]).param_groups
     assert groups[0].get("fused") == fused
 
 
-def test_sgd_is_faster_in_one_kernel_on_gpus_alone():
+def test_fused_sgd_is_faster_only_on_gpus():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     assert [has_fused_step(torch.optim.SGD, device) for device in (cpu, gpu)] == [False, True]
     assert has_fused_step(torch.optim.AdamW, gpu) and not has_fused_step(torch.optim.Adagrad, gpu)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_fused_optimizer_on_a_gpu_goes_on_from_a_state_that_was_on_the_cpu():
-    """Its counters of steps too must be where the kernel is."""
+def test_a_fused_optimizer_on_a_gpu_continues_from_a_state_on_the_cpu():
+    """Step counters move to the GPU too, where the kernel reads them."""
     ours, theirs = ([parameter.detach().cuda().requires_grad_() for parameter in two_parameters()] for _ in range(2))
     old = OPTIMIZERS["fused_adamw"](theirs)
     step(old)

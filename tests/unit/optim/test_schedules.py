@@ -19,14 +19,14 @@ def test_constant_is_one(progress: float):
     assert Constant()(progress) == 1.0
 
 
-def test_cosine_without_warm_up_begins_at_one_and_ends_at_final():
+def test_cosine_without_warmup_starts_at_one_and_ends_at_final():
     assert Cosine()(0.0) == 1.0
     assert Cosine()(0.5) == pytest.approx(0.5)
     assert Cosine()(1.0) == pytest.approx(0.0, abs=1e-15)
     assert Cosine(final_lr_fraction=0.1)(1.0) == pytest.approx(0.1)
 
 
-def test_warm_up_is_linear_from_zero_and_meets_the_cosine_at_one():
+def test_warmup_is_linear_from_zero_and_meets_the_cosine_at_one():
     schedule = Cosine(warmup_fraction=0.2, final_lr_fraction=0.1)
     assert schedule(0.0) == 0.0
     assert schedule(0.1) == pytest.approx(0.5)
@@ -36,15 +36,15 @@ def test_warm_up_is_linear_from_zero_and_meets_the_cosine_at_one():
     assert schedule(1.0) == pytest.approx(0.1)
 
 
-def test_all_of_the_run_may_be_warm_up():
+def test_the_whole_run_may_be_warmup():
     assert Cosine(warmup_fraction=1.0)(0.25) == 0.25
     assert Cosine(warmup_fraction=1.0)(1.0) == 1.0
 
 
 @settings(deadline=None)
 @given(st.floats(0, 0.9), fractions, fractions)
-def test_cosine_is_half_a_wave(warmup: float, final: float, progress: float):
-    """final + (1 - final) (1 + cos(pi t)) / 2, with t the part done of what comes after the warm-up."""
+def test_cosine_follows_its_formula(warmup: float, final: float, progress: float):
+    """final + (1 - final) (1 + cos(pi t)) / 2, with t the progress of the decay."""
     after = warmup + progress * (1 - warmup)
     t = (after - warmup) / (1 - warmup)
     expected = final + (1 - final) * (1 + math.cos(math.pi * t)) / 2
@@ -73,8 +73,8 @@ def test_linear_is_a_line_from_one_to_final(warmup: float, final: float, part: f
 
 @settings(deadline=None)
 @given(st.floats(0.01, 0.5), st.floats(0.01, 0.5), fractions, fractions)
-def test_warm_up_stable_decay_has_three_parts(warmup: float, decay: float, final: float, part: float):
-    """progress / warmup, then 1, then a line to final."""
+def test_warmup_stable_decay_has_three_phases(warmup: float, decay: float, final: float, part: float):
+    """progress / warmup, then 1, then linear to final."""
     schedule = WarmupStableDecay(warmup, decay, final)
     assert schedule(part * warmup) == pytest.approx(part, abs=1e-9)
     assert schedule(warmup + part * (1 - warmup - decay)) == pytest.approx(1.0, abs=1e-9)
@@ -112,13 +112,13 @@ def test_step_changes_at_its_milestones():
 @pytest.mark.parametrize("kind", [Cosine, Linear, WarmupStableDecay, Step])
 @pytest.mark.parametrize("name", ["warmup", "final", "decay", "factor"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
-def test_what_is_no_fraction_is_refused(kind: type, name: str, value: float):
+def test_values_outside_0_to_1_are_refused(kind: type, name: str, value: float):
     if name in kind.__dataclass_fields__:
         with pytest.raises(ValueError, match=rf"schedule\.{name}="):
             kind(**{name: value})
 
 
-def test_what_is_longer_than_the_run_is_refused():
+def test_phases_longer_than_the_run_are_refused():
     with pytest.raises(ValueError, match="no more than 1 together"):
         WarmupStableDecay(0.6, 0.5)
     with pytest.raises(ValueError, match=r"schedule\.milestones\[1\]=30"):

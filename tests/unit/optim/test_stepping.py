@@ -1,4 +1,4 @@
-"""The bare step of an optimizer: the same bits, and whoever watches still sees it."""
+"""The step without torch's wrapper: the same bits, and hooks and profilers still see it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.optim.optimizers import parameters_of
 
 
 class Halving(torch.optim.SGD):
-    """One's own optimizer, which halves the gradients first."""
+    """A custom optimizer that halves the gradients."""
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for parameter in parameters_of(self):
@@ -32,7 +32,7 @@ def with_gradients(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("make", [*OPTIMIZERS.values(), lambda parameters: Halving(parameters, lr=0.1)])
-def test_the_bits_are_those_of_the_whole_step(make: Any):
+def test_the_bits_are_those_of_the_wrapped_step(make: Any):
     ours, theirs = make(two_parameters()), make(two_parameters())
     for _ in range(3):
         step(with_gradients(ours))
@@ -47,25 +47,25 @@ def sgd() -> torch.optim.Optimizer:
 @pytest.mark.parametrize("when", ["pre", "post"])
 def test_hooks_are_called(when: str):
     optimizer, called = sgd(), list[str]()
-    own = getattr(optimizer, f"register_step_{when}_hook")(lambda *_: called.append("own"))
+    local = getattr(optimizer, f"register_step_{when}_hook")(lambda *_: called.append("local"))
     step(optimizer)
-    own.remove()
+    local.remove()
     register = {"pre": register_optimizer_step_pre_hook, "post": register_optimizer_step_post_hook}[when]
     general = register(lambda *_: called.append("general"))
     step(optimizer)
     general.remove()
     step(optimizer)
-    assert called == ["own", "general"]
+    assert called == ["local", "general"]
 
 
-def test_a_profiler_is_told():
+def test_a_profiler_records_the_step():
     optimizer = sgd()
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as trace:
         step(optimizer)
     assert any(event.key == "Optimizer.step#SGD.step" for event in trace.key_averages())
 
 
-def test_a_step_that_was_replaced_is_the_one_that_is_done():
+def test_a_replaced_step_is_called():
     optimizer, called = sgd(), list[bool]()
     optimizer.step = MethodType(lambda self: called.append(True), optimizer)  # pyright: ignore[reportAttributeAccessIssue]
     step(optimizer)

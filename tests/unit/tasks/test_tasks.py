@@ -1,4 +1,4 @@
-"""Tasks: sums that, divided by their units, are torch's means, however the examples are split."""
+"""Tasks: sums divided by units are the means of torch, however the examples are split."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def tokens(examples: int) -> Pair:
 
 
 def tags(examples: int) -> Pair:
-    """Logits [B, 3] and labels [B, 3] that are there or not."""
+    """Logits [B, 3] and labels [B, 3] of 0 and 1."""
     generator = torch.Generator().manual_seed(examples)
     return torch.randn(examples, 3, generator=generator), torch.randint(2, (examples, 3), generator=generator)
 
 
 def numbers(examples: int) -> Pair:
-    """Outputs [B, 2, 2] and numbers [B, 2, 2] that are sometimes far from them."""
+    """Outputs [B, 2, 2] and targets [B, 2, 2], some far from each other."""
     generator = torch.Generator().manual_seed(examples)
     outputs, noise = torch.randn(2, examples, 2, 2, generator=generator)
     return outputs, outputs + 2 * noise
 
 
 def heights(examples: int) -> Pair:
-    """Outputs [B, 1] and numbers [B]."""
+    """Outputs [B, 1] and targets [B]."""
     outputs, targets = numbers(examples)
     return outputs[:, :1, 0], targets[:, 0, 0]
 
@@ -145,13 +145,13 @@ def test_accuracy_is_the_fraction_right(examples: int):
 
 
 def test_perplexity_is_the_exponential_of_the_loss():
-    """exp(6 / 4); beyond 700 it is held, or it would be infinite."""
+    """exp(6 / 4); losses above 700 are clipped to keep it finite."""
     assert LanguageModelling().summary(torch.tensor([6.0]), 4)["perplexity"] == pytest.approx(math.exp(1.5))
     assert math.isfinite(LanguageModelling().summary(torch.tensor([1e6]), 1)["perplexity"])
 
 
 @cases
-def test_no_units_have_no_figures(task: Task, make, units: int, mean_loss):
+def test_without_units_metrics_are_nan(task: Task, make, units: int, mean_loss):
     outputs, targets = make(3)
     sums = torch.zeros_like(task.score_sums(outputs, targets)[0])
     nothing = {name: torch.zeros_like(part) for name, part in pooled(task, outputs, targets).items()}
@@ -160,16 +160,16 @@ def test_no_units_have_no_figures(task: Task, make, units: int, mean_loss):
 
 
 @cases
-def test_outputs_that_are_not_finite_are_judged(task: Task, make, units: int, mean_loss):
-    """A model may have diverged where it is evaluated: its loss says so, and nothing breaks."""
+def test_outputs_that_are_not_finite_have_a_loss(task: Task, make, units: int, mean_loss):
+    """A diverged model may be evaluated: the loss shows it, and nothing fails."""
     outputs, targets = make(4)
     outputs = torch.full_like(outputs, math.nan)
     assert not math.isfinite(task.summary(task.score_sums(outputs, targets).sum(0), 4.0 * units)["loss"])
     task.pooled_summary(pooled(task, outputs, targets))
 
 
-def test_half_precision_outputs_are_judged_in_float32():
-    """bfloat16 has 3 digits: the loss of its outputs is that of the same numbers in float32."""
+def test_half_precision_outputs_are_evaluated_in_float32():
+    """bfloat16 has 3 digits: the loss of its outputs is that of the same values in float32."""
     outputs, targets = images(20)
     half = outputs.bfloat16()
     expected = F.cross_entropy(half.float(), targets, reduction="sum").item()
@@ -177,7 +177,7 @@ def test_half_precision_outputs_are_judged_in_float32():
 
 
 @cases
-def test_double_precision_outputs_are_judged_in_float64(task: Task, make, units: int, mean_loss):
+def test_double_precision_outputs_are_evaluated_in_float64(task: Task, make, units: int, mean_loss):
     outputs, targets = make(20)
     outputs = outputs.double() + 1e-9  # lost in float32
     targets = targets.double() if targets.is_floating_point() else targets
@@ -186,7 +186,7 @@ def test_double_precision_outputs_are_judged_in_float64(task: Task, make, units:
 
 
 @cases
-def test_outputs_that_fit_have_no_fault(task: Task, make, units: int, mean_loss):
+def test_outputs_that_fit_have_no_mismatch(task: Task, make, units: int, mean_loss):
     outputs, targets = make(3)
     assert task.mismatch(outputs, targets, outputs.shape[-1]) == ""
     assert task.mismatch(outputs, targets, None) == ""
@@ -207,9 +207,9 @@ def test_outputs_that_do_not_fit_are_named():
 
 
 @pytest.mark.parametrize(
-    ("task", "values", "said"),
+    ("task", "values", "message"),
     [(MultiLabel, {"auc_bins": -1}, "task.auc_bins=-1"), (Regression, {"huber": 0.0}, "task.huber=0")],
 )
-def test_settings_without_meaning_are_refused(task: Callable[..., Task], values: dict[str, Any], said: str):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(task: Callable[..., Task], values: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         task(**values)

@@ -1,4 +1,4 @@
-"""Random streams are pure functions of their tags, and never change silently: checkpoints of old runs rely on them."""
+"""Random streams are pure functions of their tags, and must not change: checkpoints of old runs rely on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ tags = st.lists(st.integers() | st.text(max_size=5), min_size=1, max_size=4)
 
 
 def test_golden_seeds():
-    """A change of any of these changes every run there was: it needs a reason, and a word to those who have some."""
+    """A change of these values changes the results of every configuration."""
     assert derive_seed(0) == 3581690635855307741
     assert derive_seed(0, "order", 3, 7) == 226356832001290425
     assert derive_seed(1, "cohort", 0) == 4321961861052870432
@@ -27,15 +27,15 @@ def test_golden_draws():
 
 
 def test_a_seed_is_the_upper_63_bits_of_a_hash():
-    """By hand: blake2b of "type:tag" joined by the unit separator, 8 bytes, little end first, without the last bit."""
+    """Blake2b of "type:tag" joined by the unit separator, 8 bytes, little-endian, without the last bit."""
     digest = blake2b(b"int:5\x1fstr:order\x1fint:-2", digest_size=8).digest()
     assert derive_seed(5, "order", -2) == int.from_bytes(digest, "little") // 2
 
 
 @settings(deadline=None)
 @given(tags, tags)
-def test_seeds_are_pure_and_apart(some: list[int | str], others: list[int | str]):
-    """Equal tags give equal seeds; others do not, also where their texts are equal when joined."""
+def test_seeds_are_pure_and_distinct(some: list[int | str], others: list[int | str]):
+    """Equal tags give equal seeds; different tags do not, even if their joined texts are equal."""
     assert derive_seed(*some) == derive_seed(*some)
     assert 0 <= derive_seed(*some) < 1 << 63
     assert (derive_seed(*some) == derive_seed(*others)) == (some == others)
@@ -57,7 +57,7 @@ def test_a_number_is_not_its_text():
     )
 
 
-def test_generators_start_where_the_seed_says():
+def test_generators_start_at_their_seed():
     assert torch.equal(
         torch.rand(5, generator=generator(1, "x")),
         torch.rand(5, generator=torch.Generator().manual_seed(derive_seed(1, "x"))),
@@ -66,7 +66,7 @@ def test_generators_start_where_the_seed_says():
 
 
 def test_the_default_generator_is_that_of_dropout():
-    """Seeding it makes dropout repeat itself."""
+    """Dropout repeats after seeding it."""
     (default,) = default_generators(torch.device("cpu"))
     masks = []
     with torch.random.fork_rng():

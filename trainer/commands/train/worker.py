@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -32,7 +31,7 @@ from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment
 from trainer.distributed.launch.heartbeat import Heartbeat, handle_stop_signals, hard_exit
 from trainer.distributed.topology import Topology, broadcast_via_store, distributed, open_store, restart_count
-from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger, read_jsonl
+from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
 from trainer.loop.checkpointing import validate_resume
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
@@ -238,9 +237,7 @@ class Worker:
         }
         purge_round = rounds + 1 if resume_point else None
         compared = {key: value for key, value in scalars.items() if not key.startswith(CHANGEABLE_KEYS)}
-        board = TensorBoardLogger(
-            self.folder.tensorboard, compared, purge_round, partial(read_jsonl, self.folder.metrics)
-        )
+        board = TensorBoardLogger(self.folder.tensorboard, compared, purge_round)
         others = build_loggers(self.config, self.folder.path, scalars)
         return [JsonLinesLogger(self.folder.metrics, rounds), board, *others, console]
 

@@ -1,21 +1,37 @@
-"""The block that transformers are made of."""
+"""Layers shared by several models."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Norm = Literal["none", "batch", "group"]
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Return the normalization layer for images of this many channels; groups have 8 channels each."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(max(channels // 8, 1), channels) if norm == "group" else nn.Identity()
+
 
 class TransformerBlock(nn.Module):
-    """Self-attention, then a GELU layer of four times the width, both residual: a stream [B, T, width] to another.
+    """Pre-norm transformer block: self-attention, then an MLP of four times the width with GELU, both residual.
 
-    `is_causal`: whether a place attends only to itself and to those before it.
+    Maps [B, T, width] to [B, T, width].
+
+    is_causal: whether a position attends only to itself and earlier positions.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, is_causal: bool):
         super().__init__()
         if width % heads:
-            raise ValueError(f"model.width={width} is not a multiple of model.heads={heads}.")
+            raise ValueError(
+                f"model.width={width} is not a multiple of model.heads={heads}.\n"
+                "  set a width that the number of heads divides"
+            )
         self.heads, self.is_causal = heads, is_causal
         self.norm_attention = nn.LayerNorm(width)
         self.attention = nn.Linear(width, 3 * width)
