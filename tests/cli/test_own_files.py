@@ -40,7 +40,7 @@ def write(folder: Path, name: str, **changes: np.ndarray) -> None:
 
 
 def in_own_folder(folder: str, function: Callable[..., Any], *arguments: object) -> Any:
-    """Calls it where this rank has its files, and no others."""
+    """Call it in the folder with the files of this rank alone."""
     here = Path.cwd()
     os.chdir(Path(folder) / f"rank-{dist.get_rank()}")
     try:
@@ -66,7 +66,7 @@ def train(ranks, root: Path, *overrides: str, size: int = 2, name: str = "run") 
 
 
 def test_a_silo_needs_its_own_files_only(ranks, tmp_path: Path) -> None:
-    """The other silo's are not there: who tried to open them would fail. Also when the run goes on."""
+    """The other silo's files do not exist here, so opening them would fail; likewise when the run resumes."""
     folders(tmp_path, "ab", "c")
     run = train(ranks, tmp_path, "data.files=[a.npz,b.npz,c.npz]", "silos=2", "run.smoke=true")
     result = json.loads((run / "result.json").read_text())
@@ -74,8 +74,8 @@ def test_a_silo_needs_its_own_files_only(ranks, tmp_path: Path) -> None:
     assert json.loads((run / "state.json").read_text())["status"] == "finished"
 
 
-def test_ones_own_reader_is_called_once_a_file(ranks, tmp_path: Path) -> None:
-    """It needs no more than a path."""
+def test_a_custom_reader_is_called_once_per_file(ranks, tmp_path: Path) -> None:
+    """It needs a `path` argument alone."""
     folders(tmp_path, "a", "b")
     run = train(ranks, tmp_path, "data=custom", "data._target_=trainer.data.npz", "data.files=[a.npz,b.npz]", "silos=2")
     assert json.loads((run / "result.json").read_text())["examples"] == 2 * (SIZES["a"] + SIZES["b"])
@@ -88,8 +88,8 @@ def test_replicas_of_a_silo_share_its_files(ranks, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "sync"])
-def test_files_are_the_clients_of_one_file_with_owners(ranks, tmp_path: Path, algorithm: str) -> None:
-    """The same clients in one file, told by a column, give the same model; also with weights, of which sums travel."""
+def test_files_are_the_clients_of_one_file_with_client_ids(ranks, tmp_path: Path, algorithm: str) -> None:
+    """The same clients in one file, by a column, give the same model; also with weights, of which only sums travel."""
     names = "ab" if algorithm != "sync" else "abc"
     held = list(names) if algorithm != "sync" else [names, names]
     folders(tmp_path, *held)
@@ -100,7 +100,7 @@ def test_files_are_the_clients_of_one_file_with_owners(ranks, tmp_path: Path, al
     chosen = [f"algorithm={algorithm}", f"silos={1 if algorithm == 'sync' else 2}"]
     chosen += ["data.weights=weight", "task.class_weights=balanced"] if algorithm != "scaffold" else []
     files = train(ranks, tmp_path, f"data.files=[{','.join(f'{n}.npz' for n in names)}]", *chosen, name="files")
-    one = ["data.path=all.npz", "data.owners=site", "partition=natural", f"clients={len(names)}"]
+    one = ["data.path=all.npz", "data.client_ids=site", "partition=natural", f"clients={len(names)}"]
     whole = train(ranks, tmp_path, *one, *chosen, name="whole")
     models = [load_file(run / "model.safetensors") for run in (files, whole)]
     for name, tensor in models[0].items():
@@ -108,13 +108,13 @@ def test_files_are_the_clients_of_one_file_with_owners(ranks, tmp_path: Path, al
 
 
 def refused(overrides: list[str]) -> str:
-    """What this rank of two silos says of it."""
+    """The error on this rank of two silos."""
     with distributed(silos=2, device="cpu") as topology, pytest.raises(ValueError) as error:
         build(read_config(compose_tree(overrides)), topology)
     return str(error.value)
 
 
-def test_faults_of_every_silo_are_said_once_on_all_ranks(ranks, tmp_path: Path) -> None:
+def test_errors_of_every_silo_are_reported_once_on_all_ranks(ranks, tmp_path: Path) -> None:
     folders(tmp_path, "ab", "c")
     write(tmp_path / "rank-0", "a", y_train=np.full(50, -1))
     (tmp_path / "rank-1/c.npz").write_bytes(b"")
@@ -131,7 +131,7 @@ def fingerprint_of(overrides: list[str]) -> str:
 
 
 def test_a_file_that_changed_is_another_data_set(ranks, tmp_path: Path) -> None:
-    """By which all ranks know that a run must not go on with it."""
+    """All ranks refuse to resume a run with it."""
     folders(tmp_path, "a", "c")
     overrides = ["data=npz", *MODEL, "algorithm=fedavg", "data.files=[a.npz,c.npz]"]
     told = ranks(2).run(in_own_folder, str(tmp_path), fingerprint_of, overrides)
@@ -165,7 +165,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("overrides", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_refused(overrides: list[str], said: list[str], topology: Topology) -> None:
+def test_refusals(overrides: list[str], said: list[str], topology: Topology) -> None:
     for name, width, labels in (("a", 2, ["dog", "cat"]), ("b", 3, ["fox", "dog"])):
         extra = {"z_train": np.zeros((SIZES[name], width)), "z_test": np.zeros((10, width))}
         extra |= {"names_train": np.resize(labels, SIZES[name]), "names_test": np.resize(labels, 10)}
@@ -173,17 +173,17 @@ def test_what_is_refused(overrides: list[str], said: list[str], topology: Topolo
     assert_says(building(overrides, topology), said)
 
 
-def test_examples_apart_are_fetched_in_the_order_asked_for() -> None:
-    """Those that are here come first; a batch may be of several clients."""
+def test_examples_of_several_clients_are_fetched_in_the_order_asked_for() -> None:
+    """Local examples come first; a batch may span several clients."""
     sources = {
         1: TensorSource(torch.arange(10, 13.0)[:, None], torch.arange(3)),
         3: TensorSource(torch.full((2, 1), 30.0), torch.arange(2)),
     }
-    apart = PerClientSource([4, 3, 5, 2], sources, [0, 1, 0, 1], [0, 0, 0, 0])
-    assert len(apart) == 14
-    assert [apart.ids(client).tolist()[0] for client in range(4)] == [5, 0, 9, 3]
-    inputs, targets = apart.fetch(torch.tensor([4, 0, 3, 2]))
+    source = PerClientSource([4, 3, 5, 2], sources, [0, 1, 0, 1], [0, 0, 0, 0])
+    assert len(source) == 14
+    assert [source.ids(client).tolist()[0] for client in range(4)] == [5, 0, 9, 3]
+    inputs, targets = source.fetch(torch.tensor([4, 0, 3, 2]))
     assert inputs.flatten().tolist() == [30.0, 10.0, 30.0, 12.0] and targets.tolist() == [1, 0, 0, 2]
-    assert apart.fetch(torch.empty(0, dtype=torch.int64))[0].shape == (0, 1)
+    assert source.fetch(torch.empty(0, dtype=torch.int64))[0].shape == (0, 1)
     with pytest.raises(AssertionError, match="client 2 are in silo 0"):
-        apart.fetch(torch.tensor([9]))
+        source.fetch(torch.tensor([9]))

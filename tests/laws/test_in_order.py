@@ -1,4 +1,4 @@
-"""Data sets that can only be read in their order: numbered examples all the same, on any ranks, after any restart."""
+"""Data sets that are read in order: the same numbered examples on any ranks, after any restart."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = sum(SIZES)
 
 
 class Recorded(IterableDataset[tuple[Tensor, Tensor]]):
-    """Examples of a tape, and where it was begun to be read."""
+    """Records where it is read from, and how many examples are read."""
 
     def __init__(self, source: TensorSource):
         self.source, self.starts, self.read = source, list[int](), 0
@@ -44,7 +44,7 @@ class Recorded(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 class Short(Recorded):
-    """It says that there are more than there are."""
+    """Its length is larger than the number of its examples."""
 
     def __len__(self) -> int:
         return len(self.source) + 5
@@ -108,26 +108,26 @@ def test_replicas_train_as_one(ranks, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
-def test_a_run_goes_on_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path) -> None:
+def test_a_run_resumes_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path) -> None:
     assert_left_and_bit_equal(ranks(2), name, 2, choices(), tmp_path, {0: (0, 2)})
 
 
 def test_a_data_set_that_ends_early_is_named() -> None:
     short = IterableSource(Short(tape().source))
     short.fetch(torch.arange(EXAMPLES))
-    with pytest.raises(ValueError, match=re.escape(f"has ended before example {EXAMPLES}, and its length is")):
+    with pytest.raises(ValueError, match=re.escape(f"ended before example {EXAMPLES}, and its length is")):
         short.fetch(torch.tensor([EXAMPLES]))
 
 
-def test_one_without_numbers_is_refused_with_the_way_out() -> None:
+def test_an_iterable_without_numbers_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"got Sizeless(.|\n)*needs __len__\(\) and examples\(start\)"):
         as_source(Sizeless())  # type: ignore[arg-type]
 
 
 def test_files_of_clients_are_read_in_order_too() -> None:
     files = {client: IterableSource(tape()) for client in range(2)}
-    apart = PerClientSource([EXAMPLES, EXAMPLES], files, [0, 0], [0, 0])
-    assert is_sequential(apart) and not is_sequential(tiny_data(4).train)
+    source = PerClientSource([EXAMPLES, EXAMPLES], files, [0, 0], [0, 0])
+    assert is_sequential(source) and not is_sequential(tiny_data(4).train)
 
 
 def test_the_documentations_example_is_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Preprocessing knows of examples, not of ranks: the same numbers whoever trains, and whoever has them."""
+"""Transforms depend on examples, not on ranks: the same results whatever rank has an example."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chain() -> Compose:
 
 
 def trained(silos: SiloSpec) -> list[torch.Tensor]:
-    """The parameters after three epochs; the third rank's share of the last batch is empty."""
+    """The parameters after three epochs; the third rank's shard of the last batch is empty."""
     with distributed(silos, device="cpu") as topology:
         run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, length=RoundLength(epochs=3), transforms=chain())
         state = TrainState(run)
@@ -57,7 +57,7 @@ def statistics(silos: SiloSpec) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("silos", [1, 3, [2, 1], [1, 1]], ids=str)
-def test_silos_standardise_by_what_all_of_them_have(ranks, silos: SiloSpec):
+def test_silos_standardise_by_the_pooled_statistics(ranks, silos: SiloSpec):
     """To 1e-6 of numpy's over all training examples, which no rank has."""
     size = silos if isinstance(silos, int) else sum(silos)
     columns = make_data("mlp", sum(SIZES)).train.fetch(torch.arange(sum(SIZES)))[0].double().numpy()

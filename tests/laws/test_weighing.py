@@ -1,4 +1,4 @@
-"""Examples and classes with weights: steps are those of a loop written by hand, on any number of ranks."""
+"""Weights of examples and classes: steps equal those of a handwritten loop, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_weights_of_1_change_no_bit(ranks, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sync", "scaffold"])
-def test_a_run_goes_on_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path) -> None:
+def test_a_run_resumes_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path) -> None:
     choices = {"weights": weights_of(drawn()), "length": RoundLength(steps=3)}
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
 
@@ -136,7 +136,7 @@ def weighed(
     return found
 
 
-def test_balanced_is_what_scikit_learn_says() -> None:
+def test_balanced_weights_equal_those_of_scikit_learn() -> None:
     """Of the classes that occur; every example counts 1 on average."""
     labels = np.array([0, 0, 0, 0, 0, 2, 2, 3] * 5)
     found = weighed("balanced", labels)
@@ -153,15 +153,15 @@ def test_weights_of_examples_and_of_classes_are_multiplied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("class_weights", "labels", "said"),
+    ("class_weights", "labels", "message"),
     [
-        ([1, 2], [0, 1, 2, 3], "2 of them for 4 classes"),
+        ([1, 2], [0, 1, 2, 3], "2 weights for 4 classes"),
         ([1, 1, 0, 0], [0, 1, 2, 3], "the training examples of 1 clients all weigh 0: 1"),
-        ([0, 1, 1, 1], [0.5, 1.0, 0.0, 0.0], "data that has no labels"),
+        ([0, 1, 1, 1], [0.5, 1.0, 0.0, 0.0], "this data has no labels"),
     ],
 )
-def test_what_is_refused(class_weights: Any, labels: list[float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_class_weights_that_do_not_fit_are_refused(class_weights: Any, labels: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         weighed(class_weights, np.array(labels))
 
 

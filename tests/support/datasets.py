@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,20 @@ def parquet(folder: Path) -> list[str]:
     return [f"data.path={folder / 'points.parquet'}", "model=mlp", "model.inputs=2", "model.classes=3"]
 
 
+def csv_points(folder: Path) -> list[str]:
+    """The same in CSV."""
+    with open(folder / "points.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("x", "y", "label"), *((*GENERATOR.normal(size=2), i % 3) for i in range(40))])
+    return [f"data.path={folder / 'points.csv'}", "model=mlp", "model.inputs=2", "model.classes=3"]
+
+
+def jsonl_points(folder: Path) -> list[str]:
+    """The same in JSON lines, with the coordinates in a list."""
+    rows = [{"point": GENERATOR.normal(size=2).tolist(), "label": i % 3} for i in range(40)]
+    (folder / "points.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [f"data.path={folder / 'points.jsonl'}", "model=mlp", "model.inputs=2", "model.classes=3"]
+
+
 def datasets(folder: Path) -> list[str]:
     """The same as a Dataset saved to disk."""
     points = {"point": GENERATOR.normal(size=(40, 2)).tolist(), "label": (np.arange(40) % 3).tolist()}
@@ -81,7 +97,7 @@ def tokens(folder: Path) -> list[str]:
 
 
 def custom(folder: Path) -> list[str]:
-    """A function that gives Splits: here, one of ours."""
+    """A function that returns DataSplits."""
     path, *model = npz(folder)
     return ["data._target_=trainer.data.npz", f"+{path}", *model]
 
@@ -89,11 +105,13 @@ def custom(folder: Path) -> list[str]:
 # By the names of the files in conf/data: what writes the files into a folder, and the overrides with which it is run.
 FILES: dict[str, Callable[[Path], list[str]]] = {
     "cifar10": cifar10,
+    "csv": csv_points,
     "custom": custom,
     "datasets": datasets,
     "digits": lambda folder: [],
     "fashion_mnist": idx,
     "images": images,
+    "jsonl": jsonl_points,
     "mnist": idx,
     "npz": npz,
     "parquet": parquet,

@@ -23,7 +23,7 @@ from trainer.config.instantiate import (
     instantiate_all,
 )
 from trainer.config.schema import ComponentConfig, Config
-from trainer.data import Clients, DataSplits, Natural, PerClientSource, count_natural_clients, per_client_partition
+from trainer.data import Clients, DataSplits, count_natural_clients, per_client_partition
 from trainer.data.client_sampling.sampling import ClientSampler
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.silo_files import load_silo_files
@@ -203,12 +203,11 @@ def _partitioned(config: Config, splits: DataSplits, topology: Topology) -> tupl
 def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
     partition = instantiate("partition", config.partition)
     wanted = None if config.clients == "auto" else int(config.clients)
-    if isinstance(splits.train, PerClientSource):
-        count, deal = len(splits.train.homes), partial(per_client_partition, splits, partition, wanted)
+    if splits.homes is not None:
+        count, deal = len(splits.homes), partial(per_client_partition, splits, partition, wanted)
     else:
-        count = wanted or (
-            count_natural_clients(splits.train) if isinstance(partition, Natural) else topology.num_silos
-        )
+        is_natural = getattr(partition, "is_natural", False)
+        count = wanted or (count_natural_clients(splits.train) if is_natural else topology.num_silos)
         deal = partial(partition.split, splits.train, splits.test, count, config.seed)
     if count < topology.num_silos:
         raise ValueError(

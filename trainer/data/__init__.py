@@ -1,15 +1,15 @@
-"""Data: sources of examples, the data sets that come along, and the clients that examples are dealt to."""
+"""Sources of examples, readers of files, and partitions of examples among clients."""
 
 from __future__ import annotations
 
 from trainer.data.loading.fingerprint import checksum, fingerprint
+from trainer.data.partition.base import Partition, per_client_partition
 from trainer.data.partition.clients import Clients, describe
 from trainer.data.partition.consistent_hashing import Hash
 from trainer.data.partition.partition import (
     Dirichlet,
     Iid,
     Natural,
-    Partition,
     Quantity,
     Shards,
     Similarity,
@@ -21,48 +21,50 @@ from trainer.data.readers.idx import read_idx
 from trainer.data.readers.image_folder import image_folder
 from trainer.data.readers.mnist import digits, fashion_mnist, mnist
 from trainer.data.readers.npz import npz
-from trainer.data.readers.parquet import parquet
+from trainer.data.readers.tables import csv, jsonl, parquet
 from trainer.data.readers.text import BYTES, shakespeare, text
 from trainer.data.readers.tokens import TokenSource, tokens
-from trainer.data.sources.base import DataSplits, MapDatasetSource, SequenceWindows, Source, TensorSource, as_source
+from trainer.data.sources.base import DataSplits, SequenceWindows, Source, TensorSource, as_source
 from trainer.data.sources.example_weights import ExampleWeights
-from trainer.data.sources.iterable import IterableSource
-from trainer.data.sources.per_client import PerClientSource, is_sequential, per_client_partition
+from trainer.data.sources.per_client import PerClientSource
+from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, is_sequential
 
 __all__ = [
     "BYTES",
-    "PerClientSource",
-    "TensorSource",
     "Clients",
+    "DataSplits",
     "Dirichlet",
+    "ExampleWeights",
     "Hash",
     "Iid",
     "IterableSource",
     "MapDatasetSource",
     "Natural",
     "Partition",
+    "PerClientSource",
     "Quantity",
+    "SequenceWindows",
     "Shards",
     "Similarity",
     "Source",
-    "DataSplits",
+    "TensorSource",
     "TokenSource",
-    "ExampleWeights",
-    "SequenceWindows",
     "as_source",
     "checksum",
     "cifar10",
-    "per_client_partition",
+    "count_natural_clients",
+    "csv",
     "describe",
     "digits",
     "fashion_mnist",
     "fingerprint",
     "image_folder",
     "is_sequential",
+    "jsonl",
     "mnist",
-    "count_natural_clients",
     "npz",
     "parquet",
+    "per_client_partition",
     "read_idx",
     "saved_dataset",
     "shakespeare",

@@ -1,1 +1,1 @@
-"""Client sampling: which clients take part in a round."""
+"""Client samplers: which clients take part in a round."""

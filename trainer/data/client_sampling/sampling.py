@@ -1,14 +1,20 @@
-"""Who takes part in a round, and which silo trains whom: pure functions, equal on every rank, so nothing is sent."""
+"""Client samplers: which clients take part in a round.
+
+Samplers are pure functions, equal on every rank, so that nothing is communicated.
+"""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from trainer.data.client_sampling.availability_trace import Event, read_events
 from trainer.utils.seeding import numpy_generator
+
+TRACE_COLUMNS = ("round", "client", "event")
+VALID_TRACE = "\n  valid: CSV with the columns round (from 1), client (from 0) and event (join or leave)"
 
 
 class ClientSampler(Protocol):
@@ -26,11 +32,11 @@ class ClientSampler(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return what tells the presence of clients from that in other runs; empty if all are always present."""
+        """Return what identifies the availability of clients; empty if all are always available."""
         ...
 
     def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
-        """The clients of round `index`, ascending."""
+        """Return the clients of round `index`, ascending."""
         ...
 
 
@@ -74,12 +80,29 @@ class UniformSampler:
 
 
 @dataclass(frozen=True)
-class AvailabilityTrace:
-    """The clients that are there, as a file tells when they `join` and `leave`; `clients_per_round` drawn if more.
+class Event:
+    """One line of a trace: from `round` on (the first is 1) the client is available, or is not."""
 
-    The file is CSV with the columns round, client and event: from that round on (the first is 1) the client is there,
-    or is not. Before its first line a client is there if that line says that it leaves; one without a line always is.
-    Raises ValueError for a file that says otherwise.
+    line: int
+    round: int
+    client: int
+    joins: bool
+
+
+@dataclass(frozen=True)
+class AvailabilityTrace:
+    """Clients that join and leave according to a file; `clients_per_round` of the available ones are drawn.
+
+    The file is CSV with the columns round (from 1), client (from 0) and event (join or leave), which takes effect from
+    that round on. Before its first event a client is available if that event is `leave`. A client without events is
+    always available.
+
+    Attributes:
+        file: path of the trace.
+        clients_per_round: how many are drawn if more are available; None for all.
+
+    Raises:
+        ValueError: `sample` cannot read the file, or a line is invalid.
     """
 
     file: Path
@@ -97,29 +120,56 @@ class AvailabilityTrace:
             raise ValueError(
                 f"client_sampling.clients_per_round={self.clients_per_round}\n  valid: a whole number from 1, or null"
             )
-        there = self._available(clients, index)
-        if self.clients_per_round is None or self.clients_per_round >= len(there):
-            return there
-        chosen = numpy_generator(seed, "cohort", index).choice(there, self.clients_per_round, replace=False)
+        available = self._available(clients, index)
+        if self.clients_per_round is None or self.clients_per_round >= len(available):
+            return available
+        chosen = numpy_generator(seed, "cohort", index).choice(available, self.clients_per_round, replace=False)
         return tuple(sorted(chosen.tolist()))
 
     @cached_property
     def events(self) -> list[Event]:
-        """The lines of the file, in the order of the rounds."""
-        return sorted(read_events(Path(self.file)), key=lambda event: event.round)
+        """The events of the file, sorted by round."""
+        return sorted(_read_events(Path(self.file)), key=lambda event: event.round)
 
     def _available(self, clients: int, index: int) -> tuple[int, ...]:
-        there, told = set(range(clients)), set()
+        available, seen = set(range(clients)), set()
         for event in self.events:
             if event.client >= clients:
                 raise ValueError(
                     f"client_sampling.file={self.file}, line {event.line}: client {event.client}\n"
                     f"  valid: 0 to {clients - 1}"
                 )
-            if event.joins and event.client not in told:
-                there.discard(event.client)
-            told.add(event.client)
+            if event.joins and event.client not in seen:
+                available.discard(event.client)
+            seen.add(event.client)
         for event in self.events:
             if event.round <= index + 1:
-                (there.add if event.joins else there.discard)(event.client)
-        return tuple(sorted(there))
+                (available.add if event.joins else available.discard)(event.client)
+        return tuple(sorted(available))
+
+
+def _read_events(path: Path) -> list[Event]:
+    """Read the lines of a trace; raise ValueError naming the first invalid one."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            if not set(TRACE_COLUMNS) <= set(reader.fieldnames or ()):
+                missing = f"line 1 lacks the columns {', '.join(TRACE_COLUMNS)}"
+                raise ValueError(f"client_sampling.file={path}, {missing}{VALID_TRACE}")
+            return [_parse_event(path, reader.line_num, line) for line in reader]
+    except OSError as error:
+        raise ValueError(f"client_sampling.file={path}: {error.strerror}{VALID_TRACE}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"client_sampling.file={path} is not text in UTF-8{VALID_TRACE}") from error
+
+
+def _parse_event(path: Path, number: int, line: dict[str, str]) -> Event:
+    try:
+        round, client, event = (str(line[column]).strip() for column in TRACE_COLUMNS)
+        parsed = Event(number, int(round), int(client), event == "join")
+        if parsed.round >= 1 and parsed.client >= 0 and event in ("join", "leave"):
+            return parsed
+    except ValueError:
+        pass
+    given = ", ".join(f"{column}={line[column]}" for column in TRACE_COLUMNS)
+    raise ValueError(f"client_sampling.file={path}, line {number}: {given}{VALID_TRACE}")

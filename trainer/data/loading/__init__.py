@@ -1,1 +1,1 @@
-"""Loading: batches of a client's examples, on their way to the device."""
+"""Loading: batches of a client's examples, and their way to the device."""

@@ -1,4 +1,4 @@
-"""What tells a data set from another, so that a run does not go on with examples that have changed."""
+"""Checksums of a data set, so that a run is not resumed with examples that have changed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from trainer.data.sources.base import DataSplits, Fingerprintable, Source
 
 
 def fingerprint(data: DataSplits, clients: Clients) -> str:
-    """A checksum of the examples and of which client owns which.
+    """Return a checksum of the examples and of their assignment to clients, equal on all ranks.
 
-    All bytes of sources in memory, 3 GB a second; of larger ones what they give as evidence; of others, whose examples
-    may be drawn anew each time they are asked for, their number, labels and owners.
+    It covers all bytes of sources in memory, at 3 GB a second, and a sample of larger ones. Of sources that are not
+    `Fingerprintable`, which may draw examples anew at each fetch, it covers the number, the labels and the client ids.
     """
     crc = checksum(data)
     for ids in (*clients.train, *clients.validation, *clients.test):
-        # Where clients have homes, ids are not the same on all ranks, and who owns what needs no telling.
+        # With per-client files ids differ between ranks, and the assignment follows from the numbers of examples.
         crc = _add(ids if clients.homes is None else np.array(len(ids)), crc)
     return f"{crc:08x}"
 
 
 def checksum(data: DataSplits) -> int:
-    """The part of the fingerprint that is of the examples."""
+    """Return the checksum of the examples alone."""
     crc = 0
     for source in (data.train, data.test):
         for column in _columns(source):
@@ -33,10 +33,10 @@ def checksum(data: DataSplits) -> int:
 
 
 def _columns(source: Source) -> list[np.ndarray]:
-    evidence = source.fingerprint_data() if isinstance(source, Fingerprintable) else [np.array(len(source))]
-    return [*evidence, *(column for column in (source.labels, source.client_ids) if column is not None)]
+    columns = source.fingerprint_data() if isinstance(source, Fingerprintable) else [np.array(len(source))]
+    return [*columns, *(column for column in (source.labels, source.client_ids) if column is not None)]
 
 
 def _add(column: np.ndarray, crc: int) -> int:
-    described = f"{column.dtype} {column.shape}".encode()
-    return zlib.crc32(np.ascontiguousarray(column).data.cast("B") if column.size else b"", zlib.crc32(described, crc))
+    header = f"{column.dtype} {column.shape}".encode()
+    return zlib.crc32(np.ascontiguousarray(column).data.cast("B") if column.size else b"", zlib.crc32(header, crc))

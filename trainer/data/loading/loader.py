@@ -1,8 +1,8 @@
-"""The batches of one client, as one replica of its silo sees them.
+"""The batches of one client, as one replica of its silo gets them.
 
-The order of examples is a pure function of (seed, client, epoch) and the place in it is a number of steps, so a run
-continues anywhere, also with another number of replicas: the batches of the silo stay the same, only their split
-between the replicas changes.
+The order of examples is a pure function of (seed, client, epoch), and the position in it is a number of steps. So a run
+can be resumed at any step, with any number of replicas: the batches of the silo stay the same, and only their division
+among the replicas changes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ from torch import Tensor
 from trainer.data.loading.prefetch import PrefetchBlock, no_prefetch
 from trainer.utils.seeding import generator
 
-BLOCK_BYTES = 4 << 20  # small batches are fetched together: one index_select, not many, is 5 % of a small step
-ALIGNMENT = 64  # bytes, at which torch lets a tensor begin
+BLOCK_BYTES = 4 << 20  # small batches are fetched together: an index_select per batch costs 5 % of a small step
+ALIGNMENT = 64  # bytes, to which torch aligns new tensors
 
 Examples = tuple[Tensor, Tensor]
-MicroBatch = tuple[Tensor, ...]  # inputs, targets and, if examples have any, weights
+MicroBatch = tuple[Tensor, ...]  # inputs, targets and, if examples have weights, weights
 
-# The examples of these ids, as they are in an epoch, where they are trained on.
+# Returns the examples of these ids in an epoch, on the device that trains.
 Fetch = Callable[[Tensor, int], Examples]
 
 
 @dataclass(frozen=True)
 class BatchShard:
-    """How a silo's batch is divided: among its replicas, and on each into micro-batches.
+    """Divides a silo's batch among its replicas, and a replica's shard into micro-batches.
 
-    A replica gets consecutive examples of the batch, and shares differ by at most one example. `min_examples` is the fewest
-    examples a share may have: a last batch that would give fewer joins the one before.
+    A replica gets consecutive examples of the batch. Shards differ by at most one example.
+
+    Attributes:
+        replica: index of this replica in its silo.
+        num_replicas: number of replicas of the silo.
+        micro_batch_size: most examples of a micro-batch; None for the whole shard.
+        min_examples: fewest examples of a shard. A last batch with smaller shards joins the batch before it.
     """
 
     replica: int = 0
@@ -43,12 +48,12 @@ class BatchShard:
     min_examples: int = 0
 
     def range_of(self, start: int, stop: int) -> tuple[int, int]:
-        """The replica's part of the batch [start, stop)."""
+        """Return this replica's range of the batch [start, stop)."""
         first, last = ((stop - start) * edge // self.num_replicas for edge in (self.replica, self.replica + 1))
         return start + first, start + last
 
     def bounds(self, examples: int, batch_size: int) -> list[int]:
-        """Where the batches of an epoch begin and end: [0, batch_size, ..., examples]."""
+        """Return the boundaries of the batches of an epoch: [0, batch_size, ..., examples]."""
         bounds = [*range(0, examples, batch_size), examples]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] < self.min_examples * self.num_replicas:
             del bounds[-2]
@@ -57,11 +62,13 @@ class BatchShard:
 
 @dataclass(slots=True)
 class ReplicaBatch:
-    """A replica's micro-batches, at least one though it may be empty.
+    """A replica's share of a batch.
 
-    examples  the examples of the silo's whole batch
-    weight    what they count together: their number, or the sum of their weights, equal on all replicas
-    replica_weight       what those of this replica count
+    Attributes:
+        micro_batches: at least one, which may be empty.
+        examples: number of examples of the silo's whole batch.
+        weight: their number, or the sum of their weights; equal on all replicas.
+        replica_weight: likewise of this replica's examples.
     """
 
     micro_batches: list[MicroBatch]
@@ -71,11 +78,21 @@ class ReplicaBatch:
 
 
 class ClientBatches:
-    """The endless batches of one client, epoch after epoch; epochs never mix in a batch.
+    """The endless batches of one client, epoch after epoch. A batch never spans two epochs.
 
-    `ids` are the client's examples, which `fetch` gives; `batch_size` counts examples of the whole silo, None is all of
-    them. `weights` (float32) are what each of the examples counts; None: all the same. `prefetch` passes on blocks of
-    batches that are fetched together. Examples `is_sequential` are not shuffled. `seconds` are those spent fetching so far.
+    Args:
+        fetch: returns the examples of ids.
+        ids: the client's examples, int64 [n].
+        client: number of the client.
+        batch_size: examples of a batch of the whole silo; None for all of the client.
+        shard: this replica's part of a batch.
+        seed: seed of the run.
+        weights: weight of each of the examples, float32 [n]; None for equal weights.
+        prefetch: passes on blocks of batches that are fetched together.
+        is_sequential: whether to keep the order of the examples instead of shuffling them.
+
+    Attributes:
+        seconds: time spent fetching so far.
     """
 
     def __init__(
@@ -100,7 +117,7 @@ class ClientBatches:
         return len(self.bounds) - 1
 
     def batches(self, start: int, steps: int) -> Iterator[ReplicaBatch]:
-        """Batches number `start` to `start + steps` of the stream."""
+        """Yield the batches number `start` to `start + steps` - 1."""
         stop = start + steps
         while start < stop:
             epoch, first = divmod(start, self.steps_per_epoch)
@@ -110,11 +127,11 @@ class ClientBatches:
 
     def _epoch_batches(self, epoch: int, bounds: list[int]) -> Iterator[ReplicaBatch]:
         order = self._order(epoch)
-        shares = [self.shard.range_of(begin, end) for begin, end in pairwise(bounds)]
-        fetched = self._fetch(order, epoch, shares)
-        for (begin, end), (start, last), columns in zip(pairwise(bounds), shares, fetched, strict=True):
-            weight, own = self._weight(order, begin, end), self._weight(order, start, last)
-            yield ReplicaBatch(self._micro_batches(columns, last - start), end - begin, weight, own)
+        ranges = [self.shard.range_of(begin, end) for begin, end in pairwise(bounds)]
+        fetched = self._fetch(order, epoch, ranges)
+        for (begin, end), (first, last), columns in zip(pairwise(bounds), ranges, fetched, strict=True):
+            weight, replica_weight = self._weight(order, begin, end), self._weight(order, first, last)
+            yield ReplicaBatch(self._micro_batches(columns, last - first), end - begin, weight, replica_weight)
 
     def _order(self, epoch: int) -> Tensor:
         if self.is_sequential:
@@ -122,7 +139,7 @@ class ClientBatches:
         return torch.randperm(len(self.ids), generator=generator(self.seed, "order", self.client, epoch))
 
     def _weight(self, order: Tensor, begin: int, end: int) -> float:
-        """What these examples of an epoch count together: the same bits on all replicas, and after a restart."""
+        """Return the weight of a range of an epoch, the same bits on all replicas and after a restart."""
         if self.weights is None:
             return end - begin
         return self.weights[order[begin:end]].sum(dtype=torch.float64).item()
@@ -132,34 +149,34 @@ class ClientBatches:
             yield from zip(*(column.split(sizes) for column in columns), strict=True)
 
     def _blocks(self, order: Tensor, epoch: int, ranges: list[tuple[int, int]]) -> Iterator[PrefetchBlock]:
-        position, together = 0, 1
+        position, block_batches = 0, 1
         while position < len(ranges):
-            began = perf_counter()
-            block = ranges[position : position + together]
+            started = perf_counter()
+            block = ranges[position : position + block_batches]
             columns = self._columns(torch.cat([order[begin:end] for begin, end in block]), epoch)
             sizes = [end - begin for begin, end in block]
-            self.seconds += perf_counter() - began
+            self.seconds += perf_counter() - started
             yield columns, sizes
             position += len(block)
-            together = max(1, BLOCK_BYTES * len(block) // max(columns[0].nbytes, 1))
+            block_batches = max(1, BLOCK_BYTES * len(block) // max(columns[0].nbytes, 1))
 
     def _columns(self, positions: Tensor, epoch: int) -> MicroBatch:
-        """The client's examples at these places, with their weights if there are any."""
+        """Return the client's examples at these positions, with their weights if there are any."""
         examples = self.fetch(self.ids[positions], epoch)
         return examples if self.weights is None else (*examples, self.weights[positions].to(examples[0].device))
 
-    def _micro_batches(self, columns: MicroBatch, own: int) -> list[MicroBatch]:
+    def _micro_batches(self, columns: MicroBatch, examples: int) -> list[MicroBatch]:
         size = self.shard.micro_batch_size
-        if size is None or own <= size:
+        if size is None or examples <= size:
             return [_align(columns)]
         return [_align(part) for part in zip(*(column.split(size) for column in columns), strict=True)]
 
 
 def _align(columns: MicroBatch) -> MicroBatch:
-    """The columns, those of floating numbers where a tensor of their own would begin.
+    """Copy floating-point columns that are not aligned like new tensors.
 
-    MKL on some processors, and cuBLAS, add a product up in another order where a matrix is aligned otherwise, and after
-    a restart a batch lies in another place of its block.
+    MKL on some processors, and cuBLAS, sum in another order for another alignment. After a restart a batch lies
+    elsewhere in its block, and the bits must not depend on that.
     """
     return tuple(
         column.clone() if column.is_floating_point() and column.data_ptr() % ALIGNMENT else column for column in columns

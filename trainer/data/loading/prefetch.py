@@ -1,6 +1,6 @@
-"""How examples come to a GPU that does not wait for them: all of them lie there, or the next ones are on their way.
+"""Bring examples to a GPU before they are needed: hold all of them there, or copy the next ones in advance.
 
-On the CPU there is no way to go, and nothing is done.
+On the CPU nothing is prefetched.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from torch import Tensor
 
 from trainer.data.sources.base import DeviceMovable, Source
 
-MAX_FREE_FRACTION = 0.1  # of a GPU's memory, up to which a training set is held there unless the user says otherwise
+MAX_FREE_FRACTION = 0.1  # of a GPU's free memory that a training set may take by default
 
-PrefetchBlock = tuple[
-    tuple[Tensor, ...], list[int]
-]  # inputs, targets and what else several batches have, and their sizes
+# Inputs, targets and perhaps weights of several batches, and the sizes of the batches.
+PrefetchBlock = tuple[tuple[Tensor, ...], list[int]]
 
 
 class DeviceFeeder:
-    """A source as the device gets it.
+    """Decides how a source's examples reach the device.
 
-    source  gives examples where they lie: on the device, if it was moved there
-    prefetch   brings blocks of them, each while the one before is trained on
+    Args:
+        source: the source of examples.
+        device: the device that trains.
+        cache_on_gpu: whether to move the source to the device; None to move it if it takes less than a tenth of the
+            device's free memory.
 
-    `cache_on_gpu` says whether the source is moved; None: if it takes less than a tenth of the device's free memory.
+    Attributes:
+        source: the source to fetch from, on the device if it was moved.
+        prefetch: passes on blocks of batches, each prepared while the one before is trained on.
     """
 
     def __init__(self, source: Source, device: torch.device, cache_on_gpu: bool | None = None):
@@ -39,41 +43,43 @@ class DeviceFeeder:
 
 
 def no_prefetch(blocks: Iterator[PrefetchBlock]) -> Iterator[PrefetchBlock]:
-    """The blocks, each made when it is wanted."""
+    """Return the blocks unchanged: each is made when it is needed."""
     return blocks
 
 
 class Prefetcher:
-    """Prepares each block on a stream of its own, while the block before is trained on."""
+    """Prepares each block on a side stream while the block before is trained on."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
 
     def __call__(self, blocks: Iterator[PrefetchBlock]) -> Iterator[PrefetchBlock]:
-        """The same blocks, ready for the current stream."""
+        """Yield the same blocks, ready for the current stream."""
         current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)  # what preprocessing finds on the device has come there
-        coming = self._start_next(blocks)
-        while coming is not None:
-            (columns, sizes), ready = coming
-            coming = self._start_next(blocks)
+        # The side stream reads tensors that the current stream may still be writing, such as a cached source.
+        self.stream.wait_stream(current)
+        pending = self._start_next(blocks)
+        while pending is not None:
+            (columns, sizes), ready = pending
+            pending = self._start_next(blocks)
             current.wait_event(ready)
             for column in columns:
-                column.record_stream(current)  # its memory is not given away before the steps with it are done
+                # The memory belongs to the side stream. Do not reuse it before the steps on it have run.
+                column.record_stream(current)
             yield columns, sizes
 
     def _start_next(self, blocks: Iterator[PrefetchBlock]) -> tuple[PrefetchBlock, torch.Event] | None:
-        """The next block, and what tells when it is there; None after the last one."""
+        """Return the next block with the event of its completion; None after the last block."""
         with torch.cuda.stream(self.stream):
             block = next(blocks, None)
             return None if block is None else (block, self.stream.record_event())
 
 
 def check_cache_on_gpu(source: object, device: torch.device, cache_on_gpu: bool | None) -> None:
-    """Raises ValueError when a source shall be held on a GPU and cannot be."""
+    """Raise ValueError if the source is to be held on a GPU and cannot be."""
     if cache_on_gpu and device.type == "cuda" and not isinstance(source, DeviceMovable):
         raise ValueError(
-            f"data.cache_on_gpu=true, but a {type(source).__name__} fetches its examples when they are wanted.\n"
+            f"data.cache_on_gpu=true, but a {type(source).__name__} reads its examples when they are needed.\n"
             "  valid: auto or false; arrays and texts in memory, without client_shift=, can be held on a GPU"
         )
 

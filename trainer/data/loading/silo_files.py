@@ -1,4 +1,4 @@
-"""Clients whose examples lie in files of their own: only a client's silo opens its file, the others are told of it."""
+"""Load per-client files: a silo opens the files of its clients, and shares a description of each."""
 
 from __future__ import annotations
 
@@ -9,18 +9,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from trainer.data import DataSplits, PerClientSource, Source, checksum
+from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
+from trainer.data.sources.base import DataSplits, Source
+from trainer.data.sources.per_client import PerClientSource
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 
-MAX_NAMED = 3  # files, in a message
+MAX_NAMED = 3  # files named in a message
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What all ranks are told of a client's data: numbers of examples, their kinds, and what tells them from others."""
+    """The description of a client's data that all ranks receive.
+
+    Attributes:
+        train: number of training examples.
+        test: number of test examples.
+        inputs: dtype and shape of an example's input.
+        targets: dtype and shape of an example's target.
+        classes: number of classes; None if there are none.
+        label_names: names of the classes.
+        checksum: checksum of all examples.
+        has_weights: whether the examples have weights.
+    """
 
     train: int
     test: int
@@ -34,45 +48,56 @@ class DatasetInfo:
     @staticmethod
     def of(splits: DataSplits) -> DatasetInfo:
         inputs, targets = (_describe_tensor(tensor) for tensor in splits.train.fetch(torch.arange(1)))
-        names = list(splits.label_names)
-        sizes, told = (len(splits.train), len(splits.test)), checksum(splits)
-        return DatasetInfo(*sizes, inputs, targets, splits.classes, names, told, splits.weights is not None)
+        return DatasetInfo(
+            train=len(splits.train),
+            test=len(splits.test),
+            inputs=inputs,
+            targets=targets,
+            classes=splits.classes,
+            label_names=list(splits.label_names),
+            checksum=checksum(splits),
+            has_weights=splits.weights is not None,
+        )
 
 
 def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], topology: Topology) -> DataSplits:
-    """The data set of clients with a file each, which `read` opens in the client's silo alone. A collective.
+    """Load the data set of clients with a file each; a collective.
 
-    The first silo is the home of the first files, and so on; their numbers differ by one at most. Of a world that is
-    not there (see plan) all files are read. Raises ValueError, on all ranks alike, with all that is wrong with the
-    files, and when their examples are of different kinds.
+    The first silo gets the first files, and so on; their numbers differ by at most one. Only the ranks of a client's
+    silo open its file. A topology without process groups, as `plan` has it, loads all files.
+
+    Args:
+        files: path of every client's file.
+        read: reads a file.
+        topology: decides which files are local.
+
+    Raises:
+        ValueError: on all ranks alike, lists every problem with any file, or differing kinds of examples.
     """
     homes = even_groups(len(files), topology.num_silos).tolist()
-    is_real = topology.silo_group is not None
-    mine = [client for client, home in enumerate(homes) if home == topology.silo or not is_real]
-    here, errors = {}, []
-    for client in mine:
+    has_groups = topology.silo_group is not None
+    local, errors = {}, []
+    for client in [client for client, home in enumerate(homes) if home == topology.silo or not has_groups]:
         try:
-            here[client] = read(files[client])
+            local[client] = read(files[client])
         except ValueError as error:
             errors.append(str(error))
-    facts = _gather_info({client: DatasetInfo.of(splits) for client, splits in here.items()}, errors)
-    if different := _differences(files, facts):
-        raise ValueError(different)
+    infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors)
+    if error := _kind_error(files, infos):
+        raise ValueError(error)
 
-    def joined(part: str) -> Source:
-        sizes = [getattr(each, part) for each in facts]
-        return PerClientSource(
-            sizes, {c: getattr(here[c], part) for c in here}, homes, [each.checksum for each in facts]
-        )
+    def join(part: str) -> Source:
+        sizes, sources = [getattr(info, part) for info in infos], {c: getattr(local[c], part) for c in local}
+        return PerClientSource(sizes, sources, homes, [info.checksum for info in infos])
 
-    classes = max((each.classes for each in facts if each.classes is not None), default=None)
-    train, names = joined("train"), tuple(facts[0].label_names)
-    weights = _weights(here, len(train)) if any(each.has_weights for each in facts) else None
-    return DataSplits(train, joined("test"), classes, label_names=names, weights=weights)
+    classes = max((info.classes for info in infos if info.classes is not None), default=None)
+    train, names = join("train"), tuple(infos[0].label_names)
+    weights = _join_weights(local, len(train)) if any(info.has_weights for info in infos) else None
+    return DataSplits(train, join("test"), classes, label_names=names, weights=weights)
 
 
-def _weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
-    """What each example counts, float32 [N]: those that are here are numbered first, those that are not count 1."""
+def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
+    """Return the weights of the local examples, which have the first ids, and 1 for others: float32 [N]."""
     weights, first = np.ones(examples, np.float32), 0
     for splits in local.values():
         last = first + len(splits.train)
@@ -82,30 +107,29 @@ def _weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
     return weights
 
 
-def _describe_tensor(examples: torch.Tensor) -> str:
+def _describe_tensor(examples: Tensor) -> str:
     return f"{str(examples.dtype).removeprefix('torch.')} {list(examples.shape[1:])}"
 
 
 def _gather_info(local: dict[int, DatasetInfo], errors: list[str]) -> list[DatasetInfo]:
-    """The facts of all clients, in order, from the ranks that have them; ValueError with the faults of all."""
-    texts = collectives.all_gather_texts(
-        json.dumps([errors, {client: asdict(facts) for client, facts in local.items()}])
-    )
-    told: list[tuple[list[str], dict[str, Any]]] = [json.loads(text) for text in dict.fromkeys(texts)]
-    if found := list(dict.fromkeys(fault for errors, _ in told for fault in errors)):
-        raise ValueError("\n".join(found))
-    facts = {int(client): DatasetInfo(**each) for _, clients in told for client, each in clients.items()}
-    return [facts[client] for client in sorted(facts)]
+    """Gather the descriptions of all clients, in order; raise ValueError with the errors of all ranks."""
+    texts = collectives.all_gather_texts(json.dumps([errors, {client: asdict(info) for client, info in local.items()}]))
+    # Replicas of a silo send the same text.
+    gathered: list[tuple[list[str], dict[str, Any]]] = [json.loads(text) for text in dict.fromkeys(texts)]
+    if all_errors := list(dict.fromkeys(error for errors, _ in gathered for error in errors)):
+        raise ValueError("\n".join(all_errors))
+    infos = {int(client): DatasetInfo(**fields) for _, clients in gathered for client, fields in clients.items()}
+    return [infos[client] for client in sorted(infos)]
 
 
-def _differences(files: Sequence[str], facts: Sequence[DatasetInfo]) -> str:
-    """What is said of files whose examples cannot be trained on together."""
+def _kind_error(files: Sequence[str], infos: Sequence[DatasetInfo]) -> str:
+    """Return an error for files whose examples cannot be trained on together, empty if there are none."""
     lines = []
-    for what in ("inputs", "targets", "label_names"):
-        first, *kinds = (getattr(each, what) for each in facts)
+    for field in ("inputs", "targets", "label_names"):
+        first, *kinds = (getattr(info, field) for info in infos)
         others = [f"{file} {kind}" for file, kind in zip(files[1:], kinds, strict=True) if kind != first]
         if others:
-            lines.append(f"{what}: {files[0]} has {first}, but {', '.join(others[:MAX_NAMED])}")
+            lines.append(f"{field}: {files[0]} has {first}, but {', '.join(others[:MAX_NAMED])}")
     if any(line.startswith("label_names") for line in lines):
-        lines.append("set data.classes= to the names of all, such as [cat,dog]")
+        lines.append("set data.classes= to the names of all classes, such as [cat,dog]")
     return "\n  ".join(["data.files: the files hold different kinds of examples.", *lines]) if lines else ""

@@ -1,1 +1,1 @@
-"""Partitions: which client holds which examples."""
+"""Partitions: which client has which examples."""

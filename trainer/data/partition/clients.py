@@ -1,4 +1,4 @@
-"""Which examples belong to which client, as ids into the train and test sources."""
+"""The examples of every client, as ids into the training and test sources."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ MAX_LABEL_COLUMNS = 20
 
 @dataclass(frozen=True)
 class Clients:
-    """The examples of every client: sorted int64 ids, one array a client.
+    """The examples of every client: sorted int64 ids, one array per client.
 
-    `train` and `validation` are ids of the train source and disjoint; `test` are ids of the test source. `homes` are
-    the silos of the clients, where their examples are nowhere else.
+    Attributes:
+        train: ids of the training source.
+        validation: ids of the training source, disjoint from `train`.
+        test: ids of the test source.
+        homes: silo of every client, where each client brings its own files; None for pooled data.
     """
 
     train: tuple[np.ndarray, ...]
@@ -27,7 +30,7 @@ class Clients:
 
     @staticmethod
     def of(train_clients: np.ndarray, test_clients: np.ndarray, clients: int) -> Clients:
-        """Clients without validation examples, from the client of every train and of every test example."""
+        """Make clients without validation examples from the client of every training and test example."""
         none = tuple(np.empty(0, np.int64) for _ in range(clients))
         return Clients(_ids_by_client(train_clients, clients), none, _ids_by_client(test_clients, clients))
 
@@ -36,34 +39,38 @@ class Clients:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Training examples of every client, int64 [clients]."""
+        """Number of training examples of every client, int64 [clients]."""
         return np.array([len(ids) for ids in self.train], np.int64)
 
     def split_validation(self, fraction: float, seed: int) -> Clients:
-        """These clients with `fraction` of each one's training examples (rounded down) moved to its validation.
+        """Move `fraction` of each client's training examples (rounded down) to its validation examples.
 
-        A client keeps at least one training example. Raises ValueError for a fraction outside [0, 1).
+        A client keeps at least one training example.
+
+        Raises:
+            ValueError: the fraction is outside [0, 1).
         """
         if not 0 <= fraction < 1:
             raise ValueError(f"data.validation={fraction}: a fraction of the training examples, from 0 to below 1")
-        kept, held = zip(
+        train, moved = zip(
             *(_split_validation(ids, fraction, seed, client) for client, ids in enumerate(self.train)), strict=True
         )
-        both = tuple(np.sort(np.concatenate(pair)) for pair in zip(self.validation, held, strict=True))
-        return replace(self, train=kept, validation=both)
+        validation = tuple(np.sort(np.concatenate(pair)) for pair in zip(self.validation, moved, strict=True))
+        return replace(self, train=train, validation=validation)
 
 
 def describe(clients: Clients, train: Source, label_names: tuple[str, ...] = (), most: int = 20) -> str:
-    """A table for the console: a row a client with its examples and, of up to 20 classes, its training labels.
+    """Format a table for the console, one row per client.
 
-    Only the first `most` clients are shown; a last line counts the rest.
+    The columns are the numbers of examples and, of up to 20 classes, of training labels. Only the first `most` clients
+    are shown. A last line counts the rest.
     """
     labels, names = _label_columns(train, label_names)
     rows = [["client", "train", "validation", "test", *names]]
     for client in range(min(most, len(clients))):
         parts = (clients.train[client], clients.validation[client], clients.test[client])
-        found = np.bincount(labels[parts[0]], minlength=len(names)) if names else []
-        rows.append([str(number) for number in (client, *map(len, parts), *found)])
+        counts = np.bincount(labels[parts[0]], minlength=len(names)) if names else []
+        rows.append([str(number) for number in (client, *map(len, parts), *counts)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if len(clients) > most:
@@ -78,15 +85,15 @@ def _ids_by_client(client_of: np.ndarray, clients: int) -> tuple[np.ndarray, ...
 
 
 def _split_validation(ids: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that stay, and those held out."""
+    """Return the training and the validation ids."""
     count = min(int(fraction * len(ids)), max(len(ids) - 1, 0))
-    held = np.zeros(len(ids), bool)
-    held[numpy_generator(seed, "hold out", client).permutation(len(ids))[:count]] = True
-    return ids[~held], ids[held]
+    is_moved = np.zeros(len(ids), bool)
+    is_moved[numpy_generator(seed, "hold out", client).permutation(len(ids))[:count]] = True
+    return ids[~is_moved], ids[is_moved]
 
 
 def _label_columns(train: Source, label_names: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
-    """The label of every example counted from 0, and the names of the columns: none for no or too many labels."""
+    """Return labels numbered from 0 and the names of their columns; no names for no or too many labels."""
     if train.labels is None:
         return np.empty(0, np.int64), []
     values, labels = np.unique(train.labels, return_inverse=True)

@@ -1,38 +1,30 @@
-"""How examples are dealt to clients. Train and test are dealt alike, so that a client is tested on its own kind.
+"""Partitions at random, by label and by natural client.
 
-A partition is a pure function of the labels or owners, the number of clients and the seed. Every example of train and
-of test goes to exactly one client, and every client gets at least `min_examples` to train on; test examples it may have
-none, where there are few. What cannot be dealt so is refused with a ValueError that names the keys.
+Every client gets at least `min_examples` training examples. It may get no test examples where there are few.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
 
 import numpy as np
 
 from trainer.data.partition.allocation import allocate, count_labels, even_groups, merge_clients, scale_counts, top_up
+from trainer.data.partition.base import column_errors, raise_errors, size_errors, smallest_errors
 from trainer.data.partition.clients import Clients
-from trainer.data.partition.errors import column_errors, raise_errors, size_errors, smallest_errors
 from trainer.data.sources.base import Source
 from trainer.utils.seeding import numpy_generator
 
 DIRICHLET_DRAWS = 100
 
 
-class Partition(Protocol):
-    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        """The examples of each of `clients` clients."""
-        ...
-
-
 @dataclass(frozen=True)
 class Iid:
-    """Every client gets as many examples as any other, give or take one, drawn from all."""
+    """Assign examples at random; client sizes differ by at most one."""
 
     min_examples: int = 1
+    accepts_client_files = True
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
         raise_errors(size_errors("iid", train, clients, self.min_examples))
@@ -45,11 +37,11 @@ class Iid:
 
 @dataclass(frozen=True)
 class Quantity:
-    """Clients of unequal sizes, drawn from Dirichlet(alpha, ..., alpha), whose examples are drawn from all.
+    """Assign random examples to clients of unequal sizes, drawn from Dirichlet(alpha, ..., alpha).
 
-    A small alpha gives a few clients nearly everything. Sizes are drawn again, up to 100 times, until every client has
-    `min_examples`; then the largest give some of theirs. Test examples are divided in the same proportions. Li et al.
-    2022, Federated learning on non-IID data silos: an experimental study (arXiv 2102.02079).
+    A small alpha gives a few clients nearly everything. Sizes are redrawn, up to 100 times, until every client has
+    `min_examples`. If that fails, the largest clients give examples away. Test examples are divided in the same
+    proportions. Li et al. 2022, Federated learning on non-IID data silos: an experimental study (arXiv 2102.02079).
     """
 
     alpha: float
@@ -60,19 +52,19 @@ class Quantity:
         if not 0 < self.alpha < inf:
             errors.append(f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes sizes more alike")
         raise_errors(errors)
-        alike = _Labels(np.zeros(len(train), np.int64), np.zeros(len(test), np.int64), 1)
+        one_label = _Labels(np.zeros(len(train), np.int64), np.zeros(len(test), np.int64), 1)
         generator = numpy_generator(seed, "partition", "quantity")
-        counts = Dirichlet(self.alpha, self.min_examples).draw(alike.examples, clients, generator)
-        return alike.allocate(counts, self.min_examples, generator)
+        counts = Dirichlet(self.alpha, self.min_examples).draw(one_label.examples, clients, generator)
+        return one_label.allocate(counts, self.min_examples, generator)
 
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Each label's examples are divided over the clients in proportions drawn from Dirichlet(alpha, ..., alpha).
+    """Divide each label's examples in proportions drawn from Dirichlet(alpha, ..., alpha).
 
-    A small alpha gives clients few labels and unequal sizes, a large one makes them alike. The proportions are drawn
-    again, up to 100 times, until every client has `min_examples`; then the largest clients give some of theirs. Test
-    examples are divided as the training examples of their label are. Yurochkin et al. 2019, Bayesian nonparametric
+    A small alpha gives clients few labels and unequal sizes, a large one makes them alike. Proportions are redrawn, up
+    to 100 times, until every client has `min_examples`. If that fails, the largest clients give examples away. Test
+    examples are divided like the training examples of their label. Yurochkin et al. 2019, Bayesian nonparametric
     federated learning of neural networks.
     """
 
@@ -92,7 +84,7 @@ class Dirichlet:
         return labels.allocate(self.draw(labels.examples, clients, generator), self.min_examples, generator)
 
     def draw(self, examples: np.ndarray, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """Training examples by label and client, int64 [labels, clients]; `examples` is their number by label."""
+        """Draw int64 [labels, clients], the training examples by label and client, from their number by label."""
         counts = np.zeros((len(examples), clients), np.int64)
         for _ in range(DIRICHLET_DRAWS):
             proportions = generator.dirichlet(np.full(clients, self.alpha), size=len(examples))
@@ -105,9 +97,9 @@ class Dirichlet:
 
 @dataclass(frozen=True)
 class Shards:
-    """The examples, sorted by label, are cut in clients * per_client equal shards; each client is dealt per_client.
+    """Sort the examples by label, cut clients * per_client equal shards, and give each client `per_client` of them.
 
-    So a client sees about per_client labels. The test examples of a label are dealt in proportion to the clients'
+    A client sees about `per_client` labels. The test examples of a label are divided in proportion to the clients'
     training examples of it. McMahan et al. 2017, Communication-efficient learning of deep networks from decentralized
     data: 100 clients with 2 shards of 300 digits each.
     """
@@ -119,7 +111,7 @@ class Shards:
         errors = size_errors("shards", train, clients, self.min_examples)
         errors += column_errors("shards", "labels", train, test)
         if self.per_client < 1:
-            errors.append(f"partition.per_client={self.per_client}: a client gets at least 1 shard")
+            errors.append(f"partition.per_client={self.per_client}: a client needs at least 1 shard")
         raise_errors(errors)
         labels = _Labels.of(train, test)
         generator = numpy_generator(seed, "partition", "shards")
@@ -132,11 +124,11 @@ class Shards:
 
 @dataclass(frozen=True)
 class Similarity:
-    """The part `similarity` of the examples is dealt at random; the rest is sorted by label, and cut a piece a client.
+    """Assign the fraction `similarity` at random; sort the rest by label and cut it into one piece per client.
 
-    At 0 a client sees one label or two, at 1 clients are alike; their sizes differ by two examples at most. The test
-    examples of a label are dealt in proportion to the clients' training examples of it. Karimireddy et al. 2020,
-    SCAFFOLD: stochastic controlled averaging for federated learning.
+    At 0 a client sees one or two labels, at 1 clients are alike. Client sizes differ by at most two. The test examples
+    of a label are divided in proportion to the clients' training examples of it. Karimireddy et al. 2020, SCAFFOLD:
+    stochastic controlled averaging for federated learning.
     """
 
     similarity: float
@@ -146,42 +138,44 @@ class Similarity:
         errors = size_errors("similarity", train, clients, self.min_examples)
         errors += column_errors("similarity", "labels", train, test)
         if not 0 <= self.similarity <= 1:
-            errors.append(f"partition.similarity={self.similarity}: the part that is dealt at random, from 0 to 1")
+            errors.append(f"partition.similarity={self.similarity}: the fraction assigned at random, from 0 to 1")
         raise_errors(errors)
         labels = _Labels.of(train, test)
         generator = numpy_generator(seed, "partition", "similarity")
-        alike, others = np.split(generator.permutation(labels.train), [round(self.similarity * len(train))])
-        counts = count_labels(alike, even_groups(len(alike), clients), labels.number, clients)
-        client_of_sorted = generator.permutation(clients)[even_groups(len(others), clients)]
-        counts += count_labels(np.sort(others), client_of_sorted, labels.number, clients)
+        mixed, rest = np.split(generator.permutation(labels.train), [round(self.similarity * len(train))])
+        counts = count_labels(mixed, even_groups(len(mixed), clients), labels.number, clients)
+        client_of_sorted = generator.permutation(clients)[even_groups(len(rest), clients)]
+        counts += count_labels(np.sort(rest), client_of_sorted, labels.number, clients)
         return labels.allocate(counts, self.min_examples, generator)
 
 
 @dataclass(frozen=True)
 class Natural:
-    """Every owner of examples is a client; owners are merged, never split, where there are fewer clients.
+    """Make every natural client a client; merge natural clients, never split them, where fewer clients are wanted.
 
-    The largest owner left always joins the smallest client, which balances their training examples. Clients are
-    numbered by their first owner. Nothing is drawn: the seed has no effect.
+    The largest natural client left joins the smallest client, which balances their training examples. Clients are
+    numbered by their first natural client. Nothing is drawn, so the seed has no effect.
     """
 
     min_examples: int = 1
+    is_natural = True
+    accepts_client_files = True
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
         raise_errors(
             size_errors("natural", train, clients, self.min_examples) or _client_id_errors(train, test, clients)
         )
         assert train.client_ids is not None and test.client_ids is not None
-        owners, owner_of, examples = np.unique(train.client_ids, return_inverse=True, return_counts=True)
+        values, inverse, examples = np.unique(train.client_ids, return_inverse=True, return_counts=True)
         client_of = merge_clients(examples, clients)
-        test_clients = client_of[np.searchsorted(owners, test.client_ids)]
-        split = Clients.of(client_of[owner_of], test_clients, clients)
-        raise_errors(smallest_errors("natural", split, self.min_examples, "owners are not split: set fewer clients="))
+        test_clients = client_of[np.searchsorted(values, test.client_ids)]
+        split = Clients.of(client_of[inverse], test_clients, clients)
+        raise_errors(smallest_errors("natural", split, self.min_examples, "set fewer clients="))
         return split
 
 
 def count_natural_clients(train: Source) -> int:
-    """The number of owners of the training examples: the most clients that Natural can make of them."""
+    """Return the number of natural clients of the training examples, the most clients that Natural can make."""
     raise_errors(column_errors("natural", "client_ids", train))
     assert train.client_ids is not None
     return len(np.unique(train.client_ids))
@@ -189,7 +183,7 @@ def count_natural_clients(train: Source) -> int:
 
 @dataclass(frozen=True)
 class _Labels:
-    """The labels of train and test, numbered 0 .. number - 1 by what occurs in either."""
+    """The labels of train and test, renumbered 0 to `number` - 1 over the values that occur in either."""
 
     train: np.ndarray
     test: np.ndarray
@@ -203,18 +197,16 @@ class _Labels:
 
     @property
     def examples(self) -> np.ndarray:
-        """Training examples of each label, int64 [number]."""
+        """Number of training examples of each label, int64 [number]."""
         return np.bincount(self.train, minlength=self.number)
 
     def allocate(self, counts: np.ndarray, min_examples: int, generator: np.random.Generator) -> Clients:
-        """Clients with these training examples by label and client, topped up, and test examples in proportion."""
+        """Make clients with these training examples by label and client, and test examples in proportion."""
         counts = top_up(counts, min_examples)
         test_examples = np.bincount(self.test, minlength=self.number)
         test_counts = scale_counts(counts, test_examples, generator)
-        train_clients, test_clients = (
-            allocate(self.train, counts, generator),
-            allocate(self.test, test_counts, generator),
-        )
+        train_clients = allocate(self.train, counts, generator)
+        test_clients = allocate(self.test, test_counts, generator)
         return Clients.of(train_clients, test_clients, counts.shape[1])
 
 
@@ -222,16 +214,15 @@ def _client_id_errors(train: Source, test: Source, clients: int) -> list[str]:
     if missing := column_errors("natural", "client_ids", train, test):
         return missing
     assert train.client_ids is not None and test.client_ids is not None
-    errors, owners = [], np.unique(train.client_ids)
-    if clients > len(owners):
+    errors, natural = [], np.unique(train.client_ids)
+    if clients > len(natural):
         errors.append(
-            f"partition=natural: clients={clients}, and the training examples have {len(owners)} owners.\n"
-            f"  set clients={len(owners)} or fewer"
+            f"partition=natural: clients={clients}, and the training examples have {len(natural)} natural clients.\n"
+            f"  set clients={len(natural)} or fewer"
         )
-    strangers = np.setdiff1d(test.client_ids, owners)
-    if len(strangers):
+    if len(untrained := np.setdiff1d(test.client_ids, natural)):
         errors.append(
-            f"partition=natural: {len(strangers)} owners have test examples and no training examples, such as owner "
-            f"{strangers[0]}.\n  leave their examples out, or set partition=iid"
+            f"partition=natural: {len(untrained)} natural clients have test examples and no training examples, "
+            f"such as client id {untrained[0]}.\n  leave their examples out, or set partition=iid"
         )
     return errors

@@ -1,1 +1,1 @@
-"""Readers: files on disk to sources of examples."""
+"""Readers: files on disk to data sets."""

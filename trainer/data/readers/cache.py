@@ -1,4 +1,4 @@
-"""Files that data sets are made from: a cache that ranks may race for, and data inside installed packages."""
+"""A file cache that ranks share, and files of installed packages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from torch import Tensor
 
 
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of the cached file `name`, made and written first where it is missing.
+    """Return the tensors of the cached file `name`; make and write them first if it is missing.
 
-    The file lies in $SILOTRAIN_CACHE, or else in silotrain/ under $XDG_CACHE_HOME or ~/.cache. It is written aside and
-    renamed: a rank that comes in between makes its own, and every rank reads a whole file.
+    Ranks may race: each writes a temporary file and renames it, so that every rank reads a complete file.
     """
     path = cache_folder() / name
     if not path.exists():
@@ -29,35 +28,39 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 
 
 def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """The uint8 array of the cached file `name`, memory-mapped, first filled by `fill` where there is none.
+    """Return the uint8 array of the cached file `name`, memory-mapped; fill it with `fill` first if it is missing.
 
-    Of the ranks of a machine one fills it while the others wait. Writing to what is returned changes no file.
+    One rank of a machine fills it while the others wait. The array is copy-on-write: writing to it changes no file.
     """
     path = cache_folder() / name
-    with _write_atomically(path):
+    with _name_cache_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # it is let go with the file, or with the process
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or when the process ends
             if not path.exists():
-                with TemporaryDirectory(dir=path.parent) as aside:
-                    array = open_memmap(Path(aside) / name, "w+", np.uint8, shape)
+                with TemporaryDirectory(dir=path.parent) as temporary:
+                    array = open_memmap(Path(temporary) / name, "w+", np.uint8, shape)
                     fill(array)
                     array.flush()
-                    (Path(aside) / name).replace(path)
+                    (Path(temporary) / name).replace(path)
     return np.load(path, mmap_mode="c")
 
 
 def cache_folder() -> Path:
-    """The folder of cached files; it need not exist."""
+    """Return the folder of cached files, which need not exist.
+
+    It is $SILOTRAIN_CACHE, or else silotrain/ under $XDG_CACHE_HOME or ~/.cache.
+    """
     if chosen := os.environ.get("SILOTRAIN_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "silotrain"
 
 
 def package_folder(package: str, install: str) -> Path:
-    """The folder that holds an installed package's files, found without importing it.
+    """Return the folder that holds an installed package, without importing it.
 
-    Raises ValueError with the command `install` when the package is not there.
+    Raises:
+        ValueError: the package is not installed; the message has the command `install`.
     """
     try:
         return Path(str(distribution(package).locate_file("")))
@@ -68,8 +71,8 @@ def package_folder(package: str, install: str) -> Path:
 
 
 @contextmanager
-def naming_file_in_errors(path: Path) -> Iterator[None]:
-    """What is found wrong in the block, a fault a line, is said as what is wrong with the file `data.path`."""
+def name_file_in_errors(path: Path) -> Iterator[None]:
+    """Prefix the ValueErrors of the block, one problem per line, with the file `data.path`."""
     try:
         yield
     except ValueError as error:
@@ -77,9 +80,9 @@ def naming_file_in_errors(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _write_atomically(path):
+    with _name_cache_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as aside, (Path(aside) / path.name).open("wb") as file:
+        with TemporaryDirectory(dir=path.parent) as temporary, (Path(temporary) / path.name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -87,10 +90,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _write_atomically(path: Path) -> Iterator[None]:
+def _name_cache_in_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ValueError(
-            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a folder that can be written"
+            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a writable folder"
         ) from error

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its binary files."""
+"""Reader of CIFAR-10's binary files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ HELP = (
 
 
 def cifar10(root: str | Path) -> DataSplits:
-    """CIFAR-10 from data_batch_1.bin to data_batch_5.bin and test_batch.bin in the folder `root`: 50000 and 10000.
+    """Read CIFAR-10 from data_batch_1.bin to data_batch_5.bin and test_batch.bin: 50000 and 10000 examples.
 
-    Inputs float32 [N, 3, 32, 32] in [0, 1], targets int64 in 0..9; in memory a pixel and channel is a byte. A record of
-    the files is a byte for the label, then 1024 each for red, green and blue, row by row. Raises one ValueError with
-    all that is wrong with them. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    Inputs are float32 [N, 3, 32, 32] in [0, 1], stored as uint8; targets are int64 in 0..9. Krizhevsky, Learning
+    multiple layers of features from tiny images, 2009.
+
+    Args:
+        root: folder of the six files.
+
+    Raises:
+        ValueError: lists every problem with the files.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -35,11 +40,14 @@ def cifar10(root: str | Path) -> DataSplits:
     train, test = ([_records(folder / name, errors) for name in names] for names in (TRAIN_FILES, TEST_FILES))
     if errors:
         raise ValueError("\n  ".join([f"CIFAR-10 cannot be read from data.root={root}:", *errors, HELP]))
-    return DataSplits(_pixels(train), _pixels(test), 10, label_names=CIFAR10_NAMES)
+    return DataSplits(_make_source(train), _make_source(test), 10, label_names=CIFAR10_NAMES)
 
 
 def _records(path: Path, errors: list[str]) -> np.ndarray:
-    """The records of a file, uint8 [N, 3073]; what is wrong with them is added to the faults."""
+    """Read the records of a file, uint8 [N, 3073]; append what is wrong with them to the errors.
+
+    A record is a byte for the label, then 1024 bytes each for red, green and blue, row by row.
+    """
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -48,12 +56,14 @@ def _records(path: Path, errors: list[str]) -> np.ndarray:
     count, rest = divmod(len(content), RECORD_BYTES)
     records = content[: count * RECORD_BYTES].reshape(count, RECORD_BYTES)
     if rest or not count:
-        errors.append(f"{path.name}: {len(content)} bytes are no whole number of records of {RECORD_BYTES}: cut short?")
+        errors.append(
+            f"{path.name}: {len(content)} bytes are not a multiple of the record size {RECORD_BYTES}: cut short?"
+        )
     if (bad := records[:, 0] > 9).any():
         errors.append(f"{path.name}: label {records[bad.argmax(), 0]} of example {bad.argmax()} is outside 0..9")
     return records
 
 
-def _pixels(files: list[np.ndarray]) -> ImageSource:
+def _make_source(files: list[np.ndarray]) -> ImageSource:
     records = torch.from_numpy(np.concatenate(files))
     return ImageSource(records[:, 1:].reshape(-1, *SHAPE), records[:, 0].long())

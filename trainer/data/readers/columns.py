@@ -1,4 +1,4 @@
-"""From the columns of a file to a data set: what they may hold, and all that is wrong with them at once."""
+"""Make a data set of the columns of a file, and report every problem at once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.readers.labels import Classes, parse_client_ids, parse_targets
-from trainer.data.readers.test_split import test_fraction_errors, test_mask
+from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
 from trainer.data.sources.base import DataSplits, Source, TensorSource
-from trainer.data.sources.column import INTEGERS, NUMBERS, NamedColumn, as_tensor
+from trainer.data.sources.column import INTEGERS, NUMBERS, TEXTS, NamedColumn, as_tensor
 from trainer.data.sources.example_weights import parse_weights
-from trainer.data.sources.pixels import ImageSource, as_pixels
+from trainer.data.sources.pixels import ImageSource, as_channels_first
+
+Classes = int | list[str] | None  # their number, or their names, or None for those that occur
+Part = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # inputs, targets, client ids
 
 
 @dataclass(frozen=True)
 class ExampleColumns:
-    """The examples of a part of a file. Targets, owners and weights [N, 1] are taken for [N]."""
+    """The columns of one part of a file. Targets, client ids and weights may be [N, 1] for [N]."""
 
     inputs: NamedColumn
     targets: NamedColumn
@@ -25,50 +27,64 @@ class ExampleColumns:
     weights: NamedColumn | None = None
 
 
+@dataclass(frozen=True)
+class EncodedColumns:
+    """Values [N, ...] of each part; for labels also the number of classes and their names."""
+
+    parts: list[np.ndarray]
+    number: int | None = None
+    names: tuple[str, ...] = ()
+
+
 def make_splits(
     train: ExampleColumns, test: ExampleColumns | float, classes: Classes = None, found: Sequence[str] = ()
 ) -> DataSplits:
-    """The data set of these columns; `test` is a part of its own, or the fraction of `train` that becomes one.
+    """Make a data set of columns.
 
-    inputs   numbers become float32, integers int64; uint8 [N, H, W], [N, C, H, W] or [N, H, W, C] are images: float32
-             [N, C, H, W] in [0, 1]; a single number an example, [N], becomes float32 [N, 1]
-    targets  integers or texts [N] are labels: 0 .. classes - 1, or the places of their names in `classes`, or else
-             among those that occur, sorted; other numbers become float32
-    owners   integers or texts: natural clients
-    weights  numbers from 0, not all of them 0; asked of `train` alone
+    Inputs: numbers become float32, integers int64. uint8 [N, H, W], [N, C, H, W] or [N, H, W, C] are images and become
+    float32 [N, C, H, W] in [0, 1]. One number per example, [N], becomes float32 [N, 1].
 
-    Raises one ValueError with all that is wrong: kinds, shapes, lengths, labels out of range, NaN and infinity, after
-    what was `found` wrong before.
+    Targets: integers or texts [N] are labels. Integers are in 0 to classes - 1. Texts become their index in `classes`,
+    or among the sorted texts that occur. Other numbers become float32.
+
+    Client ids are integers or texts. Weights are numbers from 0, not all of them 0, read from `train` alone.
+
+    Args:
+        train: the columns of the training examples.
+        test: the columns of the test examples, or the fraction of `train` to hold out.
+        classes: number or names of the classes; None for those that occur.
+        found: errors found before, reported with the others.
+
+    Raises:
+        ValueError: lists every problem with kinds, shapes, lengths, labels out of range, NaN and infinity.
     """
     parts = [train, test] if isinstance(test, ExampleColumns) else [train]
-    errors = [*found, *(fault for part in parts for fault in _length_errors(part))]
-    inputs = [_inputs(part.inputs, errors) for part in parts]
+    errors = [*found, *(error for part in parts for error in _length_errors(part))]
+    inputs = [_parse_inputs(part.inputs, errors) for part in parts]
     if len({array.shape[1:] for array in inputs}) > 1:
         errors.append(f"the examples have different shapes: {', '.join(part.inputs.description for part in parts)}")
-    targets = parse_targets([part.targets for part in parts], classes, errors)
-    owners = parse_client_ids([part.client_ids for part in parts if part.client_ids], errors)
+    targets = _parse_targets([part.targets for part in parts], classes, errors)
+    client_ids = _parse_client_ids([part.client_ids for part in parts if part.client_ids], errors)
     weights = parse_weights(train.weights, errors)
     if not isinstance(test, ExampleColumns):
         errors += test_fraction_errors(test)
     if errors:
         raise ValueError("\n".join(errors))
-    arrays = list(zip(inputs, targets.parts, owners.parts or [None] * len(parts), strict=True))
+    arrays = list(zip(inputs, targets.parts, client_ids.parts or [None] * len(parts), strict=True))
     if not isinstance(test, ExampleColumns):
-        held = test_mask(len(inputs[0]), test, arrays[0][2])
-        arrays = [_rows(arrays[0], ~held), _rows(arrays[0], held)]
-        weights = weights[~held] if weights is not None else None
-    return DataSplits(_source(*arrays[0]), _source(*arrays[1]), targets.number, owners.names, targets.names, weights)
+        is_test = draw_test_mask(len(inputs[0]), test, arrays[0][2])
+        arrays = [_select(arrays[0], ~is_test), _select(arrays[0], is_test)]
+        weights = weights[~is_test] if weights is not None else None
+    train_source, test_source = (_make_source(*part) for part in arrays)
+    return DataSplits(train_source, test_source, targets.number, client_ids.names, targets.names, weights)
 
 
-Part = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+def _select(part: Part, rows: np.ndarray) -> Part:
+    inputs, targets, client_ids = part
+    return inputs[rows], targets[rows], client_ids[rows] if client_ids is not None else None
 
 
-def _rows(part: Part, rows: np.ndarray) -> Part:
-    inputs, targets, owners = part
-    return inputs[rows], targets[rows], owners[rows] if owners is not None else None
-
-
-def _source(inputs: np.ndarray, targets: np.ndarray, client_ids: np.ndarray | None) -> Source:
+def _make_source(inputs: np.ndarray, targets: np.ndarray, client_ids: np.ndarray | None) -> Source:
     kind = ImageSource if inputs.dtype == np.uint8 else TensorSource
     return kind(as_tensor(inputs), as_tensor(targets), client_ids)
 
@@ -78,21 +94,79 @@ def _length_errors(part: ExampleColumns) -> Iterator[str]:
     if len({len(column.values) for column in columns}) > 1:
         yield "lengths differ: " + ", ".join(f"{len(column.values)} {column.name}" for column in columns)
     elif len(part.inputs.values) == 0:
-        yield f"{part.inputs.name}: not a single example"
+        yield f"{part.inputs.name}: there are no examples"
 
 
-def _inputs(column: NamedColumn, errors: list[str]) -> np.ndarray:
-    """float32 or int64 [N, ...]; uint8 [N, C, H, W] of images."""
+def _parse_inputs(column: NamedColumn, errors: list[str]) -> np.ndarray:
+    """Return float32 or int64 [N, ...], or uint8 [N, C, H, W] for images."""
     values = column.values
     if not column.has_kind(NUMBERS):
-        errors.append(f"{column.description}, where inputs are numbers")
+        errors.append(f"{column.description}: inputs must be numbers")
         return values
     if values.dtype == np.uint8 and values.ndim > 2:
         try:
-            return as_pixels(values)
+            return as_channels_first(values)
         except ValueError as error:
             errors.append(f"{column.name}: {error}")
             return values
     if column.has_kind(INTEGERS) and values.ndim > 1:
         return values.astype(np.int64)
-    return column.finite(errors).reshape(len(values), *(values.shape[1:] or [1]))
+    return column.as_float32(errors).reshape(len(values), *(values.shape[1:] or [1]))
+
+
+def _parse_targets(columns: Sequence[NamedColumn], classes: Classes, errors: list[str]) -> EncodedColumns:
+    """Parse the targets of each part: labels as int64, others as float32.
+
+    Integers and texts [N] are labels. With `classes` given, all numbers are.
+    """
+    columns = [column.squeeze() for column in columns]
+    names = tuple(classes) if isinstance(classes, list) else ()
+    if all(column.has_kind(TEXTS) for column in columns):
+        names = names or tuple(np.unique(np.concatenate([column.values for column in columns])).tolist())
+        return EncodedColumns([_index_texts(column, names, errors) for column in columns], len(names), names)
+    if invalid := [column for column in columns if not column.has_kind(NUMBERS)]:
+        errors += [f"{column.description}: targets must be numbers or texts" for column in invalid]
+        return EncodedColumns([])
+    if classes is None and not all(column.has_kind(INTEGERS) and column.values.ndim == 1 for column in columns):
+        return EncodedColumns([column.as_float32(errors) for column in columns])
+    largest = max(int(column.values.max(initial=0)) for column in columns)
+    number = classes if isinstance(classes, int) else len(names) or largest + 1
+    return EncodedColumns([_parse_labels(column, number, errors) for column in columns], number, names)
+
+
+def _parse_client_ids(columns: Sequence[NamedColumn], errors: list[str]) -> EncodedColumns:
+    """Number the natural clients by their sorted ids, which are integers or texts."""
+    columns = [column.squeeze() for column in columns]
+    invalid = [column for column in columns if not column.has_kind(INTEGERS + TEXTS) or column.values.ndim != 1]
+    errors += [f"{column.description}: client ids must be integers or texts, one per example" for column in invalid]
+    if invalid or not columns:
+        return EncodedColumns([])
+    names, numbers = np.unique(np.concatenate([column.values for column in columns]), return_inverse=True)
+    ends = np.cumsum([len(column.values) for column in columns])[:-1]
+    return EncodedColumns(np.split(numbers.astype(np.int64), ends), len(names), tuple(map(str, names.tolist())))
+
+
+def _parse_labels(column: NamedColumn, classes: int, errors: list[str]) -> np.ndarray:
+    """Return int64 [N]; whole numbers of any dtype are labels."""
+    values = column.values
+    if values.ndim != 1:
+        errors.append(f"{column.description}: labels must be one number per example")
+        return values
+    with np.errstate(invalid="ignore"):
+        labels = values.astype(np.int64)
+    bad = (labels != values) | (labels < 0) | (labels >= classes)
+    if bad.any():
+        errors.append(column.error(bad, f"outside 0..{classes - 1}, such as {values[bad.argmax()]}"))
+    return labels
+
+
+def _index_texts(column: NamedColumn, names: Sequence[str], errors: list[str]) -> np.ndarray:
+    """Return the index of each text among the names, int64 [N]."""
+    texts, inverse = np.unique(column.values, return_inverse=True)
+    indices = {name: index for index, name in enumerate(names)}
+    labels = np.array([indices.get(text, -1) for text in texts.tolist()], np.int64)[inverse]
+    if (bad := labels < 0).any():
+        errors.append(
+            column.error(bad, f"not among the classes {', '.join(names)}, such as {column.values[bad.argmax()]}")
+        )
+    return labels

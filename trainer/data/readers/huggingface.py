@@ -1,4 +1,4 @@
-"""Data sets that Hugging Face's `datasets` has saved to disk, read without it: folders of Arrow streams and JSON."""
+"""Reader of data sets that Hugging Face's `datasets` has saved to disk; needs pyarrow alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.readers.arrow_tables import ColumnNames, Names, make_splits_from_tables, pyarrow
-from trainer.data.readers.cache import naming_file_in_errors
-from trainer.data.readers.labels import Classes
+from trainer.data.readers.cache import name_file_in_errors
+from trainer.data.readers.columns import Classes
 from trainer.data.sources.base import DataSplits
 
 TEST_NAMES = ("test", "validation", "valid", "val")
@@ -19,46 +19,55 @@ def saved_dataset(
     path: str | Path,
     targets: str | None = "label",
     inputs: Names = None,
-    owners: str | None = None,
+    client_ids: str | None = None,
     weights: str | None = None,
     classes: Classes = None,
     test: float = 0.1,
 ) -> DataSplits:
-    """What `save_to_disk` of a Dataset or a DatasetDict left in the folder `path`, in memory.
+    """Read into memory what `save_to_disk` of a Dataset or a DatasetDict has written.
 
-    Of a DatasetDict `train` is trained on, and `test`, or else `validation`, is the test set; without them it is the
-    fraction `test` of the examples, drawn. `inputs` is a column, or several of numbers; None: all but the others.
-    Without `targets` the inputs are rows of tokens. Classes are those of a ClassLabel, if they are not told. What
-    columns may hold is said at `make_splits_from_tables`. Raises one ValueError with all that is wrong with the files.
+    Of a DatasetDict, `train` is the training set, and `test` or else `validation` is the test set.
+
+    Args:
+        path: the folder.
+        targets: column of the targets; None if the inputs are rows of tokens.
+        inputs: one column, or several columns of numbers; None for all columns with no other role.
+        client_ids: column of the natural clients.
+        weights: column of the weights of the training examples.
+        classes: number or names of the classes; None for those of a ClassLabel column, or those that occur.
+        test: fraction of the examples to draw as the test set, if the data set has none.
+
+    Raises:
+        ValueError: lists every problem with the files; see `make_splits_from_tables`.
     """
     path = Path(path).expanduser()
-    with naming_file_in_errors(path):
-        train, held = _folders(path)
-        known = _class_names(train, targets) if classes is None else classes
-        tables = _table(train), _table(held) if held else test
-        return make_splits_from_tables(*tables, ColumnNames(inputs, targets, owners, weights), known)
+    with name_file_in_errors(path):
+        train, test_folder = _split_folders(path)
+        classes = _class_names(train, targets) if classes is None else classes
+        tables = _read_table(train), _read_table(test_folder) if test_folder else test
+        return make_splits_from_tables(*tables, ColumnNames(inputs, targets, client_ids, weights), classes)
 
 
-def _folders(path: Path) -> tuple[Path, Path | None]:
-    """Where the training and the test set are."""
+def _split_folders(path: Path) -> tuple[Path, Path | None]:
+    """Return the folders of the training and of the test set."""
     if (path / "state.json").is_file():
         return path, None
     if not (path / "dataset_dict.json").is_file():
         raise ValueError(
-            f"{path.absolute()} holds neither a state.json nor a dataset_dict.json.\n"
-            "it is a folder to which a Dataset or a DatasetDict was saved, by save_to_disk"
+            f"{path.absolute()} has neither a state.json nor a dataset_dict.json.\n"
+            "valid: a folder written by save_to_disk of a Dataset or a DatasetDict"
         )
-    names = _json(path / "dataset_dict.json")["splits"]
+    names = _read_json(path / "dataset_dict.json")["splits"]
     train = "train" if "train" in names else names[0]
-    held = next((name for name in TEST_NAMES if name in names and name != train), None)
-    return path / train, path / held if held else None
+    test = next((name for name in TEST_NAMES if name in names and name != train), None)
+    return path / train, path / test if test else None
 
 
-def _table(folder: Path) -> Any:
-    """All rows of a Dataset, memory-mapped. ValueError with the faults of all its files."""
-    arrow, state, tables, errors = pyarrow(), _json(folder / "state.json"), [], []
+def _read_table(folder: Path) -> Any:
+    """Return all rows of a Dataset, memory-mapped; raise ValueError with the errors of all its files."""
+    arrow, state, tables, errors = pyarrow(), _read_json(folder / "state.json"), [], []
     if state.get("_indices_data_files"):
-        raise ValueError(f"{folder.name}: its rows are chosen by an index. Save flatten_indices() of it")
+        raise ValueError(f"{folder.name}: its rows are selected by an index. Save flatten_indices() of it")
     for name in [entry["filename"] for entry in state["_data_files"]]:
         try:
             if not _is_complete_stream(folder / name):
@@ -72,19 +81,19 @@ def _table(folder: Path) -> Any:
 
 
 def _is_complete_stream(path: Path) -> bool:
-    """Whether the stream has its end: one that is cut between two batches is readable, and has fewer rows."""
+    """Return whether the stream has its end marker. One cut between two batches is readable, with fewer rows."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - len(END_OF_STREAM), 0))
         return file.read() == END_OF_STREAM
 
 
 def _class_names(folder: Path, targets: str | None) -> Classes:
-    """The names of the classes, if the column is a ClassLabel."""
-    features = _json(folder / "dataset_info.json").get("features") or {}
+    """Return the names of the classes if the column is a ClassLabel."""
+    features = _read_json(folder / "dataset_info.json").get("features") or {}
     return features.get(targets, {}).get("names") if targets else None
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

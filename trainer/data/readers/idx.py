@@ -1,4 +1,4 @@
-"""Reader of IDX files, the format of MNIST and its relatives."""
+"""Reader of IDX files, the format of MNIST."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The array in an IDX file, plain or gzipped (told by its content, not by its name), in native byte order.
+    """Read the array of an IDX file, plain or gzipped, in native byte order.
 
-    The format: two zero bytes, a byte for the type, a byte for the number of dimensions, each dimension as a big-endian
-    uint32, then the numbers, big-endian, last dimension fastest. The array is read-only where it needed no conversion.
+    The format is two zero bytes, a byte for the type, a byte for the number of dimensions, each dimension as a
+    big-endian uint32, then the numbers, big-endian, last dimension fastest. Gzip is recognized by content, not by name.
+    The array is read-only where it needs no conversion.
 
-    Raises ValueError naming the file when it cannot be read, is not IDX, is cut short, or goes on after its end.
+    Raises:
+        ValueError: the file cannot be read, is not IDX, is cut short, or has trailing bytes.
     """
     path = Path(path)
-    content = _content(path)
-    dtype, shape, start = _header(path, content)
+    content = _read_bytes(path)
+    dtype, shape, start = _parse_header(path, content)
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
-        fault = "cut short" if len(content) < expected else "followed by bytes that do not belong to it"
+        problem = "cut short" if len(content) < expected else "followed by trailing bytes"
         raise ValueError(
             f"{path}: an IDX array of shape {list(shape)} takes {expected} bytes, the file has {len(content)}: "
-            f"it is {fault}. Fetch it again"
+            f"it is {problem}. Fetch it again"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
@@ -43,8 +45,8 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"{path}: cannot be read: {error}. Fetch it again") from error
 
 
-def _header(path: Path, content: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    """The type, the shape, and where the numbers start."""
+def _parse_header(path: Path, content: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+    """Return the dtype, the shape, and the offset of the first number."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
         raise ValueError(f"{path}: not an IDX file: it starts with the bytes '{content[:4].hex(' ')}'")
     dimensions = content[3]

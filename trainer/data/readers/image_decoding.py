@@ -1,4 +1,4 @@
-"""Encoded images as bytes of pixels: read by Pillow, some at a time in threads, which it lets run side by side."""
+"""Decode images to uint8 arrays by Pillow, in threads: it releases the GIL."""
 
 from __future__ import annotations
 
@@ -14,71 +14,73 @@ from PIL import Image, ImageOps
 
 Encoded = Path | bytes
 Channels = Literal[1, 3]
-Size = int | list[int] | None  # of both sides, or [height, width], or None: as the images are
+Size = int | list[int] | None  # of both sides, or [height, width], or None for the size of the images
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised for damaged files
 MODES = {1: "L", 3: "RGB"}
-MAX_NAMED = 5  # images, in a message
-MANY = 1024  # are given to the threads at once
+MAX_NAMED = 5  # images named in a message
+CHUNK = 1024  # images submitted to the threads at once
 
 
 def shape_of(images: Mapping[str, Encoded], size: Size, channels: Channels) -> tuple[int, int, int]:
-    """What `decode` makes of each of these images: (C, H, W). ValueError when none of them can be read."""
+    """Return the shape (C, H, W) that `decode` gives each image; raise ValueError if none can be read."""
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1:
-            raise ValueError(f"data.size={size}: at least 1 pixel")
+            raise ValueError(f"data.size={size}\n  valid: at least 1 pixel, such as 64 or [48,64]")
         return channels, height, width
-    fault = ""
+    first_error = ""
     for name, image in images.items():
         try:
-            with Image.open(_opened(image)) as opened:
+            with Image.open(_as_file(image)) as opened:
                 return channels, opened.height, opened.width
-        except UNREADABLE as error:
-            fault = fault or f"{name}: {_reason(error)}"
-    raise ValueError(f"not one of {len(images)} images can be read, such as {fault}")
+        except PILLOW_ERRORS as error:
+            first_error = first_error or f"{name}: {_reason(error)}"
+    raise ValueError(f"none of {len(images)} images can be read, such as {first_error}")
 
 
 def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, workers: int) -> None:
-    """Writes the pixels of the images into uint8 [N, C, H, W], in their order.
+    """Write the pixels of the images to `into`, uint8 [N, C, H, W], in order.
 
-    Resized images keep their proportions: they are scaled until they cover H x W, and cropped in the middle.
-    Raises one ValueError that counts and names images that cannot be read or, unless resized, are of another size.
+    Resizing keeps the aspect ratio: images are scaled to cover H x W and cropped in the middle.
+
+    Raises:
+        ValueError: counts and names the images that cannot be read or, unless resized, have another size.
     """
     names, errors = list(images), list[str]()
-    read = partial(_pixels, shape=into.shape[1:], is_resized=is_resized)
+    read = partial(_decode_one, shape=into.shape[1:], is_resized=is_resized)
     with ThreadPoolExecutor(workers) as threads:
-        for start in range(0, len(names), MANY):
-            some = names[start : start + MANY]
-            for place, pixels in enumerate(threads.map(read, some, map(images.get, some)), start):
+        for start in range(0, len(names), CHUNK):
+            chunk = names[start : start + CHUNK]
+            for row, pixels in enumerate(threads.map(read, chunk, map(images.get, chunk)), start):
                 if isinstance(pixels, str):
                     errors.append(pixels)
                 else:
-                    into[place] = pixels
+                    into[row] = pixels
     if errors:
         more = [f"and {len(errors) - MAX_NAMED} more"] if len(errors) > MAX_NAMED else []
         raise ValueError("\n".join([f"{len(errors)} of {len(names)} images:", *errors[:MAX_NAMED], *more]))
 
 
-def _pixels(name: str, image: Encoded, shape: tuple[int, int, int], is_resized: bool) -> np.ndarray | str:
-    """uint8 [C, H, W]; or what is wrong."""
+def _decode_one(name: str, image: Encoded, shape: tuple[int, int, int], is_resized: bool) -> np.ndarray | str:
+    """Return uint8 [C, H, W], or an error message."""
     channels, height, width = shape
     try:
-        with Image.open(_opened(image)) as opened:
+        with Image.open(_as_file(image)) as opened:
             decoded = opened.convert(MODES[channels])
-    except UNREADABLE as error:
+    except PILLOW_ERRORS as error:
         return f"{name}: {_reason(error)}"
     if is_resized:
         decoded = ImageOps.fit(decoded, (width, height))
     elif decoded.size != (width, height):
-        found = f"{decoded.height} x {decoded.width}"
-        return f"{name}: {found} pixels, and the first image has {height} x {width}. Set data.size="
+        size = f"{decoded.height} x {decoded.width}"
+        return f"{name}: {size} pixels, and the first image has {height} x {width}. Set data.size="
     return np.asarray(decoded).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _opened(image: Encoded) -> Path | BytesIO:
+def _as_file(image: Encoded) -> Path | BytesIO:
     return BytesIO(image) if isinstance(image, bytes) else image
 
 
 def _reason(error: Exception) -> str:
-    return "no image, or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    return "not an image, or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)

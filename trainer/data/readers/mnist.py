@@ -1,4 +1,4 @@
-"""Data sets of small grey images: scikit-learn's digits, MNIST and Fashion-MNIST."""
+"""Readers of small grey images: scikit-learn's digits, MNIST and Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -32,24 +32,26 @@ DIGITS_TEST_FRACTION = 0.2
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
 MNIST_HELP = (
-    "set data.root= to the folder of its four files; they can be had from\n"
-    "  https://ossci-datasets.s3.amazonaws.com/mnist/"
+    "set data.root= to the folder of its four files, available from\n  https://ossci-datasets.s3.amazonaws.com/mnist/"
 )
 FASHION_HELP = (
     "on Debian and Ubuntu: apt-get install dataset-fashion-mnist, and data.root=auto;\n"
-    "  elsewhere set data.root= to the folder of its four files; they can be had from\n"
+    "  elsewhere set data.root= to the folder of its four files, available from\n"
     "  https://github.com/zalandoresearch/fashion-mnist"
 )
 
 
 def digits() -> DataSplits:
-    """The 1797 digits of scikit-learn: 1438 to train on, 359 to test with, always the same ones.
+    """Read the 1797 digits of scikit-learn: 1438 training and 359 test examples, always the same ones.
 
-    Inputs float32 [N, 1, 8, 8] in [0, 1], targets int64 in 0..9. Read from the installed package without importing it
-    and kept in a cached file. Raises ValueError when scikit-learn is not installed. Alpaydin and Kaynak, Optical
-    Recognition of Handwritten Digits, UCI Machine Learning Repository 1998.
+    Inputs are float32 [N, 1, 8, 8] in [0, 1], targets int64 in 0..9. They are read from the installed package, without
+    importing it, and cached. Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository 1998.
+
+    Raises:
+        ValueError: scikit-learn is not installed.
     """
-    stored = cached("digits-v1.safetensors", _digits_of_scikit_learn)
+    stored = cached("digits-v1.safetensors", _read_digits)
     images, labels = stored["images"].float().div_(16).unsqueeze(1), stored["labels"].long()
     order = torch.from_numpy(numpy_generator("digits", "split").permutation(len(labels)))
     test, train = order.tensor_split([int(DIGITS_TEST_FRACTION * len(labels))])
@@ -62,56 +64,58 @@ def digits() -> DataSplits:
 
 
 def mnist(root: str | Path) -> DataSplits:
-    """MNIST from its four IDX files in the folder `root`: 60000 to train on, 10000 to test with.
+    """Read MNIST from its four IDX files in the folder `root`: 60000 training and 10000 test examples.
 
-    Inputs float32 [N, 1, 28, 28] in [0, 1], targets int64 in 0..9. The files may be gzipped, and have '.' or '-' before
-    'idx' in their names. Raises one ValueError with all that is wrong with them. LeCun et al., Gradient-based learning
-    applied to document recognition, 1998.
+    Inputs are float32 [N, 1, 28, 28] in [0, 1], targets int64 in 0..9. The files may be gzipped, and have '.' or '-'
+    before 'idx' in their names. LeCun et al., Gradient-based learning applied to document recognition, 1998.
+
+    Raises:
+        ValueError: lists every problem with the files.
     """
-    return _idx_splits("MNIST", root, Path(root).expanduser(), MNIST_HELP, DIGIT_NAMES)
+    return _read_splits("MNIST", root, Path(root).expanduser(), MNIST_HELP, DIGIT_NAMES)
 
 
 def fashion_mnist(root: str | Path = "auto") -> DataSplits:
-    """Fashion-MNIST, in every respect like `mnist`; root="auto" is where Debian's dataset-fashion-mnist puts it.
+    """Read Fashion-MNIST, which has the format of `mnist`; root="auto" is where Debian's dataset-fashion-mnist is.
 
     Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, 2017.
     """
     folder = Path(FASHION_FOLDER if root == "auto" else root).expanduser()
-    return _idx_splits("Fashion-MNIST", root, folder, FASHION_HELP, FASHION_NAMES)
+    return _read_splits("Fashion-MNIST", root, folder, FASHION_HELP, FASHION_NAMES)
 
 
-def _digits_of_scikit_learn() -> dict[str, Tensor]:
-    """images uint8 [1797, 8, 8] in 0..16, labels uint8 [1797]."""
+def _read_digits() -> dict[str, Tensor]:
+    """Return images, uint8 [1797, 8, 8] in 0..16, and labels, uint8 [1797]."""
     folder = package_folder("scikit-learn", install="pip install scikit-learn")
     with gzip.open(folder / "sklearn/datasets/data/digits.csv.gz") as file:
         table = torch.from_numpy(np.loadtxt(file, dtype=np.uint8, delimiter=","))
     return {"images": table[:, :-1].contiguous().view(-1, 8, 8), "labels": table[:, -1].contiguous()}
 
 
-def _idx_splits(name: str, root: str | Path, folder: Path, help: str, label_names: tuple[str, ...]) -> DataSplits:
+def _read_splits(name: str, root: str | Path, folder: Path, help: str, label_names: tuple[str, ...]) -> DataSplits:
     if not folder.is_dir():
         raise ValueError(
             f"data.root={root}: there is no folder {folder.absolute()}\n"
             f"  valid: a folder with the four files of {name}, plain or .gz: {IDX_FILES}\n  {help}"
         )
     errors: list[str] = []
-    train, test = _idx_pair(folder, "train", errors), _idx_pair(folder, "t10k", errors)
+    train, test = _read_part(folder, "train", errors), _read_part(folder, "t10k", errors)
     if train is None or test is None:
         raise ValueError("\n  ".join([f"{name} cannot be read from data.root={root}:", *errors, help]))
-    return DataSplits(_scaled(*train), _scaled(*test), 10, label_names=label_names)
+    return DataSplits(_make_source(*train), _make_source(*test), 10, label_names=label_names)
 
 
-def _idx_pair(root: Path, part: str, errors: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The images and labels of a part, or None after adding to the faults."""
+def _read_part(root: Path, part: str, errors: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the images and labels of a part, or None after appending errors."""
     before = len(errors)
-    images, labels = _idx_array(root, f"{part}-images", 3, errors), _idx_array(root, f"{part}-labels", 1, errors)
+    images, labels = _read_array(root, f"{part}-images", 3, errors), _read_array(root, f"{part}-labels", 1, errors)
     if images is None or labels is None:
         return None
-    errors.extend(_pair_errors(part, images, labels))
+    errors.extend(_part_errors(part, images, labels))
     return (images, labels) if len(errors) == before else None
 
 
-def _idx_array(root: Path, stem: str, dimensions: int, errors: list[str]) -> np.ndarray | None:
+def _read_array(root: Path, stem: str, dimensions: int, errors: list[str]) -> np.ndarray | None:
     names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
@@ -124,18 +128,18 @@ def _idx_array(root: Path, stem: str, dimensions: int, errors: list[str]) -> np.
         return None
 
 
-def _pair_errors(part: str, images: np.ndarray, labels: np.ndarray) -> Iterator[str]:
+def _part_errors(part: str, images: np.ndarray, labels: np.ndarray) -> Iterator[str]:
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:
         yield f"{part}-images: {images.dtype} of shape {list(images.shape)}, not uint8 [N, 28, 28]"
     if labels.dtype != np.uint8 or labels.ndim != 1:
         yield f"{part}-labels: {labels.dtype} of shape {list(labels.shape)}, not uint8 [N]"
     elif labels.size and labels.max() > 9:
-        place = int(np.argmax(labels > 9))
-        yield f"{part}-labels: label {labels[place]} of example {place} is outside 0..9"
+        first = int(np.argmax(labels > 9))
+        yield f"{part}-labels: label {labels[first]} of example {first} is outside 0..9"
     if len(images) != len(labels):
         yield f"{part}: {len(images)} images and {len(labels)} labels"
 
 
-def _scaled(images: np.ndarray, labels: np.ndarray) -> TensorSource:
+def _make_source(images: np.ndarray, labels: np.ndarray) -> TensorSource:
     inputs = torch.from_numpy(np.divide(images, 255, dtype=np.float32))
     return TensorSource(inputs.unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))

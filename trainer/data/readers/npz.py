@@ -1,4 +1,4 @@
-"""numpy's .npz files."""
+"""Reader of numpy's .npz files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
-from trainer.data.readers.cache import naming_file_in_errors
-from trainer.data.readers.columns import ExampleColumns, make_splits
-from trainer.data.readers.labels import Classes
+from trainer.data.readers.cache import name_file_in_errors
+from trainer.data.readers.columns import Classes, ExampleColumns, make_splits
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.column import NamedColumn
 
@@ -24,33 +23,42 @@ def npz(
     path: str | Path,
     inputs: str = "x",
     targets: str = "y",
-    owners: str | None = None,
+    client_ids: str | None = None,
     weights: str | None = None,
     classes: Classes = None,
     test: float = 0.1,
 ) -> DataSplits:
-    """The arrays of a .npz file, as numpy.savez writes it, called `inputs`, `targets`, perhaps `owners` and `weights`.
+    """Read the arrays of a .npz file, as numpy.savez writes it. Nothing is unpickled.
 
-    Where there are `x_train` and `x_test`, or `train_x` and `test_x`, these are the training and the test set; else the
-    fraction `test` of the examples is the test set, drawn. What the arrays may hold is said at `make_splits`. Raises one
-    ValueError with all that is wrong with the file; nothing in it is unpickled.
+    If the file has `x_train` and `x_test`, or `train_x` and `test_x`, these are the training and the test set.
+
+    Args:
+        path: the file.
+        inputs: name of the array of inputs, without `train` and `test`.
+        targets: name of the array of targets.
+        client_ids: name of the array of natural clients.
+        weights: name of the array of weights of the training examples.
+        classes: number or names of the classes; None for those that occur.
+        test: fraction of the examples to draw as the test set, if the file has none.
+
+    Raises:
+        ValueError: lists every problem with the file; see `make_splits`.
     """
     path = Path(path).expanduser()
-    with naming_file_in_errors(path), _opened(path) as file:
-        wanted = {"inputs": inputs, "targets": targets, "owners": owners}
+    with name_file_in_errors(path), _open(path) as file:
+        wanted = {"inputs": inputs, "targets": targets, "client_ids": client_ids}
         pattern = next((pattern for pattern in PATTERNS if pattern.format(inputs, "train") in file.files), "{}")
-        train = _columns(file, wanted | {"weights": weights}, pattern, "train")
-        known = _columns(file, wanted, pattern, "test") if pattern != "{}" else test
-        return make_splits(train, known, classes)
+        train = _read_columns(file, wanted | {"weights": weights}, pattern, "train")
+        return make_splits(train, _read_columns(file, wanted, pattern, "test") if pattern != "{}" else test, classes)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[NpzFile]:
+def _open(path: Path) -> Iterator[NpzFile]:
     try:
         with path.open("rb") as content:
             if not is_zipfile(content):
                 raise ValueError(
-                    "no .npz file, or cut short. Fetch it again, or write it with numpy.savez(path, x=..., y=...)"
+                    "not a .npz file, or cut short. Fetch it again, or write it with numpy.savez(path, x=..., y=...)"
                 )
             with np.load(content, allow_pickle=False) as file:
                 yield file
@@ -58,8 +66,8 @@ def _opened(path: Path) -> Iterator[NpzFile]:
         raise ValueError(f"{path.absolute()} cannot be read: {error.strerror or error}") from error
 
 
-def _columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, part: str) -> ExampleColumns:
-    """A part's arrays, by what they are for. ValueError says all that is missing or damaged."""
+def _read_columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, part: str) -> ExampleColumns:
+    """Read the arrays of a part; raise ValueError with every missing or damaged one."""
     errors, columns = [], {}
     for role, name in wanted.items():
         if not name:
@@ -72,6 +80,6 @@ def _columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, part: s
         except (BadZipFile, EOFError, OSError, ValueError, zlib.error) as error:
             errors.append(f"{name}: {error}")
     if errors:
-        there = f"there are: {', '.join(file.files)}\nset data.inputs= data.targets= to the names of yours"
-        raise ValueError("\n".join([*errors, there]))
+        valid = f"valid: {', '.join(file.files)}\nset data.inputs= and data.targets= to names of this file"
+        raise ValueError("\n".join([*errors, valid]))
     return ExampleColumns(**columns)

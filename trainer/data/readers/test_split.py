@@ -1,4 +1,4 @@
-"""Which examples are the test set, where a file does not say so itself."""
+"""Draw a test set, for files that do not bring one."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from trainer.utils.seeding import numpy_generator
 
 
 def test_fraction_errors(test: float) -> list[str]:
-    """What is wrong with `data.test`, the part that is the test set."""
+    """Return an error unless `data.test`, the fraction of the test set, is between 0 and 1."""
     if 0 < test < 1:
         return []
-    return [f"data.test={test}: the test set is a fraction between 0 and 1, such as 0.1"]
+    return [f"data.test={test}: the fraction of the test set, between 0 and 1, such as 0.1"]
 
 
-def test_mask(examples: int, test: float, client_ids: np.ndarray | None = None) -> np.ndarray:
-    """Whether each example belongs to the test set: bool [examples], drawn, always the same.
+def draw_test_mask(examples: int, test: float, groups: np.ndarray | None = None) -> np.ndarray:
+    """Draw which examples form the test set, the same ones at every call.
 
-    That is `test` of every owner's examples (rounded), and an owner keeps at least one to train on. Where nobody owns
-    them, both sides get at least one of two or more.
+    Args:
+        examples: N, the number of examples.
+        test: fraction of the test set.
+        groups: client id or label of each example, int64 [N]. The fraction (rounded) is drawn from each group, and at
+            least one example of a group remains for training.
+
+    Returns:
+        bool [N]. Without groups, both sides get at least one of two or more examples.
     """
     order = numpy_generator("test set").permutation(examples)
-    if client_ids is None:
-        owner_of, sizes = np.zeros(examples, np.int64), np.array([examples])
+    if groups is None:
+        group_of, sizes = np.zeros(examples, np.int64), np.array([examples])
     else:
-        _, owner_of, sizes = np.unique(client_ids, return_inverse=True, return_counts=True)
-    least = 1 if client_ids is None else 0
+        _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    least = 1 if groups is None else 0
     quota = np.clip(np.rint(test * sizes).astype(np.int64), least, np.maximum(sizes - 1, 0))
-    by_owner = order[np.argsort(owner_of[order], kind="stable")]
-    place = np.arange(examples) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    held = np.zeros(examples, bool)
-    held[by_owner] = place < np.repeat(quota, sizes)
-    return held
+    by_group = order[np.argsort(group_of[order], kind="stable")]
+    rank_in_group = np.arange(examples) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_test = np.zeros(examples, bool)
+    is_test[by_group] = rank_in_group < np.repeat(quota, sizes)
+    return is_test

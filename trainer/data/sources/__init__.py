@@ -1,1 +1,1 @@
-"""Sources: examples by index, as tensors."""
+"""Sources: examples by number, as tensors."""

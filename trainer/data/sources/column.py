@@ -1,4 +1,4 @@
-"""A column of a file, and what may be wrong with its values."""
+"""Columns of a data set, one entry per example, and the checks on their values."""
 
 from __future__ import annotations
 
@@ -8,44 +8,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy's dtypes
-
-
-def as_tensor(values: np.ndarray) -> Tensor:
-    """The array as a tensor, copied only where it must not be written to."""
-    return torch.from_numpy(np.require(values, requirements="W"))
+INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy dtypes
 
 
 @dataclass(frozen=True)
 class NamedColumn:
-    """An array [N, ...], a row an example, and how it is called in its file."""
+    """An array [N, ...], one row per example, with its name in the file."""
 
     name: str
     values: np.ndarray
 
     def has_kind(self, kinds: str) -> bool:
-        """Whether the values are of one of these kinds."""
+        """Return whether the dtype is of one of these kinds."""
         return self.values.dtype.kind in kinds
 
     @property
     def description(self) -> str:
-        """The column in a word for people."""
+        """Name, dtype and shape, for error messages."""
         return f"{self.name}: {self.values.dtype} {list(self.values.shape)}"
 
-    def vector(self) -> NamedColumn:
-        """[N, 1] as [N]; others as they are."""
+    def squeeze(self) -> NamedColumn:
+        """Return [N, 1] as [N], any other shape unchanged."""
         values = self.values
         return NamedColumn(self.name, values[:, 0]) if values.ndim == 2 and values.shape[1] == 1 else self
 
-    def error(self, bad: np.ndarray, what: str) -> str:
-        """What is said where the examples `bad` (bool [N]) are so."""
-        return f"{self.name}: {bad.sum()} of {len(bad)} examples are {what}; the first is example {bad.argmax()}"
+    def error(self, bad: np.ndarray, problem: str) -> str:
+        """Return the message for the examples marked in `bad` (bool [N])."""
+        return f"{self.name}: {bad.sum()} of {len(bad)} examples are {problem}; the first is example {bad.argmax()}"
 
-    def finite(self, errors: list[str]) -> np.ndarray:
-        """The numbers as float32; where they are not finite is added to the faults."""
+    def as_float32(self, errors: list[str]) -> np.ndarray:
+        """Return the numbers as float32; append an error where they are not finite."""
         with np.errstate(over="ignore"):
             values = self.values.astype(np.float32)
         bad = np.asarray((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))))
         if bad.any():
             errors.append(self.error(bad, "missing (NaN) or not finite in float32"))
         return values
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Return the array as a tensor; copy it only if it is read-only."""
+    return torch.from_numpy(np.require(values, requirements="W"))
+
+
+def check_not_empty(examples: int) -> None:
+    """Raise ValueError for a data set without examples."""
+    if examples == 0:
+        raise ValueError("the data set is empty: training and evaluation need at least one example")
+
+
+def integer_column(name: str, values: np.ndarray | None, examples: int) -> np.ndarray | None:
+    """Return the argument `name` as int64 [examples], None for None; raise ValueError for another shape or dtype."""
+    if values is None:
+        return None
+    column = np.asarray(values)
+    if column.shape != (examples,) or not np.issubdtype(column.dtype, np.integer):
+        raise ValueError(
+            f"{name}= must be one integer for each of {examples} examples; got {column.dtype} {list(column.shape)}"
+        )
+    return column.astype(np.int64)
+
+
+def label_column(targets: Tensor) -> np.ndarray | None:
+    """Return the targets as labels, int64 [N], if they are a vector of integers."""
+    integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return targets.to("cpu", torch.int64).numpy() if integers and targets.ndim == 1 else None

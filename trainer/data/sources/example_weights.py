@@ -1,4 +1,4 @@
-"""How much each example counts in the loss, and with its examples each client in the combination."""
+"""Weights of training examples in the loss, and of clients in aggregation."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ from trainer.data.sources.column import NUMBERS, NamedColumn
 
 @dataclass(frozen=True)
 class ExampleWeights:
-    """What examples and clients count.
+    """Weights of examples and clients.
 
-    examples  float32 [N], by the ids of the training source; where examples lie apart, only those that are here tell
-    clients   n_k, the sum of the weights of its training examples, by client; equal on all ranks
+    Attributes:
+        examples: float32 [N], by id of the training source. With per-client files, only those of local examples are
+            meaningful.
+        clients: n_k, the sum of the weights of a client's training examples, by client; equal on all ranks.
     """
 
     examples: Tensor
     clients: tuple[float, ...]
 
     def of(self, ids: Tensor) -> Tensor | None:
-        """Those of these examples; None where all are 1, so that such a client is trained as one without weights."""
-        found = self.examples[ids]
-        return None if bool((found == 1).all()) else found
+        """Return the weights of these examples; None if all are 1, so that training takes the unweighted path."""
+        weights = self.examples[ids]
+        return None if bool((weights == 1).all()) else weights
 
 
 def parse_weights(column: NamedColumn | None, errors: list[str]) -> np.ndarray | None:
-    """The weights in a column, float32 [N]; what is wrong with them is added to the faults.
-
-    A weight is a finite number from 0, and not all are 0.
-    """
+    """Return the weights as float32 [N]; append errors unless they are finite, at least 0, and not all 0."""
     if column is None:
         return None
-    column = column.vector()
+    column = column.squeeze()
     if not column.has_kind(NUMBERS) or column.values.ndim != 1:
-        errors.append(f"{column.description}, where a weight is one number an example")
+        errors.append(f"{column.description}: weights must be one number per example")
         return None
-    values = column.finite(errors)
+    values = column.as_float32(errors)
     if (bad := values < 0).any():
-        errors.append(column.error(bad, f"negative, such as {values[bad.argmax()]:g}, where a weight is 0 or more"))
+        errors.append(column.error(bad, f"negative, such as {values[bad.argmax()]:g}; a weight is 0 or more"))
     elif not values.any():
-        errors.append(f"{column.name}: all weights are 0, so that there is nothing to learn from")
+        errors.append(f"{column.name}: all weights are 0, so there is nothing to learn from")
     return values
 
 
 def validate_weights(weights: np.ndarray | None, examples: int) -> np.ndarray | None:
-    """The weights of so many examples, float32 [N], or None for None; ValueError with all that is wrong with them."""
+    """Return the weights as float32 [examples], None for None; raise ValueError listing every problem."""
     if weights is None:
         return None
     column, errors = NamedColumn("weights", np.atleast_1d(np.asarray(weights))), []
     if len(column.values) != examples:
-        errors.append(f"{column.description} for {examples} training examples: there is one weight for each")
+        errors.append(f"{column.description} for {examples} training examples: each needs one weight")
     values = parse_weights(column, errors)
     if errors:
         raise ValueError("\n".join(errors))

@@ -1,4 +1,4 @@
-"""What is done to examples on their way to the model: transforms of whole batches, one file a kind."""
+"""Transforms of whole batches between the source and the model, and shifts of clients' data."""
 
 from trainer.data.transforms.base import Batch, Transform
 from trainer.data.transforms.client_skew import ClientShift, LabelNoise, Noise, Rotation, shift_clients

@@ -1,10 +1,10 @@
-"""What a transform is, and what it is told of the batch that it changes."""
+"""The Transform protocol, the batch that transforms work on, and their random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,13 +17,16 @@ Examples = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs [B, ...] and targets [B, ...] on one device, and what randomness and mixing need to know of them.
+    """Inputs and targets on one device, with what random and mixing transforms need.
 
-    numbers  of the examples, int64 [B]: an example has its own, whatever rank it is on
-    members  of all examples of their client, int64 [n]
-    key      of the seed, the epoch and the transform
-    fetch    gives the examples of other ids as they would be here: after the transforms before this one
-    classes  of the data set, if it has any
+    Attributes:
+        inputs: [B, ...].
+        targets: [B, ...].
+        numbers: number of each example, int64 [B], the same on whatever rank the example is.
+        members: ids of all examples of the client, int64 [n].
+        key: hash of the seed, the epoch and the transform's name.
+        fetch: returns the examples of other ids, after the transforms before this one.
+        classes: number of classes of the data set; None if it has none.
     """
 
     inputs: Tensor
@@ -35,56 +38,69 @@ class Batch:
     classes: int | None = None
 
     def uniform(self, count: int = 1) -> Tensor:
-        """Numbers in [0, 1) of each example, float64 [B, count]: pure functions of (seed, epoch, example)."""
-        numbers = uniform(self.key, self.numbers, count)
-        return to_device(numbers, self.inputs.device)
+        """Draw float64 [B, count] in [0, 1), a pure function of the seed, the epoch and the example."""
+        return to_device(uniform(self.key, self.numbers, count), self.inputs.device)
 
     def integers(self, high: int, count: int = 1) -> Tensor:
-        """Whole numbers from 0 to high - 1 of each example, int64 [B, count]."""
+        """Draw int64 [B, count] from 0 to high - 1 likewise."""
         return (self.uniform(count) * high).long()
 
 
 class Transform(Protocol):
-    """Abstract: changes a batch at once.
+    """Abstract: transforms a whole batch.
 
-    is_random  whether it draws numbers: then it is of training alone, and evaluation leaves it out
+    Attributes:
+        is_random: whether it draws random numbers; evaluation skips random transforms.
     """
 
     is_random: bool
 
     def __call__(self, batch: Batch) -> Examples:
-        """The inputs and targets as they shall be. Those of the batch are left as they are."""
+        """Return the new inputs and targets; leave those of the batch unchanged."""
         ...
 
     def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
-        """Why it cannot take examples like these [B, ...]; empty when it can."""
+        """Return why examples like these [B, ...] cannot be transformed; empty if they can."""
+        ...
+
+
+@runtime_checkable
+class FittedTransform(Transform, Protocol):
+    """Abstract: a transform with statistics of the training examples."""
+
+    @property
+    def is_fitted(self) -> bool: ...
+
+    def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
+        """Compute the statistics of batches of inputs [B, ...], of which `total` sums a tensor over all ranks."""
         ...
 
 
 def random_key(seed: int, epoch: int, name: str) -> int:
-    """The key of the draws of a transform in an epoch."""
+    """Return the key of a transform's random numbers in an epoch."""
     return derive_seed(seed, "preprocess", epoch, name)
 
 
 def uniform(key: int, numbers: Tensor, count: int) -> Tensor:
-    """float64 [len(numbers), count] in [0, 1), each a hash of the key, the example's number and its place.
+    """Draw float64 [len(numbers), count] in [0, 1), each a hash of the key, the example's number and the column.
 
-    SplitMix64 (Steele, Lea and Flood 2014): a generator that can be asked for any number of its sequence, so no state
-    is kept, and it does not matter who draws, and in what order. Arithmetic is that of int64, which wraps around.
+    SplitMix64 (Steele, Lea and Flood 2014) gives any number of its sequence directly. There is no state, and it does
+    not matter which rank draws in which order.
     """
-    places = numbers.cpu().long()[:, None] * count + torch.arange(count)
-    mixed = (places + 1) * _signed(0x9E3779B97F4A7C15) + _signed(key)
-    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
-    mixed = mixed ^ _shifted(mixed, 31)
-    return _shifted(mixed, 11).double() * 2.0**-53
+    counters = numbers.cpu().long()[:, None] * count + torch.arange(count)
+    # int64 arithmetic wraps around, like that of uint64, which torch lacks.
+    mixed = (counters + 1) * _signed(0x9E3779B97F4A7C15) + _signed(key)
+    mixed = (mixed ^ _shift_right(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shift_right(mixed, 27)) * _signed(0x94D049BB133111EB)
+    mixed = mixed ^ _shift_right(mixed, 31)
+    return _shift_right(mixed, 11).double() * 2.0**-53
 
 
 def _signed(value: int) -> int:
-    """The int64 of the same 64 bits."""
+    """Return the int64 with the bits of a uint64."""
     return value - 2**64 if value >= 2**63 else value
 
 
-def _shifted(values: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros coming in, as of unsigned numbers."""
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    """Shift as unsigned numbers, with zeros from the left."""
     return (values >> bits) & (2 ** (64 - bits) - 1)

@@ -1,4 +1,4 @@
-"""Clients whose examples are of other kinds: noisy, turned, wrongly labelled."""
+"""Shifts of clients' data: noise, rotation and label noise that differ between clients."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data import Clients, DataSplits, PerClientSource, Source, TensorSource
+from trainer.data.partition.clients import Clients
+from trainer.data.sources.base import DataSplits, Source, TensorSource
 from trainer.data.transforms.base import Examples
 from trainer.data.transforms.geometry import image_error, rotate
 from trainer.utils.seeding import generator
 
 
 class ClientShift(Protocol):
-    """Abstract: what is done once, before training, to all examples of a client.
+    """Abstract: shifts all examples of a client once, before training.
 
-    of_test  whether to its test examples too
+    Attributes:
+        of_test: whether test examples are shifted too.
     """
 
     of_test: bool
 
-    def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
-        """The client's inputs and targets as it has them; `place` is 0 for the first client and 1 for the last."""
+    def __call__(self, examples: Examples, level: float, classes: int | None, generator: torch.Generator) -> Examples:
+        """Return the client's new inputs and targets; `level` is 0 for the first client and 1 for the last."""
         ...
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Inputs with Gaussian noise, of a deviation from 0 for the first client to `sigma` for the last.
+    """Add Gaussian noise with a standard deviation from 0 for the first client to `sigma` for the last.
 
     Li et al. 2022, Federated learning on non-IID data silos (arXiv 2102.02079), noise-based feature imbalance.
     """
@@ -40,30 +42,31 @@ class Noise:
     sigma: float = 0.5
     of_test = True
 
-    def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
+    def __call__(self, examples: Examples, level: float, classes: int | None, generator: torch.Generator) -> Examples:
         inputs, targets = examples
         if not inputs.is_floating_point():
-            raise ValueError("client_shift.noise: inputs that are whole numbers cannot be noisy")
-        return inputs + self.sigma * place * torch.randn(inputs.shape, generator=draw, dtype=inputs.dtype), targets
+            raise ValueError("client_shift.noise: inputs are integers, and noise needs floating-point inputs")
+        noise = torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
+        return inputs + self.sigma * level * noise, targets
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Images turned: those of the first client not at all, those of the last one by so many degrees."""
+    """Rotate images by an angle from 0 for the first client to `degrees` for the last."""
 
     degrees: float = 90.0
     of_test = True
 
-    def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
+    def __call__(self, examples: Examples, level: float, classes: int | None, generator: torch.Generator) -> Examples:
         inputs, targets = examples
-        if fault := image_error(inputs):
-            raise ValueError(f"client_shift.rotation: {fault}")
-        return rotate(inputs, torch.full((len(inputs),), math.radians(self.degrees) * place)), targets
+        if error := image_error(inputs):
+            raise ValueError(f"client_shift.rotation: {error}")
+        return rotate(inputs, torch.full((len(inputs),), math.radians(self.degrees) * level)), targets
 
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """A part of each client's training labels are those of another class, any of them."""
+    """Replace a fraction of each client's training labels by another class, drawn uniformly."""
 
     fraction: float = 0.2
     of_test = False
@@ -72,37 +75,48 @@ class LabelNoise:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"client_shift.labels.fraction={self.fraction:g}\n  valid: above 0, up to 1")
 
-    def __call__(self, examples: Examples, place: float, classes: int | None, draw: torch.Generator) -> Examples:
+    def __call__(self, examples: Examples, level: float, classes: int | None, generator: torch.Generator) -> Examples:
         inputs, targets = examples
         if not classes or targets.dim() != 1:
-            raise ValueError("client_shift.labels: this data has no labels, one an example")
-        is_wrong = torch.rand(len(targets), generator=draw) < self.fraction
-        other = torch.randint(1, classes, targets.shape, generator=draw)
+            raise ValueError("client_shift.labels: this data has no labels, one per example")
+        is_wrong = torch.rand(len(targets), generator=generator) < self.fraction
+        other = torch.randint(1, classes, targets.shape, generator=generator)
         return inputs, torch.where(is_wrong, (targets + other) % classes, targets)
 
 
-def shift_clients(splits: DataSplits, clients: Clients, skews: Mapping[str, ClientShift], seed: int) -> DataSplits:
-    """The data set as these clients have it, in memory, drawn by (seed, name, client, part); or ValueError."""
-    if not skews:
+def shift_clients(splits: DataSplits, clients: Clients, shifts: Mapping[str, ClientShift], seed: int) -> DataSplits:
+    """Apply shifts to each client's examples in memory.
+
+    Random numbers are a function of (seed, name of the shift, client, part).
+
+    Args:
+        splits: the data set, left unchanged.
+        clients: the examples of each client.
+        shifts: by name, applied in order.
+        seed: seed of the run.
+
+    Raises:
+        ValueError: the data is in per-client files, or a shift does not apply to such examples.
+    """
+    if not shifts:
         return splits
-    if isinstance(splits.train, PerClientSource):
-        raise ValueError(
-            "client_shift= with data.files=: these clients have examples of their own kind.\n  leave client_shift= out"
-        )
+    if splits.homes is not None:
+        raise ValueError("client_shift= with data.files=: only pooled data can be shifted.\n  leave client_shift= out")
     train, test = _fetch_all(splits.train), _fetch_all(splits.test)
     for client in range(len(clients)):
-        place = client / max(len(clients) - 1, 1)
-        for name, skew in skews.items():
+        level = client / max(len(clients) - 1, 1)
+        for name, shift in shifts.items():
             parts = {"train": (train, np.concatenate((clients.train[client], clients.validation[client])))}
-            parts |= {"test": (test, clients.test[client])} if skew.of_test else {}
+            parts |= {"test": (test, clients.test[client])} if shift.of_test else {}
             for part, ((inputs, targets), ids) in parts.items():
-                own = torch.from_numpy(ids)
-                draw = generator(seed, "skew", name, client, part)
-                inputs[own], targets[own] = skew((inputs[own], targets[own]), place, splits.classes, draw)
-    trained, tested = TensorSource(*train, splits.train.client_ids), TensorSource(*test, splits.test.client_ids)
-    return DataSplits(trained, tested, splits.classes, splits.client_names, splits.label_names, splits.weights)
+                rows = torch.from_numpy(ids)
+                examples = (inputs[rows], targets[rows])
+                stream = generator(seed, "skew", name, client, part)
+                inputs[rows], targets[rows] = shift(examples, level, splits.classes, stream)
+    sources = TensorSource(*train, splits.train.client_ids), TensorSource(*test, splits.test.client_ids)
+    return DataSplits(*sources, splits.classes, splits.client_names, splits.label_names, splits.weights)
 
 
 def _fetch_all(source: Source) -> tuple[Tensor, Tensor]:
     inputs, targets = source.fetch(torch.arange(len(source)))
-    return inputs.clone(), targets.clone()
+    return inputs.clone(), targets.clone()  # a source may return its own memory

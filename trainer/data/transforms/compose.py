@@ -1,4 +1,4 @@
-"""Transforms one after the other: all of them for training, for evaluation those that are not random."""
+"""Compose transforms: all of them for training, those that are not random for evaluation."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.data import PerClientSource, Source
-from trainer.data.transforms.base import Batch, Examples, Transform, random_key
-from trainer.data.transforms.normalization import Standardise
+from trainer.data.sources.base import Source
+from trainer.data.sources.per_client import PerClientSource
+from trainer.data.transforms.base import Batch, Examples, FittedTransform, Transform, random_key
 from trainer.utils.hardware import to_device
 
-FIT_BATCH_SIZE = 1024  # examples at a time
+FIT_BATCH_SIZE = 1024  # examples
 
 
 @dataclass(frozen=True)
 class Compose:
-    """Transforms by name, in their order; the name tells their randomness apart.
+    """Transforms by name, in order. Two of the same class draw different numbers, as their names differ.
 
-    channels_last  whether images [B, C, H, W] are laid out in memory pixel by pixel: the same numbers in another order
+    Attributes:
+        transforms: by name.
+        classes: number of classes of the data set; None if it has none.
+        channels_last: whether images [B, C, H, W] get torch's channels_last memory format; the values are the same.
     """
 
     transforms: Mapping[str, Transform] = field(default_factory=dict)
@@ -29,40 +32,48 @@ class Compose:
 
     @property
     def needs_fitting(self) -> bool:
-        """Whether something has to be measured before it can be used."""
-        return any(isinstance(each, Standardise) for each in self.transforms.values())
+        """Whether `fit` has to be called before use."""
+        return any(isinstance(each, FittedTransform) for each in self.transforms.values())
 
     def for_training(
         self, source: Source, ids: Tensor, members: Tensor, seed: int, epoch: int, device: torch.device
     ) -> Examples:
-        """The examples `ids` of a client that has these `members`, as they are trained on in this epoch."""
+        """Fetch and transform the examples `ids` of a client, whose examples are `members`, for an epoch."""
         return self._with_memory_format(
             self._apply_for_training(list(self.transforms), source, ids, members, seed, epoch, device)
         )
 
     def for_evaluation(self, examples: Examples, device: torch.device) -> Examples:
-        """The examples as they are evaluated, on this device."""
+        """Return the examples on the device, transformed for evaluation."""
         return self._with_memory_format(self._apply_for_evaluation(list(self.transforms), _to_device(examples, device)))
 
     def fit(self, source: Source, ids: Tensor, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Makes ready what goes by the training set, of which the examples `ids` are this rank's.
+        """Fit the transforms that have statistics of the training set; a collective.
 
-        Only sums leave a silo, and `total` adds them up over all ranks: the outcome is that of the pooled examples.
+        Only sums leave a silo. The result is that of the pooled examples.
+
+        Args:
+            source: the training source.
+            ids: this rank's examples.
+            total: sums a tensor over all ranks.
+            device: where to compute.
         """
         names = list(self.transforms)
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             transform = self.transforms[name]
-            if isinstance(transform, Standardise) and not transform.is_fitted:
+            if isinstance(transform, FittedTransform) and not transform.is_fitted:
                 fetched = (_to_device(source.fetch(some), device) for some in ids.split(FIT_BATCH_SIZE))
-                transform.fit((self._apply_for_evaluation(names[:place], examples)[0] for examples in fetched), total)
+                transform.fit((self._apply_for_evaluation(names[:index], examples)[0] for examples in fetched), total)
 
     def errors(self, inputs: Tensor, targets: Tensor) -> list[str]:
-        """Why these examples cannot be taken, of each transform that cannot."""
-        said = {name: each.mismatch(inputs, targets, self.classes) for name, each in self.transforms.items()}
-        errors = [f"transforms.{name}: {fault}" for name, fault in said.items() if fault]
+        """Return an error for each transform that cannot be applied to examples like these."""
+        mismatches = {name: each.mismatch(inputs, targets, self.classes) for name, each in self.transforms.items()}
+        errors = [f"transforms.{name}: {mismatch}" for name, mismatch in mismatches.items() if mismatch]
         if self.channels_last and inputs.dim() != 4:
-            fault = f"channels_last=true, but inputs of shape {list(inputs.shape[1:])} are no images [C, height, width]"
-            errors.append(f"{fault}\n  set channels_last=false")
+            shape = list(inputs.shape[1:])
+            errors.append(
+                f"channels_last=true, but inputs of shape {shape} are not images [C, H, W]\n  set channels_last=false"
+            )
         return errors
 
     def _with_memory_format(self, examples: Examples) -> Examples:
@@ -84,8 +95,8 @@ class Compose:
             return examples
         numbers = source.global_positions(ids) if isinstance(source, PerClientSource) else ids
         batch = Batch(*examples, numbers, members, 0, _no_other_examples, self.classes)
-        for place, name in enumerate(names):
-            before = names[:place]
+        for index, name in enumerate(names):
+            before = names[:index]
 
             def fetch(others: Tensor, before: list[str] = before) -> Examples:
                 return self._apply_for_training(before, source, others, members, seed, epoch, device)
@@ -104,7 +115,7 @@ class Compose:
 
 
 def _no_other_examples(others: Tensor) -> Examples:
-    raise AssertionError("only what is random asks for other examples")
+    raise AssertionError("only random transforms fetch other examples")
 
 
 def _to_device(examples: Examples, device: torch.device) -> Examples:

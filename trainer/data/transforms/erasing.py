@@ -1,4 +1,4 @@
-"""Parts of the inputs left out, so that a model does not lean on a few of them."""
+"""Transforms that erase parts of the inputs at random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.data.transforms.geometry import Geometric
 
 
 class CutOut(Geometric):
-    """A square of zeros in each image, its middle anywhere in it (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    """Zero a square with a random center in each image (DeVries and Taylor 2017, arXiv 1708.04552)."""
 
     def __init__(self, size: int = 16):
         if size < 1:
@@ -19,19 +19,19 @@ class CutOut(Geometric):
 
     def __call__(self, batch: Batch) -> Examples:
         images = batch.inputs
-        middles = batch.uniform(2)
-        rows, columns = (self._covered(middles[:, axis], images.shape[2 + axis]) for axis in (0, 1))
+        centers = batch.uniform(2)
+        rows, columns = (self._covered(centers[:, axis], images.shape[2 + axis]) for axis in (0, 1))
         return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0), batch.targets
 
-    def _covered(self, middles: Tensor, side: int) -> Tensor:
-        """Which places [B, side] of a side are covered by squares with these middles, in [0, 1)."""
-        first = (middles * side).long()[:, None] - self.size // 2
-        places = torch.arange(side, device=middles.device)
-        return (places >= first) & (places < first + self.size)
+    def _covered(self, centers: Tensor, side: int) -> Tensor:
+        """Return bool [B, side], the pixels of a side that squares with these centers in [0, 1) cover."""
+        first = (centers * side).long()[:, None] - self.size // 2
+        pixels = torch.arange(side, device=centers.device)
+        return (pixels >= first) & (pixels < first + self.size)
 
 
 class MaskTokens:
-    """Each token of the inputs replaced by `token` with this probability; the targets stay (Bowman et al. 2016)."""
+    """Replace input tokens by `token` with this probability; keep the targets (Bowman et al. 2016)."""
 
     is_random = True
 
@@ -46,7 +46,7 @@ class MaskTokens:
 
     def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if inputs.dim() != 2 or inputs.is_floating_point():
-            return f"inputs of shape {list(inputs.shape)} and type {inputs.dtype} are no tokens [batch, length]"
+            return f"inputs of shape {list(inputs.shape)} and dtype {inputs.dtype} are not tokens [batch, length]"
         if classes and self.token >= classes:
-            return f"token={self.token} is none of the {classes} of the vocabulary"
+            return f"token={self.token} is outside the vocabulary, 0..{classes - 1}"
         return ""

@@ -1,4 +1,4 @@
-"""Images moved, mirrored and turned, each in its own way."""
+"""Geometric transforms of images, drawn for each image."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from trainer.data.transforms.base import Batch, Examples
 
 
 def image_error(inputs: Tensor) -> str:
-    """Why these are no images [B, C, H, W]; empty when they are."""
+    """Return why these are not images [B, C, H, W]; empty if they are."""
     if inputs.dim() != 4 or not inputs.is_floating_point():
-        given = f"{list(inputs.shape)} and type {inputs.dtype}"
-        return f"inputs of shape {given} are no images [batch, channels, height, width]"
+        given = f"{list(inputs.shape)} and dtype {inputs.dtype}"
+        return f"inputs of shape {given} are not images [batch, channels, height, width]"
     return ""
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Images [B, C, H, W] turned about their middles by these angles [B], in radians, with zeros outside of them."""
+    """Rotate images [B, C, H, W] about their centers by angles [B] in radians, with zeros outside of the image."""
     cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    # Of images that are not square a turn is one of places, not of fractions of the sides.
-    high, wide = images.shape[2:]
-    turns = torch.stack((cosine, -sine * high / wide, zero, sine * wide / high, cosine, zero), 1).view(-1, 2, 3)
-    grid = F.affine_grid(turns.to(images), list(images.shape), align_corners=False)
+    height, width = images.shape[2:]
+    # affine_grid has coordinates in fractions of the sides. The ratio keeps angles of images that are not square.
+    matrix = (cosine, -sine * height / width, zero, sine * width / height, cosine, zero)
+    grid = F.affine_grid(torch.stack(matrix, 1).view(-1, 2, 3).to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
 class Geometric:
-    """What is done to images alone, at random."""
+    """Base of random transforms of images."""
 
     is_random = True
 
@@ -39,7 +39,7 @@ class Geometric:
 
 
 class RandomCrop(Geometric):
-    """Each image, with zeros on all sides, cut at random to its own size again (He et al. 2016, section 4.2)."""
+    """Pad each image with zeros and crop it at random to its former size (He et al. 2016, section 4.2)."""
 
     def __init__(self, padding: int = 4):
         if padding < 1:
@@ -49,15 +49,15 @@ class RandomCrop(Geometric):
     def __call__(self, batch: Batch) -> Examples:
         images, pad = batch.inputs, self.padding
         rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
-        moved = batch.integers(2 * pad + 1, 2)
+        offsets = batch.integers(2 * pad + 1, 2)
         padded = F.pad(images, (pad, pad, pad, pad))
-        where = torch.arange(len(images), device=images.device)[:, None, None]
-        cut = padded[where, :, (moved[:, :1] + rows)[:, :, None], (moved[:, 1:] + columns)[:, None, :]]
-        return cut.permute(0, 3, 1, 2).contiguous(), batch.targets
+        index = torch.arange(len(images), device=images.device)[:, None, None]
+        crops = padded[index, :, (offsets[:, :1] + rows)[:, :, None], (offsets[:, 1:] + columns)[:, None, :]]
+        return crops.permute(0, 3, 1, 2).contiguous(), batch.targets
 
 
 class RandomFlip(Geometric):
-    """Each image mirrored, left to right, with this probability."""
+    """Flip each image horizontally with this probability."""
 
     def __init__(self, probability: float = 0.5):
         if not 0 < probability <= 1:
@@ -70,7 +70,7 @@ class RandomFlip(Geometric):
 
 
 class RandomRotation(Geometric):
-    """Each image turned about its middle by up to so many degrees to either side, with zeros outside of it."""
+    """Rotate each image about its center by up to `degrees` in either direction, with zeros outside of it."""
 
     def __init__(self, degrees: float = 10.0):
         if not 0 < degrees <= 180:

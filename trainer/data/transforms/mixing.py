@@ -1,4 +1,4 @@
-"""Examples mixed with others of their client."""
+"""Transforms that mix examples of a client."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trainer.utils.hardware import to_device
 
 
 class MixUp:
-    """x <- l x + (1 - l) x', y <- l y + (1 - l) y' with l ~ Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412).
+    """Mix x <- l x + (1 - l) x', y <- l y + (1 - l) y' with l ~ Beta(alpha, alpha).
 
-    x' is any example of the same client, drawn for each x, so that what is mixed does not depend on who trains beside
-    whom. Targets become float32 probabilities [B, classes].
+    x' is drawn for each x from the examples of the same client, not from the batch, so that the result does not depend
+    on the number of replicas. Targets become float32 probabilities [B, classes]. Zhang et al. 2018, arXiv 1710.09412.
     """
 
     is_random = True
@@ -29,20 +29,20 @@ class MixUp:
         drawn = uniform(batch.key, batch.numbers, 2)
         others = batch.members[(drawn[:, 0] * len(batch.members)).long()]
         inputs, targets = batch.fetch(others)
-        part = torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn[:, 1].numpy()))
-        part = to_device(part.to(batch.inputs.dtype), batch.inputs.device)
-        mixed = _interpolate(batch.inputs, inputs, part)
-        return mixed, _interpolate(self._soft(batch.targets, batch), self._soft(targets, batch), part)
+        ratio = torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn[:, 1].numpy()))
+        ratio = to_device(ratio.to(batch.inputs.dtype), batch.inputs.device)
+        mixed = _interpolate(batch.inputs, inputs, ratio)
+        return mixed, _interpolate(self._one_hot(batch.targets, batch), self._one_hot(targets, batch), ratio)
 
     def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if not inputs.is_floating_point() or targets.dim() != 1 or not classes:
-            return "only numbers with one label an example can be mixed"
+            return "mixing needs floating-point inputs and one label per example"
         return ""
 
-    def _soft(self, targets: Tensor, batch: Batch) -> Tensor:
+    def _one_hot(self, targets: Tensor, batch: Batch) -> Tensor:
         assert batch.classes
         return F.one_hot(targets, batch.classes).to(batch.inputs.dtype)
 
 
-def _interpolate(one: Tensor, other: Tensor, part: Tensor) -> Tensor:
-    return torch.lerp(other, one, part.view(-1, *[1] * (one.dim() - 1)))
+def _interpolate(values: Tensor, others: Tensor, ratio: Tensor) -> Tensor:
+    return torch.lerp(others, values, ratio.view(-1, *[1] * (values.dim() - 1)))

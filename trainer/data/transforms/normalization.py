@@ -1,4 +1,4 @@
-"""Numbers brought to a common scale, channel by channel."""
+"""Transforms that normalize channels."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 from trainer.data.transforms.base import Batch, Examples
 
 
-def _column(values: Sequence[float] | Tensor, inputs: Tensor) -> Tensor:
-    """The values [C] beside the channels, the second dimension, of inputs [B, C, ...]."""
+def _per_channel(values: Sequence[float] | Tensor, inputs: Tensor) -> Tensor:
+    """Reshape values [C] to broadcast along the channels, the second dimension, of inputs [B, C, ...]."""
     return torch.as_tensor(values, dtype=inputs.dtype, device=inputs.device).view(-1, *[1] * (inputs.dim() - 2))
 
 
-def _fault(inputs: Tensor) -> str:
+def _channel_error(inputs: Tensor) -> str:
     if inputs.dim() < 2 or not inputs.is_floating_point():
-        return f"inputs of shape {list(inputs.shape)} and type {inputs.dtype} have no channels of numbers to scale"
+        return f"inputs of shape {list(inputs.shape)} and dtype {inputs.dtype} have no floating-point channels"
     return ""
 
 
 def _sums(inputs: Tensor) -> Tensor:
-    """n, sum x and sum x^2 of each channel, float64 [3, C] on the CPU."""
+    """Return n, sum x and sum x^2 of each channel, float64 [3, C] on the CPU."""
     columns = inputs.transpose(0, 1).flatten(1).double()
     count = torch.full_like(columns[:, 0], columns.shape[1])
     return torch.stack((count, columns.sum(1), columns.square().sum(1))).cpu()
 
 
 class Normalise:
-    """(x - mean) / std with given numbers, one a channel, or one for all."""
+    """Compute (x - mean) / std with given numbers, one per channel or one for all."""
 
     is_random = False
 
@@ -37,25 +37,25 @@ class Normalise:
         self.mean = [mean] if isinstance(mean, int | float) else list(mean)
         self.std = [std] if isinstance(std, int | float) else list(std)
         if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
-            raise ValueError(f"mean={mean} std={std}\n  valid: as many of both, and each std above 0")
+            raise ValueError(f"mean={mean} std={std}\n  valid: equally many of both, and each std above 0")
 
     def __call__(self, batch: Batch) -> Examples:
-        mean, std = _column(self.mean, batch.inputs), _column(self.std, batch.inputs)
+        mean, std = _per_channel(self.mean, batch.inputs), _per_channel(self.std, batch.inputs)
         return (batch.inputs - mean) / std, batch.targets
 
     def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
-        if fault := _fault(inputs):
-            return fault
+        if error := _channel_error(inputs):
+            return error
         if len(self.mean) not in (1, inputs.shape[1]):
-            return f"{len(self.mean)} means for {inputs.shape[1]} channels: give one for each, or one for all"
+            return f"{len(self.mean)} means for {inputs.shape[1]} channels: set one per channel, or one for all"
         return ""
 
 
 class Standardise:
-    """(x - mean) / std with the mean and standard deviation of each channel over the training examples.
+    """Compute (x - mean) / std with the statistics of each channel over the training examples.
 
-    They are made of sums, n, sum x and sum x^2 in float64, that silos tell each other: no example leaves its silo.
-    Channels that never change are only centred.
+    The statistics follow from n, sum x and sum x^2 in float64, which are summed over the silos: no example leaves its
+    silo. A constant channel is only centered.
     """
 
     is_random = False
@@ -68,13 +68,15 @@ class Standardise:
         return len(self.mean) > 0
 
     def __call__(self, batch: Batch) -> Examples:
-        return (batch.inputs - _column(self.mean, batch.inputs)) / _column(self.std, batch.inputs), batch.targets
+        return (batch.inputs - _per_channel(self.mean, batch.inputs)) / _per_channel(
+            self.std, batch.inputs
+        ), batch.targets
 
     def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
-        return _fault(inputs)
+        return _channel_error(inputs)
 
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
-        """Takes the statistics of these batches [B, C, ...], one at least, and of what other ranks add in `total`."""
+        """Compute the statistics of these batches [B, C, ...], at least one, and those of other ranks."""
         count, first, second = total(torch.stack([_sums(inputs) for inputs in batches]).sum(0))
         self.mean = first / count
         variance = (second / count - self.mean.square()).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Clients that join and leave as a file tells."""
+"""Clients that join and leave according to a file."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def write(file: Path, events: Sequence[Line]) -> Path:
 
 
 def replayed(events: Sequence[Line], rounds: int) -> tuple[int, ...]:
-    """Who is there in this round, the first being 1: all but those whose first line is a join, then line by line."""
+    """The clients of this round (from 1): all but those whose first event is a join, then event by event."""
     first = {client: event for _, client, event in sorted(events, key=lambda event: event[0])[::-1]}
-    there = {client for client in range(CLIENTS) if first.get(client) != "join"}
+    available = {client for client in range(CLIENTS) if first.get(client) != "join"}
     for now in range(1, rounds + 1):
         for round, client, event in events:
             if round == now and event == "join":
-                there.add(client)
+                available.add(client)
             elif round == now:
-                there.discard(client)
-    return tuple(sorted(there))
+                available.discard(client)
+    return tuple(sorted(available))
 
 
 @settings(deadline=None)
 @given(lines)
-def test_members_are_those_of_a_replay(file: Path, events: list[Line]):
-    """In every round, whatever the order of the lines of different rounds; those of one round count in their order."""
+def test_available_clients_are_those_of_a_replay(file: Path, events: list[Line]):
+    """In every round, for any order of lines of different rounds; lines of one round apply in their order."""
     trace = AvailabilityTrace(write(file, events))
     for index in range(ROUNDS + 2):
         assert trace.sample(CLIENTS, 0, index) == replayed(events, index + 1)
@@ -60,7 +60,7 @@ def test_members_are_those_of_a_replay(file: Path, events: list[Line]):
 @settings(deadline=None)
 @given(lines, st.integers(1, CLIENTS + 1), st.integers(0, 1000), st.integers(0, ROUNDS))
 def test_a_size_draws_among_the_members(file: Path, events: list[Line], size: int, seed: int, index: int):
-    """So many of them or all, ascending: a pure function of seed and round, whatever was drawn before."""
+    """A number of them or all, ascending: a pure function of seed and round, whatever was drawn before."""
     trace, members = AvailabilityTrace(write(file, events), size), replayed(events, index + 1)
     drawn = trace.sample(CLIENTS, seed, index)
     assert len(drawn) == len(set(drawn)) == min(size, len(members))
@@ -78,7 +78,7 @@ def test_it_draws_others_in_other_rounds_and_with_other_seeds(file: Path):
 
 
 def test_where_nobody_moves_it_draws_what_a_sample_is(file: Path):
-    """Which test_cohort.py keeps the same for ever."""
+    """Golden samples of the uniform sampler fix them for good."""
     trace = AvailabilityTrace(write(file, []), 3)
     assert all(trace.sample(10, 0, index) == UniformSampler(3).sample(10, 0, index) for index in range(10))
 
@@ -94,7 +94,7 @@ def test_where_nobody_moves_it_draws_what_a_sample_is(file: Path):
     ids=[
         "plain",
         "spaces and an empty line",
-        "another order, as SequenceWindows writes it",
+        "another order, with Windows line ends",
         "as spreadsheets write it",
     ],
 )
@@ -141,8 +141,8 @@ def test_a_file_that_is_missing_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_size_that_cannot_be_drawn_is_refused(file: Path, size: int):
-    """As client_sampling=sample refuses it: no round of such a run would have a client."""
-    with pytest.raises(ValueError, match=rf"cohort\.size={size}(.|\n)*valid: (.*from )?1"):
+    """Like client_sampling=sample: a round would have no client."""
+    with pytest.raises(ValueError, match=rf"client_sampling\.clients_per_round={size}(.|\n)*valid: (.*from )?1"):
         AvailabilityTrace(write(file, []), size).sample(CLIENTS, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Who takes part, and who trains whom."""
+"""Client sampling, and the assignment of clients to silos."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_samples_are_uniform():
 
 @pytest.mark.parametrize("size", [0, -1, 11])
 def test_a_sample_that_cannot_be_drawn_is_refused(size: int):
-    with pytest.raises(ValueError, match=rf"cohort\.size={size} .*10 clients(.|\n)*1 to 10"):
+    with pytest.raises(ValueError, match=rf"client_sampling\.clients_per_round={size} .*10 clients(.|\n)*1 to 10"):
         UniformSampler(size).sample(10, 0, 0)
 
 

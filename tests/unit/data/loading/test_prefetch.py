@@ -1,4 +1,4 @@
-"""The way to the device: the same examples, wherever they lie and whenever they were fetched."""
+"""Prefetching gives the same examples, wherever they are held and whenever they were fetched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.support.runs import make_run, parameters
 from trainer.data import SequenceWindows, TensorSource
 from trainer.data.loading.loader import BatchShard, ClientBatches
 from trainer.data.loading.prefetch import DeviceFeeder, PrefetchBlock, Prefetcher, check_cache_on_gpu
-from trainer.data.sources.base import DeviceMovable, MapDatasetSource
+from trainer.data.sources.base import DeviceMovable
+from trainer.data.sources.torch_datasets import MapDatasetSource
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 from trainer.utils.hardware import to_device
@@ -40,13 +41,13 @@ sources = pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
 
 
 @sources
-def test_a_source_that_is_moved_gives_the_same_examples_with_the_same_labels_and_owners(make: Any) -> None:
+def test_a_source_that_is_moved_gives_the_same_examples_with_the_same_labels_and_client_ids(make: Any) -> None:
     source, ids = make(), torch.tensor([7, 0, 15, 7])
     moved = source.to(torch.device("cpu"))
     assert type(moved) is type(source) and len(moved) == len(source)
     for ours, theirs in zip(moved.fetch(ids), source.fetch(ids), strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
-    for ours, theirs in ((moved.labels, source.labels), (moved.owners, source.owners)):
+    for ours, theirs in ((moved.labels, source.labels), (moved.client_ids, source.client_ids)):
         assert (ours is None and theirs is None) or np.array_equal(ours, theirs)
 
 
@@ -61,8 +62,8 @@ def test_rows_that_overlap_take_no_more_memory_when_they_are_moved() -> None:
 
 def test_on_the_cpu_nothing_is_done() -> None:
     source = arrays()
-    feeding, blocks = DeviceFeeder(source, CPU, cache_on_gpu=True), iter([])
-    assert feeding.source is source and feeding.prefetch(blocks) is blocks
+    feeder, blocks = DeviceFeeder(source, CPU, cache_on_gpu=True), iter([])
+    assert feeder.source is source and feeder.prefetch(blocks) is blocks
     tensor = torch.ones(3)
     assert to_device(tensor, CPU) is tensor
 
@@ -82,7 +83,7 @@ def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, bat
         )
         return [pair for batch in stream.batches(0, 2 * stream.steps_per_epoch) for pair in batch.micro_batches]
 
-    for ours, theirs in zip(batches(ahead=at_once), batches(), strict=True):
+    for ours, theirs in zip(batches(prefetch=at_once), batches(), strict=True):
         assert all(map(torch.equal, ours, theirs))
 
 

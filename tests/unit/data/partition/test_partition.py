@@ -40,8 +40,8 @@ class Case:
     seed: int
 
 
-def arrays(labels: Any, owners: Any = None) -> TensorSource:
-    return TensorSource(torch.zeros(len(labels), 1), torch.as_tensor(labels, dtype=torch.int64), owners)
+def arrays(labels: Any, client_ids: Any = None) -> TensorSource:
+    return TensorSource(torch.zeros(len(labels), 1), torch.as_tensor(labels, dtype=torch.int64), client_ids)
 
 
 def ids(*values: int) -> np.ndarray:
@@ -55,15 +55,17 @@ def balanced(examples: int) -> TensorSource:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Labels in -1..6, some of them perhaps in train or in test alone; owners 0, 3, 6, ... all of them in train."""
+    """Labels in -1..6, some of them perhaps in train or in test alone; client ids 0, 3, 6, ... all of them in train."""
     train = draw(st.lists(st.integers(-1, 6), min_size=1, max_size=120))
     test = draw(st.lists(st.integers(-1, 6), min_size=1, max_size=60))
-    num_owners = draw(st.integers(1, len(train)))
+    num_natural = draw(st.integers(1, len(train)))
     generator = np.random.default_rng(draw(st.integers(0, 99)))
-    owners = generator.permutation([*range(num_owners), *generator.integers(num_owners, size=len(train) - num_owners)])
-    test_owners = generator.integers(num_owners, size=len(test))
-    clients = draw(st.integers(1, num_owners))
-    return Case(arrays(train, 3 * owners), arrays(test, 3 * test_owners), clients, draw(st.integers(0, 2**40)))
+    client_ids = generator.permutation(
+        [*range(num_natural), *generator.integers(num_natural, size=len(train) - num_natural)]
+    )
+    test_ids = generator.integers(num_natural, size=len(test))
+    clients = draw(st.integers(1, num_natural))
+    return Case(arrays(train, 3 * client_ids), arrays(test, 3 * test_ids), clients, draw(st.integers(0, 2**40)))
 
 
 alphas = st.floats(1e-4, 1e4)
@@ -111,7 +113,7 @@ class TestLaws:
         assert partition.split(case.train, case.test, case.clients, case.seed).sizes.min() >= least
 
     @pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.5), Shards(), Similarity(0.1)])
-    def test_another_seed_deals_otherwise(self, partition: Partition) -> None:
+    def test_another_seed_gives_another_partition(self, partition: Partition) -> None:
         train, test = balanced(400), balanced(100)
         first, second = (partition.split(train, test, 5, seed) for seed in (0, 1))
         assert not all(map(np.array_equal, first.train, second.train))
@@ -119,8 +121,8 @@ class TestLaws:
 
     @pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.1, 20), Shards(), Similarity(0.1), Natural()])
     def test_a_thousand_clients_take_less_than_a_second(self, partition: Partition) -> None:
-        labels, owners = np.arange(60000) % 10, np.arange(60000) % 3000
-        train, test = arrays(labels, owners), arrays(labels[:10000], owners[:10000])
+        labels, client_ids = np.arange(60000) % 10, np.arange(60000) % 3000
+        train, test = arrays(labels, client_ids), arrays(labels[:10000], client_ids[:10000])
         start = time.perf_counter()
         partition.split(train, test, 1000, 0)
         assert time.perf_counter() - start < 1
@@ -203,7 +205,7 @@ class TestSimilarity:
         assert counts.min() > 60  # 100 expected, standard deviation 9
 
     @pytest.mark.parametrize("similarity", [0.1, 0.5])
-    def test_so_much_is_dealt_at_random(self, similarity: float) -> None:
+    def test_this_fraction_is_assigned_at_random(self, similarity: float) -> None:
         """Of the labels that are not its own a client of 6000 examples has similarity * 600 each, give or take."""
         train = balanced(60000)
         clients = Similarity(similarity).split(train, balanced(10000), 10, 0)
@@ -219,13 +221,13 @@ class TestSimilarity:
         assert np.abs(difference).max() < 1
 
     @pytest.mark.parametrize("similarity", [-0.1, 1.1, nan])
-    def test_refuses_what_is_no_part(self, similarity: float) -> None:
+    def test_refuses_an_invalid_fraction(self, similarity: float) -> None:
         with pytest.raises(ValueError, match=f"partition.similarity={similarity}"):
             Similarity(similarity).split(balanced(30), balanced(10), 3, 0)
 
 
 class TestNatural:
-    def test_as_many_clients_as_owners_are_the_owners(self) -> None:
+    def test_as_many_clients_as_natural_clients_are_the_natural_clients(self) -> None:
         train, test = arrays([0] * 6, np.array([5, 2, 9, 5, 2, 5])), arrays([0] * 3, np.array([9, 9, 2]))
         assert count_natural_clients(train) == 3
         clients = Natural().split(train, test, 3, 0)
@@ -234,19 +236,25 @@ class TestNatural:
 
     @laws
     @given(case=cases())
-    def test_owners_are_never_split(self, case: Case) -> None:
+    def test_natural_clients_are_never_split(self, case: Case) -> None:
         clients = Natural().split(case.train, case.test, case.clients, case.seed)
         assert case.train.client_ids is not None and case.test.client_ids is not None
         client_of: dict[int, int] = {}
         for client in range(len(clients)):
-            for owner in [*case.train.client_ids[clients.train[client]], *case.test.client_ids[clients.test[client]]]:
-                assert client_of.setdefault(owner, client) == client
-        first = [min(owner for owner, found in client_of.items() if found == client) for client in range(len(clients))]
+            for client_id in [
+                *case.train.client_ids[clients.train[client]],
+                *case.test.client_ids[clients.test[client]],
+            ]:
+                assert client_of.setdefault(client_id, client) == client
+        first = [
+            min(client_id for client_id, found in client_of.items() if found == client)
+            for client in range(len(clients))
+        ]
         assert first == sorted(first)
 
     @laws
     @given(examples=st.lists(st.integers(1, 50), min_size=1, max_size=40), data=st.data())
-    def test_merging_balances_to_within_one_owner(self, examples: list[int], data: st.DataObject) -> None:
+    def test_merging_balances_to_within_one_natural_client(self, examples: list[int], data: st.DataObject) -> None:
         clients = data.draw(st.integers(1, len(examples)))
         sizes = np.bincount(merge_clients(np.array(examples), clients), weights=examples, minlength=clients)
         assert sizes.min() >= 1
@@ -257,7 +265,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "partition", [Iid(20), Dirichlet(0.5, 20), Shards(2, 20), Similarity(0.5, 20), Natural(20)]
     )
-    def test_more_than_there_is(self, partition: Partition) -> None:
+    def test_too_many_clients(self, partition: Partition) -> None:
         train = arrays([0, 1] * 50, np.arange(100))
         start = f"partition={type(partition).__name__.lower()}: clients=30 with partition.min_examples=20"
         with pytest.raises(ValueError) as error:
@@ -268,11 +276,11 @@ class TestRefusals:
         ]
 
     @pytest.mark.parametrize("alpha", [0.0, -1.0, inf, nan])
-    def test_all_faults_at_once(self, alpha: float) -> None:
+    def test_all_errors_at_once(self, alpha: float) -> None:
         nameless = TensorSource(torch.zeros(3, 1), torch.zeros(3))
         with pytest.raises(ValueError) as error:
             Dirichlet(alpha, min_examples=0).split(nameless, nameless, 0, 0)
-        for key in ("clients=0", "partition.min_examples=0", f"partition.alpha={alpha}", "partition=dirichlet deals"):
+        for key in ("clients=0", "partition.min_examples=0", f"partition.alpha={alpha}", "partition=dirichlet assigns"):
             assert key in str(error.value)
 
     def test_missing_columns(self) -> None:
@@ -282,32 +290,34 @@ class TestRefusals:
                 Shards(1).split(train, test, 2, 0)
         with pytest.raises(ValueError, match="partition.per_client=0"):
             Shards(0).split(labelled, labelled, 2, 0)
-        with pytest.raises(ValueError, match="partition=natural deals examples by their owners"):
+        with pytest.raises(ValueError, match="partition=natural assigns examples by their client ids"):
             Natural().split(labelled, labelled, 2, 0)
-        with pytest.raises(ValueError, match="this data has no owners"):
+        with pytest.raises(ValueError, match="this data has no client ids"):
             count_natural_clients(labelled)
 
-    def test_owners_that_cannot_be_clients(self) -> None:
+    def test_ids_that_cannot_be_clients(self) -> None:
         train = arrays([0] * 6, np.array([0, 0, 0, 0, 0, 1]))
-        with pytest.raises(ValueError, match="clients=3, and the training examples have 2 owners"):
+        with pytest.raises(ValueError, match="clients=3, and the training examples have 2 natural clients"):
             Natural().split(train, train, 3, 0)
         with pytest.raises(ValueError, match="the smallest of clients=2 has 1 training examples"):
             Natural(min_examples=2).split(train, train, 2, 0)
-        with pytest.raises(ValueError, match="1 owners have test examples and no training examples, such as owner 4"):
+        with pytest.raises(
+            ValueError, match="1 natural clients have test examples and no training examples, such as client id 4"
+        ):
             Natural().split(train, arrays([0, 0], np.array([1, 4])), 2, 0)
 
 
-class TestHoldOut:
+class TestSplitValidation:
     @laws
     @given(case=cases(), fraction=st.floats(0, 1, exclude_max=True))
     def test_moves_a_fraction_and_leaves_one(self, case: Case, fraction: float) -> None:
         before = Iid().split(case.train, case.test, case.clients, case.seed)
         after = before.split_validation(fraction, case.seed)
         for client in range(len(before)):
-            kept, held = after.train[client], after.validation[client]
-            assert np.array_equal(np.sort(np.concatenate([kept, held])), before.train[client])
-            assert all((np.diff(part) > 0).all() for part in (kept, held))
-            assert len(held) == min(int(fraction * len(before.train[client])), len(before.train[client]) - 1)
+            train, validation = after.train[client], after.validation[client]
+            assert np.array_equal(np.sort(np.concatenate([train, validation])), before.train[client])
+            assert all((np.diff(part) > 0).all() for part in (train, validation))
+            assert len(validation) == min(int(fraction * len(before.train[client])), len(before.train[client]) - 1)
         assert after.test == before.test
 
     def test_is_derived_from_the_seed(self) -> None:
@@ -316,7 +326,7 @@ class TestHoldOut:
         assert all(map(np.array_equal, one, same)) and not any(map(np.array_equal, one, other))
 
     @pytest.mark.parametrize("fraction", [-0.1, 1.0, nan])
-    def test_refuses_what_is_no_fraction(self, fraction: float) -> None:
+    def test_refuses_an_invalid_fraction(self, fraction: float) -> None:
         with pytest.raises(ValueError, match=f"data.validation={fraction}"):
             Iid().split(balanced(30), balanced(10), 3, 0).split_validation(fraction, 0)
 
@@ -359,7 +369,7 @@ class TestArithmetic:
 
 
 class TestDescribe:
-    def test_is_a_row_a_client(self) -> None:
+    def test_has_one_row_per_client(self) -> None:
         train = arrays([0, 0, 1, 1, 0, 1])
         clients = Clients(train=(ids(0, 1, 2), ids(3)), validation=(ids(), ids(4, 5)), test=(ids(0), ids()))
         assert describe(clients, train, ("cat", "dog")).splitlines() == [
@@ -390,7 +400,7 @@ def clients_of(partition: Partition, train: TensorSource, clients: int, seed: in
 
 class TestHash:
     @laws
-    @given(st.integers(1, 12), st.integers(0, 2**40), st.sampled_from(["example", "owner"]))
+    @given(st.integers(1, 12), st.integers(0, 2**40), st.sampled_from(["example", "client_id"]))
     def test_a_client_that_joins_takes_its_own_share_and_moves_nothing_else(
         self, clients: int, seed: int, key: Any
     ) -> None:
@@ -405,23 +415,25 @@ class TestHash:
         sizes = np.bincount(clients_of(Hash(points=256), balanced(100_000), 20))
         assert sizes.std() / sizes.mean() < 2 / 256**0.5
 
-    def test_an_owner_has_one_client(self) -> None:
+    def test_a_natural_client_has_one_client(self) -> None:
         train = arrays(np.zeros(900), np.random.default_rng(0).integers(0, 50, 900))
-        client_of = clients_of(Hash("owner"), train, 7)
+        client_of = clients_of(Hash("client_id"), train, 7)
         assert train.client_ids is not None
-        assert all(len(np.unique(client_of[train.client_ids == owner])) == 1 for owner in np.unique(train.client_ids))
+        assert all(
+            len(np.unique(client_of[train.client_ids == client_id])) == 1 for client_id in np.unique(train.client_ids)
+        )
 
     @pytest.mark.parametrize(
-        ("partition", "said"),
+        ("partition", "message"),
         [
-            (Hash("owner"), "no owners"),
-            (Hash("label"), "valid: example or owner"),  # pyright: ignore[reportArgumentType]
+            (Hash("client_id"), "no client ids"),
+            (Hash("label"), "valid: example or client_id"),  # pyright: ignore[reportArgumentType]
             (Hash(points=0), "partition.points=0"),
             (Hash(points=1, min_examples=9), "more partition.points="),
         ],
     )
-    def test_what_cannot_be_hashed_is_said(self, partition: Partition, said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def test_what_cannot_be_hashed_is_refused(self, partition: Partition, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             partition.split(balanced(100), balanced(10), 10, 0)
 
 

@@ -45,15 +45,15 @@ def test_examples_are_those_of_the_files_in_order(root: Path) -> None:
 
 
 def test_an_image_takes_3072_bytes_of_memory(root: Path) -> None:
-    evidence = cifar10(root).train.evidence()  # type: ignore[attr-defined]
-    assert evidence[0].dtype == np.uint8 and evidence[0].nbytes == 10 * 3072
+    images, _ = cifar10(root).train.fingerprint_data()  # type: ignore[attr-defined]
+    assert images.dtype == np.uint8 and images.nbytes == 10 * 3072
 
 
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
-        (lambda content: content[:-1], "data_batch_3.bin: 6145 bytes are no whole number of records of 3073"),
-        (lambda content: b"", "data_batch_3.bin: 0 bytes are no whole number"),
+        (lambda content: content[:-1], "data_batch_3.bin: 6145 bytes are not a multiple of the record size 3073"),
+        (lambda content: b"", "data_batch_3.bin: 0 bytes are not a multiple"),
         (
             lambda content: content[:3073] + b"\x0a" + content[3074:],
             "data_batch_3.bin: label 10 of example 1 is outside",
@@ -71,12 +71,12 @@ def test_damaged_files(root: Path, corrupt: Any, message: str) -> None:
     assert f"CIFAR-10 cannot be read from data.root={root}:\n  {message}" in said and "set data.root=" in said
 
 
-def test_all_faults_are_said_at_once(root: Path) -> None:
+def test_all_errors_are_reported_at_once(root: Path) -> None:
     (root / NAMES[0]).unlink()
     (root / NAMES[5]).write_bytes(b"<html>not found")
     said = refusal(root)
     assert "data_batch_1.bin: No such file" in said and "test_batch.bin: 15 bytes" in said
 
 
-def test_a_folder_that_is_not_there() -> None:
+def test_a_missing_folder() -> None:
     assert "data.root=nowhere: there is no folder /" in refusal(Path("nowhere"))

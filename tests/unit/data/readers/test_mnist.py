@@ -90,11 +90,11 @@ class TestFolders:
     def test_an_image_that_changed_is_decoded_again_and_is_another_data_set(self, root: Path) -> None:
         before = image_folder(root)
         clients = Clients.of(np.zeros(len(before.train), int), np.zeros(len(before.test), int), 1)
-        told = fingerprint(before, clients)
+        checksum = fingerprint(before, clients)
         Image.new("RGB", (5, 6)).save(root / "cat/3.png")
         after = image_folder(root)
         assert not torch.equal(everything(before), everything(after))
-        assert told != fingerprint(after, clients) and told == fingerprint(before, clients)
+        assert checksum != fingerprint(after, clients) and checksum == fingerprint(before, clients)
 
     def test_pixels_take_a_byte_each_of_the_file(self, root: Path, cache: Path) -> None:
         image_folder(root, size=16)
@@ -103,23 +103,23 @@ class TestFolders:
 
 
 class TestRefusals:
-    def test_all_images_that_cannot_be_read_are_said_at_once(self, root: Path) -> None:
+    def test_all_unreadable_images_are_reported_at_once(self, root: Path) -> None:
         content = (root / "cat/1.png").read_bytes()
         (root / "cat/1.png").write_bytes(content[: len(content) // 2])
         (root / "cat/0.png").write_bytes(b"")
         (root / "cat/2.png").write_bytes(b"<html>not found")
         write(root / "dog/2.png", height=9)
-        said = refusal(root)
-        assert "4 of 12 images:\n" in said
-        for fault in (
-            "cat/0.png: no image, or damaged",
+        message = refusal(root)
+        assert "4 of 12 images:\n" in message
+        for error in (
+            "cat/0.png: not an image, or damaged",
             "cat/1.png: image file is truncated",
-            "cat/2.png: no image, or damaged",
+            "cat/2.png: not an image, or damaged",
             "dog/2.png: 9 x 5 pixels, and the first image has 6 x 5. Set data.size=",
         ):
-            assert fault in said, said
+            assert error in message, message
 
-    def test_many_faults_are_counted(self, root: Path) -> None:
+    def test_many_errors_are_counted(self, root: Path) -> None:
         for number in range(1, 8):
             (root / f"cat/{number}.png").write_bytes(b"")
         assert "7 of 12 images:" in refusal(root) and "and 2 more" in refusal(root)
@@ -128,20 +128,20 @@ class TestRefusals:
         (root / "fox").mkdir()
         assert "fox: no images (.bmp, .gif" in refusal(root)
         (tmp_path / "empty").mkdir()
-        assert "no folders, which are called as the classes" in refusal(tmp_path / "empty")
+        assert "no folders; images must be in folders named like their classes" in refusal(tmp_path / "empty")
         assert "there is no folder /" in refusal(tmp_path / "nowhere")
 
     def test_classes_that_training_does_not_know(self, tmp_path: Path) -> None:
         for name in ("train/cat/0.png", "test/cat/0.png", "test/fox/0.png"):
             write(tmp_path / name)
-        assert "test/ has classes that train/ has not: fox" in refusal(tmp_path)
+        assert "test/ has classes that train/ lacks: fox" in refusal(tmp_path)
 
-    def test_keys_that_mean_nothing(self, root: Path) -> None:
+    def test_values_out_of_range(self, root: Path) -> None:
         said = refusal(root, workers=0, test=2.0)
         assert "data.workers=0" in said and "data.test=2.0" in said
-        assert "data.size=0: at least 1 pixel" in refusal(root, size=0)
+        assert "data.size=0\n    valid: at least 1 pixel" in refusal(root, size=0)
 
     def test_a_cache_that_cannot_be_written(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("no folder")
         monkeypatch.setenv("SILOTRAIN_CACHE", str(tmp_path / "file/cache"))
-        assert "set SILOTRAIN_CACHE to a folder that can be written" in refusal(root)
+        assert "set SILOTRAIN_CACHE to a writable folder" in refusal(root)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data import DataSplits, Source, npz
-from trainer.data.readers.test_split import test_mask
+from trainer.data.readers.test_split import draw_test_mask
 
 GENERATOR = np.random.default_rng(0)
 FEATURES = GENERATOR.normal(size=(40, 3))
@@ -41,21 +41,21 @@ def together(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
     return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
-class TestTest:
+class TestTestMask:
     @settings(max_examples=100, deadline=None)
     @given(examples=st.integers(2, 200), test=st.floats(0.01, 0.99))
     def test_both_sides_get_at_least_one(self, examples: int, test: float) -> None:
-        held = test_mask(examples, test)
+        held = draw_test_mask(examples, test)
         assert held.sum() == min(max(1, np.rint(test * examples)), examples - 1)
-        assert np.array_equal(held, test_mask(examples, test))
+        assert np.array_equal(held, draw_test_mask(examples, test))
 
     @settings(max_examples=100, deadline=None)
-    @given(owners=st.lists(st.integers(0, 5), min_size=1, max_size=60), test=st.floats(0.01, 0.99))
-    def test_every_owner_gives_its_part_and_keeps_one(self, owners: list[int], test: float) -> None:
-        held = test_mask(len(owners), test, np.array(owners))
-        for owner in set(owners):
-            mine = held[np.array(owners) == owner]
-            assert mine.sum() == min(np.rint(test * len(mine)), len(mine) - 1)
+    @given(groups=st.lists(st.integers(0, 5), min_size=1, max_size=60), test=st.floats(0.01, 0.99))
+    def test_every_group_gives_its_fraction_and_keeps_one(self, groups: list[int], test: float) -> None:
+        held = draw_test_mask(len(groups), test, np.array(groups))
+        for group in set(groups):
+            members = held[np.array(groups) == group]
+            assert members.sum() == min(np.rint(test * len(members)), len(members) - 1)
 
 
 class TestNpz:
@@ -105,19 +105,19 @@ class TestNpz:
         assert found.dtype == dtype and found.shape[1:] == shape[1:]
         assert splits.classes is None and targets.dtype == torch.float32
 
-    def test_texts_are_labels_and_owners_by_their_names(self, tmp_path: Path) -> None:
+    def test_texts_are_labels_and_client_ids_by_their_names(self, tmp_path: Path) -> None:
         names = np.array(["dog", "cat", "fox"])[np.arange(30) % 3]
         path = written(tmp_path, x=np.arange(30.0), y=names, site=names)
-        splits = npz(path, owners="site")
+        splits = npz(path, client_ids="site")
         assert splits.label_names == splits.client_names == ("cat", "dog", "fox")
         inputs, targets = all_of(splits.train)
         assert [splits.label_names[label] for label in targets] == names[inputs[:, 0].long()].tolist()
         assert np.array_equal(splits.train.client_ids, splits.train.labels)
         assert np.bincount(splits.test.client_ids).tolist() == [1, 1, 1]
-        told = npz(path, classes=["fox", "dog", "cat", "owl"])
-        assert told.classes == 4 and told.label_names[int(all_of(told.train)[1][0])] == names[0]
+        named = npz(path, classes=["fox", "dog", "cat", "owl"])
+        assert named.classes == 4 and named.label_names[int(all_of(named.train)[1][0])] == names[0]
 
-    def test_classes_may_be_told(self, tmp_path: Path) -> None:
+    def test_the_number_of_classes_can_be_set(self, tmp_path: Path) -> None:
         path = written(tmp_path, x=FEATURES, y=(np.arange(40) % 3).astype(float))
         assert npz(path).classes is None
         splits = npz(path, classes=5)
@@ -125,31 +125,31 @@ class TestNpz:
 
 
 class TestRefusals:
-    def test_all_faults_are_said_at_once(self, tmp_path: Path) -> None:
+    def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
         holed = FEATURES.copy()
         holed[[3, 7], [0, 2]] = np.nan, np.inf
         labels = np.arange(39) % 4
         labels[5] = -1
-        said = refusal(written(tmp_path, x=holed, y=labels, site=np.ones(40)), classes=3, owners="site", test=1)
-        for fault in (
+        message = refusal(written(tmp_path, x=holed, y=labels, site=np.ones(40)), classes=3, client_ids="site", test=1)
+        for error in (
             "lengths differ: 40 x, 39 y, 40 site",
             "x: 2 of 40 examples are missing (NaN) or not finite in float32; the first is example 3",
             "y: 10 of 39 examples are outside 0..2, such as 3; the first is example 3",
-            "site: float64 [40], where an owner is a number or a text",
+            "site: float64 [40]: client ids must be integers or texts",
             "data.test=1: ",
         ):
-            assert fault in said, said
+            assert error in message, message
 
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
-            ({"x": [["a", "b"]], "y": [1]}, "x: <U1 [1, 2], where inputs are numbers"),
-            ({"x": np.zeros((2, 5, 5, 5), np.uint8), "y": [1, 2]}, "uint8 of shape [2, 5, 5, 5] are no images"),
+            ({"x": [["a", "b"]], "y": [1]}, "x: <U1 [1, 2]: inputs must be numbers"),
+            ({"x": np.zeros((2, 5, 5, 5), np.uint8), "y": [1, 2]}, "uint8 of shape [2, 5, 5, 5] is not images"),
             ({"x": [1e300, 1], "y": [1, 2]}, "not finite in float32; the first is example 0"),
-            ({"x": [1.0], "y": [1j]}, "y: complex128 [1], where targets are numbers or texts"),
-            ({"x": np.zeros((0, 2)), "y": np.zeros(0)}, "x: not a single example"),
+            ({"x": [1.0], "y": [1j]}, "y: complex128 [1]: targets must be numbers or texts"),
+            ({"x": np.zeros((0, 2)), "y": np.zeros(0)}, "x: there are no examples"),
             ({"x": 1.0, "y": [1, 2]}, "lengths differ: 1 x, 2 y"),
-            ({"x": [1.0], "z": [1]}, "y: there is no such array\n  there are: x, z\n  set data.inputs="),
+            ({"x": [1.0], "z": [1]}, "y: there is no such array\n  valid: x, z\n  set data.inputs="),
             ({"x": [1.0], "y": np.array([{}], object)}, "y: Object arrays cannot be loaded"),
             ({"x_train": [1.0], "y_train": [1], "x_test": [1.0]}, "y_test: there is no such array"),
             (
@@ -158,18 +158,20 @@ class TestRefusals:
             ),
         ],
     )
-    def test_what_no_data_set_can_be_made_of(self, tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    def test_arrays_that_cannot_be_used(self, tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
         assert message in refusal(written(tmp_path, **arrays))
 
     def test_names_that_are_not_the_classes(self, tmp_path: Path) -> None:
         path = written(tmp_path, x=np.ones(3), y=["cat", "dog", "cat"])
-        assert "1 of 3 examples are none of the classes cat, fox, such as dog" in refusal(path, classes=["cat", "fox"])
+        assert "1 of 3 examples are not among the classes cat, fox, such as dog" in refusal(
+            path, classes=["cat", "fox"]
+        )
 
     @pytest.mark.parametrize(
         ("corrupt", "message"),
         [
-            (lambda content: content[: len(content) // 2], "no .npz file, or cut short"),
-            (lambda content: b"<html>not found", "no .npz file, or cut short"),
+            (lambda content: content[: len(content) // 2], "not a .npz file, or cut short"),
+            (lambda content: b"<html>not found", "not a .npz file, or cut short"),
             (lambda content: content.replace(FEATURES.tobytes(), FEATURES[::-1].tobytes()), "x: Bad CRC-32"),
         ],
     )
@@ -178,5 +180,5 @@ class TestRefusals:
         path.write_bytes(corrupt(path.read_bytes()))
         assert message in refusal(path)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file(self, tmp_path: Path) -> None:
         assert re.search(r"/mine.npz cannot be read: No such file", refusal(tmp_path / "mine.npz"))

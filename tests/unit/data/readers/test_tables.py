@@ -1,7 +1,8 @@
-"""Parquet files, written by pyarrow, and data sets saved by `datasets`."""
+"""Parquet files written by pyarrow, CSV and JSON lines by the standard library, and data sets saved by `datasets`."""
 
 from __future__ import annotations
 
+import csv as csv_module
 import io
 import json
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data import DataSplits, Source, parquet, saved_dataset
+from trainer.data import DataSplits, Source, csv, jsonl, parquet, saved_dataset
 
 GENERATOR = np.random.default_rng(0)
 POINTS = GENERATOR.normal(size=(40, 3))
@@ -58,7 +59,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 class TestParquet:
-    def test_named_columns_of_numbers_are_put_side_by_side(self, tmp_path: Path) -> None:
+    def test_named_columns_of_numbers_are_stacked(self, tmp_path: Path) -> None:
         labels = np.arange(40) % 3
         path = written(tmp_path, a=POINTS[:, 0], b=POINTS[:, 1].astype(np.float32), label=labels, id=np.arange(40))
         splits = parquet(path, inputs=["a", "b"], test=0.25)
@@ -94,10 +95,10 @@ class TestParquet:
         path = written(tmp_path, x=pa.FixedShapeTensorArray.from_numpy_ndarray(images), label=np.arange(10))
         assert together(parquet(path))[0].shape == (10, 2, 3)
 
-    def test_dictionaries_are_labels_and_owners(self, tmp_path: Path) -> None:
+    def test_dictionaries_are_labels_and_client_ids(self, tmp_path: Path) -> None:
         animals = pa.array(["dog", "cat"] * 20).dictionary_encode()
         splits = parquet(
-            written(tmp_path, x=POINTS[:, 0], animal=animals, site=animals), targets="animal", owners="site"
+            written(tmp_path, x=POINTS[:, 0], animal=animals, site=animals), targets="animal", client_ids="site"
         )
         assert splits.label_names == splits.client_names == ("cat", "dog")
         assert np.array_equal(splits.train.labels, splits.train.client_ids)
@@ -118,18 +119,18 @@ class TestParquet:
         splits = parquet(tmp_path / "train", test_path=path, classes=None, targets="label")
         assert (len(splits.train), len(splits.test), splits.classes) == (120, 9, None)
 
-    def test_all_faults_are_said_at_once(self, tmp_path: Path) -> None:
+    def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
         holed = [None if row == 7 else float(row) for row in range(40)]
         lists = [[1, 2]] * 39 + [[1]]
         path = written(tmp_path, a=holed, b=lists, t=[None, "x"] * 20, label=[*range(39), -2])
-        said = refusal(parquet, path, inputs=["a", "zz"], owners="t", classes=100)
-        for fault in (
-            "zz: there is no such column; there are: a, label, t",
+        message = refusal(parquet, path, inputs=["a", "zz"], client_ids="t", classes=100)
+        for error in (
+            "zz: there is no such column; valid: a, label, t",
             "t: 20 of 40 examples are null; the first is example 0",
             "a: 1 of 40 examples are missing (NaN)",
             "label: 1 of 40 examples are outside 0..99, such as -2; the first is example 39",
         ):
-            assert fault in said, said
+            assert error in message, message
         assert "b: 1 of 40 examples are lists of another length than the first, 2, such as 1" in refusal(
             parquet, path, inputs="b"
         )
@@ -139,23 +140,23 @@ class TestParquet:
         [
             ({"x": [[1.0, None], [1.0, 2.0]]}, {"inputs": "x"}, "x: 1 of 2 examples are missing (NaN)"),
             ({"x": [None, [1.0]]}, {"inputs": "x"}, "x: 1 of 2 examples are null; the first is example 0"),
-            ({"x": ["a", "b"]}, {"inputs": "x"}, "x: <U1 [2], where inputs are numbers"),
-            ({"x": np.zeros(2, "M8[s]")}, {"inputs": "x"}, "x: timestamp[ms], where columns are numbers"),
+            ({"x": ["a", "b"]}, {"inputs": "x"}, "x: <U1 [2]: inputs must be numbers"),
+            ({"x": np.zeros(2, "M8[s]")}, {"inputs": "x"}, "x: timestamp[ms]; columns must be numbers"),
             (
                 {"x": [[1], [2]], "y": [0, 1]},
                 {"inputs": ["x", "y"]},
-                "x: int64 [2, 1], where several inputs are a number each",
+                "x: int64 [2, 1]: several inputs must be one number per example each",
             ),
             (
                 {"x": [b"png", b"x"]},
                 {"inputs": "x"},
-                "not one of 2 images can be read, such as x of example 0: no image, or damaged",
+                "none of 2 images can be read, such as x of example 0: not an image, or damaged",
             ),
             ({"x": [[1, 9], [2, 3]]}, {"inputs": "x", "targets": None, "classes": 9}, "with a token outside 0..8"),
             (
                 {"x": [0.5, 1.5]},
                 {"inputs": "x", "targets": None},
-                "x: float64 [2], where tokens are a list of integers",
+                "x: float64 [2]: tokens must be a list of integers",
             ),
         ],
     )
@@ -173,14 +174,75 @@ class TestParquet:
     def test_damaged_files(self, tmp_path: Path, corrupt: Any) -> None:
         path = written(tmp_path, x=POINTS[:, 0], label=np.arange(40))
         path.write_bytes(corrupt(path.read_bytes()))
-        assert "is no Parquet file, or damaged: " in refusal(parquet, path)
+        assert "is not a parquet file, or damaged: " in refusal(parquet, path)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        assert "is no Parquet file, or damaged: " in refusal(parquet, tmp_path / "nowhere.parquet")
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        assert "is not a parquet file, or damaged: " in refusal(parquet, tmp_path / "nowhere.parquet")
 
-    def test_how_to_get_pyarrow_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_install_command_of_pyarrow_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         assert "pip install pyarrow" in refusal(parquet, tmp_path / "a.parquet")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv_module.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ROWS = [
+    {"age": number, "height": point[0], "site": "ab"[number % 2], "animal": ["dog", "cat"][number % 2], "w": 1 + number}
+    for number, point in enumerate(POINTS.tolist())
+]
+ROLES = {"inputs": ["age", "height"], "targets": "animal", "client_ids": "site", "weights": "w"}
+
+
+@pytest.mark.parametrize(("read", "write"), [(csv, write_csv), (jsonl, write_jsonl)], ids=["csv", "jsonl"])
+class TestTextTables:
+    def test_rows_are_those_of_the_same_parquet_file(self, tmp_path: Path, read: Any, write: Any) -> None:
+        splits = read(write(tmp_path / "rows", ROWS), **ROLES)
+        columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+        expected = parquet(written(tmp_path, **columns), **ROLES)
+        assert splits.label_names == ("cat", "dog") and splits.client_names == ("a", "b")
+        assert np.array_equal(splits.weights, expected.weights)
+        for source, other in ((splits.train, expected.train), (splits.test, expected.test)):
+            assert all(map(torch.equal, all_of(source), all_of(other)))
+            assert np.array_equal(source.client_ids, other.client_ids)
+
+    def test_a_column_may_turn_from_integers_to_numbers_late(self, tmp_path: Path, read: Any, write: Any) -> None:
+        """Beyond the first block that the reader parses."""
+        rows = [{"x": 1, "note": "n" * 50_000, "label": 0}] * 50 + [{"x": 0.5, "note": "n", "label": 1}]
+        splits = read(write(tmp_path / "rows", rows), inputs="x", test_path=write(tmp_path / "test", rows[-1:]))
+        assert all_of(splits.train)[0].flatten().tolist() == [1.0] * 50 + [0.5]
+        assert all_of(splits.test)[0].tolist() == [[0.5]]
+
+    def test_missing_numbers_and_columns_are_reported(self, tmp_path: Path, read: Any, write: Any) -> None:
+        path = write(tmp_path / "rows", [*ROWS[:9], ROWS[9] | {"age": None}])
+        message = refusal(read, path, **ROLES | {"weights": "weight"})
+        assert "age: 1 of 10 examples are missing (NaN) or not finite" in message
+        assert "weight: there is no such column; valid: age, height, site, animal, w" in message
+
+    def test_damaged_files(self, tmp_path: Path, read: Any, write: Any) -> None:
+        path = write(tmp_path / "rows", ROWS)
+        for content in (b"", path.read_bytes() + b'{"age": 3, "x', None):
+            path.unlink() if content is None else path.write_bytes(content)
+            assert f"is not a {read.__name__} file, or damaged: " in refusal(read, path, **ROLES)
+
+
+def test_lists_of_json_lines(tmp_path: Path) -> None:
+    rows = [{"point": point, "label": number % 3} for number, point in enumerate(POINTS.tolist())]
+    inputs, targets = together(jsonl(write_jsonl(tmp_path / "rows", rows)))
+    order = np.argsort(POINTS[:, 0])
+    assert np.array_equal(inputs, POINTS[order].astype(np.float32)) and np.array_equal(targets, order % 3)
+    tokens = jsonl(write_jsonl(tmp_path / "ids", [{"ids": [1, 2, number]} for number in range(10)]), targets=None)
+    assert tokens.classes == 10 and all_of(tokens.train)[0].shape == (9, 2)
 
 
 def save(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
@@ -189,7 +251,7 @@ def save(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 class TestSaved:
-    def test_a_dataset_is_cut_and_knows_its_classes(self, tmp_path: Path) -> None:
+    def test_a_dataset_is_split_and_knows_its_classes(self, tmp_path: Path) -> None:
         features = datasets.Features(
             {"x": datasets.Array2D((3, 1), "float32"), "label": datasets.ClassLabel(names=["cat", "dog", "fox"])}
         )
@@ -215,7 +277,7 @@ class TestSaved:
         assert len(splits.train) == 6 and targets.tolist() == [0, 1]
         assert np.allclose(inputs.numpy(), images[:2].transpose(0, 3, 1, 2) / 255)
 
-    def test_chosen_rows_are_saved_as_they_are_seen(self, tmp_path: Path) -> None:
+    def test_selected_rows_are_saved_in_their_order(self, tmp_path: Path) -> None:
         data = datasets.Dataset.from_dict({"x": list(map(float, range(20))), "label": [0, 1] * 10})
         data.shuffle(seed=0).select(range(10)).save_to_disk(tmp_path / "saved")
         inputs, targets = together(saved_dataset(tmp_path / "saved"))
@@ -229,7 +291,7 @@ class TestSaved:
             (lambda path: path.write_bytes(b"<html>not found"), "data-00001-of-00002.arrow: cut short"),
             (lambda path: path.unlink(), "data-00001-of-00002.arrow: No such file"),
             (lambda path: (path.parent / "state.json").write_text("{"), "state.json of saved/ cannot be read"),
-            (lambda path: (path.parent / "state.json").unlink(), "holds neither a state.json nor a dataset_dict.json"),
+            (lambda path: (path.parent / "state.json").unlink(), "has neither a state.json nor a dataset_dict.json"),
         ],
     )
     def test_damaged_files(self, tmp_path: Path, corrupt: Any, message: str) -> None:
@@ -237,14 +299,14 @@ class TestSaved:
         corrupt(path / "data-00001-of-00002.arrow")
         assert message in refusal(saved_dataset, path)
 
-    def test_labels_that_are_not_known_are_said(self, tmp_path: Path) -> None:
-        """-1 is what `datasets` gives to examples of a test set whose labels are kept secret."""
+    def test_unknown_labels_are_reported(self, tmp_path: Path) -> None:
+        """`datasets` gives -1 to test examples whose labels are secret."""
         features = datasets.Features({"x": datasets.Value("float32"), "label": datasets.ClassLabel(names=["a", "b"])})
         path = save(tmp_path, {"x": [1.0, 2.0], "label": [1, -1]}, features=features)
         assert "label: 1 of 2 examples are outside 0..1, such as -1" in refusal(saved_dataset, path)
 
-    def test_rows_chosen_by_an_index_are_refused(self, tmp_path: Path) -> None:
+    def test_rows_selected_by_an_index_are_refused(self, tmp_path: Path) -> None:
         path = save(tmp_path, {"x": [1.0, 2.0], "label": [1, 0]})
         state = json.loads((path / "state.json").read_text())
         (path / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
-        assert "its rows are chosen by an index" in refusal(saved_dataset, path)
+        assert "its rows are selected by an index" in refusal(saved_dataset, path)

@@ -1,4 +1,4 @@
-"""Files of tokens: what is in the windows, what is refused, and that nothing else is read."""
+"""Files of tokens: the content of windows, refusals, and that nothing else is read."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ class TestRefusals:
             ({"length": 8, "vocabulary": 30}, "token 40 is 40, outside data.vocabulary=30"),
             (
                 {"length": 8, "vocabulary": 1 << 20, "dtype": "uint32"},
-                "token 1 is 196610, outside" if False else "outside",
+                "token 16 is 2162720, outside",
             ),
-            ({"length": 0, "vocabulary": 0, "test": 1.0}, "data.test=1.0: the test set"),
+            ({"length": 0, "vocabulary": 0, "test": 1.0}, "data.test=1.0: the fraction of the test set"),
             ({"length": 0, "vocabulary": 0, "test": 1.0}, "data.length=0\n  valid: at least 1\ndata.vocabulary=0"),
         ],
     )
-    def test_files_that_are_not_what_is_said(self, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    def test_files_that_differ_from_their_description(self, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
         path = written(tmp_path, [*range(42)])
         assert message in refusal(path, **({"vocabulary": 50} | keys))
 
@@ -86,7 +86,7 @@ class TestRefusals:
         [
             (None, "cannot be read: No such file"),
             (b"", "0 tokens are too few"),
-            (bytes(999), "999 bytes are no whole number of uint16 tokens: cut short"),
+            (bytes(999), "999 bytes are not a whole number of uint16 tokens: cut short"),
             (b"\xff" * 1000, "token 0 is 65535, outside data.vocabulary=300"),
         ],
     )
@@ -98,7 +98,7 @@ class TestRefusals:
     @pytest.mark.parametrize("values", [np.zeros((9, 9), np.uint16), np.zeros(99), np.zeros(99, np.int64)])
     def test_arrays_of_something_else(self, tmp_path: Path, values: np.ndarray) -> None:
         np.save(tmp_path / "tokens.npy", values)
-        assert "where tokens are a vector of uint16 or uint32" in refusal(tmp_path / "tokens.npy", 300, 8)
+        assert "tokens must be a vector of uint16 or uint32" in refusal(tmp_path / "tokens.npy", 300, 8)
 
     def test_an_array_cut_short(self, tmp_path: Path) -> None:
         np.save(tmp_path / "tokens.npy", np.zeros(999, np.uint16))
@@ -106,7 +106,7 @@ class TestRefusals:
         (tmp_path / "tokens.npy").write_bytes(content[:-7])
         assert "data.path=" in refusal(tmp_path / "tokens.npy", 300, 8)
 
-    def test_a_token_that_no_sample_found_is_found_when_it_is_fetched(self) -> None:
+    def test_a_token_outside_the_sample_is_checked_when_it_is_fetched(self) -> None:
         values = np.zeros(100_000, np.uint16)
         values[33_333] = 7
         source = TokenSource(values, 4, 7)
@@ -115,7 +115,7 @@ class TestRefusals:
 
 
 def test_a_file_larger_than_memory_takes_none(tmp_path: Path) -> None:
-    """A sparse terabyte with marks in it: they are found, and of what is allocated most are the ids of windows."""
+    """A sparse terabyte with marks in it: they are read, and most of the memory are the ids of windows."""
     path, length = tmp_path / "sparse.bin", 1 << 18
     with path.open("wb") as file:
         file.truncate(TERABYTE)
@@ -124,11 +124,11 @@ def test_a_file_larger_than_memory_takes_none(tmp_path: Path) -> None:
     tracemalloc.start()
     splits = tokens(path, 10, length)
     clients = Iid().split(splits.train, splits.test, 4, 0)
-    told = fingerprint(splits, clients)
+    checksum = fingerprint(splits, clients)
     inputs, targets = splits.train.fetch(torch.tensor([3, TERABYTE // 4 // length, 1]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     windows = (TERABYTE // 2 - 1) // length
-    assert len(splits.train) + len(splits.test) == windows and told
+    assert len(splits.train) + len(splits.test) == windows and checksum
     assert inputs.sum(1).tolist() == [0, 24, 0] and targets[1, :2].tolist() == [8, 9]
     assert peak < 100 * windows + 40 * length + (32 << 20)

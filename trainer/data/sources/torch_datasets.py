@@ -1,0 +1,144 @@
+"""Sources that wrap torch Datasets, map-style and iterable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from trainer.data.sources.column import check_not_empty, integer_column, label_column
+
+LABELS_COMPARED = 8
+
+
+@runtime_checkable
+class SeekableDataset(Protocol):
+    """Dataset that can be read from any example on, such as an IterableDataset with these two methods."""
+
+    def __len__(self) -> int:
+        """Return N, the number of examples."""
+        ...
+
+    def examples(self, start: int) -> Iterator[Any]:
+        """Iterate over the pairs (input, target) number `start` to N - 1, the same ones at every call."""
+        ...
+
+
+class MapDatasetSource:
+    """Source of a map-style torch Dataset of (input, target) pairs.
+
+    A batch is `dataset.__getitems__(ids)` where the dataset has that method, else one item at a time. Items are
+    collated by torch's `default_collate`.
+
+    Args:
+        dataset: any map-style Dataset of pairs.
+        labels: int64 [N]. By default `dataset.targets` or `dataset.labels`, as torchvision calls them, if the items
+            have the same labels.
+        client_ids: natural client of every example, int64 [N].
+
+    Raises:
+        ValueError: there are no examples, or a column has another length. `fetch` raises it for items that are not
+            pairs.
+    """
+
+    def __init__(self, dataset: Any, labels: np.ndarray | None = None, client_ids: np.ndarray | None = None) -> None:
+        check_not_empty(len(dataset))
+        self.dataset = dataset
+        self.client_ids = integer_column("client_ids", client_ids, len(dataset))
+        self.labels = self._find_labels() if labels is None else integer_column("labels", labels, len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        # A replica may have no example of a batch. It still needs an empty batch of the right shape.
+        inputs, targets = _collate(self.dataset, self._get_items(ids.tolist() or [0]))
+        return inputs[: len(ids)], targets[: len(ids)]
+
+    def _find_labels(self) -> np.ndarray | None:
+        for name in ("targets", "labels"):
+            column = _integer_vector(getattr(self.dataset, name, None))
+            if column is not None and len(column) == len(self) and self._matches_items(column):
+                return column
+        return None
+
+    def _matches_items(self, column: np.ndarray) -> bool:
+        """Compare a few items with the column: they differ if the dataset transforms its targets."""
+        some = np.linspace(0, len(self) - 1, min(len(self), LABELS_COMPARED), dtype=np.int64)
+        labels = label_column(self.fetch(torch.from_numpy(some))[1])
+        return np.array_equal(labels, column[some]) if labels is not None else False
+
+    def _get_items(self, ids: list[int]) -> list[Any]:
+        if hasattr(self.dataset, "__getitems__"):
+            return self.dataset.__getitems__(ids)
+        return [self.dataset[i] for i in ids]
+
+
+class IterableSource:
+    """Source of a dataset that is read in order.
+
+    Ids requested in ascending order are read in one pass. Skipped examples are read and dropped. A smaller id opens a
+    new iterator at that id. The position follows from the ids alone, so there is no state to checkpoint.
+
+    Raises:
+        ValueError: there are no examples. `fetch` raises it where the dataset ends before its length.
+    """
+
+    labels: np.ndarray | None = None
+    client_ids: np.ndarray | None = None
+    is_sequential = True
+
+    def __init__(self, dataset: SeekableDataset) -> None:
+        check_not_empty(len(dataset))
+        self.dataset = dataset
+        self._iterator: Iterator[Any] = iter(())
+        self._position = len(dataset)  # id of the next example of the iterator
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ascending, inverse = ids.unique(return_inverse=True)
+        # A replica may have no example of a batch. It still needs an empty batch of the right shape.
+        inputs, targets = _collate(self.dataset, [self._read(number) for number in ascending.tolist() or [0]])
+        return inputs[inverse], targets[inverse]
+
+    def _read(self, number: int) -> Any:
+        if number < self._position:
+            self._iterator, self._position = self.dataset.examples(number), number
+        for example in self._iterator:
+            self._position += 1
+            if self._position > number:
+                return example
+        raise ValueError(
+            f"{type(self.dataset).__name__} ended before example {number}, and its length is {len(self)}.\n"
+            "  examples(start) must yield all examples from start on, the same ones at every call"
+        )
+
+
+def is_sequential(source: object) -> bool:
+    """Return whether the source is read, and trained on, in its own order."""
+    return getattr(source, "is_sequential", False)
+
+
+def _collate(dataset: Any, items: list[Any]) -> tuple[Tensor, Tensor]:
+    batch = default_collate(items)
+    if not (isinstance(batch, Sequence) and len(batch) == 2):
+        raise ValueError(
+            f"{type(dataset).__name__} gives items that are not (input, target) pairs.\n"
+            "  wrap it in a Dataset whose items are pairs"
+        )
+    return batch[0], batch[1]
+
+
+def _integer_vector(values: Any) -> np.ndarray | None:
+    """Return the values as int64 [N] if they are a vector, an array or a list of integers."""
+    if isinstance(values, list) and all(isinstance(value, int) for value in values):
+        values = torch.tensor(values)
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values) if np.issubdtype(values.dtype, np.integer) else None
+    return label_column(values) if isinstance(values, Tensor) else None
