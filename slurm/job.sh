@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the batch scripts have in common. They source it: sbatch runs a copy of a script, that lies elsewhere.
+# Functions of the batch scripts, which source it from the submit folder: sbatch runs a copy of a script elsewhere.
 
-# EDIT: whatever makes `python -m trainer` work on your nodes.
+# EDIT: the commands that make `python -m trainer` work on your nodes.
 activate() {
     # shellcheck source=/dev/null
     source .venv/bin/activate
@@ -12,9 +12,9 @@ refuse() {
     exit 2
 }
 
-[[ -n ${SLURM_JOB_ID:-} ]] || refuse "$0 is a script for SLURM, and this is no job." "  sbatch $0 $*"
+[[ -n ${SLURM_JOB_ID:-} ]] || refuse "$0 is a script for SLURM, and this is not a job." "  sbatch $0 $*"
 
-# What SLURM has given: a heterogeneous job comes in groups of nodes, any other is one.
+# The allocation: a heterogeneous job has several groups of nodes, any other job one.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 groups=${SLURM_HET_SIZE:-1}
@@ -29,49 +29,50 @@ gpus=${SLURM_GPUS_ON_NODE:-0}
 read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 meet=$first_node:$((20000 + SLURM_JOB_ID % 12768))
 
-# SLURM warns this shell before the time is over (--signal=B:USR1@...), and the shell tells the step, which saves and
-# leaves. SIGTERM comes when the job is cancelled or preempted; then SLURM has told the step itself.
-told=
+# SLURM sends SIGUSR1 to this shell before the time limit (--signal=B:USR1@...). The shell forwards it to the step, which
+# saves and stops. SIGTERM comes when the job is cancelled or preempted, and SLURM sends that to the step itself.
+stopping=
 step=
-trap 'told=yes; [[ -z $step ]] || kill -s USR1 "$step"' USR1
+trap 'stopping=yes; [[ -z $step ]] || kill -s USR1 "$step"' USR1
 trap : TERM
 
-# Runs a step to its end, and ends the job with its exit code: or queues the job again, if the step was told to leave.
+# Run a step, and exit with its code; requeue the job if the step was preempted.
 run() {
     local code=75
-    if [[ -z $told ]]; then
+    if [[ -z $stopping ]]; then
         "$@" &
         step=$!
-        while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done # a signal ends a wait, not the step
+        while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done # a signal interrupts the wait, not the step
         code=0
         wait "$step" || code=$?
     fi
-    # 75: has saved; 138: SIGUSR1 came before it could be heeded. A job that is being cancelled does not run any more.
+    # 75: saved; 138: killed by SIGUSR1 before it had a handler. A job that is being cancelled is not RUNNING any more.
     if [[ $code == 75 || $code == 138 ]] && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING* ]]; then
-        echo "job $job is queued again, and goes on from what it has saved"
+        echo "job $job is requeued, and will resume from its last checkpoint"
         scontrol requeue "$job"
     fi
     exit "$code"
 }
 
-# Trains on all nodes of the job with these overrides.
+# Train on all nodes of the job with these overrides.
 train() {
     local launch=${LAUNCH:-torchrun}
     [[ $launch == torchrun || $launch == srun ]] ||
         refuse "LAUNCH=$launch" "  valid: torchrun, one launcher a node; srun, one task a GPU"
     activate
-    ((${SLURM_RESTART_COUNT:-0})) || python -m trainer --cfg job "$@" >/dev/null || exit # before many find the same
+    # Bad input is reported once, and not on each node.
+    ((${SLURM_RESTART_COUNT:-0})) || python -m trainer --cfg job "$@" >/dev/null || exit
     "train_by_$launch" "$@"
 }
 
-# One launcher a node starts a worker for each of its GPUs, as torchrun does, and starts them again after a failure.
+# One launcher per node starts a worker for each of its GPUs, as torchrun does, and restarts them after a failure.
 train_by_torchrun() {
     local options=(--ntasks="$nodes" --ntasks-per-node=1)
     ((groups == 1)) || options=(--het-group="0-$((groups - 1))")
     run srun "${options[@]}" --cpu-bind=none python -m trainer launch.nodes="$nodes" launch.rdzv_endpoint="$meet" "$@"
 }
 
-# The tasks of the job are the workers; if there is only one a node, one a GPU.
+# The tasks of the job are the workers; with one task per node, one task is started for each GPU.
 train_by_srun() {
     local options=(--ntasks="$tasks") threads=${SLURM_CPUS_PER_TASK:-1}
     if ((tasks == nodes && gpus > 1)); then

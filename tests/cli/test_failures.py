@@ -110,7 +110,7 @@ def test_control_c_ends_a_run_that_goes_on_later(shell: Shell) -> None:
     started.press_control_c()
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 75
-    told = "SIGINT: the workers save and leave; once more ends them at once"
+    told = "SIGINT: the workers save and stop; a second signal ends them at once"
     assert ended.err.splitlines() == [told, "preempted; go on with run_dir=stopped"]
     assert state_of(shell.folder / "stopped")["status"] == "preempted"
     assert any((shell.folder / "stopped/checkpoints").glob("round-*"))

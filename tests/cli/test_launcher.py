@@ -18,7 +18,7 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.train import launcher
 from trainer.config.compose import compose_tree
 from trainer.distributed.launch import processes
-from trainer.distributed.launch.heartbeat import MIN_SECONDS_BETWEEN_SIGNALS, STOP_SIGNALS
+from trainer.distributed.launch.signals import MIN_SECONDS_BETWEEN_SIGNALS, STOP_SIGNALS, SignalHandler
 from trainer.loggers import Metrics, read_jsonl
 
 # What workers of the tests begin with; a line or two follow.
@@ -70,10 +70,11 @@ while Path(f"/proc/{pid}/stat").read_text().split()[2] != "T":
 kill()
 """
 LAUNCH = """
-import sys
+import signal, sys
 from trainer.config.compose import compose_tree
 from trainer.commands.train.launcher import launch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as `python -m trainer` does: a shell may have it ignored
 sys.exit(launch(compose_tree(sys.argv[2:]), [sys.argv[1]]))
 """
 SECONDS_TO_END = 10
@@ -183,7 +184,7 @@ def test_a_worker_that_hangs_is_ended_after_another_has_failed(
 
 def test_a_rank_that_was_killed_is_named_before_one_that_lost_its_peer() -> None:
     """Both ended between two looks."""
-    workers = processes.Workers(processes.SignalHandler())
+    workers = processes.Workers(SignalHandler())
     for end in ("exit(1)", "import os; os.kill(os.getpid(), 9)"):
         workers.start(["-c", end], os.environ)
     for process in workers._processes:
@@ -226,7 +227,7 @@ def test_a_signal_lets_the_workers_save_and_leave(number: signal.Signals, shell:
     started.process.send_signal(number)
     time.sleep(0.2)
     ended = tell(started, number)
-    told = f"{number.name}: the workers save and leave; once more ends them at once"
+    told = f"{number.name}: the workers save and stop; a second signal ends them at once"
     assert ended.code == 75
     assert ended.err.splitlines() == [told, f"preempted; go on with run_dir={run_dir}"]
     assert state_of(shell.folder / run_dir) == {"status": "preempted"}

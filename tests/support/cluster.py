@@ -1,7 +1,7 @@
-"""A SLURM cluster on this machine: real daemons, several nodes, and nothing left of it afterwards.
+"""A temporary SLURM cluster on this machine, with real daemons and several nodes.
 
-Each node is a host of its own as far as SLURM can see: a name, an address of the loopback network, an /etc/hosts in
-which it finds the others, and processes that all end with it. Nothing outside the cluster's folder is written.
+For SLURM each node is a separate host: it has a name, an address of the loopback network, an /etc/hosts with the
+others, and processes that end with it. Nothing outside the cluster's folder is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEARCHED = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 NAMESPACES = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child")
-# The shell stays as the first process of the node, and takes leave of the processes that lost their parent.
+# The shell stays as the first process of the node, and reaps orphans.
 NODE = 'hostname "$1" && mount --bind "$2" /etc/hosts && mount -t proc proc /proc && { slurmd -D -N "$1" & wait; }'
 
 CONFIGURATION = """\
@@ -65,13 +65,13 @@ MessageTimeout=20
 PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2
 """
-SECONDS_OF_SILENCE = 5  # after which a node is taken to be dead
+SECONDS_OF_SILENCE = 5  # after which SLURM takes a node to be dead
 
 
 def why_not() -> str:
-    """Why a cluster cannot be made here; empty if it can."""
+    """Return the reason why no cluster can be started; empty if one can."""
     if os.geteuid() != 0:
-        return "a SLURM cluster of one's own takes root"
+        return "starting a SLURM cluster needs root"
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=SEARCHED)]:
         return f"{', '.join(missing)} not found: apt-get install {PACKAGES}"
     tried = subprocess.run([*NAMESPACES, "true"], capture_output=True, text=True)
@@ -79,12 +79,12 @@ def why_not() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens."""
+    """Return free ports."""
     with ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in found:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in found]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for unbound in sockets:
+            unbound.bind(("", 0))
+        return [bound.getsockname()[1] for bound in sockets]
 
 
 @dataclass
@@ -106,17 +106,17 @@ class Node:
         return f"127.0.0.{10 + self.number}"
 
     def configuration(self) -> str:
-        """Its line in slurm.conf. Memory is not managed, and processors are not bound: there may be fewer."""
+        """Return the line in slurm.conf. Memory is not managed, and CPUs are not bound: the machine may have fewer."""
         return f"NodeName={self.name} NodeAddr={self.address} Port={self.port} CPUs={self.cpus} Gres=gpu:{self.gpus}"
 
     def start(self, folder: Path, environment: dict[str, str]) -> None:
-        """Switches it on."""
+        """Switch the node on."""
         (folder / self.name).mkdir(exist_ok=True)
         command = [*NAMESPACES, "sh", "-c", NODE, "sh", self.name, str(folder / "hosts")]
         self.process = _daemon(command, folder / f"{self.name}.out", environment)
 
     def stop(self) -> None:
-        """Switches it off: all that runs on it is gone at once, without a word to anybody."""
+        """Switch the node off: all its processes are killed at once."""
         if self.process:
             self.process.kill()
             self.process.wait()
@@ -125,7 +125,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Job:
-    """What SLURM says of a job in `scontrol show job`."""
+    """A job, as shown by `scontrol show job`."""
 
     facts: dict[str, str]
 
@@ -135,7 +135,7 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """For good: it is neither running nor to run again."""
+        """Whether the job has ended, and will not be requeued."""
         return self.state in ENDED
 
     @property
@@ -149,57 +149,55 @@ class Job:
 
 
 class Cluster:
-    """A controller and nodes that are up; commands are given to it as by a user who stands in some folder."""
+    """A running controller and nodes, with the commands of a user."""
 
     def __init__(self, folder: Path, nodes: Sequence[Node], environment: dict[str, str]):
         self.folder, self.nodes, self.environment = folder, nodes, environment
 
     def ask(self, *command: str, folder: Path | None = None) -> str:
-        """What a command of SLURM's prints; AssertionError with its complaint if it fails."""
+        """Return the output of a SLURM command, which must succeed."""
         ended = self.run(*command, folder=folder)
         assert ended.returncode == 0, f"{command}: {ended.stderr}\n{self.log()}"
         return ended.stdout.strip()
 
     def run(self, *command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """A command that knows this cluster, run to its end."""
+        """Run a command in the environment of this cluster."""
         return subprocess.run(command, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=120)
 
     def submit(self, *arguments: str, folder: Path) -> str:
-        """The id of the job that sbatch makes of these arguments."""
+        """Submit a job with these arguments of sbatch, and return its id."""
         return self.ask("sbatch", "--parsable", *arguments, folder=folder)
 
     def job(self, id: str) -> Job:
-        """How a job stands; `20_3` is one of an array."""
-        told = self.ask("scontrol", "--oneliner", "show", "job", id)
-        return Job(dict(word.split("=", 1) for word in told.split() if "=" in word))
+        """Return a job; `20_3` is a task of an array."""
+        shown = self.ask("scontrol", "--oneliner", "show", "job", id)
+        return Job(dict(word.split("=", 1) for word in shown.split() if "=" in word))
 
-    def wait_for(self, id: str, what: Callable[[Job], bool], within_seconds: float = 60) -> Job:
-        """The job as soon as it is so."""
+    def wait_for(self, id: str, condition: Callable[[Job], bool], within_seconds: float = 60) -> Job:
+        """Wait until a job meets the condition, and return it."""
         deadline = time.monotonic() + within_seconds
-        while not what(job := self.job(id)):
+        while not condition(job := self.job(id)):
             assert time.monotonic() < deadline, f"job {id} is {job.facts}\n{self.log()}"
             time.sleep(POLL_INTERVAL_SECONDS)
         return job
 
     def start_again(self, id: str, within_seconds: float = 60) -> Job:
-        """The job, which is being requeued, when it runs again: soon, where SLURM would wait for two minutes.
-
-        Not at once: a node refuses a start in the second in which it was told to end the one before.
-        """
+        """Wait until a job that is being requeued runs again, after three seconds instead of SLURM's two minutes."""
+        # Not at once: a node refuses a start in the second in which it ends the one before.
         self.wait_for(id, lambda job: job.state == "PENDING" and job.restarts > 0, within_seconds)
         self.ask("scontrol", "update", f"jobid={id}", "starttime=now+3")
         return self.wait_for(id, lambda job: job.state != "PENDING", within_seconds)
 
     def log(self) -> str:
-        """The last words of the controller."""
+        """Return the last lines of the controller's log."""
         return "\n".join((self.folder / "slurmctld.log").read_text().splitlines()[-20:])
 
     def kill(self, name: str) -> None:
-        """The node of this name loses its power."""
+        """Switch off the node of this name."""
         next(node for node in self.nodes if node.name == name).stop()
 
     def repair(self) -> None:
-        """Switches on what is off, and returns when all nodes are free."""
+        """Switch on all nodes, and wait until they are idle."""
         for node in self.nodes:
             if node.process is None:
                 node.start(self.folder, self.environment)
@@ -211,10 +209,10 @@ class Cluster:
 
 @contextmanager
 def new_cluster(gpus: Sequence[int], cpus: int = 8) -> Iterator[Cluster]:
-    """A cluster with one node for each number of (pretended) GPUs, until the block is left."""
+    """Start a cluster with a node for each number of (pretended) GPUs, and end it with the block."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as name, ExitStack() as stack:
         folder = Path(name)
-        folder.chmod(0o755)  # munge wants its socket to be within everybody's reach
+        folder.chmod(0o755)  # munge requires that all users can reach its socket
         controller, *ports = free_ports(1 + len(gpus))
         nodes = [Node(number, ports[number - 1], cpus, count) for number, count in enumerate(gpus, start=1)]
         environment = {**os.environ, "PATH": SEARCHED, "SLURM_CONF": str(folder / "slurm.conf")}
@@ -231,7 +229,7 @@ def new_cluster(gpus: Sequence[int], cpus: int = 8) -> Iterator[Cluster]:
 
 
 def _write(folder: Path, port: int, nodes: Sequence[Node]) -> None:
-    """The files that the daemons read."""
+    """Write the configuration files of the daemons."""
     (folder / "state").mkdir()
     (folder / "munge.key").touch(0o400)
     (folder / "munge.key").write_bytes(os.urandom(1024))
@@ -252,14 +250,14 @@ def _write(folder: Path, port: int, nodes: Sequence[Node]) -> None:
 
 
 def _daemons(folder: Path) -> list[list[str]]:
-    """The commands that the whole cluster needs, in the foreground."""
+    """Return the commands of the cluster's daemons, in the foreground."""
     files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "seed-file": "munge.seed"}
     options = [f"--{option}={folder / file}" for option, file in files.items()]
     return [["munged", "--foreground", *options], ["slurmctld", "-D", "-i"]]
 
 
 def _daemon(command: Sequence[str], out: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A process that ends with this one, however that ends."""
+    """Start a process that ends with this one, however that ends."""
     bound = ["setpriv", "--pdeathsig", "KILL", *command]
     with out.open("w") as log:
         return subprocess.Popen(
@@ -279,7 +277,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _await(path: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come into being"
+        assert time.monotonic() < deadline, f"{path} was not made"
         time.sleep(POLL_INTERVAL_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""A few examples for each data set of conf/data, as the files that a user would bring."""
+"""Small files of examples for each data set of conf/data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LANGUAGE_MODEL = ["model.width=16", "model.layers=1", "model.heads=2"]
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """The array as an IDX file of bytes."""
+    """Return an array as an IDX file of bytes."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def idx(folder: Path) -> list[str]:
-    """MNIST's four files, with 20 and 10 images."""
+    """Write MNIST's four files, with 20 and 10 images."""
     for part, examples in (("train", 20), ("t10k", 10)):
         images = GENERATOR.integers(0, 256, (examples, 28, 28))
         (folder / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
@@ -32,7 +32,7 @@ def idx(folder: Path) -> list[str]:
 
 
 def cifar10(folder: Path) -> list[str]:
-    """CIFAR-10's six files, with 4 images each."""
+    """Write CIFAR-10's six files, with 4 images each."""
     for name in [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]:
         records = GENERATOR.integers(0, 256, (4, 3073), np.uint8)
         records[:, 0] %= 10
@@ -41,7 +41,7 @@ def cifar10(folder: Path) -> list[str]:
 
 
 def images(folder: Path) -> list[str]:
-    """Grey images of 8 x 8 in two classes, as many as a test set needs."""
+    """Write grey images of 8 x 8 in two classes."""
     for name in ("cat", "dog"):
         (folder / name).mkdir()
         for number in range(8):
@@ -51,7 +51,7 @@ def images(folder: Path) -> list[str]:
 
 
 def parquet(folder: Path) -> list[str]:
-    """Clouds of points, their coordinates in two columns."""
+    """Write points, with their coordinates in two columns."""
     x, y = GENERATOR.normal(size=(2, 40))
     pyarrow.parquet.write_table(pyarrow.table({"x": x, "y": y, "label": np.arange(40) % 3}), folder / "points.parquet")
     return [f"data.path={folder / 'points.parquet'}", "model=mlp", "model.inputs=2", "model.classes=3"]
@@ -72,26 +72,26 @@ def jsonl_points(folder: Path) -> list[str]:
 
 
 def datasets(folder: Path) -> list[str]:
-    """The same as a Dataset saved to disk."""
+    """Write points as a Dataset saved to disk."""
     points = {"point": GENERATOR.normal(size=(40, 2)).tolist(), "label": (np.arange(40) % 3).tolist()}
     Dataset.from_dict(points).save_to_disk(folder / "points")
     return [f"data.path={folder / 'points'}", "model=mlp", "model.inputs=2", "model.classes=3"]
 
 
 def text(folder: Path) -> list[str]:
-    """A text, of which a window is 16 bytes."""
+    """Write a text, for windows of 16 bytes."""
     (folder / "hamlet.txt").write_text("To be, or not to be, that is the question:\n" * 20)
     return [f"data.path={folder / 'hamlet.txt'}", "data.length=16", *LANGUAGE_MODEL]
 
 
 def npz(folder: Path) -> list[str]:
-    """Clouds of points."""
+    """Write points as arrays."""
     np.savez(folder / "points.npz", x=GENERATOR.normal(size=(40, 5)), y=np.arange(40) % 3)
     return [f"data.path={folder / 'points.npz'}", "model=mlp", "model.inputs=5", "model.classes=3"]
 
 
 def tokens(folder: Path) -> list[str]:
-    """Tokens of a vocabulary of 300."""
+    """Write tokens of a vocabulary of 300."""
     GENERATOR.integers(0, 300, 700).astype("<u2").tofile(folder / "tokens.bin")
     return [f"data.path={folder / 'tokens.bin'}", "data.vocabulary=300", "data.length=16", *LANGUAGE_MODEL]
 
@@ -102,7 +102,7 @@ def custom(folder: Path) -> list[str]:
     return ["data._target_=trainer.data.npz", f"+{path}", *model]
 
 
-# By the names of the files in conf/data: what writes the files into a folder, and the overrides with which it is run.
+# By file name in conf/data: a function that writes examples into a folder, and returns the overrides to use them.
 FILES: dict[str, Callable[[Path], list[str]]] = {
     "cifar10": cifar10,
     "csv": csv_points,

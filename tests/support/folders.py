@@ -1,4 +1,4 @@
-"""Run folders written by hand: what a run of this configuration would have left if it had measured these figures."""
+"""Run folders with given metrics, as a run would have written them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SECONDS = 2.0  # of a round and its evaluation, half of them training
 
 @cache
 def composed_tree(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The resolved configuration, to be read only: it is the same at every call."""
+    """Return the resolved configuration, which is cached: do not write to it."""
     return compose_tree(list(overrides))
 
 
-def rounds_of(figures: Mapping[str, Sequence[float]]) -> list[Metrics]:
-    """The metrics of rounds 1, 2, ... in which these figures were measured; examples, seconds and bytes grow."""
-    count = len(next(iter(figures.values())))
+def rounds_of(series: Mapping[str, Sequence[float]]) -> list[Metrics]:
+    """Return rounds 1, 2, ... with the given values of metrics; examples, seconds and bytes grow."""
+    count = len(next(iter(series.values())))
     return [
         {
             "round": index,
@@ -36,7 +36,7 @@ def rounds_of(figures: Mapping[str, Sequence[float]]) -> list[Metrics]:
             "seconds": SECONDS * index,
             "bytes_between_silos": 400 * index,
             "seconds/round": SECONDS / 2,
-            **{name: values[index - 1] for name, values in figures.items()},
+            **{name: values[index - 1] for name, values in series.items()},
         }
         for index in range(1, count + 1)
     ]
@@ -48,10 +48,10 @@ def write_run(
     status: str = "finished",
     seed: int = 0,
     error: str = "",
-    **figures: Sequence[float],
+    **series: Sequence[float],
 ) -> Path:
-    """A run's folder; `test_accuracy=[0.5, 0.6]` are the values of test/accuracy in rounds 1 and 2."""
-    named = {name if name in TOTALS else name.replace("_", "/", 1): values for name, values in figures.items()}
+    """Write a run folder; `test_accuracy=[0.5, 0.6]` are the values of test/accuracy in rounds 1 and 2."""
+    named = {name if name in TOTALS else name.replace("_", "/", 1): values for name, values in series.items()}
     write_rounds(folder, overrides, seed, rounds_of(named) if named else [], status, error)
     return folder
 
@@ -59,7 +59,7 @@ def write_run(
 def write_rounds(
     folder: Path, overrides: tuple[str, ...], seed: int, rounds: Sequence[Metrics], status: str, error: str = ""
 ) -> None:
-    """The same from whole rounds."""
+    """Write a run folder with these rounds."""
     tree = deepcopy(composed_tree(overrides)) | {"seed": seed, "run_dir": str(folder)}
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))

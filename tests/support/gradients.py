@@ -1,4 +1,4 @@
-"""Gradients by decree: a module whose gradients are what it is given, averaged over a silo in some way."""
+"""A module with given gradients, which a reducer averages over a silo."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ Given = Sequence[Sequence[Tensor]]  # by step, by parameter
 
 @dataclass
 class Loss:
-    """What gradients know of loss scaling."""
+    """The part of a LossScaler that reducers use."""
 
     loss_scale: float = 1.0
     may_skip: bool = False
 
 
 class Decreed(nn.Module):
-    """Parameters whose gradients are the tensors that it is given."""
+    """Parameters whose gradients are the input tensors."""
 
     def __init__(self):
         super().__init__()
         self.all = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in SHAPES)
 
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
-        # The last parameter is used first: DDP orders its buckets anew after the first step.
+        # The last parameter is used first, so that DDP rebuilds its buckets after the first step.
         pairs = list(zip(self.all, gradients, strict=True))
         return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
 
 
 class Silo:
-    """A replica's module, whose gradients are averaged in the given way, in several buckets."""
+    """A replica's module in DDP, whose gradients the reducer averages in several buckets."""
 
     def __init__(self, reducer: GradientReducer, topology: Topology, loss: Loss | None = None):
         self.gradients, self.loss = copy.deepcopy(reducer), loss or Loss()
@@ -54,19 +54,19 @@ class Silo:
         self.gradients.attach(self.ddp, topology, self.loss)
 
     def step(self, given: Sequence[Tensor]) -> Tensor:
-        """The mean over the replicas, as one vector."""
+        """Return the mean over the replicas, as one vector."""
         self.ddp(given).backward()
         mean = torch.cat([parameter.grad.flatten() for parameter in self.module.all])
         self.module.zero_grad()
         return mean
 
     def saved(self, path: Path, name: str) -> dict[str, Any]:
-        """The state, after it was on disk."""
+        """Write the state to disk, and return it as read."""
         write_shard(path, Shard(name, (name,), "0"), {"own": self.gradients.state_dict()})
         return read(path, name)
 
-    def owed(self) -> Tensor:
-        """What this replica has not sent, as one vector in the parameters' order; of errors from the third step on."""
+    def residuals(self) -> Tensor:
+        """Return the residuals as one vector in the parameters' order; those of `errors` from the third step on."""
         state, sizes = self.gradients.state_dict(), [parameter.numel() for parameter in self.module.all]
         parts = [torch.zeros(size) for size in sizes]
         for name, residual in state.get("residuals", {}).items():
@@ -78,7 +78,7 @@ class Silo:
         return torch.cat([part.flatten() for part in parts])
 
     def _buckets(self) -> list[list[int]]:
-        """The parameters in each bucket, by number."""
+        """Return the indices of the parameters in each bucket."""
         listed = self.ddp._get_ddp_logging_data()["rebuilt_per_bucket_param_indices"]
         return [list(map(int, bucket.split())) for bucket in str(listed).split(", ")]
 
@@ -90,7 +90,7 @@ def read(path: Path, name: str) -> dict[str, Any]:
 
 
 def decreed(replica: int, steps: int, spread: float = 1.0) -> Given:
-    """Made-up gradients of a replica: some that all have in common, and some of its own, of very unequal sizes."""
+    """Return random gradients of a replica: a common part, and a part of its own, of very different magnitudes."""
     own, common = (torch.Generator().manual_seed(seed) for seed in (100 + replica, 7))
 
     def draw(shape: tuple[int, ...]) -> Tensor:
@@ -105,6 +105,6 @@ def flat(given: Sequence[Tensor]) -> Tensor:
 
 
 def in_silo(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function makes of the topology of one silo of all ranks."""
+    """Call a function with the topology of one silo of all ranks."""
     with distributed(1) as topology:
         return function(topology, *arguments)

@@ -1,4 +1,4 @@
-"""Small made-up data sets, as targets of data=custom."""
+"""Small random data sets, as targets of data=custom."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ EXAMPLES, TEST_EXAMPLES = 60, 12
 
 
 def numbers() -> DataSplits:
-    """Inputs [6], and two numbers that depend on them."""
+    """Return inputs [6], and two numbers that depend on them."""
     inputs = _normal(6)
     return _splits(inputs, inputs[:, :2] - 2 * inputs[:, 4:], None)
 
 
 def tags() -> DataSplits:
-    """Inputs [6], and three labels that are there or not."""
+    """Return inputs [6], and three binary labels."""
     inputs = _normal(6)
     return _splits(inputs, (inputs[:, :3] > 0.5).float(), 3)
 
 
 def images(channels: int, size: int) -> DataSplits:
-    """Images [channels, size, size] of ten classes, each with a brightness of its own."""
+    """Return images [channels, size, size] of ten classes of different brightness."""
     labels = torch.arange(EXAMPLES + TEST_EXAMPLES) % 10
     return _splits(_normal(channels, size, size) + labels[:, None, None, None] / 5, labels, 10)
 

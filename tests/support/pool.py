@@ -1,4 +1,4 @@
-"""Ranks that stay alive for a whole test session: a call costs milliseconds, where a start costs seconds."""
+"""Ranks that stay alive for a whole test session: a call takes milliseconds, and a start takes seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RankPool:
         self.workers: list[tuple[Any, Connection]] = []
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `function(*arguments)` returned on each rank, in rank order. The call itself is made on all of them."""
+        """Call `function(*arguments)` on each rank, and return the results in rank order."""
         if not self.workers:
             self._start()
         for _, connection in self.workers:
@@ -40,7 +40,7 @@ class RankPool:
         return [answers[rank][1] for rank in range(self.size)]
 
     def stop(self) -> None:
-        """Ends the ranks; the next call starts new ones."""
+        """End the ranks; the next call starts new ones."""
         for process, connection in self.workers:
             connection.close()
             process.kill()
@@ -58,7 +58,7 @@ class RankPool:
             self.workers.append((process, ours))
 
     def _collect(self) -> dict[int, tuple[bool, Any]]:
-        """The answers by rank. After the first error the others get a second to report theirs, not the deadline."""
+        """Return the answers by rank. After the first error the others have a second to report theirs."""
         answers: dict[int, tuple[bool, Any]] = {}
         deadline = time.monotonic() + DEADLINE_SECONDS
         while len(answers) < self.size and time.monotonic() < deadline:
@@ -82,7 +82,7 @@ def _serve(connection: Connection, rank: int, size: int, store: str) -> None:
     import torch
     import torch.distributed as dist
 
-    # What the next torch does otherwise is said where it is called; by hand, one may still write it as most people do.
+    # Deprecations of torch fail in the trainer's modules, and not in references written by hand.
     warnings.filterwarnings("error", category=FutureWarning, module=r"trainer\.")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)

@@ -1,4 +1,4 @@
-"""Small runs to test with: real models on small made-up or bundled data."""
+"""Small runs: real models on small random data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ average = partial(torch.optim.SGD, lr=1.0)
 
 
 def fedavg(**slots: Any) -> FedAvg:
-    """FedAvg with a plain mean as its server."""
+    """Return FedAvg whose server applies the mean update."""
     return FedAvg(**{"server": average, **slots})
 
 
 def make_model(name: str) -> nn.Module:
-    """A small model, the same at every call."""
+    """Return a small model, the same in every call."""
     torch.manual_seed(0)
     if name == "mlp":
         return MLP(inputs=784, hidden=32)
@@ -35,7 +35,7 @@ def make_model(name: str) -> nn.Module:
 
 
 def make_data(name: str, examples: int) -> DataSplits:
-    """Made-up examples that fit the model of this name, the same at every call."""
+    """Return random examples for the model of this name, the same in every call."""
     generator = torch.Generator().manual_seed(1)
     if name == "gpt":
         tokens = torch.randint(0, 64, (examples, 17), generator=generator, dtype=torch.uint8)
@@ -46,22 +46,22 @@ def make_data(name: str, examples: int) -> DataSplits:
 
 
 def make_task(name: str) -> Task:
-    """The task of the model of this name."""
+    """Return the task of the model of this name."""
     return LanguageModelling() if name == "gpt" else Classification()
 
 
 def make_clients(sizes: list[int], test: int = 8) -> Clients:
-    """Clients of these numbers of consecutive training examples; the test examples are dealt in turn."""
+    """Return clients with these numbers of consecutive training examples; test examples are assigned in turn."""
     edges = np.cumsum([0, *sizes])
     train = tuple(np.arange(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
-    none = tuple(np.arange(0) for _ in sizes)
-    return Clients(train, none, tuple(np.arange(client, test, len(sizes)) for client in range(len(sizes))))
+    validation = tuple(np.arange(0) for _ in sizes)
+    return Clients(train, validation, tuple(np.arange(client, test, len(sizes)) for client in range(len(sizes))))
 
 
 def make_run(
     topology: Topology, sizes: list[int], model: str = "mlp", algorithm: Algorithm | None = None, **choices: Any
 ) -> Run:
-    """A run over clients of these sizes, in one round of one epoch unless `choices` say otherwise."""
+    """Return a run over clients of these sizes; by default one round of one epoch."""
     defaults: dict[str, Any] = {
         "module": make_model(model),
         "task": make_task(model),
@@ -76,12 +76,12 @@ def make_run(
 
 
 def parameters(module: nn.Module) -> list[Tensor]:
-    """Copies of the parameters, in order."""
+    """Return copies of the parameters, in order."""
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
 def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean loss that one would write by hand for the model of this name."""
+    """Return the mean loss for the model of this name, as written by hand."""
     if name == "gpt":
         return lambda outputs, targets: nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
     return nn.functional.cross_entropy

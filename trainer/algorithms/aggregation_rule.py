@@ -198,7 +198,7 @@ class StackedUpdates:
         self.rows.append(update.clone())
 
     def reduce(self, planned_weight: float, weight: float, factor: float, like: Tensor) -> ReducedChunks:
-        combined = self.transport.reduce_columns(self._stacked(like), self.rule)
+        combined = self.transport.all_reduce_columns(self._stacked(like), self.rule)
         self.clear()
         return ((part, combined[part]) for part in self.transport.chunks(len(combined)))
 

@@ -49,14 +49,14 @@ class GlobalModel:
         norm = self._move(chunks, correct, into_model=True)
         self.transport.all_gather(self.parameters)
         self.in_model = self.moves_all
-        return math.sqrt(self.transport.sum_over_shards(norm))
+        return math.sqrt(self.transport.all_reduce_in_silo(norm))
 
     def move_fragment(self, chunks: ReducedChunks, fragment: slice) -> float:
         """Move a fragment of the global parameters as `move` does, and leave the model as it is. A collective."""
         norm = self._move(chunks, None, into_model=False)
         self.transport.all_gather(self.parameters[fragment])
         self.in_model = False
-        return math.sqrt(self.transport.sum_over_shards(norm))
+        return math.sqrt(self.transport.all_reduce_in_silo(norm))
 
     def _move(self, chunks: ReducedChunks, correct: Correction | None, into_model: bool) -> float:
         squares = 0.0

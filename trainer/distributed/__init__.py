@@ -1,1 +1,1 @@
-"""Processes, devices, silos, and everything that they send to each other."""
+"""Process groups, collectives, gradient and update compression, and the launch of workers."""

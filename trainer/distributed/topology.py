@@ -1,6 +1,7 @@
-"""Where this rank stands: its silo, its replica inside the silo, and the process groups of both levels.
+"""The position of this rank: its silo, its replica inside the silo, and the process groups of both levels.
 
-Made once, in one place, and always torn down: `with distributed(silos=2) as topology: ...`.
+with distributed(silos=2) as topology:
+    ...
 """
 
 from __future__ import annotations
@@ -20,14 +21,27 @@ from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyrig
 from trainer.distributed.device import check_nccl, choose_device, count_ranks_on_device
 from trainer.distributed.environment import ClusterEnvironment, detect_environment, launch_hint
 
-SiloSpec = int | Sequence[int] | str  # how many, their sizes, or "node": one a machine
+SiloSpec = int | Sequence[int] | str  # their number, their sizes, or "node" for one each node
 
 POLL_INTERVAL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Frozen facts about this rank. Ranks of a silo are consecutive; replica 0 of each silo is its leader."""
+    """The position of this rank. Ranks of a silo are consecutive, and replica 0 of each silo is its leader.
+
+    Between the silos a vector travels in shards: one each replica if all silos are of one size, else one, the leader's.
+
+    rank              the global rank
+    world_size        the number of ranks
+    silo              the index of this rank's silo
+    replica           the rank inside the silo
+    silo_sizes        the number of replicas of each silo
+    device            of this rank
+    silo_group        the replicas of this silo
+    inter_silo_group  the ranks with the same shard in all silos; None on a rank without a shard
+    ranks_on_device   the number of ranks on this rank's GPU, itself included
+    """
 
     rank: int
     world_size: int
@@ -36,8 +50,8 @@ class Topology:
     silo_sizes: tuple[int, ...]
     device: torch.device
     silo_group: dist.ProcessGroup | None
-    inter_silo_group: dist.ProcessGroup | None  # who has the same slice in the other silos; None on ranks without one
-    ranks_on_device: int = 1  # ranks that this one's GPU is shared by, itself among them
+    inter_silo_group: dist.ProcessGroup | None
+    ranks_on_device: int = 1
 
     @property
     def num_silos(self) -> int:
@@ -58,11 +72,11 @@ class Topology:
 
     @property
     def num_shards(self) -> int:
-        """In how many slices a vector goes between the silos: one a replica, or one where silos differ in size."""
+        """The number of shards of a vector between the silos."""
         return count_shards(self.silo_sizes)
 
     def shard_of(self, length: int) -> slice:
-        """This replica's slice of a vector whose length the slices divide; empty where the leader has it all."""
+        """Return this replica's shard of a vector whose length is a multiple of their number; empty without a shard."""
         width = length // self.num_shards
         assert width * self.num_shards == length, (length, self.num_shards)
         start = self.replica * width
@@ -70,20 +84,24 @@ class Topology:
 
 
 def silo_sizes(silos: SiloSpec, nodes: Sequence[int], clients: int | None = None) -> tuple[int, ...]:
-    """The number of ranks in each silo, for ranks that run on these nodes (one entry a rank, in rank order).
+    """Return the number of ranks in each silo.
 
-    clients: of a run that goes on: how many it was begun with. On another number of ranks it takes as many silos as it
-    can have, at most so many and at most `silos`.
+    Args:
+        silos: the silos of the configuration
+        nodes: the node of each rank, in rank order
+        clients: of a resumed run, its number of clients. It takes the largest number of silos of equal size, at most
+            this and, if `silos` is a number, at most that.
 
-    Raises ValueError when the silos do not fit the world.
+    Raises:
+        ValueError: the silos do not fit the world
     """
     world_size = len(nodes)
     if isinstance(silos, str):
         assert silos == "node", silos
         if list(nodes) != sorted(nodes):
             raise ValueError(
-                "silos=node: the ranks of a silo follow each other, but the nodes were given theirs in turns.\n"
-                "  set srun --distribution=block, or silos= a number"
+                "silos=node: the ranks of a silo must be consecutive, but they alternate between the nodes.\n"
+                "  set srun --distribution=block, or silos= to a number"
             )
         per_node = [nodes.count(node) for node in sorted(set(nodes))]
         return _merge_sizes(per_node, _largest_divisor(len(per_node), clients or len(per_node)))
@@ -109,17 +127,17 @@ def silo_sizes(silos: SiloSpec, nodes: Sequence[int], clients: int | None = None
 
 
 def count_shards(sizes: Sequence[int]) -> int:
-    """In how many slices a vector goes between silos of these sizes."""
+    """Return the number of shards of a vector between silos of these sizes."""
     return sizes[0] if len(set(sizes)) == 1 else 1
 
 
 def _largest_divisor(parts: int, limit: int) -> int:
-    """The largest number up to the limit that divides so many parts evenly."""
+    """Return the largest divisor of `parts` up to the limit."""
     return max(number for number in range(1, min(parts, limit) + 1) if parts % number == 0)
 
 
 def _merge_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
-    """So many sums over runs of as many sizes each."""
+    """Return `count` sums of equally many consecutive sizes."""
     each = len(sizes) // count
     return tuple(sum(sizes[start : start + each]) for start in range(0, len(sizes), each))
 
@@ -136,12 +154,24 @@ def distributed(
     clients: int | None = None,
     backend: str = "auto",
 ) -> Iterator[Topology]:
-    """This rank's Topology, with its process groups open until the block is left.
+    """Open the process groups of this rank's Topology, and close them with the block. A collective over the world.
 
-    A process group that the caller has opened already is used and left open. Without `environment` and `store` (see `meet`)
-    they are what the environment says, see `discover`; the world may be this process. `clients` is for a run that goes
-    on, see `silo_sizes`. Vectors travel by `backend`, between silos by `inter_silo_backend`: gloo takes them over TCP
-    from GPUs too, and several ranks may then share one.
+    A default process group that the caller has opened is used, and stays open.
+
+    Args:
+        silos: their number, their sizes, or "node" for one each node
+        environment: the position of this process; by default that of the environment variables, or a world of one
+        store: that of `open_store`, which is opened by default
+        device: "auto", "cpu" or "cuda"
+        silo_timeout_seconds: of collectives inside a silo
+        inter_silo_timeout_seconds: of collectives between the silos and over the world
+        inter_silo_backend: of vectors between the silos; "auto" is that of the world
+        clients: the number of clients of a resumed run, see `silo_sizes`
+        backend: of vectors; "auto" is NCCL on GPUs and gloo on the CPU. gloo takes vectors from GPUs over TCP, and
+            several ranks may then share a GPU.
+
+    Raises:
+        ValueError: the silos do not fit the world, or a rank cannot have its device or backend
     """
     environment = environment or detect_environment()
     owned = not dist.is_initialized()
@@ -153,11 +183,9 @@ def distributed(
         target = choose_device(device, environment, backend)
     groups: list[dist.ProcessGroup | None] = []
     try:
-        between = _inter_silo_backend(inter_silo_backend, backend, target)
-        topology = _build_topology(
-            silos, clients, environment, target, timedelta(seconds=silo_timeout_seconds), between, groups
-        )
-        yield topology
+        vector_backend = _inter_silo_backend(inter_silo_backend, backend, target)
+        silo_timeout = timedelta(seconds=silo_timeout_seconds)
+        yield _build_topology(silos, clients, environment, target, silo_timeout, vector_backend, groups)
     finally:
         if owned:
             dist.destroy_process_group()
@@ -167,7 +195,7 @@ def distributed(
 
 
 def open_store(environment: ClusterEnvironment) -> Store:
-    """The store through which the ranks of this world find each other, at the address that the place names."""
+    """Open the store of this start of the world, at the address of the environment."""
     if environment.host:
         host = f"[{environment.host}]" if ":" in environment.host else environment.host
         store = next(rendezvous(f"tcp://{host}:{environment.port}", environment.rank, environment.world_size))[0]
@@ -177,48 +205,49 @@ def open_store(environment: ClusterEnvironment) -> Store:
 
 
 def _start_prefix(store: Store, environment: ClusterEnvironment) -> str:
-    """A name for this start of the world, equal on all ranks: torchrun's store keeps the keys of earlier starts.
+    """Return a prefix of keys for this start of the world, the same on all ranks.
 
-    Rank 0 makes it up. The others take what they read for it when rank 0 has answered under that name.
+    torchrun's store keeps the keys of earlier starts. Rank 0 draws a prefix; the others accept what they read when
+    rank 0 has answered under it, because it may be of an earlier start.
     """
-    own = uuid.uuid4().hex
+    drawn = uuid.uuid4().hex
     if environment.rank == 0:
-        store.set("start", own)
+        store.set("start", drawn)
         for rank in range(1, environment.world_size):
-            store.set(f"{own}/{rank}/{store.get(f'{own}/{rank}').decode()}", "")
-        return own
+            store.set(f"{drawn}/{rank}/{store.get(f'{drawn}/{rank}').decode()}", "")
+        return drawn
     while True:
         start = store.get("start").decode()
-        store.set(f"{start}/{environment.rank}", own)
-        if store.check([f"{start}/{environment.rank}/{own}"]):
+        store.set(f"{start}/{environment.rank}", drawn)
+        if store.check([f"{start}/{environment.rank}/{drawn}"]):
             return start
         time.sleep(POLL_INTERVAL_SECONDS)
 
 
 def restart_count() -> int:
-    """How often the workers of this run were started again by their launcher, ours or torchrun."""
+    """Return how often the launcher, or torchrun, has restarted the workers of this run."""
     return int(os.environ.get("SILOTRAIN_RESTART") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def broadcast_via_store(store: Store, key: str, environment: ClusterEnvironment, make: Callable[[], str]) -> str:
-    """The text that rank 0 makes, on every rank, before there is a process group."""
+    """Return the text of rank 0, which calls `make`, on every rank. No process group is needed."""
     if environment.rank == 0:
         store.set(key, make())
     return store.get(key).decode()
 
 
 def _choose_devices(device: str, environment: ClusterEnvironment, store: Store, backend: str) -> torch.device:
-    """This rank's device; ValueError on every rank if one of them cannot have its own."""
-    chosen, fault = None, ""
+    """Return this rank's device; raise ValueError on every rank if one of them cannot have its own."""
+    chosen, error_text = None, ""
     try:
         chosen = choose_device(device, environment, backend)
         check_nccl("launch.backend", backend, chosen)
     except ValueError as error:
-        fault = str(error)
-    store.set(f"fault/{environment.rank}", fault)
-    told = (store.get(f"fault/{rank}").decode() for rank in range(environment.world_size))
+        error_text = str(error)
+    store.set(f"error/{environment.rank}", error_text)
+    texts = (store.get(f"error/{rank}").decode() for rank in range(environment.world_size))
     if errors := broadcast_via_store(
-        store, "faults", environment, lambda: "\n".join(dict.fromkeys(filter(None, told)))
+        store, "errors", environment, lambda: "\n".join(dict.fromkeys(filter(None, texts)))
     ):
         raise ValueError(errors)
     assert chosen
@@ -228,7 +257,7 @@ def _choose_devices(device: str, environment: ClusterEnvironment, store: Store, 
 def _init_process_group(
     environment: ClusterEnvironment, store: Store, device: torch.device, backend: str, timeout: timedelta
 ) -> None:
-    # Headers are float64 vectors on the CPU, so gloo is there beside NCCL.
+    # Round metrics are reduced as float64 vectors on the CPU, so gloo is needed beside NCCL.
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and backend != "gloo" else "gloo"
     world = PrefixStore("world", store)
     dist.init_process_group(
@@ -251,26 +280,26 @@ def _build_topology(
     dist.all_reduce(nodes)
     sizes = silo_sizes(silos, nodes.tolist(), clients)
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    # Every rank makes every group, in one order: new_group is a collective over the world.
+    # Every rank makes every group, in the same order: new_group is a collective over the world.
     for start, size in zip(starts, sizes, strict=True):
         groups.append(_new_group(range(start, start + size), silo_timeout, None))
     for replica in range(count_shards(sizes)):
         groups.append(_new_group([start + replica for start in starts], None, inter_silo_backend))
-    # Who has nothing to do must not close its connections while others still open theirs.
+    # A rank without work must not close its connections while others still open theirs.
     dist.all_reduce(nodes)
     silo = max(index for index, start in enumerate(starts) if start <= rank)
     replica = rank - starts[silo]
-    between = dict(enumerate(groups[len(sizes) :])).get(replica)
+    inter_silo_group = dict(enumerate(groups[len(sizes) :])).get(replica)
     sharers = count_ranks_on_device(device, environment)
-    return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], between, sharers)
+    return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], inter_silo_group, sharers)
 
 
 def _inter_silo_backend(choice: str, backend: str, device: torch.device) -> str | None:
-    """The backend between silos; None for the world's own, which is nccl for tensors on GPUs."""
+    """Return the backend between silos; None for that of the world, which is NCCL for tensors on GPUs."""
     check_nccl("launch.inter_silo_backend", choice, device)
     if choice == "nccl" and backend == "gloo":
         raise ValueError(
-            "launch.inter_silo_backend=nccl with launch.backend=gloo: NCCL wants a GPU for each rank, and then takes "
+            "launch.inter_silo_backend=nccl with launch.backend=gloo: NCCL needs a GPU for each rank, and then carries "
             "all vectors.\n  set launch.backend=auto, or launch.inter_silo_backend=auto"
         )
     return "gloo" if choice == "gloo" else None

@@ -1,4 +1,4 @@
-"""The collectives, on live ranks."""
+"""The collectives, on real ranks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def texts_of(texts: list[str]) -> tuple[list[str], str]:
     "texts", [["", ""], ["", "one"], ["a much longer text\nof two lines", ""], ["grün, 猫, 🐈", "x" * 70000]]
 )
 def test_texts_arrive_as_they_were(ranks, texts: list[str]):
-    """Of any length and script: all of them in rank order by gathering, rank 0's by broadcasting."""
+    """Texts of any length and script: all of them gathered in rank order, and the broadcast one of rank 0."""
     assert ranks(2).run(texts_of, texts) == [(texts, texts[0])] * 2
 
 
 def header_of(rank: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Two scalars, and tables of which some are empty."""
+    """Two scalars, and tables, some of them empty."""
     generator = torch.Generator().manual_seed(rank)
     shapes = {"table": (3, 2), "empty": (0,), "empty_table": (0, 3), "vector": (4,)}
     tables = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
@@ -36,8 +36,8 @@ def sum_headers() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         return collectives.all_reduce_scalars(*header_of(topology.rank))
 
 
-def test_headers_are_added_entry_by_entry(ranks):
-    """Scalars are exact in float64, tables keep their shapes; numpy adds the same, and all ranks have the same bits."""
+def test_scalars_and_tables_are_summed_by_entry(ranks):
+    """Scalars are exact in float64, tables keep their shapes, sums are those of numpy, the same bits on all ranks."""
     outcomes = ranks(3).run(sum_headers)
     for scalars, tables in outcomes:
         assert scalars == {"weight": 3 * 2.0**40 + 3, "steps": 3}
@@ -54,7 +54,7 @@ def sum_of_nothing() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         return collectives.all_reduce_scalars({}, {"table": torch.ones(2, dtype=torch.float64)})
 
 
-def test_a_header_may_be_tables_alone(ranks):
+def test_tables_are_summed_without_scalars(ranks):
     for scalars, tables in ranks(2).run(sum_of_nothing):
         assert scalars == {} and tables["table"].tolist() == [2.0, 2.0]
 
@@ -62,20 +62,20 @@ def test_a_header_may_be_tables_alone(ranks):
 def rows_and_maxima() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with distributed() as topology:
         row = torch.tensor([topology.rank, -(1 << 62) + topology.rank])
-        spoken = collectives.broadcast(torch.full((2,), float(topology.rank + 5)))
+        broadcast = collectives.broadcast(torch.full((2,), float(topology.rank + 5)))
         return (
             collectives.all_gather_rows(row),
             collectives.all_reduce_max(torch.tensor([topology.rank, -topology.rank])),
-            spoken,
+            broadcast,
         )
 
 
 def test_rows_maxima_and_broadcasts(ranks):
-    """Rows are in rank order, and 64 bits wide; the maximum is elementwise; rank 0 is who is heard."""
-    for rows, maxima, spoken in ranks(3).run(rows_and_maxima):
+    """Rows are in rank order, in 64 bits; the maximum is elementwise; the broadcast is from rank 0."""
+    for rows, maxima, broadcast in ranks(3).run(rows_and_maxima):
         assert rows.tolist() == [[rank, -(1 << 62) + rank] for rank in range(3)]
         assert maxima.tolist() == [2, 0]
-        assert spoken.tolist() == [5.0, 5.0]
+        assert broadcast.tolist() == [5.0, 5.0]
 
 
 def vector_of(silo: int) -> torch.Tensor:
@@ -96,14 +96,14 @@ def test_silos_count_once_whatever_their_ranks(ranks, silos: list[int]):
     assert all(torch.equal(outcomes[0], other) for other in outcomes)
 
 
-def test_a_timeout_of_somebody_else_is_not_a_lost_peer():
-    """A data loader's, say: it keeps its traceback."""
+def test_other_timeouts_are_not_those_of_collectives():
+    """Such as that of a data loader, whose traceback is shown."""
     assert not collectives.has_timed_out(RuntimeError("DataLoader timed out after 5 seconds"))
     assert collectives.has_timed_out(RuntimeError("[gloo/transport/tcp] Timed out waiting 5000ms for recv operation"))
 
 
-def test_a_lost_peer_is_told_from_our_own_failure():
-    """gloo's words on a connection that broke, and others."""
+def test_a_lost_peer_is_distinguished_from_other_failures():
+    """By the message of gloo for a broken connection."""
     assert collectives.has_lost_peers(
         RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]")
     )

@@ -1,4 +1,4 @@
-"""What the environment variables of torchrun, srun and a batch script say of a process's place in the world."""
+"""The environment variables of torchrun, srun and a batch script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.distributed.environment import (
 )
 from trainer.distributed.topology import silo_sizes
 
-# As SLURM 22.05 sets them: in a batch script, and there with `srun --ntasks=1`; in the task 3 of `srun --ntasks=4`.
+# As set by SLURM 22.05 in a batch script, in a step of `srun --ntasks=1`, and in task 3 of `srun --ntasks=4`.
 BATCH = {
     "SLURM_JOB_ID": "7",
     "SLURM_JOB_NUM_NODES": "2",
@@ -58,15 +58,15 @@ TORCHRUN = {
 }
 
 
-@pytest.mark.parametrize("told", [{}, BATCH, ONE_TASK, TASK | {"SLURM_STEP_ID": str(0xFFFFFFFB)}])
-def test_a_shell_a_batch_script_and_a_single_task_make_no_world(told: dict[str, str]) -> None:
-    assert detect_environment(told) == ClusterEnvironment()
-    assert not is_worker([], told)
+@pytest.mark.parametrize("env", [{}, BATCH, ONE_TASK, TASK | {"SLURM_STEP_ID": str(0xFFFFFFFB)}])
+def test_a_shell_a_batch_script_and_a_single_task_make_no_world(env: dict[str, str]) -> None:
+    assert detect_environment(env) == ClusterEnvironment()
+    assert not is_worker([], env)
 
 
-def test_torchrun_says_it_wherever_it_runs() -> None:
-    theirs = ClusterEnvironment(3, 4, 1, 2, 1, "host", 5, "torchrun")
-    assert detect_environment(TORCHRUN) == detect_environment(TASK | TORCHRUN) == theirs
+def test_torchrun_has_precedence_over_srun() -> None:
+    expected = ClusterEnvironment(3, 4, 1, 2, 1, "host", 5, "torchrun")
+    assert detect_environment(TORCHRUN) == detect_environment(TASK | TORCHRUN) == expected
     assert detect_environment(TORCHRUN | {"SILOTRAIN_RESTART": "0"}).launched_by == "launcher"
 
 
@@ -74,7 +74,7 @@ def test_the_tasks_of_srun_are_ranks() -> None:
     found = detect_environment(TASK)
     assert found == ClusterEnvironment(3, 4, 1, 2, 1, "node1", found.port, "srun", gpus=2)
     others = [TASK | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, TASK | {"SLURM_GTIDS": "2,3"}]
-    assert {detect_environment(told).port for told in others} == {found.port}, "all ranks derive the same"
+    assert {detect_environment(env).port for env in others} == {found.port}, "all ranks derive the same"
     assert (
         detect_environment(TASK | {"SLURM_STEP_ID": "2"}).port
         != found.port
@@ -83,7 +83,7 @@ def test_the_tasks_of_srun_are_ranks() -> None:
     assert found.port in environment.PORTS
 
 
-def test_where_rank_0_is_met_can_be_said() -> None:
+def test_the_address_of_rank_0_can_be_set() -> None:
     found = detect_environment(TASK | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     assert (found.host, found.port) == ("10.0.0.1", 29500)
 
@@ -91,11 +91,11 @@ def test_where_rank_0_is_met_can_be_said() -> None:
 def test_with_launch_nodes_the_tasks_are_launchers() -> None:
     assert is_worker(["rounds=3"], A_NODE)
     assert not is_worker(["rounds=3", "launch.nodes=2"], A_NODE)
-    assert is_worker(["launch.nodes=2"], A_NODE | TORCHRUN), "what a launcher has started is a worker"
+    assert is_worker(["launch.nodes=2"], A_NODE | TORCHRUN), "a process of a launcher is a worker"
 
 
 def compressed(counts: list[int]) -> str:
-    """Numbers as SLURM writes them: 2(x3),1."""
+    """The numbers in SLURM's notation: 2(x3),1."""
     groups: list[list[int]] = []
     for count in counts:
         if groups and groups[-1][0] == count:
@@ -129,43 +129,43 @@ def test_the_first_host_of_a_list(hosts: str, first: str) -> None:
     assert detect_environment(TASK | {"SLURM_STEP_NODELIST": hosts}).host == first
 
 
-# What cannot be meant
+# Refused environments
 
 
-def refusal(check: object, *arguments: object) -> str:
+def error_of(check: object, *arguments: object) -> str:
     assert callable(check)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError) as error:
         check(*arguments)
-    return str(refused.value)
+    return str(error.value)
 
 
 def test_several_torchruns_on_a_node_are_refused() -> None:
-    said = refusal(check_world, TASK | TORCHRUN)
-    assert "2 tasks a node" in said and "srun --ntasks-per-node=1 torchrun" in said
+    text = error_of(check_world, TASK | TORCHRUN)
+    assert "2 tasks a node" in text and "srun --ntasks-per-node=1 torchrun" in text
 
 
 def test_torchruns_that_do_not_know_of_each_other_are_refused() -> None:
-    said = refusal(check_world, A_NODE | TORCHRUN | {"GROUP_WORLD_SIZE": "1"})
-    assert "knows of 1 node" in said and "on 2" in said and "--nnodes=2" in said and "launch.nodes=2" in said
+    text = error_of(check_world, A_NODE | TORCHRUN | {"GROUP_WORLD_SIZE": "1"})
+    assert "knows of 1 node" in text and "on 2" in text and "--nnodes=2" in text and "launch.nodes=2" in text
 
 
-def test_one_torchrun_a_node_is_as_it_should_be() -> None:
-    for told in ({}, BATCH | TORCHRUN, ONE_TASK | TORCHRUN, A_NODE | TORCHRUN, TASK):
-        check_world(told)
+def test_one_torchrun_per_node_is_accepted() -> None:
+    for env in ({}, BATCH | TORCHRUN, ONE_TASK | TORCHRUN, A_NODE | TORCHRUN, TASK):
+        check_world(env)
     check_world(TASK | TORCHRUN | {"SILOTRAIN_RESTART": "0", "GROUP_WORLD_SIZE": "1"})
 
 
-def test_launchers_that_are_not_one_a_node_are_refused() -> None:
-    assert "2 tasks a node" in refusal(check_launcher, 2, TASK)
-    assert "launch.nodes=3, and srun has started this on 2" in refusal(check_launcher, 3, A_NODE)
-    assert "launch.nodes=[3,4], and" in refusal(check_launcher, [3, 4], A_NODE)
-    for nodes, told in ((1, {}), (3, BATCH), (1, ONE_TASK), (2, A_NODE), ([1, 4], A_NODE)):
-        check_launcher(nodes, told)
+def test_several_launchers_on_a_node_are_refused() -> None:
+    assert "2 tasks a node" in error_of(check_launcher, 2, TASK)
+    assert "launch.nodes=3, but srun has started 2 nodes" in error_of(check_launcher, 3, A_NODE)
+    assert "launch.nodes=[3,4], but" in error_of(check_launcher, [3, 4], A_NODE)
+    for nodes, env in ((1, {}), (3, BATCH), (1, ONE_TASK), (2, A_NODE), ([1, 4], A_NODE)):
+        check_launcher(nodes, env)
 
 
 def test_another_number_of_ranks_than_srun_has_started_is_refused() -> None:
-    said = refusal(check_ranks, detect_environment(TASK), 3)
-    assert "launch.nproc_per_node=3" in said and "2 ranks on this node" in said and "--ntasks-per-node=3" in said
+    text = error_of(check_ranks, detect_environment(TASK), 3)
+    assert "launch.nproc_per_node=3" in text and "2 ranks on this node" in text and "--ntasks-per-node=3" in text
     for found, nproc in (
         (detect_environment(TASK), 2),
         (detect_environment(TASK), "auto"),
@@ -175,14 +175,14 @@ def test_another_number_of_ranks_than_srun_has_started_is_refused() -> None:
         check_ranks(found, nproc)
 
 
-def test_ranks_that_go_from_node_to_node_make_no_silo_of_a_node() -> None:
+def test_ranks_that_alternate_between_nodes_are_no_silos_of_nodes() -> None:
     """srun --distribution=cyclic."""
     assert silo_sizes("node", [0, 0, 1]) == (2, 1)
-    assert "srun --distribution=block" in refusal(silo_sizes, "node", [0, 1, 0])
+    assert "srun --distribution=block" in error_of(silo_sizes, "node", [0, 1, 0])
 
 
-def test_one_process_of_all_speaks() -> None:
-    """Whichever world it is in: those of torchruns that do not know of each other all have a rank 0."""
+def test_one_process_of_all_reports_errors() -> None:
+    """Not rank 0, because torchruns that do not know of each other all have one."""
     assert is_main_process({}) and is_main_process(BATCH) and is_main_process(A_NODE | {"SLURM_PROCID": "0"})
     assert not is_main_process(TASK) and not is_main_process(A_NODE | TORCHRUN)
     assert not is_main_process(A_NODE | TORCHRUN | {"SLURM_PROCID": "0"}), "its local rank 0 does"

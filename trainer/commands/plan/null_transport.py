@@ -57,15 +57,15 @@ class NullTransport:
         self.bytes_all_gathered += vector.nbytes
         return vector
 
-    def sum_over_shards(self, value: float) -> float:
+    def all_reduce_in_silo(self, value: float) -> float:
         return value
 
-    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
-        return self.transport.reduce_columns_bytes(rows, count)
+    def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
+        return self.transport.all_reduce_columns_bytes(rows, count)
 
-    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+    def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
         """Of this silo's rows over and over, in the place of those of all silos."""
-        self.bytes_sent += self.reduce_columns_bytes(rows, self.rows)
+        self.bytes_sent += self.all_reduce_columns_bytes(rows, self.rows)
         received = rows[torch.arange(self.rows) % len(rows), : columns_per_silo(rows.shape[1], self.num_silos)]
         self.bytes_held = received.nbytes
         return rule(received, lambda tensor: tensor).repeat(self.num_silos)[: rows.shape[1]]

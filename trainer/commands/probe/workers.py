@@ -20,10 +20,10 @@ from trainer.distributed.launch.processes import (
     WorkerFailure,
     choose_nproc,
     choose_threads,
-    record_stop_signals,
     start_workers,
 )
 from trainer.distributed.launch.rendezvous import open_rendezvous
+from trainer.distributed.launch.signals import handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError
 from trainer.distributed.topology import broadcast_via_store, open_store
 
@@ -44,7 +44,7 @@ def launch_workers(tree: Tree, launch: LaunchConfig, arguments: Sequence[str]) -
         return FAILED
     nproc = choose_nproc(launch.nproc_per_node, launch.device)
     own = {RESTART: "0", USER_OMP_VARIABLE: os.environ.get("OMP_NUM_THREADS", "")}
-    with record_stop_signals() as stop:
+    with handle_stop_signals() as stop:
         try:
             with open_rendezvous(launch.nodes, launch.rdzv_endpoint, lambda: stop.signal) as nodes:
                 world = nodes.next_world(nproc, 0, lambda: stop.signal)

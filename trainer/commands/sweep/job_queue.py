@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from trainer.commands.sweep import messages
 from trainer.commands.sweep.job import Job, Outcome
 from trainer.commands.train.launcher import PREEMPTED
-from trainer.distributed.launch.processes import SignalHandler, record_stop_signals
-from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot, reraise_signal
+from trainer.distributed.launch.signals import SignalHandler, handle_stop_signals, reraise_signal
+from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot
 from trainer.loggers import make_terminal
 
 POLL_INTERVAL_SECONDS = 0.05
@@ -52,7 +52,7 @@ class JobQueue:
 
     def run(self) -> dict[Job, Outcome]:
         """What became of each job. Told to leave, it has them save and leave, and then does so itself."""
-        with record_stop_signals() as stop:
+        with handle_stop_signals() as stop:
             told = 0
             while self._running or (self._waiting and not stop.signal):
                 while self._waiting and self._free and not stop.signal:

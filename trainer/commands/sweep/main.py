@@ -15,7 +15,7 @@ from trainer.commands.sweep.job import assign, find_jobs
 from trainer.commands.sweep.sweep_plan import SweepPlan, make_plan
 from trainer.commands.train.launcher import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.distributed.environment import is_worker
-from trainer.distributed.launch.subprocesses import Terminated, raise_on_stop_signal
+from trainer.distributed.launch.signals import Terminated, raise_on_stop_signal
 from trainer.loggers import make_terminal
 
 INTERRUPTED = 130

@@ -15,18 +15,16 @@ from typing import Any
 
 from trainer.checkpoint.run_dir import RunDir
 from trainer.config.schema import read_config
-from trainer.distributed.launch.heartbeat import STOP_SIGNALS
 from trainer.distributed.launch.processes import (
     TRAINER,
     MembershipChanged,
-    SignalHandler,
     WorkerFailure,
     choose_nproc,
     choose_threads,
-    record_stop_signals,
     start_workers,
 )
 from trainer.distributed.launch.rendezvous import open_rendezvous
+from trainer.distributed.launch.signals import STOP_SIGNALS, SignalHandler, handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
 from trainer.distributed.topology import silo_sizes
 
@@ -47,7 +45,7 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
     Raises ValueError, before there are any, if the run does not fit its folder or this machine.
     """
     settings = read_config(tree).launch
-    with record_stop_signals() as stop:
+    with handle_stop_signals() as stop:
         try:
             with open_rendezvous(settings.nodes, settings.rdzv_endpoint, lambda: stop.signal) as nodes:
                 return _Launcher(tree, nodes, stop, arguments).run()

@@ -29,7 +29,8 @@ from trainer.config.schema import Config, read_config
 from trainer.data import describe
 from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment
-from trainer.distributed.launch.heartbeat import Heartbeat, handle_stop_signals, hard_exit
+from trainer.distributed.launch.heartbeat import Heartbeat
+from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
 from trainer.distributed.topology import Topology, broadcast_via_store, distributed, open_store, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
 from trainer.loop.checkpointing import validate_resume

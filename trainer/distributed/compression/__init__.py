@@ -1,4 +1,4 @@
-"""Codecs: how numbers become fewer bytes, and come back. One file each."""
+"""Codecs, which compress updates between the silos. One file each."""
 
 from trainer.distributed.compression.base import Codec, PowerSGD, Uncompressed, UpdateCompression
 from trainer.distributed.compression.cast import Cast

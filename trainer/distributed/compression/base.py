@@ -1,4 +1,4 @@
-"""What a codec is, and the pieces in which it works."""
+"""The interface of codecs, the choices without one, and the chunks in which codecs work."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-CPU_CHUNK_LENGTH = 1 << 17  # values that several operations go over while they lie in a processor's cache of 2 MB
+CPU_CHUNK_LENGTH = 1 << 17  # values: several operations go over them while they are in a cache of 2 MB
 
 
 class Codec(Protocol):
-    """Abstract: packs a vector of numbers into bytes, whose number is known before, and unpacks them.
+    """Abstract: encodes a vector as bytes, whose number depends on its length alone, and decodes them.
 
-    Values are finite, float32 or float64, one-dimensional. What is unpacked are float32 numbers, the same bits on every
-    rank, and rounded once more where the memory for them has less; what is lost is left to error feedback. Packed
-    vectors are uint8, contiguous, and begin at a multiple of 4 bytes.
+    Values are finite, one-dimensional, float32 or float64. Decoded values are float32 numbers with the same bits on
+    every rank, rounded again if their tensor has fewer bits. Error feedback makes up for the loss. Encoded vectors
+    are uint8, contiguous, and start at a multiple of 4 bytes.
 
     name  the choice of `update_compression=`
     """
@@ -22,26 +22,39 @@ class Codec(Protocol):
     name: str
 
     def encoded_size(self, count: int) -> int:
-        """The bytes of so many values, a multiple of 4."""
+        """Return the bytes of `count` values, a multiple of 4."""
         ...
 
     def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
-        """Writes the values [count] as bytes [size(count)]. What is random in them is a pure function of the seed."""
+        """Encode a vector. Random numbers, if any, are a pure function of the seed.
+
+        Args:
+            values: the vector [count]
+            packed: the output [encoded_size(count)], uint8
+            seed: of this vector
+        """
         ...
 
     def decode(self, packed: Tensor, values: Tensor) -> None:
-        """Writes what the bytes [size(count)] stand for into the values [count], in their dtype."""
+        """Decode bytes [encoded_size(count)] into the values [count], in their dtype."""
         ...
 
 
 class Uncompressed:
-    """No codec: numbers travel as they are, in float32, or in float64 of a float64 model."""
+    """No codec: numbers travel in float32, or in float64 if the model is float64."""
 
     name = "fp32"
 
 
 class PowerSGD:
-    """No codec: matrices travel as products of two thin ones of this rank, what is no matrix as it is."""
+    """No codec: matrices travel as products of two thin ones, and other parameters as they are.
+
+    Args:
+        rank: the columns of the thin matrices
+
+    Raises:
+        ValueError: the rank is below 1
+    """
 
     name = "powersgd"
 
@@ -55,10 +68,10 @@ UpdateCompression = Codec | Uncompressed | PowerSGD
 
 
 def multiple_of_4(size: int) -> int:
-    """The smallest multiple of 4 that is not smaller."""
+    """Round up to a multiple of 4."""
     return -(-size // 4) * 4
 
 
 def chunk_length(values: Tensor) -> int:
-    """How many values to work on at a time: on a GPU all, where a kernel costs more than memory."""
+    """Return the number of values to work on at a time; all on a GPU, where a kernel costs more than memory."""
     return CPU_CHUNK_LENGTH if values.device.type == "cpu" else max(values.numel(), 1)

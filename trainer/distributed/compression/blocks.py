@@ -1,4 +1,4 @@
-"""Values in blocks, each divided by a scale of its own, so that small integers can stand for them."""
+"""Quantization by blocks: small integers, and a scale for each block."""
 
 from __future__ import annotations
 
@@ -9,28 +9,41 @@ from torch import Tensor
 
 from trainer.distributed.compression.base import chunk_length
 
-LARGEST = 2.0**127  # of which the multiples that occur are still float32
-SMALLEST = torch.finfo(torch.float32).tiny
+LARGEST = 2.0**127  # magnitude: its multiples that occur are still finite in float32
+SMALLEST = torch.finfo(torch.float32).tiny  # scale: the reciprocal of a smaller one may be infinite
 
 
 def validate_block_size(key: str, block: int) -> None:
-    """Raises ValueError for a size of blocks that bytes and scales do not fill; `key` is where it was said."""
+    """Check the size of blocks.
+
+    Args:
+        key: the configuration group, for the error
+        block: the values of a block
+
+    Raises:
+        ValueError: it is not a positive multiple of 8
+    """
     if block < 8 or block % 8:
         raise ValueError(f"{key}.block={block}\n  valid: a multiple of 8, from 8")
 
 
 def count_blocks(count: int, block: int) -> int:
-    """The blocks of so many values; the last one may be filled up with zeros."""
+    """Return the number of blocks of `count` values, of which the last may be padded with zeros."""
     return -(-count // block)
 
 
 def quantize_blocks(
     values: Tensor, scales: Tensor, numbers: Tensor, block: int, levels: int, round: Callable[[Tensor], Tensor]
 ) -> None:
-    """Writes a scale for each block, its largest magnitude / `levels`, and what `round` makes of the blocks over them.
+    """Quantize a vector. Magnitudes above 2^127 count as 2^127, and blocks below 1e-38 levels as zeros.
 
-    values [count], scales [B] float32, numbers [B, ...]; `round` takes [b, block] float32 within +-levels, which it may
-    write over. Magnitudes above 2^127 count as that, blocks below 1e-38 levels as zeros.
+    Args:
+        values: the vector [count]
+        scales: output [B], float32: each block's largest magnitude / levels
+        numbers: output [B, ...], integers
+        block: the values of a block
+        levels: the largest integer
+        round: from scaled values [b, block], float32 within +-levels, which it may overwrite, to numbers [b, ...]
     """
     rows = max(chunk_length(values) // block, 1)
     scratch = torch.empty(min(rows, len(scales)), block, dtype=torch.float32, device=values.device)
@@ -48,9 +61,17 @@ def quantize_blocks(
 def dequantize_blocks(
     scales: Tensor, numbers: Tensor, values: Tensor, block: int, integers: Callable[[Tensor], Tensor]
 ) -> None:
-    """Writes integers [b, block] times their scales into the values; `integers` makes them of the numbers [b, ...]."""
+    """Dequantize a vector.
+
+    Args:
+        scales: [B], float32
+        numbers: [B, ...], integers
+        values: output [count]
+        block: the values of a block
+        integers: from numbers [b, ...] to integers [b, block]
+    """
     rows = max(chunk_length(values) // block, 1)
     for part, scale, number in zip(values.split(rows * block), scales.split(rows), numbers.split(rows), strict=True):
-        # Integers times floats, in one operation, take twice as long.
+        # Integers times floats in one operation take twice as long.
         floats = integers(number).to(torch.float32).mul_(scale.unsqueeze(1))
         part.copy_(floats.view(-1)[: len(part)])

@@ -1,4 +1,4 @@
-"""Numbers of 16 bits instead of 32."""
+"""Numbers in 16 bits instead of 32."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ HalfDtype = Literal["bfloat16", "float16"]
 
 
 class Cast:
-    """Each value rounded to the nearest number of 16 bits; one that is too large becomes the largest.
+    """Each value rounded to the nearest number of 16 bits; larger ones become the largest finite number.
 
-    bfloat16  8 bits of exponent, 8 of precision: |error| <= 2^-8 |x|, or 1e-38 if that is more; to 3.3e38
-    float16   5 bits of exponent, 11 of precision: |error| <= 2^-11 |x|, or 3e-8 if that is more; to 65504
+    bfloat16  8 bits of exponent, 8 of precision: |error| <= 2^-8 |x|, or 1e-38 if that is more; up to 3.3e38
+    float16   5 bits of exponent, 11 of precision: |error| <= 2^-11 |x|, or 3e-8 if that is more; up to 65504
+
+    Args:
+        dtype: bfloat16 or float16
+
+    Raises:
+        ValueError: it is another dtype
     """
 
     def __init__(self, dtype: HalfDtype):
@@ -29,10 +35,10 @@ class Cast:
         return multiple_of_4(2 * count)
 
     def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
-        most, piece = torch.finfo(self.dtype).max, chunk_length(values)
-        scratch = values.new_empty(min(piece, len(values)), dtype=torch.float32)
-        for part, numbers in zip(values.split(piece), self._numbers(packed, values).split(piece), strict=True):
-            numbers.copy_(scratch[: len(part)].copy_(part).clamp_(-most, most))
+        largest, length = torch.finfo(self.dtype).max, chunk_length(values)
+        scratch = values.new_empty(min(length, len(values)), dtype=torch.float32)
+        for part, numbers in zip(values.split(length), self._numbers(packed, values).split(length), strict=True):
+            numbers.copy_(scratch[: len(part)].copy_(part).clamp_(-largest, largest))
         packed[2 * len(values) :].zero_()
 
     def decode(self, packed: Tensor, values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Numbers of 4 bits, rounded at random so that they are right on average, and a scale a block."""
+"""Numbers in 4 bits with stochastic rounding, and a scale for each block."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from trainer.distributed.compression.blocks import count_blocks, dequantize_bloc
 from trainer.utils.seeding import generator
 
 LEVELS = 7
-DRAWS = 1 << 16  # different random numbers
+DRAWS = 1 << 16  # different random numbers that are drawn
 
 
 class Int4:
-    """Each value as one of the two multiples of its block's scale around it; the scale is the largest magnitude / 7.
+    """Each value rounded at random to one of the two nearest multiples of its block's scale, largest magnitude / 7.
 
-    The nearer one is the more probable: the mean over seeds is the value, to 2^-16 scale. |error| <= scale within a
-    block, for magnitudes from 9e-38 to 2^127. As in QSGD, Alistarh et al. 2017 (arXiv 1610.02132), with the largest
-    magnitude for the norm. Scales are float32: with blocks of 256 they add a 32nd.
+    The rounding is unbiased: the mean over seeds is the value, to 2^-16 scale. |error| <= scale within a block, for
+    magnitudes from 9e-38 to 2^127. As in QSGD, Alistarh et al. 2017 (arXiv 1610.02132), with the largest magnitude in
+    place of the norm. With blocks of 256 the float32 scales add 1/32 to the size.
 
-    In a byte are number i of a block and number i + block / 2, as the first + 16 times the second.
+    A byte holds number i of a block and number i + block / 2, as the first plus 16 times the second.
+
+    Args:
+        block: the values that share a scale, a multiple of 8
+
+    Raises:
+        ValueError: the block is not a multiple of 8
     """
 
     name = "int4"
@@ -49,8 +55,8 @@ class Int4:
 
 
 def _pack_nibbles(draw: torch.Generator, blocks: Tensor) -> Tensor:
-    """The blocks [b, block] rounded up or down at random, and two numbers each put together [b, block / 2]."""
-    # One draw of 64 bits is four numbers r from -2^15 on: floor(x + u) with u = (r + 1/2) / 2^16 + 1/2 inside (0, 1).
+    """Round blocks [b, block] up or down at random, and combine two numbers each: [b, block / 2]."""
+    # Each 64 random bits are four integers r in [-2^15, 2^15): floor(x + u) with u = (r + 1/2) / 2^16 + 1/2 in (0, 1).
     bits = torch.empty(blocks.numel() // 4, dtype=torch.int64, device=blocks.device)
     bits.random_(-(2**63), None, generator=draw)
     blocks.add_(bits.view(torch.int16).view_as(blocks), alpha=1 / DRAWS).add_(0.5 + 0.5 / DRAWS).floor_()
@@ -59,6 +65,6 @@ def _pack_nibbles(draw: torch.Generator, blocks: Tensor) -> Tensor:
 
 
 def _unpack_nibbles(pairs: Tensor) -> Tensor:
-    """The numbers [b, block] within +-7 of pairs [b, block / 2]."""
+    """Return the numbers [b, block], within +-7, of pairs [b, block / 2]."""
     second = pairs.add(8).bitwise_right_shift_(4)
     return torch.cat([pairs.sub(second, alpha=16), second], 1)

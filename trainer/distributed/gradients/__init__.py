@@ -1,6 +1,6 @@
-"""How the replicas of a silo average their gradients: as they are, or compressed. One file each.
+"""Reducers, which average the gradients of a silo's replicas, compressed or not. One file each.
 
-All are communication hooks of DistributedDataParallel. What compresses with a loss keeps what it has not sent.
+All are communication hooks of DistributedDataParallel.
 """
 
 from trainer.distributed.gradients.base import FullPrecisionReducer as FullPrecisionReducer

@@ -1,4 +1,4 @@
-"""What a way of averaging gradients is, and the one that leaves them as they are."""
+"""The interface of gradient reducers, and the one that averages gradients as they are."""
 
 from __future__ import annotations
 
@@ -13,54 +13,58 @@ from trainer.optim import LossScaler
 
 
 class GradientReducer(Protocol):
-    """Abstract: averages the gradients of a silo's replicas, once a step, to the same bits on all of them.
+    """Abstract: averages the gradients of a silo's replicas in each step; all replicas get the same bits.
 
-    Its state is this replica's own, and a client's own, as an optimizer's is: what of the client's gradients it has not
-    sent yet. Numbers that are not finite stay so, on all replicas alike.
+    The state is that of a replica and a client, like that of an optimizer: the part of the client's gradients that was
+    not sent yet. Gradients that are not finite stay so, on all replicas.
     """
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
-        """Has the module average its gradients in this way. Forgets all state."""
+        """Register the reducer as the module's communication hook, with an empty state."""
         ...
 
     def encoded_size(self, gradients: Sequence[Tensor]) -> int:
-        """The bytes of a replica's gradients on their way; of R replicas each sends 2 (R - 1) / R times as many."""
+        """Return the bytes n of a replica's gradients, compressed; each of R replicas sends 2 (R - 1) / R n."""
         ...
 
     def rollback(self) -> None:
-        """The last step was left out, because it overflowed: the state is again as it was before."""
+        """Restore the state before the last step, which was skipped because of an overflow."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The live state, as a tree of tensors and numbers."""
+        """Return the live state, as a tree of tensors and numbers."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a `state_dict` back, whose tensors are not written to; an empty one begins anew."""
+        """Load a `state_dict`, whose tensors are not written to; an empty one resets the state."""
         ...
 
     def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What each replica goes on with where there were others: together they owe what those owed."""
+        """Return the state of each replica in a silo of another size, from those of all replicas before."""
         ...
 
 
-class FullPrecisionReducer:
-    """The gradients as they are: DistributedDataParallel's own mean. There is no state."""
+class StatelessReducer:
+    """Base of reducers without a state."""
+
+    def rollback(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {}
+
+
+class FullPrecisionReducer(StatelessReducer):
+    """The all-reduce of DistributedDataParallel itself."""
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         pass
 
     def encoded_size(self, gradients: Sequence[Tensor]) -> int:
         return sum(gradient.nbytes for gradient in gradients)
-
-    def rollback(self) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {}

@@ -1,4 +1,4 @@
-"""The module that averages its gradients over a silo."""
+"""DistributedDataParallel over the replicas of a silo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.distributed.gradients.base import FullPrecisionReducer, GradientRed
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
 
-# What torch 2.13 calls the option that was broadcast_buffers before.
+# torch 2.13 deprecates the older name of the option.
 SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -24,13 +24,21 @@ SYNC_BUFFERS = next(
 def wrap_ddp(
     module: nn.Module, topology: Topology, reducer: GradientReducer, scaler: LossScaler
 ) -> tuple[nn.Module, GradientReducer]:
-    """The module that averages its gradients over the silo, and what they are averaged by.
+    """Wrap a module so that its gradients are averaged over the silo.
 
-    A silo of one stays bare, and sends nothing: DDP costs half of a small step.
+    Args:
+        module: on the device of the topology
+        topology: of this rank
+        reducer: averages the gradients
+        scaler: of the loss
+
+    Returns:
+        the module to train with, and the reducer that it uses
     """
+    # DDP costs half of a small step, so a silo of one replica does without.
     if topology.num_replicas == 1:
         return module, FullPrecisionReducer()
-    # Replicas keep their batch statistics apart; they are pooled once a round.
+    # Each replica has its own batch statistics, which are pooled once a round.
     options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
     if topology.device.type == "cuda":
         options["device_ids"] = [topology.device]
@@ -40,5 +48,5 @@ def wrap_ddp(
 
 
 def no_sync(wrapped: nn.Module) -> AbstractContextManager[None]:
-    """Keep the gradients of a backward pass local: an earlier micro-batch of a step, whose last one is all-reduced."""
+    """Return a context in which a backward pass does not all-reduce: for all micro-batches of a step but the last."""
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()

@@ -1,4 +1,4 @@
-"""Error feedback: what was not sent in a step is added to what is given in the next."""
+"""Error feedback: the part of the gradients that was not sent is added to those of the next step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from trainer.optim import LossScaler
 
 
 class ErrorFeedback:
-    """What this replica was given and has not sent; Seide et al. 2014, Karimireddy et al. 2019 (arXiv 1901.09847).
+    """The residuals of a replica; Seide et al. 2014, Karimireddy et al. 2019 (arXiv 1901.09847).
 
-    One vector for each of DDP's buckets, filled up with zeros to a `multiple`. DDP orders its buckets anew after the
-    first step, and a run that was loaded begins with the old order: so residuals belong to parameters, by name.
+    There is one vector for each of DDP's buckets, padded with zeros to a multiple of `multiple`. DDP rebuilds its
+    buckets after the first step, and a resumed run starts with the first buckets again. The state therefore has the
+    residuals by parameter name.
 
-    They are of gradients under loss scaling, so they follow the scale; where steps may be left out, those before the
-    step are kept beside them.
+    Residuals are of scaled gradients, so they are rescaled with the loss. If the scaler may skip steps, the residuals
+    before the step are kept for `rollback`.
+
+    Args:
+        module: the parameters
+        scaler: of the loss
+        multiple: of the length of the vectors
     """
 
     def __init__(self, module: nn.Module, scaler: LossScaler, multiple: int):
@@ -29,38 +35,42 @@ class ErrorFeedback:
         self.load_state_dict({})
 
     def compensate(self, bucket: GradBucket) -> Tensor:
-        """The sum of both for a bucket: what is to be sent. It is the new residual when what was sent is taken off."""
+        """Return gradients + residual of a bucket, padded.
+
+        It is the live residual of the bucket as soon as the caller has subtracted from it what is sent.
+        """
         self._rescale()
         index, gradients = bucket.index(), bucket.buffer()
-        before = self._vector(index, [self.names[id(parameter)] for parameter in bucket.parameters()], gradients)
-        total = before
+        residual = self._vector(index, [self.names[id(parameter)] for parameter in bucket.parameters()], gradients)
+        total = residual
         if self.scaler.may_skip:
-            total = self.previous[index] if index in self.previous else torch.empty_like(before)
-            self.previous[index] = before
-        torch.add(before[: len(gradients)], gradients, out=total[: len(gradients)])
+            # The memory of the step before the last is reused.
+            total = self.previous[index] if index in self.previous else torch.empty_like(residual)
+            self.previous[index] = residual
+        torch.add(residual[: len(gradients)], gradients, out=total[: len(gradients)])
         total[len(gradients) :] = 0
         self.vectors[index] = total
         return total
 
     def rollback(self) -> None:
-        """Takes the last step back. Called at most once after it."""
-        for index, before in self.previous.items():
-            self.vectors[index], self.previous[index] = before, self.vectors[index]
+        """Restore the residuals before the last step. Called at most once after each."""
+        for index, residual in self.previous.items():
+            self.vectors[index], self.previous[index] = residual, self.vectors[index]
 
     def state_dict(self) -> dict[str, Any]:
-        """The residuals by parameter, as vectors, and the loss scale that they are under."""
+        """Return the residuals by parameter, as vectors, and their loss scale."""
         return {"residuals": self._by_parameter(), "loss_scale": self.loss_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts a `state_dict` back; an empty one is that of a replica that owes nothing."""
+        """Load a `state_dict`; an empty one resets the residuals to zero."""
         self.vectors: dict[int, Tensor] = {}
         self.previous: dict[int, Tensor] = {}
-        self.layout: dict[int, list[str]] = {}  # the parameters in each bucket
-        self.unassigned: dict[str, Tensor] = dict(state.get("residuals", {}))  # for the bucket of their parameter
+        self.layout: dict[int, list[str]] = {}  # the parameters of each bucket
+        self.unassigned: dict[str, Tensor] = dict(state.get("residuals", {}))  # until their bucket is known
         self.loss_scale: float = state.get("loss_scale", self.scaler.loss_scale)
 
     def _vector(self, index: int, names: list[str], like: Tensor) -> Tensor:
-        """The residuals of these parameters, one after the other."""
+        """Return the residuals of a bucket with these parameters; zeros at first."""
         if self.layout.get(index) == names:
             return self.vectors[index]
         if index in self.layout:
@@ -73,7 +83,7 @@ class ErrorFeedback:
         return vector
 
     def _dissolve_buckets(self, first: int) -> None:
-        """Lets the parameters of this bucket, and of those after it, wait for the buckets that they are in now."""
+        """Unassign the residuals of this bucket and of those after it, because DDP has rebuilt its buckets."""
         self.unassigned = self._by_parameter()
         for index in [index for index in self.layout if index >= first]:
             del self.layout[index], self.vectors[index]
@@ -82,11 +92,11 @@ class ErrorFeedback:
             del self.unassigned[name]
 
     def _by_parameter(self) -> dict[str, Tensor]:
-        found = dict(self.unassigned)
+        residuals = dict(self.unassigned)
         for index, names in self.layout.items():
             sizes = [self.sizes[name] for name in names]
-            found |= zip(names, self.vectors[index][: sum(sizes)].split(sizes), strict=True)
-        return found
+            residuals |= zip(names, self.vectors[index][: sum(sizes)].split(sizes), strict=True)
+        return residuals
 
     def _rescale(self) -> None:
         factor = self.scaler.loss_scale / self.loss_scale
@@ -98,9 +108,10 @@ class ErrorFeedback:
 
 
 def average_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The state of each of other replicas, of any number, that owe of the mean what those of these states owed.
+    """Return the state of each replica in a silo of another size.
 
-    A gradient is a mean over the replicas: what it lacks is the mean of their residuals.
+    The mean over the replicas lacks the mean of their residuals. It lacks as much if each of any number of replicas
+    has that mean as its residual.
     """
     names = states[0]["residuals"]
     scale = states[0]["loss_scale"]

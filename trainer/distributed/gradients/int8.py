@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed import collectives
 from trainer.distributed.compression.blocks import validate_block_size
-from trainer.distributed.gradients.blocks import SCALE_BYTES, dequantize, quantize
+from trainer.distributed.compression.int8 import SCALE_BYTES, dequantize, quantize
 from trainer.distributed.gradients.error_feedback import ErrorFeedback, average_states
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
@@ -23,7 +23,14 @@ from trainer.optim import LossScaler
 
 @dataclass
 class InFlightBucket:
-    """A bucket on its way: what becomes its mean, what is owed of it, the bytes that come in, and what waits for it."""
+    """A bucket under way.
+
+    gradients  DDP's buffer: the gradients as sent, and at last their mean
+    residual   the part of the gradients that was not sent
+    received   the bytes from the other replicas
+    work       of the collective that fills `received`
+    future     for DDP, which waits for the mean
+    """
 
     gradients: Tensor
     residual: Tensor
@@ -33,18 +40,24 @@ class InFlightBucket:
 
 
 class Int8Reducer:
-    """A quarter of the bytes: int8 numbers with a scale for each `block` of them, and error feedback.
+    """A quarter of the bytes: int8 numbers with a scale for each block, and error feedback.
 
-    A sum of int8 wraps around, so packed numbers are exchanged and summed in float32. Two replicas send each other all
-    of theirs: each loses once. More of them send each its part (all-to-all), which it sums, packs again, and sends to
-    all (all-gather): the bytes of a ring all-reduce, and a second loss. All unpack the same bytes to the same bits.
+    A sum of int8 would wrap around, so quantized gradients are exchanged and summed in float32. Two replicas send each
+    other all of theirs, and quantize once. More replicas exchange parts (all-to-all); each sums its part, quantizes it
+    again, and sends it to all (all-gather). The bytes are those of a ring all-reduce. All replicas dequantize the same
+    bytes to the same bits.
 
-    What replica k lost is its residual e_k, which it adds to its next gradients g_k: mean(g_k + e_k) is what was sent
-    plus mean(e_k'), to rounding. What the second packing loses of the mean is R times as much to the replica that does
-    it, whose share in the mean is 1 / R. With m the largest |gradient| of a block, what is missing of the mean stays
-    below m / 250 between two replicas, and below m / 120 between more, however many steps are made.
+    The quantization error of replica k is its residual e_k, which it adds to its next gradients g_k: mean(g_k + e_k) is
+    what was sent plus mean(e_k'), to rounding. The error of the second quantization is one of the mean. The replica
+    that made it adds R times as much to its residual, whose weight in the mean is 1 / R. With m the largest |gradient|
+    of a block, the sum of all means lacks at most m / 250 between two replicas, and m / 120 between more, after any
+    number of steps.
 
-    Raises ValueError when the block is not a multiple of 8.
+    Args:
+        block: the gradients that share a scale, a multiple of 8
+
+    Raises:
+        ValueError: the block is not a multiple of 8
     """
 
     def __init__(self, block: int = 256):
@@ -74,36 +87,37 @@ class Int8Reducer:
         return average_states(states)
 
     def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """Begins to send a bucket, while the backward pass goes on to the next.
-
-        All are ended with the last one, in their order: in callbacks, gloo would call the second collective of one
-        bucket before or after the first of another as chance has it, on each replica in its own way.
-        """
-        owed, gradients = self.error_feedback.compensate(bucket), bucket.buffer()
-        packed = quantize(owed, self.block)
-        owed[: len(gradients)].sub_(dequantize(packed, gradients))
+        """Start to send a bucket, while the backward pass computes the next."""
+        residual, gradients = self.error_feedback.compensate(bucket), bucket.buffer()
+        packed = quantize(residual, self.block)
+        residual[: len(gradients)].sub_(dequantize(packed, gradients))
         received, work = self._all_to_all_async(packed)
         future = torch.futures.Future(devices=[gradients.device] if gradients.is_cuda else [])
-        self.in_flight.append(InFlightBucket(gradients, owed, received, work, future))
+        self.in_flight.append(InFlightBucket(gradients, residual, received, work, future))
         if bucket.is_last():
-            self._finish_bucket()
+            self._finish_buckets()
         return future
 
-    def _finish_bucket(self) -> None:
-        sendings, self.in_flight = self.in_flight, []
+    def _finish_buckets(self) -> None:
+        """Finish all buckets of a step, in their order.
+
+        Not in callbacks: gloo would run them in any order, so that replicas would call the second collective of one
+        bucket and the first of another in different orders.
+        """
+        buckets, self.in_flight = self.in_flight, []
         if self.topology.num_replicas == 2:
-            for sending in sendings:
-                self._average_with_peer(sending)
+            for bucket in buckets:
+                self._average_with_peer(bucket)
         else:
-            gathers = [self._all_gather_mean_async(sending) for sending in sendings]
-            for sending, (received, work) in zip(sendings, gathers, strict=True):
+            gathers = [self._all_gather_mean_async(bucket) for bucket in buckets]
+            for bucket, (received, work) in zip(buckets, gathers, strict=True):
                 work.wait()
-                dequantize(received, sending.gradients)
-        for sending in sendings:
-            sending.future.set_result(sending.gradients)
+                dequantize(received, bucket.gradients)
+        for bucket in buckets:
+            bucket.future.set_result(bucket.gradients)
 
     def _all_to_all_async(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
-        """Two replicas: the bytes of both. More: the bytes that all have for the part that this one sums."""
+        """Start to exchange bytes: all of them between two replicas, else those of the part that each replica sums."""
         if self.topology.num_replicas == 2:
             return self._all_gather_async(packed)
         received = torch.empty_like(packed)
@@ -112,13 +126,13 @@ class Int8Reducer:
         return received, work
 
     def _average_with_peer(self, bucket: InFlightBucket) -> None:
-        """Makes the mean of what this replica has sent, which the gradients are now, and what the other one has."""
+        """Average the gradients as this replica has sent them with those of the other replica, in place."""
         bucket.work.wait()
         other = bucket.received.chunk(2)[1 - self.topology.replica]
         bucket.gradients.add_(dequantize(other, torch.empty_like(bucket.gradients))).mul_(0.5)
 
     def _all_gather_mean_async(self, bucket: InFlightBucket) -> tuple[Tensor, dist.Work]:
-        """Begins to send the mean of this replica's part to all; what is lost of it, the replica owes."""
+        """Start to send the mean of this replica's part to all, and add its quantization error to the residual."""
         replicas, replica = self.topology.num_replicas, self.topology.replica
         bucket.work.wait()
         mean = dequantize(bucket.received, torch.empty_like(bucket.residual)).view(replicas, -1).mean(0)

@@ -16,21 +16,27 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
 
-MIN_COMPRESSION_RATE = 2  # times fewer numbers: a matrix of which it leaves more is sent as it is
-EPSILON = 1e-8  # beside the norm of a column, so that a matrix of zeros is not divided by zero
+MIN_COMPRESSION_RATE = 2  # below which a matrix is sent as it is
+EPSILON = 1e-8  # added to the norm of a column, so that a matrix of zeros is not divided by zero
 
 
 class PowerSGDReducer:
-    """Of an n x m gradient (n + m) * `rank` numbers: P Q' with one step of power iteration, and error feedback.
+    """(n + m) * rank numbers of an n x m gradient: P Q' by one step of power iteration, with error feedback.
 
-    Vogels, Karimireddy and Jaggi 2019 (arXiv 1905.13727), by torch's own hook. Matrices of which that is not less than
-    half, and vectors, are sent as they are. P = orthonormal(mean(M_k) Q), then Q = mean(M_k)' P, where M_k is the
-    gradient of replica k and its residual; Q is the next step's start. Replica k keeps M_k - P Q'.
+    Vogels, Karimireddy and Jaggi 2019 (arXiv 1905.13727), by torch's own hook. P = orthonormal(mean(M_k) Q), then
+    Q = mean(M_k)' P, where M_k is the gradient of replica k plus its residual. Q is kept for the next step, and
+    replica k keeps the residual M_k - P Q'. Vectors, and matrices of which it would send more than half, are sent as
+    they are.
 
-    The first `start` steps of a client are sent in full precision, because a start from little is what hurts most: two
-    at least, because DDP orders its buckets anew after the first.
+    The first `start` steps of a client are not compressed, because compression harms early steps most. At least two
+    are not, because DDP rebuilds its buckets after the first.
 
-    Raises ValueError when `rank` or `start` is too small.
+    Args:
+        rank: the columns of the thin matrices, from 1
+        start: the first steps of each client, which are not compressed, from 2
+
+    Raises:
+        ValueError: `rank` or `start` is too small
     """
 
     def __init__(self, rank: int = 4, start: int = 10):
@@ -47,7 +53,7 @@ class PowerSGDReducer:
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
 
     def encoded_size(self, gradients: Sequence[Tensor]) -> int:
-        # After the first steps, and by the rule of the hook.
+        # The size after the first steps, by the rule of the hook.
         return sum(gradient.element_size() * self._compressed_numel(gradient) for gradient in gradients)
 
     def rollback(self) -> None:
@@ -77,7 +83,7 @@ class PowerSGDReducer:
         self._snapshot()
 
     def reshard(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        # A gradient is a mean over the replicas: what it lacks is the mean of their errors. The rest is equal in all.
+        # The mean over the replicas lacks the mean of their errors. All else is equal on all replicas.
         errors = {
             bucket: torch.stack([state["errors"][bucket] for state in states]).mean(0) for bucket in states[0]["errors"]
         }
@@ -103,17 +109,19 @@ class PowerSGDReducer:
             self._snapshot()
 
     def _snapshot(self) -> None:
-        """Notes the state before a step. The hook replaces errors by new tensors, makes P anew, and writes to Q."""
+        """Keep the state before a step."""
+        # The hook makes new tensors for the errors and P, but writes to Q in place.
         hook = self.hook
         self.previous = (dict(hook.error_dict), dict(hook.p_memory_dict), _clone_tensors(hook.q_memory_dict))
 
 
 class SerializedGroup:
-    """A gloo group for the hook, each of whose collectives ends before the next begins.
+    """A gloo group for the hook, of which each collective ends before the next starts.
 
-    The hook calls the later ones in callbacks, which gloo runs in its two threads. Two buckets on their way would keep
-    both waiting for ever, replicas would call them in different orders, and a callback that is the last to know the
-    group would end its threads from within. What has ended calls back at once, in the thread that asks.
+    The hook starts its later collectives in callbacks, which gloo runs in its two threads. With two buckets under way
+    both threads could wait for ever, replicas could start collectives in different orders, and a callback that holds
+    the last reference to the group would destroy its threads from within. A future that has completed runs its
+    callback at once, in the calling thread.
     """
 
     def __init__(self, group: dist.ProcessGroup | None):
@@ -129,7 +137,7 @@ class SerializedGroup:
 
 @dataclass(frozen=True)
 class CompletedWork:
-    """A collective that has ended when its future is asked for."""
+    """A collective that has completed when its future is requested."""
 
     work: dist.Work
 

@@ -1,8 +1,8 @@
 """Starts the workers of this machine as torchrun does, and waits for them.
 
-torchrun's own agent waits 30 seconds for a worker that does not end, leaves its workers behind when a signal comes that
-it does not know, and ends them after 30 seconds when one comes that it knows, saved or not. What it gives them is given
-here too: its environment variables, and a store on a free port.
+torchrun's own agent is not used. It waits 30 seconds for a worker that does not end. It leaves its workers behind at a
+signal that it does not know, and kills them 30 seconds after one that it knows, saved or not. The workers get here what
+they get from it: its environment variables, and a store on a free port.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 
-from trainer.distributed.launch.heartbeat import MIN_SECONDS_BETWEEN_SIGNALS, STOP_SIGNALS
+from trainer.distributed.launch.signals import SignalHandler
 from trainer.distributed.launch.world import World
 
 TRAINER = ("-m", "trainer")
@@ -28,51 +27,26 @@ POLL_INTERVAL_SECONDS = 0.05
 
 
 def choose_nproc(nproc: int | str, device: str) -> int:
-    """The number of workers: one a visible GPU, else 2, when it is left to us."""
+    """Return the number of workers of a node; `auto` is one for each visible GPU, else 2."""
     if nproc != "auto":
         return int(nproc)
     return (torch.cuda.device_count() if device != "cpu" else 0) or 2
 
 
 def choose_threads(threads: int | str, workers: int) -> int:
-    """The CPU threads of one of the workers on this machine: the cores divided, when it is left to us."""
+    """Return the CPU threads of each worker of this node; `auto` divides the cores among them."""
     if threads != "auto":
         return int(threads)
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-class SignalHandler:
-    """What signals have told this process: to stop, and by another one later than a second, to do so at once."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self.kill_requested = False
-        self._since = 0.0
-
-    def handle(self, number: int, frame: FrameType | None = None) -> None:
-        """Notes a signal. Whoever waits acts on it."""
-        now = time.monotonic()
-        if self.signal is None:
-            self.signal, self._since = signal.Signals(number), now
-        elif now - self._since > MIN_SECONDS_BETWEEN_SIGNALS:
-            self.kill_requested = True
-
-
-@contextmanager
-def record_stop_signals() -> Iterator[SignalHandler]:
-    """Until the block is left, signals that ask for an end are noted and do nothing else."""
-    stop = SignalHandler()
-    before = {number: signal.signal(number, stop.handle) for number in STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @dataclass(frozen=True)
 class WorkerFailure:
-    """A worker that ended ill: its exit code, or minus the signal that killed it."""
+    """A worker that failed.
+
+    rank  its global rank
+    code  its exit code, or minus the number of the signal that killed it
+    """
 
     rank: int
     code: int
@@ -84,14 +58,20 @@ class WorkerFailure:
 
 
 class MembershipChanged:
-    """Why workers that have not failed have to be started again."""
+    """The reason to start workers again that have not failed."""
 
     def __str__(self) -> str:
         return "a node is lost, or one more has come"
 
 
 class Workers:
-    """This node's processes of one start of the world, by rank; told to leave when this process is."""
+    """The worker processes of this node in one start of the world, in rank order.
+
+    Args:
+        signals: the stop signals of this process, which are passed on to the workers
+        first_rank: the global rank of the first of them
+        membership_changed: whether the nodes of the world have changed
+    """
 
     def __init__(
         self, signals: SignalHandler, first_rank: int = 0, membership_changed: Callable[[], bool] = lambda: False
@@ -101,15 +81,13 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Starts the next rank: Python with these arguments, in a session of its own.
-
-        So what a terminal sends reaches this process alone, which passes it on.
-        """
+        """Start the next rank: Python with these arguments."""
         command = [sys.executable, "-u", *arguments]
+        # In a session of its own: signals of a terminal reach this process alone, which passes them on.
         self._processes.append(subprocess.Popen(command, env={**environment}, start_new_session=True))
 
     def wait(self) -> WorkerFailure | MembershipChanged | None:
-        """The failure of the first worker that fails, or that the nodes have changed, at once; None if all is well."""
+        """Wait until all workers have ended, one has failed, or the nodes have changed; None if all went well."""
         while True:
             codes = [process.poll() for process in self._processes]
             failures = [WorkerFailure(rank, code) for rank, code in enumerate(codes, self._first_rank) if code]
@@ -122,7 +100,7 @@ class Workers:
             self._forward_signals()
 
     def terminate(self) -> None:
-        """Ends those that are left. They may save what they have, if that takes seconds."""
+        """Ask the workers that still run to stop, and kill those that have not within a few seconds."""
         self._terminate()
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
         while self._running():
@@ -131,10 +109,10 @@ class Workers:
                 self._kill()
 
     def _forward_signals(self) -> None:
-        """Passes on what this process was told, and lets a moment go by."""
+        """Pass on the signals that this process has received, and sleep for a moment."""
         if self._signals.signal and not self._was_terminated:
-            told = f"{self._signals.signal.name}: the workers save and leave; once more ends them at once"
-            print(told, file=sys.stderr, flush=True)
+            message = f"{self._signals.signal.name}: the workers save and stop; a second signal ends them at once"
+            print(message, file=sys.stderr, flush=True)
             self._terminate()
         if self._signals.kill_requested:
             self._kill()
@@ -144,14 +122,14 @@ class Workers:
         return [process for process in self._processes if process.poll() is None]
 
     def _terminate(self) -> None:
-        """Once: a worker that is told twice need not be one that saves."""
+        """Send SIGTERM, once: a second one would end a worker that is saving."""
         if not self._was_terminated:
             self._was_terminated = True
             for process in self._running():
                 process.terminate()
 
     def _kill(self) -> None:
-        """Kills the workers with what they have started themselves, which nobody else would end."""
+        """Kill the workers with the processes that they have started, which nobody else would end."""
         for process in self._running():
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -165,7 +143,16 @@ def start_workers(
     arguments: Sequence[str] = TRAINER,
     membership_changed: Callable[[], bool] = lambda: False,
 ) -> Iterator[Workers]:
-    """This node's workers, `python -m trainer` with `environment` beside this process's own; ended with the block."""
+    """Start the workers of this node, and end them with the block.
+
+    Args:
+        world: the nodes of this start
+        threads: the CPU threads of each worker
+        signals: the stop signals of this process, which are passed on to the workers
+        environment: variables of the workers, beside those of this process
+        arguments: of Python
+        membership_changed: whether the nodes of the world have changed
+    """
     shared = {
         **os.environ,
         **environment,
@@ -176,7 +163,7 @@ def start_workers(
         "GROUP_WORLD_SIZE": str(len(world.workers)),
         "MASTER_ADDR": world.host,
         "MASTER_PORT": str(world.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there: rank 0 has none to open
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is open already: rank 0 has none to open
     }
     workers = Workers(signals, world.first_rank, membership_changed)
     try:

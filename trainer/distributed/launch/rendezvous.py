@@ -1,7 +1,7 @@
-"""How the launchers of a run's nodes find each other, and notice that one is lost or waits to join.
+"""The rendezvous of several nodes: their launchers find each other, and notice that one is lost or waits to join.
 
-torch's own rendezvous keeps the list of nodes (torch.distributed.elastic.rendezvous). Its settings are ours: by default
-it takes 30 seconds for a late node to come and 15 to give a dead one up.
+torch.distributed.elastic.rendezvous keeps the list of nodes, with shorter times than its defaults: those are 30 seconds
+until a late node is accepted, and 15 until a dead one is given up.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from trainer.distributed.launch.world import Interrupted, NodesUnreachableError,
 POLL_INTERVAL_SECONDS = 0.05
 HEARTBEAT_INTERVAL_SECONDS = 1
 MAX_MISSED_HEARTBEATS = 4  # by a node that is taken to be lost
-MAX_NODES_TIMEOUT_SECONDS = 15  # when the run begins
-LAST_CALL_SECONDS = 1  # when it goes on
-JOIN_TIMEOUT_SECONDS = 600  # for the least number of nodes
+MAX_NODES_TIMEOUT_SECONDS = 15  # for the largest number of nodes, at the first start
+LAST_CALL_SECONDS = 1  # for more than the smallest number, at each start
+JOIN_TIMEOUT_SECONDS = 600  # for the smallest number of nodes
 RESPONSE_TIMEOUT_SECONDS = 30  # for the store
 SHUTDOWN_TIMEOUT_SECONDS = 10  # for the other nodes, when the run has ended
 
@@ -37,7 +37,14 @@ FIRST = "first/"
 
 
 class ElasticRendezvous:
-    """From `least` to `most` nodes, that meet at the store."""
+    """The rendezvous of `min_nodes` to `max_nodes` nodes.
+
+    Args:
+        store: of the run, which outlives its starts
+        holds_store: whether the store's server is in this process
+        min_nodes: the smallest number that starts
+        max_nodes: the largest number
+    """
 
     def __init__(self, store: TCPStore, holds_store: bool, min_nodes: int, max_nodes: int):
         self._store, self._holds_store, self._min_nodes, self._max_nodes = store, holds_store, min_nodes, max_nodes
@@ -46,7 +53,7 @@ class ElasticRendezvous:
         self._heartbeat: NodeHeartbeat | None = None
 
     def _make_handler(self) -> RendezvousHandler:
-        # Else a node 0 that has met others before does not say again where workers meet, and a new node waits for it.
+        # Otherwise node 0 of an earlier world does not publish the workers' address again, and a new node waits for it.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         backend = C10dRendezvousBackend(self._store, "nodes")
         settings: dict[str, Any] = {
@@ -63,18 +70,18 @@ class ElasticRendezvous:
         self.stop_heartbeat()
         if not self._num_nodes:
             self._wait_for_max_nodes(stop_requested)
-        came = self._join(stop_requested)
-        store, nodes = came.store, came.world_size
+        info = self._join(stop_requested)
+        store, nodes = info.store, info.world_size
         self._num_nodes = nodes
-        store.set(f"node/{came.rank}", json.dumps([workers, restart]))
-        said = [json.loads(store.get(f"node/{node}")) for node in range(nodes)]
+        store.set(f"node/{info.rank}", json.dumps([workers, restart]))
+        per_node = [json.loads(store.get(f"node/{node}")) for node in range(nodes)]
         waiting = self._handler.num_nodes_waiting
-        self._heartbeat = NodeHeartbeat(PrefixStore("pulse", store), came.rank, nodes, lambda: waiting() > 0)
-        counts, restarts = zip(*said, strict=True)
-        return World(came.rank, tuple(counts), self._store.host, self._store.port, max(restarts))
+        self._heartbeat = NodeHeartbeat(PrefixStore("pulse", store), info.rank, nodes, lambda: waiting() > 0)
+        counts, restarts = zip(*per_node, strict=True)
+        return World(info.rank, tuple(counts), self._store.host, self._store.port, max(restarts))
 
     def _wait_for_max_nodes(self, stop_requested: Callable[[], object]) -> None:
-        """Gives all nodes some time to come, unless the run goes on already."""
+        """Give the largest number of nodes some time to come, unless the run was started without them."""
         deadline = time.monotonic() + MAX_NODES_TIMEOUT_SECONDS
         self._store.add("came", 1)
         while self._store.add("came", 0) < self._max_nodes and not self._store.add(FIRST + "config", 0):
@@ -83,23 +90,24 @@ class ElasticRendezvous:
             time.sleep(POLL_INTERVAL_SECONDS)
 
     def _join(self, stop_requested: Callable[[], object]) -> RendezvousInfo:
-        """What the rendezvous says when enough nodes have come."""
-        ended: list[RendezvousInfo | Exception] = []
+        """Wait until enough nodes have come."""
+        # In a thread, because torch's call cannot be interrupted.
+        outcome: list[RendezvousInfo | Exception] = []
 
-        def come() -> None:
+        def join() -> None:
             try:
-                ended.append(self._handler.next_rendezvous())
+                outcome.append(self._handler.next_rendezvous())
             except Exception as error:
-                ended.append(error)
+                outcome.append(error)
 
-        Thread(target=come, daemon=True).start()
-        while not ended:
+        Thread(target=join, daemon=True).start()
+        while not outcome:
             if stop_requested():
                 raise Interrupted
             time.sleep(POLL_INTERVAL_SECONDS)
-        if isinstance(ended[0], RendezvousInfo):
-            return ended[0]
-        raise NodesUnreachableError(self._reason(ended[0])) from ended[0]
+        if isinstance(outcome[0], RendezvousInfo):
+            return outcome[0]
+        raise NodesUnreachableError(self._reason(outcome[0])) from outcome[0]
 
     def _reason(self, error: Exception) -> str:
         where = f"launch.rdzv_endpoint={self._store.host}:{self._store.port}"
@@ -107,7 +115,7 @@ class ElasticRendezvous:
             return f"the run at {where} has ended on another node"
         if isinstance(error, RendezvousTimeoutError):
             return f"{where}: fewer than {self._min_nodes} nodes came within {JOIN_TIMEOUT_SECONDS} s"
-        return f"{where}: the node that all meet at is lost ({str(error).splitlines()[0]})"
+        return f"{where}: the node that holds the store is lost ({str(error).splitlines()[0]})"
 
     def broadcast(self, key: str, make: Callable[[], str]) -> str:
         if self._store.add(FIRST + key, 1) == 1:
@@ -123,23 +131,31 @@ class ElasticRendezvous:
         return self._heartbeat.membership_changed(patience)
 
     def stop_heartbeat(self) -> None:
-        """Stops to say that this node is there."""
+        """Stop the heartbeat of this node."""
         if self._heartbeat:
             self._heartbeat.stop()
 
     def close(self) -> None:
-        """Lets nobody else join: the run has ended. The store goes last, if it is on this node."""
+        """End the rendezvous, which no node can join any more."""
         if self._heartbeat:
             self._heartbeat.leave()
         with suppress(Exception):  # the store may be gone with its node
             self._handler.shutdown()
             self._store.set(f"left/{self._store.add('left', 1)}", "")
             if self._holds_store and self._num_nodes:
+                # The others still need the store of this process.
                 self._store.wait([f"left/{self._num_nodes}"], timedelta(seconds=SHUTDOWN_TIMEOUT_SECONDS))
 
 
 class NodeHeartbeat:
-    """Once a second this node says that it is there. Node 0 watches all nodes, and all watch node 0."""
+    """Publishes a beat of this node once a second. Node 0 watches all nodes, and all watch node 0.
+
+    Args:
+        store: of this start of the world
+        node: the index of this node
+        nodes: the number of nodes
+        has_waiting_nodes: whether a node waits to join
+    """
 
     def __init__(self, store: Store, node: int, nodes: int, has_waiting_nodes: Callable[[], bool]):
         self._store, self._node, self._has_waiting_nodes = store, node, has_waiting_nodes
@@ -152,11 +168,11 @@ class NodeHeartbeat:
         return self._changed.wait(patience)
 
     def announce_restart(self) -> None:
-        with suppress(RuntimeError):  # the store is gone, with the node that it was on: the next meeting says so
+        with suppress(RuntimeError):  # the store is gone with its node, which the next rendezvous reports
             self._store.set("changed", "")
 
     def leave(self) -> None:
-        """Tells the other nodes that this one falls silent because the run has ended."""
+        """Stop the heartbeat, and let the other nodes know that this is because the run has ended."""
         with suppress(RuntimeError):
             self._store.set("left", "")
         self.stop()
@@ -173,12 +189,12 @@ class NodeHeartbeat:
                 if self._store.check(["changed"]):
                     self._changed.set()
                 elif self._store.check(["left"]):
-                    return  # who falls silent now has left, too
+                    return  # nodes that fall silent now have left, too
         except Exception:  # the store is gone
             self._changed.set()
 
     def _has_lost_node(self) -> bool:
-        """Whether a node has fallen silent."""
+        """Whether a watched node has missed too many beats."""
         now = time.monotonic()
         for node in self._watched:
             beats = self._store.add(f"beat/{node}", 0)
@@ -193,28 +209,36 @@ class NodeHeartbeat:
 def open_rendezvous(
     nodes: int | list[int], endpoint: str | None, stop_requested: Callable[[], object]
 ) -> Iterator[Rendezvous]:
-    """Where so many nodes, or from least to most, meet; closed when the block is left.
+    """Open the rendezvous of the nodes of a run, and close it with the block.
 
-    `endpoint` is host:port of one of them, which holds the store. Raises ValueError if it is needed and not given,
-    Interrupted when this process `stop_requested` to stop while it waits for an answer there, Apart when none comes.
+    Args:
+        nodes: how many, or the smallest and the largest number
+        endpoint: host:port of one of them, which holds the store; not needed for a single node
+        stop_requested: whether this process was asked to stop
+
+    Raises:
+        ValueError: the endpoint is not host:port
+        Interrupted: this process was asked to stop while it waited for the endpoint
+        NodesUnreachableError: the endpoint has not answered
     """
-    least, most = (nodes, nodes) if isinstance(nodes, int) else nodes
-    if most == 1:
+    min_nodes, max_nodes = (nodes, nodes) if isinstance(nodes, int) else nodes
+    if max_nodes == 1:
         yield SingleNode(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
         return
-    met = ElasticRendezvous(*_store(endpoint, stop_requested), least, most)
+    elastic = ElasticRendezvous(*_open_store(endpoint, stop_requested), min_nodes, max_nodes)
     try:
-        yield met
+        yield elastic
     finally:
-        met.close()
+        elastic.close()
 
 
-def _store(endpoint: str | None, stop_requested: Callable[[], object]) -> tuple[TCPStore, bool]:
-    """The store at host:port, and whether this process holds it."""
+def _open_store(endpoint: str | None, stop_requested: Callable[[], object]) -> tuple[TCPStore, bool]:
+    """Return the store at host:port, and whether this process holds it."""
     host, _, port = (endpoint or "").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(
-            f"launch.rdzv_endpoint={endpoint or 'null'}\n  valid: host:port of one of the nodes, the same on all of them"
+            f"launch.rdzv_endpoint={endpoint or 'null'}\n"
+            "  valid: host:port of one of the nodes, the same on all of them"
         )
     patience = timedelta(seconds=RESPONSE_TIMEOUT_SECONDS)
     if _is_local_host(host):
@@ -225,9 +249,7 @@ def _store(endpoint: str | None, stop_requested: Callable[[], object]) -> tuple[
         if stop_requested():
             raise Interrupted
         if time.monotonic() > deadline:
-            raise NodesUnreachableError(
-                f"launch.rdzv_endpoint={endpoint}: nobody answered there for {JOIN_TIMEOUT_SECONDS} s"
-            )
+            raise NodesUnreachableError(f"launch.rdzv_endpoint={endpoint}: no answer for {JOIN_TIMEOUT_SECONDS} s")
     return TCPStore(host, int(port), is_master=False, timeout=patience), False
 
 
@@ -241,14 +263,16 @@ def _is_listening(host: str, port: int) -> bool:
 
 
 def _is_local_host(host: str) -> bool:
-    """Whether the name is one of this machine."""
+    """Whether the host is this machine, on which a socket can be bound to its address."""
     try:
         address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ValueError(f"launch.rdzv_endpoint: there is no host {host}: {error.strerror}") from error
-    with socket.socket(address[0], socket.SOCK_STREAM) as tried:
+        raise ValueError(
+            f"launch.rdzv_endpoint: host {host} not found: {error.strerror}\n  valid: host:port of one of the nodes"
+        ) from error
+    with socket.socket(address[0], socket.SOCK_STREAM) as candidate:
         try:
-            tried.bind((address[4][0], 0))
+            candidate.bind((address[4][0], 0))
         except OSError:
             return False
     return True

@@ -1,4 +1,4 @@
-"""The nodes of one start of a run's workers, and where their launchers meet to agree on them."""
+"""The nodes of one start of a run's workers, and the rendezvous at which their launchers agree on them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 
 class Interrupted(Exception):
-    """This process was told to stop while it waited for other nodes."""
+    """This process was asked to stop while it waited for other nodes."""
 
 
 class NodesUnreachableError(Exception):
-    """The nodes of the run have not come together, or do not any more."""
+    """The nodes of the run have not come together, or have lost each other."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The nodes of one start of the workers: which of them this one is, how many workers each has, where they meet."""
+    """The nodes of one start of the workers.
+
+    node     the index of this node
+    workers  the number of workers of each node
+    host     and `port`: of the store through which the workers find each other
+    restart  how often the workers were started before
+    """
 
     node: int
     workers: tuple[int, ...]
@@ -42,27 +48,37 @@ class World:
 
 
 class Rendezvous(Protocol):
-    """Where the launchers of a run meet."""
+    """The launchers of a run, one a node: how they agree on a world, and notice that it changes."""
 
     def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
-        """The world that starts next, this node with so many workers."""
+        """Wait for the other nodes, and return the world that starts next.
+
+        Args:
+            workers: the number of workers of this node
+            restart: how often they were started before
+            stop_requested: whether this process was asked to stop
+
+        Raises:
+            Interrupted: this process was asked to stop while it waited
+            NodesUnreachableError: too few nodes have come
+        """
         ...
 
     def broadcast(self, key: str, make: Callable[[], str]) -> str:
-        """The text that whichever node is first to ask makes, on every node, now and later."""
+        """Return the text of the first node that asks for this key; `make` is called on that node alone."""
         ...
 
     def announce_restart(self) -> None:
-        """Tells the other nodes that this one starts its workers again."""
+        """Let the other nodes know that this one starts its workers again."""
         ...
 
     def membership_changed(self, patience: float = 0) -> bool:
-        """Whether a node of the world is lost, begins again, or waits to join it; waits so many seconds for that."""
+        """Whether a node of the world is lost, starts again, or waits to join; wait up to `patience` seconds for it."""
         ...
 
 
 class SingleNode:
-    """This machine alone."""
+    """The rendezvous of a run on this machine alone."""
 
     def __init__(self, store: TCPStore):
         self._store = store

@@ -1,4 +1,4 @@
-"""How numbers travel between silos. One file each; uplink.py chooses."""
+"""Transports, which combine vectors of the silos. One file each; `make_transport` chooses."""
 
 from trainer.distributed.transport.base import AllReduce, Transport
 from trainer.distributed.transport.compressed import CompressedAllReduce

@@ -1,4 +1,4 @@
-"""How numbers travel between silos. What changes numbers is a transform; a wire only moves and combines them."""
+"""The interface of transports, which combine vectors of the silos, and the one without compression."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from trainer.distributed.topology import Topology
 
 T = TypeVar("T")
 
-# From rows [K, n] of all silos' vectors, of which these are some columns, to one row [n]. The second argument sums a
-# small tensor over those who have the other columns, in place.
+# From some columns [K, n] of the rows of all silos to one row [n]. The second argument sums a small tensor over the
+# ranks with the other columns, in place.
 ColumnReduction = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
-# Parts of a vector and their totals, in the order in which they come in.
+# Spans of a vector and their sums, as they arrive.
 ReducedChunks = Iterator[tuple[slice, Tensor]]
 
-# From tags to the seed of a random stream of the round.
+# From tags to the seed of a random stream in this round.
 SeedFor = Callable[..., int]
 
-SHARD_ALIGNMENT = 16  # numbers: slices begin on cache lines
-CHUNK_SIZE = 1 << 22  # numbers that are summed at once: while one part travels, another one is made or used
+SHARD_ALIGNMENT = 16  # numbers: shards start on cache lines
+CHUNK_SIZE = 1 << 22  # numbers of a collective: while one chunk travels, another is encoded or decoded
 
 
 class Transport(Protocol):
-    """Abstract: combines one vector, or several rows, of every silo. Every rank must come to each call.
+    """Abstract: combines one vector, or several rows, of each silo.
 
-    Each replica of a silo moves its own slice of a vector, if silos are of one size, else their leaders move all.
+    Methods that return a vector or a sum are collectives: all ranks call them, in the same order. If all silos are of
+    one size each replica sends its own shard of a vector, else the leaders send all.
 
-    alignment             what the lengths of vectors must be multiples of
-    bytes_sent       between the silos, by all of them, since the run began
-    wait_seconds   that this rank stood still for totals
-    stateful         whether ranks keep something of their own between rounds
+    alignment     the lengths of vectors must be multiples of it
+    bytes_sent    between the silos, by all of them, since the start of the run
+    wait_seconds  for which this rank has waited for sums
+    stateful      whether ranks have a state between rounds
     """
 
     alignment: int
@@ -47,66 +48,73 @@ class Transport(Protocol):
     def wait_seconds(self) -> float: ...
 
     def start_round(self, seed_for: SeedFor) -> None:
-        """From now on vectors are those of this round."""
+        """Start a round, from which the seeds of random encodings are derived."""
         ...
 
     def chunks(self, length: int) -> list[slice]:
-        """The parts that this rank moves of a vector: always the same, in their order; one that is empty for none."""
+        """Return the spans of a vector that this rank sends, in order; an empty one if it sends none."""
         ...
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        """The bytes that all silos together send for the sum of such a vector, or of a fragment from `offset` on."""
+        """Return the bytes that all silos together send for the sum of such a vector, or fragment at `offset`."""
         ...
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        """Begins the sum over the silos; the totals of this rank's parts, which may take the vector's own place.
+        """Start the sum of a vector over the silos.
 
-        The same bits come to all ranks with this part. The vector must not be touched before the last has come in. The
-        name is that of its kind: vectors of one name add up over the rounds. If the vector is a fragment of a longer
-        one, from `offset` on, the parts are told as places in that one.
+        Args:
+            vector: must not be touched until all sums have arrived, which may use its memory
+            name: of the residuals: vectors of one name add up over the rounds
+            offset: of the vector in a longer one, if it is a fragment
+
+        Returns:
+            the spans of this rank, shifted by the offset, and their sums, with the same bits on all ranks
         """
         ...
 
     def lookahead(self, vector: Tensor, name: str) -> Tensor:
-        """This vector, when what this silo holds back of those of this name will have been subtracted from it.
+        """Return a vector less the residuals of this silo for this name, the same on all its ranks.
 
-        The vector itself, where nothing is held back, else a new one, equal on all ranks of the silo: a collective.
+        It is the vector itself if the transport has no residuals, and a new one otherwise.
         """
         ...
 
     def all_gather(self, vector: Tensor) -> Tensor:
-        """The vector of which each rank has what it moves, whole on all ranks of the silo, in place."""
+        """Complete a vector, of which each rank of this silo has the spans that it sends, in place."""
         ...
 
-    def sum_over_shards(self, value: float) -> float:
-        """The sum of what the ranks of this silo have found in their parts of a vector."""
+    def all_reduce_in_silo(self, value: float) -> float:
+        """Sum a number over the ranks of this silo."""
         ...
 
-    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
-        """The bytes that all silos together send to combine `count` of such rows [k, n], of all of them, by columns."""
+    def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
+        """Return the bytes that all silos together send to combine `count` such rows [., n] of all silos by columns."""
         ...
 
-    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
-        """What the rule makes of all silos' rows [k, n], k each silo's own: one row [n], bit-equal on all ranks.
+    def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+        """Combine the rows [k, n] of each silo, k of its own, to one row [n] with the same bits on all ranks.
 
-        Every silo applies the rule to a part of the columns: nobody holds all rows whole.
+        Each silo applies the rule to a part of the columns, so that no silo holds all rows.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What this rank keeps, as a tree of live tensors; its names are others than those of the other ranks."""
+        """Return the state of this rank, as a tree of live tensors; no two ranks use the same names."""
         ...
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
-        """Takes over what all ranks of some silos kept of these parts, which are this rank's.
+        """Load the states of all ranks of some silos.
 
-        These are of this silo alone, if it is the `same_world`; else every silo's state goes to one that there is now.
+        Args:
+            states: of this silo if it is the same world; else the state of each silo goes to one of the silos now
+            parts: the spans that this rank sends
+            same_world: whether the sizes of the silos are those of the states
         """
         ...
 
 
 class AllReduce:
-    """The vectors as they are: all-reduces of their parts, or one exchange of columns."""
+    """Vectors without compression: an all-reduce of each chunk, or one exchange of columns."""
 
     stateful = False
 
@@ -114,18 +122,13 @@ class AllReduce:
         self.topology = topology
         self.alignment = topology.num_shards * SHARD_ALIGNMENT
         self.bytes_sent = 0
-        self.waited = 0.0
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.waited
+        self.wait_seconds = 0.0
 
     def start_round(self, seed_for: SeedFor) -> None:
         pass
 
     def chunks(self, length: int) -> list[slice]:
-        own = self.topology.shard_of(length)
-        return chunks_of(own) or [slice(0, 0)]
+        return chunks_of(self.topology.shard_of(length)) or [slice(0, 0)]
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
@@ -133,19 +136,19 @@ class AllReduce:
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
         silos, parts = self.topology.num_silos, [part for part in self.chunks(len(vector)) if part.stop > part.start]
-        pieces = [(shift_slice(part, offset), vector[part]) for part in parts]
+        chunks = [(shift_slice(part, offset), vector[part]) for part in parts]
         if silos == 1:
-            return iter(pieces)
+            return iter(chunks)
         self.bytes_sent += self.all_reduce_bytes(vector)
-        sums = [collectives.all_reduce_shard_async(piece, self.topology) for _, piece in pieces]
-        return ((place, self.wait(total)) for (place, _), total in zip(pieces, sums, strict=True))
+        sums = [collectives.all_reduce_shard_async(values, self.topology) for _, values in chunks]
+        return ((span, self.wait(pending)) for (span, _), pending in zip(chunks, sums, strict=True))
 
     def wait(self, pending: collectives.PendingCollective) -> Tensor:
-        """What was on its way; the time that it takes is counted."""
+        """Wait for a collective, and count the time."""
         began = perf_counter()
-        arrived = pending.wait()
-        self.waited += perf_counter() - began
-        return arrived
+        output = pending.wait()
+        self.wait_seconds += perf_counter() - began
+        return output
 
     def lookahead(self, vector: Tensor, name: str) -> Tensor:
         return vector
@@ -153,22 +156,22 @@ class AllReduce:
     def all_gather(self, vector: Tensor) -> Tensor:
         return collectives.all_gather_shards(vector, self.topology)
 
-    def sum_over_shards(self, value: float) -> float:
+    def all_reduce_in_silo(self, value: float) -> float:
         return float(collectives.all_reduce_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
 
-    def reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
-        # Of every row all but one of S parts leave their silo; of the result each part goes to all others.
+    def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
+        # All but one of S parts of each row leave their silo, and each part of the result goes to all other silos.
         silos = self.topology.num_silos
         return (count + silos) * (silos - 1) * columns_per_silo(rows.shape[1], silos) * rows.element_size()
 
-    def reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+    def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
         silos = self.topology.num_silos
         if silos == 1:
             return rule(rows, lambda tensor: tensor)
         counts = collectives.all_gather_silo_counts(len(rows), self.topology)
         width = columns_per_silo(rows.shape[1], silos)
         columns = rows.new_zeros(width)
-        self.bytes_sent += self.reduce_columns_bytes(rows, sum(counts))
+        self.bytes_sent += self.all_reduce_columns_bytes(rows, sum(counts))
         if self.topology.is_leader:
             parts = torch.nn.functional.pad(rows, (0, width * silos - rows.shape[1])).view(-1, silos, width)
             received = collectives.all_to_all_between_leaders(parts.transpose(0, 1).contiguous(), counts, self.topology)
@@ -183,22 +186,22 @@ class AllReduce:
 
 
 def columns_per_silo(columns: int, silos: int) -> int:
-    """How many of so many columns each silo combines."""
+    """Return the number of columns that each silo combines."""
     return -(-columns // silos)
 
 
 def shift_slice(part: slice, by: int) -> slice:
-    """The part, so much further on."""
+    """Shift a slice."""
     return slice(part.start + by, part.stop + by)
 
 
-def chunks_of(own: slice) -> list[slice]:
-    """The parts of a slice, in their order."""
-    return [slice(start, min(start + CHUNK_SIZE, own.stop)) for start in range(own.start, own.stop, CHUNK_SIZE)]
+def chunks_of(shard: slice) -> list[slice]:
+    """Cut a shard into chunks of one collective each, in order."""
+    return [slice(start, min(start + CHUNK_SIZE, shard.stop)) for start in range(shard.start, shard.stop, CHUNK_SIZE)]
 
 
 def pipelined(items: Iterable[T]) -> Iterator[T]:
-    """The items, each when the next has been made: what is on its way when it is made travels meanwhile."""
+    """Yield each item once the next has been made, so that its collective travels meanwhile."""
     last: list[T] = []
     for item in items:
         yield from last

@@ -1,4 +1,4 @@
-"""The wire that packs: silos send few bytes, and what is lost of a vector is sent with the next one."""
+"""Sums over the silos of vectors that a codec encodes, with error feedback."""
 
 from __future__ import annotations
 
@@ -14,33 +14,41 @@ from trainer.distributed.collectives import PendingCollective
 from trainer.distributed.compression import Codec
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport.base import ReducedChunks, chunks_of, pipelined, shift_slice
-from trainer.distributed.transport.error_feedback import ResidualKind
-from trainer.distributed.transport.lossy import ErrorFeedbackTransport
+from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport, ResidualKind
 
-MAX_DIRECT_SILOS = 3  # silos, each of which may well add up what all send
+MAX_DIRECT_SILOS = 3  # up to which each silo sums what all others send
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is packed together: a part of the vector of this name, from its place on."""
+    """A span of a vector that one collective sends.
+
+    name    of the vector
+    span    in the whole vector
+    values  the vector's memory at the span
+    """
 
     name: str
     span: slice
     values: Tensor
 
     def values_at(self, span: slice) -> Tensor:
-        """The values of a span of the whole vector."""
+        """Return the values at a span of the whole vector."""
         return self.values[span.start - self.span.start : span.stop - self.span.start]
 
 
 class CompressedAllReduce(ErrorFeedbackTransport):
-    """Sums over the silos of what a codec makes of their vectors, with error feedback; equal bits on all ranks.
+    """Sums over the silos of vectors that a codec encodes, with error feedback; the same bits on all ranks.
 
-    p = vector + residual is packed, and p - unpack(pack(p)) is the next residual: Seide et al. 2014 (Interspeech),
-    Stich et al. 2018 (arXiv 1809.07599). Up to 3 silos send all they have to each other, and each adds it up, in the
-    order of silos and the dtype of the vector. From 4 on each silo adds up one share of the numbers and sends all the
-    sum, packed, with a residual of its own (Tang et al. 2019, arXiv 1905.05957): what a silo sends is twice the vector,
-    however many there are. A single silo has nobody to send to, and loses nothing.
+    p = vector + residual is encoded, and p - decode(encode(p)) is the next residual: Seide et al. 2014 (Interspeech),
+    Stich et al. 2018 (arXiv 1809.07599). Up to 3 silos send their vectors to each other, and each sums them, in the
+    order of silos and the dtype of the vector. From 4 silos on each sums one share of the values, and sends the encoded
+    sum to all, with a residual of its own (Tang et al. 2019, arXiv 1905.05957). A silo then sends twice the vector,
+    whatever their number. A single silo sends and loses nothing.
+
+    Args:
+        topology: of this rank
+        codec: encodes vectors and sums
     """
 
     def __init__(self, topology: Topology, codec: Codec):
@@ -48,18 +56,18 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         self.codec = codec
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        silos, slices = self.topology.num_silos, self.topology.num_shards
-        firsts = [self._encoded_spans(part)[0] for part in chunks_of(slice(0, len(vector) // slices))]
+        silos, shards = self.topology.num_silos, self.topology.num_shards
+        firsts = [self._encoded_spans(part)[0] for part in chunks_of(slice(0, len(vector) // shards))]
         rows = sum(self.codec.encoded_size(first.stop - first.start) for first in firsts)
-        return silos * (silos - 1) * slices * rows * (2 if self._is_two_stage else 1)
+        return silos * (silos - 1) * shards * rows * (2 if self._is_two_stage else 1)
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        pieces = [Chunk(name, shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
-        pieces = [piece for piece in pieces if len(piece.values)]
+        chunks = [Chunk(name, shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
+        chunks = [chunk for chunk in chunks if len(chunk.values)]
         if self.topology.num_silos == 1:
-            return ((piece.span, self.residuals.flush(name, piece.span.start, piece.values)) for piece in pieces)
+            return ((chunk.span, self.residuals.flush(name, chunk.span.start, chunk.values)) for chunk in chunks)
         self.bytes_sent += self.all_reduce_bytes(vector)
-        return self._reduce_scatter_chunks(pieces) if self._is_two_stage else self._all_gather_chunks(pieces)
+        return self._reduce_scatter_chunks(chunks) if self._is_two_stage else self._all_gather_chunks(chunks)
 
     def state_dict(self) -> dict[str, Any]:
         return self.residuals.state_dict()
@@ -75,7 +83,10 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         return self.topology.num_silos > MAX_DIRECT_SILOS
 
     def _encoded_spans(self, part: slice) -> list[slice]:
-        """What is packed by itself of a part: the shares that silos sum, of which the last may be empty, or all."""
+        """Return the spans of a chunk that are encoded separately: one for each silo that sums it, or the whole chunk.
+
+        The first span is the longest, and the last ones may be empty.
+        """
         if not self._is_two_stage:
             return [part]
         width = -(-(part.stop - part.start) // self.topology.num_silos)
@@ -83,43 +94,50 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         return [slice(min(start, part.stop), min(start + width, part.stop)) for start in starts]
 
     def _own_span(self, part: slice) -> slice:
-        """The share of a part that this silo sums."""
+        """Return the span of a chunk that this silo sums."""
         return self._encoded_spans(part)[self.topology.silo]
 
     def _all_gather_chunks(self, chunks: Sequence[Chunk]) -> ReducedChunks:
-        """Each piece goes to all silos, the first while the next is packed."""
-        rows = (self._encode(piece, [piece.span], "payload") for piece in chunks)
+        """Send each chunk to all silos, and sum them; a chunk travels while the next is encoded."""
+        rows = (self._encode(chunk, [chunk.span], "payload") for chunk in chunks)
         gathers = [collectives.all_gather_between_silos_async(row.view(-1), self.topology) for row in rows]
-        both = zip(chunks, gathers, strict=True)
+        pairs = zip(chunks, gathers, strict=True)
         return (
-            (piece.span, self._decode_and_sum(self.all_reduce.wait(gather), piece.values)) for piece, gather in both
+            (chunk.span, self._decode_and_sum(self.all_reduce.wait(gather), chunk.values)) for chunk, gather in pairs
         )
 
     def _reduce_scatter_chunks(self, chunks: Sequence[Chunk]) -> ReducedChunks:
-        """Of each piece every silo gets a share from all, the first while the next is packed."""
-        rows = (self._encode(piece, self._encoded_spans(piece.span), "payload") for piece in chunks)
+        """Send a share of each chunk to the silo that sums it; a chunk travels while the next is encoded."""
+        rows = (self._encode(chunk, self._encoded_spans(chunk.span), "payload") for chunk in chunks)
         exchanges = [collectives.all_to_all_between_silos_async(row, self.topology) for row in rows]
-        both = zip(chunks, exchanges, strict=True)
-        sums = ((piece, self._all_gather_sum(piece, exchange)) for piece, exchange in both)
-        return (self._decode_sum(piece, gather) for piece, gather in pipelined(sums))
+        pairs = zip(chunks, exchanges, strict=True)
+        sums = ((chunk, self._all_gather_sum(chunk, exchange)) for chunk, exchange in pairs)
+        return (self._decode_sum(chunk, gather) for chunk, gather in pipelined(sums))
 
     def _all_gather_sum(self, chunk: Chunk, exchange: PendingCollective) -> PendingCollective:
-        """Begins to send this silo's share of the sum to all."""
-        own = self._own_span(chunk.span)
-        self._decode_and_sum(self.all_reduce.wait(exchange), chunk.values_at(own))
-        row = self._encode(chunk, [own], "total", exchange.output.shape[1])
+        """Sum this silo's share of a chunk, and start to send it to all silos."""
+        span = self._own_span(chunk.span)
+        self._decode_and_sum(self.all_reduce.wait(exchange), chunk.values_at(span))
+        row = self._encode(chunk, [span], "total", exchange.output.shape[1])
         return collectives.all_gather_between_silos_async(row.view(-1), self.topology)
 
     def _decode_sum(self, chunk: Chunk, gather: PendingCollective) -> tuple[slice, Tensor]:
-        """A piece made of the shares that all silos have summed."""
+        """Decode the shares of a chunk that all silos have summed."""
         for row, span in zip(self.all_reduce.wait(gather), self._encoded_spans(chunk.span), strict=True):
             self._decode(row, chunk.values_at(span))
         return chunk.span, chunk.values
 
     def _encode(self, chunk: Chunk, spans: Sequence[slice], value_type: ResidualKind, size: int = 0) -> Tensor:
-        """Rows [spans, size] of values + residual. The values become what is sent, the residual what is not.
+        """Encode values + residual. The values become those that are sent, and the residual the rest.
 
-        The size is that of the first span, which is the longest, or what is given.
+        Args:
+            chunk: the values
+            spans: those that are encoded separately, the longest first
+            value_type: of the residuals
+            size: the least number of bytes of a row
+
+        Returns:
+            rows [spans, bytes], each padded to the longest
         """
         size = max(size, self.codec.encoded_size(spans[0].stop - spans[0].start))
         rows = torch.zeros(len(spans), size, dtype=torch.uint8, device=chunk.values.device)
@@ -136,16 +154,19 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         self.codec.decode(row[: self.codec.encoded_size(len(values))], values)
 
     def _decode_and_sum(self, rows: Tensor, values: Tensor) -> Tensor:
-        """The sum of what is packed in the rows, in their order. The values are what is packed in this silo's."""
-        own, one = self.topology.silo, torch.empty_like(values)
-        if own:
-            before = torch.empty_like(values)
-            self._decode(rows[0], before)
-            for row in rows[1:own]:
-                self._decode(row, one)
-                before.add_(one)
-            values.add_(before)
-        for row in rows[own + 1 :]:
-            self._decode(row, one)
-            values.add_(one)
+        """Add the rows of the other silos to the values, which are this silo's decoded row.
+
+        The sum is that in the order of silos, so that all silos get the same bits.
+        """
+        silo, decoded = self.topology.silo, torch.empty_like(values)
+        if silo:
+            earlier = torch.empty_like(values)
+            self._decode(rows[0], earlier)
+            for row in rows[1:silo]:
+                self._decode(row, decoded)
+                earlier.add_(decoded)
+            values.add_(earlier)
+        for row in rows[silo + 1 :]:
+            self._decode(row, decoded)
+            values.add_(decoded)
         return values

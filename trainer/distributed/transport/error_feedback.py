@@ -1,4 +1,4 @@
-"""Error feedback: what a codec lost of a vector is kept, and sent with the next one."""
+"""Error feedback between silos: the part of a vector that was not sent is kept, and sent with the next one."""
 
 from __future__ import annotations
 
@@ -8,44 +8,48 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainer.distributed.topology import Topology
+from trainer.distributed.transport.base import AllReduce, ColumnReduction, SeedFor
+
 ResidualKind = Literal["payload", "total"]
 
 
 class Residuals:
-    """What of vectors was not sent yet, in pieces, each known by the place in its vector at which it starts.
+    """The parts of vectors that were not sent yet, in pieces, by vector, kind and start in the vector.
 
-    All are in the unit of a total: shares of the weighted mean of deltas. So those of several silos may be added.
+    All residuals are in the unit of a sum, as shares of the weighted mean of updates, so those of several silos may be
+    added.
 
-    payload  of what this silo has sent
-    total    of the sums that this silo has made for all
+    payload  of the vectors that this silo has sent
+    total    of the sums that this silo has made for all silos
     """
 
     def __init__(self):
         self.residuals: dict[tuple[str, ResidualKind, int], Tensor] = {}
 
     def residual(self, name: str, value_type: ResidualKind, start: int, like: Tensor) -> Tensor:
-        """The live numbers held back of a piece of the vector of this name; zeros at first."""
+        """Return the live residual of a piece; zeros like the given tensor at first."""
         key = (name, value_type, start)
         if key not in self.residuals:
             self.residuals[key] = torch.zeros_like(like)
         return self.residuals[key]
 
     def flush(self, name: str, start: int, values: Tensor) -> Tensor:
-        """The values with what was held back of payloads, of a silo that is now alone, and holds nothing back."""
+        """Move the residual of a payload into the values, in place. For a silo that is alone now."""
         residual = self.residual(name, "payload", start, values)
         values.add_(residual)
         residual.zero_()
         return values
 
     def subtract(self, name: str, vector: Tensor) -> Tensor:
-        """The vector less what was held back of those of this name, in place."""
+        """Subtract all residuals of this name from a vector, in place."""
         for (of, _, start), piece in self.residuals.items():
             if of == name:
                 vector[start : start + len(piece)].sub_(piece)
         return vector
 
     def state_dict(self) -> dict[str, Any]:
-        """The live pieces, as a tree: vector, kind, start."""
+        """Return the live pieces, as a tree: vector, kind, start."""
         tree: dict[str, Any] = {}
         for (name, kind, start), piece in self.residuals.items():
             tree.setdefault(name, {}).setdefault(kind, {})[str(start)] = piece
@@ -54,19 +58,23 @@ class Residuals:
     def load(
         self, tree: Mapping[str, Any], spans: Sequence[slice], sums: Sequence[slice], device: torch.device
     ) -> None:
-        """Adds a `state_dict`, in which vectors were perhaps in other pieces: this rank packs these `spans` of them.
+        """Add the residuals of a `state_dict`, whose pieces may be cut in another way.
 
-        It makes the `sums`, if they were made in the same world; their residuals stay what they are. In another world
-        they become those of payloads: nothing is lost. Numbers behind the last span are padding, and zero.
+        Args:
+            tree: the state
+            spans: the spans that this rank encodes as payloads
+            sums: the spans that it sums, if the state is of the same world; empty otherwise, and residuals of totals
+                are then added to those of payloads. Values after the last span are padding, and zero.
+            device: of the vectors
         """
         for name, kind, start, saved in _iter_residuals(tree):
-            stays = kind == "total" and bool(sums)
-            for own in sums if stays else spans:
-                first, last = max(start, own.start), min(start + len(saved), own.stop)
+            is_total = kind == "total" and bool(sums)
+            for span in sums if is_total else spans:
+                first, last = max(start, span.start), min(start + len(saved), span.stop)
                 if first < last:
-                    like = saved.new_empty(own.stop - own.start, device=device)
-                    piece = self.residual(name, "total" if stays else "payload", own.start, like)
-                    piece[first - own.start : last - own.start] += saved[first - start : last - start].to(device)
+                    like = saved.new_empty(span.stop - span.start, device=device)
+                    piece = self.residual(name, "total" if is_total else "payload", span.start, like)
+                    piece[first - span.start : last - span.start] += saved[first - start : last - start].to(device)
 
 
 def _iter_residuals(tree: Mapping[str, Any]) -> Iterator[tuple[str, ResidualKind, int, Tensor]]:
@@ -74,3 +82,43 @@ def _iter_residuals(tree: Mapping[str, Any]) -> Iterator[tuple[str, ResidualKind
         for kind, pieces in kinds.items():
             for start, piece in pieces.items():
                 yield name, kind, int(start), piece
+
+
+class ErrorFeedbackTransport:
+    """Base of transports with residuals. Vectors are cut, and gathered inside the silo, as by AllReduce."""
+
+    stateful = True
+
+    def __init__(self, topology: Topology):
+        self.topology = topology
+        self.all_reduce = AllReduce(topology)
+        self.residuals = Residuals()
+        self.alignment = self.all_reduce.alignment
+        self.bytes_sent = 0
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.all_reduce.wait_seconds
+
+    def start_round(self, seed_for: SeedFor) -> None:
+        self.seed_for = seed_for
+
+    def chunks(self, length: int) -> list[slice]:
+        return self.all_reduce.chunks(length)
+
+    def lookahead(self, vector: Tensor, name: str) -> Tensor:
+        if self.topology.num_silos == 1:
+            return vector
+        return self.all_gather(self.residuals.subtract(name, vector.clone()))
+
+    def all_gather(self, vector: Tensor) -> Tensor:
+        return self.all_reduce.all_gather(vector)
+
+    def all_reduce_in_silo(self, value: float) -> float:
+        return self.all_reduce.all_reduce_in_silo(value)
+
+    def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
+        raise AssertionError("a Run compresses sums alone")
+
+    def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+        raise AssertionError("a Run compresses sums alone")

@@ -1,4 +1,4 @@
-"""From the choice of an uplink to its wire."""
+"""The transport of each choice of `update_compression=`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from trainer.distributed.transport.low_rank import PowerSGDAllReduce
 def make_transport(
     topology: Topology, compression: UpdateCompression, layout: Sequence[tuple[int, torch.Size]]
 ) -> Transport:
-    """The wire over which what this uplink makes of vectors goes between the silos.
+    """Make the transport for this compression.
 
-    `layout` are those of the parameters in a vector: where each starts, and its shape.
+    Args:
+        topology: of this rank
+        compression: between the silos
+        layout: the start and the shape of each parameter in a vector
     """
     if isinstance(compression, Uncompressed):
         return AllReduce(topology)

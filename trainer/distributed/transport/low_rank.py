@@ -1,4 +1,4 @@
-"""The wire that sends matrices as products of thin ones, and what these could not say with the next ones."""
+"""Sums over the silos of matrices as products of thin ones, with error feedback."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from trainer.distributed import collectives
 from trainer.distributed.collectives import PendingCollective
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport.base import ReducedChunks, chunks_of, pipelined, shift_slice
-from trainer.distributed.transport.lossy import ErrorFeedbackTransport
+from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport
 from trainer.utils.seeding import generator
 
-CACHE_SIZE = 1 << 16  # numbers of a product that several operations go over while they lie in the cache
+CACHE_SIZE = 1 << 16  # numbers: several operations go over them while they are in the cache
 
 
 @dataclass(frozen=True)
 class MatrixRows:
-    """Whole rows of a matrix that lie in a vector, from the place `start` on."""
+    """Consecutive rows of a matrix, at `start` in a vector."""
 
     start: int
     rows: int
@@ -33,33 +33,36 @@ class MatrixRows:
         return self.start + self.rows * self.columns
 
     def of(self, vector: Tensor) -> Tensor:
-        """What a vector holds there [rows, columns]."""
+        """Return the view [rows, columns] of a vector."""
         return vector[self.start : self.stop].view(self.rows, self.columns)
 
 
 def matrices_in_chunk(part: slice, matrices: Iterable[MatrixRows], rank: int) -> list[MatrixRows]:
-    """The rows of matrices that lie whole in this part, by their places in it, where rank (n + m) numbers are fewer."""
-    found = []
+    """Return the whole rows of matrices in a part of the vector, where rank (n + m) numbers are fewer.
+
+    Starts are relative to the part.
+    """
+    blocks = []
     for matrix in matrices:
         first = max(0, -(-(part.start - matrix.start) // matrix.columns))
         last = min(matrix.rows, (part.stop - matrix.start) // matrix.columns)
         block = MatrixRows(matrix.start + first * matrix.columns - part.start, last - first, matrix.columns)
         if block.rows > 0 and rank * (block.rows + block.columns) < block.rows * block.columns:
-            found.append(block)
-    return found
+            blocks.append(block)
+    return blocks
 
 
 @dataclass
 class InFlightChunk:
-    """A part of a vector on its way.
+    """A chunk of a vector under way.
 
-    span    that of its numbers in the whole vector
-    values   the vector's memory there
-    compensated    vector + residual in the blocks' places, and at last the residual
-    blocks   what of the part goes as P Q^T
-    uncompressed     what goes as it is
-    pending  the numbers that are travelling
-    p_factors  P of each block
+    span          in the whole vector
+    values        the vector's memory at the span
+    compensated   vector + residual at the blocks, and at last the residual
+    blocks        the rows that are sent as P Q^T
+    uncompressed  the spans, relative to the chunk, that are sent as they are
+    pending       the collective under way
+    p_factors     P of each block
     """
 
     span: slice
@@ -72,28 +75,36 @@ class InFlightChunk:
 
 
 class PowerSGDAllReduce(ErrorFeedbackTransport):
-    """Sums over the silos of which each matrix is P Q^T, of a small rank, with error feedback; equal bits on all ranks.
+    """Sums over the silos in which each matrix is P Q^T, of a small rank, with error feedback.
 
-    PowerSGDReducer, Vogels et al. 2019 (arXiv 1905.13727), algorithm 1: M is a silo's matrix + residual. P = sum of M Q, with
-    the Q of the round before, or a random one; P is made orthonormal; Q = sum of M^T P; the total is P Q^T, and a
-    silo's residual its own M - P (M^T P)^T. A parameter of several dimensions is a matrix with a row for each entry of
-    the first; of a matrix in several parts of the vector each part's rows are one by themselves. What is no matrix, or
-    too small to be worth it, goes as it is. The first silo makes P orthonormal for all, and products are summed by
-    elementwise operations, because matrix libraries differ by bits from machine to machine.
+    PowerSGD, Vogels et al. 2019 (arXiv 1905.13727), algorithm 1. M is a silo's matrix + residual. P = sum of M Q, with
+    the Q of the last round, or a random one; P is made orthonormal; Q = sum of M^T P. The sum is P Q^T, and a silo's
+    residual is its own M - P (M^T P)^T.
+
+    A parameter of several dimensions is a matrix with a row for each entry of the first. If a matrix is cut between
+    chunks, the rows in each chunk are a matrix of their own. Vectors, and matrices that are too small to gain by it,
+    are sent as they are.
+
+    All ranks get the same bits. Matrix libraries differ in bits between machines, so silo 0 makes P orthonormal for
+    all, and P Q^T is made by elementwise operations.
+
+    Args:
+        topology: of this rank
+        rank: the columns of P and Q
+        layout: the start and the shape of each parameter in a vector
     """
 
     def __init__(self, topology: Topology, rank: int, layout: Sequence[tuple[int, torch.Size]]):
-        """`layout` are those of the parameters in a vector: where each starts, and its shape."""
         super().__init__(topology)
         self.rank = rank
         self.matrices = [MatrixRows(start, shape[0], shape[1:].numel()) for start, shape in layout if len(shape) > 1]
-        self.q_factors: dict[tuple[str, int], Tensor] = {}  # Q of the last round
+        self.q_factors: dict[tuple[str, int], Tensor] = {}  # of the last round
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        # P and what is no matrix by an all-reduce, orthonormal P, and Q by an all-reduce.
+        # An all-reduce of P and of uncompressed values, a broadcast of P, and an all-reduce of Q.
         width, numbers = len(vector) // self.topology.num_shards, 0
-        slices = (slice(start, start + width) for start in range(offset, offset + len(vector), max(width, 1)))
-        for part in (part for own in slices for part in chunks_of(own)):
+        shards = (slice(start, start + width) for start in range(offset, offset + len(vector), max(width, 1)))
+        for part in (part for shard in shards for part in chunks_of(shard)):
             blocks = matrices_in_chunk(part, self.matrices, self.rank)
             columns = self.rank * sum(block.rows for block in blocks)
             rows = self.rank * sum(block.columns for block in blocks)
@@ -106,12 +117,12 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
             (shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector)) if part.stop > part.start
         ]
         if self.topology.num_silos == 1:
-            return ((place, self.residuals.flush(name, place.start, values)) for place, values in parts)
+            return ((span, self.residuals.flush(name, span.start, values)) for span, values in parts)
         self.bytes_sent += self.all_reduce_bytes(vector, offset)
-        flights = [self._start_p_all_reduce(place, values, name) for place, values in parts]
-        based = pipelined(self._broadcast_p(flight) for flight in flights)
-        crossed = pipelined(self._start_q_all_reduce(flight) for flight in based)
-        return (self._decode_sum(flight, name) for flight in crossed)
+        chunks = [self._start_p_all_reduce(span, values, name) for span, values in parts]
+        with_p = pipelined(self._broadcast_p(chunk) for chunk in chunks)
+        with_q = pipelined(self._start_q_all_reduce(chunk) for chunk in with_p)
+        return (self._decode_sum(chunk, name) for chunk in with_q)
 
     def state_dict(self) -> dict[str, Any]:
         rows: dict[str, dict[str, Tensor]] = {}
@@ -122,26 +133,26 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
         for state in states:
             self.residuals.load(state["residuals"], parts, [], self.topology.device)
-            if same_world:  # in another one blocks are others, and begin at random
+            if same_world:  # in another one the blocks differ, and Q starts at random
                 rows = [(name, int(start), q) for name, rows in state["rows"].items() for start, q in rows.items()]
-                own = [row for row in rows if any(part.start <= row[1] < part.stop for part in parts)]
-                self.q_factors |= {(name, start): q.to(self.topology.device) for name, start, q in own}
+                local = [row for row in rows if any(part.start <= row[1] < part.stop for part in parts)]
+                self.q_factors |= {(name, start): q.to(self.topology.device) for name, start, q in local}
 
-    def _start_p_all_reduce(self, place: slice, values: Tensor, name: str) -> InFlightChunk:
-        """Begins the sum of P = M Q, and of what goes as it is."""
-        given = self.residuals.residual(name, "payload", place.start, values).add_(values)
-        blocks = matrices_in_chunk(place, self.matrices, self.rank)
-        edges = [0, *(edge for block in blocks for edge in (block.start, block.stop)), len(given)]
-        rest = [slice(first, last) for first, last in list(pairwise(edges))[::2]]
-        columns = [block.of(given) @ self._previous_q(block, place, name, values) for block in blocks]
-        pending = self._all_reduce_tensors_async([*columns, *(given[span] for span in rest)], values)
-        for span in rest:
-            given[span] = 0
-        return InFlightChunk(place, values, given, blocks, rest, pending, columns)
+    def _start_p_all_reduce(self, span: slice, values: Tensor, name: str) -> InFlightChunk:
+        """Start the sum of P = M Q, and of uncompressed values."""
+        compensated = self.residuals.residual(name, "payload", span.start, values).add_(values)
+        blocks = matrices_in_chunk(span, self.matrices, self.rank)
+        edges = [0, *(edge for block in blocks for edge in (block.start, block.stop)), len(compensated)]
+        uncompressed = [slice(first, last) for first, last in list(pairwise(edges))[::2]]
+        p_factors = [block.of(compensated) @ self._previous_q(block, span, name, values) for block in blocks]
+        pending = self._all_reduce_tensors_async([*p_factors, *(compensated[rest] for rest in uncompressed)], values)
+        for rest in uncompressed:
+            compensated[rest] = 0
+        return InFlightChunk(span, values, compensated, blocks, uncompressed, pending, p_factors)
 
-    def _previous_q(self, block: MatrixRows, place: slice, name: str, like: Tensor) -> Tensor:
-        """Q [m, r] of the round before, which has the directions in which the matrix moves; at first a random one."""
-        key = (name, place.start + block.start)
+    def _previous_q(self, block: MatrixRows, span: slice, name: str, like: Tensor) -> Tensor:
+        """Return Q [m, r] of the last round, which has the directions of the updates; a random one at first."""
+        key = (name, span.start + block.start)
         if key not in self.q_factors:
             draw = generator(self.seed_for("uplink", *key))
             random = torch.randn(block.columns, self.rank, generator=draw, dtype=torch.float64)
@@ -149,13 +160,10 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
         return self.q_factors[key]
 
     def _broadcast_p(self, chunk: InFlightChunk) -> InFlightChunk:
-        """Begins to bring the orthonormal P from the first silo to all."""
-        *summed, rest = self.all_reduce.wait(chunk.pending).split(
-            [*map(Tensor.numel, chunk.p_factors), _total_length(chunk.uncompressed)]
-        )
-        for span, values in zip(
-            chunk.uncompressed, rest.split([s.stop - s.start for s in chunk.uncompressed]), strict=True
-        ):
+        """Start to broadcast the orthonormal P from silo 0."""
+        lengths = [span.stop - span.start for span in chunk.uncompressed]
+        *summed, rest = self.all_reduce.wait(chunk.pending).split([*map(Tensor.numel, chunk.p_factors), sum(lengths)])
+        for span, values in zip(chunk.uncompressed, rest.split(lengths), strict=True):
             chunk.values[span] = values
         if self.topology.silo == 0:
             chunk.p_factors = [torch.linalg.qr(total.view(-1, self.rank)).Q for total in summed]
@@ -163,20 +171,20 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
         return chunk
 
     def _start_q_all_reduce(self, chunk: InFlightChunk) -> InFlightChunk:
-        """Begins the sum of Q = M^T P; what P Q^T cannot say of M is the residual."""
-        bases = self.all_reduce.wait(chunk.pending).split([p.numel() for p in chunk.p_factors])
-        chunk.p_factors = [base.view(-1, self.rank) for base in bases]
+        """Start the sum of Q = M^T P, and leave the residual M - P Q^T of this silo."""
+        flat = self.all_reduce.wait(chunk.pending).split([p.numel() for p in chunk.p_factors])
+        chunk.p_factors = [p.view(-1, self.rank) for p in flat]
         matrices = [block.of(chunk.compensated) for block in chunk.blocks]
-        rows = [matrix.T @ p for matrix, p in zip(matrices, chunk.p_factors, strict=True)]
-        for matrix, p, q in zip(matrices, chunk.p_factors, rows, strict=True):
+        q_factors = [matrix.T @ p for matrix, p in zip(matrices, chunk.p_factors, strict=True)]
+        for matrix, p, q in zip(matrices, chunk.p_factors, q_factors, strict=True):
             matrix.addmm_(p, q.T, alpha=-1)
-        chunk.pending = self._all_reduce_tensors_async(rows, chunk.values)
+        chunk.pending = self._all_reduce_tensors_async(q_factors, chunk.values)
         return chunk
 
     def _decode_sum(self, chunk: InFlightChunk, name: str) -> tuple[slice, Tensor]:
-        """The part with P Q^T in the blocks' places."""
-        rows = self.all_reduce.wait(chunk.pending).split([self.rank * block.columns for block in chunk.blocks])
-        for block, p, flat in zip(chunk.blocks, chunk.p_factors, rows, strict=True):
+        """Write P Q^T to the blocks, and return the span and its sum."""
+        q_factors = self.all_reduce.wait(chunk.pending).split([self.rank * block.columns for block in chunk.blocks])
+        for block, p, flat in zip(chunk.blocks, chunk.p_factors, q_factors, strict=True):
             q = self.q_factors[name, chunk.span.start + block.start] = flat.view(-1, self.rank)
             multiply(p, q, block.of(chunk.values))
         return chunk.span, chunk.values
@@ -186,17 +194,13 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
 
 
 def multiply(p: Tensor, q: Tensor, out: Tensor) -> None:
-    """P Q^T [n, m], of P [n, r] and Q [m, r], by elementwise operations: the same bits on all machines."""
+    """Write P Q^T [n, m], of P [n, r] and Q [m, r], by elementwise operations: the same bits on all machines."""
     step = max(CACHE_SIZE // len(q), 1)
     scratch = out.new_empty(min(step, len(out)), len(q))
-    for own, block in zip(p.split(step), out.split(step), strict=True):
-        torch.mul(own[:, :1], q[:, 0], out=block)
+    for rows, block in zip(p.split(step), out.split(step), strict=True):
+        torch.mul(rows[:, :1], q[:, 0], out=block)
         for index in range(1, p.shape[1]):
-            block.add_(torch.mul(own[:, index : index + 1], q[:, index], out=scratch[: len(block)]))
-
-
-def _total_length(spans: Sequence[slice]) -> int:
-    return sum(span.stop - span.start for span in spans)
+            block.add_(torch.mul(rows[:, index : index + 1], q[:, index], out=scratch[: len(block)]))
 
 
 def _concatenate(tensors: Sequence[Tensor], like: Tensor) -> Tensor:

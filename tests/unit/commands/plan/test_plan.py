@@ -302,7 +302,7 @@ def test_a_silent_wire_gives_back_and_counts_what_would_be_sent():
     parts = {(part.start, part.stop): total for part, total in wire.all_reduce_async(vector, "deltas", offset=64)}
     assert list(parts) == [(64, 96)] and torch.equal(parts[64, 96], vector[:32])
     assert wire.bytes_sent == 2 * 64 * 4 and wire.all_gather(vector) is vector and wire.bytes_all_gathered == 64 * 4
-    total = wire.reduce_columns(torch.stack([vector, vector]), lambda rows, add_up: rows.mean(0))
+    total = wire.all_reduce_columns(torch.stack([vector, vector]), lambda rows, add_up: rows.mean(0))
     assert total.shape == (64,) and wire.bytes_held == 3 * 32 * 4
     assert wire.bytes_sent == 2 * 64 * 4 + (3 + 2) * 32 * 4
 

@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 
 from trainer.commands.sweep import local_launcher
 from trainer.distributed.launch import subprocesses
-from trainer.distributed.launch.subprocesses import (
-    Command,
-    CommandBusyError,
-    ResourceSlot,
-    Terminated,
-    command_output,
-    raise_on_stop_signal,
-    reraise_signal,
-)
+from trainer.distributed.launch.signals import Terminated, raise_on_stop_signal, reraise_signal
+from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot, command_output
 
 MODULE = """
 import json, os, sys

@@ -1,4 +1,4 @@
-"""Codecs lose what they say that they lose, and not more."""
+"""The errors of codecs are within their bounds."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ wide_vectors = arrays(
 
 
 def packed_by(codec: Codec, values: Tensor, seed: int = 0) -> Tensor:
-    """The bytes, written over others."""
+    """The encoded values, in memory that was not zero."""
     packed = torch.full((codec.encoded_size(len(values)),), 0xA5, dtype=torch.uint8)
     codec.encode(values, packed, seed)
     return packed
 
 
 def sent_by(codec: Codec, values: Tensor, seed: int = 0) -> Tensor:
-    """What arrives of the values, in their dtype."""
+    """The decoded values, in their dtype."""
     arrived = torch.full_like(values, 17.0)
     codec.decode(packed_by(codec, values, seed), arrived)
     return arrived
@@ -53,12 +53,12 @@ def clamped(values: Tensor, most: float) -> Tensor:
 
 
 def errors(codec: Codec, values: Tensor, most: float, seed: int = 0) -> Tensor:
-    """By how much what arrives is apart from the values, the larger of which count as `most`."""
+    """The absolute errors to the values, clamped to `most`."""
     return (sent_by(codec, values, seed).double() - clamped(values, most)).abs()
 
 
 def scales_of(values: Tensor, levels: int) -> Tensor:
-    """For each value its block's largest magnitude / levels."""
+    """The largest magnitude / levels of each value's block."""
     padded = torch.nn.functional.pad(clamped(values, 2.0**127).abs(), (0, -len(values) % BLOCK))
     return (padded.view(-1, BLOCK).amax(1) / levels).repeat_interleave(BLOCK)[: len(values)]
 
@@ -73,7 +73,7 @@ def test_bfloat16_has_8_bits(values: Tensor):
 @settings(deadline=None)
 @given(vectors)
 def test_float16_is_that_of_numpy(values: Tensor):
-    """Bit for bit, the sign of zero too; what is too large is the largest."""
+    """Bit for bit, with the sign of zero; values out of range become the largest."""
     expected = values.numpy().clip(-65504, 65504).astype(np.float16).astype(np.float32)
     assert np.array_equal(sent_by(CODECS["fp16"], values).numpy().view(np.int32), expected.view(np.int32))
 
@@ -86,22 +86,22 @@ def test_float16_has_11_bits(values: Tensor):
 
 @settings(deadline=None)
 @given(vectors | wide_vectors)
-def test_int8_is_half_a_step_apart(values: Tensor):
+def test_int8_is_off_by_half_a_step(values: Tensor):
     bound = (0.51 * scales_of(values, 127)).clamp(min=1.5e-36)
     assert (errors(CODECS["int8"], values, 2.0**127) <= bound).all()
 
 
 @settings(deadline=None)
 @given(vectors | wide_vectors, seeds)
-def test_int4_is_a_step_apart(values: Tensor, seed: int):
+def test_int4_is_off_by_a_step(values: Tensor, seed: int):
     bound = (1.0001 * scales_of(values, 7)).clamp(min=9e-38)
     assert (errors(CODECS["int4"], values, 2.0**127, seed) <= bound).all()
 
 
 @settings(deadline=None)
 @given(vectors | wide_vectors)
-def test_topk_keeps_what_torch_keeps(values: Tensor):
-    """The same magnitudes; equal ones may be of other places. The values that are kept are as they were."""
+def test_topk_keeps_the_values_of_torch_topk(values: Tensor):
+    """The same magnitudes; equal ones may have other indices. The kept values are exact."""
     k = min(len(values), max(1, len(values) // 10))
     sent = sent_by(CODECS["topk"], values)
     kept = clamped(values, FLOAT32_LARGEST).float().abs().topk(k).values
@@ -118,7 +118,7 @@ def far_apart(count: int) -> Tensor:
 
 
 def seen_where_sampled(count: int) -> Tensor:
-    """1 at the places that are looked at for the threshold, except for two large values beside them."""
+    """1 at the indices that are sampled for the threshold, with two large values at others."""
     values = torch.zeros(count)
     values[:: max(count // SAMPLE, 1) | 1] = 1.0
     values[1:3] = 5.0
@@ -149,7 +149,7 @@ def test_topk_finds_the_largest_though_the_sample_misleads(name: str, fraction: 
 @settings(deadline=None)
 @given(values=vectors | wide_vectors, seed=seeds)
 def test_the_size_is_known_before(codec: Codec, values: Tensor, seed: int):
-    """A multiple of 4 bytes, all of which are written, the same for the same seed."""
+    """A multiple of 4 bytes, which are all written, the same for the same seed."""
     packed = packed_by(codec, values, seed)
     assert len(packed) == codec.encoded_size(len(values)) and len(packed) % 4 == 0
     again = torch.zeros_like(packed)
@@ -161,7 +161,7 @@ def test_the_size_is_known_before(codec: Codec, values: Tensor, seed: int):
 @settings(deadline=None)
 @given(count=st.integers(0, 5 * BLOCK), places=st.sets(st.integers(0, 5 * BLOCK)), seed=seeds)
 def test_zeros_stay_zeros(codec: Codec, count: int, places: set[int], seed: int):
-    """Of both signs, beside other numbers."""
+    """Zeros of both signs, among other values."""
     values = far_apart(count)
     zeros = [place for place in places if place < count]
     values[zeros] = torch.tensor([0.0, -0.0]).repeat(len(zeros))[: len(zeros)]
@@ -169,8 +169,8 @@ def test_zeros_stay_zeros(codec: Codec, count: int, places: set[int], seed: int)
 
 
 @every_codec
-def test_what_arrives_is_float32_in_either_dtype(codec: Codec):
-    """So a float64 model and a float32 one would be told the same."""
+def test_decoded_values_are_float32_numbers_in_either_dtype(codec: Codec):
+    """A float64 model and a float32 model decode the same numbers."""
     values = far_apart(1000).double()
     packed = packed_by(codec, values)
     wide, narrow = torch.empty(1000, dtype=torch.float64), torch.empty(1000)
@@ -181,8 +181,8 @@ def test_what_arrives_is_float32_in_either_dtype(codec: Codec):
 
 @every_codec
 @pytest.mark.parametrize("count", [CPU_CHUNK_LENGTH - 1, CPU_CHUNK_LENGTH, 2 * CPU_CHUNK_LENGTH + BLOCK + 3])
-def test_pieces_do_not_show(codec: Codec, count: int):
-    """The first and last blocks arrive as they do alone, but for the random rounding and the choice of the largest."""
+def test_chunks_make_no_difference(codec: Codec, count: int):
+    """Blocks are decoded as alone, except with stochastic rounding and the choice of the largest."""
     values = far_apart(count)
     sent = sent_by(codec, values)
     if isinstance(codec, Int4 | TopK):
@@ -196,8 +196,8 @@ def test_pieces_do_not_show(codec: Codec, count: int):
         assert torch.equal(sent[part], sent_by(codec, values[part]))
 
 
-def test_int4_is_right_on_average():
-    """The mean over 400 seeds: each draw is at most half a step apart in standard deviation."""
+def test_int4_is_unbiased():
+    """The mean over 400 seeds; the standard deviation of a draw is at most half a step."""
     values, draws = far_apart(8 * BLOCK), 400
     mean = torch.stack([sent_by(CODECS["int4"], values, seed) for seed in range(draws)]).double().mean(0)
     deviations = (mean - values.double()).abs() / scales_of(values, 7)
@@ -205,7 +205,7 @@ def test_int4_is_right_on_average():
 
 
 def test_int4_draws_anew_for_every_seed_and_value():
-    """Equal values between two multiples of the scale: half of them are rounded up, others with another seed."""
+    """Half of equal values between two multiples of the scale are rounded up, and others with another seed."""
     values = torch.cat([torch.full((1 << 16,), 3.5), torch.full((BLOCK,), 7.0)]).view(-1, BLOCK)
     values[:, 0] = 7.0
     first, second = (sent_by(CODECS["int4"], values.view(-1), seed).view(-1, BLOCK)[:-1, 1:] == 4 for seed in (1, 2))
@@ -214,10 +214,10 @@ def test_int4_draws_anew_for_every_seed_and_value():
 
 
 @every_codec
-def test_error_feedback_sends_all_in_the_end(codec: Codec):
-    """200 rounds of random deltas: what was sent, and the residual, are what was given; and the residual stays small.
+def test_error_feedback_sends_everything_in_the_end(codec: Codec):
+    """200 rounds of random updates: the sum of what was sent and the residual is that of the updates.
 
-    If a codec's error is at most q of the norm, q / (1 - q) of the largest delta bounds the residual.
+    If a codec's error is at most q times the norm, the residual is at most q / (1 - q) times the largest update.
     """
     q = {"bf16": 2**-8, "fp16": 2**-11, "int8": 0.02, "int4": 0.4, "topk": 0.9**0.5}
     share = next(q[name] for name, known in CODECS.items() if known is codec)

@@ -1,4 +1,4 @@
-"""Averaged gradients: how far from the mean they may be, that nothing is lost on the way, and what overflows do."""
+"""Reducers: the error of the mean, error feedback, overflows, and resumed states."""
 
 from __future__ import annotations
 
@@ -20,89 +20,89 @@ from trainer.distributed.gradients import (
 )
 from trainer.distributed.topology import Topology
 
-WAYS: dict[str, GradientReducer] = {
+REDUCERS: dict[str, GradientReducer] = {
     "fp32": FullPrecisionReducer(),
     "bf16": HalfPrecisionReducer("bfloat16"),
     "fp16": HalfPrecisionReducer("float16"),
     "int8": Int8Reducer(block=8),
     "powersgd": PowerSGDReducer(rank=2, start=2),
 }
-FEEDING_BACK = ["int8", "powersgd"]
+WITH_FEEDBACK = ["int8", "powersgd"]
 U = {"bf16": 2**-8, "fp16": 2**-11}
 ROUNDING = 2e-6  # of float32, over some steps
 SIZES = [2, 3, 4]
 
 
-def averaged(topology: Topology, way: str, steps: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The means of each step on this rank, and what it owes after each."""
-    silo = Silo(WAYS[way], topology)
-    pairs = [(silo.step(given), silo.owed().clone()) for given in decreed(topology.replica, steps)]
-    return [mean for mean, _ in pairs], [owed for _, owed in pairs]
+def averaged(topology: Topology, name: str, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The mean of each step on this rank, and the residuals after it."""
+    silo = Silo(REDUCERS[name], topology)
+    pairs = [(silo.step(given), silo.residuals().clone()) for given in decreed(topology.replica, steps)]
+    return [mean for mean, _ in pairs], [residuals for _, residuals in pairs]
 
 
 def given_to(size: int, steps: int) -> list[np.ndarray]:
-    """What the replicas are given in each step, [replicas, n] in float64."""
+    """The gradients of all replicas in each step, [replicas, n] in float64."""
     replicas = [decreed(replica, steps) for replica in range(size)]
     return [np.stack([flat(given[step]).double().numpy() for given in replicas]) for step in range(steps)]
 
 
-def all_averaged(pool, way: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The means [steps, n], equal on all ranks to the last bit, and what is owed [steps, replicas, n]; float64."""
-    answers = pool.run(in_silo, averaged, way, steps)
+def all_averaged(pool, name: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The means [steps, n], with the same bits on all ranks, and the residuals [steps, replicas, n]; float64."""
+    answers = pool.run(in_silo, averaged, name, steps)
     for means, _ in answers[1:]:
         assert all(map(torch.equal, means, answers[0][0]))
-    owed = [torch.stack([owed[step] for _, owed in answers]).double().numpy() for step in range(steps)]
-    return torch.stack(answers[0][0]).double().numpy(), np.stack(owed)
+    residuals = [torch.stack([residuals[step] for _, residuals in answers]).double().numpy() for step in range(steps)]
+    return torch.stack(answers[0][0]).double().numpy(), np.stack(residuals)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("way", ["fp32", "bf16", "fp16"])
-def test_a_mean_without_feedback_is_within_its_bound(ranks, size: int, way: str):
-    """(R + 1) u times the mean of the sizes: one rounding of each, one of the division, and R - 1 of the sum.
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_a_mean_without_feedback_is_within_its_bound(ranks, size: int, name: str):
+    """(R + 1) u times the mean magnitude: a rounding of each, one of the division, and R - 1 of the sum.
 
-    In float16 also one of the smallest steps that it has, 2^-24, each time.
+    In float16 each rounding also adds 2^-24, its smallest step.
     """
-    means, _ = all_averaged(ranks(size), way, 3)
+    means, _ = all_averaged(ranks(size), name, 3)
     for mean, given in zip(means, given_to(size, 3), strict=True):
-        bound = (size + 1) * U.get(way, 2**-24) * np.abs(given).mean(0) * 1.01
-        assert (np.abs(mean - given.mean(0)) <= bound + (size * 2**-24 if way == "fp16" else 0)).all()
+        bound = (size + 1) * U.get(name, 2**-24) * np.abs(given).mean(0) * 1.01
+        assert (np.abs(mean - given.mean(0)) <= bound + (size * 2**-24 if name == "fp16" else 0)).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_int8_is_within_its_bound_after_any_number_of_steps(ranks, size: int):
-    """All that was given is sent, but for m / 250 between two replicas and m / 120 between more, m the largest of all.
+    """The means lack at most m / 250 between two replicas and m / 120 between more, m the largest gradient.
 
-    What a single replica owes is more: R times what it lost of the mean.
+    The residual of a single replica is larger: it has R times the error of its part of the mean.
     """
-    means, owed = all_averaged(ranks(size), "int8", 60)
+    means, residuals = all_averaged(ranks(size), "int8", 60)
     givens = given_to(size, 60)
     largest = max(np.abs(given).max() for given in givens)
     missing = np.cumsum([given.mean(0) for given in givens], axis=0) - np.cumsum(means, axis=0)
     assert np.abs(missing).max() <= largest / (250 if size == 2 else 120)
-    assert np.abs(owed).max() <= largest * (size + 2) / 250
-    # That is not for nothing: without feedback errors of this size add up.
+    assert np.abs(residuals).max() <= largest * (size + 2) / 250
+    # Without feedback, errors of this size would add up.
     assert np.abs(means[0] - givens[0].mean(0)).max() > largest / 2000
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("way", FEEDING_BACK)
-def test_what_is_given_is_sent_or_owed(ranks, size: int, way: str):
-    """The sum of all means, and the mean of what the replicas owe, are the mean of all that they were given."""
-    means, owed = all_averaged(ranks(size), way, 40)
+@pytest.mark.parametrize("name", WITH_FEEDBACK)
+def test_means_and_residuals_add_up_to_the_gradients(ranks, size: int, name: str):
+    """The sum of all means plus the mean residual is the sum of the mean gradients."""
+    means, residuals = all_averaged(ranks(size), name, 40)
     givens = given_to(size, 40)
     largest = max(np.abs(given).max() for given in givens)
     given = np.cumsum([given.mean(0) for given in givens], axis=0)
     sent = np.cumsum(means, axis=0)
-    assert np.abs(sent + owed.mean(1) - given).max() <= largest * 40 * ROUNDING
+    assert np.abs(sent + residuals.mean(1) - given).max() <= largest * 40 * ROUNDING
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_powersgd_is_one_step_of_power_iteration(ranks, size: int):
-    """Of the first matrix: P = orthonormal(mean(M) Q), mean P P' M, and M is the gradient and the residual.
+    """For the first matrix: P = orthonormal(mean(M) Q), and the mean is P P' mean(M), with M = gradient + residual.
 
-    Q is not known here, but the mean is a projection of mean(M) to `rank` dimensions, which is all it can be.
+    Q is not known to the test, so it checks that the mean is a projection of mean(M) to `rank` dimensions.
     """
-    means, owed = all_averaged(ranks(size), "powersgd", 12)
+    means, residuals = all_averaged(ranks(size), "powersgd", 12)
     rows, columns = SHAPES[0]
     for step, given in enumerate(given_to(size, 12)):
         matrix = given.mean(0)[: rows * columns].reshape(rows, columns)
@@ -110,7 +110,7 @@ def test_powersgd_is_one_step_of_power_iteration(ranks, size: int):
         if step < 2:
             np.testing.assert_allclose(sent, matrix, atol=ROUNDING)
             continue
-        before = owed[step - 1].mean(0)[: rows * columns].reshape(rows, columns)
+        before = residuals[step - 1].mean(0)[: rows * columns].reshape(rows, columns)
         basis = np.linalg.svd(sent)[0][:, :2]
         assert np.linalg.matrix_rank(sent, tol=1e-4) == 2
         np.testing.assert_allclose(basis @ basis.T @ (matrix + before), sent, atol=1e-4)
@@ -118,21 +118,21 @@ def test_powersgd_is_one_step_of_power_iteration(ranks, size: int):
     np.testing.assert_allclose(means[5][bias], given_to(size, 12)[5].mean(0)[bias], atol=ROUNDING * 10)
 
 
-def test_what_powersgd_owes_of_the_mean_does_not_grow(ranks):
-    """That of a single replica may: it holds by how much its gradients were not the mean."""
-    _, owed = all_averaged(ranks(2), "powersgd", 200)
-    missing = np.linalg.norm(owed.mean(1), axis=1)
+def test_the_mean_residual_of_powersgd_does_not_grow(ranks):
+    """That of a single replica may: it has the difference between its gradients and the mean."""
+    _, residuals = all_averaged(ranks(2), "powersgd", 200)
+    missing = np.linalg.norm(residuals.mean(1), axis=1)
     assert missing[100:].max() <= 1.5 * missing[10:100].max()
 
 
-def overflowing(topology: Topology, way: str, bad: float, halves: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The mean of a step in which one replica overflowed, the means after it, and those of a run without that step.
+def overflowing(topology: Topology, name: str, bad: float, halves: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The mean of a step in which one replica overflowed, the means after it, and those without that step.
 
-    Such steps come before DDP has ordered its buckets, after that, and when something is owed. If `halves` they are
-    followed by half the loss scale.
+    Such steps come before DDP has rebuilt its buckets, after that, and when there are residuals. If `halves` the loss
+    scale is halved after each.
     """
     loss = Loss(loss_scale=16.0, may_skip=True)
-    one, other = Silo(WAYS[way], topology, loss), Silo(WAYS[way], topology)
+    one, other = Silo(REDUCERS[name], topology, loss), Silo(REDUCERS[name], topology)
     other.step([torch.zeros(shape) for shape in SHAPES])  # as if it had overflowed
     ours, theirs = [], []
     for step, given in enumerate(decreed(topology.replica, 9)):
@@ -149,27 +149,27 @@ def overflowing(topology: Topology, way: str, bad: float, halves: bool) -> tuple
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-@pytest.mark.parametrize("way", WAYS)
-def test_an_overflow_is_seen_by_all_replicas(ranks, size: int, bad: float, way: str):
-    """In the same places, so that all leave the step out."""
-    means = [mean for mean, _, _ in ranks(size).run(in_silo, overflowing, way, bad, False)]
-    places = [mean.isfinite() for mean in means]
-    assert not places[0].all()
-    assert all(torch.equal(place, places[0]) for place in places)
+@pytest.mark.parametrize("name", REDUCERS)
+def test_an_overflow_is_seen_by_all_replicas(ranks, size: int, bad: float, name: str):
+    """At the same indices, so that all skip the step."""
+    means = [mean for mean, _, _ in ranks(size).run(in_silo, overflowing, name, bad, False)]
+    finite = [mean.isfinite() for mean in means]
+    assert not finite[0].all()
+    assert all(torch.equal(mask, finite[0]) for mask in finite)
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("halves", [False, True])
-def test_a_step_that_is_left_out_leaves_no_trace(ranks, size: int, halves: bool):
-    """int8: to the last bit, though DDP had ordered its buckets; under another loss scale too, a power of two."""
+def test_a_skipped_step_leaves_no_trace(ranks, size: int, halves: bool):
+    """int8: to the last bit, also if DDP has rebuilt its buckets, and under another loss scale, a power of two."""
     for _, ours, theirs in ranks(size).run(in_silo, overflowing, "int8", float("inf"), halves):
         assert all(map(torch.equal, ours, theirs))
 
 
-def powersgd_overflows(topology: Topology, way: str) -> tuple[list[Tensor], list[Tensor]]:
-    """The same with steps before and after the first compressed one."""
+def powersgd_overflows(topology: Topology, name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The means with overflows before and after the first compressed step, and without."""
     loss = Loss(may_skip=True)
-    one, other = Silo(WAYS[way], topology, loss), Silo(WAYS[way], topology)
+    one, other = Silo(REDUCERS[name], topology, loss), Silo(REDUCERS[name], topology)
     ours, theirs = [], []
     for step, given in enumerate(decreed(topology.replica, 9)):
         ours.append(one.step(given))
@@ -180,20 +180,20 @@ def powersgd_overflows(topology: Topology, way: str) -> tuple[list[Tensor], list
     return ours, theirs
 
 
-def test_powersgd_takes_up_where_it_was(ranks):
+def test_powersgd_resumes_after_a_skipped_step(ranks):
     for ours, theirs in ranks(2).run(in_silo, powersgd_overflows, "powersgd"):
         assert all(map(torch.equal, ours, theirs))
 
 
-def gone_on(topology: Topology, way: str, saved_after: int, folder: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """The means of a run that is saved after so many steps and goes on as a new one, and of one that just goes on."""
+def resumed(topology: Topology, name: str, saved_after: int, folder: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """The means of a state that is saved after some steps and loaded into a new reducer, and those without a break."""
     givens = decreed(topology.replica, 8)
-    one = Silo(WAYS[way], topology)
+    one = Silo(REDUCERS[name], topology)
     for given in givens[:saved_after]:
         one.step(given)
     state = one.saved(folder / f"{topology.rank}", f"replica-{topology.replica}")
-    two = Silo(WAYS[way], topology)
-    two.step([tensor * 0 for tensor in givens[0]])  # as a loaded run does, so that DDP orders its buckets
+    two = Silo(REDUCERS[name], topology)
+    two.step([tensor * 0 for tensor in givens[0]])  # as a resumed run does, so that DDP rebuilds its buckets
     two.gradients.load_state_dict(state)
     loaded = copies(state)
     ours = [two.step(given) for given in givens[saved_after:]]
@@ -219,39 +219,39 @@ def assert_same_tree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("saved_after", [1, 2, 5])
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("way", FEEDING_BACK)
-def test_a_saved_state_goes_on_bit_for_bit(ranks, way: str, size: int, saved_after: int, tmp_path: Path):
-    """From before DDP ordered its buckets, from after that; what is loaded is not written to."""
-    for ours, theirs in ranks(size).run(in_silo, gone_on, way, saved_after, tmp_path):
+@pytest.mark.parametrize("name", WITH_FEEDBACK)
+def test_a_resumed_state_has_the_same_bits(ranks, name: str, size: int, saved_after: int, tmp_path: Path):
+    """Saved before DDP has rebuilt its buckets, and after; loaded tensors are not written to."""
+    for ours, theirs in ranks(size).run(in_silo, resumed, name, saved_after, tmp_path):
         assert all(map(torch.equal, ours, theirs))
 
 
-def states_after(topology: Topology, way: str, steps: int) -> dict[str, Any]:
-    silo = Silo(WAYS[way], topology)
+def states_after(topology: Topology, name: str, steps: int) -> dict[str, Any]:
+    silo = Silo(REDUCERS[name], topology)
     for given in decreed(topology.replica, steps):
         silo.step(given)
     return copies(silo.gradients.state_dict())
 
 
-@pytest.mark.parametrize("way", FEEDING_BACK)
-def test_other_replicas_owe_the_same(ranks, way: str):
-    """Three saved: each of however many owes their mean, and the mean of that is the same."""
-    states = ranks(3).run(in_silo, states_after, way, 6)
-    kind = "residuals" if way == "int8" else "errors"
-    one = WAYS[way].reshard(states)
-    for name, owed in one[kind].items():
-        torch.testing.assert_close(owed, sum(state[kind][name] for state in states) / 3)
-    rest = {name: value for name, value in one.items() if name != kind}
-    assert_same_tree(rest, {name: states[1][name] for name in rest})
+@pytest.mark.parametrize("name", WITH_FEEDBACK)
+def test_the_mean_residual_is_the_same_for_other_replicas(ranks, name: str):
+    """Of three saved states, each of any number of replicas gets the mean."""
+    states = ranks(3).run(in_silo, states_after, name, 6)
+    kind = "residuals" if name == "int8" else "errors"
+    one = REDUCERS[name].reshard(states)
+    for key, mean in one[kind].items():
+        torch.testing.assert_close(mean, sum(state[kind][key] for state in states) / 3)
+    rest = {key: value for key, value in one.items() if key != kind}
+    assert_same_tree(rest, {key: states[1][key] for key in rest})
 
 
 @pytest.mark.parametrize("block", [0, -8, 12, 1])
-def test_a_block_that_cannot_be_packed_is_refused(block: int):
+def test_a_block_that_is_no_multiple_of_8_is_refused(block: int):
     with pytest.raises(ValueError, match=f"gradient_compression.block={block}\n  valid: a multiple of 8"):
         Int8Reducer(block=block)
 
 
-def test_powersgd_names_all_that_is_too_small():
+def test_powersgd_names_all_values_that_are_too_small():
     with pytest.raises(ValueError, match="gradient_compression.rank=0\n.*\ngradient_compression.start=1\n"):
         PowerSGDReducer(rank=0, start=1)
 
@@ -260,7 +260,7 @@ def test_powersgd_names_all_that_is_too_small():
 
 
 @pytest.mark.parametrize(
-    ("way", "expected"),
+    ("reducer", "expected"),
     [
         (FullPrecisionReducer(), 4 * 600 + 4 * 20),
         (HalfPrecisionReducer(), 2 * 620),
@@ -270,22 +270,22 @@ def test_powersgd_names_all_that_is_too_small():
     ],
     ids=["fp32", "bf16", "int8", "powersgd", "powersgd that would not save half"],
 )
-def test_the_size_of_a_matrix_of_20_times_30_and_a_vector_of_20(way: GradientReducer, expected: int):
-    """Six blocks with a scale each; thin matrices of 20 and 30 rows, and the vector as it is."""
-    assert way.encoded_size([torch.zeros(20, 30), torch.zeros(20)]) == expected
+def test_the_size_of_a_matrix_of_20_times_30_and_a_vector_of_20(reducer: GradientReducer, expected: int):
+    """Six blocks with a scale each; thin matrices of 20 and 30 rows, and the vector uncompressed."""
+    assert reducer.encoded_size([torch.zeros(20, 30), torch.zeros(20)]) == expected
 
 
 def numbers_sent(topology: Topology) -> tuple[int, int]:
-    """What torch's hook counts of the second step that it makes thin, in float32, and what is foretold."""
-    way = PowerSGDReducer(rank=1, start=2)
-    silo = Silo(way, topology)
+    """The bytes of the second compressed step by the count of torch's hook, in float32, and the expected bytes."""
+    reducer = PowerSGDReducer(rank=1, start=2)
+    silo = Silo(reducer, topology)
     counted = []
     for given in decreed(topology.replica, 4):
         silo.step(given)
         counted.append(silo.gradients.hook.total_numel_after_compression)  # pyright: ignore
-    return 4 * (counted[3] - counted[2]), way.encoded_size([torch.zeros(shape) for shape in SHAPES])
+    return 4 * (counted[3] - counted[2]), reducer.encoded_size([torch.zeros(shape) for shape in SHAPES])
 
 
 def test_the_size_of_thin_matrices_is_what_the_hook_counts(ranks):
-    for counted, foretold in ranks(2).run(in_silo, numbers_sent):
-        assert counted == foretold < 4 * sum(torch.zeros(shape).numel() for shape in SHAPES)
+    for counted, expected in ranks(2).run(in_silo, numbers_sent):
+        assert counted == expected < 4 * sum(torch.zeros(shape).numel() for shape in SHAPES)

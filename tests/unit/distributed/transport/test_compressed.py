@@ -1,4 +1,4 @@
-"""The wire that packs: nothing is lost, all ranks are told the same, and what is counted is what goes over."""
+"""CompressedAllReduce: nothing is lost, all ranks get the same bits, and the bytes sent are those that are counted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CODECS: dict[str, Codec] = {
     "int4": Int4(64),
     "topk": TopK(0.25),
 }
-# By how much of its norm one vector of normal numbers may be apart from what is sent of it.
-APART = {"bf16": 2**-8, "fp16": 2**-11, "int8": 0.02, "int4": 0.3, "topk": 0.8}
+# The largest relative error, in the norm, of one vector of normal numbers.
+MAX_ERROR = {"bf16": 2**-8, "fp16": 2**-11, "int8": 0.02, "int4": 0.3, "topk": 0.8}
 LENGTH, ROUNDS = 1008, 3
-PART = 100  # so that there are several parts
+CHUNK_SIZE = 100  # so that there are several chunks
 
 every_codec = pytest.mark.parametrize("codec", CODECS)
 
@@ -36,16 +36,16 @@ def vector_of(silo: int, round: int, dtype: torch.dtype = torch.float32, length:
     return torch.randn(length, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def total_of(wire: CompressedAllReduce, vector: Tensor, round: int, name: str = "delta") -> Tensor:
-    """The joined sum of a round."""
-    wire.start_round(Round(round, 0, ()).seed_for)
-    for part, total in wire.all_reduce_async(vector, name):
+def total_of(transport: CompressedAllReduce, vector: Tensor, round: int, name: str = "delta") -> Tensor:
+    """The sum of a round, gathered in the silo."""
+    transport.start_round(Round(round, 0, ()).seed_for)
+    for part, total in transport.all_reduce_async(vector, name):
         vector[part] = total
-    return wire.all_gather(vector)
+    return transport.all_gather(vector)
 
 
 def unsent(states: Sequence[dict[str, Any]], name: str = "delta") -> Tensor:
-    """All that the ranks with these states still have to send."""
+    """The sum of the residuals of these ranks."""
     left = torch.zeros(LENGTH, dtype=torch.float64)
     for state in states:
         for pieces in state.get(name, {}).values():
@@ -58,25 +58,25 @@ Outcome = tuple[list[Tensor], dict[str, Any], int]
 
 
 def rounds_of(
-    sizes: list[int], codec: str, part: int = PART, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
+    sizes: list[int], codec: str, chunk_size: int = CHUNK_SIZE, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> Outcome:
-    """The totals of some rounds on this rank, what it still has to send, and the bytes."""
-    with patch("trainer.distributed.transport.base.CHUNK_SIZE", part), distributed(sizes) as topology:
-        wire = CompressedAllReduce(topology, CODECS[codec])
-        totals = [total_of(wire, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
-        return totals, wire.state_dict(), wire.bytes_sent
+    """The sums of some rounds on this rank, its state, and the bytes."""
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", chunk_size), distributed(sizes) as topology:
+        transport = CompressedAllReduce(topology, CODECS[codec])
+        totals = [total_of(transport, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
+        return totals, transport.state_dict(), transport.bytes_sent
 
 
 def plain_sums(silos: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """What the totals would be if nothing were packed."""
+    """The sums without compression."""
     sums = ([vector_of(silo, round, dtype) for silo in range(silos)] for round in range(ROUNDS))
     return [torch.stack(vectors).double().sum(0) for vectors in sums]
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [1, 1, 1], [2, 1, 1], [1, 1, 1, 1]], ids=str)
 @every_codec
-def test_what_was_sent_and_what_is_left_is_what_was_given(ranks, codec: str, sizes: list[int]):
-    """The same bits on all ranks; the first total is as near to the plain sum as the codec's bound says."""
+def test_sums_and_residuals_add_up_to_the_vectors(ranks, codec: str, sizes: list[int]):
+    """The same bits on all ranks; the error of the first sum is within the codec's bound."""
     outcomes: list[Outcome] = ranks(sum(sizes)).run(rounds_of, sizes, codec)
     totals = outcomes[0][0]
     for others, _, _ in outcomes:
@@ -84,15 +84,15 @@ def test_what_was_sent_and_what_is_left_is_what_was_given(ranks, codec: str, siz
     plain = plain_sums(len(sizes))
     left = unsent([state for _, state, _ in outcomes])
     torch.testing.assert_close(torch.stack(totals).double().sum(0) + left, sum(plain), rtol=0, atol=1e-5)
-    steps = 1 if len(sizes) < 4 else 2  # the sums are packed again
+    steps = 1 if len(sizes) < 4 else 2  # the sums are encoded again
     norms = sum(float(vector_of(silo, 0).norm()) for silo in range(len(sizes)))
-    assert 0 < float((totals[0] - plain[0]).norm()) < steps * APART[codec] * norms
+    assert 0 < float((totals[0] - plain[0]).norm()) < steps * MAX_ERROR[codec] * norms
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1]], ids=str)
 @every_codec
 def test_float64_vectors_add_up_in_float64(ranks, codec: str, sizes: list[int]):
-    outcomes: list[Outcome] = ranks(sum(sizes)).run(rounds_of, sizes, codec, PART, ROUNDS, torch.float64)
+    outcomes: list[Outcome] = ranks(sum(sizes)).run(rounds_of, sizes, codec, CHUNK_SIZE, ROUNDS, torch.float64)
     left = unsent([state for _, state, _ in outcomes])
     given = sum(plain_sums(len(sizes), torch.float64))
     torch.testing.assert_close(torch.stack(outcomes[0][0]).sum(0) + left, given, rtol=0, atol=1e-12)
@@ -104,19 +104,19 @@ def test_float64_vectors_add_up_in_float64(ranks, codec: str, sizes: list[int]):
         # Each of S silos sends its bytes to S - 1 others.
         ([1, 1], "int8", 2 * 1 * 16 * (4 + 64)),
         ([1, 1, 1], "bf16", 3 * 2 * 2 * 1008),
-        ([2, 2], "int4", 2 * 1 * 2 * 8 * (4 + 32)),  # two slices of 504 numbers, each 8 blocks
+        ([2, 2], "int4", 2 * 1 * 2 * 8 * (4 + 32)),  # two shards of 504 numbers, each 8 blocks
         ([3, 1], "topk", 2 * 1 * 8 * 252),
         # A share of 252 numbers to each of the others, and its sum to each of the others.
         ([1, 1, 1, 1], "int8", 4 * 3 * 2 * 4 * (4 + 64)),
     ],
 )
-def test_bytes_are_those_that_go_over(ranks, sizes: list[int], codec: str, sent: int):
+def test_bytes_sent_are_counted(ranks, sizes: list[int], codec: str, sent: int):
     for _, _, counted in ranks(sum(sizes)).run(rounds_of, sizes, codec, 1 << 22):
         assert counted == ROUNDS * sent
 
 
 def two_kinds(sizes: list[int]) -> list[Tensor]:
-    """Two vectors in flight together, as SCAFFOLD has them, and each in a round of its own."""
+    """Two vectors under way at the same time, as with SCAFFOLD, and each in its own round."""
     with distributed(sizes) as topology:
         together, apart = CompressedAllReduce(topology, CODECS["int4"]), CompressedAllReduce(topology, CODECS["int4"])
         vectors = [vector_of(topology.silo, round) for round in range(2)]
@@ -130,21 +130,21 @@ def two_kinds(sizes: list[int]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1]], ids=str)
-def test_vectors_of_two_kinds_do_not_mix(ranks, sizes: list[int]):
+def test_vectors_of_two_names_do_not_mix(ranks, sizes: list[int]):
     first, second, first_alone, second_alone = ranks(sum(sizes)).run(two_kinds, sizes)[0]
     assert torch.equal(first, first_alone) and torch.equal(second, second_alone)
 
 
 def short_vectors(sizes: list[int], length: int) -> Tensor:
     with distributed(sizes) as topology:
-        wire = CompressedAllReduce(topology, CODECS["int8"])
-        return total_of(wire, torch.ones(length), 0)
+        transport = CompressedAllReduce(topology, CODECS["int8"])
+        return total_of(transport, torch.ones(length), 0)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1]], ids=str)
 def test_shares_may_be_empty(ranks, sizes: list[int], length: int):
-    """Where there are fewer numbers than silos. A one is packed as a one."""
+    """If there are fewer numbers than silos. A one is decoded as a one."""
     for total in ranks(sum(sizes)).run(short_vectors, sizes, length):
         torch.testing.assert_close(total, torch.full((length,), float(len(sizes))))
 
@@ -153,7 +153,7 @@ States = dict[int, dict[str, Any]]  # by silo, of all its ranks
 
 
 def merged(sizes: list[int], states: Sequence[dict[str, Any]]) -> States:
-    """The states of all ranks as a checkpoint holds them."""
+    """The states of all ranks, as in a checkpoint."""
     by_silo: States = {}
     silos = [silo for silo, size in enumerate(sizes) for _ in range(size)]
     for silo, state in zip(silos, states, strict=True):
@@ -162,32 +162,32 @@ def merged(sizes: list[int], states: Sequence[dict[str, Any]]) -> States:
 
 
 def grown(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A tree with the leaves of both."""
+    """A tree with the leaves of both trees."""
     return tree | {
         name: grown(tree.get(name, {}), value) if isinstance(value, dict) else value for name, value in other.items()
     }
 
 
-def gone_on(sizes: list[int], states: States, before: list[int], codec: str) -> tuple[Tensor, Tensor, Tensor]:
-    """What this rank still has to send when it takes the states over; the next round's total; what is left then."""
-    with patch("trainer.distributed.transport.base.CHUNK_SIZE", PART), distributed(sizes) as topology:
-        wire = CompressedAllReduce(topology, CODECS[codec])
-        mine = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
-        wire.load_state_dicts(mine, wire.chunks(LENGTH), before == sizes)
-        taken = unsent([wire.state_dict()])
-        total = total_of(wire, vector_of(topology.silo, ROUNDS), ROUNDS)
-        return taken, total, unsent([wire.state_dict()])
+def resumed(sizes: list[int], states: States, before: list[int], codec: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The residuals of this rank with the loaded states, the sum of the next round, and the residuals after it."""
+    with patch("trainer.distributed.transport.base.CHUNK_SIZE", CHUNK_SIZE), distributed(sizes) as topology:
+        transport = CompressedAllReduce(topology, CODECS[codec])
+        own = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
+        transport.load_state_dicts(own, transport.chunks(LENGTH), before == sizes)
+        taken = unsent([transport.state_dict()])
+        total = total_of(transport, vector_of(topology.silo, ROUNDS), ROUNDS)
+        return taken, total, unsent([transport.state_dict()])
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
 @every_codec
-def test_a_wire_goes_on_with_the_same_bits(ranks, codec: str, sizes: list[int]):
-    """Saved after three rounds and loaded in the same world, the fourth is that of one that was never interrupted."""
+def test_a_resumed_transport_has_the_same_bits(ranks, codec: str, sizes: list[int]):
+    """Saved after three rounds and loaded in the same world, the fourth round is that of an uninterrupted transport."""
     pool = ranks(sum(sizes))
     states = merged(sizes, [state for _, state, _ in pool.run(rounds_of, sizes, codec)])
-    resumed = pool.run(gone_on, sizes, states, sizes, codec)
-    through: list[Outcome] = pool.run(rounds_of, sizes, codec, PART, ROUNDS + 1)
-    for (_, total, left), (totals, expected, _) in zip(resumed, through, strict=True):
+    outcomes = pool.run(resumed, sizes, states, sizes, codec)
+    through: list[Outcome] = pool.run(rounds_of, sizes, codec, CHUNK_SIZE, ROUNDS + 1)
+    for (_, total, left), (totals, expected, _) in zip(outcomes, through, strict=True):
         assert torch.equal(total, totals[-1])
         assert torch.equal(left, unsent([expected]))
 
@@ -195,10 +195,10 @@ def test_a_wire_goes_on_with_the_same_bits(ranks, codec: str, sizes: list[int]):
 @pytest.mark.parametrize("after", [[1], [4], [1, 1], [2, 2], [3, 1], [1, 1, 1], [1, 1, 1, 1]], ids=str)
 @pytest.mark.parametrize("before", [[2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
 def test_nothing_is_lost_in_another_world(ranks, before: list[int], after: list[int]):
-    """What all ranks had still to send, those of other silos and replicas have, number by number; then they send it."""
+    """The residuals of all ranks are those of other silos and replicas, number by number, which then send them."""
     saved = [state for _, state, _ in ranks(sum(before)).run(rounds_of, before, "int8")]
-    outcomes = ranks(sum(after)).run(gone_on, after, merged(before, saved), before, "int8")
-    taken, left = (torch.stack([outcome[place] for outcome in outcomes]).sum(0) for place in (0, 2))
+    outcomes = ranks(sum(after)).run(resumed, after, merged(before, saved), before, "int8")
+    taken, left = (torch.stack([outcome[index] for outcome in outcomes]).sum(0) for index in (0, 2))
     torch.testing.assert_close(taken, unsent(saved), rtol=0, atol=1e-6)
     given = torch.stack([vector_of(silo, ROUNDS) for silo in range(len(after))]).double().sum(0)
     torch.testing.assert_close(outcomes[0][1].double() + left, given + taken, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Packed gradients: how far they are from those that were packed, and what cannot be packed."""
+"""Quantized blocks that may be separated: their error, their layout, and values that are not finite."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from trainer.distributed.gradients.blocks import LEVELS, SCALE_BYTES, dequantize, quantize
+from trainer.distributed.compression.int8 import LEVELS, SCALE_BYTES, dequantize, quantize
 
 BLOCK = 8
-ROUNDING = 0.01  # of a scale: that of the division by it, in float32
+ROUNDING = 0.01  # of a scale: the error of the division by it in float32
 laws = settings(deadline=None, max_examples=50)
 vectors = arrays(np.float32, 3 * BLOCK, elements=st.floats(-(2.0**100), 2.0**100, width=32))
 
 
 def again(values: Tensor) -> Tensor:
-    """The numbers, packed and unpacked."""
+    """The values, quantized and dequantized."""
     return dequantize(quantize(values, BLOCK), torch.empty_like(values))
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each number's block, in float64."""
+    """The largest magnitude of each value's block, in float64."""
     return np.abs(values.astype(np.float64)).reshape(-1, BLOCK).max(1).repeat(BLOCK)
 
 
 @laws
 @given(vectors)
-def test_each_number_is_off_by_half_a_scale(values: np.ndarray):
-    """A scale is the block's largest number over 127."""
+def test_each_value_is_off_by_half_a_scale(values: np.ndarray):
+    """A scale is the block's largest magnitude / 127."""
     off = np.abs(again(torch.from_numpy(values)).numpy().astype(np.float64) - values)
     assert (off <= largest(values) / LEVELS * (0.5 + ROUNDING) + 2e-36).all()
 
@@ -47,7 +47,7 @@ def test_the_bytes_are_the_numbers_and_then_their_scale(values: np.ndarray):
     assert np.array_equal(again(torch.from_numpy(values)).numpy(), expected.ravel())
 
 
-def test_packed_numbers_may_be_cut_between_blocks():
+def test_bytes_may_be_cut_between_blocks():
     values = torch.randn(6 * BLOCK, generator=torch.Generator().manual_seed(0))
     packed = quantize(values, BLOCK)
     parts = [dequantize(part, torch.empty(3 * BLOCK)) for part in packed.chunk(2)]
@@ -56,7 +56,7 @@ def test_packed_numbers_may_be_cut_between_blocks():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**127])
-def test_what_is_not_finite_makes_its_block_nan(bad: float):
+def test_a_value_that_is_not_finite_makes_its_block_nan(bad: float):
     values = torch.ones(3 * BLOCK)
     values[BLOCK + 2] = bad
     first, second, third = again(values).chunk(3)
@@ -70,6 +70,6 @@ def test_numbers_too_small_to_scale_are_not_divided_by_zero(small: float):
     assert (again(values) - values).abs().max() <= 1e-38
 
 
-def test_double_precision_is_packed_too():
+def test_double_precision_is_quantized_too():
     values = torch.randn(2 * BLOCK, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert ((again(values) - values).abs().numpy() <= largest(values.numpy()) / LEVELS * (0.5 + ROUNDING)).all()
