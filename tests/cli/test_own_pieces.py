@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from trainer.algorithms import FedAvg
-from trainer.data import Iid, Splits
+from trainer.data import DataSplits, Iid
+from trainer.data.client_sampling.sampling import ClientSampler
 from trainer.distributed.compression import Cast
 
 class Points(Dataset):

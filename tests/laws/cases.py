@@ -32,6 +32,7 @@ from trainer.algorithms import (
 )
 from trainer.algorithms.aggregation_rule import AggregationRule
 from trainer.data import DataSplits, TensorSource
+from trainer.data.client_sampling.sampling import ClientSampler
 from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
 from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loggers import FinalArtifacts, Metrics
@@ -118,17 +119,10 @@ EXACT = [name for name in FEDERATED if "update_compression" not in CASES[name].c
 
 
 @dataclass(frozen=True)
-class Only:
+class Only(ClientSampler):
     """A cohort of the clients listed for each round; the last list is that of all later rounds too."""
 
     rounds: tuple[tuple[int, ...], ...]
-    takes_all = False
-
-    def round_size(self, clients: int) -> int:
-        return clients
-
-    def fingerprint(self) -> str:
-        return ""
 
     def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         return self.rounds[min(index, len(self.rounds) - 1)]

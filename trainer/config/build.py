@@ -142,7 +142,7 @@ def _setting(
         clip=clip,
         silos=topology.num_silos,
         clients_per_round=sampler.round_size(clients),
-        sampling=None if sampler.takes_all else type(sampler).__name__.lower(),
+        sampling=None if sampler.takes_all else sampler.name,
         drops_stragglers=config.round.stragglers == "drop",
         finetuning_steps=config.eval.personal_steps,
         compression=None if isinstance(compression, Uncompressed) else compression.name,

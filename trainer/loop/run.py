@@ -154,7 +154,7 @@ class Run:
             clip=self.clip,
             silos=self.topology.num_silos,
             clients_per_round=self.client_sampling.round_size(len(self.clients)),
-            sampling=None if self.client_sampling.takes_all else type(self.client_sampling).__name__.lower(),
+            sampling=None if self.client_sampling.takes_all else self.client_sampling.name,
             drops_stragglers=self.length.stragglers == "drop",
             finetuning_steps=self.personal_steps,
             compression=None if isinstance(self.update_compression, Uncompressed) else self.update_compression.name,

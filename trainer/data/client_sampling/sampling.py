@@ -6,10 +6,10 @@ Samplers are pure functions, equal on every rank, so that nothing is communicate
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from trainer.utils.seeding import numpy_generator
 
@@ -17,57 +17,50 @@ TRACE_COLUMNS = ("round", "client", "event")
 VALID_TRACE = "\n  valid: CSV with the columns round (from 1), client (from 0) and event (join or leave)"
 
 
-class ClientSampler(Protocol):
-    """Abstract: draws the clients of a round.
+class ClientSampler(ABC):
+    """Abstract: samples the clients of a round, as a pure function. A subclass needs `sample` alone.
 
     Attributes:
+        name: for messages.
         takes_all: whether every client takes part in every round.
     """
 
-    @property
-    def takes_all(self) -> bool: ...
+    name = "custom"
+    takes_all = False
+
+    @abstractmethod
+    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
+        """Return the clients of round `index`, ascending."""
 
     def round_size(self, clients: int) -> int:
         """Return how many of this number of clients a round has, at most."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Return what identifies the availability of clients; empty if all are always available."""
-        ...
-
-    def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
-        """Return the clients of round `index`, ascending."""
-        ...
-
-
-@dataclass(frozen=True)
-class AllClients:
-    """Every client, every round."""
-
-    takes_all = True
-
-    def round_size(self, clients: int) -> int:
         return clients
 
     def fingerprint(self) -> str:
+        """Return what identifies the availability of clients; empty if it does not depend on a file."""
         return ""
+
+
+@dataclass(frozen=True)
+class AllClients(ClientSampler):
+    """Every client, every round."""
+
+    name = "all"
+    takes_all = True
 
     def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         return tuple(range(clients))
 
 
 @dataclass(frozen=True)
-class UniformSampler:
+class UniformSampler(ClientSampler):
     """`clients_per_round` clients, drawn uniformly without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
 
     clients_per_round: int
-    takes_all = False
+    name = "sample"
 
     def round_size(self, clients: int) -> int:
         return self.clients_per_round
-
-    def fingerprint(self) -> str:
-        return ""
 
     def sample(self, clients: int, seed: int, index: int) -> tuple[int, ...]:
         if not 0 < self.clients_per_round <= clients:
@@ -90,7 +83,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class AvailabilityTrace:
+class AvailabilityTrace(ClientSampler):
     """Clients that join and leave according to a file; `clients_per_round` of the available ones are drawn.
 
     The file is CSV with the columns round (from 1), client (from 0) and event (join or leave), which takes effect from
@@ -107,7 +100,7 @@ class AvailabilityTrace:
 
     file: Path
     clients_per_round: int | None = None
-    takes_all = False
+    name = "trace"
 
     def round_size(self, clients: int) -> int:
         return clients if self.clients_per_round is None else min(self.clients_per_round, clients)
