@@ -1,4 +1,4 @@
-"""`python -m trainer report` on real runs: the console, the page in a real browser, the sheets, and TensorBoardLogger."""
+"""`python -m trainer report` on real runs: the console, the page in a real browser, the CSV files, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -180,10 +180,10 @@ def test_single_clients_are_drawn(window: Browser, shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nowhere",), "nowhere is no folder"),
+        (("nowhere",), "nowhere is not a folder"),
         (("sweep", "--by", "test/acuracy"), "did you mean test/accuracy?"),
-        (("sweep", "--csv", "sweep/0.1-1/config.yaml"), "is there, and no such report"),
-        (("sweep", "--html", "no/such/page.html"), "there is no folder no/such"),
+        (("sweep", "--csv", "sweep/0.1-1/config.yaml"), "exists and is not such a report"),
+        (("sweep", "--html", "no/such/page.html"), "no such folder: no/such"),
     ],
 )
 def test_bad_input_is_one_message(sweep: Path, shell: Shell, arguments: tuple[str, ...], said: str) -> None:

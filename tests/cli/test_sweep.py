@@ -1,4 +1,4 @@
-"""`python -m trainer -m`: real runs with workers of their own, in one folder that a later start goes on with."""
+"""`python -m trainer -m`: real runs with workers of their own, in one folder from which a later start continues."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_failed_job_does_not_end_the_sweep(shell: Shell, grid: Ended) -> Non
         assert f"seed={seed},silos=2  failed  see {log}\n  silos=2 does not divide the world of 1 ranks." in grid.out
         assert "silos=2 does not divide" in (shell.folder / log).read_text()
         assert (shell.folder / f"grid/seed={seed},silos=1/result.json").exists()
-    assert "now seed=1,silos=1 and seed=1,silos=2" in grid.out
+    assert "running: seed=1,silos=1; seed=1,silos=2" in grid.out
     assert grid.out.endswith("more:  python -m trainer report grid\n")
 
 
@@ -81,21 +81,21 @@ def test_what_has_finished_is_not_run_again(shell: Shell, grid: Ended) -> None:
     before = (shell.folder / "grid/seed=1,silos=1/state.json").stat().st_mtime_ns
     ended = start(shell, *GRID, "hydra.launcher.part=[0,2]").end()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.count("was there") == 2 and "silos=2" not in ended.out
+    assert ended.out.count("already finished") == 2 and "silos=2" not in ended.out
     assert (shell.folder / "grid/seed=1,silos=1/state.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.long
-def test_an_interrupted_sweep_goes_on(shell: Shell) -> None:
-    """Told to leave, and killed without a word: its jobs save and leave with it, and the same command continues."""
+def test_an_interrupted_sweep_is_continued(shell: Shell) -> None:
+    """By a stop signal, and by SIGKILL: its jobs save and stop with it, and the same command continues."""
     sweep = (*SMALL, "rounds=20", "seed=1,2", "run_dir=long")
     log = shell.folder / "long/logs/seed=1.log"
     told = start(shell, *sweep)
     wait_for(log, "clients   1", told)
     told.process.send_signal(signal.SIGTERM)
     ended = told.end(within_seconds=SHUTDOWN_TIMEOUT_SECONDS)
-    assert ended.code == 75 and "seed=1  has saved and left" in ended.out
-    assert ended.err.endswith("seed=1,2 run_dir=long\n") and "go on with\n  python -m trainer -m launch" in ended.err
+    assert ended.code == 75 and "seed=1  saved and stopped" in ended.out
+    assert ended.err.endswith("seed=1,2 run_dir=long\n") and "continue with\n  python -m trainer -m launch" in ended.err
     assert not (shell.folder / "long/seed=2").exists()
     killed = start(shell, *sweep)
     wait_for(log, "goes on from", killed)

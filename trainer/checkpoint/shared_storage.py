@@ -60,7 +60,7 @@ def detect_shared_storage(folder: Path, environment: ClusterEnvironment, must_be
         folder.parent.mkdir(parents=True, exist_ok=True)
         marks[environment.node].touch()
     collectives.barrier()
-    found = _visible_nodes(marks)
+    found = visible_nodes(marks)
     collectives.barrier()
     if environment.local_rank == 0:
         marks[environment.node].unlink()
@@ -74,8 +74,8 @@ def detect_shared_storage(folder: Path, environment: ClusterEnvironment, must_be
     return SharedStorage(tuple(rank for rank in world if nodes[rank] in found), len(world))
 
 
-def _visible_nodes(marks: Mapping[int, Path]) -> list[int]:
-    """Return the nodes whose marks are visible, after some time for all of them to appear."""
+def visible_nodes(marks: Mapping[int, Path]) -> list[int]:
+    """Return the nodes whose markers can be seen, after some time for all of them to appear."""
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
     while True:
         found = [node for node, mark in marks.items() if mark.exists()]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+TIME_SCALES = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 
 def format_value(value: Any) -> str:
@@ -25,3 +29,33 @@ def suggest(name: str, valid: Sequence[str]) -> str:
     meant = f"; did you mean {shared[:start]}{close[0]}?" if close else ""
     ordered = sorted(valid, key=lambda other: other[start:] not in close)
     return f"{meant}\n  valid: {', '.join(ordered) or 'none'}"
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with the SI prefix that fits.
+
+    >>> [format_bytes(count) for count in (0, 999, 172_288, 12_345_678)]
+    ['0 B', '999 B', '172.3 kB', '12.35 MB']
+    """
+    power = min(int(math.log10(count) // 3), len(BYTE_UNITS) - 1) if count >= 1 else 0
+    return f"{count / 1000**power:.4g} {BYTE_UNITS[power]}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration in microseconds, milliseconds or seconds.
+
+    >>> [format_seconds(seconds) for seconds in (0, 2.5e-5, 0.04, 12)]
+    ['0 us', '25 us', '40 ms', '12 s']
+    """
+    unit = "s" if seconds >= 1 else "ms" if seconds >= 1e-3 else "us"
+    return f"{seconds * TIME_SCALES[unit]:.4g} {unit}"
+
+
+def first_few(items: Iterable[object], limit: int) -> list[str]:
+    """Return the texts of the first few items, and one that counts the others.
+
+    >>> ", ".join(first_few(range(7), limit=4))
+    '0, 1, 2, 3, and 3 more'
+    """
+    texts = list(map(str, items))
+    return texts[:limit] + [f"and {len(texts) - limit:,} more"] * (len(texts) > limit)

@@ -1,4 +1,4 @@
-"""What a run would find on these machines, and what would go wrong, before it does."""
+"""`python -m trainer doctor`: examines the machines of a run."""
 
 from trainer.commands.doctor.main import main
 

@@ -1,55 +1,55 @@
-"""The examination on the console: ranks that are alike in one row, links, findings."""
+"""The survey on the console: ranks that are alike in one row, links, diagnoses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from trainer.commands.doctor.checks import Diagnosis, first_few
+from trainer.commands.doctor.checks import Diagnosis, enumerate_few
 from trainer.commands.doctor.examine import HostSurvey
 from trainer.commands.probe.host_facts import HostFacts
 from trainer.commands.probe.link_bandwidth import Link
+from trainer.utils.tables import make_table
+from trainer.utils.text import format_bytes, format_seconds
 
-HEADINGS = ("ranks", "hosts", "interface", "threads", "cores", "GiB: memory", "shm", "disk", "GPU")
+RANK_HEADINGS = ("ranks", "hosts", "interface", "threads", "cores", "GiB: memory", "shm", "disk", "GPU")
+LINK_HEADINGS = ("links", "groups of ranks", "latency", "bandwidth", "slowest at")
 
 
-def show(survey: HostSurvey, found: Sequence[Diagnosis], console: Console) -> None:
-    """Prints what was found."""
-    first = survey.facts[0]
-    console.print(Text(", ".join(f"{name} {version}" for name, version in first.versions.items())), soft_wrap=True)
-    console.print(_table(HEADINGS, [_row(alike) for alike in groups(survey.facts)]))
-    clocks = [abs(heard.clock_offset) for heard in survey.pings.get(0, []) if not heard.error]
-    if clocks:
-        console.print(f"clocks: at most {max(clocks) * 1000:.1f} ms off that of rank 0")
+def show(survey: HostSurvey, diagnoses: Sequence[Diagnosis], console: Console) -> None:
+    """Print the survey and the diagnoses."""
+    versions = survey.facts[0].versions
+    console.print(Text(", ".join(f"{name} {version}" for name, version in versions.items())), soft_wrap=True)
+    console.print(make_table(RANK_HEADINGS, [_rank_row(group) for group in groups(survey.facts)]))
+    offsets = [abs(result.clock_offset) for result in survey.pings.get(0, []) if not result.error]
+    if offsets:
+        console.print(f"clocks: at most {format_seconds(max(offsets))} off that of rank 0")
     if survey.links:
-        heads = ("links", "groups of ranks", "latency", "bandwidth", "slowest at")
-        console.print(_table(heads, [_link(link, survey.facts) for link in survey.links]))
+        console.print(make_table(LINK_HEADINGS, [_link_row(link, survey.facts) for link in survey.links]))
     elif survey.unreachable:
         console.print("links: not measured, because hosts do not reach each other")
-    for finding in found:
-        style, word = ("bold red", "wrong") if finding.is_error else ("yellow", "note ")
-        console.print(Text.assemble((word, style), "  ", finding.text), soft_wrap=True)
-        console.print(Text(f"         {finding.remedy}"), soft_wrap=True)
-    if not any(finding.is_error for finding in found):
-        console.print("nothing was found that would go wrong")
+    for diagnosis in diagnoses:
+        style, word = ("bold red", "wrong") if diagnosis.is_error else ("yellow", "note ")
+        console.print(Text.assemble((word, style), "  ", diagnosis.text), soft_wrap=True)
+        console.print(Text(f"         {diagnosis.remedy}"), soft_wrap=True)
+    if not any(diagnosis.is_error for diagnosis in diagnoses):
+        console.print("nothing would go wrong")
 
 
 def groups(facts: Iterable[HostFacts]) -> list[list[HostFacts]]:
-    """Ranks that are alike but for their host, its address and free room."""
-    alike: dict[object, list[HostFacts]] = {}
-    for each in facts:
-        versions = tuple(each.versions.items())
-        key = each.interface, each.threads, len(each.cores), each.gpu.partition(" GPU-")[0], versions
-        alike.setdefault(key, []).append(each)
-    return list(alike.values())
+    """Group ranks that differ only in host, address and free space."""
+    found: dict[object, list[HostFacts]] = {}
+    for rank in facts:
+        versions = tuple(rank.versions.items())
+        key = rank.interface, rank.threads, len(rank.cores), rank.gpu.partition(" GPU-")[0], versions
+        found.setdefault(key, []).append(rank)
+    return list(found.values())
 
 
 def ranges(ranks: Sequence[int]) -> str:
-    """Ascending numbers, those in a row by the first and the last.
+    """Format ascending numbers, consecutive ones as a range.
 
     >>> ranges([0, 1, 2, 5, 7, 8])
     '0-2, 5, 7-8'
@@ -60,20 +60,20 @@ def ranges(ranks: Sequence[int]) -> str:
             runs[-1][1:] = [rank]
         else:
             runs.append([rank])
-    return first_few("-".join(map(str, run)) for run in runs)
+    return enumerate_few("-".join(map(str, run)) for run in runs)
 
 
-def _row(alike: Sequence[HostFacts]) -> list[str]:
-    first = alike[0]
-    models = {each.gpu.rpartition(" ")[0] for each in alike}
-    gpu = f"{first_few(models)}, {_least(each.gpu_memory for each in alike)} GiB" if first.gpu else "none"
+def _rank_row(group: Sequence[HostFacts]) -> list[str]:
+    first = group[0]
+    models = (rank.gpu.rpartition(" ")[0] for rank in group)
+    gpu = f"{enumerate_few(models)}, {_least(rank.gpu_memory for rank in group)} GiB" if first.gpu else "none"
     return [
-        ranges([each.rank for each in alike]),
-        first_few(each.host for each in alike),
-        f"{first.interface} {first_few(each.address for each in alike)}",
+        ranges([rank.rank for rank in group]),
+        enumerate_few(rank.host for rank in group),
+        f"{first.interface} {enumerate_few(rank.address for rank in group)}",
         str(first.threads),
         str(len(first.cores)),
-        *(_least(getattr(each, name) for each in alike) for name in ("memory", "shm", "disk")),
+        *(_least(getattr(rank, name) for rank in group) for name in ("memory", "shm", "disk")),
         gpu,
     ]
 
@@ -82,15 +82,7 @@ def _least(sizes: Iterable[float]) -> str:
     return f"{min(sizes):.1f}"
 
 
-def _link(link: Link, facts: Sequence[HostFacts]) -> list[str]:
-    latency = f"{link.latency * 1e6:.0f} us"
-    slowest = facts[link.slowest]
-    where = f"rank {slowest.rank}, {slowest.host}"
-    return [link.name, f"{link.groups} of {link.largest}", latency, f"{link.bandwidth / 1e9:.2f} GB/s", where]
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*headings, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+def _link_row(link: Link, facts: Sequence[HostFacts]) -> list[str]:
+    ranks, slowest = f"{link.groups} of {link.largest}", facts[link.slowest]
+    speed = format_seconds(link.latency), f"{format_bytes(link.bandwidth)}/s"
+    return [link.name, ranks, *speed, f"rank {slowest.rank}, {slowest.host}"]

@@ -1,20 +1,25 @@
-"""Whether a run could write its folder, and whether all nodes see the same one. Nothing is left there."""
+"""Check that the run folder can be written, and is the same on all nodes.
+
+Nothing is left there.
+"""
 
 from __future__ import annotations
 
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-VISIBILITY_TIMEOUT_SECONDS = 1  # for a file that another node has written
+from trainer.checkpoint.shared_storage import visible_nodes
 
 
 class RunDirView(NamedTuple):
-    """A node's view of the run folder: whether it is that of rank 0, and why it cannot be written, if it cannot."""
+    """A node's view of the run folder: is it that of rank 0, and can it be written?
+
+    `error` tells why it cannot be written; it is empty if it can.
+    """
 
     is_same: bool
     error: str
@@ -22,35 +27,36 @@ class RunDirView(NamedTuple):
 
 @contextmanager
 def marker_file(folder: Path) -> Iterator[str]:
-    """The name of a file that lies beside this folder until the block is left; empty if it cannot be made."""
+    """Create a file beside the folder, yield its name, and remove it at the end.
+
+    The name is empty if the file cannot be created.
+    """
     missing = [parent for parent in folder.absolute().parents if not parent.exists()]
-    mark = folder.absolute().parent / f".{folder.name}-{uuid.uuid4().hex}"
+    marker = folder.absolute().parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        made = mark.name
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        name = marker.name
     except OSError:
-        made = ""
+        name = ""
     try:
-        yield made
+        yield name
     finally:
-        mark.unlink(missing_ok=True) if made else None
+        with suppress(OSError):  # it could not be created
+            marker.unlink()
         for parent in missing:
-            with suppress(OSError):  # it was not made, or others have written there meanwhile
+            with suppress(OSError):  # it could not be created, or others have written there meanwhile
                 parent.rmdir()
 
 
-def inspect_run_dir(folder: Path, mark: str) -> RunDirView:
-    """What this node sees of the folder beside which rank 0 has left the mark."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    fault = ""
+def inspect_run_dir(folder: Path, marker: str) -> RunDirView:
+    """Return this node's view of the folder, beside which rank 0 has left a marker."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    error_text = ""
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        fault = f"{there}: {error.strerror}"
-    deadline = time.monotonic() + VISIBILITY_TIMEOUT_SECONDS
-    found = False
-    while mark and not (found := (folder.absolute().parent / mark).exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return RunDirView(found, fault)
+        error_text = f"{existing}: {error.strerror}"
+    is_same = bool(marker and visible_nodes({0: folder.absolute().parent / marker}))
+    return RunDirView(is_same, error_text)

@@ -1,3 +1,3 @@
-"""Who would get which examples, before anything is trained: a table and a picture."""
+"""`python -m trainer partition`: the partition of a run's examples."""
 
 from trainer.commands.partition.main import main as main

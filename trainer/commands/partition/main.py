@@ -1,4 +1,4 @@
-"""`python -m trainer partition`: deals the examples as a run would, prints the table, draws the picture."""
+"""`python -m trainer partition`: prints and draws the partition of a run's examples."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from trainer.distributed.launch.processes import choose_nproc
 from trainer.distributed.topology import silo_sizes
 
 USAGE = """\
-python -m trainer partition [key=value ...] [picture=partition.png]     who would get which examples
+python -m trainer partition [key=value ...] [picture=partition.png]     how the examples are partitioned
 
-With the run's own overrides: nothing is started or trained. Prints a row a client, with its examples to train, validate
-and test and, of up to 20 classes, the labels of those to train; and draws them, labels by clients.
+Takes the overrides of a run, and trains nothing. Prints a row for each client: its numbers of training, validation and
+test examples and, for up to 20 classes, of training examples by label. Draws the labels by clients.
 
-  picture=FILE.png     where the picture goes; without it: partition.png here, or the next number that is free
+  picture=FILE.png     file of the picture; default: partition.png, or the next free number
 
-Exit codes: 0 told, 2 bad input."""
+Exit codes: 0 finished, 2 bad input."""
 
 PICTURE = "picture="
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code. Raises ValueError for bad input."""
+    """Run the command; its exit code. Raises ValueError for bad input."""
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return FINISHED
-    told = [argument.removeprefix(PICTURE) for argument in arguments if argument.startswith(PICTURE)]
+    pictures = [argument.removeprefix(PICTURE) for argument in arguments if argument.startswith(PICTURE)]
     config = read_config(compose_tree([argument for argument in arguments if not argument.startswith(PICTURE)]))
-    path = _plot_path(told[-1] if told else None)
+    path = _plot_path(pictures[-1] if pictures else None)
     splits, clients = build_clients(config, leader_topology(0, _sizes(config), torch.device("cpu")))
     print(describe(clients, splits.train, splits.label_names, most=len(clients)))
     print(_summary(clients))
@@ -47,17 +47,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plot_path(argument: str | None) -> Path:
-    """Where the picture goes; what is there already is kept unless it is named."""
+    """Return the file of the picture, by default one that does not exist yet."""
     path = Path(argument) if argument else unused_path(Path("partition.png"))
     if path.suffix != ".png" or not path.parent.is_dir():
-        raise ValueError(f"picture={path}\n  valid: a file whose name ends with .png, in a folder that is there")
+        raise ValueError(f"picture={path}\n  valid: a file name that ends in .png, in an existing folder")
     return path
 
 
 def _sizes(config: Config) -> tuple[int, ...]:
-    """Those of the run's silos, if it is told how many there are; else of the machines that it is told of."""
+    """Return the sizes of the silos, by `silos` or by the machines of `launch`."""
     if isinstance(config.silos, int):
-        return (1,) * config.silos  # who is dealt what does not depend on how many ranks they have
+        return (1,) * config.silos  # the partition does not depend on the number of ranks
     if isinstance(config.silos, list):
         return tuple(config.silos)
     launch = config.launch
@@ -67,7 +67,7 @@ def _sizes(config: Config) -> tuple[int, ...]:
 
 
 def _summary(clients: Clients) -> str:
-    """How unequal the clients' sizes are."""
+    """Return a line on the sizes of the clients."""
     sizes = clients.sizes
     spread = f"{sizes.min():,} to {sizes.max():,}, mean {sizes.mean():,.1f}, deviation {sizes.std():,.1f}"
-    return f"clients  {len(clients)}; examples to train: {spread}"
+    return f"clients  {len(clients)}; training examples: {spread}"

@@ -1,4 +1,4 @@
-"""Labels by clients, as dots whose areas are numbers of examples."""
+"""Plot of labels by clients: the area of a dot is a number of examples."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.data.partition.clients import MAX_LABEL_COLUMNS, Clients
 
-LARGEST_DOT = 34  # pixels
-SMALLEST_COLUMN = 4
-WIDEST = 4000  # of the whole picture
+# Pixels.
+MAX_DOT = 34
+MIN_COLUMN = 4
+MAX_WIDTH = 4000  # of the picture, where columns are wider than MIN_COLUMN
 PADDING, BAR_HEIGHT = 10, 240
 INK = (8, 48, 107)
 
 
 def draw(clients: Clients, labels: np.ndarray | None, label_names: tuple[str, ...] = ()) -> Image.Image:
-    """The training examples: a column a client, a row a label, or one of bars where labels are none or too many."""
+    """Draw the training examples: a column for each client, a row for each label.
+
+    Without labels, or with too many, the examples of each client are a bar.
+    """
     names = _names(labels, label_names)
-    column = max(SMALLEST_COLUMN, min(LARGEST_DOT + 2, WIDEST // len(clients)))
+    column = max(MIN_COLUMN, min(MAX_DOT + 2, MAX_WIDTH // len(clients)))
     font = ImageFont.load_default(13)
     margin = 2 * PADDING + round(max([font.getlength(name) for name in names] + [font.getlength("examples")]))
-    high = (LARGEST_DOT + 2) * len(names) if names else BAR_HEIGHT
-    image = Image.new("RGB", (margin + column * len(clients) + PADDING, high + 4 * PADDING), "white")
+    height = (MAX_DOT + 2) * len(names) if names else BAR_HEIGHT
+    image = Image.new("RGB", (margin + column * len(clients) + PADDING, height + 4 * PADDING), "white")
     pen = ImageDraw.Draw(image)
     pen.font = font
     if names and labels is not None:
         _draw_dots(pen, _counts(clients, labels), names, column, margin)
     else:
         _draw_bars(pen, clients.sizes, column, margin)
-    pen.text((margin, high + PADDING), f"clients 0 to {len(clients) - 1}", fill="grey")
+    pen.text((margin, height + PADDING), f"clients 0 to {len(clients) - 1}", fill="grey")
     return image
 
 
@@ -40,19 +44,19 @@ def _names(labels: np.ndarray | None, label_names: tuple[str, ...]) -> list[str]
 
 
 def _counts(clients: Clients, labels: np.ndarray) -> np.ndarray:
-    """Training examples, int64 [labels, clients]."""
+    """Return the numbers of training examples, int64 [labels, clients]."""
     values, numbered = np.unique(labels, return_inverse=True)
     columns = [np.bincount(numbered[ids], minlength=len(values)) for ids in clients.train]
     return np.stack(columns, 1)
 
 
 def _draw_dots(pen: ImageDraw.ImageDraw, counts: np.ndarray, names: list[str], column: int, margin: int) -> None:
-    row, most = LARGEST_DOT + 2, max(int(counts.max()), 1)
+    row, most = MAX_DOT + 2, max(int(counts.max()), 1)
     for label, name in enumerate(names):
         middle = row * (label + 0.5) + PADDING
         pen.text((margin - PADDING, middle), name, fill="black", anchor="rm")
         for client in np.flatnonzero(counts[label]):
-            radius = max(0.5, min(column, LARGEST_DOT) / 2 * (counts[label, client] / most) ** 0.5)
+            radius = max(0.5, min(column, MAX_DOT) / 2 * (counts[label, client] / most) ** 0.5)
             x = margin + column * (client + 0.5)
             pen.ellipse((x - radius, middle - radius, x + radius, middle + radius), fill=INK)
 

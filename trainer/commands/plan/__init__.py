@@ -1,4 +1,4 @@
-"""What a run will cost, before anything starts: time, bytes and memory, and what would make it cost less."""
+"""`python -m trainer plan`: time, traffic and memory of a run, before it starts."""
 
 from trainer.commands.plan.main import main
 

@@ -3,157 +3,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
-from trainer.commands.plan.advice import advice
-from trainer.commands.plan.cost_model import CostModel, LinkSpeed
-from trainer.commands.plan.estimate import LENGTHS, Estimate, estimate
+from trainer.commands.plan.cost_model import CostModel, LinkSpeed, estimate
 from trainer.commands.plan.measure import RunPlan
-from trainer.commands.plan.traffic import SentBytes, all_gather_traffic, gradient_traffic, inter_silo_traffic
+from trainer.commands.plan.memory import MemoryLines
+from trainer.utils.tables import make_table
+from trainer.utils.text import format_bytes, format_seconds
 
-LABEL_WIDTH, FIRST_WIDTH = 9, 44
+LABEL_WIDTH, FIRST_WIDTH = 9, 40
 WHOLE_ROUND = "the whole round"
-UNITS = ("B", "kB", "MB", "GB", "TB")
+
+Row = tuple[str, str, str]  # quantity, value, share of the whole
 
 
 def show(plan: RunPlan, console: Console) -> None:
-    """Prints the plan."""
-    for label, said in _facts(plan):
-        console.print(Text.assemble((label.ljust(LABEL_WIDTH), "bold"), said), soft_wrap=True)
-    tables = {
-        ("bytes sent", "by a rank", "by a silo", "by all"): _bytes(plan.costs),
-        ("memory of a rank", "bytes"): _memory(plan),
-        ("seconds of a round", "", ""): _parts(estimate(plan.costs)),
-        ("steps of a round", "seconds", "utilisation", *_others(plan.costs)): _lengths(plan.costs),
-    }
-    for headings, rows in tables.items():
+    """Print the plan."""
+    for label, text in _facts(plan):
+        console.print(Text.assemble((label.ljust(LABEL_WIDTH), "bold"), text), soft_wrap=True)
+    for heading, rows in {
+        "a round": _seconds(plan.costs),
+        "sent in a round": _traffic(plan.costs),
+        "memory of a rank": _memory(plan.memory),
+    }.items():
         if rows:
+            columns = Column(heading, min_width=FIRST_WIDTH), Column("", justify="right"), Column("", justify="right")
             console.print()
-            console.print(_table(headings, rows))
-    console.print()
-    for said in advice(plan.costs):
-        console.print(Text(said))
+            console.print(make_table(columns, rows))
 
 
-def size(value: float) -> str:
-    """Bytes to read, in the prefixes of SI.
-
-    >>> [size(value) for value in (0, 999, 172_288, 3.5e9)]
-    ['0 B', '999 B', '172.3 kB', '3.5 GB']
-    """
-    power = min(int(math.log10(value)) // 3, len(UNITS) - 1) if value >= 1 else 0
-    return f"{value / 1000**power:.4g} {UNITS[power]}"
-
-
-def _facts(plan: RunPlan) -> Iterable[tuple[str, str]]:
+def _facts(plan: RunPlan) -> Iterator[tuple[str, str]]:
+    """Yield lines on the world, the model, steps, rounds and run, and the links."""
     run, costs = plan.run, plan.costs
     sizes = costs.silo_sizes
-    yield "mesh", f"{sum(sizes)} ranks on {run.topology.device.type}: {_silos(sizes)}; threads each: {plan.threads}"
+    silos = f"{len(sizes)} silo{'s' * (len(sizes) != 1)} of {_range(sizes)} replica{'s' * (max(sizes) != 1)}"
+    yield "world", f"{sum(sizes)} ranks on {run.topology.device.type}: {silos}; threads of each: {plan.threads}"
     parameters = sum(parameter.numel() for parameter in run.module.parameters())
     yield "model", f"{type(run.module).__name__}, {parameters:,} parameters"
     yield "a step", _step(plan)
     steps, examples = _range(load.steps for load in costs.loads), _range(load.examples for load in costs.loads)
-    a_rank = _range(load.examples // load.replicas for load in costs.loads)
-    yield "a round", f"{steps} steps of a silo, {examples} examples; {a_rank} of a rank"
-    all_steps = _range(load.steps * costs.rounds for load in costs.loads)
+    yield "a round", f"{steps} steps and {examples} examples of a silo"
+    steps = _range(load.steps * costs.rounds for load in costs.loads)
     seconds = timedelta(seconds=math.ceil(estimate(costs).seconds * costs.rounds))
-    yield "the run", f"{costs.rounds:,} rounds, {all_steps} steps of a silo, {seconds} without evaluation"
-    for name, line in {"inside": costs.intra_silo, "between": costs.inter_silo}.items():
-        if line:
-            yield name, _line(line)
-
-
-def _silos(sizes: Sequence[int]) -> str:
-    if len(sizes) == 1:
-        return f"1 silo of {sizes[0]} replica{'s' * (sizes[0] != 1)}"
-    return f"{len(sizes)} silos of {_range(sizes)} replica{'s' * (max(sizes) != 1)}"
+    yield "the run", f"{costs.rounds:,} rounds, {steps} steps of a silo, {seconds} without evaluation"
+    for label, link in {"inside": costs.intra_silo, "between": costs.inter_silo}.items():
+        if link:
+            yield label, _link(link)
 
 
 def _step(plan: RunPlan) -> str:
-    run = plan.run
-    whole = run.batch_size
-    if whole is None:
+    batch_size, micro_batch_size = plan.run.batch_size, plan.run.micro_batch_size
+    if batch_size is None:
         return "all examples of a client"
-    shares = [-(-whole // load.replicas) for load in plan.costs.loads]
-    size = run.micro_batch_size
-    pieces = [-(-share // size) if isinstance(size, int) else 1 for share in shares]
-    cut = f", in {_range(pieces)} micro-batches" if max(pieces) > 1 else ""
-    return f"{whole} examples of a silo, {_range(shares)} of a rank{cut}"
+    per_rank = [-(-batch_size // load.replicas) for load in plan.costs.loads]
+    micro_batches = [-(-size // micro_batch_size) if isinstance(micro_batch_size, int) else 1 for size in per_rank]
+    accumulation = f", in {_range(micro_batches)} micro-batches" if max(micro_batches) > 1 else ""
+    return f"{batch_size} examples of a silo, {_range(per_rank)} of a rank{accumulation}"
 
 
-def _line(line: LinkSpeed) -> str:
-    how = "measured" if line.is_measured else "as told"
-    return f"{size(line.bandwidth)}/s, {line.latency * 1e3:,.1f} ms a sum, {how}"
+def _link(link: LinkSpeed) -> str:
+    source = "measured" if link.is_measured else "as given"
+    return f"{format_bytes(link.bandwidth)}/s, {format_seconds(link.latency)} for a small all-reduce, {source}"
 
 
-def _bytes(costs: CostModel) -> list[Sequence[str]]:
-    rows: dict[str, SentBytes] = {}
-    if costs.intra_silo:
-        rows["inside silos, a step"] = gradient_traffic(costs)
-        rows["inside silos, end of a round"] = all_gather_traffic(costs)
-    if costs.inter_silo:
-        rows["between silos, a round"] = inter_silo_traffic(costs)
-        rows["between silos, the run"] = inter_silo_traffic(costs).scaled(costs.rounds)
-    return [(name, *map(size, (sent.rank, sent.silo, sent.all))) for name, sent in rows.items() if sent.all]
-
-
-def _memory(plan: RunPlan) -> list[Sequence[str]]:
-    rows = [(name, size(held)) for name, held in plan.memory.items()]
-    return [*rows, ("all", size(sum(plan.memory.values())))]
-
-
-def _parts(now: Estimate) -> list[Sequence[str]]:
+def _seconds(costs: CostModel) -> list[Row]:
+    """Return the seconds of a round and of its parts, with their shares."""
+    round = estimate(costs)
     parts = {
-        "computing: the steps": now.computing,
-        "averaging gradients inside silos": now.averaging,
-        "passing over memory: clients, deltas, server": now.passing,
-        "sending between silos, and then inside": now.sending,
+        "computing: the steps": round.computing,
+        "averaging gradients inside silos": round.averaging,
+        "updating parameters: clients and server": round.updating,
+        "sending between silos, then inside": round.sending,
+        WHOLE_ROUND: round.seconds,
     }
-    rows = [(name, _seconds(took), f"{took / now.seconds:.1%}") for name, took in parts.items() if took]
-    return [*rows, (WHOLE_ROUND, _seconds(now.seconds), "100.0%")]
+    return [(name, f"{took:,.4f} s", f"{took / round.seconds:.1%}") for name, took in parts.items() if took]
 
 
-def _lengths(costs: CostModel) -> list[Sequence[str]]:
-    """Rounds of several lengths; one, if a round ends without a combination."""
-    lengths = LENGTHS if costs.traffic.inter_silo else (1.0,)
-    forecasts = {estimate(costs, length).steps: length for length in lengths}
-    return [(f"{steps:,}", *_of_length(costs, length)) for steps, length in sorted(forecasts.items())]
+def _traffic(costs: CostModel) -> list[Row]:
+    """Return the bytes that are sent in a round, and between the silos in the run."""
+    all_silos = costs.traffic.inter_silo
+    sent = {
+        "inside silos, by a rank": costs.intra_silo_bytes,
+        "between silos, by a silo": all_silos / len(costs.loads),
+        "between silos, by all": all_silos,
+        "between silos, by all in the run": all_silos * costs.rounds,
+    }
+    return [(name, format_bytes(size), "") for name, size in sent.items() if size]
 
 
-def _of_length(costs: CostModel, length: float) -> Iterable[str]:
-    """Seconds and utilisation, and the utilisation with each other uplink."""
-    now = estimate(costs, length)
-    others = [estimate(costs.with_uplink(name), length) for name in _others(costs)]
-    return _seconds(now.seconds), *(f"{each.utilisation:.2f}" for each in (now, *others))
-
-
-def _others(costs: CostModel) -> list[str]:
-    """The uplinks that the run could have too."""
-    return [name for name in costs.compression_costs if name != costs.uplink] if costs.inter_silo else []
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    width = FIRST_WIDTH if len(headings) < 5 else 0
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left", min_width=0 if place else width)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.4f}"
+def _memory(memory: MemoryLines) -> list[Row]:
+    """Return the bytes that a rank holds."""
+    return [(name, format_bytes(size), "") for name, size in {**memory, "all": sum(memory.values())}.items()]
 
 
 def _range(values: Iterable[int]) -> str:
-    """The least and the most of these numbers."""
+    """Format the smallest and the largest of these numbers."""
     values = list(values)
     least, most = min(values), max(values)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"

@@ -1,32 +1,39 @@
-"""What a run costs, as far as it was measured or told: what the forecast reckons with."""
+"""Cost model of a round: seconds and bytes, from measured times and links."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from statistics import median
 
+from trainer.distributed.topology import count_shards
+
+# Bytes that DistributedDataParallel averages at once: its first bucket, and the others.
+FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
+
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What one rank takes for its part of a round, in seconds, with nothing sent.
+    """Seconds that one rank takes for the stages of a round, without communication.
 
-    step         of the optimizer, with its share of the batch
-    client       besides its steps: begun with the global parameters, ended with its delta
-    combination  of what the silos have brought, and the server's step
+    Attributes:
+        step: an optimizer step with the rank's share of the batch.
+        client: overhead of a client besides its steps: loading the global parameters, computing its update.
+        aggregation: aggregating the updates of the silos, and the server's step.
     """
 
     step: float
     client: float
-    combination: float
+    aggregation: float
 
 
-STAGES = [part.name for part in fields(StageTimes)]
+STAGES = [stage.name for stage in fields(StageTimes)]
 
 
 @dataclass(frozen=True)
 class SiloLoad:
-    """What a silo does in a round. steps and examples are those of all its clients."""
+    """Work of a silo in a round. `steps` and `examples` are totals over its clients."""
 
     replicas: int
     clients: int
@@ -36,11 +43,12 @@ class SiloLoad:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes.
+    """Sizes of the vectors of a round, in bytes.
 
-    gradients  of one replica, which are averaged over its silo every step
-    all_gathered     of the vectors that a silo makes whole on all its replicas, every round
-    inter_silo    sent by all silos together, every round
+    Attributes:
+        gradients: gradients of one replica, averaged over its silo in every step.
+        all_gathered: vectors that are gathered inside each silo at the end of a round.
+        inter_silo: sent between the silos in a round, by all of them together.
     """
 
     gradients: int
@@ -49,16 +57,14 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class CompressionCost:
-    """What an uplink makes of a round: bytes that all silos send between them, a rank's seconds of packing."""
-
-    inter_silo_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class LinkSpeed:
-    """A link. bandwidth: bytes a second that one end sends. latency: seconds of a sum of one number over all ends."""
+    """Speed of a link.
+
+    Attributes:
+        bandwidth: bytes per second that one end sends.
+        latency: seconds of an all-reduce of one number over all ends.
+        is_measured: False if the user gave the values.
+    """
 
     bandwidth: float
     latency: float
@@ -67,18 +73,17 @@ class LinkSpeed:
 
 @dataclass(frozen=True)
 class CostModel:
-    """All that a round's time comes of.
+    """Everything that the time of a round depends on.
 
-    loads        by silo
-    stage_times        by the number of replicas of a silo
-    intra_silo       the link between replicas of a silo; None where no silo has two
-    inter_silo      that of a silo to the others; None where there is one silo
-    rounds       of the run
-    averaging    seconds a step that the mean of the gradients takes, by the number of replicas, where it was measured
-    uplink       the name of the run's; empty if nothing goes over it
-    compression_costs     by uplink, of those that the run can have
-    overlap      steps of the next round in which what silos send may be under way
-    can_overlap  whether another algorithm would do the same with more of them
+    Attributes:
+        loads: work of each silo.
+        stage_times: times of a rank, by the number of replicas of its silo.
+        traffic: sizes of the vectors that are exchanged.
+        intra_silo: link between the replicas of a silo; None if no silo has two.
+        inter_silo: link of a silo to the others; None if there is only one silo.
+        rounds: number of rounds of the run.
+        averaging: seconds per step of averaging the gradients, by number of replicas, where measured.
+        overlap: steps of the next round during which communication between silos may still be under way.
     """
 
     loads: tuple[SiloLoad, ...]
@@ -88,26 +93,111 @@ class CostModel:
     inter_silo: LinkSpeed | None
     rounds: int
     averaging: dict[int, float] = field(default_factory=dict)
-    uplink: str = ""
-    compression_costs: dict[str, CompressionCost] = field(default_factory=dict)
     overlap: int = 0
-    can_overlap: bool = False
 
     @property
     def silo_sizes(self) -> tuple[int, ...]:
         return tuple(load.replicas for load in self.loads)
 
-    def with_uplink(self, name: str) -> CostModel:
-        """The same run with another uplink."""
-        return replace(
-            self, uplink=name, traffic=replace(self.traffic, between=self.compression_costs[name].inter_silo_bytes)
+    @property
+    def intra_silo_bytes(self) -> float:
+        """Bytes that a rank sends inside its silo in a round, at most."""
+        return max(
+            load.steps * ring_bytes(self.traffic.gradients, load.replicas)
+            + self.traffic.all_gathered * (load.replicas - 1) / load.replicas
+            for load in self.loads
         )
 
 
-def slowest_stage_times(ranks: Iterable[Iterable[StageTimes]]) -> StageTimes:
-    """That of ranks which wait for each other, from what each took round by round: the slowest's, in the median round.
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a round, in the silo that takes longest, which the others wait for.
 
-    Not the slowest in the median: ranks of which now the one and now the other is slow are late more often than each.
+    Attributes:
+        computing: the steps, without communication.
+        averaging: averaging gradients inside the silo.
+        updating: loading and updating parameters: clients, aggregation, the server's step.
+        sending: communication between silos, and then inside them, as far as it is waited for.
+    """
+
+    computing: float
+    averaging: float
+    updating: float
+    sending: float
+
+    @property
+    def seconds(self) -> float:
+        return self.computing + self.averaging + self.updating + self.sending
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the round in which ranks compute."""
+        return self.computing / self.seconds
+
+
+def estimate(costs: CostModel) -> Estimate:
+    """Estimate the seconds of a round."""
+    local, steps = max(((_local_training(costs, load), load.steps) for load in costs.loads), key=lambda x: x[0].seconds)
+    aggregation = max(costs.stage_times[load.replicas].aggregation for load in costs.loads)
+    hidden = min(costs.overlap, steps) * (local.computing + local.averaging) / max(steps, 1)
+    link = costs.inter_silo or costs.intra_silo
+    header = link.latency if link else 0.0
+    sending = header + max(_inter_silo_seconds(costs) - hidden, 0.0) + _all_gather_seconds(costs)
+    return replace(local, updating=local.updating + aggregation, sending=sending)
+
+
+def _local_training(costs: CostModel, load: SiloLoad) -> Estimate:
+    """Estimate the part of a round before aggregation, in one silo."""
+    times, averaging = costs.stage_times[load.replicas], costs.averaging.get(load.replicas)
+    if averaging is None:
+        averaging = averaging_seconds(costs.traffic.gradients, load.replicas, costs.intra_silo)
+    return Estimate(load.steps * times.step, load.steps * averaging, load.clients * times.client, 0.0)
+
+
+def ring_bytes(size: int, members: int) -> float:
+    """Return the bytes that each member sends in a ring all-reduce of `size` bytes.
+
+    >>> ring_bytes(100, 4)
+    150.0
+    """
+    return 2 * (members - 1) / members * size
+
+
+def averaging_seconds(gradients: int, replicas: int, link: LinkSpeed | None) -> float:
+    """Return the seconds of averaging gradients over a silo, bucket by bucket."""
+    if replicas == 1:
+        return 0.0
+    assert link
+    buckets = 1 + math.ceil(max(gradients - FIRST_BUCKET, 0) / BUCKET)
+    return buckets * link.latency + ring_bytes(gradients, replicas) / link.bandwidth
+
+
+def _inter_silo_seconds(costs: CostModel) -> float:
+    """Return the seconds in which silos exchange their vectors."""
+    if costs.inter_silo is None or not costs.traffic.inter_silo:
+        return 0.0
+    return costs.inter_silo.latency + costs.traffic.inter_silo / len(costs.loads) / costs.inter_silo.bandwidth
+
+
+def _all_gather_seconds(costs: CostModel) -> float:
+    """Return the seconds until all replicas of a silo have the whole sums."""
+    most = max(costs.silo_sizes)
+    if most == 1 or not costs.traffic.all_gathered:
+        return 0.0
+    assert costs.intra_silo
+    # Replicas gather each other's shards; where silos differ in size, the leader broadcasts along a tree.
+    share = (most - 1) / most if count_shards(costs.silo_sizes) > 1 else math.ceil(math.log2(most))
+    # Two latencies: the norm of the update is summed as well.
+    return 2 * costs.intra_silo.latency + share * costs.traffic.all_gathered / costs.intra_silo.bandwidth
+
+
+def slowest_stage_times(ranks: Iterable[Iterable[StageTimes]]) -> StageTimes:
+    """Return the median over rounds of the slowest rank's times.
+
+    Not the slowest of the medians: ranks that are slow in turn delay more rounds than any one of them.
+
+    Args:
+        ranks: times of each rank, round by round.
     """
     rounds = list(zip(*ranks, strict=False))
-    return StageTimes(*(median(max(getattr(pace, name) for pace in round) for round in rounds) for name in STAGES))
+    return StageTimes(*(median(max(getattr(times, stage) for times in round) for round in rounds) for stage in STAGES))

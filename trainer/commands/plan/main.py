@@ -1,4 +1,4 @@
-"""`python -m trainer plan`: starts workers that try a round and the links, and says what the run will cost."""
+"""`python -m trainer plan`: starts workers that measure, and prints the plan."""
 
 from __future__ import annotations
 
@@ -23,49 +23,52 @@ from trainer.distributed.topology import silo_sizes
 
 USAGE = """\
 python -m trainer plan [key=value ...] [plan.key=value ...]     what a run with these overrides would cost
-torchrun --nproc-per-node 4 -m trainer plan [key=value ...]     the same with workers that torchrun starts; or srun
+torchrun --nproc-per-node 4 -m trainer plan [key=value ...]     the same with workers that torchrun or srun starts
 
-The workers that a run would start play a round each, without training further, and measure their links. Then are told:
-the mesh, steps and examples, bytes inside and between silos, memory of a rank, seconds of a round and the part of it
-in which ranks compute, for several lengths of rounds, and what would help most. docs/plan.md says how it is reckoned.
+The workers of the run play rounds without training further, and measure their links. The plan lists the world, steps
+and examples, the seconds of a round and the share of it in which ranks compute, bytes inside and between silos, and
+the memory of a rank. docs/plan.md explains how they are estimated.
 
-  plan.bandwidth=100Mbit          what a silo can send to the others: 1Gbit, 10GB/s, ...; without it, it is measured
-  plan.latency=50ms               from a silo to another one
-  plan.bandwidth_inside=300GB/s   what a rank can send inside its silo; without it, it is measured
-  plan.ranks=64                   of a run on other machines, launch.nproc_per_node a machine; needs plan.bandwidth
-  plan.seconds_per_step=0.12      of a rank there, with nothing sent; without it, it is measured here
+  plan.bandwidth=100Mbit          that a silo can send to the others: 1Gbit, 10GB/s, ...; default: measured
+  plan.latency=50ms               from one silo to another; default: measured, or 0 with plan.bandwidth
+  plan.bandwidth_inside=300GB/s   that a rank can send inside its silo; default: measured
+  plan.ranks=64                   of a run on other machines, launch.nproc_per_node on each; needs plan.bandwidth
+  plan.seconds_per_step=0.12      of a rank of that run, without communication; default: measured here
 
-Exit codes: 0 told, 1 failed, 2 bad input."""
+Exit codes: 0 the plan is printed, 1 failed, 2 bad input."""
 
 COMMAND = ("-m", "trainer", "plan")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code of the launcher, or of one worker. Raises ValueError for bad input that the launcher finds."""
+    """Run the launcher or one worker, and return its exit code.
+
+    Raises ValueError for bad input that the launcher finds.
+    """
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return FINISHED
-    own, overrides = split_arguments(arguments)
+    plan_arguments, overrides = split_arguments(arguments)
     errors = ErrorCollector()
-    wishes = errors.collect(lambda: parse_options(own))
+    options = errors.collect(lambda: parse_options(plan_arguments))
     if is_worker(overrides):
         check_world()
         errors.raise_any()
-        return run_worker(overrides, partial(_plan, wishes))
+        return run_worker(overrides, partial(_plan, options))
     tree = errors.collect(lambda: compose_tree(overrides))
     errors.raise_any()
     config = read_config(tree)
     check_launcher(config.launch.nodes)
-    here = replace(config.launch, nproc_per_node=count_local_workers(wishes, config.launch))
-    if is_remote_run(wishes, config.launch):
-        sizes = silo_sizes(config.silos, remote_nodes(wishes, config.launch))
-        check_links(wishes, sizes, True, int(here.nproc_per_node))
-        here = replace(here, nodes=1, rdzv_endpoint=None)
-    return launch_workers(tree, here, (*COMMAND, *own))
+    launch = replace(config.launch, nproc_per_node=count_local_workers(options, config.launch))
+    if is_remote_run(options, config.launch):
+        sizes = silo_sizes(config.silos, remote_nodes(options, config.launch))
+        check_links(options, sizes, True, int(launch.nproc_per_node))
+        launch = replace(launch, nodes=1, rdzv_endpoint=None)
+    return launch_workers(tree, launch, (*COMMAND, *plan_arguments))
 
 
 def _plan(options: PlanOptions, tree: dict[str, Any], environment: ClusterEnvironment, store: Any) -> int:
-    """The exit code, on rank 0 when it has printed the plan."""
+    """Measure, and print the plan on rank 0; the exit code."""
     plan = Planner(read_config(tree), options, environment, store).plan()
     if environment.rank == 0:
         show(plan, Console())

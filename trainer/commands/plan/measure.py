@@ -1,4 +1,4 @@
-"""The measuring: every worker here plays its part of a round, all at the same time, and then they try the links."""
+"""Measurements of a plan: rounds of all workers at the same time, then links."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainer.commands.plan.cost_model import (
-    CompressionCost,
-    CostModel,
-    LinkSpeed,
-    SiloLoad,
-    StageTimes,
-    Traffic,
-    slowest_stage_times,
-)
-from trainer.commands.plan.ddp_step import measure_step_seconds
-from trainer.commands.plan.dry_run import DryRun
+from trainer.commands.plan.cost_model import CostModel, LinkSpeed, SiloLoad, StageTimes, Traffic, slowest_stage_times
+from trainer.commands.plan.dry_run import DryRun, measure_step_seconds
 from trainer.commands.plan.memory import MemoryLines
 from trainer.commands.plan.options import PlanOptions
 from trainer.commands.plan.target_world import check_links, is_remote_run, leader_topology, remote_nodes
@@ -35,14 +26,14 @@ from trainer.loop.run import Run
 
 T = TypeVar("T")
 
-SECONDS = 3.0  # of playing
+SECONDS = 3.0  # of each measurement
 LINK_TIMEOUT_SECONDS = 300
-COLLECTIVE_TIMEOUT_SECONDS = 60  # for one collective
+COLLECTIVE_TIMEOUT_SECONDS = 60  # of a single collective
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will cost. memory is that of the rank that holds most."""
+    """Costs of a run. `memory` is that of the rank that holds most."""
 
     run: Run
     threads: int
@@ -52,26 +43,20 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What the rehearsal of a silo of one size has shown; loads by silo."""
+    """Measurements of a dry run as a rank of a silo of one size.
+
+    `loads` are those of all such silos, by silo.
+    """
 
     run: Run
     stage_times: StageTimes
     loads: dict[int, SiloLoad]
     traffic: Traffic
-    compression_costs: dict[str, CompressionCost]
     memory: MemoryLines
 
 
-@dataclass(frozen=True)
-class PeerMeasurements:
-    """What ranks have found out together: their links; seconds of averaging a step's gradients, by a silo's size."""
-
-    links: list[Link]
-    averaging: dict[int, float]
-
-
 class Planner:
-    """One worker of several, which look around for a run of their own world or of another."""
+    """One of the workers that measure, for a run in their own world or in another one."""
 
     def __init__(self, config: Config, options: PlanOptions, environment: ClusterEnvironment, store: Any):
         self.config, self.options, self.environment, self.store = config, options, environment, store
@@ -79,110 +64,114 @@ class Planner:
         self.threads = configure_torch(config, environment)
 
     def plan(self) -> RunPlan:
-        """The plan, whole on rank 0. Raises ValueError, on all ranks, for bad input on any."""
-        sizes = silo_sizes(self.config.silos, self._nodes())
+        """Measure. Every rank calls this; the plan is complete on rank 0.
+
+        Raises:
+            ValueError: bad input on any rank. It is raised on all of them.
+        """
+        sizes = silo_sizes(self.config.silos, self._target_nodes())
         check_links(self.options, sizes, self.is_remote, self.environment.world_size)
         alone = replace(self.environment, rank=0, world_size=1, host=None)
         with distributed(1, alone, device=self.config.launch.device, backend=self.config.launch.backend) as one:
-            played = {size: self._dry_run(size, sizes, one.device) for size in dict.fromkeys(sizes)}
-        loads = tuple(played[size].loads[silo] for silo, size in enumerate(sizes))
-        paces = {size: each.stage_times for size, each in played.items()}
-        most = max(played.values(), key=lambda each: sum(each.memory.values()))
-        run, peers = most.run, self._measure_peers(sizes, played)
-        inside, between = self._link_speeds(sizes, peers.links)
+            results = {size: self._dry_run(size, sizes, one.device) for size in dict.fromkeys(sizes)}
+        largest = max(results.values(), key=lambda result: sum(result.memory.values()))
+        links, averaging = self._measure_peers(sizes, results)
+        intra_silo, inter_silo = self._link_speeds(sizes, links)
         costs = CostModel(
-            loads=loads,
-            stage_times=paces,
-            traffic=most.traffic,
-            intra_silo=inside,
-            inter_silo=between,
-            rounds=run.rounds,
-            averaging=peers.averaging,
-            uplink=run.update_compression.name if most.compression_costs else "",
-            compression_costs=most.compression_costs,
-            overlap=run.algorithm.overlap_steps,
-            can_overlap=run.algorithm.can_overlap,
+            loads=tuple(results[size].loads[silo] for silo, size in enumerate(sizes)),
+            stage_times={size: result.stage_times for size, result in results.items()},
+            traffic=largest.traffic,
+            intra_silo=intra_silo,
+            inter_silo=inter_silo,
+            rounds=largest.run.rounds,
+            averaging=averaging,
+            overlap=largest.run.algorithm.overlap_steps,
         )
-        return RunPlan(run, self.threads, costs, most.memory)
+        return RunPlan(largest.run, self.threads, costs, largest.memory)
 
-    def _nodes(self) -> list[int]:
-        """The node of each rank of the run."""
+    def _target_nodes(self) -> list[int]:
+        """Return the node of each rank of the run."""
         if self.is_remote:
             return remote_nodes(self.options, self.config.launch)
-        return self._gather("nodes", self.environment.node)
+        return self._all_gather("nodes", self.environment.node)
 
     def _dry_run(self, size: int, sizes: tuple[int, ...], device: torch.device) -> DryRunResult:
-        """What the first silo of this size does."""
-        place = leader_topology(sizes.index(size), sizes, device)
-        rehearsal = self._on_all_ranks(f"rehearsal of {size}", lambda: DryRun(build(self.config, place)))
-        own = [asdict(pace) for pace in rehearsal.stage_times(SECONDS)]
-        pace = slowest_stage_times(
-            [StageTimes(**told) for told in rank] for rank in self._gather(f"paces of {size}", own)
-        )
+        """Measure rounds of the first silo of this size."""
+        topology = leader_topology(sizes.index(size), sizes, device)
+        dry_run = self._on_all_ranks(f"dry run of {size}", lambda: DryRun(build(self.config, topology)))
+        rounds = [asdict(times) for times in dry_run.stage_times(SECONDS)]
+        ranks = self._all_gather(f"stage times of {size}", rounds)
+        times = slowest_stage_times([StageTimes(**times) for times in rounds] for rounds in ranks)
         if self.options.seconds_per_step:
-            pace = replace(pace, step=self.options.seconds_per_step)
-        loads = {silo: rehearsal.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
-        return DryRunResult(
-            rehearsal.run, pace, loads, rehearsal.traffic(), rehearsal.compression_costs(), rehearsal.memory()
-        )
+            times = replace(times, step=self.options.seconds_per_step)
+        loads = {silo: dry_run.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
+        return DryRunResult(dry_run.run, times, loads, dry_run.traffic(), dry_run.memory())
 
     def _link_speeds(self, sizes: tuple[int, ...], measured: list[Link]) -> tuple[LinkSpeed | None, LinkSpeed | None]:
-        """The links inside the silos and between them."""
-        wishes, messages = self.options, 2 * (len(sizes) - 1)  # in a row, of a sum around a ring
-        inside = between = None
-        if wishes.bandwidth_inside:
-            inside = LinkSpeed(wishes.bandwidth_inside, 0.0, is_measured=False)
-        if wishes.bandwidth:
-            between = LinkSpeed(wishes.bandwidth, messages * (wishes.latency or 0.0), is_measured=False)
-        links = {link.name: LinkSpeed(link.bandwidth, link.latency, is_measured=True) for link in measured}
-        inside = inside or links.get("inside silos")
-        between = between or links.get("between silos")
-        if between and wishes.latency:
-            between = replace(between, latency=messages * wishes.latency)
-        return (inside if max(sizes) > 1 else None), (between if len(sizes) > 1 else None)
+        """Return the links inside silos and between them, as given, else as measured.
 
-    def _measure_peers(self, sizes: tuple[int, ...], played: dict[int, DryRunResult]) -> PeerMeasurements:
-        """What this world shows together, of what is not told; all its ranks are one silo if the run is elsewhere."""
-        asks_inside = max(sizes) > 1 and not self.options.bandwidth_inside
-        if not asks_inside and (len(sizes) == 1 or self.options.bandwidth):
-            return PeerMeasurements([], {})
+        None for a link that the run does not use.
+        """
+        options, messages = self.options, 2 * (len(sizes) - 1)  # one after another, in a ring all-reduce
+        links = {link.name: LinkSpeed(link.bandwidth, link.latency, is_measured=True) for link in measured}
+        intra_silo, inter_silo = links.get("inside silos"), links.get("between silos")
+        if options.bandwidth_inside:
+            intra_silo = LinkSpeed(options.bandwidth_inside, 0.0, is_measured=False)
+        if options.bandwidth:
+            inter_silo = LinkSpeed(options.bandwidth, 0.0, is_measured=False)
+        if inter_silo and options.latency:
+            inter_silo = replace(inter_silo, latency=messages * options.latency)
+        return (intra_silo if max(sizes) > 1 else None), (inter_silo if len(sizes) > 1 else None)
+
+    def _measure_peers(
+        self, sizes: tuple[int, ...], results: dict[int, DryRunResult]
+    ) -> tuple[list[Link], dict[int, float]]:
+        """Measure links that are not given, and averaging of gradients by size of silo.
+
+        The ranks here form a single silo if the run is elsewhere.
+        """
+        needs_intra_silo = max(sizes) > 1 and not self.options.bandwidth_inside
+        if not needs_intra_silo and (len(sizes) == 1 or self.options.bandwidth):
+            return [], {}
         silos = 1 if self.is_remote else self.config.silos
         launch = self.config.launch
         limits = (COLLECTIVE_TIMEOUT_SECONDS, COLLECTIVE_TIMEOUT_SECONDS, launch.inter_silo_backend)
-        stuck = f"rank {self.environment.rank}: nothing passes between the ranks in {LINK_TIMEOUT_SECONDS} s"
+        stuck = f"rank {self.environment.rank}: the links between the ranks are stuck after {LINK_TIMEOUT_SECONDS} s"
         world = distributed(silos, self.environment, self.store, launch.device, *limits, backend=launch.backend)
         with ExitStack() as stack:
             with watchdog(LINK_TIMEOUT_SECONDS, stuck):
                 topology = stack.enter_context(world)
                 links = measure_links(topology, topology)
-            is_here = topology.silo_sizes == sizes and not self.options.seconds_per_step
-            return PeerMeasurements(links, self._averaging(topology, played) if asks_inside and is_here else {})
+            is_timed = needs_intra_silo and topology.silo_sizes == sizes and not self.options.seconds_per_step
+            return links, self._averaging(topology, results) if is_timed else {}
 
-    def _averaging(self, topology: Topology, played: dict[int, DryRunResult]) -> dict[int, float]:
-        """By how much a step of a whole silo is longer than one alone, by the size of silos of several."""
-        own = measure_step_seconds(played[topology.num_replicas].run, topology, SECONDS)
-        steps = self._gather("steps together", (topology.num_replicas, own))
-        slowest = {size: max(took for replicas, took in steps if replicas == size) for size in played if size > 1}
-        return {size: max(took - played[size].stage_times.step, 0.0) for size, took in slowest.items()}
+    def _averaging(self, topology: Topology, results: dict[int, DryRunResult]) -> dict[int, float]:
+        """Measure averaging: how much longer a step of a whole silo is than of a rank.
 
-    def _gather(self, name: str, value: Any) -> list[Any]:
-        """The values of all ranks, on all of them."""
+        Returns seconds by size of silo.
+        """
+        seconds = measure_step_seconds(results[topology.num_replicas].run, topology, SECONDS)
+        steps = self._all_gather("seconds of a step", (topology.num_replicas, seconds))
+        slowest = {size: max(took for replicas, took in steps if replicas == size) for size in results if size > 1}
+        return {size: max(took - results[size].stage_times.step, 0.0) for size, took in slowest.items()}
+
+    def _all_gather(self, name: str, value: Any) -> list[Any]:
+        """Return the values of all ranks, on all of them, through the store."""
         self.store.set(f"{name}/{self.environment.rank}", json.dumps(value))
 
-        def listed() -> str:
-            return json.dumps(
-                [json.loads(self.store.get(f"{name}/{rank}")) for rank in range(self.environment.world_size)]
-            )
+        def gather() -> str:
+            ranks = range(self.environment.world_size)
+            return json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in ranks])
 
-        return json.loads(broadcast_via_store(self.store, name, self.environment, listed))
+        return json.loads(broadcast_via_store(self.store, name, self.environment, gather))
 
     def _on_all_ranks(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` returns, on all ranks at once; ValueError on all if it failed on any."""
-        made, fault = None, ""
+        """Call `make`; if it raises ValueError on any rank, raise it on all."""
+        made, error_text = None, ""
         try:
             made = make()
         except ValueError as error:
-            fault = str(error)
-        if errors := [text for text in self._gather(name, fault) if text]:
+            error_text = str(error)
+        if errors := [text for text in self._all_gather(name, error_text) if text]:
             raise ValueError("\n".join(dict.fromkeys(errors)))
-        return made  # pyright: ignore[reportReturnType] (without a fault it was made)
+        return made  # pyright: ignore[reportReturnType] (made, where no rank raised)

@@ -1,4 +1,4 @@
-"""What a rank holds in memory while it trains, line by line."""
+"""Memory of a rank while it trains, by what holds it."""
 
 from __future__ import annotations
 
@@ -17,56 +17,61 @@ from trainer.loop.train_state import TrainState
 from trainer.utils.hardware import proc_status_bytes
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # of Linux's clear_refs: the peak is what there is now
+RESET_PEAK = "5"  # written to Linux's clear_refs, makes the current resident size the peak
 
-MemoryLines = dict[str, int]  # what it is, and its bytes
+MemoryLines = dict[str, int]  # bytes by what holds them
 
 PROCESS = "the process, PyTorch and the data set"  # on the host, whatever the device
 
 
 def resident_bytes() -> int:
-    """The bytes of memory that this process holds, when it has given back what it does not use."""
+    """Return the resident memory of this process, without the allocator's reserve."""
     ctypes.CDLL(None).malloc_trim(0)
     return proc_status_bytes("VmRSS")
 
 
 def peak_growth(device: torch.device, action: Callable[[], object]) -> int:
-    """The bytes by which the memory in use was larger than before, at most, while the action went on."""
+    """Return by how many bytes the peak of memory during an action exceeds the start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
     before = resident_bytes()
-    with suppress(OSError):  # a kernel that cannot: the peak is that since the process began
+    with suppress(OSError):  # a kernel without it: the peak is then that of the whole process
         CLEAR_REFS.write_text(RESET_PEAK)
     action()
     return max(proc_status_bytes("VmHWM") - before, 0)
 
 
 def memory_lines(
-    state: TrainState, session: RoundSession, wire: NullTransport, clients: int, step: int, process: int
+    state: TrainState, session: RoundSession, transport: NullTransport, clients: int, step: int, process: int
 ) -> MemoryLines:
-    """The bytes of what this rank holds, in the middle of a round in which its silo trains so many clients.
+    """Return the bytes that this rank holds in the middle of a round.
 
-    step: by which the memory grew in a step. process: what it held before the run was made.
+    Args:
+        state: of the run.
+        session: of the round, with a client's update in it.
+        transport: that the session used.
+        clients: number of clients that the silo trains in a round.
+        step: growth of memory during a step.
+        process: memory of the process before the run was built.
     """
     run, trainer, algorithm = state.run, state.trainer, state.algorithm
     seen: set[int] = set()
-    global_state, sums = algorithm.global_state(), session.state_dict()
-    rows = list(sums.pop("rows", {}).values())
+    sums = session.state_dict()
+    updates = list(sums.pop("rows", {}).values())  # robust rules keep them, and a copy while they are reduced
     gradients = sum(parameter.nbytes for parameter in state.model.trainable)
     lines = {
-        "parameters and buffers": _new([*run.module.parameters(), *run.module.buffers()], seen),
+        "parameters and buffers": _new_bytes([*run.module.parameters(), *run.module.buffers()], seen),
         "gradients": gradients,
-        "inner optimizer's state": _new(tensors_of(trainer.step.optimizer.state), seen),
-        "global parameters": _new([global_state.pop("parameters")], seen),
-        "average of the weights": _new([state.ema.vector] if state.ema else [], seen),
-        "server optimizer's state, of its slice": _new(tensors_of(algorithm.sharded_state_dict()), seen),
-        "sums of the silo's clients": _new(tensors_of(sums), seen),
-        "deltas of all clients": wire.bytes_held + 2 * clients * _each(rows),
-        "the algorithm's own": _new(tensors_of(global_state), seen),
-        "states kept for clients": len(run.homes[run.topology.silo]) * _each(trainer.clients.states.values()),
+        "client optimizer's state": _new_bytes(trainer.step.optimizer.state, seen),
+        "global parameters": _new_bytes(algorithm.global_state(), seen),
+        "average of the weights": _new_bytes(state.ema.vector if state.ema else None, seen),
+        "server optimizer's state, of its shard": _new_bytes(algorithm.sharded_state_dict(), seen),
+        "sums of the silo's clients": _new_bytes(sums, seen),
+        "updates of all clients": transport.bytes_held + 2 * clients * _mean_bytes(updates),
+        "states kept for clients": len(run.homes[run.topology.silo]) * _mean_bytes(trainer.clients.states.values()),
         "batch and activations": max(step - gradients, 0),
         PROCESS: process,
     }
@@ -74,7 +79,7 @@ def memory_lines(
 
 
 def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """The tensors in mappings and sequences."""
+    """Iterate over the tensors in a tree of mappings and sequences."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping | list | tuple):
@@ -82,17 +87,17 @@ def tensors_of(tree: Any) -> Iterator[Tensor]:
             yield from tensors_of(branch)
 
 
-def _new(tensors: Iterable[Tensor], seen: set[int]) -> int:
-    """The bytes of the memory under these tensors that was not seen yet."""
+def _new_bytes(tree: Any, seen: set[int]) -> int:
+    """Return the size of a tree's storages that are not in `seen`, and add them to it."""
     total = 0
-    for storage in (tensor.untyped_storage() for tensor in tensors):
+    for storage in (tensor.untyped_storage() for tensor in tensors_of(tree)):
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total += storage.nbytes()
     return total
 
 
-def _each(trees: Iterable[Any]) -> int:
-    """The mean bytes of one of these."""
+def _mean_bytes(trees: Iterable[Any]) -> int:
+    """Return the mean size of several trees, 0 for none."""
     sizes = [sum(tensor.nbytes for tensor in tensors_of(tree)) for tree in trees]
     return sum(sizes) // len(sizes) if sizes else 0

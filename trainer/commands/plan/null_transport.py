@@ -1,4 +1,4 @@
-"""A wire to silos that are not there."""
+"""Transport without peers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.distributed.transport import Transport
+from trainer.distributed.transport import CompressedAllReduce, Transport
 from trainer.distributed.transport.base import ColumnReduction, ReducedChunks, SeedFor, columns_per_silo, shift_slice
+from trainer.distributed.transport.compressed import MAX_DIRECT_SILOS
 
 
 class NullTransport:
-    """What comes in is what went out, and what the wire in its place would move is noted.
+    """Transport that returns its input, and counts the bytes that another would send.
 
-    rows          of a round, that all silos would bring to be combined by columns
-    vectors       that were to be summed, without their numbers, and where in a whole vector each begins
-    bytes_sent    by all silos, between them
-    bytes_all_gathered  of the vectors that were made whole inside the silo
-    bytes_held    of the rows, where they are combined
+    Attributes:
+        rows: rows of a round, of all silos, that are reduced by columns.
+        bytes_sent: sent between the silos, by all of them.
+        bytes_all_gathered: size of the vectors that were gathered inside the silo.
+        bytes_held: size of the rows where they are reduced.
     """
 
     stateful = False
@@ -31,8 +32,7 @@ class NullTransport:
         self.reset()
 
     def reset(self) -> None:
-        """Notes anew."""
-        self.vectors: list[tuple[Tensor, int]] = []
+        """Reset the counters."""
         self.bytes_sent = self.bytes_all_gathered = 0
 
     def start_round(self, seed_for: SeedFor) -> None:
@@ -45,10 +45,19 @@ class NullTransport:
         return self.transport.all_reduce_bytes(vector, offset)
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        self.vectors.append((torch.empty_like(vector, device="meta"), offset))
         self.bytes_sent += self.all_reduce_bytes(vector, offset)
-        parts = [part for part in self.chunks(len(vector)) if part.stop > part.start]
-        return ((shift_slice(part, offset), vector[part]) for part in parts)
+        chunks = [chunk for chunk in self.chunks(len(vector)) if chunk.stop > chunk.start]
+        return ((shift_slice(chunk, offset), self._compress(vector[chunk])) for chunk in chunks)
+
+    def _compress(self, values: Tensor) -> Tensor:
+        """Return the values, after the work of their codec for all silos."""
+        if isinstance(self.transport, CompressedAllReduce) and self.num_silos > 1:
+            codec, decoded = self.transport.codec, torch.empty_like(values)
+            encoded = torch.zeros(codec.encoded_size(len(values)), dtype=torch.uint8, device=values.device)
+            codec.encode(values, encoded, 0)
+            for _ in range(min(self.num_silos, MAX_DIRECT_SILOS)):
+                codec.decode(encoded, decoded)
+        return values
 
     def lookahead(self, vector: Tensor, name: str) -> Tensor:
         return self.all_gather(vector.clone()) if self.transport.stateful and self.num_silos > 1 else vector
@@ -64,7 +73,7 @@ class NullTransport:
         return self.transport.all_reduce_columns_bytes(rows, count)
 
     def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
-        """Of this silo's rows over and over, in the place of those of all silos."""
+        """Reduce this silo's rows, repeated to stand for those of all silos."""
         self.bytes_sent += self.all_reduce_columns_bytes(rows, self.rows)
         received = rows[torch.arange(self.rows) % len(rows), : columns_per_silo(rows.shape[1], self.num_silos)]
         self.bytes_held = received.nbytes

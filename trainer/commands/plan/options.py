@@ -1,4 +1,4 @@
-"""What is said under `plan.`: of the machines that will train, where they are not measured here."""
+"""Options `plan.key=value`: what is known of the machines that will train."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ DURATION = re.compile(NUMBER + r" ?(us|ms|s)")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the user knows of the machines; None: it is to be measured here.
+    """Target machines, as given by the user. None: measured on this machine.
 
-    ranks             of the run; None: those that would be started
-    bandwidth         bytes a second that a silo can send to the others
-    bandwidth_inside  bytes a second that a rank can send to another one of its silo
-    latency           seconds from a silo to another one
-    seconds_per_step  of one rank with its share of the batch, and nothing sent
+    Attributes:
+        ranks: number of ranks of the run; None for those that the command would start.
+        bandwidth: bytes per second that a silo can send to the others.
+        bandwidth_inside: bytes per second that a rank can send to another one of its silo.
+        latency: seconds from one silo to another.
+        seconds_per_step: of one rank with its share of the batch, without communication.
     """
 
     ranks: int | None = None
@@ -37,50 +38,56 @@ class PlanOptions:
 
 
 def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are for the plan, and the run's overrides."""
+    """Split the arguments into the plan's options and the run's overrides."""
     arguments = list(arguments)
-    own = [argument for argument in arguments if argument.startswith(PREFIX)]
-    return own, [argument for argument in arguments if argument not in own]
+    options = [argument for argument in arguments if argument.startswith(PREFIX)]
+    return options, [argument for argument in arguments if argument not in options]
 
 
 def parse_options(arguments: Iterable[str]) -> PlanOptions:
-    """What these arguments say, plan.key=value each. Raises ValueError that names every fault."""
-    read: dict[str, Any] = {}
+    """Parse arguments of the form plan.key=value.
+
+    Raises:
+        ValueError: lists everything that is wrong with them.
+    """
+    values: dict[str, Any] = {}
     errors = []
     for argument in arguments:
         key, _, text = argument.partition("=")
-        if key not in READERS:
-            errors.append(f"{key} is no key of the plan{suggest(key, list(READERS))}")
+        if key not in PARSERS:
+            errors.append(f"{key} is not an option of plan{suggest(key, list(PARSERS))}")
             continue
-        reader, valid = READERS[key]
-        read[key.removeprefix(PREFIX)] = reader(text)
-        if not read[key.removeprefix(PREFIX)]:
+        parse, valid = PARSERS[key]
+        value = values[key.removeprefix(PREFIX)] = parse(text)
+        if not value:
             errors.append(f"{argument}\n  valid: {valid}")
     if errors:
         raise ValueError("\n".join(errors))
-    return PlanOptions(**read)
+    return PlanOptions(**values)
 
 
 def rate(text: str) -> float | None:
-    """Bytes a second: bits and bytes with the prefixes of SI, or of 1024 (Ki, Mi, Gi, Ti). None if it says none.
+    """Parse bits or bytes per second to bytes per second; None if invalid.
+
+    Prefixes are those of SI, or of 1024 (Ki, Mi, Gi, Ti).
 
     >>> [rate(text) for text in ("100Mbit", "1Gb/s", "10GB/s", "2MiB", "fast", "100")]
     [12500000.0, 125000000.0, 10000000000.0, 2097152.0, None, None]
     """
-    if not (found := RATE.fullmatch(text)):
+    if not (match := RATE.fullmatch(text)):
         return None
-    value, prefix, binary, unit = found.groups()
+    value, prefix, binary, unit = match.groups()
     scale = (1024.0 if binary else 1000.0) ** POWERS[(prefix or "").lower()]
     return float(value) * scale / (1 if unit == "B" else 8)
 
 
 def duration(text: str) -> float | None:
-    """Seconds, of a text such as 50ms; None if it is not one."""
-    found = DURATION.fullmatch(text)
-    return float(found[1]) * SECONDS[found[2]] if found else None
+    """Return the seconds of a text such as 50ms; None if invalid."""
+    match = DURATION.fullmatch(text)
+    return float(match[1]) * SECONDS[match[2]] if match else None
 
 
-def _whole(text: str) -> int | None:
+def _integer(text: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
@@ -88,11 +95,11 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(NUMBER, text) else None
 
 
-RATES = "a rate above 0, in bits or bytes a second: 100Mbit, 1.5Gbit, 10GB/s"
+RATES = "a rate above 0, in bits or bytes per second: 100Mbit, 1.5Gbit, 10GB/s"
 
-# Keys, how they are read, and what is valid.
-READERS: dict[str, tuple[Callable[[str], float | None], str]] = {
-    "plan.ranks": (_whole, "a whole number from 1"),
+# Of each key, its parser and the values that are valid.
+PARSERS: dict[str, tuple[Callable[[str], float | None], str]] = {
+    "plan.ranks": (_integer, "a whole number from 1"),
     "plan.bandwidth": (rate, RATES),
     "plan.bandwidth_inside": (rate, RATES),
     "plan.latency": (duration, "a time above 0: 50ms, 200us, 0.1s"),

@@ -1,1 +1,4 @@
-"""Probe hosts, links and devices with short-lived workers; shared by `plan` and `doctor`."""
+"""Workers that measure instead of training, and their measurements.
+
+Shared by `plan` and `doctor`.
+"""

@@ -1,4 +1,7 @@
-"""Who can reach whom, and what time it is there: each node listens at a port, and the first ranks of the others ask."""
+"""Reachability and clocks of nodes.
+
+Each node listens at a port, and the first ranks of the others ping it.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from threading import Thread
 from typing import NamedTuple
 
 CONNECT_TIMEOUT_SECONDS = 3
-PINGS = 8  # of which the one answered soonest tells the time
-MAX_AT_ONCE = 32
+PINGS = 8  # the fastest of which determines the clock offset
+MAX_CONCURRENT_PINGS = 32
 
 
 class PingResult(NamedTuple):
-    """What came of asking a node: why it could not be reached, or how far its clock is ahead of ours, in seconds."""
+    """Result of a ping: an error, or how far the node's clock is ahead, in seconds."""
 
     node: int
     error: str
@@ -24,7 +27,10 @@ class PingResult(NamedTuple):
 
 
 def serve_pings(address: str, node: int) -> int:
-    """The port at which this node answers, until the process ends, with its number and the time."""
+    """Answer pings with the node's number and time until the process ends.
+
+    Returns the port.
+    """
     server = socket.create_server((address, 0), backlog=128)
 
     def accept() -> None:
@@ -36,23 +42,14 @@ def serve_pings(address: str, node: int) -> int:
     return server.getsockname()[1]
 
 
-def ping_all(others: Mapping[int, Sequence[object]]) -> list[PingResult]:
-    """What was heard of these nodes, {node: (address, port)}, all asked at once."""
-    with ThreadPoolExecutor(MAX_AT_ONCE) as pool:
-        return list(pool.map(lambda node: _ping(node, *others[node]), others))
+def ping_all(nodes: Mapping[int, Sequence[object]]) -> list[PingResult]:
+    """Ping nodes concurrently.
 
-
-def connection_error(host: str, port: int, patience: float) -> str:
-    """Why nothing answers there in so many seconds; empty if something does."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_SECONDS).close()
-            return ""
-        except OSError as error:
-            if time.monotonic() > deadline:
-                return error.strerror or str(error)
-        time.sleep(0.2)
+    Args:
+        nodes: address and port of each node, by its number.
+    """
+    with ThreadPoolExecutor(MAX_CONCURRENT_PINGS) as pool:
+        return list(pool.map(lambda node: _ping(node, *nodes[node]), nodes))
 
 
 def _reply(connection: socket.socket, node: int) -> None:
@@ -69,20 +66,23 @@ def _ping(node: int, address: object, port: object) -> PingResult:
     except (OSError, ValueError) as error:
         return PingResult(node, getattr(error, "strerror", None) or str(error), 0.0)
     if answers[0][0] != node:
-        return PingResult(node, "another node answers there", 0.0)
-    _, _, ahead = min(answers, key=lambda answer: answer[1])
-    return PingResult(node, "", ahead)
+        return PingResult(node, "another node answers at this address", 0.0)
+    _, _, clock_offset = min(answers, key=lambda answer: answer[1])
+    return PingResult(node, "", clock_offset)
 
 
 def _ping_once(connection: socket.socket) -> tuple[int, float, float]:
-    """Who answered, how long that took, and how far its clock is ahead, if the way there is as long as that back."""
-    before = time.time()
+    """Return the node that answers, the round-trip time, and its clock offset.
+
+    The offset assumes that both ways take as long.
+    """
+    sent = time.time()
     connection.sendall(b"?")
     answer = b""
     while not answer.endswith(b"\n"):
         if not (part := connection.recv(64)):
             raise ValueError("the connection was closed")
         answer += part
-    after = time.time()
-    who, there = answer.split()
-    return int(who), after - before, float(there) - (before + after) / 2
+    received = time.time()
+    node, remote_time = answer.split()
+    return int(node), received - sent, float(remote_time) - (sent + received) / 2

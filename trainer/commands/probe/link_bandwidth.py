@@ -1,8 +1,7 @@
-"""How fast each kind of link is: latency of a small all-reduce, bandwidth of a large one."""
+"""Latency and bandwidth of all-reduces over each kind of link."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -12,17 +11,24 @@ from torch import Tensor
 
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
+from trainer.utils.timing import synchronized_time
 
-LARGE = 4 * 2**20  # floats: 16 MiB
+LARGE = 4 * 2**20  # floats, 16 MiB
 SMALL_REPETITIONS, LARGE_REPETITIONS = 20, 3
 
 
 @dataclass(frozen=True)
 class Link:
-    """One kind of link. groups: of ranks that were measured at once; the slowest and its first rank are what counts.
+    """A kind of link.
 
-    latency: seconds of an all-reduce of one number. bandwidth: bytes a second over each rank's link, by a ring: the
-    bytes that it sends in an all-reduce of n ranks are 2 (n - 1) / n times those of the vector.
+    Attributes:
+        name: of the kind.
+        groups: number of groups of ranks that were measured at once, of which the slowest counts.
+        largest: number of ranks of the largest group.
+        latency: seconds of an all-reduce of one number.
+        bandwidth: bytes per second that a rank sends. In a ring all-reduce of n ranks, each sends 2 (n - 1) / n times
+            the bytes of the vector.
+        slowest: first rank of the slowest group.
     """
 
     name: str
@@ -34,54 +40,60 @@ class Link:
 
 
 def measure_links(silos: Topology, hosts: Topology) -> list[Link]:
-    """Every kind of link that a run uses; `hosts` has a silo a host. A collective over the world."""
+    """Measure all kinds of links that a run uses. A collective over the world.
+
+    Args:
+        silos: the run's topology.
+        hosts: a topology with a silo for each host.
+    """
     kinds = [("inside silos", "between silos", silos)]
     if hosts.silo_sizes != silos.silo_sizes:
         kinds.append(("inside hosts", "between hosts", hosts))
     links = []
     for inside, between, topology in kinds:
         if max(topology.silo_sizes) > 1:
-            links.append(_inside(inside, topology))
+            links.append(_measure_inside(inside, topology))
         if topology.num_silos > 1:
-            links.append(_between(between, topology))
+            links.append(_measure_between(between, topology))
     return links
 
 
-def _inside(name: str, topology: Topology) -> Link:
-    seconds = _seconds(
+def _measure_inside(name: str, topology: Topology) -> Link:
+    seconds = _measure(
         lambda values: collectives.all_reduce_mean_in_silo(values, topology), topology, topology.num_replicas > 1
     )
-    return _link(name, seconds, topology.num_replicas, len(topology.silo_sizes))
+    return _gather_link(name, seconds, topology.num_replicas, len(topology.silo_sizes))
 
 
-def _between(name: str, topology: Topology) -> Link:
-    seconds = _seconds(
+def _measure_between(name: str, topology: Topology) -> Link:
+    seconds = _measure(
         lambda values: collectives.all_reduce_between_leaders(values, topology), topology, topology.is_leader
     )
-    return _link(name, seconds, topology.num_silos, 1)
+    return _gather_link(name, seconds, topology.num_silos, 1)
 
 
-def _seconds(reduce: Callable[[Tensor], Tensor], topology: Topology, takes_part: bool) -> tuple[float, float]:
-    """Seconds of a small and of a large all-reduce on this rank; zeros if it takes no part."""
+def _measure(reduce: Callable[[Tensor], Tensor], topology: Topology, takes_part: bool) -> tuple[float, float]:
+    """Return this rank's seconds of a small and of a large all-reduce.
+
+    They are zero if it does not take part.
+    """
     measured = []
     for size, repetitions in ((1, SMALL_REPETITIONS), (LARGE, LARGE_REPETITIONS)):
         values = torch.zeros(size, device=topology.device)
         collectives.barrier()
-        times = [_timed(reduce, values) for _ in range(repetitions + 1)] if takes_part else [0.0]
-        measured.append(median(times[1:] or times))  # the first one makes the connections
+        times = [_seconds(reduce, values) for _ in range(repetitions + 1)] if takes_part else [0.0]
+        measured.append(median(times[1:] or times))  # the first one opens the connections
     return measured[0], measured[1]
 
 
-def _timed(reduce: Callable[[Tensor], Tensor], values: Tensor) -> float:
-    began = time.perf_counter()
+def _seconds(reduce: Callable[[Tensor], Tensor], values: Tensor) -> float:
+    began = synchronized_time(values.device)
     reduce(values)
-    if values.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return synchronized_time(values.device) - began
 
 
-def _link(name: str, seconds: tuple[float, float], ranks: int, groups: int) -> Link:
-    """The link on all ranks, from each rank's seconds in a group of so many ranks."""
+def _gather_link(name: str, seconds: tuple[float, float], ranks: int, groups: int) -> Link:
+    """Return the link on all ranks, from each rank's seconds and size of group."""
     rows = collectives.all_gather_rows(torch.tensor([*seconds, ranks], dtype=torch.float64))
     sent = 4 * LARGE * 2 * (rows[:, 2] - 1) / rows[:, 2]
     took_part = rows[:, 1] > 0

@@ -1,15 +1,15 @@
-"""The network of this host as gloo would choose from it."""
+"""Network interfaces of this host, and the one that gloo would use."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import struct
 from typing import NamedTuple
 
-SIOCGIFADDR = 0x8915  # of Linux's ioctl: an interface's address
+import psutil
+
 LOOPBACK = "127."
+LOOPBACK_ADDRESS = "127.0.0.1"
 
 
 class Interface(NamedTuple):
@@ -24,74 +24,67 @@ class Interface(NamedTuple):
 
 
 def list_interfaces() -> list[Interface]:
-    """Those of this host that have an IPv4 address."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(asked, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
-                continue
-            found.append(Interface(name, socket.inet_ntoa(answer[20:24])))
-    return found
+    """Return the interfaces that have an IPv4 address."""
+    return [
+        Interface(name, entry.address)
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    ]
 
 
 def gloo_interface() -> Interface:
-    """What gloo would use: GLOO_SOCKET_IFNAME, else what the host's name resolves to, else the loopback.
+    """Return the interface that gloo would use.
 
-    Raises ValueError when there is no such interface.
+    It is that of GLOO_SOCKET_IFNAME, else of the address of the host's name, else the loopback.
+
+    Raises:
+        ValueError: GLOO_SOCKET_IFNAME names an interface that this host does not have.
     """
-    there = list_interfaces()
+    interfaces = list_interfaces()
     if wanted := os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]:
-        for interface in there:
+        for interface in interfaces:
             if interface.name == wanted:
                 return interface
-        names = ", ".join(interface.name for interface in there)
-        raise ValueError(f"GLOO_SOCKET_IFNAME={wanted}: {socket.gethostname()} has none\n  valid there: {names}")
-    return _named(_own_address(), there)
+        names = ", ".join(interface.name for interface in interfaces)
+        raise ValueError(f"GLOO_SOCKET_IFNAME={wanted}: {socket.gethostname()} has none\n  valid on that host: {names}")
+    return _interface_of(_host_address(), interfaces)
 
 
 def interface_towards(host: str | None) -> Interface | None:
-    """The interface over which this host reaches the other one, or is reached as it; None if over none but loopback."""
-    there = list_interfaces()
+    """Return the interface on the route to another host.
+
+    If that is a loopback, the first interface that is not; None if there is none.
+    """
+    interfaces = list_interfaces()
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-            asked.connect((host or "", 9))  # sends nothing
-            found = _named(asked.getsockname()[0], there)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.connect((host or "", 9))  # chooses a route and sends nothing
+            found = _interface_of(udp.getsockname()[0], interfaces)
     except OSError:
         found = Interface("", LOOPBACK)
     if not found.is_loopback:
         return found
-    return next((interface for interface in there if not interface.is_loopback), None)
+    return next((interface for interface in interfaces if not interface.is_loopback), None)
 
 
-def _own_address() -> str:
-    """The first address of this host's name that it can listen at."""
+def _host_address() -> str:
+    """Return the first address of the host's name on which a socket can be bound."""
     try:
         answers = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET, socket.SOCK_STREAM)
     except OSError:
-        return "127.0.0.1"
+        return LOOPBACK_ADDRESS
     for *_, address in answers:
-        with socket.socket() as tried:
+        with socket.socket() as candidate:
             try:
-                tried.bind((address[0], 0))
+                candidate.bind((address[0], 0))
             except OSError:
                 continue
             return str(address[0])
-    return "127.0.0.1"
+    return LOOPBACK_ADDRESS
 
 
-def _named(address: str, there: list[Interface]) -> Interface:
-    loopback = next((interface.name for interface in there if interface.is_loopback), "lo")
-    known = {interface.address: interface.name for interface in there}
-    return Interface(known.get(address, loopback if address.startswith(LOOPBACK) else "?"), address)
-
-
-def is_local_host(host: str) -> bool:
-    """Whether the name or address is one of this machine, or is none that anybody has."""
-    try:
-        addresses = {answer[4][0] for answer in socket.getaddrinfo(host, None, socket.AF_INET)}
-    except OSError:
-        return True  # whoever uses it says so
-    own = {interface.address for interface in list_interfaces()}
-    return any(address in own or str(address).startswith(LOOPBACK) for address in addresses)
+def _interface_of(address: str, interfaces: list[Interface]) -> Interface:
+    names = {interface.address: interface.name for interface in interfaces}
+    loopback = next((interface.name for interface in interfaces if interface.is_loopback), "lo")
+    return Interface(names.get(address, loopback if address.startswith(LOOPBACK) else "?"), address)

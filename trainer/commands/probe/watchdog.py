@@ -1,4 +1,4 @@
-"""A time limit for what would otherwise wait half an hour."""
+"""Time limit for operations that would otherwise wait for half an hour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from threading import Timer
 
 @contextmanager
 def watchdog(seconds: float, message: str) -> Iterator[None]:
-    """Ends this process with exit code 1, saying why, unless the block is left within so many seconds."""
+    """Exit with code 1 and a message, unless the block ends within `seconds`."""
 
     def give_up() -> None:
         print(message, file=sys.stderr, flush=True)

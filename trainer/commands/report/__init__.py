@@ -1,4 +1,4 @@
-"""Runs side by side: a table, a page with curves, and CSV."""
+"""`python -m trainer report`: compares runs in a table, a page and CSV files."""
 
 from trainer.commands.report.main import main
 

@@ -1,4 +1,4 @@
-"""The report as CSV: one row a run, and one row a run and round."""
+"""CSV files of a report: a row for each run, and a row for each round of it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ ROUND = ("run", "configuration", "seed", *AXES)
 
 
 def runs_csv(report: Report) -> str:
-    """One row a run, the best configuration first: its folder, status, seed, differing settings and all its figures.
+    """Return a row for each run: folder, status, seed, differing settings, metrics.
 
-    The figures are those of result.json, or of an unfinished run the last that it measured.
+    The metrics are those of result.json; for an unfinished run, the latest that it logged.
     """
-    figures = list(dict.fromkeys(name for record in report.records for name in record.metrics))
+    names = list(dict.fromkeys(name for record in report.records for name in record.metrics))
     rows = (
-        [record.folder, each.label, record.status, record.seed, *each.cells, *map(record.metrics.get, figures)]
-        for each in report.configurations
-        for record in each.records
+        [record.folder, group.label, record.status, record.seed, *group.cells, *map(record.metrics.get, names)]
+        for group in report.configurations
+        for record in group.records
     )
-    return _written([*RUN, *map(title, report.columns), *figures], rows)
+    return _csv_text([*RUN, *map(title, report.columns), *names], rows)
 
 
 def curves_csv(report: Report) -> str:
-    """One row a run and round, with what the page draws, unrounded and not yet averaged over seeds."""
+    """Return a row for each round of each run, with the metrics that the page draws."""
     names = drawn_names(report)
     rows = (
-        [record.folder, each.label, record.seed, *map(metrics.get, (*AXES, *names))]
-        for each in report.configurations
-        for record in each.records
+        [record.folder, group.label, record.seed, *map(metrics.get, (*AXES, *names))]
+        for group in report.configurations
+        for record in group.records
         for metrics in record.rounds
     )
-    return _written([*ROUND, *names], rows)
+    return _csv_text([*ROUND, *names], rows)
 
 
-def _written(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)

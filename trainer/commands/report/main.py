@@ -1,4 +1,4 @@
-"""`python -m trainer report`: a table of runs on the console, and the same with curves as a page and as CSV."""
+"""`python -m trainer report`: prints a table of runs, writes a page and CSV files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PAGE = "report.html"
 NAMES = {"--html": "page", "--csv": "runs", "--curves": "curves"}
 
 DESCRIPTION = """\
-A table of runs: a row for each configuration, of the settings that differ alone, with the mean and the standard
-deviation over its seeds, the best first. With it a page that needs no network, with curves by round, examples, seconds
-and bytes. Runs that are not finished are read as far as they came."""
+Compare runs: a table with a row for each configuration, the settings that differ, and the mean and standard deviation
+over seeds, the best first; and a page that needs no network, with curves by round, examples, seconds and bytes.
+Unfinished runs are read as far as they got."""
 
 EXAMPLES = """\
 examples:
@@ -30,15 +30,18 @@ examples:
   python -m trainer report multirun/lr outputs/digits-sync --by validation/accuracy
   python -m trainer report outputs --html page.html --csv runs.csv --curves curves.csv
 
-docs/reports.md says how to read it."""
+docs/reports.md explains the report."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reports on the runs in the folders that the arguments name; the exit code. Raises ValueError for bad input."""
+    """Report on the runs in the given folders, and return the exit code.
+
+    Raises ValueError for bad input.
+    """
     options = _parser().parse_args(arguments)
     records = read_records(options.folders)
     report = summarize(records, options.by)
-    target = OutputFile("--html", options.html or _page_of(options.folders[0], records), GENERATOR)
+    target = OutputFile("--html", options.html or _default_page(options.folders[0], records), GENERATOR)
     texts: dict[OutputFile, Callable[[], str]] = {target: lambda: page(report, target.path.parent)}
     if options.csv:
         texts[OutputFile("--csv", options.csv, ",".join(csv_export.RUN))] = lambda: csv_export.runs_csv(report)
@@ -56,8 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _page_of(folder: Path, records: Sequence[RunRecord]) -> Path:
-    """report.html in this folder; if it holds one run alone, in the folder of the run."""
+def _default_page(folder: Path, records: Sequence[RunRecord]) -> Path:
+    """Return report.html in this folder, or in the run's if it holds a single run."""
     within = [record.folder for record in records if record.folder.resolve().is_relative_to(folder.resolve())]
     return (within[0] if len(within) == 1 else folder) / PAGE
 
@@ -70,11 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's, or one that holds runs")
-    by = "orders the configurations; without it test/accuracy, else test/perplexity, else test/loss"
-    parser.add_argument("--by", metavar="FIGURE", help=by)
-    html = f"the page; without it {PAGE} in the first FOLDER"
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder, or a folder that holds run folders"
+    )
+    by = "orders the configurations; default: test/accuracy, else test/perplexity, else test/loss"
+    parser.add_argument("--by", metavar="METRIC", help=by)
+    html = f"the page; default: {PAGE} in the first FOLDER"
     parser.add_argument("--html", type=Path, metavar="FILE", help=html)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="one row a run: settings, status and all figures")
-    parser.add_argument("--curves", type=Path, metavar="FILE", help="one row a run and round: what the page draws")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="a row for each run: settings, status, all metrics")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="a row for each round of each run")
     return parser

@@ -26,7 +26,7 @@ function option(select, value, text) {
   select.add(new Option(text, value));
 }
 
-// The points of one line, without the rounds in which the figure was not measured.
+// The points of one line, without the rounds in which the metric was not measured.
 function points(curves, name, axis) {
   const figure = curves.figures[name];
   const kept = figure.mean.flatMap((value, index) => (value === null ? [] : [index]));

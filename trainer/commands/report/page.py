@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no network: table, curves and pictures of clients, drawn by plotly.js."""
+"""The report as one HTML page, which needs no network. plotly.js draws the plots."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from trainer.commands.report.summary import Configuration, Report
 from trainer.commands.report.table import Cell, columns, number_cell
 
 PACKAGE_DIR = Path(__file__).parent
-GENERATOR = '<meta name="generator" content="silotrain report">'  # by which a page of ours is known
+GENERATOR = '<meta name="generator" content="silotrain report">'  # marks a file as a report
 
 
 def page(report: Report, folder: Path) -> str:
-    """The page, to be written to `folder`: its links to the runs are relative to it."""
+    """Return the page. Its links to the runs are relative to `folder`."""
     runs, configurations = len(report.records), len(report.configurations)
     return Template((PACKAGE_DIR / "page.html").read_text(encoding="utf-8")).substitute(
         generator=GENERATOR,
@@ -31,38 +31,39 @@ def page(report: Report, folder: Path) -> str:
         table=_configurations(report),
         runs=_runs(report, folder),
         open=" open" * (runs == 1),
-        data=json.dumps(_drawn(report), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        data=json.dumps(_plot_data(report), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
         script=(PACKAGE_DIR / "page.js").read_text(encoding="utf-8"),
     )
 
 
-def _drawn(report: Report) -> dict[str, object]:
-    """What the page's script draws."""
+def _plot_data(report: Report) -> dict[str, object]:
+    """Return the data of the page's script."""
     names = drawn_names(report)
-    figures = {figure.name for record in report.records for figure in record.clients}
+    client_metrics = {metric.name for record in report.records for metric in record.clients}
     return {
         "axes": AXES,
         "names": names,
-        "figures": sorted(figures, reverse=True),  # so test_ is first
+        "figures": sorted(client_metrics, reverse=True),  # test_ first
         "configurations": [
-            {"label": each.label, "curves": curves(each, names), "clients": last_of_clients(each.counted)}
-            for each in report.configurations
+            {"label": group.label, "curves": curves(group, names), "clients": last_of_clients(group.counted)}
+            for group in report.configurations
         ],
         "heatMaps": heat_maps(report),
     }
 
 
 def _configurations(report: Report) -> str:
-    found = columns(report)
-    head, rows = [column.heading for column in found], zip(*(column.cells for column in found), strict=True)
+    table_columns = columns(report)
+    head = [column.heading for column in table_columns]
+    rows = zip(*(column.cells for column in table_columns), strict=True)
     swatch = Cell("")
     return _table("configurations", ["", *head], ([swatch, *row] for row in rows))
 
 
 def _runs(report: Report, folder: Path) -> str:
     head = ("run", "configuration", "seed", "status", report.score, "error")
-    rows = (_run(each, record, report.score) for each in report.configurations for record in each.records)
+    rows = (_run(group, record, report.score) for group in report.configurations for record in group.records)
     links = {str(record.folder): os.path.relpath(record.folder, folder) for record in report.records}
     return _table("runs", head, rows, links)
 

@@ -1,4 +1,4 @@
-"""What a report draws: figures by round with their spread over seeds, and figures by client."""
+"""Data of the page's plots: metrics by round over seeds, and metrics by client."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ FIRST = (
     *(f"validation/{name}" for name in SCORES),
 )
 
-MAX_CELLS = 500_000  # of all heat maps of a page: with more it takes long to open
+MAX_CELLS = 500_000  # of all heat maps of a page, so that it opens quickly
 SIGNIFICANT_DIGITS = 7
 
-Drawn = dict[str, Any]  # of plain values, for the page's script
+PlotData = dict[str, Any]  # JSON for the page's script
 
 
 def drawn_names(report: Report) -> list[str]:
-    """The figures that have curves: the score and the usual ones first."""
+    """Return the metrics that are drawn as curves, the score and the usual ones first."""
     found = dict.fromkeys(name for record in report.records for metrics in record.rounds for name in metrics)
     names = [name for name in found if name.startswith(GROUPS) and name not in COUNTS]
     first = [name for name in (report.score, *FIRST) if name in names]
@@ -45,11 +45,11 @@ def drawn_names(report: Report) -> list[str]:
     return list(dict.fromkeys([*first, *groups]))
 
 
-def curves(configuration: Configuration, names: Sequence[str]) -> Drawn:
-    """The lines of a configuration: `x` by axis, and of each figure mean, deviation and number of runs; all by round.
+def curves(configuration: Configuration, names: Sequence[str]) -> PlotData:
+    """Return the curves of a configuration: `x` by axis, and each metric's spread.
 
-    A round's place on an axis is the mean over the runs that count and came so far. None: not measured, not finite,
-    or for a deviation, of one run.
+    The x of a round is the mean over the counted runs that got so far. None stands for not measured, not finite, and
+    for the deviation of a single run.
     """
     by_round: dict[int, list[Metrics]] = {}
     for record in configuration.counted:
@@ -57,11 +57,11 @@ def curves(configuration: Configuration, names: Sequence[str]) -> Drawn:
             by_round.setdefault(int(metrics["round"]), []).append(metrics)
     rounds = [by_round[index] for index in sorted(by_round)]
     x = {axis: [_plain(fmean(metrics[axis] for metrics in same)) for same in rounds] for axis in AXES}
-    measured = {name: _figure(name, rounds) for name in names}
+    measured = {name: _line(name, rounds) for name in names}
     return {"x": x, "figures": {name: drawn for name, drawn in measured.items() if any(drawn["runs"])}}
 
 
-def _figure(name: str, rounds: Iterable[Sequence[Metrics]]) -> Drawn:
+def _line(name: str, rounds: Iterable[Sequence[Metrics]]) -> PlotData:
     spreads = [spread_of([metrics[name] for metrics in same if name in metrics]) for same in rounds]
     return {
         "mean": [_plain(spread.mean) for spread in spreads],
@@ -70,37 +70,37 @@ def _figure(name: str, rounds: Iterable[Sequence[Metrics]]) -> Drawn:
     }
 
 
-def last_of_clients(records: Iterable[RunRecord]) -> Drawn:
-    """By figure: the value of every client of every run when clients were measured last, and which it is."""
-    drawn: Drawn = {}
+def last_of_clients(records: Iterable[RunRecord]) -> PlotData:
+    """Return, by metric, the latest value of each client of each run, and its name."""
+    drawn: PlotData = {}
     for record in records:
-        for figure in record.clients:
-            points = drawn.setdefault(figure.name, {"values": [], "names": []})
-            for client, value in zip(figure.clients, figure.values[:, -1].tolist(), strict=True):
+        for metric in record.clients:
+            points = drawn.setdefault(metric.name, {"values": [], "names": []})
+            for client, value in zip(metric.clients, metric.values[:, -1].tolist(), strict=True):
                 if math.isfinite(value):
                     points["values"].append(_plain(value))
                     points["names"].append(f"client {client}, seed {record.seed}")
     return drawn
 
 
-def heat_maps(report: Report) -> list[Drawn]:
-    """Of every run that measured clients: its name and by figure clients, rounds and values [clients, rounds].
+def heat_maps(report: Report) -> list[PlotData]:
+    """Return heat maps [clients, rounds] of the metrics of single clients, by run.
 
-    So that a page of many runs opens, of long ones every second round is drawn, or every third, and the last.
+    So that a large page opens, of long runs only every second round is drawn, or every third, and always the last.
     """
-    measured = [(each, record) for each in report.configurations for record in each.records if record.clients]
-    most = MAX_CELLS // max(1, sum(len(record.clients) for _, record in measured))
+    measured = [(group, record) for group in report.configurations for record in group.records if record.clients]
+    max_cells = MAX_CELLS // max(1, sum(len(record.clients) for _, record in measured))
     return [
         {
             "name": f"{configuration.label}, seed {record.seed}",
-            "figures": {figure.name: _heat_map(figure, most) for figure in record.clients},
+            "figures": {metric.name: _heat_map(metric, max_cells) for metric in record.clients},
         }
         for configuration, record in measured
     ]
 
 
-def _heat_map(metric: ClientMetric, most: int) -> Drawn:
-    stride = -(-metric.values.size // most)
+def _heat_map(metric: ClientMetric, max_cells: int) -> PlotData:
+    stride = -(-metric.values.size // max_cells)
     kept = np.arange(len(metric.rounds))[::-1][::stride][::-1]
     return {
         "clients": metric.clients,
@@ -111,5 +111,5 @@ def _heat_map(metric: ClientMetric, most: int) -> Drawn:
 
 
 def _plain(value: float) -> float | None:
-    """The value as JSON has it, in as many digits as one can see."""
+    """Return the value for JSON, rounded; None if it is not finite."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The runs that a report is about, read from their folders as far as they came."""
+"""Runs of a report, read from their folders as far as they got."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from trainer.loggers import Metrics, read_jsonl
 from trainer.loggers.client_history import ClientMetric, client_metrics
 from trainer.utils.trees import flatten
 
-OF_A_ROUND = ("client/", "slowest/", "seconds/", "delta/", "round/")  # what result.json does not hold either
+ROUND_METRICS = ("client/", "slowest/", "seconds/", "delta/", "round/")  # not in result.json
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left.
+    """A run as its folder records it.
 
-    settings: the resolved configuration by dotted names. rounds: the metrics of each, without single clients, NaN for
-    null. figures: those of result.json, or of an unfinished run the last that it measured.
+    Attributes:
+        folder: run folder.
+        settings: resolved configuration, by dotted names.
+        state: content of state.json.
+        rounds: metrics of each round, without those of single clients; NaN for null.
+        clients: metrics of single clients.
+        metrics: content of result.json; for an unfinished run, the latest metrics.
     """
 
     folder: Path
@@ -48,22 +53,28 @@ class RunRecord:
 
     @property
     def status_text(self) -> str:
-        """How the run stands, such as `finished` or `crashed 3/20`: after 3 of 20 rounds."""
+        """Status, such as `finished`, or `crashed 3/20` after 3 of 20 rounds."""
         done = int(self.metrics.get("round", 0))
         return self.status if self.has_finished else f"{self.status} {done}/{self.settings['rounds']}"
 
 
 def read_records(folders: Sequence[Path]) -> list[RunRecord]:
-    """The runs in these folders, at any depth, each once; ValueError when a folder has none or a run is damaged."""
+    """Read the runs in these folders, at any depth, each once.
+
+    Raises:
+        ValueError: a folder has no runs, or a run is damaged.
+    """
     errors: list[str] = []
     found: dict[Path, Path] = {}
     for folder in folders:
         runs = list(_run_folders(folder))
         found |= {run.resolve(): run for run in reversed(runs)}
         if not folder.is_dir():
-            errors.append(f"{folder} is no folder.\n  name run folders, or folders that hold some, such as outputs")
+            errors.append(f"{folder} is not a folder.\n  name run folders, or folders that hold some, such as outputs")
         elif not runs:
-            errors.append(f"{folder} holds no run: a run's folder has config.yaml and state.json.")
+            errors.append(
+                f"{folder} holds no runs.\n  name a folder with config.yaml and state.json, or one that holds some"
+            )
     if errors:
         raise ValueError("\n".join(errors))
     return [_read(run) for run in sorted(found.values())]
@@ -81,12 +92,12 @@ def _read(path: Path) -> RunRecord:
     try:
         settings = flatten(yaml.safe_load((path / "config.yaml").read_text()))
         state = folder.state()
-        figures = _numeric_results(folder.result()) if state["status"] == "finished" else None
+        metrics = _numeric_results(folder.result()) if state["status"] == "finished" else None
         history = read_jsonl(folder.metrics) if folder.metrics.exists() else []
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or leave it out") from error
+        raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or do not include it") from error
     rounds = [_without_clients(metrics) for metrics in history]
-    return RunRecord(path, settings, state, rounds, client_metrics(history), figures or _last_figures(rounds))
+    return RunRecord(path, settings, state, rounds, client_metrics(history), metrics or _latest_metrics(rounds))
 
 
 def _numeric_results(result: dict[str, Any]) -> Metrics:
@@ -99,9 +110,9 @@ def _without_clients(metrics: dict[str, Any]) -> Metrics:
     }
 
 
-def _last_figures(rounds: Sequence[Metrics]) -> Metrics:
-    """What result.json would say if the run had ended with these rounds."""
-    last = {name: value for metrics in rounds for name, value in metrics.items() if not name.startswith(OF_A_ROUND)}
+def _latest_metrics(rounds: Sequence[Metrics]) -> Metrics:
+    """Return the content of result.json if the run had ended with these rounds."""
+    last = {name: value for metrics in rounds for name, value in metrics.items() if not name.startswith(ROUND_METRICS)}
     if rounds:
         seconds = sum(metrics["seconds/round"] for metrics in rounds)
         last["examples_per_second"] = last["examples"] / max(seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""What sets runs apart: the settings that differ between them."""
+"""Settings that differ between runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TARGET = "._target_"
 
 
 def configuration_of(settings: Settings) -> Hashable:
-    """What runs that differ in their seeds alone have in common; also where and how they ran may differ."""
+    """Return a key that is equal for runs that differ only in seed, place and launch."""
     return frozenset((name, _hashable(value)) for name, value in settings.items() if _is_setting(name))
 
 
 def differing(runs: Sequence[Settings]) -> list[str]:
-    """The names of the settings in which runs differ, the algorithm's first, then in the configuration's order.
+    """Return the settings in which runs differ, the algorithm's first.
 
-    A setting that only some classes have, such as a server's momentum, goes with the class: it is named only if it
+    A setting that only some classes have, such as a server's momentum, belongs to the class: it is returned only if it
     differs between runs that have it, or is missing where another run of the same class has it.
     """
     names = dict.fromkeys(name for run in runs for name in run if _is_setting(name))
@@ -29,18 +29,21 @@ def differing(runs: Sequence[Settings]) -> list[str]:
 
 
 def title(name: str) -> str:
-    """The setting's name at the head of a column: `optimizer` for the class of the optimizer."""
+    """Return the heading of a setting, `optimizer` for the class of the optimizer."""
     return name.removesuffix(TARGET)
 
 
 def short_titles(names: Sequence[str]) -> list[str]:
-    """The last parts of the names, where no two are alike: `lr` for `optimizer.lr`."""
+    """Return the last part of each name where it is unique: `lr` for `optimizer.lr`."""
     last = [title(name).rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else title(name) for name, short in zip(names, last, strict=True)]
 
 
 def setting_text(name: str, runs: Sequence[Settings]) -> list[str]:
-    """The value of a setting in each run; a class by its last name if that says which, and a dash for none."""
+    """Return the text of a setting in each run, a dash for none.
+
+    Classes are shown without their module where that is unique.
+    """
     values = [format_value(run[name]) if name in run else "–" for run in runs]
     last = {value: value.rpartition(".")[2] for value in values}
     short = name.endswith(TARGET) and len(set(last.values())) == len(last)
@@ -59,7 +62,7 @@ def _differs(name: str, runs: Sequence[Settings]) -> bool:
 
 
 def _classes(name: str, run: Settings) -> tuple[Any, ...]:
-    """The classes that a setting is an argument of, from the outermost."""
+    """Return the classes that a setting is an argument of, from the outermost."""
     parts = title(name).split(".")
     return tuple(run.get(".".join(parts[:depth]) + TARGET) for depth in range(1, len(parts)))
 

@@ -1,4 +1,4 @@
-"""Runs put together by configuration: mean and spread over seeds, the best first."""
+"""Runs grouped by configuration: mean and deviation over seeds, the best first."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.commands.report.settings import Settings, configuration_of, differi
 from trainer.loggers import HEADLINES, higher_is_better
 from trainer.utils.text import suggest
 
-SCORES = tuple(f"test/{name}" for name in HEADLINES)  # the first that there is orders the table
+SCORES = tuple(f"test/{name}" for name in HEADLINES)  # the table is ordered by the first of these that was measured
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of one figure over so many runs; the deviation is NaN for fewer than two."""
+    """Mean and sample standard deviation over runs; the latter is NaN below two."""
 
     mean: float
     deviation: float
@@ -26,7 +26,7 @@ class Spread(NamedTuple):
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """The spread of these values; one that is not finite makes mean and deviation so."""
+    """Return the spread of values; NaN if any of them is not finite."""
     if not all(map(math.isfinite, values)) or not values:
         return Spread(math.nan, math.nan, len(values))
     return Spread(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
@@ -34,7 +34,13 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in their seeds alone. cells: the values of the settings that differ. label: all of them."""
+    """Runs that differ only in their seeds.
+
+    Attributes:
+        label: names and values of the settings in which it differs from other configurations.
+        cells: values of these settings.
+        records: its runs.
+    """
 
     label: str
     cells: tuple[str, ...]
@@ -50,29 +56,36 @@ class Configuration:
 
     @property
     def counted(self) -> list[RunRecord]:
-        """The runs that its figures are of: the finished ones, or if there are none, all."""
+        """Runs that its metrics are computed from: the finished ones, or all for none."""
         return [record for record in self.records if record.has_finished or not self.has_finished]
 
     def spread(self, name: str) -> Spread:
-        """The spread of this figure over the runs that have it."""
+        """Return the spread of a metric over the counted runs that have it."""
         return spread_of([record.metrics[name] for record in self.counted if name in record.metrics])
 
     @property
     def seeds(self) -> str:
-        """The number of seeds that count, and of runs if there are more."""
+        """Number of seeds of the counted runs, and of the runs if there are more."""
         runs, seeds = len(self.counted), len({record.seed for record in self.counted})
         return str(seeds) if runs == seeds else f"{seeds} ({runs} runs)"
 
     @property
     def status_text(self) -> str:
-        """How the unfinished runs stand; empty if there are none."""
+        """Status of the unfinished runs; empty if there are none."""
         found = Counter(record.status_text for record in self.records if not record.has_finished)
         return ", ".join(f"{count} x {text}" if count > 1 else text for text, count in found.items())
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is reported. columns: the settings that differ. headings: their short names. score: what orders it."""
+    """Runs to report.
+
+    Attributes:
+        records: all runs.
+        columns: names of the settings that differ, and `headings` their short names.
+        configurations: the best first.
+        score: metric by which they are ordered.
+    """
 
     records: tuple[RunRecord, ...]
     columns: tuple[str, ...]
@@ -85,12 +98,20 @@ class Report:
         return higher_is_better(self.score)
 
     def has(self, name: str) -> bool:
-        """Whether any run has this figure."""
+        """Return whether any run has this metric."""
         return any(name in record.metrics for record in self.records)
 
 
 def summarize(records: Sequence[RunRecord], by: str | None = None) -> Report:
-    """The report of these runs, best first `by` a figure; ValueError when no run has it."""
+    """Group runs by configuration and order them.
+
+    Args:
+        records: at least one run.
+        by: metric that orders them; None for that of the task.
+
+    Raises:
+        ValueError: no run has this metric.
+    """
     assert records
     score = _score(records, by)
     groups: dict[object, list[RunRecord]] = {}
@@ -104,7 +125,7 @@ def summarize(records: Sequence[RunRecord], by: str | None = None) -> Report:
         Configuration(_label(titles, values, group[0]), values, tuple(group))
         for values, group in zip(cells, groups.values(), strict=True)
     ]
-    configurations.sort(key=lambda configuration: _place(configuration, score))
+    configurations.sort(key=lambda configuration: _sort_key(configuration, score))
     return Report(tuple(records), tuple(columns), tuple(titles), tuple(configurations), score)
 
 
@@ -118,12 +139,12 @@ def _score(records: Sequence[RunRecord], by: str | None) -> str:
     if by is None:
         return next((name for name in SCORES if name in known), SCORES[0])
     if by not in known:
-        raise ValueError(f"--by {by}: no run has this figure{suggest(by, known)}")
+        raise ValueError(f"--by {by}: no run has this metric{suggest(by, known)}")
     return by
 
 
-def _place(configuration: Configuration, score: str) -> tuple[bool, bool, float]:
-    """What sorts the best first: finished ones before others, and those without a score last among theirs."""
+def _sort_key(configuration: Configuration, score: str) -> tuple[bool, bool, float]:
+    """Sort the best first, unfinished ones last, and without a score last of each."""
     mean = configuration.spread(score).mean
     has_none = math.isnan(mean)
     return (not configuration.has_finished, has_none, 0.0 if has_none else -mean if higher_is_better(score) else mean)

@@ -1,4 +1,4 @@
-"""The table of a report, as texts: one row a configuration, on the console and on the page alike."""
+"""The table of a report: a row for each configuration."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from trainer.commands.report.baselines import baselines
 from trainer.commands.report.summary import Configuration, Report, Spread
 from trainer.loggers import HEADLINES
 from trainer.loggers.messages import number
+from trainer.utils.text import format_bytes
 
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MISSING = "–"
 WORST = tuple(f"clients/worst_{name}" for name in HEADLINES)
 
 
 class Cell(NamedTuple):
-    """A text, and the number that it is sorted by if it is one."""
+    """A text, and the number that it is sorted by; None if it is not a number."""
 
     text: str
     value: float | None = None
 
 
 class TableColumn(NamedTuple):
-    """A column: its heading, whether it is a setting of the configurations, and a cell a configuration."""
+    """A column: heading, whether it shows a setting, a cell for each configuration."""
 
     heading: str
     is_setting: bool
@@ -32,25 +32,28 @@ class TableColumn(NamedTuple):
 
 
 def columns(report: Report) -> list[TableColumn]:
-    """All columns, those in which nothing would be said left out."""
-    between = baselines(report)
+    """Return the columns, without those that would be empty."""
+    groups = report.configurations
     settings = [
-        TableColumn(heading, True, [_setting(each.cells[place]) for each in report.configurations])
-        for place, heading in enumerate(report.headings)
-    ] or [TableColumn("configuration", True, [Cell(each.label) for each in report.configurations])]
+        TableColumn(heading, True, [_setting(group.cells[index]) for group in groups])
+        for index, heading in enumerate(report.headings)
+    ] or [TableColumn("configuration", True, [Cell(group.label) for group in groups])]
     worst = next((name for name in WORST if report.has(name)), None)
-    figures = {
+    metrics = {
         report.score: _spread_of(report.score),
         **({"worst client": _spread_of(worst)} if worst and worst != report.score else {}),
-        "seeds": lambda each: Cell(each.seeds, len(each.counted)),
+        "seeds": lambda group: Cell(group.seeds, len(group.counted)),
         "examples/s": _mean_of("examples_per_second", number),
         "seconds": _mean_of("seconds", number),
-        **({"between silos": _mean_of("bytes_between_silos", amount)} if _moves_bytes(report) else {}),
+        **({"between silos": _mean_of("bytes_between_silos", format_bytes)} if _moves_bytes(report) else {}),
     }
-    said = [TableColumn(name, False, list(map(cell, report.configurations))) for name, cell in figures.items()]
-    brackets_column = TableColumn("brackets", False, list(map(Cell, between)))
-    unfinished = TableColumn("unfinished", False, [Cell(each.status_text) for each in report.configurations])
-    return settings + said + [each for each in (brackets_column, unfinished) if any(cell.text for cell in each.cells)]
+    measured = [TableColumn(name, False, list(map(cell, groups))) for name, cell in metrics.items()]
+    texts = {"baselines": baselines(report), "unfinished": [group.status_text for group in groups]}
+    return (
+        settings
+        + measured
+        + [TableColumn(name, False, [*map(Cell, cells)]) for name, cells in texts.items() if any(cells)]
+    )
 
 
 def _moves_bytes(report: Report) -> bool:
@@ -65,16 +68,16 @@ def _setting(text: str) -> Cell:
 
 
 def _spread_of(name: str) -> Callable[[Configuration], Cell]:
-    return lambda each: Cell(spread_text(each.spread(name)), _finite(each.spread(name).mean))
+    return lambda group: Cell(spread_text(group.spread(name)), _finite(group.spread(name).mean))
 
 
-def _mean_of(name: str, wording: Callable[[float], str]) -> Callable[[Configuration], Cell]:
-    return lambda each: number_cell(each.spread(name).mean, wording)
+def _mean_of(name: str, format_number: Callable[[float], str]) -> Callable[[Configuration], Cell]:
+    return lambda group: number_cell(group.spread(name).mean, format_number)
 
 
-def number_cell(value: float | None, wording: Callable[[float], str] = number) -> Cell:
-    """A number in words, or a dash for none."""
-    return Cell(MISSING) if value is None or math.isnan(value) else Cell(wording(value), _finite(value))
+def number_cell(value: float | None, format_number: Callable[[float], str] = number) -> Cell:
+    """Return the cell of a number, a dash for None and NaN."""
+    return Cell(MISSING) if value is None or math.isnan(value) else Cell(format_number(value), _finite(value))
 
 
 def _finite(value: float) -> float | None:
@@ -82,7 +85,7 @@ def _finite(value: float) -> float | None:
 
 
 def spread_text(spread: Spread) -> str:
-    """Mean and deviation with the same number of decimals: 0.9722 ± 0.0031.
+    """Format mean and deviation with the same number of decimals.
 
     >>> spread_text(Spread(0.97216, 0.00312, 3))
     '0.9722 ± 0.0031'
@@ -94,13 +97,3 @@ def spread_text(spread: Spread) -> str:
         return mean
     decimals = len(mean.partition(".")[2])
     return f"{mean} ± {number(spread.deviation) if 'e' in mean else f'{spread.deviation:,.{decimals}f}'}"
-
-
-def amount(count: float) -> str:
-    """Bytes in the unit that fits: 12.35 MB.
-
-    >>> [amount(0), amount(999), amount(12_345_678)]
-    ['0 B', '999 B', '12.35 MB']
-    """
-    exponent = min(int(math.log10(count) // 3), len(UNITS) - 1) if count >= 1 else 0
-    return f"{count / 1000**exponent:.4g} {UNITS[exponent]}"

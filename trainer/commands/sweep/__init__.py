@@ -1,4 +1,4 @@
-"""Sweeps: many runs from one command, through Hydra's sweepers and launchers, each run with fresh workers."""
+"""`python -m trainer -m`: sweeps of runs, through Hydra's sweepers and launchers."""
 
 from trainer.commands.sweep.main import main
 

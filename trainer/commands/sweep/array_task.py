@@ -1,4 +1,4 @@
-"""The task that Hydra's other launchers run, in whatever process and on whatever machine: one job of a sweep."""
+"""The task function of Hydra's other launchers: one job of a sweep."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from trainer.distributed.environment import detect_environment
 
 
 def run_job(config: DictConfig) -> float | None:
-    """The objective of a job, which `python -m trainer` runs in a process of its own; None if it failed.
+    """Run a job as a process `python -m trainer`; its objective, None if it failed.
 
-    Told to leave, it first lets that one save. Then the handler that was there before has its turn, of which submitit's
-    puts the job back into SLURM's queue; the job goes on from what is in its run folder.
+    On a stop signal, the run saves first. Then the earlier signal handler is called: that of submitit requeues the job
+    in SLURM, and the job resumes from its run folder.
     """
     hydra = HydraConfig.get()
     job = make_job_from_hydra(list(hydra.overrides.task), config, hydra)

@@ -1,4 +1,4 @@
-"""The values that a sweep's overrides stand for, as Hydra's sweepers read them."""
+"""Values of a sweep's overrides, as Hydra's sweepers read them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Overrides = tuple[str, ...]
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """What Hydra reads in the overrides, the last of those for one key."""
+    """Parse overrides by Hydra; of several for one key, the last counts."""
     parser = OverridesParser.create(config_loader=hydra_plugins.hydra_context().config_loader)
     parsed = parser.parse_overrides(list(overrides))
     return list({override.get_key_element(): override for override in parsed}.values())
 
 
 def values(override: Override) -> list[str]:
-    """The overrides of single values that this one stands for; of an interval its ends."""
+    """Return an override for each value of this one; of an interval, for its ends."""
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return [f"{key}={end}" for end in dict.fromkeys((value.start, value.end))]
@@ -31,12 +31,12 @@ def values(override: Override) -> list[str]:
 
 
 def product(overrides: Sequence[Override]) -> list[Overrides]:
-    """Every combination of their values, in the order in which Hydra's own sweeper takes them."""
+    """Return all combinations of the values, in the order of Hydra's basic sweeper."""
     return list(itertools.product(*map(values, overrides)))
 
 
 def edges(overrides: Sequence[Override]) -> list[Overrides]:
-    """A few combinations that hold each value at least once."""
+    """Return a few combinations in which each value occurs at least once."""
     lists = [values(override) for override in overrides]
     longest = max(map(len, lists), default=1)
     return [tuple(texts[min(index, len(texts) - 1)] for texts in lists) for index in range(longest)]

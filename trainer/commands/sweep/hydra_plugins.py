@@ -1,4 +1,4 @@
-"""Hydra's side of a sweep: which sweeper and launcher were chosen, and what we set where the user has not."""
+"""Hydra's sweepers and launchers: their settings, checks and defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.config.compose import COMPOSITION_ERRORS, CONF
 from trainer.distributed.launch.subprocesses import command_output
 from trainer.utils.text import suggest
 
-# Hydra takes plugins from the package hydra_plugins alone, of which ours is a part that nobody else has to see.
+# Hydra looks for plugins in the namespace package hydra_plugins only; this folder has a part of it.
 sys.path.append(str(Path(__file__).parent / "plugin"))
 
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -29,12 +29,12 @@ PACKAGES = {
     "hydra/launcher=submitit_local": "hydra_submitit_launcher",
     "hydra/sweeper=optuna": "hydra_optuna_sweeper",
 }
-MAX_STARTS = 100  # of a SLURM job whose time limits end it before it is done
-LONGEST_NAME = 1024  # that SLURM takes for a job
+MAX_REQUEUES = 100  # of a SLURM job that reaches its time limit
+MAX_NAME_LENGTH = 1024  # of a SLURM job
 
 
 def hydra_context() -> Any:
-    """Hydra's frame: it reads conf/, and knows our launcher."""
+    """Return Hydra's context, which reads conf/ and knows the local launcher."""
     node = {"_target_": LOCAL, "jobs": 1, "part": None}
     ConfigStore.instance().store(group="hydra/launcher", name="local", node=node, provider="silotrain")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -42,10 +42,13 @@ def hydra_context() -> Any:
 
 
 def read_settings(overrides: Sequence[str]) -> DictConfig:
-    """Hydra's own part of the configuration with these overrides of it; ValueError if it takes them not."""
+    """Return Hydra's part of the configuration.
+
+    Raises ValueError for invalid overrides.
+    """
     for override in overrides:
         if override in PACKAGES and not find_spec(f"hydra_plugins.{PACKAGES[override]}"):
-            raise ValueError(f"{override} needs a package that is not there\n  pip install 'silotrain[sweep]'")
+            raise ValueError(f"{override} needs a package that is not installed\n  pip install 'silotrain[sweep]'")
     try:
         settings = _composed(overrides)
     except COMPOSITION_ERRORS as error:
@@ -62,7 +65,11 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def _unknown_keys(overrides: Sequence[str]) -> str:
-    """Which of the overrides set keys that their sweeper or launcher does not have; ValueError if there is no such."""
+    """Return errors of overrides that set unknown keys, empty for none.
+
+    Raises:
+        ValueError: there is no such sweeper or launcher.
+    """
     try:
         settings = _composed([override for override in overrides if override.startswith("hydra/")])
     except COMPOSITION_ERRORS as error:
@@ -73,7 +80,7 @@ def _unknown_keys(overrides: Sequence[str]) -> str:
         siblings = OmegaConf.select(OmegaConf.create({"hydra": settings}), section) if section else None
         if isinstance(siblings, DictConfig) and name not in siblings:
             valid = [f"{section}.{sibling}" for sibling in map(str, siblings) if sibling != "_target_"]
-            errors.append(f"{key} is no key{suggest(key, valid)}")
+            errors.append(f"{key} is not a key{suggest(key, valid)}")
     return "\n".join(errors)
 
 
@@ -87,51 +94,57 @@ def _check_local(settings: DictConfig) -> None:
         if [type(number) for number in numbers] != [int, int] or not 0 <= numbers[0] < numbers[1]:
             errors.append(f"hydra.launcher.part={part}\n  valid: [0,8] to [7,8] for the eight parts of a sweep")
         if settings.sweeper._target_ != GRID:
-            errors.append("hydra.launcher.part is for sweeps over lists; this sweeper chooses its jobs itself")
+            errors.append(f"hydra.launcher.part={part} with a sweeper that chooses its jobs itself\n  leave it out")
     if errors:
         raise ValueError("\n".join(errors))
 
 
 def _check_slurm(partition: str | None, name: str) -> None:
-    """What sbatch would say of the first job, before there is one."""
-    said = command_output("sinfo", "--noheader", "--format=%R")
-    if said is None:
+    """Check what sbatch would refuse, before there is a job."""
+    output = command_output("sinfo", "--noheader", "--format=%R")
+    if output is None:
         raise ValueError(
-            "hydra/launcher=submitit_slurm: sinfo is not there, or SLURM does not answer it\n"
-            "  start the sweep on a node of the cluster, or leave this out to run its jobs here"
+            "hydra/launcher=submitit_slurm: sinfo is not installed, or SLURM does not answer\n"
+            "  start the sweep on a node of the cluster, or leave this out to run the jobs on this machine"
         )
-    valid = list(dict.fromkeys(said.split()))
+    valid = list(dict.fromkeys(output.split()))
     errors = []
     for wanted in partition.split(",") if partition else ():
         if wanted not in valid:
-            errors.append(f"hydra.launcher.partition={wanted}: there is no such one{suggest(wanted, valid)}")
-    if len(name) > LONGEST_NAME:
-        errors.append(f"hydra.launcher.name has {len(name)} characters\n  valid: {LONGEST_NAME} at most")
+            errors.append(f"hydra.launcher.partition={wanted}: no such partition{suggest(wanted, valid)}")
+    if len(name) > MAX_NAME_LENGTH:
+        errors.append(f"hydra.launcher.name has {len(name)} characters\n  valid: {MAX_NAME_LENGTH} at most")
     if errors:
         raise ValueError("\n".join(errors))
 
 
 def launcher_note(launcher: str, folder: Path) -> str:
-    """What is said before the jobs are handed to another launcher than ours."""
-    said = f"the jobs are run by {launcher}; their output: {folder / 'logs'}"
+    """Return the note that is printed before another launcher runs the jobs."""
+    note = f"{launcher} runs the jobs; their output: {folder / 'logs'}"
     if launcher == "submitit_slurm" and command_output("sacct", "--noheader") is None:
-        said += "\nsacct does not answer: a job that somebody cancels is waited for until this is interrupted"
-    return said
+        note += "\nsacct does not answer: the sweep cannot notice cancelled jobs, and waits for them until interrupted"
+    return note
 
 
 def defaults(settings: DictConfig, sweep: Path, objective: str, constant: Sequence[str]) -> list[str]:
-    """The overrides that come before the user's own.
+    """Return the overrides that precede those of the user.
 
-    Hydra does not let files of ours extend the configurations that come with its plugins.
+    Configuration files cannot extend the defaults of Hydra's plugins.
+
+    Args:
+        settings: Hydra's part of the configuration.
+        sweep: folder of the sweep.
+        objective: metric that compares jobs.
+        constant: keys that are the same in all jobs.
     """
     choices = settings.runtime.choices
     keys = ",".join(f"'{key}'" for key in constant)
     chosen = [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
     if choices["hydra/launcher"] == "submitit_slurm":
-        # The job's own launcher has it continue: to put it back into the queue is enough.
+        # A requeued job resumes by itself, from its run folder.
         chosen += [
-            assign("hydra.launcher.name", sweep.name[:LONGEST_NAME]),
-            f"hydra.launcher.max_num_timeout={MAX_STARTS}",
+            assign("hydra.launcher.name", sweep.name[:MAX_NAME_LENGTH]),
+            f"hydra.launcher.max_num_timeout={MAX_REQUEUES}",
             "+hydra.launcher.additional_parameters.requeue=true",
         ]
     if choices["hydra/sweeper"] == "optuna":
@@ -146,5 +159,5 @@ def _of_optuna(settings: DictConfig, objective: str) -> list[str]:
     if settings.launcher._target_ == LOCAL:
         chosen.append("hydra.sweeper.n_jobs=${hydra.launcher.jobs}")
     if "seed" in settings.sweeper.sampler:
-        chosen.append("hydra.sweeper.sampler.seed=0")  # the same command proposes the same, so that it continues
+        chosen.append("hydra.sweeper.sampler.seed=0")  # the same command proposes the same trials, and so resumes
     return chosen

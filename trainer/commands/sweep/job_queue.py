@@ -1,4 +1,4 @@
-"""The jobs of a sweep that run on this machine: started where there is room, reported when they have ended."""
+"""Queue of the jobs that run on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_INTERVAL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job under way on its share of the machine."""
+    """A running job, and the slot of the machine that it uses."""
 
     job: Job
     slot: ResourceSlot
@@ -28,10 +28,15 @@ class RunningJob:
 
 
 class JobQueue:
-    """Runs jobs, as many at a time as there are shares, and says how each has ended.
+    """Runs jobs, as many at a time as there are slots, and prints the outcome of each.
 
-    before: so many jobs of the sweep have been run before. total: so many it has, if that is known.
-    rank: of this process, where several run each job together, as the tasks of a SLURM step do.
+    Args:
+        jobs: to run, in this order.
+        slots: disjoint parts of the machine.
+        objective: metric that compares jobs.
+        before: number of jobs of the sweep that were run before.
+        total: number of jobs of the sweep, if known.
+        rank: of this process, where several run each job together, as the tasks of a SLURM step do.
     """
 
     def __init__(
@@ -51,15 +56,18 @@ class JobQueue:
         self._outcomes: dict[Job, Outcome] = {}
 
     def run(self) -> dict[Job, Outcome]:
-        """What became of each job. Told to leave, it has them save and leave, and then does so itself."""
+        """Run the jobs and return their outcomes.
+
+        A stop signal is forwarded to them, and raised again when they have ended.
+        """
         with handle_stop_signals() as stop:
-            told = 0
+            forwarded = 0
             while self._running or (self._waiting and not stop.signal):
                 while self._waiting and self._free and not stop.signal:
                     self._begin(self._waiting.pop(0))
                 time.sleep(POLL_INTERVAL_SECONDS)
-                told = self._forward_stop(stop, told)
-                for running in [each for each in self._running if each.command.exit_code() is not None]:
+                forwarded = self._forward_stop(stop, forwarded)
+                for running in [job for job in self._running if job.command.exit_code() is not None]:
                     self._finish(running)
         self._terminal.close()
         if stop.signal:
@@ -73,19 +81,19 @@ class JobQueue:
         try:
             command = Command(job.arguments, job.log_of(self._rank), self._free[0])
         except CommandBusyError:
-            self._report(job, Outcome("running", reason="another process runs it"), None)
+            self._report(job, Outcome("running", reason="running in another process"), None)
             return
         self._running.append(RunningJob(job, self._free.pop(0), command, time.monotonic()))
         names = [running.job.name for running in self._running]
         done = self._before + len(self._outcomes)
         self._terminal.progress(done / self._total, messages.progress(done, self._total, names))
 
-    def _forward_stop(self, signals: SignalHandler, told: int) -> int:
-        """Tells the jobs what this process was told, twice at most; how often it has."""
+    def _forward_stop(self, signals: SignalHandler, forwarded: int) -> int:
+        """Forward new stop signals, at most two, and return how many have been."""
         due = int(signals.signal is not None) + int(signals.kill_requested)
-        if due > told:
-            if not told:
-                self._terminal.line("the jobs save and leave; once more ends them at once")
+        if due > forwarded:
+            if not forwarded:
+                self._terminal.line("the jobs save and stop; a second signal ends them at once")
             for running in self._running:
                 running.command.terminate()
         return due
@@ -95,7 +103,7 @@ class JobQueue:
         self._free.append(running.slot)
         outcome = running.job.outcome(self._objective)
         code = running.command.exit_code()
-        if code and outcome.status in ("finished", "running"):  # of an earlier start
+        if code and outcome.status in ("finished", "running"):  # state.json is of an earlier start
             outcome = Outcome("preempted" if code == PREEMPTED else "failed", reason=running.job.log_tail())
         self._report(running.job, outcome, time.monotonic() - running.begun)
 

@@ -1,7 +1,7 @@
-"""The sweep's launcher for this machine: jobs one after another, or several at a time on disjoint shares of it.
+"""Launcher for this machine: one job at a time, or several on disjoint parts.
 
-hydra.launcher.jobs: so many at a time, each on its own part of the cores and the GPUs.
-hydra.launcher.part: [2,8] is the third of eight parts of the jobs, for machines that share the work of one sweep.
+hydra.launcher.jobs: number of jobs at a time, each on its own part of the cores and GPUs.
+hydra.launcher.part: [2,8] is the third of eight parts of the jobs, for machines that share one sweep.
 """
 
 from __future__ import annotations
@@ -24,27 +24,32 @@ T = TypeVar("T")
 def launch(
     overrides: Sequence[Sequence[str]], config: DictConfig, jobs: int, part: Sequence[int] | None, before: int
 ) -> list[float | None]:
-    """The objective of each job; None for one that failed, or that belongs to another part.
+    """Run jobs; the objective of each, None if it failed or belongs to another part.
 
-    before: so many jobs the sweeper has launched already.
+    Args:
+        overrides: of each job.
+        config: of the sweep.
+        jobs: number of jobs at a time.
+        part: index of this machine's part, and number of parts.
+        before: number of jobs that the sweeper has launched before.
     """
-    wanted = [make_job_from_hydra(each, config, config.hydra) for each in overrides]
+    proposed = [make_job_from_hydra(texts, config, config.hydra) for texts in overrides]
     index, parts = part or (0, 1)
-    mine = dict.fromkeys(wanted[index::parts])  # sweepers may propose the same twice
-    queue = JobQueue(list(mine), resource_slots(jobs), config.objective, before, config.hydra.sweeper.get("n_trials"))
+    queued = dict.fromkeys(proposed[index::parts])  # sweepers may propose the same job twice
+    queue = JobQueue(list(queued), resource_slots(jobs), config.objective, before, config.hydra.sweeper.get("n_trials"))
     outcomes = queue.run()
-    return [outcomes[job].objective if job in outcomes else None for job in wanted]
+    return [outcomes[job].objective if job in outcomes else None for job in proposed]
 
 
 def make_job_from_hydra(overrides: Sequence[str], config: DictConfig, hydra: Any) -> Job:
-    """The job that a sweeper has made of these overrides, as the plan of the sweep has named it."""
+    """Return the job of a sweeper's overrides, named as in the plan of the sweep."""
     return make_job(overrides, Path(config.run_dir), hydra.job.config.override_dirname.exclude_keys)
 
 
 def resource_slots(jobs: int) -> list[ResourceSlot]:
-    """This machine's cores and GPUs for so many jobs at a time; all of it for one.
+    """Divide this machine's cores and GPUs among a number of jobs at a time.
 
-    Cores that are too few are shared. GPUs that are too few are left to the jobs, which then do not want any.
+    With fewer cores than jobs, jobs share cores. With fewer GPUs than jobs, all jobs see all GPUs: they run on CPUs.
     """
     if jobs == 1:
         return [ResourceSlot(frozenset(os.sched_getaffinity(0)))]
@@ -60,12 +65,12 @@ def resource_slots(jobs: int) -> list[ResourceSlot]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs of this machine, by their names in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
 def slice_items(items: Sequence[T], index: int, parts: int) -> Sequence[T]:
-    """One of so many parts of a list, which differ by at most one in length."""
+    """Return one of `parts` parts of a sequence, whose lengths differ by at most 1."""
     return items[len(items) * index // parts : len(items) * (index + 1) // parts]

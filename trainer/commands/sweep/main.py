@@ -1,4 +1,4 @@
-"""`python -m trainer -m`: a sweep from its command line to its table and exit code."""
+"""`python -m trainer -m`: runs a sweep and prints its table."""
 
 from __future__ import annotations
 
@@ -22,28 +22,36 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code of a sweep: 0 all jobs have finished, 1 some failed, 2 bad input, 75 or 130 it was interrupted."""
+    """Run a sweep and return its exit code.
+
+    0: all jobs have finished, 1: some failed, 2: bad input, 75 or 130: interrupted.
+    """
     try:
         if is_worker(arguments):
-            raise ValueError("a sweep starts its own workers\n  leave torchrun or srun out: python -m trainer -m ...")
+            raise ValueError(
+                "a sweep starts its own workers\n  start it without torchrun or srun: python -m trainer -m ..."
+            )
         plan = make_plan(arguments)
     except ValueError as error:
         print(error, file=sys.stderr, flush=True)
         return BAD_INPUT
     try:
-        was_run = _sweep(plan)
+        is_complete = _sweep(plan)
     except (Terminated, KeyboardInterrupt) as error:
         again = [argument for argument in arguments if not argument.startswith("run_dir=")]
         command = shlex.join(["python", "-m", "trainer", "-m", *again, assign("run_dir", str(plan.folder))])
-        print(f"interrupted; go on with\n  {command}", file=sys.stderr, flush=True)
+        print(f"interrupted; continue with\n  {command}", file=sys.stderr, flush=True)
         return PREEMPTED if isinstance(error, Terminated) else INTERRUPTED
     code = _conclude(plan)
-    return code if was_run else FAILED
+    return code if is_complete else FAILED
 
 
 def _sweep(plan: SweepPlan) -> bool:
-    """Whether Hydra has run all jobs. What a sweeper or a launcher could not do is said."""
-    logging.disable(logging.WARNING)  # theirs; ours is on the screen
+    """Run the jobs by Hydra, and return whether all were run.
+
+    An error of a sweeper or launcher is printed.
+    """
+    logging.disable(logging.WARNING)  # of Hydra and its plugins
     if plan.launcher != "local":
         print(hydra_plugins.launcher_note(plan.launcher, plan.folder), flush=True)
     with raise_on_stop_signal():
@@ -56,13 +64,13 @@ def _sweep(plan: SweepPlan) -> bool:
 
 
 def _conclude(plan: SweepPlan) -> int:
-    """Shows the table; the exit code that it stands for."""
+    """Print the table; the exit code for it."""
     jobs = find_jobs(plan.folder) if plan.jobs is None else plan.jobs
     outcomes = {job: job.outcome(plan.objective) for job in jobs}
-    screen = make_terminal(sys.stdout)
+    terminal = make_terminal(sys.stdout)
     for spans in messages.table(outcomes, plan.objective, plan.folder):
-        screen.line(*spans)
-    left = {outcome.status for outcome in outcomes.values() if not outcome.is_finished}
-    if left <= {"preempted", "running", "waiting"}:
-        return PREEMPTED if left else FINISHED
+        terminal.line(*spans)
+    unfinished = {outcome.status for outcome in outcomes.values() if not outcome.is_finished}
+    if unfinished <= {"preempted", "running", "waiting"}:
+        return PREEMPTED if unfinished else FINISHED
     return FAILED

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep are said on the console."""
+"""Console lines about the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ from pathlib import Path
 
 from trainer.commands.sweep.job import Job, Outcome, lower_is_better
 from trainer.loggers.messages import NAME_STYLE, NOTE_STYLE, Span, number
+from trainer.utils.text import first_few
 
-MAX_NAMED = 4  # jobs on one line
-MAX_LISTED = 20  # of the jobs that have finished, the best
+MAX_NAMED = 4  # running jobs on one line
+MAX_LISTED = 20  # finished jobs in the table
 
 TextLine = list[Span]
 
 
 def progress(done: int, total: int, names: Sequence[str]) -> str:
-    """How far the sweep is, and what runs now."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{done} of {total} jobs done; now {' and '.join(names[:MAX_NAMED])}{more}"
+    """Return the line of the sweep's progress and of the running jobs."""
+    return f"{done} of {total} jobs done; running: {'; '.join(first_few(names, MAX_NAMED))}"
 
 
 def ended(job: Job, outcome: Outcome, objective: str, seconds: float | None) -> list[TextLine]:
-    """How a job has ended, in one line; why it failed in some more. `seconds` is None if it had nothing to do."""
-    took = f"  {number(seconds)} s" if seconds is not None else "  was there"
+    """Return the lines of a job's outcome.
+
+    `seconds` is None if there was nothing left to do.
+    """
+    took = f"  {number(seconds)} s" if seconds is not None else "  already finished"
     if outcome.objective is not None:
         return [[(job.name, NAME_STYLE), f"  {objective} {number(outcome.objective)}{took}"]]
     if outcome.status == "preempted":
-        return [[(job.name, NAME_STYLE), f"  has saved and left{took}"]]
+        return [[(job.name, NAME_STYLE), f"  saved and stopped{took}"]]
     return failed(job, outcome)
 
 
 def failed(job: Job, outcome: Outcome) -> list[TextLine]:
-    """That a job failed, where that is told at length, and its last words."""
+    """Return the lines of a failed job: its log, and the end of it."""
     head: TextLine = [(job.name, NAME_STYLE), (f"  {outcome.status}", NOTE_STYLE), f"  see {job.log}"]
     return [head, *([f"  {line}"] for line in outcome.reason.splitlines())]
 
 
 def table(outcomes: dict[Job, Outcome], objective: str, folder: Path) -> list[TextLine]:
-    """The sweep as it stands: the jobs that have finished, best first; those that have not; and where there is more."""
-    sign = 1 if lower_is_better(objective) else -1
+    """Return the table of a sweep: finished jobs, best first, then the others."""
     values = {job: outcome.objective for job, outcome in outcomes.items() if outcome.objective is not None}
-    order = sorted(values, key=lambda job: sign * values[job])
+    order = sorted(values, key=lambda job: values[job], reverse=not lower_is_better(objective))
     others = [(job, outcome) for job, outcome in outcomes.items() if job not in values]
     shown = [number(values[job]) for job in order[:MAX_LISTED]]
     width = max(map(len, [objective, *shown]))

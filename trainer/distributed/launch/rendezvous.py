@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
+from trainer.distributed.launch.reachability import connection_error, is_local_host
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, SingleNode, World
 
 POLL_INTERVAL_SECONDS = 0.05
@@ -241,38 +241,12 @@ def _open_store(endpoint: str | None, stop_requested: Callable[[], object]) -> t
             "  valid: host:port of one of the nodes, the same on all of them"
         )
     patience = timedelta(seconds=RESPONSE_TIMEOUT_SECONDS)
-    if _is_local_host(host):
+    if is_local_host(host):
         with suppress(RuntimeError):  # another launcher on this machine was first
             return TCPStore(host, int(port), is_master=True, wait_for_workers=False, timeout=patience), True
-    deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
-    while not _is_listening(host, int(port)):
+    if error := connection_error(host, int(port), JOIN_TIMEOUT_SECONDS, stop_requested):
         if stop_requested():
             raise Interrupted
-        if time.monotonic() > deadline:
-            raise NodesUnreachableError(f"launch.rdzv_endpoint={endpoint}: no answer for {JOIN_TIMEOUT_SECONDS} s")
+        late = f"no answer for {JOIN_TIMEOUT_SECONDS} s ({error})"
+        raise NodesUnreachableError(f"launch.rdzv_endpoint={endpoint}: {late}")
     return TCPStore(host, int(port), is_master=False, timeout=patience), False
-
-
-def _is_listening(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        time.sleep(POLL_INTERVAL_SECONDS)
-        return False
-    return True
-
-
-def _is_local_host(host: str) -> bool:
-    """Whether the host is this machine, on which a socket can be bound to its address."""
-    try:
-        address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ValueError(
-            f"launch.rdzv_endpoint: host {host} not found: {error.strerror}\n  valid: host:port of one of the nodes"
-        ) from error
-    with socket.socket(address[0], socket.SOCK_STREAM) as candidate:
-        try:
-            candidate.bind((address[4][0], 0))
-        except OSError:
-            return False
-    return True

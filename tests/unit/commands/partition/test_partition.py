@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from trainer.commands.main import main
-from trainer.commands.partition.plot import INK, LARGEST_DOT, draw
+from trainer.commands.partition.plot import INK, MAX_DOT, draw
 from trainer.data import Iid, Shards, TensorSource
 
-ROW = LARGEST_DOT + 2
+ROW = MAX_DOT + 2
 
 
 def labelled(examples: int, classes: int) -> TensorSource:
@@ -28,7 +28,7 @@ def test_areas_are_numbers_of_examples():
     clients = Shards(per_client=1).split(source, source, 3, 0)
     image = draw(clients, source.labels, ("a", "b", "c"))
     ink = inked(image)
-    area = np.pi * (LARGEST_DOT / 2) ** 2
+    area = np.pi * (MAX_DOT / 2) ** 2
     assert ink.sum() == pytest.approx(3 * area, rel=0.1)
     per_row = [ink[10 + ROW * label : 10 + ROW * (label + 1)].sum() for label in range(3)]
     assert per_row == [pytest.approx(area, rel=0.1)] * 3
@@ -51,8 +51,8 @@ def test_the_command_tells_and_draws(tmp_path, monkeypatch: pytest.MonkeyPatch, 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["client", "train", "validation", "test"] and len(lines[0].split()) == 14
     sizes = [int(line.split()[1]) for line in lines[1:6]]
-    told = f"clients  5; examples to train: {min(sizes):,} to {max(sizes):,}, mean"
-    assert lines[6].startswith(told) and lines[7] == "picture  partition.png"
+    expected = f"clients  5; training examples: {min(sizes):,} to {max(sizes):,}, mean"
+    assert lines[6].startswith(expected) and lines[7] == "picture  partition.png"
     pictures = sorted(tmp_path.glob("*.png"))
     assert [path.name for path in pictures] == ["partition-2.png", "partition.png"]
     assert all(inked(Image.open(path)).any() for path in pictures)

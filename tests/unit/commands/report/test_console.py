@@ -14,7 +14,8 @@ from tests.support.folders import write_run
 from trainer.commands.report.console import fitting_table, show
 from trainer.commands.report.run_records import read_records
 from trainer.commands.report.summary import Spread, summarize
-from trainer.commands.report.table import Cell, TableColumn, amount, columns, spread_text
+from trainer.commands.report.table import Cell, TableColumn, columns, spread_text
+from trainer.utils.text import format_bytes
 
 
 def printed(folder: Path, width: int) -> list[str]:
@@ -62,7 +63,7 @@ def test_where_there_is_no_room_for_columns_configurations_follow_one_another(sw
 def test_many_unfinished_runs_are_counted(tmp_path: Path) -> None:
     for number in range(12):
         write_run(tmp_path / str(number), seed=number, status="preempted")
-    assert printed(tmp_path, 100)[-1] == "and 2 more that are not finished: --csv FILE names all"
+    assert printed(tmp_path, 100)[-1] == "and 2 more unfinished runs: --csv FILE lists all"
 
 
 WORDS = st.text("abc ", max_size=20)
@@ -112,4 +113,4 @@ def test_mean_and_deviation_have_the_same_decimals(spread: Spread, text: str) ->
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12_345_678, "12.35 MB"), (1e21, "1e+06 PB")]
 )
 def test_bytes_are_said_in_the_unit_that_fits(count: float, text: str) -> None:
-    assert amount(count) == text
+    assert format_bytes(count) == text

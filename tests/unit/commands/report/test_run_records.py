@@ -94,7 +94,7 @@ def test_folders_without_runs_are_refused_all_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError) as error:
         read_records([tmp_path / "empty", tmp_path / "nowhere"])
-    assert "empty holds no run" in str(error.value) and "nowhere is no folder" in str(error.value)
+    assert "empty holds no runs" in str(error.value) and "nowhere is not a folder" in str(error.value)
 
 
 @pytest.mark.parametrize(

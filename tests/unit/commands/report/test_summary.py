@@ -1,4 +1,4 @@
-"""Configurations: mean and spread against numpy, their order, their brackets."""
+"""Configurations: mean and spread against numpy, their order, their baselines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_which_is_better_hangs_on_the_figure(tmp_path: Path, figure: str, by: st
 
 def test_a_figure_that_no_run_has_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     write_run(tmp_path / "a", test_accuracy=[0.5])
-    with pytest.raises(ValueError, match=r"--by test/acuracy: no run has this figure; did you mean test/accuracy\?"):
+    with pytest.raises(ValueError, match=r"--by test/acuracy: no run has this metric; did you mean test/accuracy\?"):
         report_on(tmp_path, "test/acuracy")
 
 
@@ -121,15 +121,15 @@ def test_the_verdict_is_lower_ours_upper(lower: float, ours: float, upper: float
         (None, 0.375, "better than pooled, 0.3750"),
     ],
 )
-def test_one_bracket_says_half(lower: float | None, upper: float | None, said: str) -> None:
+def test_one_baseline_is_compared_alone(lower: float | None, upper: float | None, said: str) -> None:
     assert compare_to_baselines(lower, 0.5, upper, higher_is_better=True) == said
 
 
 SKEWED = ("silos=2", "partition=dirichlet", "partition.alpha=0.1")
 
 
-def test_brackets_are_of_the_same_data_and_the_best_of_each_counts(tmp_path: Path) -> None:
-    """Pooled data need not be dealt alike, clients alone must. An unfinished run is no bracket."""
+def test_baselines_are_of_the_same_data_and_the_best_of_each_counts(tmp_path: Path) -> None:
+    """Pooled data may be partitioned differently, those of clients alone may not. An unfinished run is no baseline."""
     write_run(tmp_path / "0", "algorithm=fedavg", *SKEWED, test_accuracy=[0.5])
     write_run(tmp_path / "1", "algorithm=local", *SKEWED, test_accuracy=[0.25])
     write_run(tmp_path / "2", "algorithm=local", *SKEWED, "optimizer.lr=0.3", test_accuracy=[0.125])
@@ -139,13 +139,13 @@ def test_brackets_are_of_the_same_data_and_the_best_of_each_counts(tmp_path: Pat
     write_run(tmp_path / "6", "algorithm=sync", "model=mlp", "model.inputs=64", test_accuracy=[0.375])
     said = sorted(baselines(report_on(tmp_path)))
     assert said == [
-        "alone: the lower bracket",
-        "alone: the lower bracket",
-        "alone: the lower bracket",
+        "alone: the lower baseline",
+        "alone: the lower baseline",
+        "alone: the lower baseline",
         "between: alone 0.2500, pooled 0.8750",
-        "pooled: the upper bracket",
-        "pooled: the upper bracket",
-        "pooled: the upper bracket",
+        "pooled: the upper baseline",
+        "pooled: the upper baseline",
+        "pooled: the upper baseline",
     ]
 
 
@@ -156,8 +156,8 @@ def test_as_many_clients_are_as_many_whether_they_were_named_or_counted(tmp_path
     assert "not worse than alone, 0.2500" in baselines(report_on(tmp_path))
 
 
-def test_runs_that_are_all_brackets_are_between_nothing(tmp_path: Path) -> None:
-    """A sweep of synchronous runs is not spoken of as brackets."""
+def test_a_report_of_baselines_alone_compares_nothing(tmp_path: Path) -> None:
+    """Such as a sweep of synchronous runs."""
     write_run(tmp_path / "0", test_accuracy=[0.5])
     write_run(tmp_path / "1", "optimizer.lr=0.3", test_accuracy=[0.25])
     assert baselines(report_on(tmp_path)) == ["", ""]

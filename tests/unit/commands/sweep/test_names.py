@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.commands.sweep.job import LONGEST_NAME, assign, job_name, lower_is_better, make_job
+from trainer.commands.sweep.job import MAX_NAME_LENGTH, assign, job_name, lower_is_better, make_job
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
 
@@ -17,7 +17,7 @@ texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
 @given(st.lists(texts, max_size=4))
 def test_a_name_is_safe_as_a_file_name(overrides: list[str]) -> None:
     name = job_name(overrides)
-    assert name and len(name) <= LONGEST_NAME and Path(name).name == name and name.isascii()
+    assert name and len(name) <= MAX_NAME_LENGTH and Path(name).name == name and name.isascii()
     assert name[0] not in ".-" or name.startswith("-") and len(name) == 9
     assert name == job_name(overrides)
 
@@ -34,7 +34,7 @@ def test_other_overrides_have_another_name(jobs: list[list[str]]) -> None:
         (["+model.width=8"], "+model.width=8"),
         (["silos=[3,1]"], "silos=3,1-af90073c"),
         (["data.path='a/b c'"], "data.path=a-bc-"),
-        ([f"name={'x' * 200}"], f"name={'x' * (LONGEST_NAME - 14)}-"),
+        ([f"name={'x' * 200}"], f"name={'x' * (MAX_NAME_LENGTH - 14)}-"),
         ([], "run"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A sweep's command line: what it will do, and all that is wrong with it, before anything starts."""
+"""Plans of sweeps: jobs, objective and overrides, and all errors before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, in no job of SLURM's."""
+    """Work in an empty folder, outside SLURM."""
     for name in BATCH:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -65,51 +65,51 @@ def test_the_objective_is_the_tasks_own() -> None:
     assert make_plan(["seed=1,2", "objective=test/loss"]).objective == "test/loss"
 
 
-def test_optuna_is_told_what_is_better() -> None:
-    """What the user says comes later, and counts."""
+def test_optuna_gets_the_direction_of_the_objective() -> None:
+    """Overrides of the user come later, and count."""
     chosen = make_plan(["hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.3)", "objective=test/loss"])
     assert chosen.jobs is None
     assert "hydra.sweeper.direction=minimize" in chosen.overrides and "hydra.sweeper.sampler.seed=0" in chosen.overrides
-    own = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.direction=minimize", "seed=1,2"]
-    overrides = make_plan(own).overrides
+    arguments = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.direction=minimize", "seed=1,2"]
+    overrides = make_plan(arguments).overrides
     assert not any("sampler.seed" in override for override in overrides)
     assert overrides.index("hydra.sweeper.direction=maximize") < overrides.index("hydra.sweeper.direction=minimize")
 
 
-FAULTS = [
+ERRORS = [
     (["batchsize=1", "seed=1,x", "model=mlp,lp", "rounds=0,1"], ["batchsize", "model=lp", "mlp"]),
     (["seed=1,x", "rounds=0,1"], ["seed=x", "rounds=0"]),
     (["optimizer=sgd,adam", "optimizer.betas=[0.9,0.9]"], ["optimizer.betas"]),
     (["optimizer=adam,sgd", "clip.max_norm=1,2", "optimizer.betas=[0.9,0.99]"], ["optimizer.betas"]),
-    (["run_dir=a,b"], ["run_dir=a,b", "one value"]),
+    (["run_dir=a,b"], ["run_dir=a,b", "a single value"]),
     (["objective=test/accurracy", "seed=1,2"], ["objective=test/accurracy", "did you mean test/accuracy?"]),
     (["task=custom", "task._target_=own.Task", "seed=1,2"], ["objective=null", "own.Task"]),
     (["hydra.launcher.jobs=0"], ["hydra.launcher.jobs=0", "whole number from 1"]),
     (["hydra.launcher.part=[2,2]", "hydra.launcher.jobs=x"], ["hydra.launcher.part=[2, 2]", "hydra.launcher.jobs=x"]),
     (["hydra.launcher.part=[0,2]", "hydra/sweeper=optuna"], ["hydra.launcher.part", "chooses its jobs itself"]),
-    (["hydra.launcher.job=2"], ["hydra.launcher.job is no key; did you mean hydra.launcher.jobs?"]),
+    (["hydra.launcher.job=2"], ["hydra.launcher.job is not a key; did you mean hydra.launcher.jobs?"]),
     (["hydra/launcher=lokal"], ["hydra/launcher/lokal", "local"]),
     (["--cfg", "job"], ["--cfg cannot be combined with -m"]),
     (["seed=1,2", "name=a=b"], ["name=a=b"]),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), FAULTS, ids=[" ".join(arguments) for arguments, _ in FAULTS])
-def test_bad_input_is_said_before_anything_starts(
-    arguments: list[str], said: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("arguments", "texts"), ERRORS, ids=[" ".join(arguments) for arguments, _ in ERRORS])
+def test_bad_input_is_refused_before_anything_starts(
+    arguments: list[str], texts: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["-m", *arguments]) == 2
-    told = capsys.readouterr()
-    assert all(text in told.err for text in said), told.err
-    assert "Traceback" not in told.err and not list(here.iterdir())
+    printed = capsys.readouterr()
+    assert all(text in printed.err for text in texts), printed.err
+    assert "Traceback" not in printed.err and not list(here.iterdir())
 
 
-def test_a_fault_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_all_jobs_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["seed=1,2,3", "-m", "rounds=0", "optimizer.lr=0.1,0.2"]) == 2
     assert capsys.readouterr().err == "rounds=0\n  valid: a whole number from 1\n"
 
 
-def test_a_job_does_not_go_on_with_another_run(here: Path) -> None:
+def test_a_job_does_not_resume_another_run(here: Path) -> None:
     """The folder of the second job holds what was trained with another batch size."""
     folder = here / "sweep/seed=2"
     tree = compose_tree(["seed=2", "batch_size=16", assign("run_dir", str(folder))])
@@ -129,7 +129,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_jobs_at_a_time_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(ValueError, match="hydra.launcher.jobs=3, and 2 GPUs are visible"):
+    with pytest.raises(ValueError, match="hydra.launcher.jobs=3 with 2 visible GPUs"):
         names("seed=1,2", "hydra.launcher.jobs=3")
     assert names("seed=1,2", "hydra.launcher.jobs=3", "launch.device=cpu") == ["seed=1", "seed=2"]
 
@@ -139,7 +139,7 @@ def test_hydras_keys_are_for_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "python -m trainer -m" in capsys.readouterr().err
 
 
-def test_a_worker_makes_no_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_cannot_start_a_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "0")
     assert cli.main(["-m", "seed=1,2"]) == 2
-    assert "leave torchrun or srun out" in capsys.readouterr().err
+    assert "start it without torchrun or srun" in capsys.readouterr().err

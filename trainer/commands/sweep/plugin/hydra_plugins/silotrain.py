@@ -1,4 +1,7 @@
-"""Where Hydra finds the launcher of `local_launcher.py`: see `hydra_plugins.py`, two folders up."""
+"""Hydra plugin for the launcher of `local_launcher.py`.
+
+`hydra_plugins.py`, two folders up, adds this folder to the path.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep on this machine; trainer/commands/sweep/local_launcher.py says what its keys mean.
+    """Runs the jobs of a sweep on this machine.
 
-    Hydra imports this module whenever it composes anything, so what runs jobs is imported when there are some.
+    trainer/commands/sweep/local_launcher.py describes its keys.
+
+    Hydra imports this module with every composition, so it imports the code that runs jobs only when needed.
     """
 
     def __init__(self, jobs: int, part: Sequence[int] | None) -> None:
@@ -33,7 +38,10 @@ class LocalLauncher(Launcher):
 
 
 def _completed(value: float | None) -> JobReturn:
-    """What sweepers take for a job that ended with this value; None is a failed one, and does not end the sweep."""
+    """Return a completed job with this value, None for a failed one.
+
+    With a failed status, sweepers would end the sweep.
+    """
     from hydra.core.utils import JobStatus
 
     return JobReturn(status=JobStatus.COMPLETED, _return_value=value)
