@@ -1,4 +1,4 @@
-"""`python -m trainer`, under torchrun and srun too, and the command `silotrain`."""
+"""Entry point of `python -m trainer`, under torchrun and srun too, and of the command `silotrain`."""
 
 import ctypes
 import os
@@ -12,8 +12,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def run() -> int:
-    """The exit code of the command line. Whatever may take time is imported where Control-C is quiet."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # thirty lines for a lost peer, of which we say one
+    """Run the command line, or a worker; return the exit code. Slow imports come where Control-C is quiet."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch prints thirty lines for a lost peer, we print one
     if is_worker(sys.argv):
         _become_worker()
         from trainer.commands.main import main
@@ -26,7 +26,7 @@ def run() -> int:
 
 
 def _main_of_launcher() -> Callable[[], int]:
-    """The command line. While it is imported Control-C ends the process: imports may swallow a KeyboardInterrupt."""
+    """Import the command line. Meanwhile Control-C ends the process: imports may swallow a KeyboardInterrupt."""
     if "SILOTRAIN_SWEPT" in os.environ:
         _leave_with_parent()
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -37,7 +37,7 @@ def _main_of_launcher() -> Callable[[], int]:
 
 
 def _become_worker() -> None:
-    """Until the worker takes signals itself: it leaves with its launcher, and without a word."""
+    """Set the signals of a worker until it handles them itself: it ends with its launcher, and silently."""
     if "SILOTRAIN_RESTART" not in os.environ:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return
@@ -46,7 +46,7 @@ def _become_worker() -> None:
 
 
 def _leave_with_parent() -> None:
-    """When the process that started this one is killed, this one is told to leave."""
+    """Have the kernel send SIGTERM to this process when the one that started it dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

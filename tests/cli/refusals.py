@@ -1,4 +1,4 @@
-"""What is said to a user whose overrides are refused."""
+"""Errors of overrides that are refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from trainer.distributed.topology import Topology, silo_sizes
 
 
 def composing(overrides: list[str]) -> str:
+    """Return the error of composing these overrides."""
     with pytest.raises(ValueError) as refusal:
         compose_tree(overrides)
     return str(refusal.value)
 
 
 def building(overrides: list[str], topology: Topology) -> str:
-    """What is said when the run is composed, or else built, for as many ranks as `silos` asks for."""
+    """Return the error of composing the run, or else of building it for the ranks that `silos` needs."""
     with pytest.raises(ValueError) as refusal:
         config = read_config(compose_tree(overrides))
         assert not isinstance(config.silos, str)
@@ -29,7 +30,7 @@ def building(overrides: list[str], topology: Topology) -> str:
 
 
 def assert_says(message: str, parts: list[str]) -> None:
-    """The message holds all the parts, and nothing of how the program works inside."""
+    """Assert that the message holds all the parts, and no internals of the program."""
     missing = [part for part in parts if part not in message]
     assert not missing, f"{missing} not in:\n{message}"
     foreign = [word for word in ("Traceback", "hydra.cc", "NoneType", "not supported between") if word in message]

@@ -1,4 +1,4 @@
-"""What `gradient_compression=` cannot be is refused: key, value, what is valid."""
+"""Invalid values of `gradient_compression=` are refused with key, value and the valid ones."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_is_refused(topology: Topology, name: str):
+def test_invalid_values_are_refused(topology: Topology, name: str):
     overrides, parts = BAD[name]
     assert_says(building(overrides, topology), parts)
 
 
-def test_an_unknown_choice_is_answered_by_those_there_are():
+def test_an_unknown_choice_is_answered_by_the_known_ones():
     assert_says(
         composing(["gradient_compression=int9"]),
         ["gradient_compression=int9", "did you mean int8?", "fp32", "powersgd"],

@@ -1,6 +1,6 @@
-"""What the command line cannot mean is said by the launcher or the first rank: key, value, what is valid, the way out.
+"""Invalid command lines are refused with the key, the value, the valid values and the way out.
 
-What shows only with the data and the model at hand is in test_unfit.py.
+test_unfit.py has the errors that show only when the data and the model are built.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.distributed.device import choose_device
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.topology import distributed, silo_sizes
 
-# Overrides, and what the message must hold.
+# Overrides, and parts of the message.
 UNKNOWN = {
     "a key": (["rouds=3"], ["rouds", "did you mean rounds?", "valid:", "batch_size"]),
     "a key of a section": (["round.epoch=2"], ["round.epoch", "did you mean round.epochs?", "valid:", "round.steps"]),
@@ -41,8 +41,8 @@ UNKNOWN = {
         ["did you mean launch.nproc_per_node?", "valid: launch.nproc_per_node, "],
     ),
     "a key added to a section": (["+round.epoch=2"], ["did you mean round.epochs?", "valid: round.epochs, "]),
-    "a key of Hydra's": (["hydra.run.dir=x"], ["hydra.run.dir=x", "in sweeps alone", "run_dir="]),
-    "a group of Hydra's": (["hydra/launcher=x"], ["hydra/launcher=x", "in sweeps alone"]),
+    "a key of Hydra's": (["hydra.run.dir=x"], ["hydra.run.dir=x", "only in sweeps", "run_dir="]),
+    "a group of Hydra's": (["hydra/launcher=x"], ["hydra/launcher=x", "only in sweeps"]),
     "a key of another choice": (["partition.alpha=1"], ["partition.alpha", "valid:", "partition.min_examples"]),
     "a key added": (["+new=1"], ["new"]),
     "no override": (["rounds"], ["rounds is no override", "key=value"]),
@@ -83,7 +83,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("overrides", "said"), UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_what_is_unknown_is_answered_by_what_is_known(overrides: list[str], said: list[str]) -> None:
+def test_unknown_keys_and_choices_are_answered_by_the_known_ones(overrides: list[str], said: list[str]) -> None:
     assert_says(composing(overrides), said)
 
 
@@ -98,11 +98,11 @@ def test_no_experiment_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(("overrides", "said"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_no_value_is_answered_by_what_is_valid(overrides: list[str], said: list[str]) -> None:
+def test_invalid_values_are_answered_by_the_valid_ones(overrides: list[str], said: list[str]) -> None:
     assert_says(composing(overrides), said)
 
 
-def test_all_faults_are_said_at_once_and_each_of_them_once() -> None:
+def test_all_errors_are_reported_at_once_and_each_of_them_once() -> None:
     overrides = ["rouds=3", "algorithm=fedavgg", "batch_size=some", "round.epoch=2", "silos=0", "seed=1"]
     said = composing(overrides)
     assert_says(said, ["rouds", "algorithm=fedavgg", "batch_size=some", "round.epoch", "silos=0"])
@@ -118,14 +118,14 @@ def test_all_faults_are_said_at_once_and_each_of_them_once() -> None:
         ([3, 2], ["silos=[3,2]", "5 ranks", "add up to 4", "launch.nproc_per_node=5"]),
     ],
 )
-def test_silos_that_do_not_divide_the_world_are_said(silos: int | list[int], said: list[str]) -> None:
+def test_silos_that_do_not_divide_the_world_are_refused(silos: int | list[int], said: list[str]) -> None:
     with pytest.raises(ValueError) as refusal:
         silo_sizes(silos, [0, 0, 0, 0])
     assert_says(str(refusal.value), said)
 
 
 @pytest.mark.parametrize("silos", [3, [2, 1]])
-def test_who_started_torchrun_is_told_what_to_start(silos: int | list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_torchrun_the_way_out_is_its_option(silos: int | list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError) as refusal:
         silo_sizes(silos, [0, 0, 0, 0])
@@ -140,7 +140,7 @@ def test_nccl_between_cpus_is_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="has eight GPUs")
-def test_more_workers_than_gpus_are_said() -> None:
+def test_more_workers_than_gpus_are_refused() -> None:
     with pytest.raises(ValueError) as refusal:
         choose_device("cuda", ClusterEnvironment(local_world_size=8))
     visible = torch.cuda.device_count()
@@ -148,10 +148,10 @@ def test_more_workers_than_gpus_are_said() -> None:
     assert visible or "set launch.nproc_per_node=0" not in str(refusal.value), "no workers are no way out"
 
 
-# As a user meets it
+# From the command line
 
 
-def test_the_launcher_says_it_before_it_starts_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_launcher_refuses_before_it_starts_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = f"run_dir={tmp_path / 'run'}"
     for overrides in (["rouds=3"], ["silos=3"], ["silos=[3,1]", "algorithm=fedavg"]):
         assert cli.main([*HERE, run_dir, *overrides]) == 2
@@ -162,7 +162,7 @@ def test_the_launcher_says_it_before_it_starts_workers(tmp_path: Path, capsys: p
 
 
 def test_bad_input_found_by_the_workers_ends_them_and_the_launcher(shell: Shell) -> None:
-    """Each fault once, though two ranks find them; exit code 2; nothing trained."""
+    """Each error once, though two ranks find it; exit code 2; nothing trained."""
     ended = shell.train("data=mnist", "data.root=nowhere", "optimizer.lr=-1", "batch_size=1", "run_dir=run")
     assert (ended.code, ended.out) == (2, "")
     for fault in ("data.root=nowhere", "train-images-idx3-ubyte", "optimizer=", "batch_size=1 is"):

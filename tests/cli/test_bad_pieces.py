@@ -1,4 +1,4 @@
-"""What is said of tasks, optimizers, schedules and weights that cannot be."""
+"""Invalid tasks, optimizers, schedules and weights are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def topology() -> Iterator[Topology]:
 REFUSED = {
     "a pattern of no name": [
         ["optimizer.lr_multipliers=[[embed,2],[conv1,3]]"],
-        ["optimizer.lr_multipliers", "model=DigitsCNN goes by embed.", "conv1.weight"],
+        ["optimizer.lr_multipliers", "model=DigitsCNN matches embed.", "conv1.weight"],
     ],
     "no decay of none": [
         ["optimizer=custom", "optimizer._target_=torch.optim.Rprop", "optimizer.exclude_norm_bias_decay=true"],
@@ -75,7 +75,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_pieces_that_cannot_be_are_refused(name: str, topology: Topology) -> None:
+def test_invalid_components_are_refused(name: str, topology: Topology) -> None:
     overrides, parts = REFUSED[name]
     assert_says(building(overrides, topology), parts)
 
@@ -89,10 +89,10 @@ def test_pieces_that_cannot_be_are_refused(name: str, topology: Topology) -> Non
         ("model.freeze='('", "model.freeze=(\n  valid: a regular expression, or null"),
         ("model.init=3", "model.init=3\n  valid: a text"),
         ("clip.norm_type=3", "clip.norm_type=3\n  valid: 1 or 2 or inf"),
-        ("clip.max_value=0", "clip.max_value=0\n  valid: a number from"),
+        ("clip.max_value=0", "clip.max_value=0\n  valid: a number above 0, or null"),
     ],
 )
-def test_values_that_cannot_be_are_refused(override: str, said: str) -> None:
+def test_invalid_values_are_refused(override: str, said: str) -> None:
     assert said in composing([override])
 
 

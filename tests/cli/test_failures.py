@@ -1,4 +1,4 @@
-"""A worker that fails, is killed, or is told to stop: said once, ended within seconds, nothing left running."""
+"""A worker that fails, is killed or preempted: reported once, ended within seconds, nothing left running."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def state_of(folder: Path) -> dict[str, str | int]:
 
 
 def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
-    """Its peer, waiting for it in a collective, says nothing."""
+    """Its peer, waiting for it in a collective, prints nothing."""
     started = shell.start_training(*BREAKS, "+model.ranks=[1]", "round.steps=20", *ONCE, "run_dir=broken")
     started.wait_for("round  1/20")
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 1
     assert ended.err.count("Traceback") == 1 and ended.err.count("ArithmeticError: the model broke") == 1
     assert ended.err.startswith("rank 1 failed:") and "rank 0" not in ended.err
-    assert ended.err.rstrip().endswith("the model broke"), "what went wrong is the last thing one reads"
+    assert ended.err.rstrip().endswith("the model broke"), "the cause is printed last"
     folder = shell.folder / "broken"
     assert state_of(folder) == {"status": "crashed", "rank": 1, "error": "ArithmeticError: the model broke"}
     assert "the model broke" in (folder / "logs/rank-1.log").read_text()
@@ -97,21 +97,21 @@ def test_a_rank_that_is_killed_is_named(shell: Shell) -> None:
     os.kill(shell.worker(rank=1), signal.SIGKILL)
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 1
-    assert ended.err.splitlines()[-1] == "rank 1 was killed by SIGKILL; go on with run_dir=killed"
+    assert ended.err.splitlines()[-1] == "rank 1 was killed by SIGKILL; continue with run_dir=killed"
     assert ended.err.count("rank 1") == 1 and "Traceback" not in ended.err
     state = state_of(shell.folder / "killed")
     assert state["status"] == "crashed" and state["rank"] == 1 and "SIGKILL" in str(state["error"])
 
 
-def test_control_c_ends_a_run_that_goes_on_later(shell: Shell) -> None:
-    """Without a traceback, and with a word on how to go on."""
+def test_control_c_ends_a_run_that_can_continue_later(shell: Shell) -> None:
+    """Without a traceback, and with the way to continue it."""
     started = shell.start_training(*SLOW, "run_dir=stopped")
     started.wait_for("round   2/200")  # so the first is saved
     started.press_control_c()
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 75
-    told = "SIGINT: the workers save and stop; a second signal ends them at once"
-    assert ended.err.splitlines() == [told, "preempted; go on with run_dir=stopped"]
+    notice = "SIGINT: the workers save and stop; a second signal ends them at once"
+    assert ended.err.splitlines() == [notice, "preempted; continue with run_dir=stopped"]
     assert state_of(shell.folder / "stopped")["status"] == "preempted"
     assert any((shell.folder / "stopped/checkpoints").glob("round-*"))
 
@@ -128,8 +128,8 @@ def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) ->
 
 
 @pytest.mark.long
-def test_no_room_in_memory_is_said_with_what_to_change_and_changed_in_the_same_folder(shell: Shell) -> None:
-    """Bad input, not a crash: nothing is started again. A step of 32 examples is 16 a rank, of which 9 fit."""
+def test_out_of_memory_names_the_key_to_change_and_the_run_continues_in_its_folder(shell: Shell) -> None:
+    """Bad input, not a crash: nothing is restarted. A step of 32 examples is 16 a rank, of which 9 fit."""
     ended = shell.train(*WIDE)
     assert ended.code == 2 and ended.err.count("micro_batch_size=null: 16 examples at once do not fit in memory") == 1
     assert "could not allocate 1.50 GiB" in ended.err and "set micro_batch_size=8 or less" in ended.err

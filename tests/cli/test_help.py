@@ -1,4 +1,4 @@
-"""`--help` and `--cfg job`: what may be said, and what is meant by it."""
+"""`--help` and `--cfg job`: keys, choices, and the configuration that overrides compose to."""
 
 from __future__ import annotations
 
@@ -51,13 +51,46 @@ def test_help_explains_every_key_that_people_script_against(page: str) -> None:
             section = section[part]
 
 
-def test_help_says_the_commands_and_the_exit_codes(page: str) -> None:
-    for promised in ("python -m trainer", "torchrun", "--cfg job", "run.smoke=true", "0 finished", "1 failed", "2 bad"):
+def test_help_names_the_commands_the_options_and_the_exit_codes(page: str) -> None:
+    options = ("--help GROUP", "--cfg job", "--config FILE", "--config-dir DIR", "--quiet", "--log-level", "--version")
+    usage = ("python -m trainer", "torchrun", "hydra.searchpath=", "-sc install=bash", "run.smoke=true")
+    for promised in (*options, *usage, "0 finished", "1 failed", "2 bad", "75 preempted"):
         assert promised in page
 
 
-def test_cfg_job_is_what_would_be_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """YAML that holds no question any more: the tree that the same overrides compose to."""
+def test_the_help_of_a_group_has_its_choices_and_the_keys_of_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help", "optimizer"]) == 0
+    page = capsys.readouterr().out
+    assert re.search(r"^  adamw +Adam with", page, re.MULTILINE), page
+    assert "Keys of optimizer=sgd:\n" in page and "\n  optimizer.lr=0.1" in page
+    assert re.search(r"^  optimizer.lr_multipliers=\[\] +# factors on the learning rate", page, re.MULTILINE)
+
+
+def test_the_help_of_a_choice_has_the_keys_that_it_takes_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help", "algorithm=trimmed_mean"]) == 0
+    page = capsys.readouterr().out
+    assert re.search(r"algorithm.rule.trim=0.1 +# the fraction left out at each end", page)
+    assert "\n  algorithm.weighting=equal" in page
+    assert re.search(r"algorithm.shared_params=\.\* +# a regular expression", page), "explained in fedavg.yaml"
+    assert cli.main(["--help", "transforms=crop"]) == 0
+    assert "transforms.crop.padding=4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("topic", "error"),
+    [("algoritm", "did you mean algorithm?"), ("algorithm=fedavgg", "did you mean fedavg?")],
+)
+def test_help_on_an_unknown_topic_lists_the_known_ones(
+    topic: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--help", topic]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"--help {topic}: there is no such") and error in said.err and "valid:" in said.err
+    assert said.out == ""
+
+
+def test_cfg_job_prints_the_configuration_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fully resolved YAML: the tree that the same overrides compose to."""
     overrides = [*HERE, "algorithm=diloco", "silos=[1,1]", "data=text", "data.path=a b.txt", "run_dir=run"]
     assert cli.main(["--cfg", "job", *overrides]) == 0
     printed = capsys.readouterr().out
@@ -80,7 +113,7 @@ def test_later_groups_choose_for_earlier_ones_and_the_user_for_all() -> None:
     assert compose_tree(["data=mnist", "model=mlp"])["model"]["_target_"] == "trainer.models.MLP"
 
 
-def test_the_run_folder_is_named_by_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_folder_is_named_after_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert compose_tree(["algorithm=fedavg"])["run_dir"].startswith("outputs/digits-fedavg/")
     assert compose_tree(["name=mine"])["run_dir"].startswith("outputs/mine/")

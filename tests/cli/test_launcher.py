@@ -1,4 +1,4 @@
-"""`python -m trainer` when workers are killed or hang, and when it is told to stop: started again, told, ended."""
+"""`python -m trainer` when workers are killed or hang, and when it gets signals: restarts, messages, exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.distributed.launch import processes
 from trainer.distributed.launch.signals import MIN_SECONDS_BETWEEN_SIGNALS, STOP_SIGNALS, SignalHandler
 from trainer.loggers import Metrics, read_jsonl
 
-# What workers of the tests begin with; a line or two follow.
+# The beginning of the workers of the tests.
 WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -101,7 +101,7 @@ def state_of(run_dir: Path) -> dict[str, str | int]:
 
 @pytest.mark.long
 def test_a_run_whose_first_rank_is_killed_ends_like_one_that_was_left_alone(shell: Shell) -> None:
-    """The same figures to the last bit, each round told once."""
+    """The same metrics to the last bit, each round logged once."""
     alone = shell.train("rounds=8", "run_dir=alone")
     started = shell.start_training("rounds=8", "run_dir=killed")
     started.wait_for("round 3/8")
@@ -113,14 +113,14 @@ def test_a_run_whose_first_rank_is_killed_ends_like_one_that_was_left_alone(shel
 
 
 def figures(run_dir: Path) -> list[Metrics]:
-    """What the run found out, round by round; not what time it took."""
-    told = ("round", "examples", "steps", "train/loss", "validation/loss", "test/loss", "test/accuracy")
+    """The metrics of the run by round, without the times."""
+    keys = ("round", "examples", "steps", "train/loss", "validation/loss", "test/loss", "test/accuracy")
     lines = read_jsonl(run_dir / "metrics.jsonl")
     assert len(lines) == 8
-    return [{key: line[key] for key in told} for line in lines]
+    return [{key: line[key] for key in keys} for line in lines]
 
 
-def test_workers_learn_how_often_they_were_started_again(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_workers_get_the_number_of_restarts(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whichever of them fails."""
     worker = "kill() if restart == rank else state('finished') if restart == 2 else ready()"
     assert launch(run_dir, worker) == 0
@@ -129,23 +129,25 @@ def test_workers_learn_how_often_they_were_started_again(run_dir: Path, capfd: p
     assert state_of(run_dir) == {"status": "finished"}
 
 
-def test_workers_are_not_started_again_for_ever(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_restarts_is_limited(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Here they have not even made the folder."""
     assert launch(run_dir, "sys.exit(3) if rank else ready()", "launch.max_restarts=1") == 1
-    said = f"rank 1 ended with exit code 3; restart 1 of 1\nrank 1 ended with exit code 3; go on with run_dir={run_dir}"
+    said = (
+        f"rank 1 ended with exit code 3; restart 1 of 1\nrank 1 ended with exit code 3; continue with run_dir={run_dir}"
+    )
     assert capfd.readouterr().err.splitlines() == said.splitlines()
     assert not run_dir.exists()
 
 
-def test_a_final_failure_is_not_tried_again(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What the worker said of it stands, though the other one, told to leave, says that it was preempted."""
+def test_a_final_failure_is_not_restarted(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The status of the failed worker stays, though the other one, terminated, writes that it was preempted."""
     assert launch(run_dir, FINAL) == 1
     assert capfd.readouterr().err == ""
     assert state_of(run_dir) == {"status": "crashed", "rank": 1, "error": "why", "final": True}
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("bad_input", 2), ("preempted", 75)])
-def test_a_run_that_is_over_is_not_started_again(
+def test_a_run_that_has_ended_is_not_restarted(
     status: str, code: int, run_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Though a worker dies on its way out."""
@@ -158,7 +160,7 @@ EARLIER = [{"status": "preempted"}, {"status": "crashed", "final": True}, {"stat
 
 
 @pytest.mark.parametrize("facts", EARLIER, ids=[facts["status"] for facts in EARLIER])
-def test_what_an_earlier_start_said_is_not_said_of_this_one(
+def test_the_status_of_an_earlier_start_does_not_count(
     facts: dict, run_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunDir(run_dir)
@@ -214,7 +216,7 @@ def start(shell: Shell, worker: str, *overrides: str) -> Started:
     return started
 
 
-def tell(started: Started, number: signal.Signals, within_seconds: float = SECONDS_TO_END) -> Ended:
+def send(started: Started, number: signal.Signals, within_seconds: float = SECONDS_TO_END) -> Ended:
     started.process.send_signal(number)
     return started.end(within_seconds)
 
@@ -222,28 +224,28 @@ def tell(started: Started, number: signal.Signals, within_seconds: float = SECON
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_lets_the_workers_save_and_leave(number: signal.Signals, shell: Shell) -> None:
     """They get SIGTERM, once, and have time; delivered twice at once it is one signal."""
-    run_dir = f"told-{number.name}"
+    run_dir = f"signal-{number.name}"
     started = start(shell, "on_term(lambda: (time.sleep(1.5), preempt()))", f"run_dir={run_dir}")
     started.process.send_signal(number)
     time.sleep(0.2)
-    ended = tell(started, number)
-    told = f"{number.name}: the workers save and stop; a second signal ends them at once"
+    ended = send(started, number)
+    notice = f"{number.name}: the workers save and stop; a second signal ends them at once"
     assert ended.code == 75
-    assert ended.err.splitlines() == [told, f"preempted; go on with run_dir={run_dir}"]
+    assert ended.err.splitlines() == [notice, f"preempted; continue with run_dir={run_dir}"]
     assert state_of(shell.folder / run_dir) == {"status": "preempted"}
 
 
 def test_workers_that_have_not_begun_are_preempted(shell: Shell) -> None:
     """While they import, nothing takes the signal for them."""
-    ended = tell(start(shell, "state('running')", "run_dir=early"), signal.SIGTERM)
-    assert ended.code == 75 and ended.err.endswith("go on with run_dir=early\n")
+    ended = send(start(shell, "state('running')", "run_dir=early"), signal.SIGTERM)
+    assert ended.code == 75 and ended.err.endswith("continue with run_dir=early\n")
     assert state_of(shell.folder / "early") == {"status": "preempted"}
 
 
-def test_a_worker_that_fails_when_told_to_stop_is_not_started_again(shell: Shell) -> None:
-    ended = tell(start(shell, "on_term(lambda: os._exit(rank))", "run_dir=fails"), signal.SIGTERM)
+def test_a_worker_that_fails_after_a_signal_is_not_restarted(shell: Shell) -> None:
+    ended = send(start(shell, "on_term(lambda: os._exit(rank))", "run_dir=fails"), signal.SIGTERM)
     assert ended.code == 1 and "restart" not in ended.err
-    assert ended.err.splitlines()[1:] == ["rank 1 ended with exit code 1; go on with run_dir=fails"]
+    assert ended.err.splitlines()[1:] == ["rank 1 ended with exit code 1; continue with run_dir=fails"]
 
 
 @pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
@@ -255,12 +257,12 @@ def test_a_second_signal_ends_the_workers_at_once(saved: bool, code: int, shell:
     started.process.send_signal(signal.SIGINT)
     time.sleep(MIN_SECONDS_BETWEEN_SIGNALS + 0.2)
     assert started.process.poll() is None
-    ended = tell(started, signal.SIGTERM, within_seconds=5)
-    assert ended.code == code and ended.err.endswith(f"go on with run_dir={run_dir}\n")
+    ended = send(started, signal.SIGTERM, within_seconds=5)
+    assert ended.code == code and ended.err.endswith(f"continue with run_dir={run_dir}\n")
 
 
 def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
-    """Saving what they have, as when they are told to."""
+    """They save first, as on preemption."""
     started = shell.start_training("rounds=2000", "run_dir=orphans")
     started.wait_for("round    1/2000")
     started.process.kill()
@@ -272,9 +274,10 @@ def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
 
 
 def test_the_command_is_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`silotrain --help` says what `python -m trainer --help` says."""
+    """`silotrain --help` prints the same as `python -m trainer --help`."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, name = scripts["silotrain"].split(":")
     monkeypatch.setattr(sys, "argv", ["silotrain", "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which the command changes
     assert getattr(import_module(module), name)() == 0
     assert "python -m trainer" in capsys.readouterr().out

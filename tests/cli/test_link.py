@@ -89,7 +89,7 @@ def test_both_sides_end_and_go_on_when_the_link_is_up_again(
     nodes = start(hosts, shells, folder)
     first, second = end(nodes)
     assert first.code == second.code == 0, first.err + second.err
-    assert "goes on from round 2, silo 0 at step-" in first.out, first.out
+    assert "continues from round 2, silo 0 at step-" in first.out, first.out
     assert_same_run(folder, alone)
 
 
@@ -107,5 +107,5 @@ def test_a_link_that_is_up_again_in_time_only_delays(
     hosts[1].plug()
     first, second = end(nodes)
     assert first.code == second.code == 0, first.err + second.err
-    assert "goes on from" not in first.out
+    assert "continues from" not in first.out
     assert_same_run(folder, alone)

@@ -152,8 +152,8 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     nodes = [start(shell, "2", *run) for shell in shells]
     assert [node.process.wait(90) for node in nodes] == [0, 0]
     said = [line for node in nodes for line in node.err.read_text().splitlines()]
-    assert all(line.startswith("passed over: ") and line.endswith("is not whole") for line in said)
-    assert any("goes on from round" in node.out.read_text() for node in nodes)
+    assert all(line.startswith("skipped: ") and line.endswith("is not whole") for line in said)
+    assert any("continues from round" in node.out.read_text() for node in nodes)
     whole = new_shell()
     assert whole.train(*run[:2], *algorithm).code == 0
     models = [shell.folder / "run/model.safetensors" for shell in (*shells, whole)]
@@ -221,7 +221,7 @@ def test_a_node_that_waits_for_others_can_be_told_to_stop(shell: Shell, where: s
     node = start_host(shell, "2", "run_dir=lonely", where)
     node.process.send_signal(signal.SIGTERM)
     ended = node.end()
-    assert (ended.code, ended.err) == (75, "told to stop before the other nodes have come\n")
+    assert (ended.code, ended.err) == (75, "stopped before the other nodes had joined\n")
     assert not (shell.folder / "lonely").exists()
 
 

@@ -89,7 +89,7 @@ def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
     sections = list((shell.folder / "left/checkpoints/round-000001").glob("silo-*/step-*/replica-0.json"))
     assert len({path.parts[-3] for path in sections}) == 2, "each silo has saved its own"
     limited = shell.train(*overrides, "launch.max_seconds=0.5")
-    assert limited.code == 75 and "goes on from round 1, silo 0 at step-" in limited.out, limited.out + limited.err
+    assert limited.code == 75 and "continues from round 1, silo 0 at step-" in limited.out, limited.out + limited.err
     ended = shell.train(*overrides)
     assert ended.code == 0, ended.err
     assert_same_run(shell.folder / "left", alone)
@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path
     damaged.write_bytes(content)
     ended = shell.train(*overrides, "rounds=3")
     assert ended.code == 0, ended.err
-    assert "passed over:" in ended.err and str(damaged.relative_to(shell.folder)) in ended.err
+    assert "skipped:" in ended.err and str(damaged.relative_to(shell.folder)) in ended.err
     assert_same_run(shell.folder / "damaged", alone)
 
 
@@ -155,7 +155,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(shell: Shell, alone: Path) 
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "rounds=4", "resume=alone")
     before = sorted(path.name for path in alone.rglob("*"))
     ended = shell.train(*overrides, "run_dir=branch")
-    assert ended.code == 0 and "goes on from round 3" in ended.out, ended.out + ended.err
+    assert ended.code == 0 and "continues from round 3" in ended.out, ended.out + ended.err
     assert [line["round"] for line in read_jsonl(shell.folder / "branch/metrics.jsonl")] == [4]
     assert sorted(path.name for path in alone.rglob("*")) == before
     refused = shell.train(*overrides, "run_dir=other", "optimizer.lr=0.5")

@@ -118,7 +118,7 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
 
 @pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
 def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
-    """On two silos, from files that it is tried with."""
+    """On two silos, from small files."""
     files = tmp_path / "files"
     files.mkdir()
     overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"data={data}", *FILES[data](files)]
@@ -138,27 +138,27 @@ def test_every_transform(ranks, chain: list[str], text: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
 
 
-def test_every_skew(ranks, tmp_path: Path) -> None:
-    """The picture of who has what tells of them too; only the training labels are wrong."""
+def test_every_client_shift(ranks, tmp_path: Path) -> None:
+    """Only the training labels are wrong; the picture of the clients shows them."""
     names = sorted(path.stem for path in (CONF / "client_shift").glob("*.yaml"))
     overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"client_shift=[{','.join(names)}]"]
     ranks(2).run(work, [*overrides, f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
 
 
-def test_the_group_of_transforms_is_tried_as_a_whole() -> None:
+def test_all_transforms_are_tried() -> None:
     used = {name for chain in (IMAGES, TOKENS[0]) for name in chain.partition("=")[2].strip("[]").split(",")}
     assert used == {path.stem for path in (CONF / "transforms").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("gradients", named_choices("gradient_compression"))
-def test_every_way_of_averaging_gradients(ranks, gradients: str, tmp_path: Path) -> None:
+def test_every_gradient_compression(ranks, gradients: str, tmp_path: Path) -> None:
     """On two replicas, with a resume between the two steps."""
     ranks(2).run(work, ["run.smoke=true", f"gradient_compression={gradients}", f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
 
 
-def test_a_profile_shows_steps_and_what_was_sent(ranks, tmp_path: Path) -> None:
+def test_a_profile_shows_steps_and_collectives(ranks, tmp_path: Path) -> None:
     overrides = ["data=digits", "run.profile=true", "round.steps=16", "rounds=1", f"run_dir={tmp_path}"]
     ranks(2).run(work, overrides)
     events = json.loads(gzip.decompress((tmp_path / "profile/trace.json.gz").read_bytes()))["traceEvents"]
@@ -179,13 +179,13 @@ def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path,
 
 
 @pytest.mark.parametrize("group", ["model", "task", "optimizer", "schedule"])
-def test_none_of_the_files_is_left_out(group: str) -> None:
+def test_all_choices_are_tried(group: str) -> None:
     files = {path.stem for path in (CONF / group).glob("*.yaml")}
     given = [override.partition("=") for overrides in PIECES.values() for override in overrides]
     assert files == {value for key, _, value in given if key == group}
 
 
-def test_a_smoke_run_is_not_the_beginning_of_a_real_one(tmp_path: Path) -> None:
+def test_a_smoke_run_is_not_continued_by_a_real_one(tmp_path: Path) -> None:
     """Its two steps would be taken for two rounds."""
     folder = RunDir(tmp_path)
     folder.create_or_check(compose_tree(["run.smoke=true", f"run_dir={tmp_path}"]))

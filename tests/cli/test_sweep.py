@@ -98,7 +98,7 @@ def test_an_interrupted_sweep_is_continued(shell: Shell) -> None:
     assert ended.err.endswith("seed=1,2 run_dir=long\n") and "continue with\n  python -m trainer -m launch" in ended.err
     assert not (shell.folder / "long/seed=2").exists()
     killed = start(shell, *sweep)
-    wait_for(log, "goes on from", killed)
+    wait_for(log, "continues from", killed)
     killed.process.kill()
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
     while shell.running() and time.monotonic() < deadline:

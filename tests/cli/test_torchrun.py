@@ -34,16 +34,16 @@ def test_a_run_under_torchrun_finishes(one_machine: Ended, shell: Shell) -> None
     assert 0 < result_of(shell.folder / "one")["test/accuracy"] <= 1
 
 
-def test_a_run_that_hides_clients_says_nothing_of_any(one_machine: Ended, shell: Shell) -> None:
+def test_a_run_that_hides_clients_shows_none(one_machine: Ended, shell: Shell) -> None:
     """metrics.per_client=none: neither on the console nor in the files."""
     assert "validation  test" not in one_machine.out, "the table of labels"
     metrics = (shell.folder / "one/metrics.jsonl").read_text()
     assert '"client/' not in metrics and "worst" not in metrics
-    assert '"delta/norm"' in metrics, "what is common to all is told"
+    assert '"delta/norm"' in metrics, "metrics of all clients together are logged"
 
 
 def test_bad_input_is_printed_once_and_the_workers_end_well(shell: Shell) -> None:
-    """torchrun would restart failed ones, and report every rank: state.json, not the code, says what happened."""
+    """torchrun would restart failed ones, and report every rank: the status is in state.json, not in the exit code."""
     ended = shell.torchrun(*FEDAVG, "silos=2", "model.classes=7", "clients=1", "run_dir=bad")
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.count("clients=1") == 1 and "Traceback" not in ended.err
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @pytest.mark.long
 def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, shell: Shell) -> None:
-    """The same losses to the last bit, whoever started the workers; rank 0's machine alone says how it goes."""
+    """The same losses to the last bit, whoever started the workers; only the machine of rank 0 prints progress."""
     port = str(free_port())
 
     def agent(node: int) -> tuple[str, ...]:
@@ -72,21 +72,21 @@ def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, 
     assert (second.out, first.err, second.err) == ("", "", "")
     assert "replicas in the silos: [1,1]" in first.out
     ours, theirs = result_of(shell.folder / "two"), result_of(shell.folder / "one")
-    told = [key for key in theirs if "second" not in key and not key.startswith("memory/")]
-    assert {key: ours[key] for key in told} == {key: theirs[key] for key in told}
+    compared = [key for key in theirs if "second" not in key and not key.startswith("memory/")]
+    assert {key: ours[key] for key in compared} == {key: theirs[key] for key in compared}
     assert yaml.safe_load((shell.folder / "two/config.yaml").read_text())["silos"] == "node"
     assert {path.name for path in (shell.folder / "two/logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
 
 
 @pytest.mark.long
-def test_torchrun_starts_a_run_again(shell: Shell) -> None:
-    """Its store outlives the workers: what those of the start before left there is not taken for this one's."""
+def test_torchrun_restarts_a_run(shell: Shell) -> None:
+    """Its store outlives the workers: the entries of the previous start do not count."""
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
     started = shell.start_torchrun("rounds=40", "run_dir=restarted", options=options)
     started.wait_for("round  3/40")
     os.kill(shell.worker(rank=1), signal.SIGKILL)
     ended = started.end()
     assert ended.code == 0, ended.err
-    assert "goes on from round" in ended.out
+    assert "continues from round" in ended.out
     lines = (shell.folder / "restarted/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == list(range(1, 41))

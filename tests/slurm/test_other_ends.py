@@ -34,7 +34,7 @@ def test_a_job_that_makes_room_for_another_goes_on_after_it(project: Project, al
     project.cluster.submit(*nodes, "--gres=none", "--partition=urgent", "--wrap=sleep 1", folder=project.folder)
     project.cluster.start_again(job)
     assert project.end_of(job).restarts == 1
-    assert "goes on from round" in project.out(job)
+    assert "continues from round" in project.out(job)
     assert project.weights(project.folder / f"displaced-{launch}") == alone
 
 
@@ -52,4 +52,4 @@ def test_the_groups_of_a_heterogeneous_job_are_one_world(project: Project, launc
     project.end_of(job)
     sizes = "[2,1]" if launch == "srun" else "[2,2]"
     assert f"replicas in the silos: {sizes}" in project.out(job)
-    assert "goes on from round" in project.out(job)
+    assert "continues from round" in project.out(job)

@@ -39,7 +39,7 @@ def test_a_job_that_is_warned_saves_and_is_queued_again(jobs: dict[str, str], pr
     assert json.loads((run / "state.json").read_text())["status"] == "preempted"
     project.cluster.start_again(job)
     assert project.end_of(job).restarts == 1
-    assert "goes on from round" in project.out(job)
+    assert "continues from round" in project.out(job)
     assert project.weights(run) == alone
 
 
@@ -50,7 +50,7 @@ def test_a_job_whose_node_dies_goes_on_with_another(jobs: dict[str, str], projec
     again = project.cluster.start_again(job)
     assert lost not in again.facts["NodeList"]
     assert project.end_of(job).restarts == 1
-    assert "goes on from round" in project.out(job)
+    assert "continues from round" in project.out(job)
     assert project.weights(project.folder / "bereft") == alone
 
 
@@ -60,5 +60,5 @@ def test_a_job_whose_time_is_shorter_than_its_work_comes_to_its_end(limited: tup
     project.cluster.start_again(job)
     project.cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=5")
     assert project.end_of(job).restarts >= 1
-    assert "goes on from round" in project.out(job)
+    assert "continues from round" in project.out(job)
     assert project.weights(project.folder / "limited") == alone

@@ -60,7 +60,7 @@ def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
     project.cluster.start_again(id)
     out, err = started.communicate(timeout=SECONDS_TO_RUN)
     assert started.returncode == 0 and "2 of 2 jobs, best first" in out, f"{out}{err}"
-    assert log.read_text().count("goes on from") == log.read_text().count("preempted; go on") == 1
+    assert log.read_text().count("continues from") == log.read_text().count("preempted; continue") == 1
     alone = project.train(*overrides, "seed=1")
     assert project.weights(project.folder / "study/seed=1") == project.weights(alone)
 

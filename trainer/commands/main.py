@@ -1,71 +1,81 @@
-"""The command line: Hydra's overrides in, an exit code out. 0: finished, 1: failed, 2: bad input, 75: preempted."""
+"""The command line: options, a command or Hydra's overrides in, an exit code out."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import yaml
 
-from trainer.commands.train.launcher import BAD_INPUT, CODES, FINISHED, RESOLVED, launch
+from trainer import __version__
+from trainer.commands.exit_codes import BAD_INPUT, CODES, FINISHED
 from trainer.distributed.environment import check_launcher, check_world, detect_environment, is_main_process, is_worker
+
+# Imported when they are typed: each has a function `main` that takes the other arguments and returns the exit code.
+COMMANDS = {
+    "report": "trainer.commands.report.main",
+    "doctor": "trainer.commands.doctor.main",
+    "partition": "trainer.commands.partition.main",
+    "plan": "trainer.commands.plan.main",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of `python -m trainer` with these arguments, or of one worker that torchrun or srun started."""
+    """Run the command line, or one worker that torchrun, srun or the launcher has started.
+
+    Args:
+        arguments: those of the command; None: those of this process.
+
+    Returns:
+        The exit code: 0 finished, 1 failed, 2 bad input, 75 preempted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["report"]:
-        from trainer.commands import report
+    try:
+        from trainer.commands.options import expand_config_options
 
-        return _run_command(report.main, arguments[1:])
-    if arguments[:1] == ["doctor"]:
-        from trainer.commands import doctor
+        if arguments and arguments[0] in COMMANDS:
+            return import_module(COMMANDS[arguments[0]]).main(expand_config_options(arguments[1:]))
+        return _run(expand_config_options(arguments))
+    except ValueError as error:
+        return _print_error(error)
 
-        return _run_command(doctor.main, arguments[1:])
-    if arguments[:1] == ["partition"]:
-        from trainer.commands import partition
 
-        return _run_command(partition.main, arguments[1:])
-    if arguments[:1] == ["plan"]:
-        from trainer.commands import plan
+def _run(arguments: list[str]) -> int:
+    from trainer.commands.options import parse
+    from trainer.config.compose import complete, compose_tree, help_page, search_path_overrides
 
-        return _run_command(plan.main, arguments[1:])
-    if "-m" in arguments or "--multirun" in arguments:
+    options, overrides = parse(arguments)
+    if options.multirun:
+        if options.cfg or options.help is not None:
+            raise ValueError("--cfg and --help cannot be combined with -m\n  leave -m out")
         from trainer.commands import sweep
 
-        return sweep.main([argument for argument in arguments if argument not in ("-m", "--multirun")])
-    if is_worker(arguments):
-        return _run_worker(arguments)
-    from trainer.config.compose import compose_tree, help_page
+        return sweep.main([*search_path_overrides(), *overrides])
+    if is_worker(overrides):
+        return _run_worker(overrides)
+    if options.version:
+        print(f"silotrain {__version__}")
+    elif options.help is not None:
+        print(help_page(options.help))
+    elif options.shell_completion:
+        complete(options.shell_completion)
+    elif options.cfg:
+        print(yaml.safe_dump(compose_tree(overrides), sort_keys=False), end="")
+    else:
+        from trainer.commands.train.launcher import launch
 
-    if "--help" in arguments or "-h" in arguments:
-        print(help_page())
-        return FINISHED
-    try:
-        if "--cfg" in arguments:
-            overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
-            print(yaml.safe_dump(compose_tree(overrides), sort_keys=False), end="")
-            return FINISHED
-        tree = compose_tree(arguments)
+        tree = compose_tree(overrides)
         check_launcher(tree["launch"]["nodes"])
         return launch(tree)
-    except ValueError as error:
-        return _print_error(error)
-
-
-def _run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """The exit code of one of the other commands."""
-    try:
-        return command(arguments)
-    except ValueError as error:
-        return _print_error(error)
+    return FINISHED
 
 
 def _run_worker(overrides: list[str]) -> int:
-    """The exit code of a worker. torchrun would start a failed one again, and report every rank: it gets 0."""
+    """Run a worker. Under torchrun its exit code is always 0: torchrun would restart a failed one, and report all."""
     from trainer.commands.train import worker
 
     try:
@@ -78,15 +88,14 @@ def _run_worker(overrides: list[str]) -> int:
 
 
 def _print_error(error: ValueError) -> int:
-    """Says it, once for all processes that find the same."""
+    """Print it, once for all processes that find the same."""
     if is_main_process():
         print(error, file=sys.stderr, flush=True)
     return BAD_INPUT
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
-    if RESOLVED in os.environ:
-        return json.loads(os.environ[RESOLVED])
+    from trainer.commands.train.launcher import RESOLVED
     from trainer.config.compose import compose_tree
 
-    return compose_tree(overrides)
+    return json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)

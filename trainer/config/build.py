@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run; no configuration goes further down."""
+"""Build the objects of a run from its configuration. The packages below know no configuration."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from trainer.tasks import REQUIRED_METHODS, Task
 from trainer.utils.seeding import default_generators, derive_seed
 from trainer.utils.text import format_value
 
-COMPONENTS = (
-    "schedule",
-    "client_sampling",
-    "update_compression",
-    "gradient_compression",
-)  # of a Run, that are made as they are
+# Components that a Run takes as they are instantiated.
+COMPONENTS = ("schedule", "client_sampling", "update_compression", "gradient_compression")
 
 
 def build(config: Config, topology: Topology) -> Run:
-    """The Run that the configuration describes, for this rank; ValueError lists everything that is wrong with it."""
+    """Build the Run of this rank.
+
+    Raises:
+        ValueError: lists every error in the configuration.
+    """
     errors = ErrorCollector()
     splits = errors.collect(lambda: _data(config, topology))
     task = errors.collect(lambda: _task(config))
@@ -61,17 +61,25 @@ def build(config: Config, topology: Topology) -> Run:
     )
     module = errors.collect(lambda: _model(config, topology))
     transforms = splits and errors.collect(lambda: _transforms(config, splits))
-    dealt = splits and errors.collect(lambda: _partitioned(config, splits, topology))
-    weights = task and dealt and errors.collect(lambda: apply_class_weights(task, *dealt, topology=topology))
+    partitioned = splits and errors.collect(lambda: _partitioned(config, splits, topology))
+    weights = (
+        task and partitioned and errors.collect(lambda: apply_class_weights(task, *partitioned, topology=topology))
+    )
     errors.collect(lambda: _check_batch_size(config, topology))
-    if algorithm and optimizer and clip and dealt and all(slots.values()):
+    if algorithm and optimizer and clip and partitioned and all(slots.values()):
         setting = _setting(
-            config, topology, optimizer, clip, slots["client_sampling"], slots["update_compression"], len(dealt[1])
+            config,
+            topology,
+            optimizer,
+            clip,
+            slots["client_sampling"],
+            slots["update_compression"],
+            len(partitioned[1]),
         )
         errors.collect(lambda: algorithm.validate(setting))
     _check_together(errors, config, algorithm, optimizer, module, splits, task)
     errors.raise_any()
-    data, clients = dealt
+    data, clients = partitioned
     run = Run(
         topology=topology,
         module=module,
@@ -92,7 +100,7 @@ def build(config: Config, topology: Topology) -> Run:
 
 
 def _run_options(config: Config) -> dict[str, Any]:
-    """What of a Run the configuration says in so many words."""
+    """Return the fields of a Run that are plain values of the configuration."""
     return dict(
         rounds=config.rounds,
         batch_size=None if config.batch_size == "all" else int(config.batch_size),
@@ -117,7 +125,7 @@ def _run_options(config: Config) -> dict[str, Any]:
 
 
 def _check_together(errors: ErrorCollector, config: Config, *pieces: Any) -> None:
-    """Collects what is wrong with pieces that go together; those that could not be made are None."""
+    """Collect the errors of components that do not fit each other; those that could not be made are None."""
     algorithm, optimizer, module, splits, task = pieces
     if algorithm and module:
         errors.collect(lambda: check_shared_params(algorithm, module, config.algorithm))
@@ -136,7 +144,7 @@ def _setting(
     compression: UpdateCompression,
     clients: int,
 ) -> Setting:
-    """What the algorithm may be unable to work with, before there is a Run."""
+    """Return the choices that the algorithm has to support, before there is a Run."""
     return Setting(
         optimizer=optimizer,
         clip=clip,
@@ -150,23 +158,28 @@ def _setting(
 
 
 def build_clients(config: Config, topology: Topology) -> tuple[DataSplits, Clients]:
-    """The data set that the configuration describes, and its clients; a collective only where there is a world."""
+    """Load the data set, and partition it into clients. A collective if there are several ranks."""
     return _partitioned(config, _data(config, topology), topology)
 
 
 def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
-    """Where figures go by the user's wish, each told the run folder and the configuration, flat."""
-    told = {"folder": folder, "settings": settings}
-    return list(instantiate_all("loggers", config.loggers, **told).values())
+    """Make the loggers of the configuration.
+
+    Args:
+        config: the configuration.
+        folder: the run folder.
+        settings: the values of the configuration by their dotted keys, for loggers that show them.
+    """
+    return list(instantiate_all("loggers", config.loggers, folder=folder, settings=settings).values())
 
 
 def _data(config: Config, topology: Topology) -> DataSplits:
-    files, leaf = config.data["files"], config.data
+    files, component = config.data["files"], config.data
     if files is None:
-        return _splits(leaf)
-    if leaf.get("path") is not None:
-        raise ValueError(f"data.path={leaf['path']} and data.files={format_value(files)}\n  set one of them")
-    return load_silo_files(files, lambda file: _splits(leaf | {"path": file}), topology)
+        return _splits(component)
+    if component.get("path") is not None:
+        raise ValueError(f"data.path={component['path']} and data.files={format_value(files)}\n  set one of them")
+    return load_silo_files(files, lambda file: _splits(component | {"path": file}), topology)
 
 
 def _splits(component: ComponentConfig) -> DataSplits:
@@ -186,16 +199,16 @@ def _transforms(config: Config, splits: DataSplits) -> Compose:
 
 def _task(config: Config) -> Task:
     task = instantiate("task", config.task)
-    if missing := [verb for verb in REQUIRED_METHODS if not hasattr(task, verb)]:
+    if missing := [method for method in REQUIRED_METHODS if not hasattr(task, method)]:
         raise ValueError(
             f"task={config.task['_target_']} gave a {class_name(task)} without {', '.join(missing)}.\n"
-            "  valid: an object with all the verbs of trainer.tasks.Task"
+            "  valid: an object with the attributes of trainer.tasks.Task"
         )
     return task
 
 
 def _partitioned(config: Config, splits: DataSplits, topology: Topology) -> tuple[DataSplits, Clients]:
-    """The clients, and the data set as they have it."""
+    """Partition the data set; return it with the shifts of its clients, and the clients."""
     clients = _clients(config, splits, topology)
     return shift_clients(splits, clients, instantiate_all("client_shift", config.client_shift), config.seed), clients
 
@@ -248,7 +261,7 @@ def _optimizer(key: str, component: ComponentConfig) -> OptimizerFactory:
 
 
 def _try_optimizer(key: str, component: ComponentConfig, make: OptimizerFactory) -> OptimizerFactory:
-    # Its arguments are checked now, on a parameter of its own, not in the middle of a start.
+    # Check its arguments now, on a dummy parameter, and not when training starts.
     annotate_errors(key, component, lambda: make([nn.Parameter(torch.zeros(1))]))
     return make
 
@@ -278,8 +291,8 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
 
 
 def _measures_flops(config: Config, topology: Topology) -> bool:
-    wish = config.metrics.measure_flops
-    return topology.device.type == "cuda" if wish == "auto" else bool(wish)
+    choice = config.metrics.measure_flops
+    return topology.device.type == "cuda" if choice == "auto" else choice
 
 
 def _round_length(config: Config) -> RoundLength:

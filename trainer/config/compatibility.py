@@ -1,4 +1,4 @@
-"""Whether the pieces of a run go together: model, data and task; names and the patterns that look for them."""
+"""Check the components of a run against each other: model, data and task; patterns and the names they match."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
+from trainer.config.instantiate import class_name
 from trainer.config.schema import ComponentConfig, typed_overrides
 from trainer.data import DataSplits, TensorSource
 from trainer.optim import GroupedOptimizerFactory
 from trainer.tasks import Task
 
-MAX_CHECKED_EXAMPLES = 64  # examples of data that has no column of labels
+MAX_CHECKED_EXAMPLES = 64  # of data without a column of labels
 
 
 @torch.no_grad()
 def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, component: ComponentConfig) -> None:
-    """Raises ValueError when the model cannot take the data, or its output cannot be judged by the task.
+    """Check that the model accepts the data, and the task the model's outputs.
 
-    `component` is what the model was made of: those of its keys that the data settles are the way out.
+    Args:
+        module: the model.
+        task: scores its outputs.
+        data: two of its training examples are used.
+        component: the configuration of the model. The error names the keys to change.
+
+    Raises:
+        ValueError: they do not fit.
     """
     inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
     try:
@@ -27,16 +35,16 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
         shape, reason = list(inputs.shape[1:]), str(error).split("\n")[0]
         way_out = _model_for(inputs, data.classes, component)
         raise ValueError(
-            f"model={_class_name(module)} cannot take examples of shape {shape}: {reason}\n  {way_out}"
+            f"model={class_name(module)} cannot take examples of shape {shape}: {reason}\n  {way_out}"
         ) from error
     finally:
         module.train()
     if fault := task.mismatch(outputs, targets, data.classes):
-        raise ValueError(f"model={_class_name(module)} does not fit task={_class_name(task)}: {fault}")
+        raise ValueError(f"model={class_name(module)} does not fit task={class_name(task)}: {fault}")
 
 
 def _model_for(inputs: Tensor, classes: int | None, component: ComponentConfig) -> str:
-    """What to change of a model that cannot take these inputs: numbers, or tokens if they are integers."""
+    """Describe how to change a model for these inputs: numbers, or tokens if they are integers."""
     wanted = {"vocabulary": classes, "length": inputs.shape[-1]}
     if inputs.is_floating_point():
         wanted = {"inputs": inputs[0].numel()}
@@ -49,7 +57,13 @@ def _model_for(inputs: Tensor, classes: int | None, component: ComponentConfig) 
 
 
 def check_labels(data: DataSplits) -> None:
-    """Raises ValueError for labels of no class; of data without a column of them the first examples are looked at."""
+    """Check that the labels are below the number of classes.
+
+    Of data without a column of labels only the first examples are checked.
+
+    Raises:
+        ValueError: a label is outside the classes.
+    """
     if not data.classes:
         return
     for part, source in (("training", data.train), ("test", data.test)):
@@ -64,33 +78,36 @@ def check_labels(data: DataSplits) -> None:
 
 
 def check_shared_params(algorithm: Algorithm, module: nn.Module, component: ComponentConfig) -> None:
-    """Raises ValueError when the algorithm's pattern of shared names parts nothing.
+    """Check that the algorithm's pattern separates shared from personal parameters.
 
-    A pattern that finds every name, or none, would make it another algorithm without a word.
+    A pattern that matches every name, or none, would silently make it another algorithm.
+
+    Raises:
+        ValueError: the pattern matches all names of the model, or none.
     """
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     pattern = component.get("shared_params", ".*")
     if pattern != "$^" and not any(map(algorithm.is_shared, names)):
         raise ValueError(
-            f"algorithm.shared_params={pattern} finds no name of model={_class_name(module)}: clients would train alone.\n"
-            f"  its names: {', '.join(names)}\n  set another pattern, or algorithm=local"
+            f"algorithm.shared_params={pattern} matches no parameter of model={class_name(module)}: "
+            f"clients would train alone.\n  its names: {', '.join(names)}\n  set another pattern, or algorithm=local"
         )
     if pattern != ".*" and all(map(algorithm.is_shared, names)):
         raise ValueError(
-            f"algorithm.shared_params={pattern} finds every name of model={_class_name(module)}: none is left to clients.\n"
-            f"  its names: {', '.join(names)}\n  set another pattern, or another model"
+            f"algorithm.shared_params={pattern} matches every parameter of model={class_name(module)}: "
+            f"none is left to clients.\n  its names: {', '.join(names)}\n  set another pattern, or another model"
         )
 
 
 def check_lr_multipliers(optimizer: GroupedOptimizerFactory, module: nn.Module) -> None:
-    """Raises ValueError when a pattern of lr_multipliers finds none of the model's parameters."""
+    """Check that each pattern of lr_multipliers matches a parameter of the model.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     if unused := optimizer.unused(names):
         raise ValueError(
-            f"optimizer.lr_multipliers: no parameter of model={_class_name(module)} goes by {', '.join(unused)}.\n"
+            f"optimizer.lr_multipliers: no parameter of model={class_name(module)} matches {', '.join(unused)}.\n"
             f"  its names: {', '.join(names)}"
         )
-
-
-def _class_name(thing: object) -> str:
-    return type(thing).__name__

@@ -1,4 +1,4 @@
-"""From a leaf of the configuration to its object: the only user of Hydra's `instantiate`. Faults name their keys."""
+"""Instantiate components of the configuration. The only user of Hydra's `instantiate`; errors name their keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainer.config.signatures import argument_errors
 
 
 class ErrorCollector:
-    """Collects what is wrong, so that it can be said all at once."""
+    """Collects errors, so that a user sees all of them at once."""
 
     def __init__(self):
         self.messages: list[str] = []
 
     def collect(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns; None, and its ValueError remembered, if it fails."""
+        """Return the result of `make`; None if it raises ValueError, which is collected."""
         try:
             return make()
         except ValueError as error:
@@ -28,17 +28,27 @@ class ErrorCollector:
             return None
 
     def raise_any(self) -> None:
-        """Raises a ValueError that says all of it, if anything is wrong."""
+        """Raise a ValueError with all messages, if there are any."""
         if self.messages:
             raise ValueError("\n".join(self.messages))
 
 
 def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, ...] = (), **options: Any) -> Any:
-    """What the leaf describes; `reserved_args` are the arguments that are not the user's."""
+    """Instantiate a component.
+
+    Args:
+        key: its dotted key.
+        component: its `_target_` and arguments.
+        reserved_args: the arguments that a user cannot set.
+        options: passed on to Hydra's `instantiate`.
+
+    Raises:
+        ValueError: lists the errors in the component, each with its key.
+    """
     component = target_arguments(key, component)
 
     def make() -> Any:
-        if errors := argument_errors(key, component, import_target(component), reserved_args):
+        if errors := argument_errors(key, component, import_target, reserved_args):
             raise ValueError("\n".join(errors))
         return hydra.utils.instantiate(component, _convert_="all", **options)
 
@@ -46,23 +56,27 @@ def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, 
 
 
 def import_target(component: ComponentConfig) -> Any:
-    """The class or function that the leaf names."""
+    """Import the class or function that a component names."""
     return hydra.utils.get_object(component["_target_"])
 
 
 def instantiate_all(key: str, components: dict[str, ComponentConfig], **reserved: Any) -> dict[str, Any]:
-    """What each of the leaves describes, `reserved` what is not the user's; all that is wrong is said at once."""
+    """Instantiate components by name, each with the arguments `reserved`, which a user cannot set.
+
+    Raises:
+        ValueError: lists the errors in all of them.
+    """
     errors = ErrorCollector()
     made = {
-        name: errors.collect(partial(instantiate, f"{key}.{name}", leaf, tuple(reserved), **reserved))
-        for name, leaf in components.items()
+        name: errors.collect(partial(instantiate, f"{key}.{name}", component, tuple(reserved), **reserved))
+        for name, component in components.items()
     }
     errors.raise_any()
     return made
 
 
 def annotate_errors(key: str, component: ComponentConfig, make: Callable[[], Any]) -> Any:
-    """What `make` returns; what a user did wrong in the leaf becomes a ValueError that names the key."""
+    """Return the result of `make`; raise its errors as ValueErrors that name the key and values of the component."""
     try:
         return make()
     except (ImportError, InstantiationException, TypeError, ValueError) as error:
@@ -76,5 +90,5 @@ def annotate_errors(key: str, component: ComponentConfig, make: Callable[[], Any
 
 
 def class_name(thing: object) -> str:
-    """The last name of its class."""
+    """Return the name of an object's class, without its module."""
     return type(thing).__name__

@@ -1,119 +1,108 @@
-"""What the target of a leaf takes: the leaf's values, held against the signature before the target is called."""
+"""Check the arguments of a component against the signature of its target, before the target is called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import reduce
 from inspect import Parameter, signature
-from operator import or_
-from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
 from trainer.config.renamed_keys import renamed
-from trainer.config.schema import ComponentConfig, ValueType, choices, switch, text
+from trainer.config.schema import ComponentConfig
+from trainer.config.validators import NAMES, value_errors
 from trainer.utils.text import format_value, suggest
 
-ANYTHING = ValueType("anything", lambda value: True)
-NUMBER = ValueType("a number", lambda value: type(value) in (int, float))
-KINDS = {
-    bool: switch,
-    int: ValueType("a whole number", lambda value: type(value) is int),
-    float: NUMBER,
-    str: text,
-    Path: text,
-    NoneType: choices(None),
-}
+KEYWORD = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def argument_errors(
-    key: str, component: ComponentConfig, target: Callable[..., Any], reserved_args: Collection[str] = ()
+    key: str,
+    component: ComponentConfig,
+    import_target: Callable[[ComponentConfig], Callable[..., Any]],
+    reserved_args: Collection[str] = (),
 ) -> list[str]:
-    """What is wrong with the values of the leaf `key`: unknown, missing, or not what its target is annotated with.
+    """List the unknown, missing and invalid arguments of the component `key`, and of the components inside it.
 
-    Without an annotation only a text is refused, and only where the default is a number or a switch. `reserved_args` are the
-    arguments that the user cannot give. What the signature does not tell is the target's own to say.
+    Without an annotation only a text is invalid, and only where the default is a number or a switch.
+
+    Args:
+        key: the dotted key of the component.
+        component: its `_target_` and arguments.
+        import_target: imports the target of a component; raises ImportError where there is none.
+        reserved_args: the arguments that a user cannot set.
     """
-    parameters = _parameters(target)
-    kinds = [parameter.kind for parameter in parameters]
-    named = {
-        parameter.name: parameter
-        for parameter in parameters
-        if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-        and parameter.name not in reserved_args
-    }
+    try:
+        parameters = _parameters(import_target(component))
+    except ImportError as error:
+        return [f"{key}={component['_target_']}: {' '.join(str(error).split())}"]
+    named = {item.name: item for item in parameters if item.kind in KEYWORD and item.name not in reserved_args}
     given = {name: value for name, value in component.items() if not name.startswith("_")}
-    valid = [f"{key}.{name}" for name in named]
-    errors = [
-        renamed(f"{key}.{name}={format_value(value)}")
-        or f"{key}.{name} is no argument of {component['_target_']}{suggest(f'{key}.{name}', valid)}"
-        for name, value in given.items()
-        if name not in named and Parameter.VAR_KEYWORD not in kinds
-    ]
-    for name, parameter in named.items():
-        if name in given:
-            errors += _value_errors(f"{key}.{name}", given[name], parameter)
-        elif parameter.default is Parameter.empty and "_args_" not in component:
-            errors.append(f"{key}.{name} has no value\n  set +{key}.{name}=...")
+    is_open = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
+    errors = []
+    for name, value in given.items():
+        if name not in named and not is_open:
+            errors.append(_unknown(f"{key}.{name}", value, component, [f"{key}.{name}" for name in named]))
+        elif isinstance(value, dict) and "_target_" in value and component.get("_recursive_", True):
+            errors += argument_errors(f"{key}.{name}", value, import_target)
+        elif name in named:
+            errors += value_errors(f"{key}.{name}", value, _accepted(named[name], value))
+    if "_args_" not in component and not component.get("_partial_"):
+        missing = [name for name, item in named.items() if item.default is Parameter.empty and name not in given]
+        errors += [f"{key}.{name} has no value\n  set +{key}.{name}=..." for name in missing]
     return errors
 
 
-def _parameters(target: Callable[..., Any]) -> list[Parameter]:
-    """The target's parameters; any, where there is no telling. Their annotations are evaluated where they can be."""
-    try:
-        found = signature(target)
-    except (TypeError, ValueError):  # nothing that can be called, or written in C
-        return [Parameter("anything", Parameter.VAR_KEYWORD)]
-    with suppress(Exception):  # an annotation may be any text, such as a name that is imported for type checkers alone
-        found = signature(target, eval_str=True)
-    return list(found.parameters.values())
-
-
-def _value_errors(name: str, value: Any, parameter: Parameter) -> list[str]:
-    kind = _kind_of_parameter(parameter)
-    # A mapping is a leaf of its own, from which an object is made.
-    return (
-        []
-        if isinstance(value, dict) or kind.accepts(value)
-        else [f"{name}={format_value(value)}\n  valid: {kind.valid}"]
+def _unknown(name: str, value: Any, component: ComponentConfig, valid: Sequence[str]) -> str:
+    return renamed(f"{name}={format_value(value)}") or (
+        f"{name} is no argument of {component['_target_']}{suggest(name, valid)}"
     )
 
 
-def _kind_of_parameter(parameter: Parameter) -> ValueType:
+def _parameters(target: Callable[..., Any]) -> list[Parameter]:
+    """Return the parameters of a target, their annotations evaluated if possible; any keyword, if they are unknown."""
+    try:
+        found = signature(target)
+    except (TypeError, ValueError):  # not callable, or written in C
+        return [Parameter("anything", Parameter.VAR_KEYWORD)]
+    return [item.replace(annotation=_evaluate(item.annotation, target)) for item in found.parameters.values()]
+
+
+def _evaluate(annotation: Any, target: Callable[..., Any]) -> Any:
+    """Evaluate an annotation that is a string, in the module of the class that it may be inherited from."""
+    if isinstance(annotation, str):
+        for owner in getattr(target, "__mro__", [target]):
+            with suppress(Exception):  # it may be any text, or a name that is imported for type checkers alone
+                return eval(annotation, vars(sys.modules[owner.__module__]))
+    return annotation
+
+
+def _accepted(parameter: Parameter, value: Any) -> Any:
+    """Return the annotation that the value of a parameter has to meet."""
     annotation, default = parameter.annotation, parameter.default
-    if annotation is not Parameter.empty and not isinstance(annotation, str):
-        return _kind_of(annotation) | choices(None) if default is None else _kind_of(annotation)
-    if isinstance(default, bool | int | float):
-        valid = switch.valid if isinstance(default, bool) else NUMBER.valid
-        return ValueType(valid, lambda value: not isinstance(value, str))
-    return ANYTHING
+    if annotation is not Parameter.empty:
+        return _plain(annotation) | None if default is None else _plain(annotation)
+    if isinstance(default, bool | int | float) and isinstance(value, str):
+        return bool if isinstance(default, bool) else float
+    return Any
 
 
-def _kind_of(annotation: Any) -> ValueType:
-    """The plain values that an annotation lets through."""
-    origin, parts = get_origin(annotation), get_args(annotation)
+def _plain(annotation: Any) -> Any:
+    """Reduce an annotation to the plain values among those it accepts; Any, if it says nothing about them."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return choices(*parts)
+        return annotation
     if origin in (Union, UnionType):
-        kinds = [_kind_of(part) for part in parts if part is not Tensor]  # none can be typed
-        return reduce(or_, dict.fromkeys(kinds))
-    if parts and origin in (list, tuple, Sequence, Iterable):
-        repeated = origin is not tuple or Ellipsis in parts
-        return _list_of([_kind_of(part) for part in parts if part is not Ellipsis], repeated)
-    return KINDS.get(annotation, ANYTHING) if isinstance(annotation, type) else ANYTHING
-
-
-def _list_of(value_types: list[ValueType], repeated: bool) -> ValueType:
-    """A list with an element of each kind, or any number of them of the one kind."""
-
-    def accepts(value: Any) -> bool:
-        if not isinstance(value, list):
-            return False
-        wanted = value_types * len(value) if repeated else value_types
-        return len(wanted) == len(value) and all(kind.accepts(one) for kind, one in zip(wanted, value, strict=True))
-
-    listed = ", ".join(kind.valid for kind in value_types)
-    return ValueType(f"[{listed}, ...]" if repeated else f"[{listed}]", accepts)
+        return Union[tuple(_plain(item) for item in arguments if item is not Tensor)]  # noqa: UP007
+    if arguments and origin in (list, Sequence, Iterable):
+        return list[_plain(arguments[0])]
+    if origin is tuple:
+        return tuple[tuple(item if item is Ellipsis else _plain(item) for item in arguments)]
+    if (origin or annotation) in (dict, Mapping):
+        return dict
+    if getattr(annotation, "_is_protocol", False) and annotation.__module__ != "typing":
+        return ComponentConfig  # no plain value has the methods of one of our protocols
+    return annotation if isinstance(annotation, type) and annotation in NAMES else Any

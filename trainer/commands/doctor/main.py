@@ -10,11 +10,12 @@ from rich.console import Console
 from trainer.commands.doctor.checks import diagnose
 from trainer.commands.doctor.console import show
 from trainer.commands.doctor.examine import survey_hosts
+from trainer.commands.exit_codes import FAILED, FINISHED
 from trainer.commands.probe.workers import launch_workers, run_worker
-from trainer.commands.train.launcher import FAILED, FINISHED
 from trainer.config.compose import compose_tree
 from trainer.config.schema import Config, read_config
 from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
+from trainer.distributed.launch.processes import TRAINER
 
 USAGE = """\
 python -m trainer doctor [key=value ...]                        examine the machines of a run with these overrides
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         return run_worker(arguments, _examine)
     tree = compose_tree(arguments)
     check_launcher(tree["launch"]["nodes"])
-    return launch_workers(tree, read_config(tree).launch, ("-m", "trainer", "doctor"))
+    return launch_workers(tree, read_config(tree).launch, (*TRAINER, "doctor"))
 
 
 def _examine(tree: dict[str, Any], environment: ClusterEnvironment, store: Any) -> int:

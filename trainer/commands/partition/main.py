@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from trainer.commands.exit_codes import FINISHED
 from trainer.commands.partition.plot import draw
 from trainer.commands.plan.target_world import leader_topology
-from trainer.commands.train.launcher import FINISHED
 from trainer.config.build import build_clients
 from trainer.config.compose import compose_tree, unused_path
 from trainer.config.schema import Config, read_config

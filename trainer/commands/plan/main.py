@@ -9,16 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
+from trainer.commands.exit_codes import FINISHED
 from trainer.commands.plan.console import show
 from trainer.commands.plan.measure import Planner
 from trainer.commands.plan.options import PlanOptions, parse_options, split_arguments
 from trainer.commands.plan.target_world import check_links, count_local_workers, is_remote_run, remote_nodes
 from trainer.commands.probe.workers import launch_workers, run_worker
-from trainer.commands.train.launcher import FINISHED
 from trainer.config.compose import compose_tree
 from trainer.config.instantiate import ErrorCollector
 from trainer.config.schema import read_config
 from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
+from trainer.distributed.launch.processes import TRAINER
 from trainer.distributed.topology import silo_sizes
 
 USAGE = """\
@@ -37,7 +38,7 @@ the memory of a rank. docs/plan.md explains how they are estimated.
 
 Exit codes: 0 the plan is printed, 1 failed, 2 bad input."""
 
-COMMAND = ("-m", "trainer", "plan")
+COMMAND = (*TRAINER, "plan")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.commands.probe.host_facts import USER_OMP_VARIABLE
 from trainer.commands.probe.watchdog import watchdog
-from trainer.commands.train.launcher import BAD_INPUT, FAILED, FINISHED, PREEMPTED, RESOLVED, RESTART
+from trainer.commands.train.launcher import RESOLVED, RESTART
 from trainer.config.compose import compose_tree
 from trainer.config.schema import LaunchConfig
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.commands.exit_codes import PREEMPTED
 from trainer.commands.sweep import messages
 from trainer.commands.sweep.job import Job, Outcome
-from trainer.commands.train.launcher import PREEMPTED
 from trainer.distributed.launch.signals import SignalHandler, handle_stop_signals, reraise_signal
 from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot
 from trainer.loggers import make_terminal

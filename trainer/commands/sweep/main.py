@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException
 
+from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.commands.sweep import hydra_plugins, messages
 from trainer.commands.sweep.array_task import run_job
 from trainer.commands.sweep.job import assign, find_jobs
 from trainer.commands.sweep.sweep_plan import SweepPlan, make_plan
-from trainer.commands.train.launcher import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.distributed.environment import is_worker
 from trainer.distributed.launch.signals import Terminated, raise_on_stop_signal
 from trainer.loggers import make_terminal

@@ -1,19 +1,19 @@
-"""Starts the workers of this node, and again after a failure; an exit code says what became of the run.
+"""Launcher: starts the workers of this node, restarts them after a failure, and returns the exit code of the run.
 
-What the workers know of it they write to state.json. The launcher adds what they could not: that one was killed, or
-that they were told to stop before they had begun.
+The workers write the status of the run to state.json. The launcher adds what they cannot: that one of them was killed,
+or that they were preempted before they had begun.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.run_dir import RunDir
+from trainer.commands.exit_codes import CODES, FAILED, PREEMPTED
 from trainer.config.schema import read_config
 from trainer.distributed.launch.processes import (
     TRAINER,
@@ -28,21 +28,26 @@ from trainer.distributed.launch.signals import STOP_SIGNALS, SignalHandler, hand
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
 from trainer.distributed.topology import silo_sizes
 
-FINISHED, FAILED, BAD_INPUT, PREEMPTED = os.EX_OK, 1, 2, os.EX_TEMPFAIL
-CODES = {"finished": FINISHED, "crashed": FAILED, "bad_input": BAD_INPUT, "preempted": PREEMPTED}
-
-# What workers learn from the launcher: the resolved configuration, and how often they were started again.
+# Environment variables of the workers: the resolved configuration as JSON, and the number of restarts so far.
 RESOLVED, RESTART = "SILOTRAIN_CONFIG", "SILOTRAIN_RESTART"
 
-RESTART_NOTICE_SECONDS = 3  # what another node announces
+RESTART_NOTICE_SECONDS = 3  # for another node to announce a restart
 
-RunState = dict[str, Any]  # what state.json holds
+RunState = dict[str, Any]  # the content of state.json
 
 
 def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
-    """The exit code of the run that a resolved configuration describes, when its workers have ended.
+    """Run a resolved configuration in workers on this node.
 
-    Raises ValueError, before there are any, if the run does not fit its folder or this machine.
+    Args:
+        tree: the resolved configuration.
+        arguments: those of Python for a worker.
+
+    Returns:
+        The exit code of the run, when its workers have ended.
+
+    Raises:
+        ValueError: the run does not fit its folder or this machine; no worker was started.
     """
     settings = read_config(tree).launch
     with handle_stop_signals() as stop:
@@ -50,7 +55,7 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
             with open_rendezvous(settings.nodes, settings.rdzv_endpoint, lambda: stop.signal) as nodes:
                 return _Launcher(tree, nodes, stop, arguments).run()
         except Interrupted:
-            print("told to stop before the other nodes have come", file=sys.stderr, flush=True)
+            print("stopped before the other nodes had joined", file=sys.stderr, flush=True)
             return PREEMPTED
         except NodesUnreachableError as error:
             print(error, file=sys.stderr, flush=True)
@@ -58,7 +63,7 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
 
 
 class _Launcher:
-    """This node's part in the starts of a run. The first node to come says what is run."""
+    """The launcher of one node. The first node to join decides the configuration of all."""
 
     def __init__(self, tree: dict[str, Any], rendezvous: Rendezvous, signals: SignalHandler, arguments: Sequence[str]):
         launch = read_config(tree).launch
@@ -66,14 +71,14 @@ class _Launcher:
         self.nproc = choose_nproc(launch.nproc_per_node, launch.device)
         self.threads, self.restarts = choose_threads(launch.threads_per_worker, self.nproc), launch.max_restarts
         self.world = rendezvous.next_world(self.nproc, 0, lambda: signals.signal)
-        told = json.loads(rendezvous.broadcast("config", lambda: json.dumps(_validated(tree, self.world))))
-        if "faults" in told:
-            raise ValueError(told["faults"])
-        self.tree = told["config"]
+        validated = json.loads(rendezvous.broadcast("config", lambda: json.dumps(_validated(tree, self.world))))
+        if "errors" in validated:
+            raise ValueError(validated["errors"])
+        self.tree = validated["config"]
         self.rounds, self.folder = self.tree["rounds"], RunDir(Path(self.tree["run_dir"]))
 
     def run(self) -> int:
-        """The exit code of the run, when no further start is of use."""
+        """Start the workers until the run has ended, or no restarts are left; return the exit code."""
         starts = failures = 0
         while True:
             state, ended = self._start()
@@ -82,18 +87,18 @@ class _Launcher:
                 return CODES[state["status"]]
             starts += 1
             failures += isinstance(ended, WorkerFailure)
-            again = f"restart {failures} of {self.restarts}" if isinstance(ended, WorkerFailure) else "started again"
+            again = f"restart {failures} of {self.restarts}" if isinstance(ended, WorkerFailure) else "restarted"
             print(f"{ended}; {again}", file=sys.stderr, flush=True)
             self.world = self.rendezvous.next_world(self.nproc, starts, lambda: self.signals.signal)
 
     def _start(self) -> tuple[RunState, WorkerFailure | MembershipChanged | None]:
-        """How the run stands after one more start of its workers, and why that ended."""
+        """Start the workers once; return the state of the run when they have ended, and why they ended early."""
         _clear_status(self.folder, self.rounds)
         environment = {RESOLVED: json.dumps(self.tree), RESTART: str(self.world.restart)}
         changed = self.rendezvous.membership_changed
         with start_workers(self.world, self.threads, self.signals, environment, self.arguments, changed) as workers:
             ended = workers.wait()
-            state = self.folder.state()  # before the other workers, told to leave, write theirs
+            state = self.folder.state()  # before the other workers, which are terminated now, write theirs
             if ended:
                 self.rendezvous.announce_restart()
         if (
@@ -101,25 +106,25 @@ class _Launcher:
             and not self.signals.signal
             and self.rendezvous.membership_changed(RESTART_NOTICE_SECONDS)
         ):
-            state, ended = {}, MembershipChanged()  # they were told by the workers of a node that begins again
+            state, ended = {}, MembershipChanged()  # preempted by the workers of a node that restarts
         state = _resolve_status(state, ended, self.signals)
         _write_status(self.folder, state)
         return state, ended
 
 
 def _validated(tree: dict[str, Any], world: World) -> dict[str, Any]:
-    """The configuration that all nodes run, or what is wrong with it."""
+    """Return the configuration that all nodes run, or the errors in it."""
     config, folder = read_config(tree), RunDir(Path(tree["run_dir"]))
     try:
         folder.check(tree)
         silo_sizes(config.silos, world.nodes, folder.num_clients())
     except ValueError as error:
-        return {"faults": str(error)}
+        return {"errors": str(error)}
     return {"config": tree}
 
 
 def _clear_status(folder: RunDir, rounds: int) -> None:
-    """Whatever an earlier start wrote to state.json must not be taken for the word of this one."""
+    """Reset state.json, so that the status of an earlier start is not taken for that of this one."""
     if folder.status() not in ("", "bad_input") and not folder.has_finished(rounds):
         folder.set_status("running")
 
@@ -127,13 +132,13 @@ def _clear_status(folder: RunDir, rounds: int) -> None:
 def _resolve_status(
     state: RunState, ended: WorkerFailure | MembershipChanged | None, signals: SignalHandler
 ) -> RunState:
-    """How the run stands, when the workers said `state` and ended like this."""
+    """Return the state of the run after its workers wrote `state` and ended like this."""
     if state.get("status") in ("finished", "bad_input", "preempted"):
         return state
     if signals.signal and (ended is None or (isinstance(ended, WorkerFailure) and -ended.code in STOP_SIGNALS)):
         return {"status": "preempted"}  # before the workers could take the signal
     if ended is None:
-        return {"status": "bad_input"}  # found before there was a folder, and said
+        return {"status": "bad_input"}  # the workers found and printed it before there was a folder
     if state.get("status") == "crashed":
         return state
     return {"status": "crashed", "error": str(ended)} | (
@@ -142,17 +147,17 @@ def _resolve_status(
 
 
 def _write_status(folder: RunDir, state: RunState) -> None:
-    """Writes it to state.json, unless it stands there or there is no folder."""
+    """Write state.json, unless it holds this state already or there is no run folder."""
     if folder.path.exists() and folder.state() != state:
         folder.set_status(**state)
 
 
 def _report_status(folder: RunDir, state: RunState, ended: WorkerFailure | MembershipChanged | None) -> None:
-    """Says why the run is not finished, if the workers have not."""
+    """Print why the run is not finished, unless the workers have."""
     if state["status"] == "preempted":
-        said = "preempted"
+        reason = "preempted"
     elif ended and state.get("error") in (None, str(ended)):
-        said = str(ended)
+        reason = str(ended)
     else:
         return
-    print(f"{said}; go on with run_dir={folder.path}", file=sys.stderr, flush=True)
+    print(f"{reason}; continue with run_dir={folder.path}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How this process computes: its threads, and what its numbers may be rounded to."""
+"""Settings of torch in this process: threads, precision, determinism."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.distributed.launch.processes import choose_threads
 
 
 def configure_torch(config: Config, environment: ClusterEnvironment) -> int:
-    """The CPU threads of this process, which computes as configured from now on."""
+    """Configure torch for this process; return its number of CPU threads."""
     threads = choose_threads(config.launch.threads_per_worker, environment.local_world_size)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if config.precision.tf32 else "highest")
@@ -23,7 +23,7 @@ def configure_torch(config: Config, environment: ClusterEnvironment) -> int:
 
 
 def enable_determinism() -> None:
-    """From now on, operations on GPUs give the same bits in every run, or raise an error that says so."""
+    """Make operations on GPUs give the same bits in every run, or raise RuntimeError where they cannot."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from trainer.distributed.launch.signals import SignalHandler
 from trainer.distributed.launch.world import World
 
-TRAINER = ("-m", "trainer")
+# The command line as arguments of Python: by its path, because -m prefers a user's own trainer.py.
+TRAINER = (str(Path(__file__).parents[2] / "commands" / "silotrain.py"),)
 SHUTDOWN_TIMEOUT_SECONDS = 10  # for workers that have lost a peer
 POLL_INTERVAL_SECONDS = 0.05
 

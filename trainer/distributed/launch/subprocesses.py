@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.distributed.launch.processes import TRAINER
+
 # Set for a command that is to stop when the process that started it is killed.
 SWEPT = "SILOTRAIN_SWEPT"
 
@@ -49,7 +51,7 @@ class Command:
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, slot: ResourceSlot):
-        command = [sys.executable, "-m", "trainer", *arguments]
+        command = [sys.executable, *TRAINER, *arguments]
         gpus = {} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus}
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:

@@ -1,0 +1,71 @@
+"""Reports of a worker that fails: on its standard error, in its log and in state.json."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from trainer.checkpoint.format import DiskFullError
+from trainer.checkpoint.run_dir import RunDir
+from trainer.distributed import collectives
+from trainer.distributed.environment import ClusterEnvironment
+from trainer.distributed.launch.heartbeat import Heartbeat
+from trainer.loop.stopping import DivergedError
+from trainer.utils.oom import OutOfMemoryError
+
+log = logging.getLogger("trainer")
+log.addHandler(logging.NullHandler())  # until the run folder is known, failures are printed only
+
+# A rank that lost its peers first lets the one that failed report why, and end the world.
+ROOT_CAUSE_GRACE_SECONDS = 3
+
+
+def exit_on_failure(
+    error: BaseException, environment: ClusterEnvironment, folder: RunDir | None, heartbeat: Heartbeat | None
+) -> NoReturn:
+    """Report why this rank failed, and end the process at once: its peers may be waiting in a collective.
+
+    Args:
+        error: what ended the worker.
+        environment: the place of this rank.
+        folder: the run folder; None if it is not known yet.
+        heartbeat: asks for the activities of the other ranks; None before there is one.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        os._exit(130)
+    log.error("failed", exc_info=error)
+    if isinstance(error, DivergedError):  # on all ranks
+        if folder and environment.rank == 0:
+            folder.set_status("crashed", error=str(error), final=True)
+            print(error, file=sys.stderr, flush=True)
+        time.sleep(0 if environment.rank == 0 else ROOT_CAUSE_GRACE_SECONDS)
+        os._exit(1)
+    description = _describe(error, environment, heartbeat)
+    status = "bad_input" if isinstance(error, OutOfMemoryError) else "crashed"
+    if folder and folder.path.exists() and folder.claim_failure("run"):
+        folder.set_status(status, rank=environment.rank, error=f"{type(error).__name__}: {error}")
+    if folder and not folder.claim_failure(f"node-{environment.node}"):
+        time.sleep(ROOT_CAUSE_GRACE_SECONDS)  # another rank of this node prints its own
+    else:
+        print(description, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _describe(error: BaseException, environment: ClusterEnvironment, heartbeat: Heartbeat | None) -> str:
+    """Describe a failure. A rank that lost a peer waits first, so that the peer can report the cause."""
+    rank = f"rank {environment.rank}"
+    if heartbeat and collectives.has_timed_out(error):
+        activities = heartbeat.activities(environment.world_size)
+        return f"{rank} waited in vain while {heartbeat.activity()}:\n{activities}"
+    if collectives.has_lost_peers(error):
+        time.sleep(ROOT_CAUSE_GRACE_SECONDS)
+        return f"{rank} lost its peers: {str(error).splitlines()[0]}"
+    if isinstance(error, OutOfMemoryError):
+        return f"{rank}: {error}"
+    if isinstance(error, DiskFullError):
+        return f"{rank}: {error.strerror}"
+    return f"{rank} failed:\n{''.join(traceback.format_exception(error))}"
