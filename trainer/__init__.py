@@ -6,15 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.distributed.topology import distributed
     from trainer.loop.fit import fit
     from trainer.loop.run import Run
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "__version__", "distributed", "fit"]
+__all__ = ["Run", "__version__", "fit"]
 
-_HOMES = {"Run": "trainer.loop.run", "distributed": "trainer.distributed.topology", "fit": "trainer.loop.fit"}
+_HOMES = {"Run": "trainer.loop.run", "fit": "trainer.loop.fit"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the files of its folder, the summary on the console, and the charts in TensorBoardLogger."""
+"""The run folder: another run does not start in it, the same one resumes, and state.json says how it stands."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class FedDyn:
     """g_k <- g_k - l_k + alpha (w_k - w), then l_k <- l_k - alpha (w_k - w), and w <- mean_k w_k - h.
 
-    Acar et al. 2021 (arXiv 2111.04263), algorithm 1; h here is minus the paper's h / alpha, summed by the server:
+    Acar et al. 2021 (arXiv 2111.04263), algorithm 1; h here is the paper's h / alpha, summed by the server:
     h <- h + |P| / m mean_k (w - w_k) over the |P| of m clients that took part. All clients weigh the same.
     """
 
