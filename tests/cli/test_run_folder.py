@@ -1,4 +1,4 @@
-"""The run folder: another run does not start in it, the same one resumes, and state.json says how it stands."""
+"""What a run leaves behind: the files of its folder, the summary on the console, and the charts in TensorBoard."""
 
 from __future__ import annotations
 
