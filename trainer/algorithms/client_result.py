@@ -15,7 +15,7 @@ MAX_PENDING_LOSSES = 1024  # appending a step's loss to a list costs a tenth of 
 
 @dataclass
 class ClientResult:
-    """What a client did in a round. Losses and units are this replica's part; all else is equal in the silo.
+    """A client's work in a round. Losses and units are this replica's part; all else is equal in the silo.
 
     Attributes:
         client: the client.

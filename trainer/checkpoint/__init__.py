@@ -1,4 +1,4 @@
-"""What is kept of a run on disk, how it is written, and what a run goes on from."""
+"""Checkpoints: the format on disk, who writes what, and the choice of the state to resume from."""
 
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.resume import ResumePoint, newest_complete

@@ -59,7 +59,7 @@ def newest_complete(folder: Path) -> SavedState | None:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a storage holds of a round checkpoint and of the round after it.
+    """The checkpoints that a storage holds of one round, and of the round after it.
 
     Attributes:
         has_round: whether the round checkpoint can be used.

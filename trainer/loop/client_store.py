@@ -1,4 +1,4 @@
-"""What clients keep between their rounds: personal parameters, and the states of algorithm, optimizer and reducer."""
+"""State of clients between their rounds: personal parameters, and states of algorithm, optimizer and reducer."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CONSENSUS_INTERVAL_SECONDS = 0.25
 
 
 class Action(IntEnum):
-    """What to do after a step; of several requests the greatest counts."""
+    """An action after a step; of several requests the greatest counts."""
 
     CONTINUE = 0
     CHECKPOINT = 1
@@ -30,7 +30,7 @@ class Action(IntEnum):
 
 
 class LoopControl:
-    """What this process was asked to do, and what it is doing. Signals and threads write, the loop reads.
+    """The requests to this process, and its activity. Signals and threads write, the loop reads.
 
     Args:
         checkpoint_seconds: time between mid-round checkpoints; None: there are none.

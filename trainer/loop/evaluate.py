@@ -100,7 +100,7 @@ def evaluation_sums(
     """This rank's part of float64 sums, as `evaluation_metrics` takes them: of every client, and of all together.
 
     `ids` are the examples of each client. A silo evaluates the clients whose home it is, its replicas sharing each
-    client's examples; the sum over the world is exact. Judges nothing any more when this rank is told to leave.
+    client's examples; the sum over the world is exact. Nothing more is evaluated once this rank is asked to stop.
     """
     trainer.model.module.eval()
     # A rank without examples learns from one of another's what is summed.

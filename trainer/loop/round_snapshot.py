@@ -1,4 +1,4 @@
-"""The middle of a round: what a silo has done of it."""
+"""The middle of a round."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.loop.round_metrics import RoundAccumulator
 
 @dataclass
 class RoundSnapshot:
-    """What a silo has done of a round.
+    """The work that a silo has done of a round.
 
     Attributes:
         session: the algorithm's session, with the sums of the clients that have finished.

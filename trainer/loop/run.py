@@ -1,4 +1,4 @@
-"""What a run consists of: every choice, made, as one frozen value that the loop and its parts read."""
+"""A run: all choices, as one value that the loop reads."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ Stragglers = Literal["keep", "drop"]
 
 @dataclass(frozen=True)
 class RoundLength:
-    """How much a client does in a round: local epochs, or a number of steps if that is given.
+    """The length of a client's round.
 
-    epochs            a number, or (least, most): drawn anew for every client and round
-    sync_rounds       the number of first rounds of one step: post-local SGD, Lin et al. 2020 (arXiv 1808.07217)
-    deadline_seconds  after which a silo ends its round, wherever it is; None: never
-    stragglers        the work of a client that had no time to do all of it: `keep` or `drop`
+    Attributes:
+        epochs: local epochs; or (least, most), from which the number is drawn for every client and round.
+        steps: local steps, in place of epochs; None: epochs count.
+        sync_rounds: number of first rounds of one step: post-local SGD, Lin et al. 2020 (arXiv 1808.07217).
+        deadline_seconds: time after which a silo ends its round, whatever is left to do; None: never.
+        stragglers: `keep` or `drop` the work of a client that had no time to finish it.
     """
 
     epochs: int | tuple[int, int] = 1
@@ -50,15 +52,19 @@ class RoundLength:
     stragglers: Stragglers = "keep"
 
     def num_steps(self, steps_per_epoch: int, round: Round, client: int) -> int:
-        """The steps of a client in a round, if its epoch has so many."""
+        """Return the number of steps of a client in a round, given that of its epoch."""
         if round.index < self.sync_rounds:
             return 1
         return self.steps or self._epochs(round, client) * steps_per_epoch
 
     def first_step(self, steps_per_epoch: int, earlier_rounds: int) -> int:
-        """Where in a client's stream of batches its round begins, after so many in which it took part.
+        """Return the step of a client's stream of batches at which its round begins.
 
         Every round but the synchronous ones has room for the most that may be done in it: so this is a pure function.
+
+        Args:
+            steps_per_epoch: of the client.
+            earlier_rounds: the number of rounds in which it took part before.
         """
         synchronous = min(earlier_rounds, self.sync_rounds)
         most = self.epochs if isinstance(self.epochs, int) else self.epochs[1]
@@ -75,31 +81,43 @@ class RoundLength:
 class Run:
     """A run, ready for `fit`. Replicas and silos are those of `topology`; everything else is equal on all ranks.
 
-    Raises ValueError when the algorithm cannot combine clients that are trained in this way.
+    Attributes:
+        topology: the ranks, and the silos that they form.
+        module: the model, trained in place.
+        task: loss and scores.
+        data: the examples.
+        clients: the client of each example.
+        algorithm: how clients train and silos combine.
+        optimizer: makes the clients' optimizer from a list of named parameters.
+        rounds: number of rounds.
+        batch_size: examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's.
+        micro_batch_size: examples that one rank puts through the model at once; None: its whole share of the batch;
+            auto: the largest for which all ranks have room.
+        weights: of examples in the loss, and of clients in the combination; None: each example 1.
+        transforms: of examples on their way to the model.
+        length: how long a client's round is.
+        stop: when the run is finished before its last round.
+        schedule: factor on the learning rates, by the fraction of the run in [0, 1].
+        client_sampling: the clients that take part in a round.
+        update_compression: of vectors between silos.
+        clip: limits to a step's gradient.
+        ema_decay: of the exponential moving average of the weights; None: there is none.
+        autocast: dtype of the forward pass; None: that of the parameters.
+        compile_backend: torch.compile's for the model; None: it is not compiled.
+        gradient_compression: of the mean inside a silo; without effect in silos of one replica.
+        seed: of all random streams.
+        evaluate_every: rounds between evaluations; the last round is always evaluated.
+        save_every: rounds between checkpoints; the last round is always saved.
+        evaluation_batch_size: examples that one rank evaluates at once.
+        per_client: the metrics of single clients: `full`, `scores` only, or `none`.
+        max_nonfinite_rounds: consecutive rounds with clients left out, their numbers not being finite, that end the run.
+        personal_steps: steps of its own after which each client's model is evaluated too; 0: it is not.
+        peak_flops: FLOP/s of the device of each rank, for the metric `mfu`; None: by the device's name.
+        measures_flops: whether the rate of large matrix products is measured at the start, for `measured_mfu`.
+        cache_on_gpu: whether a GPU holds the training set in its memory; None: if it is small.
 
-    batch_size            examples per optimizer step of a silo, whatever its number of ranks; None: all of the client's
-    micro_batch_size      examples that one rank puts through the model at once; None: its whole share of the batch;
-                          auto: as many as all ranks have room for
-    weights               of examples in the loss, and of clients in the combination; None: each example 1
-    transforms            of examples on their way to the model
-    stop                  when the run is finished before its last round
-    cache_on_gpu          whether a GPU holds the training set in its memory; None: if it is small
-    optimizer             makes the inner optimizer from a list of named parameters
-    client_sampling       the clients that take part in a round
-    update_compression    of numbers on their way between silos
-    schedule              factor on the optimizer's learning rates by the run's progress in [0, 1]
-    clip                  limits to a step's gradient
-    ema_decay             decay of the weights' exponential moving average; None: there is none
-    autocast              dtype of the forward pass's matrix products; None: that of the parameters
-    compile_backend       torch.compile's for the model; None: it is not compiled
-    gradient_compression  of the mean inside a silo; without effect in silos of one replica
-    evaluate_every        rounds between evaluations; the last round is always evaluated
-    save_every            rounds between checkpoints; the last round is always saved
-    max_nonfinite_rounds  rounds in a row with clients left out, their numbers not being finite, that end the run
-    per_client            the metrics of single clients: `full`, `scores` only, or `none`
-    personal_steps        steps on its own examples after which each client's model is evaluated too; 0: it is not
-    peak_flops            FLOP/s of the device of each rank, for the metric `mfu`; None: by the device's name
-    measures_flops        whether the rate of large matrix products is measured at the start, for `measured_mfu`
+    Raises:
+        ValueError: the choices cannot be combined.
     """
 
     topology: Topology
@@ -191,8 +209,8 @@ class Run:
         if stop.patience_evaluations is not None and stop.patience_evaluations > evaluations - 2:
             raise ValueError(
                 f"stop.patience_evaluations={stop.patience_evaluations} with rounds={self.rounds} and "
-                f"eval.every_rounds={self.evaluate_every}: of {evaluations} evaluations so many cannot be in "
-                "vain before the last.\n"
+                f"eval.every_rounds={self.evaluate_every}: of {evaluations} evaluations fewer can be without improvement "
+                "before the last.\n"
                 f"  set stop.patience_evaluations to {max(evaluations - 2, 1)} or less, or more rounds, or evaluate "
                 "more often"
             )
@@ -216,41 +234,40 @@ class Run:
 
     @cached_property
     def data_fingerprint(self) -> str:
-        """What tells the examples, their clients and when these are there from others."""
-        told = fingerprint(self.data, self.clients)
-        present = self.client_sampling.fingerprint()
-        return f"{told}-{derive_seed(present):016x}" if present else told
+        """A hash of the examples, of their clients, and of when these are available."""
+        data, availability = fingerprint(self.data, self.clients), self.client_sampling.fingerprint()
+        return f"{data}-{derive_seed(availability):016x}" if availability else data
 
     @cached_property
     def homes(self) -> list[list[int]]:
-        """The clients that each silo evaluates and keeps the state of: balanced by examples, or where these are."""
+        """The clients that each silo evaluates and whose state it keeps: balanced by examples, or where their files are."""
         if self.clients.homes is not None:
             silos = range(self.topology.num_silos)
             return [[client for client, home in enumerate(self.clients.homes) if home == silo] for silo in silos]
         return assign_clients(range(len(self.clients)), self.clients.sizes.tolist(), self.topology.silo_sizes)
 
     def round(self, index: int) -> Round:
-        """The round of this index, equal on every rank."""
+        """Return the round of this index, equal on every rank."""
         return Round(index, self.seed, self.client_sampling.sample(len(self.training_sets), self.seed, index))
 
     def evaluates(self, index: int) -> bool:
-        """Whether the round of this index ends with an evaluation."""
+        """Return whether the round of this index ends with an evaluation."""
         return (index + 1) % self.evaluate_every == 0 or index + 1 == self.rounds
 
     def may_evaluate(self, index: int) -> bool:
-        """Whether the round of this index may end with an evaluation, when it is known that the run ends with it."""
+        """Return whether the round of this index may end with an evaluation, if the run turns out to end with it."""
         return self.evaluates(index) or self.stop.max_training_seconds is not None
 
     def saves(self, index: int) -> bool:
-        """Whether the round of this index ends with a checkpoint."""
+        """Return whether the round of this index ends with a checkpoint."""
         return (index + 1) % self.save_every == 0 or index + 1 == self.rounds
 
     def assignment_digest(self, index: int) -> str:
-        """A word for who trains whom in the round of this index: equal words, equal assignments."""
+        """Return a digest of the assignment of clients to silos in the round of this index."""
         return f"{derive_seed(str(self.assignments(self.round(index)))):016x}"[-8:]
 
     def assignments(self, round: Round) -> list[list[int]]:
-        """The clients that each silo trains in a round; a client with state, or a file, is trained where that is."""
+        """Return the clients that each silo trains in a round; one with state, or a file, is trained where that is."""
         is_bound = self.algorithm.keeps_client_state or self.clients.homes is not None
         if not is_bound:
             return assign_clients(round.cohort, self.training_sizes, self.topology.silo_sizes)
