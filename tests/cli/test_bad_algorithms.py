@@ -144,7 +144,7 @@ SLOTS = {
     "a pull away": ([*FEDAVG, "algorithm.proximal_mu=-0.1"], ["algorithm.proximal_mu=-0.1", "a number from 0"]),
     "no norm": ([*FEDAVG, "algorithm.max_update_norm=0"], ["algorithm.max_update_norm=0", "a number above 0, or null"]),
     "no pattern": ([*FEDAVG, "algorithm.shared_params='('"], ["algorithm.shared_params=(", "missing )"]),
-    "moments": ([*FEDAVG, "algorithm.batchnorm_stats=x"], ["algorithm.batchnorm_stats=x", "valid: pooled, mean"]),
+    "moments": ([*FEDAVG, "algorithm.batchnorm_stats=x"], ["algorithm.batchnorm_stats=x", "valid: pooled or mean"]),
     "a rule": ([*KRUM, "algorithm.rule=mean"], ["algorithm.rule=mean", "valid: a mapping with a _target_"]),
     "half left out": (
         ["algorithm=trimmed_mean", "silos=2", "algorithm.rule.trim=0.5"],
