@@ -110,7 +110,7 @@ class Run:
         save_every: rounds between checkpoints; the last round is always saved.
         evaluation_batch_size: examples that one rank evaluates at once.
         per_client: the metrics of single clients: `full`, `scores` only, or `none`.
-        max_nonfinite_rounds: consecutive rounds with clients left out, their numbers not being finite, that end the run.
+        max_nonfinite_rounds: consecutive rounds with nonfinite clients that end the run.
         personal_steps: steps of its own after which each client's model is evaluated too; 0: it is not.
         peak_flops: FLOP/s of the device of each rank, for the metric `mfu`; None: by the device's name.
         measures_flops: whether the rate of large matrix products is measured at the start, for `measured_mfu`.
@@ -209,7 +209,7 @@ class Run:
         if stop.patience_evaluations is not None and stop.patience_evaluations > evaluations - 2:
             raise ValueError(
                 f"stop.patience_evaluations={stop.patience_evaluations} with rounds={self.rounds} and "
-                f"eval.every_rounds={self.evaluate_every}: of {evaluations} evaluations fewer can be without improvement "
+                f"eval.every_rounds={self.evaluate_every}: with {evaluations} evaluations, patience cannot run out "
                 "before the last.\n"
                 f"  set stop.patience_evaluations to {max(evaluations - 2, 1)} or less, or more rounds, or evaluate "
                 "more often"
@@ -240,7 +240,7 @@ class Run:
 
     @cached_property
     def homes(self) -> list[list[int]]:
-        """The clients that each silo evaluates and whose state it keeps: balanced by examples, or where their files are."""
+        """The clients that each silo evaluates and whose state it keeps: balanced, or where their files are."""
         if self.clients.homes is not None:
             silos = range(self.topology.num_silos)
             return [[client for client, home in enumerate(self.clients.homes) if home == silo] for silo in silos]
@@ -255,7 +255,7 @@ class Run:
         return (index + 1) % self.evaluate_every == 0 or index + 1 == self.rounds
 
     def may_evaluate(self, index: int) -> bool:
-        """Return whether the round of this index may end with an evaluation, if the run turns out to end with it."""
+        """Return whether the round of this index ends with an evaluation, if the run may end with it."""
         return self.evaluates(index) or self.stop.max_training_seconds is not None
 
     def saves(self, index: int) -> bool:
@@ -267,7 +267,7 @@ class Run:
         return f"{derive_seed(str(self.assignments(self.round(index)))):016x}"[-8:]
 
     def assignments(self, round: Round) -> list[list[int]]:
-        """Return the clients that each silo trains in a round; one with state, or a file, is trained where that is."""
+        """Return the clients that each silo trains in a round; state and files stay where they are."""
         is_bound = self.algorithm.keeps_client_state or self.clients.homes is not None
         if not is_bound:
             return assign_clients(round.cohort, self.training_sizes, self.topology.silo_sizes)
