@@ -96,7 +96,7 @@ COMBINATIONS = {
     ),
     "a cohort and one silo in step": (
         ["client_sampling=trace", "client_sampling.file=trace.csv"],
-        ["client_sampling=AvailabilityTrace", "algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
+        ["client_sampling=trace", "algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
     ),
     "work that is dropped and one silo in step": (
         ["round.deadline_seconds=5", "round.stragglers=drop"],

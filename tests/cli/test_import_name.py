@@ -59,7 +59,8 @@ def test_a_trainer_on_the_python_path_hides_nothing(shell: Shell, tmp_path: Path
 
 def test_a_package_that_was_installed_over_this_one_is_named(shell: Shell, tmp_path: Path) -> None:
     site = install(tmp_path / "site", "other-trainer")
-    command = str(shutil.copy(COMMAND, site))
+    (site / "trainer/commands").mkdir()
+    command = str(shutil.copy(COMMAND, site / "trainer/commands"))
     ended = shell.start(command, "--version", inside=("env", f"PYTHONPATH={site}")).end()
     assert (ended.code, ended.out) == (2, "")
     first, way_out = ended.err.splitlines()

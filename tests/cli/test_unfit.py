@@ -90,7 +90,7 @@ UNFIT = {
     ),
     "a cohort of pooled clients": (
         ["clients=4", "client_sampling=sample", "client_sampling.clients_per_round=2"],
-        ["client_sampling=UniformSampler with algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
+        ["client_sampling=sample with algorithm=sync", "set client_sampling=all, or algorithm=fedavg"],
     ),
     "alpha": ([*FEDAVG, "partition=dirichlet", "partition.alpha=-1"], ["partition.alpha=-1", "above 0"]),
     "alpha of no number": (

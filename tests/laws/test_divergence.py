@@ -77,7 +77,7 @@ def test_a_window_of_batches_is_skipped(ranks, tmp_path: Path):
     """The round that diverged is left out and no other: the run is the one that never saw its batches."""
     window, model, progress = ranks(2).run(goes_on_without, tmp_path)[0]
     assert window == (1, STEPS)
-    assert '"skipped": [[1, 0, 3]]' in progress
+    assert '"skipped_windows": [[1, 0, 3]]' in progress
     assert_same(model, ranks(2).run(leaves_out_from_the_start)[0])
 
 

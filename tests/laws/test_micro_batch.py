@@ -157,8 +157,8 @@ def test_what_an_optimizer_keeps_is_counted(make: Any, numbers: int):
 
 
 SAID = {
-    "a GPU's": (torch.OutOfMemoryError(GPU), 64, ["=null", "64 examples", "2.50 GiB more", "=32 or less", "=auto"]),
-    "a CPU's": (RuntimeError(CPU), 100, ["100 examples", "99 bytes more", "micro_batch_size=32 or less"]),
+    "a GPU's": (torch.OutOfMemoryError(GPU), 64, ["=null", "64 examples", "allocate 2.50 GiB", "=32 or less", "=auto"]),
+    "a CPU's": (RuntimeError(CPU), 100, ["100 examples", "allocate 99 bytes", "micro_batch_size=32 or less"]),
     "a library's": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), 3, ["3 examples", "=1 or less"]),
     "Python's": (MemoryError(), 1, ["1 examples", "a smaller model"]),
 }
@@ -213,6 +213,6 @@ def test_real_memory_is_found_and_its_end_is_said():
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, env=settings)
     assert ended.returncode == 0, ended.stderr
     found, said, way_out = ended.stdout.splitlines()
-    assert "micro_batch_size=null" in said and "512 examples" in said and "bytes more" in said
+    assert "micro_batch_size=null" in said and "512 examples" in said and "could not allocate" in said
     assert "set micro_batch_size=256 or less, or micro_batch_size=auto" in way_out
     assert int(found) in (16, 32, 64, 128)

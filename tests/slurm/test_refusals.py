@@ -15,11 +15,11 @@ REFUSED = {
         TWO_ON_A_NODE,
         (),
         ("launch.nproc_per_node=3",),
-        "launch.nproc_per_node=3, and srun has started 2 ranks",
+        "launch.nproc_per_node=3, but srun has started 2 ranks",
     ),
     "device": (ONE_A_NODE, (), ("launch.device=cuda",), "each rank needs a GPU, but 0 are visible"),
     "torchruns": (TWO_ON_A_NODE, TORCHRUN, (), "torchrun was started by srun with 2 tasks a node"),
-    "strangers": (ONE_A_NODE, TORCHRUN, (), "torchrun knows of 1 node, and srun has started it on 2"),
+    "strangers": (ONE_A_NODE, TORCHRUN, (), "torchrun knows of 1 node, but srun has started it on 2"),
 }
 SLOW = ("device", "torchruns", "strangers")
 CASES = [pytest.param(*case, id=name, marks=[pytest.mark.long] * (name in SLOW)) for name, case in REFUSED.items()]

@@ -52,8 +52,9 @@ def test_gpus_are_divided_by_the_names_they_have(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which `python -m trainer` says on what it runs, and waits for nothing."""
+    """A folder with a command that prints on what it runs, in place of the trainer."""
     (tmp_path / "trainer.py").write_text(MODULE)
+    monkeypatch.setattr(subprocesses, "TRAINER", (str(tmp_path / "trainer.py"),))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

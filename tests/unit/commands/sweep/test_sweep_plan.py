@@ -89,7 +89,7 @@ ERRORS = [
     (["hydra.launcher.part=[0,2]", "hydra/sweeper=optuna"], ["hydra.launcher.part", "chooses its jobs itself"]),
     (["hydra.launcher.job=2"], ["hydra.launcher.job is not a key; did you mean hydra.launcher.jobs?"]),
     (["hydra/launcher=lokal"], ["hydra/launcher/lokal", "local"]),
-    (["--cfg", "job"], ["--cfg cannot be combined with -m"]),
+    (["--cfg", "job"], ["--cfg and --help cannot be combined with -m", "leave -m out"]),
     (["seed=1,2", "name=a=b"], ["name=a=b"]),
 ]
 
