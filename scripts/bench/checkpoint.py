@@ -1,4 +1,4 @@
-"""What checkpoints cost the training: python -m scripts.bench.checkpoint
+"""The cost of checkpoints to the training: python -m scripts.bench.checkpoint
 
 Two workers of one thread each, synchronous. Windows of training in which a border is saved at the start, in turn with
 windows in which none is. A save is written by a thread while training goes on; what it costs is what the window takes
@@ -119,7 +119,7 @@ def window(state: TrainState, checkpointer: Checkpointer | None) -> float:
 
 
 def share(state: TrainState) -> list[torch.Tensor]:
-    """What this rank saves."""
+    """Return the tensors that this rank saves."""
     topology = state.run.topology
     common = {"model": state.model.shared_state(), "clients": state.trainer.clients.state_dict()}
     mine = assign_leaves(common, topology.replica, topology.num_replicas)
@@ -131,7 +131,7 @@ def bytes_of(state: TrainState) -> int:
 
 
 def copy_seconds(state: TrainState) -> float:
-    """What a bare copy of that takes."""
+    """Return the seconds of a bare copy of them."""
     tensors = share(state)
     began = perf_counter()
     copied = [tensor.clone() for tensor in tensors]

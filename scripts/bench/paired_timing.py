@@ -1,4 +1,4 @@
-"""What the benchmarks share: two sides timed in turn in the same workers, and the ratio of each pair."""
+"""Paired timing: two sides timed in turn in the same workers, and the ratio of each pair."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def duel(name: str, ours: Side, theirs: Side, pairs: int, unit: str, amount: flo
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Return a description of the machine and the versions."""
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}"

@@ -65,7 +65,7 @@ def tokens(windows: int) -> DataSplits:
 
 
 def outputs(commands: Sequence[Sequence[str]]) -> str:
-    """What the commands, all at once, have printed; RuntimeError with it if one of them fails."""
+    """Run commands at once; return their output, or raise RuntimeError with it if one of them fails."""
     with ExitStack() as stack:
         started = [
             stack.enter_context(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))

@@ -1,4 +1,4 @@
-"""What federated rounds cost, without evaluation: python -m scripts.bench.round
+"""The cost of federated rounds, without evaluation: python -m scripts.bench.round
 
 FedAvg with the 2NN of McMahan et al. 2017, clients of 600 examples, batch 10, one epoch a round, on 2 silos of one
 rank; one thread each, in turn with the same written by hand.

@@ -1,4 +1,4 @@
-"""What a worker costs besides its steps: python -m scripts.bench.start
+"""The cost of a worker besides its steps: python -m scripts.bench.start
 
 Of rank 0 of two workers on one thread each: the seconds from its start to the end of its first step, and its peak
 memory in a run of 3 epochs. Ours is `-m trainer` on the digits with all its logging, evaluation and checkpoints, under

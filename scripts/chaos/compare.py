@@ -17,7 +17,7 @@ SECTIONS = ("model", "algorithm", "clients")
 
 
 def differences(alone: Path, disturbed: Path) -> list[str]:
-    """What is not the same in the folders of two runs, as sentences."""
+    """Return sentences about the differences between the folders of two runs."""
     return [
         *_of_trees(_final_state(alone), _final_state(disturbed)),
         *_of_figures("result.json", RunDir(alone).result(), RunDir(disturbed).result()),

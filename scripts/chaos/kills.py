@@ -11,7 +11,7 @@ from scripts.chaos.marks import Mark
 
 
 class Kind(StrEnum):
-    """What a kill is meant to hit."""
+    """The target of a kill."""
 
     SAVE = "inside a save"
     COMBINATION = "inside a combination"
@@ -47,7 +47,7 @@ class Kill:
 
     @property
     def kind(self) -> Kind:
-        """What it was meant to be, if it was."""
+        """Return the kind that it was meant to be, if it was."""
         return self.meant if self._is(self.meant) else Kind.RANDOM
 
     @property

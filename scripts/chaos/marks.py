@@ -1,4 +1,4 @@
-"""What a worker is doing at this very moment, in memory that it shares with whoever wants to kill it.
+"""The activity of a worker at this very moment, in memory that it shares with whoever wants to kill it.
 
 The memory is a file, so it outlives the worker: what stands there afterwards is what the kill hit.
 """
@@ -18,7 +18,7 @@ PID, STEPS, DOING, SAVING, END = 0, 8, 16, 80, 208  # where the fields begin
 
 @dataclass(frozen=True)
 class Mark:
-    """What a worker said last.
+    """The last mark of a worker.
 
     steps   optimizer steps since it was started
     doing   its main thread, from the outside in: "combining > vectors"
@@ -42,7 +42,7 @@ class Marks:
         self.outer = ""
 
     def read(self) -> Mark:
-        """What stands there now."""
+        """Return the mark that is there now."""
         (pid,), (steps,) = NUMBER.unpack_from(self.memory, PID), NUMBER.unpack_from(self.memory, STEPS)
         doing, saving = (
             self.memory[start:end].rstrip(b"\0").decode() for start, end in ((DOING, SAVING), (SAVING, END))

@@ -1,4 +1,4 @@
-"""What was killed and what came of it, as tables."""
+"""Tables of the kills and their outcomes."""
 
 from __future__ import annotations
 

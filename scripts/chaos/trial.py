@@ -91,7 +91,7 @@ class Case:
         return compose_tree([*self.overrides, *others, f"run_dir={folder}"])
 
     def _errors(self, folder: Path, code: int | None, said: Path) -> tuple[str, ...]:
-        """What should not be: another end than that of the untouched run, another failure than our kills."""
+        """Return what must not be: another end than that of the untouched run, another failure than our kills."""
         if code != 0:
             return (f"{folder.name} ended with exit code {code}: {said}",)
         restarts = [line for line in said.read_text().splitlines() if "; restart " in line]

@@ -50,7 +50,7 @@ class Watched:
         return {rank: pid for pid in self._children() if (rank := self._rank(pid)) is not None}
 
     def mark(self, rank: int, pid: int) -> Mark:
-        """What a worker does; one that has not yet said a word is starting Python."""
+        """Return the activity of a worker; one without a mark is starting Python."""
         mark = self.marks[rank].read()
         return mark if mark.pid == pid else Mark(pid, 0, "starting Python", "")
 

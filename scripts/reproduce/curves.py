@@ -1,4 +1,4 @@
-"""What the rounds of a run say: how soon it reached a target, and where it ended."""
+"""Curves of a run: how soon it reached a target, and where it ended."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Runner:
         self.failed: list[str] = []
 
     def run(self) -> list[str]:
-        """What failed, as sentences, when all trials are over or have failed."""
+        """Run all trials; return sentences about those that failed."""
         print(f"{len(self.waiting)} of {len(self.series.trials)} runs are to be done", flush=True)
         looks = 0
         with self._ended():

@@ -1,1 +1,1 @@
-"""What communication between silos costs: combination, wires over links of given rates, whole rounds over them."""
+"""The cost of communication between silos: combination, transports over links of given rates, whole rounds over them."""

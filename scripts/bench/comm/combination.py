@@ -1,4 +1,4 @@
-"""What a round adds to its steps, beside one bare all-reduce: python -m scripts.bench.comm.combination
+"""The cost of a round besides its steps, beside one bare all-reduce: python -m scripts.bench.comm.combination
 
 Two silos of one rank and one thread on this machine, on the CPU unless --device says otherwise. Ours is everything from
 the last step of a round to the first of the next one: the contribution, the header, the vectors, the server, the model
@@ -76,7 +76,7 @@ class Rounds:
         self.state.trainer.train(self.client, self.round, self.round.index, None, lambda client, wish: False)
 
     def combine(self) -> None:
-        """What is not a step, up to the first of the next round."""
+        """Do all that is not a step, up to the first step of the next round."""
         tally, result = RoundAccumulator(self.run, self.round, self.state.model.statistics), self.client.result
         norm, kept = self.client.session.finish(result)
         self.state.trainer.commit(result.client, kept)

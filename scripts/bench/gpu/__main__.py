@@ -58,14 +58,14 @@ def compare_memory(name: str, tiny: bool) -> None:
 
 
 def combination(tiny: bool) -> str:
-    """What `scripts.bench.comm.combination` says of FedAvg between two ranks where they are now."""
+    """Return the rows of `scripts.bench.comm.combination` for FedAvg between two ranks."""
     numbers, pairs = (PARAMETERS_OF_TINY, 3) if tiny else (PARAMETERS, 15)
     options = ["--algorithms", "fedavg", "--numbers", str(numbers), "--pairs", str(pairs), "--device", "auto"]
     return _another("scripts.bench.comm.combination", *options)
 
 
 def _another(module: str, *arguments: str) -> str:
-    """What another process prints."""
+    """Return the output of another process."""
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""What is trained: each case in the size that is measured, and in one that any machine does in a moment."""
+"""The trained models: each case in the size that is measured, and in one that any machine does in a moment."""
 
 from __future__ import annotations
 

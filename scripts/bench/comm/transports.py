@@ -1,9 +1,9 @@
-"""What each uplink costs and saves: python -m scripts.bench.comm.wires
+"""The cost and the saving of each compression: python -m scripts.bench.comm.transports
 
 For each choice of `update_compression=`, on one thread a silo: the CPU time in which a vector is packed and unpacked,
 what all silos send of it, and for its sum the CPU time of the first silo, its collectives included, and the time on the
 clock. The vector is one matrix of 1,000 columns. With --rate, each silo is a host of its own, and what has left the
-hosts' interfaces stands beside what the wires say that they send.
+hosts' interfaces stands beside what the transports report as sent.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--uplinks", nargs="+", choices=UPLINKS, default=list(UPLINKS))
     parser.add_argument("--rate", help="of the link of each silo, for tc(8): 100mbit")
     options = parser.parse_args()
-    module = "scripts.bench.comm.wires"
+    module = "scripts.bench.comm.transports"
     on_hosts = options.rate is not None
     is_worker = (
         in_workers_on_hosts(module, options.rate, options.silos) if on_hosts else in_workers(module, options.silos)
