@@ -1,4 +1,4 @@
-"""Pieces of the user's own, from a module in the working directory; what is told of clients."""
+"""Components from a user's module in the working directory; metrics of single clients."""
 
 from __future__ import annotations
 

@@ -172,7 +172,13 @@ def test_what_there_is_no_room_for_is_said(error: Any, examples: int, said: list
 
 
 def test_other_errors_are_left_alone():
-    raise_if_oom(RuntimeError("shapes cannot be multiplied"), "micro_batch_size", 4, 4)
+    """The caller raises them again."""
+    error = RuntimeError("shapes cannot be multiplied")
+    try:
+        raise_if_oom(error, "micro_batch_size", 4, 4)
+    except OutOfMemoryError:
+        pytest.fail("taken for a lack of memory")
+    assert error.__cause__ is None
 
 
 # A process with little memory: 640 MB more than PyTorch takes, for a model whose examples take 4 MB each and more.

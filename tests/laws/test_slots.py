@@ -1,4 +1,4 @@
-"""What FedAvg's slots do, by hand: weights, what is shared, what is kept, limits and pulls."""
+"""FedAvg's options against a loop by hand: weights, shared and kept state, limits, the proximal term."""
 
 from __future__ import annotations
 

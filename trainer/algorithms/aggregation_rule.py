@@ -52,7 +52,7 @@ class Updates(Protocol):
 
         Args:
             planned_weight: the weight of all clients of the round.
-            weight: the weight of those that took part, over all silos.
+            weight: the weight of the clients that took part, over all silos.
             factor: multiplies the result.
             like: a vector of the result's length, dtype and device.
         """

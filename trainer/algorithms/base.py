@@ -68,7 +68,6 @@ class Algorithm(Protocol):
         skips_nonfinite_clients: whether a client whose update is not finite is left out of the round.
         is_compressible: whether silos send sums of updates, which may be compressed.
         overlap_steps: steps of the next round during which communication may still be under way.
-        can_overlap: whether `overlap_steps` can be chosen, by this algorithm or by a sibling of it.
     """
 
     @property
@@ -91,9 +90,6 @@ class Algorithm(Protocol):
 
     @property
     def overlap_steps(self) -> int: ...
-
-    @property
-    def can_overlap(self) -> bool: ...
 
     def is_shared(self, name: str) -> bool:
         """Return whether the parameter or buffer of this name is combined between the silos."""

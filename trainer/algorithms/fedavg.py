@@ -61,10 +61,6 @@ class FedAvg(FederatedOptions):
     def overlap_steps(self) -> int:
         return 0
 
-    @property
-    def can_overlap(self) -> bool:
-        return self.drift_correction is None and self.rule.is_sum
-
     def __post_init__(self):
         super().__post_init__()
         if self.proximal_mu < 0:

@@ -36,7 +36,6 @@ class ModelAveraging(FederatedOptions):
     skips_nonfinite_clients = False
     is_compressible = False
     overlap_steps = 0
-    can_overlap = False
 
     @property
     def keeps_client_state(self) -> bool:

@@ -48,7 +48,6 @@ class Streaming(FederatedOptions):
     keeps_client_state = True
     skips_nonfinite_clients = True
     is_compressible = True
-    can_overlap = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -32,7 +32,6 @@ class Sync:
     skips_nonfinite_clients = False
     is_compressible = False
     overlap_steps = 0
-    can_overlap = False
 
     def is_shared(self, name: str) -> bool:
         return True
