@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor
 
 CPU_CHUNK_LENGTH = 1 << 17  # values: several operations go over them while they are in a cache of 2 MB
 
 
-class Codec(Protocol):
+class Codec(ABC):
     """Abstract: encodes a vector as bytes, whose number depends on its length alone, and decodes them.
 
     Values are finite, one-dimensional, float32 or float64. Decoded values are float32 numbers with the same bits on
     every rank, rounded again if their tensor has fewer bits. Error feedback makes up for the loss. Encoded vectors
-    are uint8, contiguous, and start at a multiple of 4 bytes.
+    are uint8, contiguous, and start at a multiple of 4 bytes. A subclass needs the name and the three methods.
 
-    name  the choice of `update_compression=`
+    name         the choice of `update_compression=`
+    is_identity  whether vectors travel as they are
     """
 
     name: str
+    is_identity: Literal[False] = False
 
+    @abstractmethod
     def encoded_size(self, count: int) -> int:
         """Return the bytes of `count` values, a multiple of 4."""
-        ...
 
+    @abstractmethod
     def encode(self, values: Tensor, packed: Tensor, seed: int) -> None:
         """Encode a vector. Random numbers, if any, are a pure function of the seed.
 
@@ -33,17 +37,17 @@ class Codec(Protocol):
             packed: the output [encoded_size(count)], uint8
             seed: of this vector
         """
-        ...
 
+    @abstractmethod
     def decode(self, packed: Tensor, values: Tensor) -> None:
         """Decode bytes [encoded_size(count)] into the values [count], in their dtype."""
-        ...
 
 
 class Uncompressed:
     """No codec: numbers travel in float32, or in float64 if the model is float64."""
 
     name = "fp32"
+    is_identity: Literal[True] = True
 
 
 class PowerSGD:
@@ -57,6 +61,7 @@ class PowerSGD:
     """
 
     name = "powersgd"
+    is_identity: Literal[False] = False
 
     def __init__(self, rank: int = 4):
         if rank < 1:

@@ -7,12 +7,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.base import chunk_length, multiple_of_4
+from trainer.distributed.compression.base import Codec, chunk_length, multiple_of_4
 
 HalfDtype = Literal["bfloat16", "float16"]
 
 
-class Cast:
+class Cast(Codec):
     """Each value rounded to the nearest number of 16 bits; larger ones become the largest finite number.
 
     bfloat16  8 bits of exponent, 8 of precision: |error| <= 2^-8 |x|, or 1e-38 if that is more; up to 3.3e38

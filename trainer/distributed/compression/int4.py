@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from trainer.distributed.compression.base import Codec
 from trainer.distributed.compression.blocks import count_blocks, dequantize_blocks, quantize_blocks, validate_block_size
 from trainer.utils.seeding import generator
 
@@ -14,7 +15,7 @@ LEVELS = 7
 DRAWS = 1 << 16  # different random numbers that are drawn
 
 
-class Int4:
+class Int4(Codec):
     """Each value rounded at random to one of the two nearest multiples of its block's scale, largest magnitude / 7.
 
     The rounding is unbiased: the mean over seeds is the value, to 2^-16 scale. |error| <= scale within a block, for

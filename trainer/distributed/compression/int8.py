@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.distributed.compression.base import Codec
 from trainer.distributed.compression.blocks import (
     LARGEST,
     count_blocks,
@@ -21,7 +22,7 @@ LEVELS = 127
 SCALE_BYTES = 4
 
 
-class Int8:
+class Int8(Codec):
     """Each value as the nearest multiple of its block's scale, the largest magnitude of the block / 127.
 
     |error| <= 0.51 scale within a block, for magnitudes from 2e-36 to 2^127. With blocks of 256 the scales add 1/64 to

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.distributed.compression.base import chunk_length
+from trainer.distributed.compression.base import Codec, chunk_length
 
 SAMPLE = 1 << 16  # values from which the threshold is estimated
 ENTRY_BYTES = 8  # an int32 index and a float32 value
 
 
-class TopK:
+class TopK(Codec):
     """The k = fraction x count values of the largest magnitude, at least one; the others become 0.
 
     The result is that of torch.topk. One pass finds the values above a threshold, a few more than k, and the k largest
