@@ -29,9 +29,10 @@ from trainer.checkpoint.checkpointer import assign_leaves
 from trainer.checkpoint.format import iter_leaves
 from trainer.data import Clients, DataSplits, TensorSource
 from trainer.distributed.topology import Topology, distributed
-from trainer.loop.checkpointing import save_round_checkpoint
+from trainer.loop.checkpointing import make_checkpointer, save_round_checkpoint
+from trainer.loop.options import EvalOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models import DigitsCNN
 from trainer.tasks import Classification
@@ -66,19 +67,19 @@ def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
     source = case.source()
     run = Run(
         topology=topology,
-        module=case.model(),
+        model=case.model,
         task=Classification(),
         data=DataSplits(source, source, 10),
         clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
         algorithm=Sync(),
         optimizer=case.optimizer,
         rounds=10**6,
-        batch_size=case.batch_size,
-        length=RoundLength(steps=case.steps),
-        evaluate_every=10**6,
+        training=TrainingOptions(batch_size=case.batch_size),
+        round=RoundOptions(steps=case.steps),
+        eval=EvalOptions(every_rounds=10**6),
     )
     state = TrainState(run)
-    checkpoints = Checkpointer(folder, topology, run.assignment_digest)
+    checkpoints = make_checkpointer(run, folder)
     plain, saving, stalls, copies = [], [], [], []
     for pair in range(pairs + 1):
         order = (False, True) if pair % 2 else (True, False)
@@ -110,7 +111,7 @@ def window(state: TrainState, checkpointer: Checkpointer | None) -> float:
     if checkpointer:
         state.progress.rounds += 1
         save_round_checkpoint(state, checkpointer)
-    train_round(state, state.run.round(0))
+    train_round(state, state.run.sample_round(0))
     dist.barrier()
     seconds = perf_counter() - began
     if checkpointer:

@@ -29,6 +29,7 @@ from trainer.algorithms import FedAvg
 from trainer.data import Clients, DataSplits, Iid, TensorSource
 from trainer.data.client_sampling.sampling import AllClients, ClientSampler, UniformSampler
 from trainer.distributed.topology import Topology, distributed
+from trainer.loop.options import EvalOptions, TrainingOptions
 from trainer.loop.round import train_round
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
@@ -50,22 +51,22 @@ def ours(topology: Topology, source: TensorSource, clients: Clients, cohort: Cli
     """Rounds of the trainer, without evaluation."""
     run = Run(
         topology=topology,
-        module=MLP(),
+        model=MLP,
         task=Classification(),
         data=DataSplits(source, source, 10),
         clients=clients,
         algorithm=FedAvg(),
         optimizer=sgd,
         rounds=10**6,
-        batch_size=BATCH_SIZE,
+        training=TrainingOptions(batch_size=BATCH_SIZE),
         client_sampling=cohort,
-        evaluate_every=10**6,
+        eval=EvalOptions(every_rounds=10**6),
     )
     state = TrainState(run)
 
     def side(pair: int) -> None:
         for index in range(pair * ROUNDS, (pair + 1) * ROUNDS):
-            train_round(state, run.round(index))
+            train_round(state, run.sample_round(index))
 
     return side
 

@@ -26,15 +26,15 @@ from trainer.algorithms import Sync
 from trainer.data import Clients, DataSplits, SequenceWindows, Source, TensorSource
 from trainer.distributed.gradients import (
     FullPrecisionReducer,
-    GradientReducer,
     HalfPrecisionReducer,
     Int8Reducer,
     PowerSGDReducer,
 )
 from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import ConsoleLogger, JsonLinesLogger, Logger, TensorBoardLogger
+from trainer.loop.options import EvalOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import GradientReducerFactory, Run
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT, MLP, DigitsCNN
 from trainer.tasks import Classification, LanguageModelling, Task
@@ -83,7 +83,7 @@ CASES = {
 }
 
 
-GRADIENTS: dict[str, Callable[[], GradientReducer]] = {
+GRADIENTS: dict[str, GradientReducerFactory] = {
     "fp32": FullPrecisionReducer,
     "bf16": HalfPrecisionReducer,
     "fp16": partial(HalfPrecisionReducer, "float16"),
@@ -92,22 +92,24 @@ GRADIENTS: dict[str, Callable[[], GradientReducer]] = {
 }
 
 
-def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int, reducer: GradientReducer) -> None:
+def compare(
+    name: str, case: Case, topology: Topology, folder: Path, pairs: int, reducer: GradientReducerFactory
+) -> None:
     """Prints the rates of both sides in examples per second."""
     batch_size = case.examples_per_rank * topology.world_size
     source, optimizer = case.source(), partial(torch.optim.SGD, lr=0.01)
     run = Run(
         topology=topology,
-        module=case.model(),
+        model=case.model,
         task=case.task,
         data=DataSplits(source, source, None),
         clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
         algorithm=Sync(),
         optimizer=optimizer,
         rounds=10**6,
-        batch_size=batch_size,
-        length=RoundLength(steps=case.steps),
-        evaluate_every=10**6,
+        training=TrainingOptions(batch_size=batch_size),
+        round=RoundOptions(steps=case.steps),
+        eval=EvalOptions(every_rounds=10**6),
         gradient_compression=reducer,
     )
     state = TrainState(run)
@@ -116,7 +118,7 @@ def compare(name: str, case: Case, topology: Topology, folder: Path, pairs: int,
         sinks: list[Logger] = [JsonLinesLogger(folder / "metrics.jsonl"), TensorBoardLogger(folder, {}), console]
 
         def ours(pair: int) -> None:
-            metrics = train_round(state, run.round(pair), console.step)
+            metrics = train_round(state, run.sample_round(pair), console.step)
             assert metrics is not None
             metrics = state.progress.advance(metrics, 0.0)
             for sink in sinks if topology.rank == 0 else []:
@@ -153,7 +155,7 @@ def main() -> None:
         if topology.rank == 0:
             print(machine())
         for name in choices.cases:
-            compare(name, CASES[name], topology, Path(folder), choices.pairs, GRADIENTS[choices.gradients]())
+            compare(name, CASES[name], topology, Path(folder), choices.pairs, GRADIENTS[choices.gradients])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def accuracy_on_all(folder: Path) -> float:
     assert saved is not None, f"{folder} has no checkpoint"
     with distributed(device="cpu") as topology:
         run = build(read_config(yaml.safe_load((folder / "config.yaml").read_text())), topology)
-    model = FlatModel(run.module.eval(), run.algorithm.is_shared)
+    model = FlatModel(run.model().eval(), run.algorithm.is_shared)
     inputs, targets = run.data.test.fetch(torch.arange(len(run.data.test)))
     return mean(_accuracy(model, client["personal"], inputs, targets) for client in saved.load("clients").values())
 

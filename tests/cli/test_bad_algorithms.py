@@ -253,8 +253,8 @@ def test_every_algorithm_is_built_from_its_yaml(name: str, topology: Topology) -
     config = read_config(compose_tree([f"algorithm={name}", f"silos={len(sizes)}", f"clients={clients}", *norm]))
     run = build(config, replace(topology, silo_sizes=sizes))
     assert config.algorithm["_target_"] == f"trainer.algorithms.{type(run.algorithm).__name__}"
-    assert run.round(0).cohort == tuple(range(clients))
-    model = FlatModel(run.module, run.algorithm.is_shared, run.algorithm.batchnorm_stats)
+    assert run.sample_round(0).cohort == tuple(range(clients))
+    model = FlatModel(run.model(), run.algorithm.is_shared, run.algorithm.batchnorm_stats)
     assert model.has_personal == (name in ("fedbn", "local"))
     live = run.algorithm.setup(model, run.optimizer, run.training_sizes, AllReduce(run.topology))
     assert set(live.sharded_state_dict()) >= ({"server"} if name not in ("sync", "averaging") else set())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.support.runs import make_clients
+from tests.support.runs import make_clients, run_of
 from trainer.algorithms import (
     Algorithm,
     FedAvg,
@@ -37,8 +37,9 @@ from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
 from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loggers import FinalArtifacts, Metrics
 from trainer.loop.evaluate import evaluate
+from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.tasks import Classification
 
@@ -78,7 +79,7 @@ CASES = {
         partial(FedAvg, nesterov, weighting="equal", client_optimizer_state="keep"),
         {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
     ),
-    "fedsgd": Case(partial(FedAvg, average), {"batch_size": None, "length": RoundLength(steps=1)}),
+    "fedsgd": Case(partial(FedAvg, average), {"batch_size": "all", "round": RoundOptions(steps=1)}),
     "fedadam": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adam"))),
     "fedyogi": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="yogi"))),
     "fedadagrad": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adagrad", betas=(0.0, 0.0)))),
@@ -189,7 +190,7 @@ def case_run(topology: Topology, name: str, choices: Mapping[str, Any]) -> Run:
         "rounds": 2,
         "batch_size": 4,
     }
-    return Run(topology, **(defaults | CASES[name].choices | overrides))
+    return run_of(topology, defaults | CASES[name].choices | overrides)
 
 
 def silos_of(name: str, silos: SiloSpec) -> SiloSpec:
@@ -208,7 +209,7 @@ def train(name: str, silos: SiloSpec, choices: Mapping[str, Any]) -> Outcome:
 
 def one_round(state: TrainState, index: int) -> Metrics:
     """The figures of a round, evaluated if it is time."""
-    metrics = train_round(state, state.run.round(index))
+    metrics = train_round(state, state.run.sample_round(index))
     return metrics | evaluate(state) if state.run.evaluates(index) else metrics
 
 

@@ -33,13 +33,13 @@ from tests.laws.test_equivalences import HalfSquares, Point
 from trainer.algorithms.round import Round
 from trainer.data import DataSplits, TensorSource
 from trainer.loop import control, exchange, round
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 
 EVERYONE = tuple(range(len(SIZES)))
 SLOW, OTHER = 5, 6  # the last clients of the first and of the second silo of two
 EDGES = np.cumsum([0, *SIZES])
 STEPS, DONE = 4, 2  # of a round, and those that a slow client has time for
-DEADLINE = RoundLength(steps=STEPS, deadline_seconds=DONE - 0.5)
+DEADLINE = RoundOptions(steps=STEPS, deadline_seconds=DONE - 0.5)
 
 
 class Clock:
@@ -82,7 +82,7 @@ def by_clock(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Planned(RoundLength):
+class Planned(RoundOptions):
     """Rounds in which some clients are to do as many steps as `steps_of` says, and have the time for it."""
 
     steps_of: dict[int, int] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def slow_choices(*slow: int, bad: int | None = None, **choices: Any) -> dict[str
     if bad is not None:
         inputs[EDGES[bad] : EDGES[bad + 1], 2] = math.nan
     data = timed(DataSplits(TensorSource(inputs, targets), data.test, data.classes), SIZES, slow)
-    defaults = {"module": Costly(tiny_model().double()), "data": data, "length": DEADLINE, "per_client": "none"}
+    defaults = {"module": Costly(tiny_model().double()), "data": data, "round": DEADLINE, "metrics.per_client": "none"}
     return defaults | choices
 
 
@@ -149,8 +149,8 @@ def point_choices(*slow: int, **choices: Any) -> dict[str, Any]:
         timed(DataSplits(source, source, None), SIZES, slow),
         partial(torch.optim.SGD, lr=RATE, momentum=MOMENTUM),
     )
-    defaults = {"module": Costly(Point()), "task": HalfSquares(), "data": data, "batch_size": None, "optimizer": sgd}
-    return defaults | {"length": RoundLength(steps=STEPS), "evaluate_every": 1000} | choices
+    defaults = {"module": Costly(Point()), "task": HalfSquares(), "data": data, "batch_size": "all", "optimizer": sgd}
+    return defaults | {"round": RoundOptions(steps=STEPS), "eval.every_rounds": 1000} | choices
 
 
 def walk(client: int, place: Any, velocity: Any = 0.0, bend: Any = 0.0, steps: int = STEPS) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from tests.laws.test_equivalences import HalfSquares
 from trainer.algorithms import Algorithm
 from trainer.data import DataSplits, TensorSource
 from trainer.distributed.topology import SiloSpec, distributed
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.loop.train_state import TrainState
 
 DIMENSIONS, RATE, EPOCHS, BATCH_SIZE = 5, 0.2, 1, 4
@@ -125,9 +125,9 @@ def bowl_choices(walk: Walk | None = None, bowls: Bowls = BOWLS, **choices: Any)
         "data": bowls.data(),
         "optimizer": (walk or Walk()).optimizer(),
         "batch_size": BATCH_SIZE,
-        "length": RoundLength(epochs=EPOCHS),
-        "evaluate_every": 1000,
-        "per_client": "none",
+        "round": RoundOptions(epochs=EPOCHS),
+        "eval.every_rounds": 1000,
+        "metrics.per_client": "none",
     }
     return defaults | choices
 

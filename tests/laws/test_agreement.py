@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +16,7 @@ from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
 from trainer.loop import round as loop_round
 from trainer.loop.fit import fit
-from trainer.loop.local_trainer import StepCallback
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.options import RoundOptions
 from trainer.loop.train_state import TrainState
 
 
@@ -37,7 +35,7 @@ def start_apart(name: str, silos: SiloSpec) -> tuple[dict[str, Any], dict[str, A
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"module": odd_model(seed=topology.rank + 1)})
         state = TrainState(run)
-        return leaves(run.module.state_dict()), leaves(state.algorithm.global_state())
+        return leaves(state.model.module.state_dict()), leaves(state.algorithm.global_state())
 
 
 @pytest.mark.parametrize("name", ["sync", "fedavg", "local"])
@@ -50,30 +48,33 @@ def test_silos_start_equal(ranks, name: str):
 
 
 @torch.no_grad()
-def perturb(run: Run, *told: object) -> None:
-    """Adds a little to one parameter, whatever it is told."""
-    next(run.module.parameters()).view(-1)[0] += 1e-9
+def perturb(state: TrainState) -> None:
+    """Add a little to one parameter."""
+    next(state.model.module.parameters()).view(-1)[0] += 1e-9
 
 
 def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str, Any]) -> str:
     """What `fit` says on this rank after the culprit's model was perturbed; empty when it says nothing."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, choices)
-        watch: StepCallback | None = None
-        if topology.rank == culprit and when == "while training":
-            watch = partial(perturb, run)
+        states: list[TrainState] = []
+
+        def perturb_step(done: float, examples: int, loss: Callable[[], float]) -> None:
+            perturb(states[0])
+
+        on_step = perturb_step if topology.rank == culprit and when == "while training" else None
         perturbs = topology.rank == culprit and when == "after the combination"
         combine = loop_round.aggregate_round
 
-        def combine_and_perturb(*arguments: Any) -> Metrics | None:
-            metrics = combine(*arguments)
+        def combine_and_perturb(state: TrainState, *arguments: Any) -> Metrics | None:
+            metrics = combine(state, *arguments)
             if perturbs:
-                perturb(run)
+                perturb(state)
             return metrics
 
         try:
             with patch.object(loop_round, "aggregate_round", combine_and_perturb):
-                fit(run, on_step=watch)
+                fit(run, on_step=on_step, on_start=states.append)
         except RuntimeError as error:
             return str(error)
         return ""
@@ -100,9 +101,9 @@ def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_that_agree_are_left_alone(ranks, name: str):
     """Several rounds, with silos that have no client in some of them, and not all rounds evaluated."""
-    choices: dict[str, Any] = {"rounds": 4, "evaluate_every": 2}
+    choices: dict[str, Any] = {"rounds": 4, "eval.every_rounds": 2}
     if name not in ("sync", "fedsgd"):
-        choices |= {"client_sampling": UniformSampler(5 if name == "krum" else 1), "length": RoundLength(steps=2)}
+        choices |= {"client_sampling": UniformSampler(5 if name == "krum" else 1), "round": RoundOptions(steps=2)}
     assert ranks(4).run(drift, name, [3, 1], -1, "never", choices) == [""] * 4
 
 
@@ -110,15 +111,16 @@ def swap_parameters() -> str:
     """Rank 1 exchanges two rows of its first layer while training."""
     with distributed() as topology:
         run = case_run(topology, "sync", {"module": tiny_model().double()})
+        states: list[TrainState] = []
 
         @torch.no_grad()
         def swap(done: float, examples: int, loss: Callable[[], float]) -> None:
-            weight = next(run.module.parameters())
+            weight = next(states[0].model.module.parameters())
             if topology.rank == 1 and done == 1:
                 weight.copy_(weight.flip(0))
 
         try:
-            fit(run, on_step=swap)
+            fit(run, on_step=swap, on_start=states.append)
         except RuntimeError as error:
             return str(error)
         return ""

@@ -28,7 +28,7 @@ def assert_mean(averaging: list[Outcome], fedavg: list[Outcome]) -> None:
 
 
 @pytest.mark.parametrize(("world", "silos"), [(2, 2), (4, [2, 2]), (4, [3, 1])], ids=str)
-@pytest.mark.parametrize("choices", [{}, {"personal_steps": 2}], ids=["", "tuned"])
+@pytest.mark.parametrize("choices", [{}, {"eval.personal_steps": 2}], ids=["", "tuned"])
 def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: SiloSpec, choices: dict[str, Any]):
     """Also when clients' own models are made for the evaluation, on the one model that there is."""
     choices = {"client_sampling": COHORTS, "rounds": 4, **choices}
@@ -38,7 +38,7 @@ def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: SiloSpec, cho
 def test_a_late_client_that_is_dropped_leaves_no_trace(ranks):
     """In the second round it is the only one, so nothing is combined."""
     choices = slow_choices(
-        0, client_sampling=Only(((1, 2), (0,), (0, 3))), rounds=3, length=replace(DEADLINE, stragglers="drop")
+        0, client_sampling=Only(((1, 2), (0,), (0, 3))), rounds=3, round=replace(DEADLINE, stragglers="drop")
     )
     assert_mean(*(ranks(2).run(by_clock, train, name, 2, choices) for name in ("averaging", "fedavg")))
 

@@ -167,8 +167,8 @@ def far_from_zero(name: str, silos: SiloSpec, folder: Any, until: int, resume: b
         choices = norm_choices(module=norm_first(torch.float32), data=DataSplits(source, source, 3), rounds=4)
         run = case_run(topology, name, choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
-        fit(run, (), checkpoints, checkpoints.latest() if resume else None, until=until)
-        return leaves(run.module.state_dict())
+        result = fit(run, (), checkpoints, checkpoints.latest() if resume else None, until=until)
+        return leaves(result.model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])

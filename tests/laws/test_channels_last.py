@@ -41,7 +41,7 @@ def resnet_run(topology: Topology, channels_last: bool, **choices: Any) -> Run:
 
 
 def one_round(state: TrainState, index: int) -> Metrics:
-    metrics = train_round(state, state.run.round(index))
+    metrics = train_round(state, state.run.sample_round(index))
     assert metrics is not None
     return metrics | (evaluate(state) or {})
 
@@ -79,7 +79,7 @@ def test_the_model_sees_pixels_in_training_and_in_evaluation_and_keeps_its_own_l
 
     with distributed(device="cpu") as topology:
         state = TrainState(resnet_run(topology, True))
-        for layer in (state.run.module.first, state.run.module.stage3[0].conv2):  # pyright: ignore
+        for layer in (state.model.module.first, state.model.module.stage3[0].conv2):  # pyright: ignore
             layer.register_forward_hook(look)
         one_round(state, 0)
         assert set(seen) == {(True, True, True), (False, True, True)}

@@ -11,8 +11,8 @@ from tests.support.runs import make_run, parameters
 from trainer.algorithms import Algorithm, FedAvg, Sync
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
+from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT
 
@@ -24,11 +24,11 @@ def trained(silos: SiloSpec, algorithm: type[Algorithm], choices: dict[str, Any]
     """The parameters after two rounds, and the figures of the second."""
     with distributed(silos, device="cpu") as topology:
         torch.manual_seed(0)
-        run = make_run(topology, [20, 20], "gpt", algorithm(), rounds=2, length=RoundLength(steps=3), **choices)
+        run = make_run(topology, [20, 20], "gpt", algorithm(), rounds=2, round=RoundOptions(steps=3), **choices)
         state = TrainState(run)
-        figures = [train_round(state, run.round(index)) for index in range(2)]
+        figures = [train_round(state, run.sample_round(index)) for index in range(2)]
         assert figures[1]
-        return parameters(run.module), figures[1]
+        return parameters(state.model.module), figures[1]
 
 
 def gpt(**choices: Any) -> GPT:

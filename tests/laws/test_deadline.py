@@ -44,14 +44,14 @@ from tests.laws.heterogeneity import (
     without,
 )
 from tests.laws.test_midround import assert_left_and_bit_equal
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 
 
 @pytest.mark.parametrize("name", FEDERATED)
 def test_what_a_late_client_has_done_counts(ranks, name: str):
     """Two of its four steps: bit for bit a run in which it was to do two."""
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW))
-    theirs = ranks(2).run(train, name, 2, slow_choices(length=Planned(steps=STEPS, steps_of={SLOW: DONE})))
+    theirs = ranks(2).run(train, name, 2, slow_choices(round=Planned(steps=STEPS, steps_of={SLOW: DONE})))
     assert told(ours, "clients/stragglers") == [1, 1] and told(theirs, "clients/stragglers") == [0, 0]
     assert told(ours, "round/steps") == told(theirs, "round/steps") == [26, 26]
     assert_same_run(ours, theirs, assert_same)
@@ -62,8 +62,7 @@ def test_a_late_client_that_is_dropped_was_never_there(ranks, name: str):
     """The run is that of the others, also when its silo brings nothing to the sums, and when it is back in time."""
     cohorts = [EVERYONE, (SLOW, OTHER), EVERYONE], [without(SLOW), (OTHER,), without(SLOW)]
     choices = [
-        {"length": replace(DEADLINE, stragglers="drop"), "rounds": 3, "client_sampling": Only(tuple(c))}
-        for c in cohorts
+        {"round": replace(DEADLINE, stragglers="drop"), "rounds": 3, "client_sampling": Only(tuple(c))} for c in cohorts
     ]
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, **choices[0]))
     theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, **choices[1]))
@@ -77,7 +76,7 @@ def test_clients_that_were_not_begun_are_late_too(ranks, name: str):
     """The first silo has clients 0, 3, 4 and 5; the second of them has no time for all it should do."""
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(3, rounds=1))
     choices = {
-        "length": Planned(steps=STEPS, steps_of={3: DONE}),
+        "round": Planned(steps=STEPS, steps_of={3: DONE}),
         "client_sampling": Only((without(4, 5),)),
         "rounds": 1,
     }
@@ -87,20 +86,20 @@ def test_clients_that_were_not_begun_are_late_too(ranks, name: str):
 
 def test_a_client_that_ends_after_the_deadline_is_the_last(ranks):
     """Rounds of one step, which takes twice the time: each silo trains its first client, the other five are late."""
-    length = RoundLength(steps=1, deadline_seconds=0.5)
-    ours = ranks(2).run(by_clock, train, "fedavg", 2, slow_choices(*EVERYONE, length=length))
+    length = RoundOptions(steps=1, deadline_seconds=0.5)
+    ours = ranks(2).run(by_clock, train, "fedavg", 2, slow_choices(*EVERYONE, round=length))
     assert told(ours, "clients/trained") == [2, 2] and told(ours, "clients/stragglers") == [5, 5]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
 def test_replicas_of_a_silo_stop_on_the_same_step(ranks, name: str):
     """Of some batches only one has an example, so their clocks differ. The evaluation checks that they agree."""
-    length = RoundLength(steps=8, deadline_seconds=DONE - 0.5)
-    ours = ranks(4).run(by_clock, train, name, [2, 2], slow_choices(SLOW, length=length, rounds=1))
+    length = RoundOptions(steps=8, deadline_seconds=DONE - 0.5)
+    ours = ranks(4).run(by_clock, train, name, [2, 2], slow_choices(SLOW, round=length, rounds=1))
     done = told(ours, "round/steps")[0] - 6 * 8
     assert told(ours, "clients/stragglers") == [1] and DONE <= done < 6
     length = Planned(steps=8, steps_of={SLOW: done})
-    assert_same_run(ours, ranks(4).run(train, name, [2, 2], slow_choices(length=length, rounds=1)), assert_same)
+    assert_same_run(ours, ranks(4).run(train, name, [2, 2], slow_choices(round=length, rounds=1)), assert_same)
 
 
 def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
@@ -117,9 +116,9 @@ def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
 def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late: Any):
     """In the same round, clients of two silos or one and the same: each is dealt with as if the other were not."""
     length = replace(DEADLINE, stragglers=late)
-    ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, bad=bad, length=length))
+    ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, bad=bad, round=length))
     cohort = Only((without(bad, SLOW) if late == "drop" else without(bad),))
-    theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, length=length, client_sampling=cohort))
+    theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, round=length, client_sampling=cohort))
     assert told(ours, "clients/stragglers") == [1, 1]
     assert told(ours, "clients/nonfinite") == [0 if bad == SLOW and late == "drop" else 1] * 2
     assert_same_run(ours, theirs, assert_close)
@@ -128,7 +127,7 @@ def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late:
 @pytest.mark.parametrize(("name", "late"), [("scaffold", "keep"), ("krum", "drop"), ("diloco", "drop")])
 def test_a_silo_that_was_late_stays_so_when_the_run_goes_on(ranks, name: str, late: Any, tmp_path: Path):
     """The first silo has come to its deadline when the second is told to leave: both go on bit-equal, and as late."""
-    choices = slow_choices(3, length=replace(DEADLINE, stragglers=late), rounds=4)
+    choices = slow_choices(3, round=replace(DEADLINE, stragglers=late), rounds=4)
     pool = SimpleNamespace(run=partial(ranks(2).run, by_clock))
     assert_left_and_bit_equal(pool, name, 2, choices, tmp_path, {1: (1, 2)})
 
@@ -139,7 +138,7 @@ def test_seconds_are_those_of_the_wall(ranks):
         "sizes": [400, 4],
         "module": Costly(tiny_model().double(), by_wall=True),
         "data": timed(tiny_data(404), [400, 4], [0], 0.1),
-        "length": RoundLength(deadline_seconds=0.45),
+        "round": RoundOptions(deadline_seconds=0.45),
         "rounds": 1,
     }
     ours = ranks(2).run(train, "fedavg", 2, choices)
@@ -150,7 +149,7 @@ def test_seconds_are_those_of_the_wall(ranks):
 
 def test_fednova_divides_by_the_steps_that_were_done(ranks):
     """w <- w - a sum_k p_k (w - w_k) / a_k: two steps of the late client, four of the others."""
-    ours = ranks(2).run(by_clock, train, "fedavg", 2, point_choices(SLOW, algorithm=fednova(), length=DEADLINE))
+    ours = ranks(2).run(by_clock, train, "fedavg", 2, point_choices(SLOW, algorithm=fednova(), round=DEADLINE))
     steps, place = [DONE if client == SLOW else STEPS for client in EVERYONE], START
     ways = np.array([way(number) for number in steps])
     for _ in told(ours, "clients/stragglers"):

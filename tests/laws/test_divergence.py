@@ -13,7 +13,7 @@ from trainer.checkpoint import Checkpointer
 from trainer.data import DataSplits, TensorSource
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.loop.stopping import DivergedError
 from trainer.utils.seeding import generator
 
@@ -36,12 +36,12 @@ def small_model() -> torch.nn.Module:
     return torch.nn.Linear(6, 3)
 
 
-def run_of(topology: Any, round: int | None, **choices: Any):
+def small_run(topology: Any, round: int | None, **choices: Any):
     defaults = {
         "sizes": SIZES,
         "module": small_model(),
         "data": data_with_infinity(round),
-        "length": RoundLength(steps=STEPS),
+        "round": RoundOptions(steps=STEPS),
         "batch_size": BATCH,
         "rounds": 3,
     }
@@ -53,24 +53,23 @@ def goes_on_without(folder: Path) -> tuple[tuple[int, int] | None, dict[str, Any
     with distributed(1) as topology:
         window = None
         diverged = None
+        run, model = small_run(topology, 1), None
         for _ in range(2):
-            run = run_of(topology, 1)
             checkpoints = Checkpointer(folder, topology, run.assignment_digest)
             try:
-                fit(run, (), checkpoints, checkpoints.latest(), diverged=diverged)
+                model = fit(run, (), checkpoints, checkpoints.latest(), diverged=diverged).model
             except DivergedError as error:
                 diverged, window = error, error.window
         start = checkpoints.latest()
-        assert start and start.round_checkpoint
-        return window, leaves(run.module.state_dict()), start.round_checkpoint.load("progress")["json"]
+        assert model and start and start.round_checkpoint
+        return window, leaves(model.state_dict()), start.round_checkpoint.load("progress")["json"]
 
 
 def leaves_out_from_the_start() -> dict[str, Any]:
     """The model of a run on clean data that was told to leave out the same batches."""
     with distributed(1) as topology:
-        run = run_of(topology, None)
-        fit(run, diverged=DivergedError("", (1, STEPS)))
-        return leaves(run.module.state_dict())
+        run = small_run(topology, None)
+        return leaves(fit(run, diverged=DivergedError("", (1, STEPS))).model.state_dict())
 
 
 def test_a_window_of_batches_is_skipped(ranks, tmp_path: Path):
@@ -84,7 +83,7 @@ def test_a_window_of_batches_is_skipped(ranks, tmp_path: Path):
 def diverges_for_ever() -> str:
     """What is said when skipping does not help."""
     with distributed(1) as topology:
-        run = run_of(topology, 1)
+        run = small_run(topology, 1)
         with pytest.raises(DivergedError) as raised:
             fit(run, diverged=DivergedError("the loss is nan", (1, 2), [(0, 0, 1)] * 3))
         return f"{raised.value} {raised.value.window}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.laws.cases import case_run, silos_of
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 
 
 class Masks(nn.Module):
@@ -30,12 +30,12 @@ class Masks(nn.Module):
 
 def masks_of(name: str, silos: SiloSpec, choices: dict[str, Any]) -> list[tuple[float, ...]]:
     with distributed(silos_of(name, silos)) as topology:
-        module = Masks()
-        fit(case_run(topology, name, {"module": module, "rounds": 2} | choices))
-        return module.drawn
+        model = fit(case_run(topology, name, {"module": Masks(), "rounds": 2} | choices)).model
+        assert isinstance(model, Masks)
+        return model.drawn
 
 
-CHOICES: dict[str, Any] = {"sizes": [8, 8, 8], "batch_size": 8, "micro_batch_size": 2, "length": RoundLength(steps=2)}
+CHOICES: dict[str, Any] = {"sizes": [8, 8, 8], "batch_size": 8, "micro_batch_size": 2, "round": RoundOptions(steps=2)}
 
 
 def test_every_forward_pass_draws_anew(ranks):

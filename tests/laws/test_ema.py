@@ -32,7 +32,7 @@ from trainer.algorithms import FedAvg
 from trainer.checkpoint import Checkpointer
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.models.flat import FlatModel
 from trainer.optim.ema import ExponentialMovingAverage
 
@@ -65,7 +65,7 @@ def averaged_by_hand(first: dict[str, Tensor], moves: list[dict[str, Tensor]]) -
 def test_it_is_the_definition(ranks, name: str, tmp_path: Path):
     """Rounds of one step, so that in sync too every move is a border."""
     first = dict(tiny_model().double().named_parameters())
-    ranks(2).run(run_all, name, 2, {"length": RoundLength(steps=1)}, tmp_path)
+    ranks(2).run(run_all, name, 2, {"round": RoundOptions(steps=1)}, tmp_path)
     moves = [weights(tmp_path, rounds) for rounds in range(1, ROUNDS + 1)]
     ours = weights(tmp_path, ROUNDS, "ema")
     assert_close(ours, averaged_by_hand(first, moves), 1e-12)
@@ -75,7 +75,7 @@ def test_it_is_the_definition(ranks, name: str, tmp_path: Path):
 def test_in_sync_it_goes_by_steps_and_not_by_rounds(ranks, tmp_path: Path):
     """Four steps in one round, or one in each of four: the same bits, with 3 replicas."""
     for path, rounds in ((tmp_path / "one", 1), (tmp_path / "four", ROUNDS)):
-        choices = {"length": RoundLength(steps=ROUNDS // rounds), "rounds": rounds}
+        choices = {"round": RoundOptions(steps=ROUNDS // rounds), "rounds": rounds}
         ranks(3).run(run_all, "sync", 1, choices, path)
     assert_same(weights(tmp_path / "one", 1, "ema"), weights(tmp_path / "four", ROUNDS, "ema"))
 
@@ -111,7 +111,7 @@ def test_a_resumed_run_goes_on_with_it(ranks, name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_it_does_so_from_the_middle_of_a_round(ranks, name: str, tmp_path: Path):
-    choices = noisy_choices(name) | {"ema_decay": DECAY, "save_every": 3}
+    choices = noisy_choices(name) | {"ema_decay": DECAY, "checkpoint.every_rounds": 3}
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
 
 

@@ -25,7 +25,7 @@ from tests.laws.cases import (
 from trainer.algorithms import FedAvg
 from trainer.data import Clients, DataSplits, TensorSource
 from trainer.data.client_sampling.sampling import UniformSampler
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.optim import GradientClipper
 from trainer.utils.seeding import generator
 
@@ -43,7 +43,7 @@ def test_identical_silos_are_one_silo(ranks, name: str):
     They take all their examples a step, because each client has an order of its own. Krum takes five clients or more.
     """
     data = tiny_data(24)
-    choices = {"data": data, "sizes": [24], "rounds": 3, "batch_size": None, "length": RoundLength(steps=3)}
+    choices = {"data": data, "sizes": [24], "rounds": 3, "batch_size": "all", "round": RoundOptions(steps=3)}
     two = ranks(2).run(train, name, 2, choices | {"clients": whole(24, 2)})[0]
     one = ranks(1).run(train, name, 1, choices | {"clients": whole(24, 1)})[0]
     assert_close(two.model, one.model)
@@ -63,7 +63,7 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
     clip = GradientClipper(None if name in ("scaffold", "fednova") else 1.0)  # which refuse it
     choices: dict[str, Any] = {"rounds": 4, "client_sampling": UniformSampler(5), "clip": clip}
     if name != "fedsgd":
-        choices |= {"length": RoundLength(steps=4)}
+        choices |= {"round": RoundOptions(steps=4)}
     one = ranks(1).run(train, name, 1, choices)
     for size, silos in ((2, 2), (4, 4), (4, [3, 1])):
         many = ranks(size).run(train, name, silos, choices)
@@ -78,7 +78,7 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
 
 def combine_steps(sizes: list[int], clients: int) -> dict[str, Any]:
     """Choices of one SGD step a round on all examples."""
-    choices = {"sizes": sizes, "data": tiny_data(sum(sizes)), "batch_size": None, "length": RoundLength(steps=1)}
+    choices = {"sizes": sizes, "data": tiny_data(sum(sizes)), "batch_size": "all", "round": RoundOptions(steps=1)}
     return choices | {"rounds": 5, "optimizer": partial(torch.optim.SGD, lr=0.5)}
 
 
@@ -175,12 +175,12 @@ def test_quadratic_silos_reach_the_known_point(ranks, name: str):
         "task": HalfSquares(),
         "data": DataSplits(source, source, None),
         "optimizer": partial(torch.optim.SGD, lr=0.3),
-        "batch_size": None,
+        "batch_size": "all",
         "rounds": 250 if name == "fedavg_momentum" else 100,
-        "evaluate_every": 1000,
+        "eval.every_rounds": 1000,
     }
     if name != "fedsgd":
-        choices |= {"length": RoundLength(steps=2)}
+        choices |= {"round": RoundOptions(steps=2)}
     reached = ranks(2).run(train, name, 2, choices)[0]
     np.testing.assert_allclose(reached.model["place"], inputs.mean(0), rtol=0, atol=1e-5)
 
@@ -196,7 +196,7 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
         "data": DataSplits(source, source, None),
         "optimizer": partial(torch.optim.SGD, lr=0.25),
         "algorithm": FedAvg(partial(torch.optim.SGD, lr=1.0), weighting=weight),
-        "batch_size": None,
+        "batch_size": "all",
         "rounds": 1,
     }
     edges = np.cumsum([0, *SIZES])

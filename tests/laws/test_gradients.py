@@ -21,30 +21,33 @@ from trainer.data import DataSplits, TensorSource
 from trainer.data.client_sampling.sampling import AllClients
 from trainer.distributed.gradients import (
     FullPrecisionReducer,
-    GradientReducer,
     HalfPrecisionReducer,
     Int8Reducer,
     PowerSGDReducer,
 )
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions, TrainingOptions
+from trainer.loop.run import GradientReducerFactory
 from trainer.loop.train_state import TrainState
 
 pytestmark = pytest.mark.long
 
-WAYS: dict[str, GradientReducer] = {"int8": Int8Reducer(block=8), "powersgd": PowerSGDReducer(rank=1, start=2)}
-TOLERANCES: dict[str, tuple[GradientReducer, float]] = {
-    "bf16": (HalfPrecisionReducer("bfloat16"), 0.01),
-    "fp16": (HalfPrecisionReducer("float16"), 0.001),
-    "int8": (Int8Reducer(block=8), 0.01),
-    "powersgd": (PowerSGDReducer(rank=1, start=2), 0.1),
+WAYS: dict[str, GradientReducerFactory] = {
+    "int8": partial(Int8Reducer, block=8),
+    "powersgd": partial(PowerSGDReducer, rank=1, start=2),
+}
+TOLERANCES: dict[str, tuple[GradientReducerFactory, float]] = {
+    "bf16": (partial(HalfPrecisionReducer, "bfloat16"), 0.01),
+    "fp16": (partial(HalfPrecisionReducer, "float16"), 0.001),
+    "int8": (WAYS["int8"], 0.01),
+    "powersgd": (WAYS["powersgd"], 0.1),
 }
 ways = pytest.mark.parametrize("way", WAYS)
 
 
 def choices_of(way: str, name: str) -> dict[str, Any]:
-    return noisy_choices(name) | {"gradient_compression": WAYS[way], "length": RoundLength(steps=4)}
+    return noisy_choices(name) | {"gradient_compression": WAYS[way], "round": RoundOptions(steps=4)}
 
 
 def assert_same_run(ours: SavedState, theirs: SavedState) -> None:
@@ -112,7 +115,7 @@ def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
     """float16: nobody is left owing what is not finite, and what is owed follows the loss scale."""
     choices = text_choices(0.2) | {
         "autocast": torch.float16,
-        "length": RoundLength(steps=12),
+        "round": RoundOptions(steps=12),
         "gradient_compression": WAYS[way],
     }
     assert_left(ranks(2), "sync", 1, choices, tmp_path, {0: (0, 2)}, {0: (0, 9)}, part=run_part_that_overflows)
@@ -147,7 +150,11 @@ def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
         run = case_run(topology, "diloco", choices)
         inputs, targets = run.data.train.fetch(torch.arange(len(run.data.train)))
         inputs[run.clients.train[3]] = float("inf")
-        run = replace(run, data=DataSplits(TensorSource(inputs, targets), run.data.test, 3), max_nonfinite_rounds=9)
+        run = replace(
+            run,
+            data=DataSplits(TensorSource(inputs, targets), run.data.test, 3),
+            training=TrainingOptions(max_nonfinite_rounds=9),
+        )
         state = TrainState(run)
         rounds = [one_round(state, index) for index in range(3)]
         return rounds[-1]["clients/nonfinite"], {
@@ -163,7 +170,7 @@ def test_a_client_that_is_left_out_leaves_nothing_to_others(ranks, way: str):
         assert all(value.isfinite().all() for own in kept.values() for value in own.values() if torch.is_tensor(value))
 
 
-def losses(batches: str, reducer: GradientReducer) -> list[float]:
+def losses(batches: str, reducer: GradientReducerFactory) -> list[float]:
     """The losses of a run of 12 rounds."""
     with distributed(1) as topology:
         records = Records()
@@ -178,7 +185,7 @@ def losses(batches: str, reducer: GradientReducer) -> list[float]:
 def test_training_comes_to_the_loss_of_full_precision(ranks, way: str, batches: str, size: int):
     """With replicas that have no examples, and unequal numbers of micro-batches: in each round nearly the same loss."""
     gradients, tolerance = TOLERANCES[way]
-    expected = ranks(size).run(losses, batches, FullPrecisionReducer())[0]
+    expected = ranks(size).run(losses, batches, FullPrecisionReducer)[0]
     ours = ranks(size).run(losses, batches, gradients)[0]
     assert expected[-1] < 0.6 * expected[0]
     np.testing.assert_allclose(ours, expected, rtol=tolerance)

@@ -28,7 +28,7 @@ from tests.laws.test_resume import assert_bit_equal, noisy_choices
 from trainer.algorithms import FedAvg
 from trainer.algorithms.round import Round
 from trainer.data.client_sampling.sampling import AvailabilityTrace, UniformSampler
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 
 TRACE = "round, client, event\n1, 2, join\n1, 4, join\n2, 2, leave\n2, 4, leave\n3, 1, leave\n3, 4, join\n3, 6, join\n"
 MEMBERS = [[0, 1, 2, 3, 4, 5], [0, 1, 3, 5], [0, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6]]
@@ -86,8 +86,8 @@ def test_a_resumed_run_finds_those_who_were_away(ranks, trace: AvailabilityTrace
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "diloco"])
 def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
     """Of 5 of 7 clients; on 1, 2 and 4 processes, and in silos of 3 and 1, with one result."""
-    length, cohort = RoundLength(epochs=(1, 3)), UniformSampler(5)
-    choices = {"length": length, "client_sampling": cohort, "rounds": 4}
+    length, cohort = RoundOptions(epochs=(1, 3)), UniformSampler(5)
+    choices = {"round": length, "client_sampling": cohort, "rounds": 4}
     drawn = [{k: length.num_steps(1, Round(i, 0, ()), k) for k in cohort.sample(7, 0, i)} for i in range(4)]
     one = ranks(1).run(train, name, 1, choices)
     assert told(one, "round/examples") == [sum(SIZES[k] * epochs for k, epochs in round.items()) for round in drawn]
@@ -119,7 +119,7 @@ def test_steps_together_and_then_apart(ranks):
         "sizes": [12] * 4,
         "data": tiny_data(48),
         "optimizer": sgd,
-        "length": RoundLength(steps=4, sync_rounds=3),
+        "round": RoundOptions(steps=4, sync_rounds=3),
     }
     choices |= {"algorithm": FedAvg(weighting="equal", client_optimizer_state="keep")}
     union, models = tiny_model().double(), [tiny_model().double() for _ in range(4)]

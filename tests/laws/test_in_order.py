@@ -18,7 +18,7 @@ from tests.laws.cases import SIZES, assert_close, figures, tiny_data, train
 from tests.laws.test_midround import assert_left_and_bit_equal
 from trainer.data import DataSplits, IterableSource, PerClientSource, TensorSource, as_source, is_sequential
 from trainer.data.loading.loader import BatchShard, ClientBatches
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 EXAMPLES = sum(SIZES)
@@ -68,7 +68,7 @@ def tape() -> Recorded:
 
 
 def choices() -> dict[str, Any]:
-    return {"data": DataSplits(tape(), tiny_data(EXAMPLES).test, 3), "length": RoundLength(steps=5)}
+    return {"data": DataSplits(tape(), tiny_data(EXAMPLES).test, 3), "round": RoundOptions(steps=5)}
 
 
 @settings(deadline=None, max_examples=60)

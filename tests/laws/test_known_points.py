@@ -29,7 +29,7 @@ from tests.laws.quadratics import (
 from trainer.algorithms import Algorithm, FedAvg
 from trainer.data.client_sampling.sampling import AllClients, ClientSampler, UniformSampler
 from trainer.distributed.topology import SiloSpec
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.optim.schedules import Constant, Cosine, Schedule
 
 EQUAL, RHO, MU = [1] * len(SIZES), 0.9, 0.7
@@ -212,6 +212,6 @@ def test_fednova_of_some_clients_with_a_momentum_server_is_its_formula(ranks, na
 
 def test_fednova_of_equal_numbers_of_steps_is_fedavg(ranks):
     """All a_k are one number, which cancels out."""
-    choices = bowl_choices(rounds=3, length=RoundLength(steps=4))
+    choices = bowl_choices(rounds=3, round=RoundOptions(steps=4))
     ours, theirs = (reached(ranks, algorithm, choices) for algorithm in (fednova, FedAvg))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -21,7 +21,7 @@ CLOSE = ["bounded", "scaffold", "fednova", "feddyn", "averaging"]
 
 def train_here(state: TrainState, client: int, index: int) -> tuple[RoundSession, float]:
     """A round of one client, as the only silo that has it sees it: the session, and the weight of the round."""
-    round = replace(state.run.round(index), cohort=(client,))
+    round = replace(state.run.sample_round(index), cohort=(client,))
     session = state.algorithm.start_round(round)
     training = state.trainer.start_client(session, client)
     assert state.trainer.train(training, round, index, None, lambda client, action: False)
@@ -36,7 +36,7 @@ def merged(name: str) -> torch.Tensor:
         states = [TrainState(case_run(topology, name, {"rounds": ROUNDS})) for _ in (*SIZES, "coordinator")]
         *silos, coordinator = states
         for index in range(ROUNDS):
-            together = coordinator.algorithm.start_round(coordinator.run.round(index))
+            together = coordinator.algorithm.start_round(coordinator.run.sample_round(index))
             sums: dict[str, float] = {}
             for client, silo in enumerate(silos):
                 silo.algorithm.load_global_state(coordinator.algorithm.global_state())
@@ -53,7 +53,7 @@ def in_one_silo(name: str) -> torch.Tensor:
     with distributed(device="cpu") as topology:
         state = TrainState(case_run(topology, name, {"rounds": ROUNDS}))
         for index in range(ROUNDS):
-            assert train_round(state, state.run.round(index))
+            assert train_round(state, state.run.sample_round(index))
         return state.algorithm.global_state()["parameters"].clone()
 
 

@@ -196,14 +196,15 @@ from trainer.distributed.topology import distributed
 torch.set_num_threads(1)
 wide = nn.Sequential(nn.Linear(6, 1 << 18), nn.Tanh(), nn.Linear(1 << 18, 3))
 choices = dict(sizes=[512], module=wide, data=tiny_data(512, torch.float32), batch_size=512, rounds=1)
-choices |= dict(clients=make_clients([512], 21), evaluation_batch_size=4)
+choices |= {"clients": make_clients([512], 21), "eval.batch_size": 4}
 with distributed() as topology:
     fit(case_run(topology, "sync", choices | dict(batch_size=2)))  # what PyTorch needs at the first use
     pages = int(open("/proc/self/statm").read().split()[0])
     room = pages * resource.getpagesize() + (640 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     # First what must work: a failed allocation leaves a heap behind that is broken up.
-    print(fit(case_run(topology, "sync", choices | dict(micro_batch_size="auto")))["micro_batch_size"])
+    result = fit(case_run(topology, "sync", choices | dict(micro_batch_size="auto")))
+    print(result.metrics["micro_batch_size"])
     try:
         fit(case_run(topology, "sync", choices))
     except OutOfMemoryError as error:

@@ -17,7 +17,7 @@ from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loop import control
 from trainer.loop.control import Action, LoopControl
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.loop.stopping import Preempted
 
 ROUND = 1  # in which the run is told to leave
@@ -69,7 +69,7 @@ def run_part(
 ) -> Records | None:
     """Trains from the newest checkpoint to the end, or until told to leave."""
     with distributed(silos_of(name, silos)) as topology, patch.object(control, "CONSENSUS_INTERVAL_SECONDS", 0.0):
-        run = case_run(topology, name, {"rounds": ROUNDS, "save_every": 1} | choices)
+        run = case_run(topology, name, {"rounds": ROUNDS, "checkpoint.every_rounds": 1} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
         start, records = checkpoints.latest(), Records()
         try:
@@ -118,14 +118,14 @@ def test_told_between_the_steps(ranks, name: str, doing: str, tmp_path: Path):
 
 def test_borders_are_not_needed(ranks, tmp_path: Path):
     """With a checkpoint every third round, what the silos save in the second is all there is."""
-    choices = noisy_choices("diloco") | {"save_every": 3}
+    choices = noisy_choices("diloco") | {"checkpoint.every_rounds": 3}
     assert_left_and_bit_equal(ranks(2), "diloco", 2, choices, tmp_path, {0: (0, 1)})
 
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_replicas_leave_on_the_same_step(ranks, name: str, tmp_path: Path):
     """Four ranks; one replica is told, all of its silo save the same step. Batch statistics differ between them."""
-    choices = noisy_choices(name) | {"length": RoundLength(steps=9)}
+    choices = noisy_choices(name) | {"round": RoundOptions(steps=9)}
     assert_left_and_bit_equal(ranks(4), name, [2, 2], choices, tmp_path, {0: (0, 2)})
 
 
@@ -140,14 +140,14 @@ def test_a_gpt_with_dropout(ranks, tmp_path: Path):
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_scaled_losses(ranks, name: str, tmp_path: Path):
     """float16: the scale, and how long it has been good, are state."""
-    choices = text_choices(0.2) | {"autocast": torch.float16, "length": RoundLength(steps=4)}
+    choices = text_choices(0.2) | {"autocast": torch.float16, "round": RoundOptions(steps=4)}
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
 
 
 def other_number_of_replicas(choices: dict[str, Any], folder: Path) -> tuple[Records, int]:
     """The run goes on here from the middle of a round, as far as it came elsewhere."""
     with distributed(1) as topology:
-        run = case_run(topology, "sync", {"rounds": ROUNDS, "save_every": 1} | choices)
+        run = case_run(topology, "sync", {"rounds": ROUNDS, "checkpoint.every_rounds": 1} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
         start, records = checkpoints.latest(), Records()
         assert isinstance(start, ResumePoint) and start.mid_round

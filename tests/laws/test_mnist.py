@@ -16,6 +16,7 @@ from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
+from trainer.loop.options import EvalOptions, TrainingOptions
 from trainer.loop.run import Run
 from trainer.models import MLP
 from trainer.tasks import Classification
@@ -28,21 +29,21 @@ def train_2nn(folder: Path) -> Metrics:
     """McMahan et al. 2017's 2NN: 100 iid clients of 600 digits, 10 a round, batches of 10, an epoch, SGD at 0.1."""
     with distributed(silos=2) as topology:
         data = mnist(folder)
-        torch.manual_seed(0)
+
         run = Run(
             topology=topology,
-            module=MLP(),
+            model=MLP,
             task=Classification(),
             data=data,
             clients=Iid().split(data.train, data.test, 100, seed=0),
             algorithm=FedAvg(average),
             optimizer=partial(torch.optim.SGD, lr=0.1),
             rounds=ROUNDS,
-            batch_size=10,
+            training=TrainingOptions(batch_size=10),
             client_sampling=UniformSampler(10),
-            evaluate_every=ROUNDS,
+            eval=EvalOptions(every_rounds=ROUNDS),
         )
-        return fit(run)
+        return fit(run).metrics
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="no MNIST: set SILOTRAIN_MNIST to the folder of its four IDX files")

@@ -39,11 +39,11 @@ def heads_and_fresh(silos: SiloSpec) -> tuple[dict[int, Tensor], Tensor]:
         run = personal_run(topology)
         state = TrainState(run)
         for index in range(2):
-            train_round(state, run.round(index))
+            train_round(state, run.sample_round(index))
         heads = {
             client: kept["personal"]["parameters"].clone() for client, kept in state.trainer.clients.states.items()
         }
-        state.init_new_clients(run.round(2))
+        state.init_new_clients(run.sample_round(2))
         return heads, state.trainer.clients.initial_personal_state["parameters"]
 
 
@@ -65,13 +65,15 @@ def judged(silos: SiloSpec) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict
     with distributed(silos) as topology:
         run = personal_run(topology, client_sampling=Only((tuple(range(7)),)))
         state = TrainState(run)
-        train_round(state, run.round(0))
+        train_round(state, run.sample_round(0))
         figures = evaluate(state)
         assert figures
         heads = {}
         for client in state.trainer.clients.states:
             state.trainer.load_personal(client)
-            heads[client] = {name: t.clone() for name, t in run.module.state_dict().items() if name.startswith("2.")}
+            heads[client] = {
+                name: t.clone() for name, t in state.model.module.state_dict().items() if name.startswith("2.")
+            }
         return figures, heads, state.model.shared_state()
 
 
@@ -113,10 +115,10 @@ def tuned_figures(
     silos: SiloSpec, personal_steps: int, folder: Path | None = None
 ) -> tuple[Metrics, dict[str, Tensor]]:
     with distributed(silos) as topology:
-        choices = {"optimizer": partial(torch.optim.SGD, lr=RATE), "personal_steps": personal_steps}
+        choices = {"optimizer": partial(torch.optim.SGD, lr=RATE), "eval.personal_steps": personal_steps}
         run, records = case_run(topology, "fedavg", choices), Records()
-        fit(run, [records], Checkpointer(folder, topology, run.assignment_digest) if folder else None)
-        return records.rounds[-1], leaves(run.module.state_dict())
+        result = fit(run, [records], Checkpointer(folder, topology, run.assignment_digest) if folder else None)
+        return records.rounds[-1], leaves(result.model.state_dict())
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
@@ -146,14 +148,14 @@ def resumed(folder: Path, until: int, name: str) -> dict[str, Any]:
     """The model of a run of 4 rounds on silos of 2 and 1 ranks, stopped and gone on with at `until`."""
     with distributed([2, 1]) as topology:
         algorithm = FedAvg(shared_params=HEAD) if name == "personal" else FedAvg()
-        choices: dict[str, Any] = {"algorithm": algorithm, "rounds": 4, "personal_steps": 2}
+        choices: dict[str, Any] = {"algorithm": algorithm, "rounds": 4, "eval.personal_steps": 2}
         choices |= {"client_sampling": Only(((0, 1), (0, 2), (3, 5), (4, 6))), "sizes": [8 * size for size in SIZES]}
         choices |= {"data": tiny_data(8 * sum(SIZES), torch.float32), "module": tiny_model()}
+        run = case_run(topology, "fedavg", choices)
         for end in (until, 4):
-            run = case_run(topology, "fedavg", choices)
             checkpoints = Checkpointer(folder, topology, run.assignment_digest)
-            fit(run, (), checkpoints, checkpoints.latest(), until=end)
-        return leaves(run.module.state_dict())
+            result = fit(run, (), checkpoints, checkpoints.latest(), until=end)
+        return leaves(result.model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["personal", "global"])

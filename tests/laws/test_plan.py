@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from tests.laws.cases import CASES, case_run, silos_of, train
-from tests.support.runs import average, make_run
+from tests.support.runs import average, make_model, make_run
 from trainer.algorithms import FedAvg
 from trainer.commands.plan.cost_model import SiloLoad, Traffic
 from trainer.commands.plan.dry_run import DryRun, measure_step_seconds
 from trainer.commands.plan.memory import MemoryLines
 from trainer.commands.plan.target_world import leader_topology
-from trainer.distributed.gradients import GradientReducer, HalfPrecisionReducer, PowerSGDReducer
+from trainer.distributed.gradients import HalfPrecisionReducer, PowerSGDReducer
 from trainer.distributed.topology import distributed, silo_sizes
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
+from trainer.loop.run import GradientReducerFactory
 
 OTHER_SILOS = [(name, silos) for silos in ([1, 1], [3, 1]) for name in ("fedavg", "scaffold", "diloco", "krum", "int8")]
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def estimated(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tup
 @pytest.mark.parametrize(("name", "silos"), [*((name, [2, 2]) for name in CASES), *OTHER_SILOS], ids=str)
 def test_bytes_and_steps_are_those_that_a_run_reports(ranks, name: str, silos: list[int]):
     """Of all silos together, in a run of two rounds."""
-    choices = {"length": RoundLength(epochs=2)} if name not in ("fedsgd", "scaffold") else {}
+    choices = {"round": RoundOptions(epochs=2)} if name not in ("fedsgd", "scaffold") else {}
     (first, *_), *_ = [one.rounds for one in ranks(4 if sum(silos) > 2 else 2).run(train, name, silos, choices)]
     sizes = silo_sizes(silos_of(name, silos), [0] * sum(silos))
     (traffic, loads), *_ = ranks(1).run(estimated, name, sizes, choices)
@@ -50,16 +51,17 @@ def test_bytes_and_steps_are_those_that_a_run_reports(ranks, name: str, silos: l
     assert sum(load.examples for load in loads) == first["round/examples"]
 
 
-def gradient_bytes(reducer: GradientReducer) -> int:
+def gradient_bytes(reducer: GradientReducerFactory) -> int:
     with distributed(1):
-        return DryRun(make_run(leader_topology(0, [2], CPU), [16], gradient_compression=reducer)).traffic().gradients
+        run = make_run(leader_topology(0, [2], CPU), [16], gradient_compression=reducer)
+        return DryRun(run).traffic().gradients
 
 
 def test_compressed_gradients_can_be_planned_without_the_other_replicas(ranks):
     """Half of 4 bytes for each number; thin matrices of 4 columns, and vectors as they are."""
-    assert ranks(1).run(gradient_bytes, HalfPrecisionReducer()) == [2 * MLP_PARAMETERS]
+    assert ranks(1).run(gradient_bytes, HalfPrecisionReducer) == [2 * MLP_PARAMETERS]
     thin = 4 * (784 + 32) + 4 * (32 + 32) + 32 * 10
-    assert ranks(1).run(gradient_bytes, PowerSGDReducer(rank=4)) == [4 * (thin + 32 + 32 + 10)]
+    assert ranks(1).run(gradient_bytes, partial(PowerSGDReducer, rank=4)) == [4 * (thin + 32 + 32 + 10)]
 
 
 def held(sizes: list[int], clients: list[int], slots: dict[str, Any], optimizer: Any) -> MemoryLines:
@@ -95,9 +97,10 @@ SLEEP = 0.02  # seconds
 def step_together(silos: list[int], slow: int) -> float:
     """Return this rank's seconds of a step, in most of which one rank sleeps."""
     with distributed(silos) as topology:
-        run = make_run(topology, [16] * topology.num_silos, algorithm=FedAvg(average))
+        module = make_model("mlp")
         if topology.rank == slow:
-            run.module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP))
+            module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP))
+        run = make_run(topology, [16] * topology.num_silos, algorithm=FedAvg(average), module=module)
         return measure_step_seconds(run, topology, seconds=0.05)
 
 

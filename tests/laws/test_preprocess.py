@@ -10,8 +10,8 @@ from tests.support.runs import make_data, make_run, parameters
 from trainer.algorithms import FedAvg, Sync
 from trainer.data.transforms import Compose, CutOut, MixUp, RandomCrop, RandomFlip, Standardise
 from trainer.distributed.topology import SiloSpec, distributed
+from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength
 from trainer.loop.train_state import TrainState
 
 SIZES = [20, 14, 6]
@@ -33,10 +33,10 @@ def chain() -> Compose:
 def trained(silos: SiloSpec) -> list[torch.Tensor]:
     """The parameters after three epochs; the third rank's shard of the last batch is empty."""
     with distributed(silos, device="cpu") as topology:
-        run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, length=RoundLength(epochs=3), transforms=chain())
+        run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, round=RoundOptions(epochs=3), transforms=chain())
         state = TrainState(run)
-        train_round(state, run.round(0))
-        return parameters(run.module)
+        train_round(state, run.sample_round(0))
+        return parameters(state.model.module)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -50,8 +50,7 @@ def test_any_number_of_ranks_sees_what_one_sees(ranks, size: int):
 def statistics(silos: SiloSpec) -> tuple[torch.Tensor, torch.Tensor]:
     with distributed(silos, device="cpu") as topology:
         run = make_run(topology, SIZES, algorithm=FedAvg(), transforms=chain())
-        TrainState(run)
-        standardise = run.transforms.transforms["standardise"]
+        standardise = TrainState(run).trainer.transforms.transforms["standardise"]
         assert isinstance(standardise, Standardise)
         return standardise.mean, standardise.std
 

@@ -15,7 +15,7 @@ from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data,
 from trainer.algorithms import FedAvg
 from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import SiloSpec
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.optim import GradientClipper
 from trainer.optim.schedules import Cosine
 from trainer.utils.seeding import generator
@@ -129,7 +129,7 @@ def reached(model: dict[str, Any]) -> np.ndarray:
 def linear_choices(server: str, weight: str = "examples") -> dict[str, Any]:
     algorithm = FedAvg(SERVERS[server][0], weighting=weight)  # pyright: ignore[reportArgumentType]
     choices = {"module": linear_model(), "algorithm": algorithm, "rounds": ROUNDS, "batch_size": BATCH_SIZE}
-    return choices | {"optimizer": partial(torch.optim.SGD, lr=RATE), "length": RoundLength(epochs=EPOCHS)}
+    return choices | {"optimizer": partial(torch.optim.SGD, lr=RATE), "round": RoundOptions(epochs=EPOCHS)}
 
 
 def assert_is_reference(ours: Any, theirs: list[tuple[np.ndarray, dict[str, float]]]) -> None:
@@ -199,7 +199,7 @@ def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple
 @pytest.mark.parametrize("silos", [4, [3, 1]], ids=["4", "3+1"])
 def test_clipping_and_schedules(ranks, silos: SiloSpec):
     """Two rounds of 3 steps. It is the gradient of the silo's batch that is clipped, not that of a replica's part."""
-    choices = linear_choices("average") | {"rounds": 2, "length": RoundLength(steps=STEPS)}
+    choices = linear_choices("average") | {"rounds": 2, "round": RoundOptions(steps=STEPS)}
     choices |= {"clip": GradientClipper(CLIP_NORM), "schedule": Cosine()}
     ours = ranks(4).run(train, "fedavg", silos, choices)[0]
     weights, shares = start(), np.array(SIZES) / sum(SIZES)

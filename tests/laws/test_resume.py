@@ -33,7 +33,7 @@ from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.models import GPT, flat
 from trainer.optim import GroupedOptimizerFactory, Muon
 from trainer.optim.schedules import Cosine
@@ -44,7 +44,7 @@ ROUNDS, INTERRUPTED = 4, 2
 def run_rounds(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int, resume: bool) -> Records:
     """Trains to round `until`, anew or from the newest checkpoint in the folder; the figures of the rounds it ran."""
     with distributed(silos_of(name, silos)) as topology:
-        run = case_run(topology, name, {"rounds": ROUNDS, "save_every": INTERRUPTED} | choices)
+        run = case_run(topology, name, {"rounds": ROUNDS, "checkpoint.every_rounds": INTERRUPTED} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
         records = Records()
         fit(run, [records], checkpoints, checkpoints.latest() if resume else None, until=until)
@@ -101,8 +101,8 @@ def noisy_choices(name: str) -> dict[str, Any]:
         "sizes": sizes,
         "data": tiny_data(sum(sizes), torch.float32),
         "schedule": Cosine(0.1),
-        "batch_size": None if name == "fedsgd" else 10,
-        "length": RoundLength(steps=1 if name == "fedsgd" else 3),
+        "batch_size": "all" if name == "fedsgd" else 10,
+        "round": RoundOptions(steps=1 if name == "fedsgd" else 3),
     }
     return choices if name == "sync" else choices | {"client_sampling": UniformSampler(5 if name == "krum" else 4)}
 
@@ -174,13 +174,12 @@ def resumed_elsewhere(name: str, silos: SiloSpec, choices: dict[str, Any], saved
     """The model after the run went on here from a checkpoint of another world."""
     with distributed(silos) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS} | choices)
-        fit(run, resume_point=ResumePoint(INTERRUPTED, saved))
-        return leaves(run.module.state_dict())
+        return leaves(fit(run, resume_point=ResumePoint(INTERRUPTED, saved)).model.state_dict())
 
 
 def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
     """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos go on as the 2 would have, but for the order of sums."""
-    choices: dict[str, Any] = {"client_sampling": UniformSampler(4), "length": RoundLength(steps=3)}
+    choices: dict[str, Any] = {"client_sampling": UniformSampler(4), "round": RoundOptions(steps=3)}
     (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
     expected = leaves(border(through, ROUNDS).load("model"))
     saved = border(first, INTERRUPTED)

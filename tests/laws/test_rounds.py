@@ -33,8 +33,8 @@ from tests.laws.cases import (
 from trainer.data import DataSplits, TensorSource
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.evaluate import evaluate
+from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength
 from trainer.loop.train_state import TrainState
 
 EVERYONE = tuple(range(len(SIZES)))
@@ -56,7 +56,7 @@ def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Sil
         "module": norm_model(),
         "data": tiny_data(8 * sum(SIZES), torch.float32),
         "sizes": [8 * size for size in SIZES],
-        "batch_size": None if name == "fedsgd" else 9,
+        "batch_size": "all" if name == "fedsgd" else 9,
     }
     outcomes = ranks(2 if silos == 2 else 4).run(train, name, silos, choices)
     for other in outcomes[1:]:
@@ -74,9 +74,9 @@ def around_an_empty_round(name: str, silos: SiloSpec) -> tuple[Outcome, Outcome]
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"rounds": 3, "module": tiny_model()} | float32_data())
         state = TrainState(run)
-        rounds = [train_round(state, run.round(index)) for index in range(2)]
+        rounds = [train_round(state, run.sample_round(index)) for index in range(2)]
         before = outcome(state, rounds)
-        rounds = [train_round(state, replace(run.round(2), cohort=())) | evaluate(state)]
+        rounds = [train_round(state, replace(run.sample_round(2), cohort=())) | evaluate(state)]
         return before, outcome(state, rounds)
 
 
@@ -115,7 +115,7 @@ def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: S
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
     pool = ranks(2 if silos == 2 else 4)
     # `per_client` is off because the bad client's own row is about the only thing that should speak of it.
-    choices = {"data": data, "rounds": 3, "per_client": "none"}
+    choices = {"data": data, "rounds": 3, "metrics.per_client": "none"}
     speaking = Only((tuple(client for client in EVERYONE if client != SILENT),))
     ours = pool.run(train, name, silos, choices | {"client_sampling": speaking})
     others = Only((tuple(client for client in EVERYONE if client not in (BAD, SILENT)),))
@@ -151,7 +151,7 @@ def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
         "module": norm_model().double(),
         "data": data,
         "sizes": [size] * len(SIZES),
-        "batch_size": None if name == "fedsgd" else 5,
+        "batch_size": "all" if name == "fedsgd" else 5,
     }
     good = tuple(client for client in EVERYONE if client != BAD)
     before = ranks(2).run(train, name, 2, choices | {"client_sampling": Only((good,)), "rounds": 1})
@@ -163,11 +163,11 @@ def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
         assert ours.rounds[1]["clients/nonfinite"] == 1
 
 
-@pytest.mark.parametrize("length", [RoundLength(epochs=2), RoundLength(steps=5)], ids=["epochs", "steps"])
-def test_a_round_counts_what_went_through_the_model(ranks, length: RoundLength):
+@pytest.mark.parametrize("length", [RoundOptions(epochs=2), RoundOptions(steps=5)], ids=["epochs", "steps"])
+def test_a_round_counts_what_went_through_the_model(ranks, length: RoundOptions):
     """Examples and steps of all clients: ceil(n_k / batch) steps an epoch, or so many steps of a stream of epochs."""
     sizes, batch_size = [5, 8, 3], 4
-    (first, _) = ranks(2).run(train, "fedavg", 2, {"sizes": sizes, "length": length, "rounds": 1})
+    (first, _) = ranks(2).run(train, "fedavg", 2, {"sizes": sizes, "round": length, "rounds": 1})
     batches = [[min(batch_size, size - start) for start in range(0, size, batch_size)] for size in sizes]
     wanted = [(of_client * 5)[: length.steps or 2 * len(of_client)] for of_client in batches]
     assert first.rounds[0]["round/steps"] == sum(map(len, wanted))

@@ -179,7 +179,7 @@ def clients_models(client_optimizer_state: Any) -> tuple[States, Metrics]:
         models = {}
         for client in state.trainer.clients.states:
             state.trainer.load_personal(client)
-            models[client] = leaves(run.module.state_dict())
+            models[client] = leaves(state.model.module.state_dict())
         return models, metrics
 
 

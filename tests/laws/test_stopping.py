@@ -23,8 +23,8 @@ from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop import round
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
+from trainer.loop.options import RoundOptions
 from trainer.loop.progress import Progress
-from trainer.loop.run import RoundLength
 from trainer.loop.stopping import Preempted, StopCriteria
 
 ROUNDS = 8
@@ -53,7 +53,8 @@ def run_until(
         checkpoints = Checkpointer(folder, topology, run.assignment_digest, keep=ROUNDS)
         contact = LeavesWhile(doing) if doing else LoopControl()
         try:
-            return fit(run, [records], checkpoints, checkpoints.latest(), until=until, control=contact), records
+            result = fit(run, [records], checkpoints, checkpoints.latest(), until=until, control=contact)
+            return result.metrics, records
         except Preempted:
             return None, records
 
@@ -89,7 +90,7 @@ def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model
     scores = scores_of(whole, model)
     wanted = sorted(scores)[ROUNDS // 2]
     rounds = next(index for index, score in enumerate(scores) if score >= wanted) + 1
-    choices = choices_of(model, stop=StopCriteria(metric_target=abs(wanted)), save_every=ROUNDS)
+    choices = choices_of(model, stop=StopCriteria(metric_target=abs(wanted)), **{"checkpoint.every_rounds": ROUNDS})
     results = [result for result, _ in ranks(2).run(run_until, name, 2, choices, tmp_path / "ours")]
     assert [(result["round"], result["stopped"]) for result in results] == [(rounds, "target")] * 2
     assert_is_the_beginning(tmp_path / "ours", tmp_path / "whole", rounds)
@@ -99,7 +100,7 @@ def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model
 def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model: str, tmp_path: Path):
     """At a rate at which scores go up and down; interrupted before the end it ends in the same round."""
     jumping = partial(torch.optim.SGD, lr=3.0, momentum=0.5)
-    choices = choices_of(model, optimizer=jumping, length=RoundLength(steps=2))
+    choices = choices_of(model, optimizer=jumping, round=RoundOptions(steps=2))
     _, whole = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path / "whole")[0]
     scores = scores_of(whole, model)
     patience = next(p for p in (3, 2, 1) if 1 < rounds_with_patience(scores, p) < ROUNDS)
@@ -115,7 +116,7 @@ def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model:
 @pytest.mark.parametrize("name", CASES)
 def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Path):
     """No time at all: one round, evaluated and saved though none was due, the same as a run of one round."""
-    choices = choices_of("mlp", evaluate_every=ROUNDS, save_every=ROUNDS)
+    choices = choices_of("mlp", **{"eval.every_rounds": ROUNDS, "checkpoint.every_rounds": ROUNDS})
     result, ours = ranks(2).run(
         run_until, name, 2, choices | {"stop": StopCriteria(max_training_seconds=0.0)}, tmp_path / "ours"
     )[0]
@@ -131,7 +132,7 @@ def run_on_other_clocks(folder: Path) -> dict[str, Any]:
         run = case_run(topology, "fedavg", choices_of("mlp", stop=StopCriteria(max_training_seconds=12)))
         times = count(0, 1) if topology.rank == 0 else count(10**6, 10**6)
         with patch.object(round, "perf_counter", lambda: float(next(times))):
-            return fit(run, [], Checkpointer(folder, topology, run.assignment_digest))
+            return fit(run, [], Checkpointer(folder, topology, run.assignment_digest)).metrics
 
 
 def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
@@ -141,7 +142,7 @@ def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
 
 
 def test_a_run_that_leaves_before_its_last_evaluation_stops_when_it_goes_on(ranks, tmp_path: Path):
-    choices = choices_of("mlp", evaluate_every=ROUNDS, stop=StopCriteria(max_training_seconds=0.0))
+    choices = choices_of("mlp", stop=StopCriteria(max_training_seconds=0.0), **{"eval.every_rounds": ROUNDS})
     assert ranks(2).run(run_until, "fedavg", 2, choices, tmp_path, None, "evaluating")[0][0] is None
     assert border_is_unevaluated(tmp_path)
     result, records = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path)[0]

@@ -21,7 +21,7 @@ from trainer.data.client_sampling.sampling import AllClients
 from trainer.distributed.compression import Cast, Codec, Int4, Int8, PowerSGD, TopK, UpdateCompression
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.checkpointing import restore
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.loop.train_state import TrainState
 
 pytestmark = pytest.mark.long
@@ -60,7 +60,7 @@ def test_fragments_under_way_are_resumed(ranks, uplink: UpdateCompression, silos
 
 @WORLDS
 def test_silos_leave_in_the_middle_of_a_round(ranks, silos: SiloSpec, tmp_path: Path):
-    choices = noisy_choices("int8") | {"length": RoundLength(steps=9)}
+    choices = noisy_choices("int8") | {"round": RoundOptions(steps=9)}
     assert_left_and_bit_equal(ranks(4), "int8", silos, choices, tmp_path, {0: (0, 2)})
 
 
@@ -109,7 +109,7 @@ def test_packed_silos_stay_around_the_known_point(ranks, codec: Codec, apart: fl
 
     That does not vanish, because the clients' own steps do not vanish there.
     """
-    choices = bowl_choices(rounds=60, update_compression=codec, length=RoundLength(steps=1))
+    choices = bowl_choices(rounds=60, update_compression=codec, round=RoundOptions(steps=1))
     places = ranks(silos).run(path, silos, partial(FedAvg), choices)[0]
     distances = np.linalg.norm(places - BOWLS.optimum(SIZES), axis=1)
     assert distances[0] > 7 and distances[30:].mean() < apart

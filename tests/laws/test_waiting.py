@@ -65,8 +65,8 @@ class Counting(TorchDispatchMode):
 def epoch_of_steps(topology: Topology, model: str, choices: dict[str, Any]) -> Callable[[], None]:
     """Trains the only client for an epoch of 6 steps, the last one smaller; it has done so once."""
     state = TrainState(make_run(topology, [42], model, rounds=2, **choices))
-    train_round(state, state.run.round(0))
-    round = state.run.round(1)
+    train_round(state, state.run.sample_round(0))
+    round = state.run.sample_round(1)
     client = state.trainer.start_client(state.algorithm.start_round(round), 0)
 
     def steps() -> None:

@@ -21,7 +21,7 @@ from tests.support.runs import make_clients
 from trainer.data import DataSplits, ExampleWeights, TensorSource
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.distributed.topology import distributed
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.tasks import Classification, LanguageModelling, MultiLabel, Task
 from trainer.utils.seeding import generator
 
@@ -109,7 +109,7 @@ def test_weights_of_1_change_no_bit(ranks, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sync", "scaffold"])
 def test_a_run_resumes_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path) -> None:
-    choices = {"weights": weights_of(drawn()), "length": RoundLength(steps=3)}
+    choices = {"weights": weights_of(drawn()), "round": RoundOptions(steps=3)}
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
 
 

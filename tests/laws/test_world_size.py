@@ -49,7 +49,7 @@ BATCHES = {
 
 def double_run(topology: Topology, model: str, batches: Batches, **choices: Any) -> Run:
     """A float64 model over two epochs of its data, unless `choices` say otherwise."""
-    defaults: dict[str, Any] = {"batch_size": batches.batch_size, "rounds": 2, "evaluation_batch_size": 5}
+    defaults: dict[str, Any] = {"batch_size": batches.batch_size, "rounds": 2, "eval.batch_size": 5}
     defaults |= {"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)} | batches.choices
     if model == "gpt":
         defaults |= {"module": make_model("gpt").double(), "data": make_data("gpt", batches.examples)}
@@ -64,8 +64,7 @@ def train_on(model: str, batches: Batches) -> tuple[dict[str, Any], list[Metrics
     with distributed() as topology:
         run = double_run(topology, model, batches)
         records = Records()
-        fit(run, [records])
-        return leaves(run.module.state_dict()), records.rounds
+        return leaves(fit(run, [records]).model.state_dict()), records.rounds
 
 
 @pytest.mark.parametrize("batches", BATCHES)
@@ -95,8 +94,7 @@ def one_epoch(size: int | None, micro: int | None) -> dict[str, Any]:
     with distributed() as topology:
         optimizer = partial(torch.optim.SGD, lr=0.2)
         run = double_run(topology, "gpt", Batches(26, size), rounds=1, micro_batch_size=micro, optimizer=optimizer)
-        fit(run)
-        return leaves(run.module.state_dict())
+        return leaves(fit(run).model.state_dict())
 
 
 @pytest.mark.parametrize(("size", "micro"), [(12, None), (12, 2), (None, 3)])
@@ -133,8 +131,8 @@ def test_any_rank_can_be_asked_for_the_loss_of_any_step(ranks):
 def evaluate_split(data: DataSplits, batch_size: int) -> Metrics:
     """The untrained model's figures on the test set."""
     with distributed() as topology:
-        choices = {"data": data, "evaluation_batch_size": batch_size, "optimizer": partial(torch.optim.SGD, lr=0.0)}
-        return fit(double_run(topology, "mlp", Batches(26, 12), **choices))
+        choices = {"data": data, "eval.batch_size": batch_size, "optimizer": partial(torch.optim.SGD, lr=0.0)}
+        return fit(double_run(topology, "mlp", Batches(26, 12), **choices)).metrics
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -153,7 +151,7 @@ def test_evaluation_is_exact(ranks, size: int):
 
 def perplexity_of_untrained() -> Metrics:
     with distributed() as topology:
-        return fit(double_run(topology, "gpt", Batches(26, 12), optimizer=partial(torch.optim.SGD, lr=0.0)))
+        return fit(double_run(topology, "gpt", Batches(26, 12), optimizer=partial(torch.optim.SGD, lr=0.0))).metrics
 
 
 def test_perplexity_is_of_tokens(ranks):

@@ -11,7 +11,7 @@ from scripts.bench import ddp_baseline
 from tests.support.runs import loss_function, make_data, make_model, make_run, parameters
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
-from trainer.loop.run import RoundLength
+from trainer.loop.options import RoundOptions
 from trainer.utils.seeding import generator
 
 STEPS = 50
@@ -28,9 +28,9 @@ def both(model: str, optimizer: str) -> tuple[list[torch.Tensor], list[torch.Ten
     with distributed() as topology:
         batch_size = EXAMPLES_PER_RANK * topology.world_size
         examples = batch_size * 10
-        choices = {"optimizer": OPTIMIZERS[optimizer], "batch_size": batch_size, "length": RoundLength(steps=STEPS)}
+        choices = {"optimizer": OPTIMIZERS[optimizer], "batch_size": batch_size, "round": RoundOptions(steps=STEPS)}
         run = make_run(topology, [examples], model, **choices)
-        fit(run)
+        trained = fit(run).model
         module = make_model(model)
         inputs, targets = make_data(model, examples).train.fetch(torch.arange(examples))
         wrapped, step = ddp_baseline.wrap(module), OPTIMIZERS[optimizer](module.parameters())
@@ -38,7 +38,7 @@ def both(model: str, optimizer: str) -> tuple[list[torch.Tensor], list[torch.Ten
             order = torch.randperm(examples, generator=generator(0, "order", 0, epoch))
             batches = ddp_baseline.shares(order, batch_size)
             ddp_baseline.steps(wrapped, step, loss_function(model), inputs, targets, batches)
-    return parameters(run.module), parameters(module)
+    return parameters(trained), parameters(module)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

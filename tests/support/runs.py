@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -13,9 +15,18 @@ from torch import Tensor, nn
 from trainer.algorithms import Algorithm, FedAvg, Sync
 from trainer.data import Clients, DataSplits, SequenceWindows, TensorSource
 from trainer.distributed.topology import Topology
+from trainer.loop.options import CheckpointOptions, EvalOptions, MetricsOptions, TrainingOptions
 from trainer.loop.run import Run
 from trainer.models import CNN, GPT, MLP
 from trainer.tasks import Classification, LanguageModelling, Task
+
+GROUPS: dict[str, Any] = {
+    "training": TrainingOptions,
+    "eval": EvalOptions,
+    "checkpoint": CheckpointOptions,
+    "metrics": MetricsOptions,
+}
+TRAINING = [option.name for option in fields(TrainingOptions)]
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 average = partial(torch.optim.SGD, lr=1.0)
@@ -72,7 +83,38 @@ def make_run(
         "rounds": 1,
         "batch_size": 8,
     }
-    return Run(topology, **(defaults | choices))
+    return run_of(topology, defaults | choices)
+
+
+@dataclass(frozen=True)
+class CopiesOf:
+    """Makes a model that is a copy of this one."""
+
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        return copy.deepcopy(self.module)
+
+
+def run_of(topology: Topology, choices: Mapping[str, Any]) -> Run:
+    """Return the run of these choices, named as the configuration names them: `batch_size`, `eval.every_rounds`.
+
+    `module` is a model to be copied; other names are fields of a Run.
+    """
+    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    fields_of_run: dict[str, Any] = {}
+    for name, value in choices.items():
+        group, _, option = name.rpartition(".")
+        if name in TRAINING:
+            group, option = "training", name
+        if group:
+            groups[group][option] = value
+        elif name == "module":
+            fields_of_run["model"] = CopiesOf(value)
+        else:
+            fields_of_run[name] = value
+    options = {name: GROUPS[name](**values) for name, values in groups.items() if values}
+    return Run(topology, **options, **fields_of_run)
 
 
 def parameters(module: nn.Module) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -12,10 +13,8 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
-from trainer.algorithms.base import Setting
 from trainer.config.compatibility import check_labels, check_lr_multipliers, check_model_fits_data, check_shared_params
 from trainer.config.instantiate import (
-    ErrorCollector,
     annotate_errors,
     class_name,
     import_target,
@@ -24,24 +23,24 @@ from trainer.config.instantiate import (
 )
 from trainer.config.schema import ComponentConfig, Config
 from trainer.data import Clients, DataSplits, count_natural_clients, per_client_partition
-from trainer.data.client_sampling.sampling import ClientSampler
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.silo_files import load_silo_files
 from trainer.data.transforms import Compose, shift_clients
-from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.topology import Topology
 from trainer.loggers import Logger
-from trainer.loop.run import RoundLength, Run
-from trainer.loop.stopping import StopCriteria
+from trainer.loop.options import TrainingOptions
+from trainer.loop.run import GradientReducerFactory, Run
 from trainer.models.pretrained import freeze, load_pretrained
-from trainer.optim import GradientClipper, GroupedOptimizerFactory
+from trainer.optim import GroupedOptimizerFactory
 from trainer.optim.optimizers import OptimizerFactory, has_fused_step
 from trainer.tasks import REQUIRED_METHODS, Task
-from trainer.utils.seeding import default_generators, derive_seed
+from trainer.utils.errors import ErrorCollector
+from trainer.utils.seeding import seed_default_generators
 from trainer.utils.text import format_value
 
 # Components that a Run takes as they are instantiated.
-COMPONENTS = ("schedule", "client_sampling", "update_compression", "gradient_compression")
+COMPONENTS = ("schedule", "client_sampling", "update_compression")
+TRAINING = [option.name for option in fields(TrainingOptions)]
 
 
 def build(config: Config, topology: Topology) -> Run:
@@ -55,106 +54,77 @@ def build(config: Config, topology: Topology) -> Run:
     task = errors.collect(lambda: _task(config))
     algorithm = errors.collect(lambda: _algorithm(config))
     slots = {slot: errors.collect(partial(instantiate, slot, getattr(config, slot))) for slot in COMPONENTS}
+    slots["gradient_compression"] = errors.collect(lambda: _gradient_reducer(config))
     optimizer = errors.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
-    clip = errors.collect(
-        lambda: GradientClipper(config.clip.max_norm, float(config.clip.norm_type), config.clip.max_value)
-    )
-    module = errors.collect(lambda: _model(config, topology))
+    model = errors.collect(lambda: InitialModel(config, topology.device))
     transforms = splits and errors.collect(lambda: _transforms(config, splits))
     partitioned = splits and errors.collect(lambda: _partitioned(config, splits, topology))
     weights = (
         task and partitioned and errors.collect(lambda: apply_class_weights(task, *partitioned, topology=topology))
     )
     errors.collect(lambda: _check_batch_size(config, topology))
-    if algorithm and optimizer and clip and partitioned and all(slots.values()):
-        setting = _setting(
-            config,
-            topology,
-            optimizer,
-            clip,
-            slots["client_sampling"],
-            slots["update_compression"],
-            len(partitioned[1]),
+    run = None
+    if algorithm and optimizer and partitioned and all(slots.values()):
+        # Even with pieces missing: it is made for its errors then, which are raised with all the others.
+        run = errors.collect(
+            lambda: Run(
+                topology=topology,
+                model=model,
+                task=task,
+                data=partitioned[0],
+                clients=partitioned[1],
+                algorithm=algorithm,
+                optimizer=optimizer,
+                rounds=config.rounds,
+                seed=config.seed,
+                training=TrainingOptions(**{name: getattr(config, name) for name in TRAINING}),
+                round=config.round,
+                stop=config.stop,
+                eval=config.eval,
+                checkpoint=config.checkpoint,
+                metrics=config.metrics,
+                weights=weights,
+                transforms=transforms,
+                autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
+                cache_on_gpu=config.data["cache_on_gpu"],
+                **slots,
+            )
         )
-        errors.collect(lambda: algorithm.validate(setting))
-    _check_together(errors, config, algorithm, optimizer, module, splits, task)
+    _check_together(errors, config, run, algorithm, optimizer, model and model.module, splits, task)
     errors.raise_any()
-    data, clients = partitioned
-    run = Run(
-        topology=topology,
-        module=module,
-        task=task,
-        data=data,
-        clients=clients,
-        algorithm=algorithm,
-        optimizer=optimizer,
-        weights=weights,
-        transforms=transforms,
-        clip=clip,
-        measures_flops=_measures_flops(config, topology),
-        **slots,
-        **_run_options(config),
-    )
-    annotate_errors("client_sampling", config.client_sampling, lambda: run.round(0))
+    assert run
     return run
 
 
-def _run_options(config: Config) -> dict[str, Any]:
-    """Return the fields of a Run that are plain values of the configuration."""
-    return dict(
-        rounds=config.rounds,
-        batch_size=None if config.batch_size == "all" else int(config.batch_size),
-        micro_batch_size=config.micro_batch_size,
-        length=_round_length(config),
-        stop=StopCriteria(
-            config.stop.metric_target, config.stop.patience_evaluations, config.stop.max_training_seconds
-        ),
-        ema_decay=config.ema_decay,
-        autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
-        compile_backend=config.compile_backend,
-        seed=config.seed,
-        evaluate_every=config.eval.every_rounds,
-        evaluation_batch_size=config.eval.batch_size,
-        save_every=config.checkpoint.every_rounds,
-        per_client=config.metrics.per_client,
-        max_nonfinite_rounds=config.max_nonfinite_rounds,
-        personal_steps=config.eval.personal_steps,
-        peak_flops=None if config.metrics.peak_flops == "auto" else float(config.metrics.peak_flops),
-        cache_on_gpu=None if config.data["cache_on_gpu"] == "auto" else config.data["cache_on_gpu"],
-    )
-
-
-def _check_together(errors: ErrorCollector, config: Config, *pieces: Any) -> None:
+def _check_together(errors: ErrorCollector, config: Config, run: Run | None, *pieces: Any) -> None:
     """Collect the errors of components that do not fit each other; those that could not be made are None."""
     algorithm, optimizer, module, splits, task = pieces
+    if run and module:
+        errors.collect(lambda: run.validate_model(module))
     if algorithm and module:
         errors.collect(lambda: check_shared_params(algorithm, module, config.algorithm))
     if optimizer and module:
         errors.collect(lambda: check_lr_multipliers(optimizer, module))
     if splits and task and module:
         errors.collect(lambda: check_model_fits_data(module, task, splits, config.model))
+    if run:
+        errors.collect(lambda: annotate_errors("client_sampling", config.client_sampling, lambda: run.sample_round(0)))
 
 
-def _setting(
-    config: Config,
-    topology: Topology,
-    optimizer: OptimizerFactory,
-    clip: GradientClipper,
-    sampler: ClientSampler,
-    compression: UpdateCompression,
-    clients: int,
-) -> Setting:
-    """Return the choices that the algorithm has to support, before there is a Run."""
-    return Setting(
-        optimizer=optimizer,
-        clip=clip,
-        silos=topology.num_silos,
-        clients_per_round=sampler.round_size(clients),
-        sampling=None if sampler.takes_all else sampler.name,
-        drops_stragglers=config.round.stragglers == "drop",
-        finetuning_steps=config.eval.personal_steps,
-        compression=None if isinstance(compression, Uncompressed) else compression.name,
-    )
+class InitialModel:
+    """Makes the initial model of a configuration.
+
+    The module that was made to be checked is the one that the first call returns, because a large one takes long.
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config = config
+        seed_default_generators(device, config.seed, "initial parameters")
+        self.module: nn.Module | None = _model(config)
+
+    def __call__(self) -> nn.Module:
+        module, self.module = self.module, None
+        return _model(self.config) if module is None else module
 
 
 def build_clients(config: Config, topology: Topology) -> tuple[DataSplits, Clients]:
@@ -266,9 +236,14 @@ def _try_optimizer(key: str, component: ComponentConfig, make: OptimizerFactory)
     return make
 
 
-def _model(config: Config, topology: Topology) -> nn.Module:
-    for generator in default_generators(topology.device):
-        generator.manual_seed(derive_seed(config.seed, "initial parameters"))
+def _gradient_reducer(config: Config) -> GradientReducerFactory:
+    component = config.gradient_compression
+    make = instantiate("gradient_compression", component, _partial_=True)
+    annotate_errors("gradient_compression", component, make)  # its errors now, and not when training starts
+    return make
+
+
+def _model(config: Config) -> nn.Module:
     module = instantiate("model", config.model)
     if not isinstance(module, nn.Module):
         raise ValueError(f"model={config.model['_target_']} gave a {class_name(module)}.\n  valid: a torch.nn.Module")
@@ -288,14 +263,3 @@ def _check_batch_size(config: Config, topology: Topology) -> None:
             f"batch_size={config.batch_size} is smaller than the {largest} replicas of a silo: "
             f"it counts the examples of the whole silo.\n  valid: {largest} or more, or all"
         )
-
-
-def _measures_flops(config: Config, topology: Topology) -> bool:
-    choice = config.metrics.measure_flops
-    return topology.device.type == "cuda" if choice == "auto" else choice
-
-
-def _round_length(config: Config) -> RoundLength:
-    given = config.round
-    epochs = given.epochs if isinstance(given.epochs, int) else (given.epochs[0], given.epochs[1])
-    return RoundLength(epochs, given.steps, given.sync_rounds, given.deadline_seconds, given.stragglers)

@@ -11,26 +11,7 @@ from hydra.errors import InstantiationException
 
 from trainer.config.schema import ComponentConfig, target_arguments, typed_overrides
 from trainer.config.signatures import argument_errors
-
-
-class ErrorCollector:
-    """Collects errors, so that a user sees all of them at once."""
-
-    def __init__(self):
-        self.messages: list[str] = []
-
-    def collect(self, make: Callable[[], Any]) -> Any:
-        """Return the result of `make`; None if it raises ValueError, which is collected."""
-        try:
-            return make()
-        except ValueError as error:
-            self.messages.append(str(error))
-            return None
-
-    def raise_any(self) -> None:
-        """Raise a ValueError with all messages, if there are any."""
-        if self.messages:
-            raise ValueError("\n".join(self.messages))
+from trainer.utils.errors import ErrorCollector
 
 
 def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, ...] = (), **options: Any) -> Any:

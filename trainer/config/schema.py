@@ -1,39 +1,29 @@
 """Typed schema of the configuration: the keys that this package reads itself. Components have a `_target_`.
 
-A new key takes a field here and a line in conf/config.yaml.
+A new key takes a field here, or in the group of options of the loop to which it belongs, and a line in
+conf/config.yaml.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from trainer.config.validators import STRICT, predicate, value_errors
+from trainer.config.validators import value_errors
+from trainer.loop.options import CheckpointOptions, EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
+from trainer.loop.stopping import StopCriteria
+from trainer.utils.annotations import OPTIONS, Count, Fraction, PositiveInt, Seconds, Span, predicate
 from trainer.utils.text import format_value, suggest
 from trainer.utils.trees import flatten
 
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Seconds = Annotated[float, Field(ge=0)]
 Timeout = Annotated[float, Field(ge=1)]
 Sizes = Annotated[list[PositiveInt], Field(min_length=1, description="a list of sizes such as [3,1]")]
-Span = Annotated[
-    list[PositiveInt],
-    Field(min_length=2, max_length=2, description="[least,most] such as [2,5]"),
-    predicate(lambda span: span[0] <= span[1]),
-]
-NormType = Annotated[
-    float, Field(allow_inf_nan=True, description="1 or 2 or inf"), predicate(lambda order: order in (1, 2, math.inf))
-]
 Files = Annotated[
     list[str] | None,
     Field(description="a list of files such as [a.npz,b.npz], or null"),
@@ -72,66 +62,19 @@ def typed_overrides(key: str, component: ComponentConfig) -> str:
     return f"\n  given: {typed}" if typed else ""
 
 
-SECTION = ConfigDict(STRICT, extra="forbid", allow_inf_nan=False)
-
-
-@dataclass(frozen=True, config=SECTION)
-class RoundConfig:
-    epochs: PositiveInt | Span
-    steps: PositiveInt | None
-    sync_rounds: Count
-    deadline_seconds: Seconds | None
-    stragglers: Literal["keep", "drop"]
-
-
-@dataclass(frozen=True, config=SECTION)
-class ClipConfig:
-    max_norm: PositiveFloat | None
-    norm_type: NormType
-    max_value: PositiveFloat | None
-
-
-@dataclass(frozen=True, config=SECTION)
-class StopConfig:
-    metric_target: float | None
-    patience_evaluations: PositiveInt | None
-    max_training_seconds: Seconds | None
-
-
-@dataclass(frozen=True, config=SECTION)
-class EvalConfig:
-    every_rounds: PositiveInt
-    batch_size: PositiveInt
-    personal_steps: Count
-
-
-@dataclass(frozen=True, config=SECTION)
-class CheckpointConfig:
-    every_rounds: PositiveInt
-    every_seconds: Seconds | None
-    keep_last: PositiveInt
-
-
-@dataclass(frozen=True, config=SECTION)
-class MetricsConfig:
-    per_client: Literal["full", "scores", "none"]
-    peak_flops: Annotated[float, Field(ge=1)] | Literal["auto"]
-    measure_flops: bool | Literal["auto"]
-
-
-@dataclass(frozen=True, config=SECTION)
+@dataclass(frozen=True, config=OPTIONS)
 class RunConfig:
     smoke: bool
     profile: bool
 
 
-@dataclass(frozen=True, config=SECTION)
+@dataclass(frozen=True, config=OPTIONS)
 class PrecisionConfig:
     autocast: Literal["bfloat16", "float16", None]
     tf32: bool
 
 
-@dataclass(frozen=True, config=SECTION)
+@dataclass(frozen=True, config=OPTIONS)
 class LaunchConfig:
     nproc_per_node: PositiveInt | Literal["auto"]
     nodes: PositiveInt | Span
@@ -146,33 +89,27 @@ class LaunchConfig:
     inter_silo_backend: Literal["auto", "gloo", "nccl"]
 
 
-@dataclass(frozen=True, config=SECTION)
-class Config:
-    """A resolved configuration. conf/config.yaml documents each key."""
+@dataclass(frozen=True, kw_only=True, config=OPTIONS)
+class Config(TrainingOptions):
+    """A resolved configuration: the training options, and those of the whole. conf/config.yaml documents each key."""
 
     name: str | None
     seed: Count
     rounds: PositiveInt
     silos: PositiveInt | Sizes | Literal["node"]
     clients: PositiveInt | Literal["auto"]
-    batch_size: PositiveInt | Literal["all"]
-    micro_batch_size: PositiveInt | Literal["auto", None]
-    ema_decay: Fraction | None
-    max_nonfinite_rounds: PositiveInt
     on_nonfinite_loss: Literal["stop", "skip"]
     deterministic: bool
-    compile_backend: Literal["inductor", "aot_eager", None]
     channels_last: bool
     objective: str | None
     run_dir: str | None
     require_shared_run_dir: bool
     resume: str
-    round: RoundConfig
-    clip: ClipConfig
-    stop: StopConfig
-    eval: EvalConfig
-    checkpoint: CheckpointConfig
-    metrics: MetricsConfig
+    round: RoundOptions
+    stop: StopCriteria
+    eval: EvalOptions
+    checkpoint: CheckpointOptions
+    metrics: MetricsOptions
     run: RunConfig
     precision: PrecisionConfig
     launch: LaunchConfig
@@ -209,7 +146,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
     for key, reserved in RESERVED_KEYS.items():
         given = values[key] if isinstance(values.get(key), Mapping) else {}
         for name in reserved.keys() & given.keys():
-            errors += value_errors(f"{key}.{name}", given[name], reserved[name], SECTION)
+            errors += value_errors(f"{key}.{name}", given[name], reserved[name], OPTIONS)
     if config is None or errors:
         raise ValueError("\n".join(errors))
     return config
@@ -225,10 +162,15 @@ def _section_errors(section: Any, values: Mapping[str, Any], prefix: str) -> lis
         if name not in values:
             errors.append(f"{key} has no value\n  set {key}=...")
         elif not is_dataclass(annotation):
-            errors += value_errors(key, value, annotation, SECTION)
+            errors += value_errors(key, value, annotation, OPTIONS)
         elif isinstance(value, Mapping):
             errors += _section_errors(annotation, value, f"{key}.")
         else:
             keys = ", ".join(f"{key}.{name}" for name in get_type_hints(annotation))
             errors.append(f"{key}={format_value(value)}\n  valid: {keys}")
+    if not errors and section is not Config:  # each value is valid, but perhaps not all of them together
+        try:
+            TypeAdapter(section).validate_json(json.dumps(values))
+        except ValidationError as error:
+            errors += [str(each.get("ctx", {}).get("error", each["msg"])) for each in error.errors()]
     return errors

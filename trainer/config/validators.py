@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from trainer.utils.annotations import STRICT
 from trainer.utils.text import format_value
 
 TEXT = "a text (digits as \"'7'\")"
@@ -29,7 +29,6 @@ NAMES: dict[Any, str] = {
     Any: "anything",
 }
 BOUNDS = {"ge": "from", "gt": "above", "lt": "to below", "le": "to"}
-STRICT = ConfigDict(strict=True)  # true is no number, 2.0 no whole number, and 7 no text
 
 
 def value_errors(key: str, value: Any, annotation: Any, config: ConfigDict = STRICT) -> list[str]:
@@ -40,17 +39,6 @@ def value_errors(key: str, value: Any, annotation: Any, config: ConfigDict = STR
     except ValidationError:
         return [f"{key}={format_value(value)}\n  valid: {describe(annotation)}"]
     return []
-
-
-def predicate(condition: Callable[[Any], bool]) -> AfterValidator:
-    """Return the metadata of an annotation whose values have to meet a condition too."""
-
-    def check(value: Any) -> Any:
-        if not condition(value):
-            raise ValueError(value)
-        return value
-
-    return AfterValidator(check)
 
 
 def describe(annotation: Any) -> str:

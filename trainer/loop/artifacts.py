@@ -24,7 +24,7 @@ def make_artifacts(state: TrainState) -> FinalArtifacts:
     if run.task.has_confusion and run.data.classes:
         _, summed = state.exchange.sum({}, {"confusion": _confusion(state.trainer, run.data.classes)})
         return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
-    generate = getattr(run.module, "generate", None)
+    generate = getattr(state.model.module, "generate", None)
     if run.topology.rank == 0 and generate and (run.data.classes or 0) <= BYTES:
         return FinalArtifacts(sample=generate(SAMPLE_LENGTH, generator(run.seed, "sample")))
     return FinalArtifacts()
@@ -37,7 +37,7 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     trainer.model.module.eval()
     for group in client_models(trainer):
         for _, examples in evaluation_batches(run, run.clients.test, group):
-            inputs, targets = run.transforms.for_evaluation(run.data.test.fetch(examples), run.topology.device)
+            inputs, targets = trainer.transforms.for_evaluation(run.data.test.fetch(examples), run.topology.device)
             predicted = trainer.step.forward(inputs).argmax(1)
             matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from trainer.algorithms.client_result import client_result_from_state, merge_client_results
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
-from trainer.distributed.compression import Uncompressed
 from trainer.distributed.topology import count_shards
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.progress import Progress
@@ -47,6 +47,17 @@ class Section:
     state: Callable[[], Any]
     load: Callable[[Any], None] | None = None
     wanted: Callable[[str], bool] = bool
+
+
+def make_checkpointer(run: Run, folder: Path, storage: SharedStorage | None = None) -> Checkpointer:
+    """Make what writes the checkpoints of a run into a folder, and finds the newest there. All ranks must call it.
+
+    Args:
+        run: the choices.
+        folder: of the checkpoints alone.
+        storage: which ranks share the folder; None: all of them.
+    """
+    return Checkpointer(folder, run.topology, run.assignment_digest, run.checkpoint.keep_last, storage)
 
 
 def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best: bool = False) -> None:
@@ -105,7 +116,7 @@ def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedS
         return
     saved = resume_point.states[0].load("progress")
     silos = json.loads(saved["json"])["silo_sizes"]
-    has_states = run.algorithm.keeps_client_state or not isinstance(run.update_compression, Uncompressed)
+    has_states = run.algorithm.keeps_client_state or not run.update_compression.is_identity
     is_divided = has_states or max(count_shards(silos), run.topology.num_shards) > 1
     if is_divided and not storage.is_shared and silos != list(run.topology.silo_sizes):
         raise ValueError(
@@ -241,7 +252,7 @@ def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[di
     statistics = saved.load("statistics")
     trainer.statistics.vector, trainer.statistics.counts = statistics["vector"], statistics["counts"]
     state.algorithm.load_state_dict(saved.load("algorithm"))
-    round, of_round = state.run.round(state.progress.rounds), saved.load("round")
+    round, of_round = state.run.sample_round(state.progress.rounds), saved.load("round")
     session = state.algorithm.load_round(round, of_round)
     if inner := saved.load("inner"):
         trainer.step.load_state_dict(inner)
@@ -286,9 +297,9 @@ def _shards_of_rank(saved: SavedState, topology: Any) -> Sequence[str]:
 def _has_trained(state: TrainState) -> bool:
     """Return whether this silo has trained before. Who trains when is a pure function, and need not be saved."""
     run, silo, rounds = state.run, state.run.topology.silo, state.progress.rounds
-    if run.personal_steps and run.homes[silo] and any(map(run.evaluates, range(rounds))):
+    if run.eval.personal_steps and run.homes[silo] and any(map(run.evaluates, range(rounds))):
         return True
-    earlier = map(run.round, range(rounds + (state.progress.unevaluated_metrics is not None)))
+    earlier = map(run.sample_round, range(rounds + (state.progress.unevaluated_metrics is not None)))
     return any(run.assignments(round)[silo] for round in earlier)
 
 

@@ -47,8 +47,8 @@ def evaluate(state: TrainState) -> Metrics | None:
     if state.ema:
         averaged = partial(ema_models, state.ema)
         sums_by_set["ema"] = evaluation_sums(state.trainer, run.data.test, clients.test, averaged)
-    if run.personal_steps:
-        finetuned = partial(finetuned_models, run.round(state.progress.rounds))
+    if run.eval.personal_steps:
+        finetuned = partial(finetuned_models, run.sample_round(state.progress.rounds))
         sums_by_set["personal"] = evaluation_sums(state.trainer, run.data.test, clients.test, finetuned)
     tables = {f"{part}/{name}": table for part, tables in sums_by_set.items() for name, table in tables.items()}
     is_asked = state.control.requested_action() is Action.STOP
@@ -123,11 +123,11 @@ def evaluation_sums(
 def _evaluate_batch(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The units and score sums of each example, float64, and the pooled sums of all of them; on the CPU."""
     task = trainer.run.task
-    inputs, targets = trainer.run.transforms.for_evaluation(source.fetch(examples), trainer.run.topology.device)
+    inputs, targets = trainer.transforms.for_evaluation(source.fetch(examples), trainer.run.topology.device)
     try:
         outputs = trainer.step.forward(inputs)
     except (RuntimeError, MemoryError) as error:
-        raise_if_oom(error, "eval.batch_size", trainer.run.evaluation_batch_size, len(inputs))
+        raise_if_oom(error, "eval.batch_size", trainer.run.eval.batch_size, len(inputs))
         raise
     rows = task.score_sums(outputs, targets).cpu()
     units = rows.new_full((len(examples), 1), task.units(targets))
@@ -141,5 +141,5 @@ def evaluation_batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]
     if not mine:
         return
     owners = torch.repeat_interleave(torch.tensor(clients), torch.tensor([len(part) for part in mine]))
-    size = run.evaluation_batch_size
+    size = run.eval.batch_size
     yield from zip(owners.split(size), torch.cat(mine).split(size), strict=True)

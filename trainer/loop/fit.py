@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
+
+from torch import nn
 
 from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.loggers import Logger, Metrics
@@ -26,17 +29,26 @@ from trainer.loop.train_state import TrainState
 MAX_SKIPPED = 3  # windows of batches in a run
 
 
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run: the metrics of its last round and the totals, and the trained model of this rank."""
+
+    metrics: dict[str, Any]
+    model: nn.Module
+
+
 def fit(
     run: Run,
     loggers: Sequence[Logger] = (),
     checkpointer: Checkpointer | None = None,
     resume_point: ResumePoint | None = None,
     on_step: StepCallback | None = None,
+    on_start: Callable[[TrainState], None] | None = None,
     until: int | None = None,
     control: LoopControl | None = None,
     diverged: DivergedError | None = None,
-) -> dict[str, Any]:
-    """Train a run to its end. Every rank calls it.
+) -> Result:
+    """Train a run to its end. Every rank calls it. The run stays as it is: another call trains another model.
 
     Args:
         run: the choices.
@@ -44,12 +56,13 @@ def fit(
         checkpointer: saves the state; None: nothing is saved.
         resume_point: the checkpoint to continue from; None: the run begins.
         on_step: is called after each step; on rank 0 alone.
+        on_start: is called before the first step.
         until: the number of rounds after which to return, if that is before the end.
         control: what this process is asked to do.
         diverged: what ended the last attempt; the batches of its window are left out, from `resume_point` on.
 
     Returns:
-        The metrics of the last round and the totals, equal on every rank.
+        The metrics, equal on every rank, and the trained model.
 
     Raises:
         Preempted: `control` was asked to stop, and all that is needed to resume is saved.
@@ -57,13 +70,15 @@ def fit(
         RuntimeError: replicas that must be equal are not.
     """
     state = TrainState(run, control)
+    if on_start:
+        on_start(state)
     snapshot = restore(state, resume_point) if resume_point else None
     find_micro_batch_size(state)
     if diverged:
         _skip_batches(state, snapshot, diverged)
     while not state.progress.has_ended(until or run.rounds) and not state.is_stopping:
         began = perf_counter() - (snapshot.seconds if snapshot else 0.0)
-        round = run.round(state.progress.rounds)
+        round = run.sample_round(state.progress.rounds)
         metrics = state.progress.unevaluated_metrics or train_round(state, round, on_step, checkpointer, snapshot)
         snapshot = None
         if metrics is not None:
@@ -73,12 +88,12 @@ def fit(
         checkpointer.wait()
     if state.is_stopping and not state.progress.has_ended(run.rounds):
         raise Preempted
-    result = state.progress.result()
+    metrics = state.progress.result()
     if state.progress.has_ended(run.rounds):
         artifacts = make_artifacts(state)
         for logger in loggers:
-            logger.finalize(result, artifacts)
-    return result
+            logger.finalize(metrics, artifacts)
+    return Result(metrics, state.model.module)
 
 
 def _end_round(
@@ -140,7 +155,7 @@ def _check_finite(state: TrainState, metrics: Metrics) -> None:
         window = (progress.rounds, int(metrics["round/steps"]))
         raise DivergedError(f"The loss of round {progress.rounds + 1} is not finite", window, progress.skipped_windows)
     progress.nonfinite_rounds = progress.nonfinite_rounds + 1 if metrics["clients/nonfinite"] else 0
-    if progress.nonfinite_rounds >= run.max_nonfinite_rounds:
+    if progress.nonfinite_rounds >= run.training.max_nonfinite_rounds:
         bad = {name for name, value in metrics.items() if name.endswith("/delta_norm") and not math.isfinite(value)}
         names = sorted(name.split("/")[1] for name in bad)
         raise DivergedError(

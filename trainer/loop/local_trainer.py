@@ -15,6 +15,7 @@ from trainer.algorithms.round import Round
 from trainer.data import is_sequential
 from trainer.data.loading.loader import BatchShard, ClientBatches, Examples, ReplicaBatch
 from trainer.data.loading.prefetch import DeviceFeeder
+from trainer.data.transforms import Compose
 from trainer.loop.batch_statistics import GlobalStatistics
 from trainer.loop.client_store import RANK_STATE, ClientStore
 from trainer.loop.control import Action, ActionConsensus, LoopControl
@@ -49,6 +50,7 @@ class LocalTrainer:
         statistics: the batch statistics from which every client starts its round.
         consensus: what the replicas of the silo agree to do after a step.
         feeder: moves the training set to the device.
+        transforms: of examples on their way to the model, fitted.
         micro_batch_size: examples that a replica puts through the model at once; None: its whole share of the batch.
         skipped_windows: windows [first, last) of the round's steps whose batches are left out.
         has_stepped: whether this replica has trained since the run began.
@@ -60,15 +62,17 @@ class LocalTrainer:
         model: FlatModel,
         algorithm: RunSession,
         control: LoopControl,
+        transforms: Compose,
         ema: ExponentialMovingAverage | None = None,
     ):
         self.run, self.model, self.algorithm, self.control = run, model, algorithm, control
+        self.transforms = transforms
         self.consensus = ActionConsensus(run.topology, control)
         self.step = TrainStep(run, model, ema)
         self.feeder = DeviceFeeder(run.data.train, run.topology.device, run.cache_on_gpu)
         self.clients = ClientStore(model.personal_state())
         self.statistics = GlobalStatistics(model, run.topology)
-        self.micro_batch_size = None if run.micro_batch_size == "auto" else run.micro_batch_size
+        self.micro_batch_size = None if run.training.micro_batch_size == "auto" else run.training.micro_batch_size
         self.skipped_windows: list[tuple[int, int]] = []
         self.has_stepped = False
 
@@ -120,8 +124,8 @@ class LocalTrainer:
         result = client.result
         self.control.set_activity(f"round {round.index + 1}: training", result)
         batches = self.client_batches(result.client)
-        steps = self.run.length.num_steps(batches.steps_per_epoch, round, result.client)
-        start = self.run.length.first_step(batches.steps_per_epoch, earlier_rounds)
+        steps = self.run.round.num_steps(batches.steps_per_epoch, round, result.client)
+        start = self.run.round.first_step(batches.steps_per_epoch, earlier_rounds)
         return self._train(client, batches, start, steps, round, on_step, on_action)
 
     def finetune(self, session: RoundSession, client: int, round: Round) -> None:
@@ -131,7 +135,7 @@ class LocalTrainer:
             return action is Action.STOP
 
         training, batches = self.start_client(session, client), self.client_batches(client)
-        self._train(training, batches, 0, self.run.personal_steps, round, None, stop)
+        self._train(training, batches, 0, self.run.eval.personal_steps, round, None, stop)
 
     def commit(self, client: int, algorithm_state: ClientState) -> None:
         """Store the state in which a client has ended its round, for its next one. A collective of the silo."""
@@ -160,16 +164,17 @@ class LocalTrainer:
         members = torch.from_numpy(ids)
 
         def fetch(examples: Tensor, epoch: int) -> Examples:
-            return run.transforms.for_training(self.feeder.source, examples, members, run.seed, epoch, topology.device)
+            return self.transforms.for_training(self.feeder.source, examples, members, run.seed, epoch, topology.device)
 
         weights = run.weights.of(members) if run.weights else None
         prefetch, in_order = self.feeder.prefetch, is_sequential(run.data.train)
-        return ClientBatches(fetch, ids, client, run.batch_size, shard, run.seed, weights, prefetch, in_order)
+        batch_size = run.training.batch_size_of(len(ids))
+        return ClientBatches(fetch, ids, client, batch_size, shard, run.seed, weights, prefetch, in_order)
 
     def warm_up_ddp(self) -> None:
         """Bring DDP to where it is after a step, before the first step of a restored run. Nothing else changes."""
         examples = self.run.data.train.fetch(torch.arange(2))
-        self.step.warm_up(*self.run.transforms.for_evaluation(examples, self.run.topology.device))
+        self.step.warm_up(*self.transforms.for_evaluation(examples, self.run.topology.device))
         self.statistics.reset_model()
         self.has_stepped = True
 

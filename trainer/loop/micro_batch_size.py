@@ -32,7 +32,7 @@ def find_micro_batch_size(state: TrainState) -> None:
         OutOfMemoryError: on all ranks, if one of them has no room for a single example.
     """
     progress = state.progress
-    if state.run.micro_batch_size != "auto":
+    if state.run.training.micro_batch_size != "auto":
         progress.micro_batch_size = None  # that was found before the user chose one
         return
     if progress.micro_batch_size is None:
@@ -58,7 +58,7 @@ def _agree_on_size(state: TrainState) -> int:
 def max_replica_batch_size(run: Run) -> int:
     """Return the largest number of examples of a batch that a replica of this silo gets."""
     largest = max(run.training_sizes)
-    return max(1, -(-min(run.batch_size or largest, largest) // run.topology.num_replicas))
+    return max(1, -(-min(run.training.batch_size_of(largest), largest) // run.topology.num_replicas))
 
 
 def _largest_fitting_size(trainer: LocalTrainer, share: int) -> int:

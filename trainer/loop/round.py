@@ -43,7 +43,7 @@ def train_round(
         what it has done.
     """
     began = perf_counter() - (snapshot.seconds if snapshot else 0.0)
-    seconds = state.run.length.deadline_seconds
+    seconds = state.run.round.deadline_seconds
     state.control.round_deadline = math.inf if seconds is None else began + seconds
     if state.run.stop.max_training_seconds is not None:
         state.control.training_deadline = began + state.run.stop.max_training_seconds - state.progress.training_seconds
@@ -62,7 +62,7 @@ def train_round(
             save_round_snapshot(state, checkpointer, snapshot)
         return None
     seconds = perf_counter() - began
-    if state.run.compile_backend:
+    if state.run.training.compile_backend:
         metrics["compile/graphs"] = count_compiled_graphs()
     return metrics | state.throughput.metrics(metrics, seconds) | {"seconds/round": seconds}
 
@@ -93,7 +93,7 @@ def _train_clients(
     trainer.skipped_windows = [
         (first, last) for index, first, last in state.progress.skipped_windows if index == round.index
     ]
-    exclusive = len(clients) == 1 and run.length.stragglers != "drop"
+    exclusive = len(clients) == 1 and run.round.stragglers != "drop"
     for position in range(len(accumulator.results), len(clients)):
         if accumulator.results and accumulator.results[-1].ends_round:
             accumulator.not_started = len(clients) - position
@@ -112,7 +112,7 @@ def _train_clients(
 def _finish(state: TrainState, training: ClientTraining) -> float | None:
     """Add a trained client to the silo's sums; return the norm of its update, None if it was late and is dropped."""
     result = training.result
-    if result.timed_out and state.run.length.stragglers == "drop":
+    if result.timed_out and state.run.round.stragglers == "drop":
         return None
     if state.run.algorithm.skips_nonfinite_clients and not state.trainer.statistics.are_finite():
         return math.nan

@@ -136,7 +136,7 @@ class RoundAccumulator:
 
 def reports_clients(run: Run) -> bool:
     """Return whether a round has metrics of single clients: there are several, and the run does not hide them."""
-    return run.per_client != "none" and len(run.training_sets) > 1
+    return run.metrics.per_client != "none" and len(run.training_sets) > 1
 
 
 def _counts(delta_norm: float | None) -> bool:
@@ -177,7 +177,7 @@ def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metri
     table, pooled = sums["clients"], {key: part for key, part in sums.items() if key != "clients"}
     pooled_metrics = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
     metrics = {f"{name}/{key}": value for key, value in pooled_metrics.items()}
-    if name == "validation" or run.per_client == "none" or len(table) < 2:
+    if name == "validation" or run.metrics.per_client == "none" or len(table) < 2:
         return metrics
     headline = run.task.headline
     by_client = {

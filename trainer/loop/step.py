@@ -39,10 +39,10 @@ class TrainStep:
         self.run, self.model, self.ema = run, model, ema
         device = run.topology.device
         self.scaler: LossScaler = DynamicLossScaler(device) if run.autocast == torch.float16 else IdentityLossScaler()
-        wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, run.gradient_compression, self.scaler)
+        wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, run.gradient_compression(), self.scaler)
         self.no_sync = partial(no_sync, wrapped)
-        self.ddp_model = compile_module(wrapped, run.compile_backend)
-        self.forward = compile_module(model.module, run.compile_backend)
+        self.ddp_model = compile_module(wrapped, run.training.compile_backend)
+        self.forward = compile_module(model.module, run.training.compile_backend)
         self.loss_sum = self._loss_sum
         if run.autocast:
             autocast = torch.autocast(device.type, run.autocast)
@@ -68,7 +68,7 @@ class TrainStep:
         loss_sum, units = self._accumulate_gradients(batch, seed)
         self.scaler.unscale(self.optimizer)
         session.adjust_gradients()
-        result.gradient_norm = self.run.clip(self.model.trainable, measure=measure_norm)
+        result.gradient_norm = self.run.training.clip(self.model.trainable, measure=measure_norm)
         if self.scaler.step(self.optimizer):
             result.lr_factors.append(self.lr_factor)
             if self.ema:
@@ -140,7 +140,7 @@ class TrainStep:
             loss_sum = self.loss_sum(*examples)
             loss_sum.backward(scale)
         except (RuntimeError, MemoryError) as error:
-            raise_if_oom(error, "micro_batch_size", self.run.micro_batch_size, count)
+            raise_if_oom(error, "micro_batch_size", self.run.training.micro_batch_size, count)
             raise
         return loss_sum.detach_()
 

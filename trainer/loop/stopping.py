@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from trainer.utils.annotations import OPTIONS, PositiveInt, Seconds
 
 BatchWindow = tuple[int, int, int]  # batches of a round: its index, the first step, and the step after the last
 StopReason = Literal["target", "patience", "seconds"]  # the criterion by which a run has ended
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=OPTIONS)
 class StopCriteria:
     """Criteria that finish a run before its last round; None does not.
 
@@ -21,8 +24,8 @@ class StopCriteria:
     """
 
     metric_target: float | None = None
-    patience_evaluations: int | None = None
-    max_training_seconds: float | None = None
+    patience_evaluations: PositiveInt | None = None
+    max_training_seconds: Seconds | None = None
 
 
 class DivergedError(RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from trainer.distributed import collectives
 from trainer.loggers import Metrics
@@ -14,14 +15,14 @@ from trainer.utils.hardware import DeviceRates, measure_flops, peak_flops
 class ThroughputMeter:
     """Relates the throughput of a run to the peak of all its devices. All ranks make one together: a collective."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, module: nn.Module):
         self.counts_tokens = run.task.unit_name == "token"
-        self.model = run.module if isinstance(run.module, SupportsFlops) else None
+        self.model = module if isinstance(module, SupportsFlops) else None
         rates = device_rates(run) if self.model else DeviceRates()
         peak, measured = collectives.all_reduce_sum(
             torch.tensor([rates.peak, rates.measured], dtype=torch.float64)
         ).tolist()
-        self.rates, self.measures = DeviceRates(peak, measured), run.measures_flops
+        self.rates, self.measures = DeviceRates(peak, measured), run.metrics.measures_flops(run.topology.device)
 
     def metrics(self, metrics: Metrics, seconds: float) -> Metrics:
         """Return the throughput of a round.
@@ -45,7 +46,8 @@ class ThroughputMeter:
 def device_rates(run: Run) -> DeviceRates:
     """Return the FLOP/s of this rank's device: its peak, as the user or its maker states it, and the measured rate."""
     device = run.topology.device
-    peak = peak_flops(device) / run.topology.ranks_on_device if run.peak_flops is None else run.peak_flops
-    if not run.measures_flops:
+    stated = run.metrics.peak_flops
+    peak = peak_flops(device) / run.topology.ranks_on_device if stated == "auto" else stated
+    if not run.metrics.measures_flops(device):
         return DeviceRates(peak)
     return DeviceRates(peak, measure_flops(device, run.autocast or torch.float32))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from trainer.algorithms.round import Round
+from trainer.data.transforms import Compose
 from trainer.distributed import collectives
 from trainer.distributed.transport import Transport, make_transport
 from trainer.loop.control import LoopControl
@@ -37,41 +40,50 @@ class TrainState:
         is_stopping: whether all ranks know that the run stops here, to be resumed later.
     """
 
-    def __init__(self, run: Run, control: LoopControl | None = None, transport: Transport | None = None):
+    def __init__(
+        self,
+        run: Run,
+        control: LoopControl | None = None,
+        wrap_transport: Callable[[Transport], Transport] | None = None,
+    ):
         """Make the state of a run. A collective.
 
         Args:
             run: the choices.
             control: what this process is asked to do; None: nothing.
-            transport: takes the place of the run's own.
+            wrap_transport: returns what takes the place of the run's own transport.
         """
-        self.run, self.control = run, control or LoopControl()
+        self.run, self.control = run, control or LoopControl(run.checkpoint.every_seconds)
         self.progress = Progress()
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
-        module, algorithm = run.module.to(run.topology.device), run.algorithm
-        self.transport: Transport = transport or make_transport(
-            run.topology, run.update_compression, parameter_layout(module, algorithm.is_shared)
-        )
+        module, algorithm = run.make_model().to(run.topology.device), run.algorithm
+        run.validate_model(module)
+        layout = parameter_layout(module, algorithm.is_shared)
+        self.transport: Transport = make_transport(run.topology, run.update_compression, layout)
+        if wrap_transport:
+            self.transport = wrap_transport(self.transport)
         self.exchange: Exchange = InWorld(self.transport)
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batchnorm_stats, self.transport.alignment)
         self.exchange.start(module)
-        if run.transforms.needs_fitting:
-            self._fit_transforms()
-        self.ema = None if run.ema_decay is None else ExponentialMovingAverage(self.model, run.ema_decay)
+        decay = run.training.ema_decay
+        self.ema = None if decay is None else ExponentialMovingAverage(self.model, decay)
         self.algorithm = algorithm.setup(self.model, run.optimizer, run.training_weights, self.transport)
         ema_of_steps = self.ema if algorithm.moves_global_model else None
-        self.trainer = LocalTrainer(run, self.model, self.algorithm, self.control, ema_of_steps)
-        self.throughput = ThroughputMeter(run)
+        transforms = self._fit_transforms()
+        self.trainer = LocalTrainer(run, self.model, self.algorithm, self.control, transforms, ema_of_steps)
+        self.throughput = ThroughputMeter(run, module)
         self.local_fingerprint = 0
         self.is_stopping = False
         self._wait_seconds = 0.0
 
-    def _fit_transforms(self) -> None:
-        """Fit the transforms that depend on the training set. A collective, of sums of numbers alone."""
+    def _fit_transforms(self) -> Compose:
+        """Return the transforms, fitted to the training set. A collective, of sums of numbers alone."""
         run, topology = self.run, self.run.topology
+        if not run.transforms.needs_fitting:
+            return run.transforms
         ids = torch.cat([torch.from_numpy(run.clients.train[client]) for client in run.homes[topology.silo]])
         shard = ids[topology.replica :: topology.num_replicas]
-        run.transforms.fit(run.data.train, shard, collectives.all_reduce_sum, topology.device)
+        return run.transforms.fit(run.data.train, shard, collectives.all_reduce_sum, topology.device)
 
     def take_wait_seconds(self) -> float:
         """Return the seconds, since the last call, in which this rank did nothing but wait for other silos' sums."""

@@ -39,3 +39,9 @@ def default_generators(device: torch.device) -> tuple[torch.Generator, ...]:
         return (torch.default_generator,)
     torch.cuda.init()
     return (torch.default_generator, torch.cuda.default_generators[device.index or 0])
+
+
+def seed_default_generators(device: torch.device, *tags: Tag) -> None:
+    """Seed the default generators by `derive_seed(*tags)`."""
+    for generator in default_generators(device):
+        generator.manual_seed(derive_seed(*tags))

@@ -24,10 +24,11 @@ from trainer.algorithms.round import Round
 from trainer.commands.plan.memory import peak_growth
 from trainer.data import DataSplits, Iid, TensorSource
 from trainer.distributed.topology import Topology, distributed
+from trainer.loop.options import EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import aggregate_round
 from trainer.loop.round_metrics import RoundAccumulator
 from trainer.loop.round_snapshot import RoundSnapshot
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.tasks import Classification
 from trainer.utils.timing import synchronized_time
@@ -56,20 +57,20 @@ class Rounds:
         source = TensorSource(torch.randn(2, WIDTH), torch.tensor([0, 1]))
         self.run = Run(
             topology=topology,
-            module=layers(numbers),
+            model=partial(layers, numbers),
             task=Classification(),
             data=DataSplits(source, source, WIDTH),
             clients=Iid().split(source, source, clients=2, seed=0),
             algorithm=algorithm,
             optimizer=partial(torch.optim.SGD, lr=1e-3),
             rounds=rounds,
-            batch_size=1,
-            length=RoundLength(steps=1),
-            evaluate_every=10**6,
-            per_client="none",
+            training=TrainingOptions(batch_size=1),
+            round=RoundOptions(steps=1),
+            eval=EvalOptions(every_rounds=10**6),
+            metrics=MetricsOptions(per_client="none"),
         )
         self.state = TrainState(self.run)
-        self._begin(self.run.round(0))
+        self._begin(self.run.sample_round(0))
 
     def train(self) -> None:
         """The steps of the round."""
@@ -82,7 +83,7 @@ class Rounds:
         self.state.trainer.commit(result.client, kept)
         tally.add(result, norm)
         aggregate_round(self.state, self.round, RoundSnapshot(self.session, tally))
-        self._begin(self.run.round(self.round.index + 1))
+        self._begin(self.run.sample_round(self.round.index + 1))
 
     def _begin(self, round: Round) -> None:
         self.round = round
@@ -105,7 +106,7 @@ def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
     make, goal = ALGORITHMS[name]
     rounds = Rounds(topology, make(), numbers, pairs + 3)
     device = topology.device
-    vector = torch.zeros(sum(parameter.numel() for parameter in rounds.run.module.parameters()), device=device)
+    vector = torch.zeros(sum(parameter.numel() for parameter in rounds.state.model.module.parameters()), device=device)
     times: list[tuple[float, float]] = []
     for _ in range(pairs + 1):
         rounds.train()

@@ -28,11 +28,12 @@ from scripts.bench.paired_timing import machine
 from trainer.algorithms import Algorithm, FedAvg, Streaming, Sync
 from trainer.data import Iid, shakespeare
 from trainer.distributed.compression import Int8, Uncompressed, UpdateCompression
-from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
+from trainer.distributed.gradients import FullPrecisionReducer
 from trainer.distributed.gradients import Int8Reducer as Int8Gradients
 from trainer.distributed.topology import Topology, distributed
+from trainer.loop.options import EvalOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import GradientReducerFactory, Run
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT
 from trainer.optim import GradientClipper
@@ -62,9 +63,9 @@ CASES = {
     "delayed": Case(partial(Streaming, overlap_steps=8)),
     "streaming": Case(partial(Streaming, nesterov, fragments=2, overlap_steps=8, alpha=0.5), parts=2),
 }
-UPLINKS: dict[str, tuple[UpdateCompression, GradientReducer]] = {
-    "fp32": (Uncompressed(), FullPrecisionReducer()),
-    "int8": (Int8(), Int8Gradients()),
+UPLINKS: dict[str, tuple[UpdateCompression, GradientReducerFactory]] = {
+    "fp32": (Uncompressed(), FullPrecisionReducer),
+    "int8": (Int8(), Int8Gradients),
 }
 
 
@@ -72,22 +73,20 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
     """The same work for a host in a step, whatever the algorithm."""
     data = shakespeare(length=LENGTH)
     between, inside = UPLINKS[uplink]
-    torch.manual_seed(0)
     return Run(
         topology=topology,
-        module=GPT(length=LENGTH, layers=8, heads=8, width=320),
+        model=partial(GPT, length=LENGTH, layers=8, heads=8, width=320),
         task=LanguageModelling(),
         data=data,
         clients=Iid().split(data.train, data.test, clients=2, seed=0),
         algorithm=case.algorithm(),
         optimizer=adamw,
         rounds=10**6,
-        batch_size=SEQUENCES * topology.num_replicas,
-        length=RoundLength(steps=steps),
+        training=TrainingOptions(batch_size=SEQUENCES * topology.num_replicas, clip=GradientClipper(1.0)),
+        round=RoundOptions(steps=steps),
         update_compression=Uncompressed() if case.silos == 1 else between,
         gradient_compression=inside,
-        clip=GradientClipper(1.0),
-        evaluate_every=10**6,
+        eval=EvalOptions(every_rounds=10**6),
     )
 
 
@@ -98,7 +97,7 @@ class BareSteps:
         self.run = make_run(topology, CASES["fedavg"], "fp32", BARE_STEPS)
         state = TrainState(self.run)
         self.trainer, self.client, self.rounds = state.trainer, topology.silo, 0
-        self.session = state.algorithm.start_round(self.run.round(0))
+        self.session = state.algorithm.start_round(self.run.sample_round(0))
         self.seconds()  # the first ones are slow
 
     def seconds(self) -> float:
@@ -106,7 +105,7 @@ class BareSteps:
         client, slowest = self.trainer.start_client(self.session, self.client), torch.zeros(1)
         dist.barrier()
         began = time.perf_counter()
-        self.trainer.train(client, self.run.round(self.rounds), self.rounds, None, lambda client, wish: False)
+        self.trainer.train(client, self.run.sample_round(self.rounds), self.rounds, None, lambda client, wish: False)
         slowest[0] = (time.perf_counter() - began) / BARE_STEPS
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         self.rounds += 1
@@ -135,7 +134,7 @@ def rounds_of(state: TrainState, indices: Iterator[int], count: int) -> Taken:
     clocks = (time.perf_counter, time.process_time, time.thread_time, lambda: state.transport.wait_seconds)
     began, steps = [clock() for clock in clocks], 0.0
     for index in itertools.islice(indices, count):
-        figures = train_round(state, state.run.round(index))
+        figures = train_round(state, state.run.sample_round(index))
         assert figures
         steps += figures["seconds/compute"] + figures["seconds/data"]
     dist.barrier()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Case:
     batch_size: int
     steps: int
     autocast: torch.dtype | None = None
-    compile: str | None = None
+    compile: Literal["inductor", "aot_eager", None] = None
     channels_last: bool = False
 
 

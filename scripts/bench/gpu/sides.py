@@ -14,8 +14,9 @@ from trainer.data import Clients, DataSplits
 from trainer.data.transforms import Compose
 from trainer.distributed.topology import Topology
 from trainer.loggers import Metrics
+from trainer.loop.options import EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.utils.compile import compile_module
 from trainer.utils.timing import synchronized_time
@@ -31,26 +32,25 @@ class Ours:
         self.state = TrainState(
             Run(
                 topology=topology,
-                module=case.model(),
+                model=case.model,
                 task=case.task,
                 data=DataSplits(source, source, None),
                 clients=Clients((np.arange(len(source)),), (np.arange(0),), (np.arange(0),)),
                 algorithm=Sync(),
                 optimizer=case.optimizer,
                 rounds=FOREVER,
-                batch_size=case.batch_size,
+                training=TrainingOptions(batch_size=case.batch_size, compile_backend=case.compile),
                 transforms=Compose(channels_last=case.channels_last),
-                length=RoundLength(steps=case.steps),
+                round=RoundOptions(steps=case.steps),
                 autocast=case.autocast,
-                compile_backend=case.compile,
-                evaluate_every=FOREVER,
-                measures_flops=True,
+                eval=EvalOptions(every_rounds=FOREVER),
+                metrics=MetricsOptions(measure_flops=True),
             )
         )
         self.figures: list[Metrics] = []
 
     def __call__(self, window: int) -> None:
-        metrics = train_round(self.state, self.state.run.round(window))
+        metrics = train_round(self.state, self.state.run.sample_round(window))
         assert metrics is not None
         synchronized_time(self.state.run.topology.device)
         self.figures.append(metrics)

@@ -89,8 +89,7 @@ def trained(device: str) -> list[Tensor]:
     """The parameters after two rounds of two silos."""
     with distributed(2, device=device) as topology:
         run = make_run(topology, [40, 30], algorithm=fedavg(), rounds=2)
-        fit(run)
-        return [parameter.cpu() for parameter in parameters(run.module)]
+        return [parameter.cpu() for parameter in parameters(fit(run).model)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

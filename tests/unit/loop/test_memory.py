@@ -13,8 +13,9 @@ import torch
 from tests.laws.cases import CASES, FEDERATED, case_run
 from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import distributed
+from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round
-from trainer.loop.run import RoundLength, Run
+from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 
 FEW, MANY = 10, 1000
@@ -60,7 +61,7 @@ def tensor_bytes(name: str, clients: int) -> list[int]:
         state = TrainState(run)
         for index in range(3):
             watch = (lambda *_: held.append(new_tensor_bytes())) if index == 2 else None
-            train_round(state, run.round(index), watch)
+            train_round(state, run.sample_round(index), watch)
         held.append(new_tensor_bytes())
     return held
 
@@ -71,7 +72,7 @@ def object_bytes(name: str, clients: int) -> int:
         tracemalloc.start()
         state = TrainState(run)
         for index in range(12):
-            train_round(state, run.round(index))
+            train_round(state, run.sample_round(index))
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -84,7 +85,7 @@ def open_run(name: str, clients: int) -> Iterator[Run]:
     choices = {
         "sizes": [CLIENT_EXAMPLES] * clients,
         "batch_size": CLIENT_EXAMPLES,
-        "length": RoundLength(steps=1),
+        "round": RoundOptions(steps=1),
         "client_sampling": UniformSampler(COHORT_SIZE),
     }
     with distributed() as topology:

@@ -16,6 +16,7 @@ from trainer.algorithms.aggregation_rule import mean_cosine
 from trainer.algorithms.round import Round
 from trainer.distributed.topology import Topology
 from trainer.loop.local_trainer import ClientResult
+from trainer.loop.options import MetricsOptions
 from trainer.loop.round_metrics import RoundAccumulator, evaluation_metrics, reports_clients, slowest_silo
 from trainer.models.flat import FlatModel
 
@@ -97,7 +98,7 @@ def test_validation_is_not_told_by_client():
 
 def test_a_run_can_hide_its_clients():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
-    hiding = run_of([4, 4], per_client="none")
+    hiding = run_of([4, 4], metrics=MetricsOptions(per_client="none"))
     assert set(evaluation_metrics(hiding, "test", sums_of(table))) == {"test/loss", "test/accuracy", "test/macro_f1"}
     assert [reports_clients(run) for run in (hiding, run_of([4]), run_of([4, 4]))] == [False, False, True]
 
@@ -117,7 +118,7 @@ def test_the_slowest_silo_is_the_one_with_most_seconds():
 def test_a_tally_is_exact_in_float64():
     """Sums above 2^24, where float32 leaves out whole numbers, arrive in the clients' rows as they are."""
     run = run_of([4, 4])
-    tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
+    tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.model()).statistics)
     losses = [torch.tensor(2.0**24 + 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)]
     tally.add(ClientResult(1, 4, losses=losses, units=2**24 + 1, steps=2), 0.1)
     assert tally.scalars()["loss_sum"] == 2**24 + 3
@@ -129,7 +130,7 @@ def test_what_is_equal_in_a_silo_is_told_by_its_leader():
     """Steps and examples of a replica that leads no silo are zeros; its part of the loss is its own."""
     follower = Topology(1, 2, 0, 1, (2,), torch.device("cpu"), None, None)
     run = make_run(follower, [4, 4], algorithm=fedavg())
-    tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.module).statistics)
+    tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.model()).statistics)
     tally.add(ClientResult(0, 4, losses=[torch.tensor(3.0)], units=2, steps=2, examples_seen=4), 0.1)
     scalars = tally.scalars()
     assert scalars.pop("loss_sum") == 3 and scalars.pop("units") == scalars.pop("units_seen") == 2

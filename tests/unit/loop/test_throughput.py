@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from tests.support.pool import RankPool
 from tests.support.runs import make_run
 from trainer.distributed.topology import distributed
+from trainer.loop.options import MetricsOptions
 from trainer.loop.round import train_round
 from trainer.loop.throughput import ThroughputMeter
 from trainer.loop.train_state import TrainState
@@ -32,15 +34,16 @@ def test_a_gpt_counts_six_operations_a_number_and_twelve_a_pair_of_tokens() -> N
     assert isinstance(model, SupportsFlops) and not isinstance(MLP(), SupportsFlops)
 
 
-def figures_of(model: str, **choices: object) -> dict[str, float]:
+def figures_of(model: str, **choices: Any) -> dict[str, float]:
     """Of a round of 20 examples in 2 seconds, on one rank."""
     with distributed(device="cpu") as topology:
-        return ThroughputMeter(make_run(topology, [20], model, **choices)).metrics(ROUND, 2.0)
+        run = make_run(topology, [20], model, **choices)
+        return ThroughputMeter(run, run.model()).metrics(ROUND, 2.0)
 
 
 def test_the_utilisation_is_what_was_done_over_what_could_have_been() -> None:
     module = GPT(vocabulary=64, length=16, layers=2, heads=2, width=32)
-    figures = figures_of("gpt", peak_flops=PEAK, measures_flops=True)
+    figures = figures_of("gpt", metrics=MetricsOptions(peak_flops=PEAK, measure_flops=True))
     assert figures.pop("measured_mfu") > 0
     rate = 20 * 16 / 2.0
     assert figures == {
@@ -62,9 +65,9 @@ def test_models_that_count_nothing_and_other_tasks_have_no_tokens() -> None:
 def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
     """The figures of a round, and the result."""
     with distributed(device="cpu") as topology:
-        run = make_run(topology, [20], "gpt", peak_flops=PEAK)
+        run = make_run(topology, [20], "gpt", metrics=MetricsOptions(peak_flops=PEAK))
         state = TrainState(run)
-        metrics = train_round(state, run.round(0))
+        metrics = train_round(state, run.sample_round(0))
         assert metrics is not None
         state.progress.advance(metrics, 0.0)
         return metrics, state.progress.result()

@@ -43,8 +43,7 @@ def _facts(plan: RunPlan) -> Iterator[tuple[str, str]]:
     sizes = costs.silo_sizes
     silos = f"{len(sizes)} silo{'s' * (len(sizes) != 1)} of {_range(sizes)} replica{'s' * (max(sizes) != 1)}"
     yield "world", f"{sum(sizes)} ranks on {run.topology.device.type}: {silos}; threads of each: {plan.threads}"
-    parameters = sum(parameter.numel() for parameter in run.module.parameters())
-    yield "model", f"{type(run.module).__name__}, {parameters:,} parameters"
+    yield "model", plan.model
     yield "a step", _step(plan)
     steps, examples = _range(load.steps for load in costs.loads), _range(load.examples for load in costs.loads)
     yield "a round", f"{steps} steps and {examples} examples of a silo"
@@ -57,8 +56,8 @@ def _facts(plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 
 def _step(plan: RunPlan) -> str:
-    batch_size, micro_batch_size = plan.run.batch_size, plan.run.micro_batch_size
-    if batch_size is None:
+    batch_size, micro_batch_size = plan.run.training.batch_size, plan.run.training.micro_batch_size
+    if batch_size == "all":
         return "all examples of a client"
     per_rank = [-(-batch_size // load.replicas) for load in plan.costs.loads]
     micro_batches = [-(-size // micro_batch_size) if isinstance(micro_batch_size, int) else 1 for size in per_rank]

@@ -14,7 +14,7 @@ from trainer.commands.plan.memory import MemoryLines, memory_lines, peak_growth,
 from trainer.commands.plan.null_transport import NullTransport
 from trainer.distributed.gradients import FullPrecisionReducer
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport import make_transport
+from trainer.distributed.transport import Transport
 from trainer.loop.consistency import model_fingerprint
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.micro_batch_size import find_micro_batch_size
@@ -23,7 +23,7 @@ from trainer.loop.round_metrics import RoundAccumulator
 from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
-from trainer.models.flat import parameter_layout
+from trainer.models import describe_model
 from trainer.utils.timing import synchronized_time
 
 MAX_CLIENTS = 2  # clients of a dry round: the second one makes the silo accumulate their sum
@@ -38,20 +38,25 @@ class DryRun:
 
     def __init__(self, run: Run):
         self.process = resident_bytes()
-        if run.topology.device.type == "cpu":  # where parameters are a part of it
-            self.process -= sum(parameter.nbytes for parameter in run.module.parameters())
         self.run, self.silo, self.device = run, run.topology.silo, run.topology.device
         self.round = self.first = _first_usual_round(run)
         self.clients = _clients_of(run, self.silo, self.first)[:MAX_CLIENTS]
-        layout = parameter_layout(run.module, run.algorithm.is_shared)
-        transport = make_transport(run.topology, run.update_compression, layout)
-        self.transport = NullTransport(transport, run.topology.num_silos, len(self.first.cohort))
         # Other reducers would look for the replicas of the silo.
-        self.state = TrainState(replace(run, gradient_compression=FullPrecisionReducer()), transport=self.transport)
+        alone = replace(run, gradient_compression=FullPrecisionReducer)
+        self.state = TrainState(alone, wrap_transport=self._wrap_transport)
+        module = self.state.model.module
+        self.model = describe_model(module).splitlines()[0]
+        if self.device.type == "cpu":  # where the parameters are a part of the process
+            self.process -= sum(parameter.nbytes for parameter in module.parameters())
         find_micro_batch_size(self.state)
-        self.run = replace(run, micro_batch_size=self.state.trainer.micro_batch_size)
+        found = self.state.trainer.micro_batch_size
+        self.run = replace(run, training=replace(run.training, micro_batch_size=found))
         self.all_gathered = self.sent = 0
         self._run_round(0.0)  # warm-up; it also allocates the state that later rounds find
+
+    def _wrap_transport(self, transport: Transport) -> Transport:
+        self.transport = NullTransport(transport, self.run.topology.num_silos, len(self.first.cohort))
+        return self.transport
 
     def stage_times(self, seconds: float) -> list[StageTimes]:
         """Return the times of at least one round, for about `seconds`."""
@@ -63,7 +68,7 @@ class DryRun:
 
     def traffic(self) -> Traffic:
         """Return the largest traffic of a round so far."""
-        gradients = self.run.gradient_compression.encoded_size(self.state.model.trainable)
+        gradients = self.run.gradient_compression().encoded_size(self.state.model.trainable)
         return Traffic(gradients, self.all_gathered, self.sent)
 
     def memory(self) -> MemoryLines:
@@ -85,7 +90,7 @@ class DryRun:
     def _client_load(self, client: int) -> tuple[int, int]:
         """Return a client's number of steps, and of the examples in them."""
         batches = self.state.trainer.client_batches(client)
-        steps = self.run.length.num_steps(batches.steps_per_epoch, self.first, client)
+        steps = self.run.round.num_steps(batches.steps_per_epoch, self.first, client)
         epochs, rest = divmod(steps, batches.steps_per_epoch)
         return steps, epochs * len(batches.ids) + batches.bounds[rest]
 
@@ -163,7 +168,7 @@ def train_for(
 
 def _first_usual_round(run: Run) -> Round:
     """Return the first round after those that synchronize every step."""
-    return run.round(min(run.length.sync_rounds, run.rounds - 1))
+    return run.sample_round(min(run.round.sync_rounds, run.rounds - 1))
 
 
 def _clients_of(run: Run, silo: int, round: Round) -> Sequence[int]:

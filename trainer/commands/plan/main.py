@@ -16,11 +16,11 @@ from trainer.commands.plan.options import PlanOptions, parse_options, split_argu
 from trainer.commands.plan.target_world import check_links, count_local_workers, is_remote_run, remote_nodes
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
-from trainer.config.instantiate import ErrorCollector
 from trainer.config.schema import read_config
 from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
 from trainer.distributed.launch.processes import TRAINER
 from trainer.distributed.topology import silo_sizes
+from trainer.utils.errors import ErrorCollector
 
 USAGE = """\
 python -m trainer plan [key=value ...] [plan.key=value ...]     what a run with these overrides would cost

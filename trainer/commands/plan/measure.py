@@ -33,9 +33,10 @@ COLLECTIVE_TIMEOUT_SECONDS = 60  # of a single collective
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Costs of a run. `memory` is that of the rank that holds most."""
+    """Costs of a run of a model. `memory` is that of the rank that holds most."""
 
     run: Run
+    model: str
     threads: int
     costs: CostModel
     memory: MemoryLines
@@ -49,6 +50,7 @@ class DryRunResult:
     """
 
     run: Run
+    model: str
     stage_times: StageTimes
     loads: dict[int, SiloLoad]
     traffic: Traffic
@@ -87,7 +89,7 @@ class Planner:
             averaging=averaging,
             overlap=largest.run.algorithm.overlap_steps,
         )
-        return RunPlan(largest.run, self.threads, costs, largest.memory)
+        return RunPlan(largest.run, largest.model, self.threads, costs, largest.memory)
 
     def _target_nodes(self) -> list[int]:
         """Return the node of each rank of the run."""
@@ -105,7 +107,7 @@ class Planner:
         if self.options.seconds_per_step:
             times = replace(times, step=self.options.seconds_per_step)
         loads = {silo: dry_run.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
-        return DryRunResult(dry_run.run, times, loads, dry_run.traffic(), dry_run.memory())
+        return DryRunResult(dry_run.run, dry_run.model, times, loads, dry_run.traffic(), dry_run.memory())
 
     def _link_speeds(self, sizes: tuple[int, ...], measured: list[Link]) -> tuple[LinkSpeed | None, LinkSpeed | None]:
         """Return the links inside silos and between them, as given, else as measured.

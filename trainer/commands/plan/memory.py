@@ -57,13 +57,13 @@ def memory_lines(
         step: growth of memory during a step.
         process: memory of the process before the run was built.
     """
-    run, trainer, algorithm = state.run, state.trainer, state.algorithm
+    run, trainer, algorithm, module = state.run, state.trainer, state.algorithm, state.model.module
     seen: set[int] = set()
     sums = session.state_dict()
     updates = list(sums.pop("rows", {}).values())  # robust rules keep them, and a copy while they are reduced
     gradients = sum(parameter.nbytes for parameter in state.model.trainable)
     lines = {
-        "parameters and buffers": _new_bytes([*run.module.parameters(), *run.module.buffers()], seen),
+        "parameters and buffers": _new_bytes([*module.parameters(), *module.buffers()], seen),
         "gradients": gradients,
         "client optimizer's state": _new_bytes(trainer.step.optimizer.state, seen),
         "global parameters": _new_bytes(algorithm.global_state(), seen),

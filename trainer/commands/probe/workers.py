@@ -93,7 +93,7 @@ def run_worker(overrides: list[str], function: WorkerFunction) -> int:
     return code
 
 
-def _rendezvous_error(nodes: int | list[int], endpoint: str | None) -> str:
+def _rendezvous_error(nodes: int | tuple[int, int], endpoint: str | None) -> str:
     """Return why this node cannot reach the rendezvous; empty if it can, or holds it."""
     host, _, port = (endpoint or "").rpartition(":")
     if nodes == 1 or not host or not port.isdigit() or is_local_host(host):

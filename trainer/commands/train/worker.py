@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage, detect_shared_storage
+from trainer.checkpoint import ResumePoint, SharedStorage, detect_shared_storage
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
@@ -30,7 +30,7 @@ from trainer.distributed.launch.heartbeat import Heartbeat
 from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
 from trainer.distributed.topology import Topology, broadcast_via_store, distributed, open_store, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
-from trainer.loop.checkpointing import validate_resume
+from trainer.loop.checkpointing import make_checkpointer, validate_resume
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.profiler import profile_steps
@@ -105,6 +105,7 @@ class Worker:
         self.heartbeat = Heartbeat(store.clone(), environment.rank, self.control.activity)
         self.is_first = environment.rank == 0
         self.prints = self.is_first and QUIET not in os.environ
+        self.on_start = print_banner if self.prints else None  # once
         self.storage: SharedStorage
 
     @contextmanager
@@ -168,11 +169,8 @@ class Worker:
         self._set_status("running")
         if self.writes_to_storage:
             self.folder.write_config({**self.tree, "clients": len(run.clients)})
-        if self.prints:
-            print_banner(run)
         if self.config.run.smoke:
             self._fit_or_skip(run, until=1)
-            run = build(self.config, topology)
         result = self._fit_or_skip(run)
         if self.writes_to_storage:
             self.folder.write_models()
@@ -190,12 +188,10 @@ class Worker:
                 diverged = error
             if self.prints:
                 print(f"{diverged}: returns to the last checkpoint, and skips the batches since", flush=True)
-            run = build(self.config, run.topology)
 
     def _fit(self, run: Run, until: int | None, diverged: DivergedError | None) -> dict[str, Any]:
         """Return the result of the run, continued from its newest checkpoint if there is one."""
-        keep = self.config.checkpoint.keep_last
-        checkpoints = Checkpointer(self.folder.checkpoints, run.topology, run.assignment_digest, keep, self.storage)
+        checkpoints = make_checkpointer(run, self.folder.checkpoints, self.storage)
         start = _on_all_ranks(lambda: checkpoints.latest() or self._external_resume_point(run))
         _on_all_ranks(lambda: validate_resume(run, start, self.storage))
         self._announce_start(start)
@@ -208,14 +204,15 @@ class Worker:
             if self.is_first and self.config.run.profile:
                 profiling = profile_steps(on_step or _ignore_step, self.folder.profile, run.topology.device)
                 on_step = stack.enter_context(profiling)
-            return fit(run, loggers, checkpoints, start, on_step, until, self.control, diverged)
+            on_start, self.on_start = self.on_start, None
+            return fit(run, loggers, checkpoints, start, on_step, on_start, until, self.control, diverged).metrics
 
     def _external_resume_point(self, run: Run) -> ResumePoint | None:
         """Return the newest checkpoint of the run that resume= names, if it names one."""
         if self.config.resume in ("auto", "never"):
             return None
         elsewhere = RunDir(Path(self.config.resume)).checkpoints
-        return Checkpointer(elsewhere, run.topology, run.assignment_digest, storage=self.storage).latest()
+        return make_checkpointer(run, elsewhere, self.storage).latest()
 
     def _announce_start(self, resume_point: ResumePoint | None) -> None:
         """Print where the run continues; raise DivergedError on all ranks if the last starts came no further."""

@@ -84,7 +84,7 @@ class ClientBatches:
         fetch: returns the examples of ids.
         ids: the client's examples, int64 [n].
         client: number of the client.
-        batch_size: examples of a batch of the whole silo; None for all of the client.
+        batch_size: examples of a batch of the whole silo.
         shard: this replica's part of a batch.
         seed: seed of the run.
         weights: weight of each of the examples, float32 [n]; None for equal weights.
@@ -100,7 +100,7 @@ class ClientBatches:
         fetch: Fetch,
         ids: np.ndarray,
         client: int,
-        batch_size: int | None,
+        batch_size: int,
         shard: BatchShard,
         seed: int,
         weights: Tensor | None = None,
@@ -110,7 +110,7 @@ class ClientBatches:
         self.fetch, self.client, self.shard, self.seed, self.weights = fetch, client, shard, seed, weights
         self.prefetch, self.is_sequential, self.seconds = prefetch, is_sequential, 0.0
         self.ids = torch.from_numpy(ids)
-        self.bounds = shard.bounds(len(ids), batch_size or len(ids))
+        self.bounds = shard.bounds(len(ids), batch_size)
 
     @property
     def steps_per_epoch(self) -> int:

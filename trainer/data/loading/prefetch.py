@@ -6,11 +6,14 @@ On the CPU nothing is prefetched.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trainer.data.sources.base import DeviceMovable, Source
+
+CacheOnGpu = bool | Literal["auto"]
 
 MAX_FREE_FRACTION = 0.1  # of a GPU's free memory that a training set may take by default
 
@@ -24,19 +27,19 @@ class DeviceFeeder:
     Args:
         source: the source of examples.
         device: the device that trains.
-        cache_on_gpu: whether to move the source to the device; None to move it if it takes less than a tenth of the
-            device's free memory.
+        cache_on_gpu: whether to move the source to the device; auto: if it takes less than a tenth of the device's
+            free memory.
 
     Attributes:
         source: the source to fetch from, on the device if it was moved.
         prefetch: passes on blocks of batches, each prepared while the one before is trained on.
     """
 
-    def __init__(self, source: Source, device: torch.device, cache_on_gpu: bool | None = None):
+    def __init__(self, source: Source, device: torch.device, cache_on_gpu: CacheOnGpu = "auto"):
         self.source, self.prefetch = source, no_prefetch
         if device.type != "cuda":
             return
-        if isinstance(source, DeviceMovable) and (_fits(source, device) if cache_on_gpu is None else cache_on_gpu):
+        if isinstance(source, DeviceMovable) and (_fits(source, device) if cache_on_gpu == "auto" else cache_on_gpu):
             self.source = source.to(device)
         else:
             self.prefetch = Prefetcher(device)
@@ -75,9 +78,9 @@ class Prefetcher:
             return None if block is None else (block, self.stream.record_event())
 
 
-def check_cache_on_gpu(source: object, device: torch.device, cache_on_gpu: bool | None) -> None:
+def check_cache_on_gpu(source: object, device: torch.device, cache_on_gpu: CacheOnGpu) -> None:
     """Raise ValueError if the source is to be held on a GPU and cannot be."""
-    if cache_on_gpu and device.type == "cuda" and not isinstance(source, DeviceMovable):
+    if cache_on_gpu is True and device.type == "cuda" and not isinstance(source, DeviceMovable):
         raise ValueError(
             f"data.cache_on_gpu=true, but a {type(source).__name__} reads its examples when they are needed.\n"
             "  valid: auto or false; arrays and texts in memory, without client_shift=, can be held on a GPU"

@@ -68,9 +68,6 @@ class Transform(Protocol):
 class FittedTransform(Transform, Protocol):
     """Abstract: a transform with statistics of the training examples."""
 
-    @property
-    def is_fitted(self) -> bool: ...
-
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Compute the statistics of batches of inputs [B, ...], of which `total` sums a tensor over all ranks."""
         ...

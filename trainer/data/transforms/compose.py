@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,7 +33,7 @@ class Compose:
 
     @property
     def needs_fitting(self) -> bool:
-        """Whether `fit` has to be called before use."""
+        """Whether some have statistics of the training set, and `fit` has to be called."""
         return any(isinstance(each, FittedTransform) for each in self.transforms.values())
 
     def for_training(
@@ -47,8 +48,8 @@ class Compose:
         """Return the examples on the device, transformed for evaluation."""
         return self._with_memory_format(self._apply_for_evaluation(list(self.transforms), _to_device(examples, device)))
 
-    def fit(self, source: Source, ids: Tensor, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Fit the transforms that have statistics of the training set; a collective.
+    def fit(self, source: Source, ids: Tensor, total: Callable[[Tensor], Tensor], device: torch.device) -> Compose:
+        """Return the same transforms, fitted if they have statistics of the training set. All ranks must call it.
 
         Only sums leave a silo. The result is that of the pooled examples.
 
@@ -58,12 +59,15 @@ class Compose:
             total: sums a tensor over all ranks.
             device: where to compute.
         """
-        names = list(self.transforms)
-        for index, name in enumerate(names):
-            transform = self.transforms[name]
-            if isinstance(transform, FittedTransform) and not transform.is_fitted:
-                fetched = (_to_device(source.fetch(some), device) for some in ids.split(FIT_BATCH_SIZE))
-                transform.fit((self._apply_for_evaluation(names[:index], examples)[0] for examples in fetched), total)
+        fitted = replace(self, transforms={})
+        for name, transform in self.transforms.items():
+            if isinstance(transform, FittedTransform):
+                transform = copy(transform)
+                fetched = (source.fetch(some) for some in ids.split(FIT_BATCH_SIZE))
+                before = replace(fitted, channels_last=False)
+                transform.fit((before.for_evaluation(examples, device)[0] for examples in fetched), total)
+            fitted = replace(fitted, transforms={**fitted.transforms, name: transform})
+        return fitted
 
     def errors(self, inputs: Tensor, targets: Tensor) -> list[str]:
         """Return an error for each transform that cannot be applied to examples like these."""

@@ -63,10 +63,6 @@ class Standardise:
     def __init__(self):
         self.mean = self.std = torch.empty(0)
 
-    @property
-    def is_fitted(self) -> bool:
-        return len(self.mean) > 0
-
     def __call__(self, batch: Batch) -> Examples:
         return (batch.inputs - _per_channel(self.mean, batch.inputs)) / _per_channel(
             self.std, batch.inputs

@@ -207,7 +207,7 @@ class NodeHeartbeat:
 
 @contextmanager
 def open_rendezvous(
-    nodes: int | list[int], endpoint: str | None, stop_requested: Callable[[], object]
+    nodes: int | tuple[int, int], endpoint: str | None, stop_requested: Callable[[], object]
 ) -> Iterator[Rendezvous]:
     """Open the rendezvous of the nodes of a run, and close it with the block.
 

@@ -104,8 +104,7 @@ def test_a_gpu_trains_on_the_same_examples_however_they_come(on_device: bool) ->
     def trained(wish: bool, **choices: Any) -> list[Tensor]:
         with distributed() as topology:
             run = make_run(topology, [300], cache_on_gpu=wish, rounds=2, **choices)
-            fit(run)
-            return parameters(run.module)
+            return parameters(fit(run).model)
 
     assert all(map(torch.equal, trained(on_device), trained(False, batch_size=8)))
 

@@ -1,0 +1,26 @@
+"""Collect the errors of a user's input, to raise all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class ErrorCollector:
+    """Collects errors, so that a user sees all of them at once."""
+
+    def __init__(self):
+        self.messages: list[str] = []
+
+    def collect(self, make: Callable[[], Any]) -> Any:
+        """Return the result of `make`; None if it raises ValueError, which is collected."""
+        try:
+            return make()
+        except ValueError as error:
+            self.messages.append(str(error))
+            return None
+
+    def raise_any(self) -> None:
+        """Raise a ValueError with all messages, if there are any."""
+        if self.messages:
+            raise ValueError("\n".join(self.messages))
