@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,15 @@ class RankPool:
     def _collect(self) -> dict[int, tuple[bool, Any]]:
         """Return the answers by rank. After the first error the others have a second to report theirs."""
         answers: dict[int, tuple[bool, Any]] = {}
+        waiting = {connection: rank for rank, (_, connection) in enumerate(self.workers)}
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(answers) < self.size and time.monotonic() < deadline:
-            for rank, (process, connection) in enumerate(self.workers):
-                if rank not in answers and connection.poll(0.001):
-                    answers[rank] = _receive(process, connection)
-                    if not answers[rank][0]:
-                        deadline = min(deadline, time.monotonic() + SECONDS_FOR_OTHER_ERRORS)
+        while waiting and (ready := wait(list(waiting), max(deadline - time.monotonic(), 0))):
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                rank = waiting.pop(connection)
+                answers[rank] = _receive(self.workers[rank][0], connection)
+                if not answers[rank][0]:
+                    deadline = min(deadline, time.monotonic() + SECONDS_FOR_OTHER_ERRORS)
         return answers
 
 
