@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.distributed.transport import CompressedAllReduce, Transport
+from trainer.distributed.transport import Transport
 from trainer.distributed.transport.base import ColumnReduction, ReducedChunks, SeedFor, columns_per_silo, shift_slice
 from trainer.distributed.transport.compressed import MAX_DIRECT_SILOS
 
@@ -27,7 +27,8 @@ class NullTransport:
     wait_seconds = 0.0
 
     def __init__(self, transport: Transport, num_silos: int, rows: int):
-        self.transport, self.alignment, self.num_silos, self.rows = transport, transport.alignment, num_silos, rows
+        self.transport, self.alignment, self.codec = transport, transport.alignment, transport.codec
+        self.num_silos, self.rows = num_silos, rows
         self.bytes_held = 0
         self.reset()
 
@@ -51,12 +52,12 @@ class NullTransport:
 
     def _compress(self, values: Tensor) -> Tensor:
         """Return the values, after the work of their codec for all silos."""
-        if isinstance(self.transport, CompressedAllReduce) and self.num_silos > 1:
-            codec, decoded = self.transport.codec, torch.empty_like(values)
-            encoded = torch.zeros(codec.encoded_size(len(values)), dtype=torch.uint8, device=values.device)
-            codec.encode(values, encoded, 0)
+        if self.codec and self.num_silos > 1:
+            decoded = torch.empty_like(values)
+            encoded = torch.zeros(self.codec.encoded_size(len(values)), dtype=torch.uint8, device=values.device)
+            self.codec.encode(values, encoded, 0)
             for _ in range(min(self.num_silos, MAX_DIRECT_SILOS)):
-                codec.decode(encoded, decoded)
+                self.codec.decode(encoded, decoded)
         return values
 
     def lookahead(self, vector: Tensor, name: str) -> Tensor:

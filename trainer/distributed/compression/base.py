@@ -19,10 +19,12 @@ class Codec(ABC):
 
     name         the choice of `update_compression=`
     is_identity  whether vectors travel as they are
+    matrix_rank  the columns of the thin matrices as whose products matrices travel; None where vectors travel whole
     """
 
     name: str
     is_identity: Literal[False] = False
+    matrix_rank: None = None
 
     @abstractmethod
     def encoded_size(self, count: int) -> int:
@@ -48,6 +50,7 @@ class Uncompressed:
 
     name = "fp32"
     is_identity: Literal[True] = True
+    matrix_rank: None = None
 
 
 class PowerSGD:
@@ -62,13 +65,15 @@ class PowerSGD:
 
     name = "powersgd"
     is_identity: Literal[False] = False
+    matrix_rank: int
 
     def __init__(self, rank: int = 4):
         if rank < 1:
             raise ValueError(f"update_compression.rank={rank}\n  valid: a whole number from 1")
-        self.rank = rank
+        self.matrix_rank = rank
 
 
+# The attributes of a codec tell them apart: `name`, `is_identity` and `matrix_rank`.
 UpdateCompression = Codec | Uncompressed | PowerSGD
 
 

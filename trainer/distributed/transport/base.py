@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.distributed import collectives
+from trainer.distributed.compression import Codec
 from trainer.distributed.topology import Topology
 
 T = TypeVar("T")
@@ -38,11 +39,15 @@ class Transport(Protocol):
     bytes_sent    between the silos, by all of them, since the start of the run
     wait_seconds  for which this rank has waited for sums
     stateful      whether ranks have a state between rounds
+    codec         encodes what silos send; None if it needs no codec
     """
 
     alignment: int
     bytes_sent: int
     stateful: bool
+
+    @property
+    def codec(self) -> Codec | None: ...
 
     @property
     def wait_seconds(self) -> float: ...
@@ -117,6 +122,7 @@ class AllReduce:
     """Vectors without compression: an all-reduce of each chunk, or one exchange of columns."""
 
     stateful = False
+    codec = None
 
     def __init__(self, topology: Topology):
         self.topology = topology

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer.distributed.compression import PowerSGD, Uncompressed, UpdateCompression
+from trainer.distributed.compression import UpdateCompression
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport.base import AllReduce, Transport
 from trainer.distributed.transport.compressed import CompressedAllReduce
@@ -23,8 +23,8 @@ def make_transport(
         compression: between the silos
         layout: the start and the shape of each parameter in a vector
     """
-    if isinstance(compression, Uncompressed):
+    if compression.is_identity is True:  # pyright narrows the union by the literal
         return AllReduce(topology)
-    if isinstance(compression, PowerSGD):
-        return PowerSGDAllReduce(topology, compression.rank, layout)
+    if compression.matrix_rank is not None:
+        return PowerSGDAllReduce(topology, compression.matrix_rank, layout)
     return CompressedAllReduce(topology, compression)

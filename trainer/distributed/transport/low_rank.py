@@ -94,6 +94,8 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
         layout: the start and the shape of each parameter in a vector
     """
 
+    codec = None
+
     def __init__(self, topology: Topology, rank: int, layout: Sequence[tuple[int, torch.Size]]):
         super().__init__(topology)
         self.rank = rank
