@@ -159,6 +159,34 @@ def test_more_rounds_are_another_run_where_the_schedule_counts_them(tmp_path: Pa
         folder.check(compose_tree(["rounds=2", *cosine]))
 
 
+OWN_SCHEDULES = """
+def steady(progress):
+    return 0.5
+
+steady.is_constant = True
+
+class Constant:
+    def __call__(self, progress):
+        return 1 - progress
+"""
+
+
+def test_a_schedule_states_itself_that_it_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its name: a schedule may be called Constant and count the rounds."""
+    (tmp_path / "own_schedules.py").write_text(OWN_SCHEDULES)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def extend(schedule: str) -> None:
+        """More rounds in the folder of a run of one."""
+        folder, own = RunDir(tmp_path / schedule), ["schedule=custom", f"schedule._target_=own_schedules.{schedule}"]
+        folder.create_or_check(compose_tree(["rounds=1", *own]))
+        folder.check(compose_tree(["rounds=2", *own]))
+
+    extend("steady")
+    with pytest.raises(ValueError, match="rounds=2, but the run in this folder has 1"):
+        extend("Constant")
+
+
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     assert cli.main([*HERE, f"run_dir={tmp_path}"]) == 2

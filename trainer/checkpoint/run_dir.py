@@ -26,6 +26,7 @@ import yaml
 
 from trainer.checkpoint import newest_complete
 from trainer.checkpoint.format import write_tensors, write_text
+from trainer.utils.targets import declares
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
@@ -194,8 +195,7 @@ def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path
     old, new = flatten(stored), flatten(config)
     if new["clients"] == "auto":
         new["clients"] = old["clients"]  # fixed when the run was begun
-    constant = new.get("schedule._target_", "").endswith(".Constant")
-    if constant and new["rounds"] >= old["rounds"]:
+    if declares(new["schedule._target_"], "is_constant") and new["rounds"] >= old["rounds"]:
         old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
     changed = [
         f"{key}={format_value(new.get(key))}, but the run in this folder has {format_value(old.get(key))}"

@@ -36,6 +36,7 @@ from trainer.optim.optimizers import OptimizerFactory, has_fused_step
 from trainer.tasks import REQUIRED_METHODS, Task
 from trainer.utils.errors import ErrorCollector
 from trainer.utils.seeding import seed_default_generators
+from trainer.utils.targets import declares
 from trainer.utils.text import format_value
 
 # Components that a Run takes as they are instantiated.
@@ -205,9 +206,9 @@ def _algorithm(config: Config) -> Algorithm:
     make = annotate_errors("algorithm", config.algorithm, lambda: import_target(config.algorithm))
     if "server" not in signature(make).parameters:
         return instantiate("algorithm", config.algorithm)
-    if config.server["_target_"].endswith(".Muon"):
+    if declares(config.server["_target_"], "needs_matrices"):
         raise ValueError(
-            f"server={config.server['_target_']}: the server moves one long vector, and Muon needs matrices.\n"
+            f"server={config.server['_target_']}: the server moves one long vector, and it needs matrices.\n"
             "  set server=average, momentum, nesterov or adam"
         )
     server = _optimizer("server", config.server)

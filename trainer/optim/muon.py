@@ -18,7 +18,11 @@ class Muon(torch.optim.Optimizer):
     params: parameters or groups, with names as torch's optimizers accept them.
     adamw: regular expression for the names of matrices that AdamW optimizes, such as embeddings and outputs. Tensors
         that do not have two dimensions always go to AdamW.
+
+    needs_matrices: its step depends on the shapes of the parameters. No element-wise optimizer has this attribute.
     """
+
+    needs_matrices = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Learning-rate schedules, which map the progress of a run, in [0, 1], to a factor on the learning rate.
 
-Schedules are pure functions, so checkpoints need no state of them.
+Schedules are pure functions, so checkpoints need no state of them. A class or function whose factor is the same at any
+progress states that by the attribute `is_constant = True`; a run with it may be resumed with more rounds.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 Schedule = Callable[[float], float]
 
@@ -15,6 +17,8 @@ Schedule = Callable[[float], float]
 @dataclass(frozen=True)
 class Constant:
     """A constant factor of 1."""
+
+    is_constant: ClassVar[bool] = True
 
     def __call__(self, progress: float) -> float:
         return 1.0

@@ -9,6 +9,7 @@ from operator import lt
 from trainer.commands.report.settings import Settings, configuration_of
 from trainer.commands.report.summary import Configuration, Report
 from trainer.loggers.messages import number
+from trainer.utils.targets import declares
 
 SHARES_NOTHING = "$^"  # algorithm.shared_params in conf/algorithm/local.yaml
 
@@ -20,7 +21,7 @@ def is_local_only(settings: Settings) -> bool:
 
 def is_pooled(settings: Settings) -> bool:
     """Return whether one model was trained on all data, as with algorithm=sync."""
-    return settings["algorithm._target_"] == "trainer.algorithms.Sync"
+    return declares(settings["algorithm._target_"], "moves_global_model")
 
 
 def baselines(report: Report) -> list[str]:
@@ -115,5 +116,5 @@ def _clients(settings: Settings) -> object:
     """
     silos = settings["silos"]
     num_silos = len(silos) if isinstance(silos, list) else silos
-    natural = settings["partition._target_"].endswith("Natural")
+    natural = declares(settings["partition._target_"], "is_natural")
     return settings["clients"] if settings["clients"] != "auto" or natural else num_silos
