@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trainer.algorithms.base import ClientOptimizerState
-from trainer.optim import GradientClipper, GroupedOptimizerFactory, step
+from trainer.optim import GradientClipper, step
 from trainer.optim.optimizers import OptimizerFactory
 
 # Factors on the learning rate of the steps by which linearity is tested: RAdam's first five are plain momentum.
@@ -57,7 +57,7 @@ def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: GradientCl
             f"{' '.join(clip.settings)} with algorithm={name}: the measured displacement is that of gradients which "
             f"are not clipped.\n  set {nulls}, or algorithm=fedavg"
         )
-    if isinstance(optimizer, GroupedOptimizerFactory) and optimizer.lr_multipliers:
+    if getattr(optimizer, "lr_multipliers", ()):
         errors.append(
             f"optimizer.lr_multipliers with algorithm={name}: the displacement is measured with one learning rate "
             "for all parameters.\n  set optimizer.lr_multipliers=[], or algorithm=fedavg"
@@ -93,6 +93,6 @@ def _nonlinear_reason(optimizer: OptimizerFactory) -> str:
 
 
 def _name(optimizer: Any) -> str:
-    make = optimizer.make if isinstance(optimizer, GroupedOptimizerFactory) else optimizer
+    make = getattr(optimizer, "make", optimizer)
     made = getattr(make, "func", make)
     return getattr(made, "__name__", str(made))

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd import _profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+# Makes an optimizer of parameters: a class of torch, a partial of one, or a GroupedOptimizerFactory. A factory may have
+# `lr_multipliers`, which are not empty if learning rates differ, and `make`, the factory of the optimizer inside it.
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
@@ -51,6 +53,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def has_fused_step(kind: object, device: torch.device) -> bool:
     """Return whether the fused kernel of this optimizer class is faster; Adam's takes a third of the time."""
+    # The classes of torch do not say whether they have a fused kernel, and for which devices.
     return kind in (torch.optim.Adam, torch.optim.AdamW) or (kind is torch.optim.SGD and device.type == "cuda")
 
 
@@ -80,7 +83,8 @@ def restore_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, d
 
 def _initial_adagrad_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
     """Return the initial state of Adagrad; empty for other optimizers, which make theirs in the first step."""
-    # Torch before 2.13 makes it in Adagrad's constructor, and fails in a step without it.
+    # Torch before 2.13 makes it in Adagrad's constructor, and fails in a step without it. Torch's optimizers have no
+    # attribute or method that tells so, or that makes the state again: only the class does.
     if not isinstance(optimizer, torch.optim.Adagrad):
         return {}
     first = optimizer.defaults["initial_accumulator_value"]
