@@ -18,6 +18,9 @@ class Task(Protocol):
 
     Scores made from few sums, such as a mean over units, are reported for every client, from `score_sums`. Scores made
     from many, such as an F1 by class, are reported only for all examples together, from `pooled_sums`.
+
+    A task for which some classes weigh more in training than others has the attribute `class_weights`: a number per
+    class, `balanced`, or None. It may be missing, which means None. The weight of an example comes to `loss_sum`.
     """
 
     @property
@@ -32,7 +35,7 @@ class Task(Protocol):
 
     @property
     def unit_name(self) -> str:
-        """The name of a unit in the singular. Tasks whose units are tokens have the metric `tokens_per_second`."""
+        """The name of a unit in the singular. With any task whose unit is `token` runs report `tokens_per_second`."""
         ...
 
     @property

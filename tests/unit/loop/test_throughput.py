@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.support.pool import RankPool
 from tests.support.runs import make_run
@@ -18,6 +18,7 @@ from trainer.loop.round import train_round
 from trainer.loop.throughput import ThroughputMeter
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT, MLP, SupportsFlops
+from trainer.tasks import Classification
 
 ROUND = {"round/examples": 20, "round/units": 20 * 16}
 PEAK = 1e9
@@ -60,6 +61,19 @@ def test_a_chip_that_nobody_knows_has_no_utilisation() -> None:
 def test_models_that_count_nothing_and_other_tasks_have_no_tokens() -> None:
     assert list(figures_of("mlp")) == ["examples_per_second"]
     assert list(figures_of("gpt", module=nn.Embedding(64, 64))) == ["examples_per_second", "tokens_per_second"]
+
+
+class Syllables(Classification):
+    """A task that is no LanguageModelling: each example has 16 tokens."""
+
+    unit_name = "token"
+
+    def units(self, targets: Tensor) -> int:
+        return 16
+
+
+def test_the_tokens_of_any_task_are_counted() -> None:
+    assert figures_of("mlp", task=Syllables()) == {"examples_per_second": 10.0, "tokens_per_second": 160.0}
 
 
 def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
