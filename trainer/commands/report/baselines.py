@@ -9,8 +9,10 @@ from operator import lt
 from trainer.commands.report.settings import Settings, configuration_of
 from trainer.commands.report.summary import Configuration, Report
 from trainer.loggers.messages import number
-from trainer.utils.targets import declares
 
+# Classes are compared by name: what a file of a run folder names is not imported.
+POOLED = "trainer.algorithms.Sync"
+NATURAL = "trainer.data.Natural"
 SHARES_NOTHING = "$^"  # algorithm.shared_params in conf/algorithm/local.yaml
 
 
@@ -21,7 +23,7 @@ def is_local_only(settings: Settings) -> bool:
 
 def is_pooled(settings: Settings) -> bool:
     """Return whether one model was trained on all data, as with algorithm=sync."""
-    return declares(settings["algorithm._target_"], "moves_global_model")
+    return settings["algorithm._target_"] == POOLED
 
 
 def baselines(report: Report) -> list[str]:
@@ -116,5 +118,5 @@ def _clients(settings: Settings) -> object:
     """
     silos = settings["silos"]
     num_silos = len(silos) if isinstance(silos, list) else silos
-    natural = declares(settings["partition._target_"], "is_natural")
+    natural = settings["partition._target_"] == NATURAL
     return settings["clients"] if settings["clients"] != "auto" or natural else num_silos
