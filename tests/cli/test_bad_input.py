@@ -119,7 +119,7 @@ def test_all_errors_are_reported_at_once_and_each_of_them_once() -> None:
     ],
 )
 def test_silos_that_do_not_divide_the_world_are_refused(silos: int | list[int], said: list[str]) -> None:
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=r"^silos=") as refusal:
         silo_sizes(silos, [0, 0, 0, 0])
     assert_says(str(refusal.value), said)
 
@@ -127,24 +127,26 @@ def test_silos_that_do_not_divide_the_world_are_refused(silos: int | list[int], 
 @pytest.mark.parametrize("silos", [3, [2, 1]])
 def test_under_torchrun_the_way_out_is_its_option(silos: int | list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 3") as refusal:
         silo_sizes(silos, [0, 0, 0, 0])
-    assert_says(str(refusal.value), ["torchrun --nproc-per-node 3"])
     assert "launch.nproc_per_node" not in str(refusal.value)
 
 
 def test_nccl_between_cpus_is_refused() -> None:
-    with pytest.raises(ValueError) as refusal, distributed(device="cpu", inter_silo_backend="nccl"):
+    with (
+        pytest.raises(ValueError, match=r"^launch\.inter_silo_backend=nccl") as refusal,
+        distributed(device="cpu", inter_silo_backend="nccl"),
+    ):
         pass
-    assert_says(str(refusal.value), ["launch.inter_silo_backend=nccl", "on the CPU", "launch.inter_silo_backend=auto"])
+    assert_says(str(refusal.value), ["on the CPU", "launch.inter_silo_backend=auto"])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="has eight GPUs")
 def test_more_workers_than_gpus_are_refused() -> None:
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=r"^launch\.nproc_per_node=8") as refusal:
         choose_device("cuda", ClusterEnvironment(local_world_size=8))
     visible = torch.cuda.device_count()
-    assert_says(str(refusal.value), ["launch.nproc_per_node=8", f"{visible} are visible", "launch.device=cpu"])
+    assert_says(str(refusal.value), [f"{visible} are visible", "launch.device=cpu"])
     assert visible or "set launch.nproc_per_node=0" not in str(refusal.value), "no workers are no way out"
 
 

@@ -68,7 +68,7 @@ def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path
 def test_it_says_what_to_expect(experiment: str) -> None:
     """In its first comment."""
     _, comment, *_ = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
-    assert comment.startswith("# ") and "%" in comment or "perplexity" in comment
+    assert comment.startswith("# ") and ("%" in comment or "perplexity" in comment)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_files_are_the_clients_of_one_file_with_client_ids(ranks, tmp_path: Path
 
 def refused(overrides: list[str]) -> str:
     """The error on this rank of two silos."""
-    with distributed(silos=2, device="cpu") as topology, pytest.raises(ValueError) as error:
+    with distributed(silos=2, device="cpu") as topology, pytest.raises(ValueError, match=r"^data\.path=") as error:
         build(read_config(compose_tree(overrides)), topology)
     return str(error.value)
 

@@ -213,7 +213,7 @@ def test_a_configuration_that_was_damaged_is_refused(tmp_path: Path) -> None:
     folder, tree = RunDir(tmp_path), compose_tree([f"run_dir={tmp_path}"])
     folder.create_or_check(tree)
     (tmp_path / "config.yaml").write_text("seed: [0")
-    with pytest.raises(ValueError, match="config.yaml"):
+    with pytest.raises(ValueError, match=r"config\.yaml"):
         folder.check(tree)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
         "rounds": 1,
     }
     edges = np.cumsum([0, *SIZES])
-    means = np.stack([inputs[a:b].mean(0).numpy() for a, b in zip(edges, edges[1:], strict=False)])
+    means = np.stack([inputs[a:b].mean(0).numpy() for a, b in pairwise(edges)])
     locals_ = 4 - 0.25 * (4 - means)
     expected = np.average(locals_, axis=0, weights=SIZES if weight == "examples" else None)
     reached = ranks(2).run(train, "fedavg", 2, choices)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
 def test_validation_is_of_the_clients_own_held_out_examples(ranks):
     """Held out are examples of the training source; each is judged once, and none is trained with."""
     edges = np.cumsum([0, *SIZES])
-    ids = [np.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    ids = [np.arange(a, b) for a, b in pairwise(edges)]
     test = tuple(np.arange(client, TEST_EXAMPLES, len(SIZES)) for client in range(len(SIZES)))
     clients = Clients(tuple(mine[1:] for mine in ids), tuple(mine[:1] for mine in ids), test)
     outcome = ranks(2).run(train, "fedavg", 2, {"clients": clients, "rounds": 1})[0]

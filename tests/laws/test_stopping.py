@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,7 +33,7 @@ ROUNDS = 8
 def held_out(sizes: list[int], tests: int) -> Clients:
     """Clients of so many examples, of which each holds the first one out."""
     edges = np.cumsum([0, *sizes])
-    ids = [np.arange(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    ids = [np.arange(start, end) for start, end in pairwise(edges)]
     test = tuple(np.arange(client, tests, len(sizes)) for client in range(len(sizes)))
     return Clients(tuple(mine[1:] for mine in ids), tuple(mine[:1] for mine in ids), test)
 

@@ -167,7 +167,7 @@ def test_class_weights_that_do_not_fit_are_refused(class_weights: Any, labels: l
 
 @pytest.mark.parametrize("class_weights", [[1, -1], [float("nan"), 1], [0, 0]])
 def test_class_weights_are_finite_numbers_from_0(class_weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="task.class_weights=.*\n.*finite numbers from 0"):
+    with pytest.raises(ValueError, match=r"task\.class_weights=.*\n.*finite numbers from 0"):
         Classification(class_weights)
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def make_task(name: str) -> Task:
 def make_clients(sizes: list[int], test: int = 8) -> Clients:
     """Return clients with these numbers of consecutive training examples; test examples are assigned in turn."""
     edges = np.cumsum([0, *sizes])
-    train = tuple(np.arange(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+    train = tuple(np.arange(start, stop) for start, stop in pairwise(edges))
     validation = tuple(np.arange(0) for _ in sizes)
     return Clients(train, validation, tuple(np.arange(client, test, len(sizes)) for client in range(len(sizes))))
 

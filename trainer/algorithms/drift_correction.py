@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -42,7 +44,7 @@ class Corrector:
         client_vectors: names of the vectors [n] that a client keeps between rounds; zeros before its first one.
     """
 
-    vectors: dict[str, Tensor] = {}
+    vectors: Mapping[str, Tensor] = MappingProxyType({})
     summed: tuple[str, ...] = ()
     client_vectors: tuple[str, ...] = ()
 

@@ -4,4 +4,4 @@ from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.resume import ResumePoint, newest_complete
 from trainer.checkpoint.shared_storage import SharedStorage, detect_shared_storage
 
-__all__ = ["Checkpointer", "SharedStorage", "ResumePoint", "detect_shared_storage", "newest_complete"]
+__all__ = ["Checkpointer", "ResumePoint", "SharedStorage", "detect_shared_storage", "newest_complete"]

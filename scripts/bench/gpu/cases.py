@@ -1,10 +1,11 @@
-"""The trained models: each case in the size that is measured, and in one that any machine does in a moment."""
+"""The models to train, each in the measured size and in a tiny one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from trainer.tasks import Classification, LanguageModelling, Task
 
 @dataclass(frozen=True)
 class Case:
-    """A model with its examples and its optimizer, and how it is trained in a window of so many steps."""
+    """A model with its examples and its optimizer, and the options of its training."""
 
     model: Callable[[], nn.Module]
     source: Callable[[], Source]
@@ -34,18 +35,18 @@ class Case:
 
 
 def resnet18(width: int = 64, classes: int = 10) -> nn.Module:
-    """The network of 18 layers of He et al. 2016 (arXiv 1512.03385) for images of 32 x 32, without projections.
+    """Return ResNet-18 (He et al. 2016, arXiv 1512.03385) for images of 32 x 32, without projections.
 
-    Its first convolution is of 3 x 3 at full size, as is usual for CIFAR; 11.0 million parameters at width 64.
+    The first convolution is 3 x 3 at full size, as is usual for CIFAR; 11.0 million parameters at width 64.
     """
     widths = [width, width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width]
-    blocks = [ResidualBlock(inputs, outputs, "batch") for inputs, outputs in zip(widths, widths[1:], strict=False)]
+    blocks = [ResidualBlock(inputs, outputs, "batch") for inputs, outputs in pairwise(widths)]
     first = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, classes))
 
 
 def images(examples: int, *shape: int) -> TensorSource:
-    """Made-up images of this shape in 10 classes."""
+    """Return random images of this shape in 10 classes."""
     draw = torch.Generator().manual_seed(0)
     return TensorSource(
         torch.randn(examples, *shape, generator=draw), torch.randint(0, 10, (examples,), generator=draw)
@@ -53,7 +54,7 @@ def images(examples: int, *shape: int) -> TensorSource:
 
 
 def tokens(windows: int, length: int, vocabulary: int) -> SequenceWindows:
-    """Made-up windows of tokens."""
+    """Return random windows of tokens."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(0, vocabulary, (windows, length + 1), generator=draw, dtype=torch.int32)
     return SequenceWindows(rows, length)
@@ -64,7 +65,7 @@ def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def cases(tiny: bool) -> dict[str, Case]:
-    """The cases by name; as they are measured, or tiny."""
+    """Return the cases by name, in the measured size or tiny."""
     sgd = partial(torch.optim.SGD, lr=0.01)
     momentum = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
     adamw = partial(torch.optim.AdamW, lr=1e-4, fused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -171,13 +172,13 @@ TWO = {place: [place, *(f"{place}/{silo}/{STEPS[0]}" for silo in SILOS)] for pla
 @pytest.fixture
 def two_rounds(tmp_path: Path) -> Path:
     """Two borders, and inside the round after each a section of every silo."""
-    for name in sum(TWO.values(), []):
+    for name in chain(*TWO.values()):
         put(tmp_path / name, "whole")
     return tmp_path
 
 
 @laws
-@given(st.sets(st.sampled_from(sum(TWO.values(), []))))
+@given(st.sets(st.sampled_from([*chain(*TWO.values())])))
 def test_what_is_known_to_be_damaged_is_not_chosen(two_rounds: Path, damaged: set[str]):
     """A damaged part of a border leaves the sections inside it in use, and the other way round."""
     passed = [f"{two_rounds / name / 'b.safetensors'} is damaged" for name in damaged]

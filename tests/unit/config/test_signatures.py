@@ -98,7 +98,7 @@ def test_values_are_formatted_as_they_are_typed() -> None:
 
 
 def test_a_default_of_null_makes_null_valid() -> None:
-    def target(x: int = None) -> None: ...  # pyright: ignore[reportArgumentType]
+    def target(x: int = None) -> None: ...  # pyright: ignore[reportArgumentType]  # noqa: RUF013
 
     assert errors(target, x=None) == [] and len(errors(target, x="a")) == 1
 

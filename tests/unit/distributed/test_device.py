@@ -51,7 +51,7 @@ def test_nccl_needs_a_gpu_for_each_rank(backend: str, monkeypatch: pytest.Monkey
     with_gpus(2, monkeypatch)
     assert choose_device("cuda", environment_of(1, 2), backend).index == 1
     with pytest.raises(
-        ValueError, match="but 2 are visible.*\n.*launch.nproc_per_node=2, or launch.backend=gloo.*device=cpu"
+        ValueError, match=r"but 2 are visible.*\n.*launch\.nproc_per_node=2, or launch\.backend=gloo.*device=cpu"
     ):
         choose_device("cuda", environment_of(0, 3), backend)
 
@@ -59,7 +59,7 @@ def test_nccl_needs_a_gpu_for_each_rank(backend: str, monkeypatch: pytest.Monkey
 def test_without_a_gpu_there_is_none_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(0, monkeypatch)
     assert choose_device("auto", environment_of(0, 3), "gloo") == CPU
-    with pytest.raises(ValueError, match="but 0 are visible.*\n  set launch.device=cpu"):
+    with pytest.raises(ValueError, match=r"but 0 are visible.*\n  set launch\.device=cpu"):
         choose_device("cuda", environment_of(0, 3), "gloo")
 
 
@@ -76,11 +76,11 @@ def test_ranks_on_the_cpu_share_nothing() -> None:
 def test_nccl_without_gpus_is_refused() -> None:
     check_nccl("launch.backend", "nccl", GPU)
     with (
-        pytest.raises(ValueError, match="launch.backend=nccl, but the ranks are on the CPU"),
+        pytest.raises(ValueError, match=r"launch\.backend=nccl, but the ranks are on the CPU"),
         distributed(device="cpu", backend="nccl"),
     ):
         pass
-    with pytest.raises(ValueError, match="launch.inter_silo_backend=nccl with launch.backend=gloo"):
+    with pytest.raises(ValueError, match=r"launch\.inter_silo_backend=nccl with launch\.backend=gloo"):
         _inter_silo_backend("nccl", "gloo", GPU)
     assert [_inter_silo_backend(choice, "gloo", GPU) for choice in ("auto", "gloo")] == [None, "gloo"]
 

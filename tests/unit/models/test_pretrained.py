@@ -46,7 +46,7 @@ def test_all_mismatches_are_in_one_error(tmp_path: Path):
     save_file(tensors, tmp_path / "weights.safetensors")
     module = MLP(hidden=8)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match="does not fit model=MLP") as refusal:
         load_pretrained(module, tmp_path / "weights.safetensors")
     message = str(refusal.value)
     assert f"model.init={tmp_path}/weights.safetensors does not fit model=MLP" in message

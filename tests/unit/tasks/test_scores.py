@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trainer.tasks.metrics import auc, r2, score_histogram
 def metrics_of(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Return all metrics, from the sums of three parts of the examples, one of them empty."""
     edges = (0, len(outputs) // 3, len(outputs) // 3, len(outputs))
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
     rows = sum(task.score_sums(outputs[part], targets[part]).sum(0) for part in parts)
     assert isinstance(rows, Tensor)
     sums = [task.pooled_sums(outputs[part], targets[part]) for part in parts]

@@ -10,6 +10,7 @@ from trainer.data.transforms.normalization import Normalise, Standardise
 
 __all__ = [
     "Batch",
+    "ClientShift",
     "Compose",
     "CutOut",
     "LabelNoise",
@@ -21,7 +22,6 @@ __all__ = [
     "RandomFlip",
     "RandomRotation",
     "Rotation",
-    "ClientShift",
     "Standardise",
     "Transform",
     "shift_clients",

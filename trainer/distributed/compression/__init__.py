@@ -6,4 +6,4 @@ from trainer.distributed.compression.int4 import Int4
 from trainer.distributed.compression.int8 import Int8
 from trainer.distributed.compression.topk import TopK
 
-__all__ = ["Cast", "Codec", "Uncompressed", "Int4", "Int8", "PowerSGD", "TopK", "UpdateCompression"]
+__all__ = ["Cast", "Codec", "Int4", "Int8", "PowerSGD", "TopK", "Uncompressed", "UpdateCompression"]

@@ -5,4 +5,4 @@ from trainer.distributed.transport.compressed import CompressedAllReduce
 from trainer.distributed.transport.factory import make_transport
 from trainer.distributed.transport.low_rank import PowerSGDAllReduce
 
-__all__ = ["PowerSGDAllReduce", "CompressedAllReduce", "AllReduce", "Transport", "make_transport"]
+__all__ = ["AllReduce", "CompressedAllReduce", "PowerSGDAllReduce", "Transport", "make_transport"]

@@ -82,7 +82,7 @@ def test_an_invalid_rate_is_answered_with_valid_ones(text: str):
 
 
 def test_all_errors_are_reported_at_once():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"^plan\.") as error:
         parse_options(["plan.bandwith=1Gbit", "plan.ranks=0", "plan.latency=50", "plan.seconds_per_step=1s"])
     text = str(error.value)
     assert "plan.bandwith is not an option of plan; did you mean plan.bandwidth?" in text

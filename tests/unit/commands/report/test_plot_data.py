@@ -134,9 +134,8 @@ def test_only_reports_of_ours_are_overwritten(tmp_path: Path) -> None:
     ours.write_text("run,configuration\n1,2\n")
     other.write_text("name,age\n1,2\n")
     check([OutputFile("--csv", ours, "run,configuration"), OutputFile("--csv", tmp_path / "new.csv", "run")])
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"other\.csv exists and is not such a report") as error:
         check(OutputFile("--csv", path, "run,configuration") for path in (other, tmp_path, tmp_path / "no/file"))
-    assert "other.csv exists and is not such a report" in str(error.value)
     assert f"{tmp_path} is a folder" in str(error.value) and "no such folder" in str(error.value)
     OutputFile("--csv", ours, "run,configuration").write("run,configuration\n")
     assert ours.read_text() == "run,configuration\n" and sorted(tmp_path.iterdir()) == [other, ours]

@@ -18,7 +18,7 @@ texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
 def test_a_name_is_safe_as_a_file_name(overrides: list[str]) -> None:
     name = job_name(overrides)
     assert name and len(name) <= MAX_NAME_LENGTH and Path(name).name == name and name.isascii()
-    assert name[0] not in ".-" or name.startswith("-") and len(name) == 9
+    assert name[0] not in ".-" or (name.startswith("-") and len(name) == 9)
     assert name == job_name(overrides)
 
 

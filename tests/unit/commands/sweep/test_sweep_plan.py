@@ -129,7 +129,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_jobs_at_a_time_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(ValueError, match="hydra.launcher.jobs=3 with 2 visible GPUs"):
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.jobs=3 with 2 visible GPUs"):
         names("seed=1,2", "hydra.launcher.jobs=3")
     assert names("seed=1,2", "hydra.launcher.jobs=3", "launch.device=cpu") == ["seed=1", "seed=2"]
 

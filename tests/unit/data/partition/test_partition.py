@@ -268,7 +268,7 @@ class TestRefusals:
     def test_too_many_clients(self, partition: Partition) -> None:
         train = arrays([0, 1] * 50, np.arange(100))
         start = f"partition={type(partition).__name__.lower()}: clients=30 with partition.min_examples=20"
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=r"^partition=") as error:
             partition.split(train, train, 30, 0)
         assert str(error.value).splitlines() == [
             f"{start} need 600 training examples, and there are 100.",
@@ -278,17 +278,17 @@ class TestRefusals:
     @pytest.mark.parametrize("alpha", [0.0, -1.0, inf, nan])
     def test_all_errors_at_once(self, alpha: float) -> None:
         nameless = TensorSource(torch.zeros(3, 1), torch.zeros(3))
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="clients=0") as error:
             Dirichlet(alpha, min_examples=0).split(nameless, nameless, 0, 0)
-        for key in ("clients=0", "partition.min_examples=0", f"partition.alpha={alpha}", "partition=dirichlet assigns"):
+        for key in ("partition.min_examples=0", f"partition.alpha={alpha}", "partition=dirichlet assigns"):
             assert key in str(error.value)
 
     def test_missing_columns(self) -> None:
         labelled, nameless = arrays([0, 1, 2]), TensorSource(torch.zeros(3, 1), torch.zeros(3))
         for train, test in ((labelled, nameless), (nameless, labelled)):
-            with pytest.raises(ValueError, match="this data has no labels.\n  set partition=iid"):
+            with pytest.raises(ValueError, match=r"this data has no labels\.\n  set partition=iid"):
                 Shards(1).split(train, test, 2, 0)
-        with pytest.raises(ValueError, match="partition.per_client=0"):
+        with pytest.raises(ValueError, match=r"partition\.per_client=0"):
             Shards(0).split(labelled, labelled, 2, 0)
         with pytest.raises(ValueError, match="partition=natural assigns examples by their client ids"):
             Natural().split(labelled, labelled, 2, 0)

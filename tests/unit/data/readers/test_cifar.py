@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def refusal(root: Path) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"data\.root=") as error:
         cifar10(root)
     return str(error.value)
 

@@ -29,9 +29,8 @@ def all_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def refusal(path: Path, **keys: Any) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^" + re.escape(f"data.path={path} cannot be used:\n")) as error:
         npz(path, **keys)
-    assert str(error.value).startswith(f"data.path={path} cannot be used:\n")
     return str(error.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,8 @@ def together(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refusal(read: Any, path: Path, **keys: Any) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^" + re.escape(f"data.path={path} cannot be used:\n")) as error:
         read(path, **keys)
-    assert str(error.value).startswith(f"data.path={path} cannot be used:\n")
     return str(error.value)
 
 

@@ -237,16 +237,16 @@ def test_error_feedback_sends_everything_in_the_end(codec: Codec):
 @pytest.mark.parametrize("block", [0, -8, 4, 100])
 @pytest.mark.parametrize("make", [Int8, Int4])
 def test_blocks_fill_bytes(make: type, block: int):
-    with pytest.raises(ValueError, match="update_compression.block"):
+    with pytest.raises(ValueError, match=r"update_compression\.block"):
         make(block)
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 0.51, 2])
 def test_fractions_that_save_nothing_are_refused(fraction: float):
-    with pytest.raises(ValueError, match="update_compression.fraction"):
+    with pytest.raises(ValueError, match=r"update_compression\.fraction"):
         TopK(fraction)
 
 
 def test_casts_are_to_16_bits():
-    with pytest.raises(ValueError, match="update_compression.dtype=float32\n  valid: bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"update_compression\.dtype=float32\n  valid: bfloat16, float16"):
         Cast("float32")  # pyright: ignore[reportArgumentType]

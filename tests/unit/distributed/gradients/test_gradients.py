@@ -252,7 +252,7 @@ def test_a_block_that_is_no_multiple_of_8_is_refused(block: int):
 
 
 def test_powersgd_names_all_values_that_are_too_small():
-    with pytest.raises(ValueError, match="gradient_compression.rank=0\n.*\ngradient_compression.start=1\n"):
+    with pytest.raises(ValueError, match=r"gradient_compression\.rank=0\n.*\ngradient_compression\.start=1\n"):
         PowerSGDReducer(rank=0, start=1)
 
 
