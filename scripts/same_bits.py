@@ -1,14 +1,16 @@
-"""Show that a change of the code changed no bit: python -m scripts.same_bits NEW.json --compare OLD.json
+"""Show that a change of the code changed no bit.
+
+    python -m scripts.same_bits NEW.json --compare OLD.json
 
 Some 40 small configurations are trained through the command line, two rounds each, on one to four gloo ranks of one
-thread. A table tells for each of them the SHA-256 of the model's file, and the numbers of result.json that do not
+thread. A table has, for each of them, the SHA-256 of the model's file, and the numbers of result.json that do not
 depend on the clock or on memory. The same code gives the same table on the same machine with the same packages.
 
     git switch --detach COMMIT && python -m scripts.same_bits old.json    # before the change
     git switch - && python -m scripts.same_bits new.json --compare old.json
 
-Configurations have names that stay when configuration keys are renamed. Where a metric has another name in the new
-table, say so: --renamed train/gradient_norm=train/grad_norm. To look again at two tables that are there, add --reuse.
+Configurations keep their names if configuration keys are renamed. If a metric has another name in the new table, give
+it: --renamed train/gradient_norm=train/grad_norm. To compare two existing tables again, add --reuse.
 
 The exit code is 1 if a run failed or a configuration differs.
 """
@@ -34,7 +36,7 @@ from scripts.bench.paired_timing import machine
 from scripts.chaos.compare import is_of_the_machine
 
 ROOT = Path(__file__).parents[1]
-PREEMPTED = 75  # the exit code of a run that has saved and left
+PREEMPTED = 75  # the exit code of a preempted run
 SECONDS_BETWEEN_LOOKS = 0.01
 LAST_LINES = 20  # of the output of a run that failed
 
@@ -44,9 +46,9 @@ class Configuration:
     """A run to compare.
 
     Attributes:
-        overrides: what is given on the command line; TEXT stands for the path of a made-up text.
+        overrides: the overrides on the command line; TEXT stands for the path of a generated text.
         ranks: the number of workers.
-        is_interrupted: whether it gets SIGTERM in the middle of its second round, saves, leaves and is started again.
+        is_interrupted: whether it gets SIGTERM in the middle of its second round, saves, exits and is started again.
     """
 
     overrides: tuple[str, ...]
@@ -65,7 +67,7 @@ def _on_replicas(*overrides: str) -> Configuration:
 
 
 def _interrupted(*overrides: str) -> Configuration:
-    """Rounds long enough to be left in the middle, of a model with dropout and batch statistics."""
+    """Rounds that are long enough to be interrupted, of a model with dropout and batch statistics."""
     return Configuration((*NOISY, "checkpoint.every_seconds=0.1", *overrides), is_interrupted=True)
 
 
@@ -153,7 +155,7 @@ CONFIGURATIONS = {
     "bounded": _on_clients(*BOUNDED),
     "ema-clip": _on_clients("algorithm=fedavg", "ema_decay=0.9", "clip.max_norm=0.5"),
     "accumulation": _on_replicas("micro_batch_size=6"),
-    # Left in the middle of a round, and continued
+    # Interrupted in the middle of a round, and resumed
     "resumed-sync": _interrupted("algorithm=sync", "optimizer=momentum", "optimizer.lr=0.02", "round.steps=150"),
     "resumed-adam": _interrupted(
         *ADAM,
@@ -174,7 +176,7 @@ Runs = dict[str, Run]  # by the name of the configuration
 
 
 def main() -> int:
-    """Return 0 when every run ended well and, if there is a table to compare with, is equal to it."""
+    """Return 0 if every run finished and equals that of the table to compare with, if there is one."""
     options = _options()
     failed: list[str] = []
     if not options.reuse:
@@ -189,12 +191,13 @@ def differences(old: Runs, new: Runs, names: Iterable[str], renamed: Mapping[str
     """Compare two tables.
 
     Args:
-        old, new: the runs of both.
-        names: the configurations to look at.
-        renamed: the names in `new` of metrics that are called otherwise in `old`.
+        old: the runs of the old table by the name of their configuration.
+        new: the runs of the new table.
+        names: the configurations to compare.
+        renamed: the names in `new` of metrics that have another name in `old`.
 
     Returns:
-        For each configuration that is not the same in both, how it differs.
+        The differences of each configuration that is not the same in both.
     """
     found = {name: _differences_of_run(old.get(name), new.get(name), renamed) for name in names}
     return {name: lines for name, lines in found.items() if lines}
@@ -230,7 +233,7 @@ def _compare(options: argparse.Namespace) -> list[str]:
 
 
 def _train_all(only: list[str], jobs: int) -> tuple[Runs, list[str]]:
-    """Train configurations, `jobs` at a time, and return the runs that ended well and the names of the others."""
+    """Train configurations, `jobs` at a time; return the finished runs, and the names of the others."""
     names = only or list(CONFIGURATIONS)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
@@ -244,7 +247,7 @@ def _train_all(only: list[str], jobs: int) -> tuple[Runs, list[str]]:
 
 
 def _train(name: str, folder: Path, text: Path) -> Run | None:
-    """Train one configuration and read what it left; None, and its last output, if it failed."""
+    """Train one configuration and read its results; if it failed, return None and its last output."""
     began = time.monotonic()
     configuration, run_dir, output = CONFIGURATIONS[name], folder / name, folder / f"{name}.log"
     overrides = [override.replace("TEXT", str(text)) for override in configuration.overrides]
@@ -273,7 +276,7 @@ def _start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
 
 
 def _interrupt(command: list[str], output: Path, run_dir: Path) -> str | None:
-    """Start a run and make it leave in the middle of its second round; return what went wrong, if anything did."""
+    """Start a run and preempt it in the middle of its second round; return the error, if there was one."""
     process = _start(command, output)
     while not _has_saved_in_round(run_dir):
         if process.poll() is not None:
@@ -287,7 +290,7 @@ def _interrupt(command: list[str], output: Path, run_dir: Path) -> str | None:
 
 
 def _has_saved_in_round(run_dir: Path) -> bool:
-    """Return whether there is a checkpoint of the middle of the second round, and none of its end."""
+    """Return whether there is a checkpoint in the middle of the second round, and none at its end."""
     rounds = sorted((run_dir / "checkpoints").glob("round-*"))
     return bool(rounds) and rounds[-1].name == "round-000001" and any(rounds[-1].glob("silo-*/step-*"))
 
@@ -301,7 +304,7 @@ def _read(run_dir: Path) -> Run:
 
 
 def _made_up_text() -> str:
-    """About 10,000 letters of a language of 40 words."""
+    """Return about 10,000 letters of a language of 40 words."""
     random = Random(0)
     words = ["".join(random.choices("aeioklmnst", k=random.randint(2, 7))) for _ in range(40)]
     return " ".join(random.choices(words, k=1800))
@@ -312,9 +315,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("table", type=Path, help="the JSON file that the table is written to")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="the table to compare with")
     parser.add_argument("--renamed", type=_pair, nargs="+", default=[], metavar="OLD=NEW", help="names of metrics")
-    parser.add_argument("--only", nargs="+", default=[], choices=CONFIGURATIONS, metavar="NAME", help="some of all")
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=CONFIGURATIONS, metavar="NAME", help="the configurations to train"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--reuse", action="store_true", help="train nothing: the table is there")
+    parser.add_argument("--reuse", action="store_true", help="train nothing, and read the table")
     return parser.parse_args()
 
 

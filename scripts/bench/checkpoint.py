@@ -1,8 +1,10 @@
-"""The cost of checkpoints to the training: python -m scripts.bench.checkpoint
+"""Measure the cost of checkpoints to training.
 
-Two workers of one thread each, synchronous. Windows of training in which a border is saved at the start, in turn with
-windows in which none is. A save is written by a thread while training goes on; what it costs is what the window takes
-longer, all told, and the stall is what training waits for at once.
+    python -m scripts.bench.checkpoint
+
+Two synchronous workers of one thread each alternate between windows of training that begin with a round checkpoint and
+windows without one. A thread writes the checkpoint while training continues. Its cost is the additional time of the
+window; the stall is the time in which training stands still.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from trainer.tasks import Classification
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its optimizer, the steps of a window, and the seconds between two saves that the cost is a part of."""
+    """A model, its optimizer, the steps of a window, and the seconds between two saves."""
 
     model: Callable[[], nn.Module]
     source: Callable[[], TensorSource]
@@ -51,7 +53,7 @@ class Case:
 
 
 def wide() -> nn.Module:
-    """100 million parameters in two layers."""
+    """Return a model of 100 million parameters in two layers."""
     first, second, last = nn.Linear(784, 10_000), nn.Linear(10_000, 9_220), nn.Linear(9_220, 10)
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), last)
 
@@ -63,7 +65,7 @@ CASES = {
 
 
 def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int) -> None:
-    """Prints the stall beside the copy, and the part of the training time that saves take."""
+    """Print the stall beside the time of a bare copy, and the share of the training time that saves take."""
     source = case.source()
     run = Run(
         topology=topology,
@@ -105,7 +107,7 @@ def measure(name: str, case: Case, topology: Topology, folder: Path, pairs: int)
 
 
 def window(state: TrainState, checkpointer: Checkpointer | None) -> float:
-    """The seconds of a round of training, with a save at its start or without, until all of it is on the disk."""
+    """Return the seconds of a round of training, which may begin with a save."""
     dist.barrier()
     began = perf_counter()
     if checkpointer:
@@ -132,7 +134,7 @@ def bytes_of(state: TrainState) -> int:
 
 
 def copy_seconds(state: TrainState) -> float:
-    """Return the seconds of a bare copy of them."""
+    """Return the seconds of a bare copy of these tensors."""
     tensors = share(state)
     began = perf_counter()
     copied = [tensor.clone() for tensor in tensors]

@@ -1,6 +1,6 @@
-"""The loops that a good engineer writes by hand: the truth that parity tests and benchmarks compare with.
+"""The hand-written DistributedDataParallel loops that parity tests and benchmarks compare with.
 
-They know nothing of the trainer. Data is resident and indexed by a permutation; there is no logging.
+They use nothing of the trainer. The data is in memory and indexed by a permutation; there is no logging.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The model as DistributedDataParallel, where there are several ranks."""
+    """Return the model, wrapped in DistributedDataParallel if there are several ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -26,7 +26,7 @@ def steps(
     targets: Tensor,
     batches: Iterable[Tensor],
 ) -> None:
-    """Trains one step on each of these batches of ids, the ones of this rank."""
+    """Train one step on each of these batches of ids, which are this rank's parts."""
     wrapped.train()
     for ids in batches:
         loss = loss_function(wrapped(inputs.index_select(0, ids)), targets.index_select(0, ids))
@@ -36,6 +36,6 @@ def steps(
 
 
 def shares(permutation: Tensor, batch_size: int) -> list[Tensor]:
-    """This rank's consecutive part of every batch of an epoch in this order."""
+    """Return this rank's consecutive part of every batch of an epoch in this order."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return [batch.tensor_split(world_size)[rank] for batch in permutation.split(batch_size)]

@@ -1,4 +1,4 @@
-"""Paired timing: two sides timed in turn in the same workers, and the ratio of each pair."""
+"""Paired timing: two sides alternate in the same workers, and the ratio of each pair is taken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Side = Callable[[int], None]
 
 
 def in_workers(module: str, nproc: int = 2) -> bool:
-    """Whether this is a worker. If not, runs `python -m module` with the same arguments in workers of one thread."""
+    """Return whether this process is a worker; if not, run `python -m module` with the same arguments in workers."""
     if "RANK" in os.environ:
         torch.set_num_threads(1)
         return True
@@ -37,9 +37,9 @@ def in_workers(module: str, nproc: int = 2) -> bool:
 
 
 def duel(name: str, ours: Side, theirs: Side, pairs: int, unit: str, amount: float) -> float:
-    """The median of theirs / ours over the pairs, each side going first in turn; rank 0 prints a line.
+    """Return the median of theirs / ours over the pairs; the side that goes first alternates. Rank 0 prints a line.
 
-    A side is called with the number of the pair. `amount` is what a call does, counted in `unit`.
+    A side is called with the number of the pair. `amount` is the work of one call, counted in `unit`.
     """
     ours(0)
     theirs(0)

@@ -1,8 +1,10 @@
-"""How near the plan comes to what a run then takes: python -m scripts.bench.plan
+"""Compare the predictions of `python -m trainer plan` with real runs.
 
-Each case is planned and run in turn, some times over. Predicted is the median of the plans' seconds of a round,
-measured that of all rounds of all runs without each run's first. Two ranks of one thread on this machine; --hosts gives
-each a network of its own, joined by a link of 100 Mbit/s, which needs root.
+    python -m scripts.bench.plan
+
+Each case is planned and run several times, in turn. The prediction is the median of the planned seconds of a round; the
+measurement is the median over all rounds of all runs, except the first round of each. Two ranks of one thread run on
+this machine. With --hosts each has its own network, joined by a link of 100 Mbit/s, which needs root.
 """
 
 from __future__ import annotations
@@ -45,12 +47,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "gpt, diloco": (*SMALL, *GPT, *DILOCO),
 }
 MEETING = 29733
-RATE, TOLD = "100mbit", ("plan.bandwidth=100Mbit", "plan.bandwidth_inside=100Mbit")
+RATE, LINKS = "100mbit", ("plan.bandwidth=100Mbit", "plan.bandwidth_inside=100Mbit")
 FOUND = re.compile(rf"^{WHOLE_ROUND} +([\d.,]+)", re.MULTILINE)
 
 
 def images(examples: int) -> DataSplits:
-    """Noise in the shape of MNIST."""
+    """Return noise in the shape of MNIST."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(examples, 1, 28, 28, generator=generator)
     source = TensorSource(inputs, torch.randint(0, 10, (examples,), generator=generator))
@@ -58,14 +60,14 @@ def images(examples: int) -> DataSplits:
 
 
 def tokens(windows: int) -> DataSplits:
-    """Noise in the shape of bytes of text."""
+    """Return noise in the shape of bytes of text."""
     drawn = torch.randint(0, 256, (windows * 129,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     source = SequenceWindows(drawn.view(windows, 129), 128)
     return DataSplits(source, source, 256)
 
 
 def outputs(commands: Sequence[Sequence[str]]) -> str:
-    """Run commands at once; return their output, or raise RuntimeError with it if one of them fails."""
+    """Run commands in parallel and return their outputs; raise RuntimeError with the output if one fails."""
     with ExitStack() as stack:
         started = [
             stack.enter_context(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
@@ -78,7 +80,7 @@ def outputs(commands: Sequence[Sequence[str]]) -> str:
 
 
 def commands(hosts: Sequence[Host], *arguments: str) -> list[list[str]]:
-    """The trainer with these arguments, on each of the hosts, or here if there are none."""
+    """Return the command of the trainer with these arguments, for each host, or for this machine if there are none."""
     trainer = [sys.executable, "-m", "trainer", *arguments]
     meeting = ("launch.nproc_per_node=1", f"launch.nodes={len(hosts)}")
     where = f"launch.rdzv_endpoint={hosts[0].address}:{MEETING}" if hosts else ""
@@ -86,13 +88,13 @@ def commands(hosts: Sequence[Host], *arguments: str) -> list[list[str]]:
 
 
 def predicted(hosts: Sequence[Host], case: Sequence[str], *wishes: str) -> float:
-    """The seconds of a round that the plan tells: the longest, where the links are told and each host has a plan."""
+    """Return the planned seconds of a round: the largest, if links are given and each host has a plan."""
     found = FOUND.findall(outputs(commands(hosts, "plan", *HERE, *case, *wishes)))
     return max(float(seconds.replace(",", "")) for seconds in found)
 
 
 def measured(hosts: Sequence[Host], case: Sequence[str]) -> list[float]:
-    """The seconds of each round of a run but the first."""
+    """Return the seconds of each round of a run except the first."""
     with tempfile.TemporaryDirectory() as folder:
         outputs(commands(hosts, *HERE, *case, f"run_dir={folder}/run"))
         lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
@@ -100,16 +102,16 @@ def measured(hosts: Sequence[Host], case: Sequence[str]) -> list[float]:
 
 
 def compare(name: str, case: Sequence[str], hosts: Sequence[Host], pairs: int, wishes: Sequence[str]) -> None:
-    """Prints a row of the table."""
+    """Print a row of the table."""
     plans, rounds = [], []
     for _ in range(pairs):
         plans.append(predicted(hosts, case, *wishes))
         rounds += measured(hosts, case)
     rounds.sort()
     middle = f"{rounds[len(rounds) // 4]:.3f} to {rounds[-1 - len(rounds) // 4]:.3f}"
-    said = ", ".join(f"{plan:.3f}" for plan in plans)
+    each = ", ".join(f"{plan:.3f}" for plan in plans)
     ratio = median(plans) / median(rounds)
-    print(f"| {name} | {median(plans):.3f} s ({said}) | {median(rounds):.3f} s ({middle}) | {ratio:.2f} |", flush=True)
+    print(f"| {name} | {median(plans):.3f} s ({each}) | {median(rounds):.3f} s ({middle}) | {ratio:.2f} |", flush=True)
 
 
 def main() -> None:
@@ -127,7 +129,7 @@ def main() -> None:
         for name in choices.cases:
             compare(name, CASES[name], hosts, choices.pairs, ())
             if hosts:
-                compare(f"{name}, the links told", CASES[name], hosts, choices.pairs, TOLD)
+                compare(f"{name}, links given", CASES[name], hosts, choices.pairs, LINKS)
     print(f"load after {os.getloadavg()[0]:.1f}")
 
 

@@ -1,11 +1,13 @@
-"""The cost of federated rounds, without evaluation: python -m scripts.bench.round
+"""Measure the cost of federated rounds, without evaluation.
 
-FedAvg with the 2NN of McMahan et al. 2017, clients of 600 examples, batch 10, one epoch a round, on 2 silos of one
-rank; one thread each, in turn with the same written by hand.
+    python -m scripts.bench.round
 
-round       2 clients, all of them every round. By hand: the same steps in two processes that know nothing of each
-            other, then one bare all_reduce of the parameters.
-simulation  100 clients, 10 of them every round. By hand: one process trains one client after the other.
+FedAvg trains the 2NN of McMahan et al. 2017 with clients of 600 examples, batch size 10 and one epoch a round, on 2
+silos of one rank with one thread each. It alternates with a hand-written version.
+
+    round       2 clients, both in every round. By hand: the same steps in two processes without a wrapper, then one
+                bare all_reduce of the parameters.
+    simulation  100 clients, 10 of them in every round. By hand: one process trains one client after the other.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from trainer.tasks import Classification
 
 CLIENT_EXAMPLES = 600
 BATCH_SIZE = 10
-ROUNDS = 10  # of one timed call
+ROUNDS = 10  # in one timed call
 COHORT_SIZE = 10  # of the simulation
 SIMULATION_GOAL = 0.58
 
@@ -48,7 +50,7 @@ sgd = partial(torch.optim.SGD, lr=0.05)
 
 
 def ours(topology: Topology, source: TensorSource, clients: Clients, cohort: ClientSampler) -> Side:
-    """Rounds of the trainer, without evaluation."""
+    """Train rounds of the trainer, without evaluation."""
     run = Run(
         topology=topology,
         model=MLP,
@@ -72,7 +74,7 @@ def ours(topology: Topology, source: TensorSource, clients: Clients, cohort: Cli
 
 
 def bare_steps(rank: int, source: TensorSource) -> Side:
-    """The same local steps without a wrapper, then one all_reduce of one flat vector."""
+    """Take the same local steps without a wrapper, then all_reduce one flat vector."""
     inputs, targets = source.fetch(torch.arange(rank * CLIENT_EXAMPLES, (rank + 1) * CLIENT_EXAMPLES))
     model = MLP()
     optimizer = sgd(model.parameters())
@@ -89,7 +91,7 @@ def bare_steps(rank: int, source: TensorSource) -> Side:
 
 
 def one_process(source: TensorSource, clients: Clients, cohort: ClientSampler) -> Side:
-    """All clients of a round in this process, one after the other."""
+    """Train all clients of a round in this process, one after the other."""
     examples = [source.fetch(torch.from_numpy(ids)) for ids in clients.train]
     model = MLP()
 
@@ -101,7 +103,7 @@ def one_process(source: TensorSource, clients: Clients, cohort: ClientSampler) -
 
 
 def plain_round(model: nn.Module, members: Sequence[Examples], seed: int) -> None:
-    """Makes the model the mean, weighted by examples, of those that these clients train from it."""
+    """Train these clients from the model, and set it to their mean, weighted by examples."""
     generator = torch.Generator().manual_seed(seed)
     start = deepcopy(model.state_dict())
     mean = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
@@ -117,7 +119,7 @@ def plain_round(model: nn.Module, members: Sequence[Examples], seed: int) -> Non
 
 
 def compare_round(topology: Topology, pairs: int) -> None:
-    """Prints the rates of both sides in steps per second."""
+    """Print the rates of both sides in steps per second."""
     source = TensorSource(*images(28).fetch(torch.arange(CLIENT_EXAMPLES * topology.world_size)))
     clients = Iid().split(source, source, clients=topology.world_size, seed=0)
     steps = ROUNDS * CLIENT_EXAMPLES // BATCH_SIZE
@@ -126,11 +128,11 @@ def compare_round(topology: Topology, pairs: int) -> None:
 
 
 def compare_simulation(topology: Topology, pairs: int) -> None:
-    """Prints the seconds that a round takes on both sides, and ours as a part of theirs."""
+    """Print the seconds of a round on both sides, and their ratio."""
     source, cohort = images(28), UniformSampler(COHORT_SIZE)
     clients = Iid().split(source, source, len(source) // CLIENT_EXAMPLES, seed=0)
     trainer = ours(topology, source, clients, cohort)
-    # Rank 1 waits at the next barrier meanwhile: asleep, gloo does not spin.
+    # Meanwhile rank 1 sleeps at the next barrier; gloo does not spin.
     by_hand = idle if topology.rank else one_process(source, clients, cohort)
     times = seconds_in_turn(trainer, by_hand, pairs)
     if topology.rank == 0:
@@ -145,11 +147,14 @@ def compare_simulation(topology: Topology, pairs: int) -> None:
 
 
 def idle(pair: int) -> None:
-    """Leaves all the work to the other rank."""
+    """Do nothing, and leave the work to the other rank."""
 
 
 def seconds_in_turn(ours: Side, theirs: Side, pairs: int) -> list[tuple[float, float]]:
-    """The seconds of both sides in each pair, each going first in turn, after a pair that is not counted."""
+    """Return the seconds of both sides in each pair.
+
+    The first pair is not counted, and the side that goes first alternates.
+    """
     times = []
     for pair in range(pairs + 1):
         order = (ours, theirs) if pair % 2 else (theirs, ours)
@@ -159,7 +164,7 @@ def seconds_in_turn(ours: Side, theirs: Side, pairs: int) -> list[tuple[float, f
 
 
 def seconds_of(side: Side, pair: int) -> float:
-    """The seconds from when all ranks begin until all are done."""
+    """Return the seconds from the common start until all ranks are done."""
     dist.barrier()
     began = time.perf_counter()
     side(pair)

@@ -1,8 +1,11 @@
-"""The cost of a worker besides its steps: python -m scripts.bench.start
+"""Measure the cost of a worker besides its steps.
 
-Of rank 0 of two workers on one thread each: the seconds from its start to the end of its first step, and its peak
-memory in a run of 3 epochs. Ours is `-m trainer` on the digits with all its logging, evaluation and checkpoints, under
-bare torchrun; the other a script with the same model, the same arrays and the hand-written loop. In turn.
+    python -m scripts.bench.start
+
+Two workers of one thread each are started. For rank 0, the script measures the seconds from its start to the end of its
+first step, and its peak memory in a run of 3 epochs. Ours is `-m trainer` on the digits with all logging, evaluation
+and checkpoints, under bare torchrun. The other side is a script with the same model, the same arrays and a hand-written
+loop. The sides alternate.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ BATCH_SIZE = 32
 
 
 def seconds_since_start() -> float:
-    """How long this process has lived."""
+    """Return the age of this process in seconds."""
     ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def ours(folder: str) -> float:
-    """Runs a worker of the trainer; the age at which it has made its first step."""
+    """Run a worker of the trainer, and return its age at the end of its first step."""
     from trainer.commands import main as cli
     from trainer.loop.local_trainer import ClientResult
 
@@ -47,7 +50,7 @@ def ours(folder: str) -> float:
 
 
 def by_hand(folder: str) -> float:
-    """The same training by hand; the age at which it has made its first step."""
+    """Train the same by hand, and return the age of the process at the end of its first step."""
     import torch
     import torch.distributed as dist
 
@@ -75,7 +78,7 @@ SIDES = {"ours": ours, "by hand": by_hand}
 
 
 def run(side: str) -> tuple[float, float]:
-    """Rank 0's seconds to the first step and its peak memory in MB, in a world of two."""
+    """Return rank 0's seconds to the end of the first step, and its peak memory in MB, in a world of two."""
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,10 @@
-"""How fast a synchronous step is, beside the hand-written DistributedDataParallel loop: python -m scripts.bench.step
+"""Measure the speed of a synchronous step, compared with a hand-written DistributedDataParallel loop.
+
+    python -m scripts.bench.step
 
 Two workers of one thread each run both sides in turn. Ours is a round with its normal logging (console, metrics.jsonl,
-TensorBoard), without evaluation and checkpoints, which the hand-written loop does not have. With --gradients ours sends
-them in another way; the hand-written loop always sends them as they are.
+TensorBoard), without evaluation and checkpoints, which the hand-written loop does not have. --gradients chooses another
+gradient compression for ours; the hand-written loop has none.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from trainer.tasks import Classification, LanguageModelling, Task
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its examples, how many of them one rank takes in a step, and the steps of one timed round."""
+    """A model, its examples, the number of them that one rank takes in a step, and the steps of one timed round."""
 
     model: Callable[[], nn.Module]
     source: Callable[[], Source]
@@ -53,14 +55,14 @@ class Case:
 
 
 def images(side: int) -> TensorSource:
-    """Made-up images of side x side in 10 classes."""
+    """Return random images of side x side in 10 classes."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(60_000, 1, side, side, generator=generator)
     return TensorSource(inputs, torch.randint(0, 10, (60_000,), generator=generator))
 
 
 def tokens(length: int) -> SequenceWindows:
-    """Made-up windows of bytes."""
+    """Return random windows of bytes."""
     generator = torch.Generator().manual_seed(0)
     return SequenceWindows(torch.randint(0, 256, (2_000, length + 1), generator=generator, dtype=torch.uint8), length)
 
@@ -95,7 +97,7 @@ GRADIENTS: dict[str, GradientReducerFactory] = {
 def compare(
     name: str, case: Case, topology: Topology, folder: Path, pairs: int, reducer: GradientReducerFactory
 ) -> None:
-    """Prints the rates of both sides in examples per second."""
+    """Print the rates of both sides in examples per second."""
     batch_size = case.examples_per_rank * topology.world_size
     source, optimizer = case.source(), partial(torch.optim.SGD, lr=0.01)
     run = Run(
@@ -129,7 +131,7 @@ def compare(
 
 
 def by_hand(case: Case, source: Source, optimizer: Callable[..., torch.optim.Optimizer], batch_size: int) -> Side:
-    """The hand-written side: the same number of steps on the same arrays."""
+    """Train the hand-written side: the same number of steps on the same arrays."""
     inputs, targets = source.fetch(torch.arange(len(source)))
     model = case.model()
     step = optimizer(model.parameters())

@@ -1,1 +1,1 @@
-"""Proof by force: workers are killed at every kind of moment, and the runs end as ones that were left alone."""
+"""A stress test: workers are killed at every kind of moment, and the runs must end like undisturbed ones."""

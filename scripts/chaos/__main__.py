@@ -1,8 +1,11 @@
-"""Kills workers of small runs at every kind of moment: python -m scripts.chaos --kills 200
+"""Kill workers of small runs at every kind of moment.
 
-Every case is run once untouched, and then as often as it takes with kills. At the end its weights, states, figures and
-rounds must be those of the untouched run, to the last bit; if not, or if a kind of kill did not come about often
-enough, the exit code is 1, and the folder stays. A kill counts as what it hit, not as what it was meant to hit.
+    python -m scripts.chaos --kills 200
+
+Every case is run once undisturbed, and then as often as the planned kills require. At the end its weights, states,
+metrics and rounds must equal those of the undisturbed run, to the last bit. If they do not, or if a kind of kill did
+not happen often enough, the exit code is 1 and the folder is kept. A kill counts as the kind that it hit, not as the
+kind that was intended.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from scripts.chaos.trial import Case, Trial
 
 
 def main() -> int:
-    """0 when every run ended as if it had not been touched, and every kind of kill came about."""
+    """Return 0 if every run ended like the undisturbed one and every kind of kill happened."""
     options = _options()
     torch.set_num_threads(1)
     random, trials = Random(options.seed), list[Trial]()
@@ -34,17 +37,19 @@ def main() -> int:
     errors = [fault for trial in trials for fault in trial.errors] + missing(trials, options.kills)
     if not errors:
         shutil.rmtree(options.folder)
-    print("", *errors or ["every run ended as the one that was left alone"], sep="\n", flush=True)
+    print("", *errors or ["every run ended like the undisturbed one"], sep="\n", flush=True)
     return 1 if errors else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="how many at least, over all cases")
-    parser.add_argument("--seed", type=int, default=0, help="what victims, moments and the order of kinds come from")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which runs")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of a run, a second or two each")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/chaos"), help="new; removed if all went well")
+    parser.add_argument("--kills", type=int, default=20, help="the minimum number of kills, over all cases")
+    parser.add_argument("--seed", type=int, default=0, help="of the victims, the moments and the order of kinds")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="the cases to run")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of a run, a second or two each")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("outputs/chaos"), help="a new folder, removed after success"
+    )
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"--folder {options.folder} is there already: remove it, or choose another")

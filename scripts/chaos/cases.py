@@ -1,4 +1,4 @@
-"""The runs that are disturbed: small, quick to start, with everything that a resume could lose."""
+"""The runs to disturb: small, quick to start, and with all the state that a resume could lose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 ROUNDS = 12
 
-# Dropout, momentum, batch statistics that differ between ranks; several sections in every round of a second or two.
+# Dropout, momentum, and batch statistics that differ between ranks; a round takes a second or two, with several
+# mid-round checkpoints.
 COMMON = (
     "launch.nproc_per_node=2",
     "launch.threads_per_worker=1",

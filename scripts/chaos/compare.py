@@ -1,4 +1,4 @@
-"""Whether two runs ended alike, to the last bit: weights, states, figures; what is of the machine is left out."""
+"""Compare two runs to the last bit: weights, states and metrics, except those that depend on the machine."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def differences(alone: Path, disturbed: Path) -> list[str]:
 
 
 def _final_state(run: Path) -> dict[str, Any]:
-    """The leaves of the last checkpoint."""
+    """Return the leaves of the last checkpoint."""
     saved = newest_complete(run / "checkpoints")
     assert saved, f"{run} holds no checkpoint"
     loaded = {section: saved.load(section) for section in SECTIONS}
-    return {"border": saved.folder.name, **dict(iter_leaves(loaded))}
+    return {"round checkpoint": saved.folder.name, **dict(iter_leaves(loaded))}
 
 
 def _of_trees(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -71,5 +71,5 @@ def _of_figures(where: str, ours: Metrics, theirs: Metrics) -> list[str]:
 
 
 def is_of_the_machine(name: str) -> bool:
-    """Whether a figure depends on the clock or on memory."""
+    """Return whether a metric depends on the clock or on memory."""
     return "second" in name or "mfu" in name or name.startswith(("slowest/", "memory/"))

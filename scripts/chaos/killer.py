@@ -1,6 +1,6 @@
-"""Kills workers of a run, one planned kill after the other, and lets it come further in between.
+"""Kill workers of a run, one planned kill after the other, and let it make progress in between.
 
-The trainer gives a run up that comes no further three times in a row. So of two kills one lets a whole save be.
+The trainer gives a run up that makes no progress in three starts. So at least one of two kills follows a complete save.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scripts.chaos.marks import Mark
 from scripts.chaos.watch import Watched
 
 STARTS_AT_A_PLACE = 2
-SECONDS_OF_TRAINING = 3  # in which a moment of chance may fall
+SECONDS_OF_TRAINING = 3  # the range of random moments
 SECONDS_BETWEEN_LOOKS_AT_DISK = 0.02
 STAGES = ("tensors", "sync", "note")
 
@@ -22,8 +22,9 @@ STAGES = ("tensors", "sync", "note")
 class Killer:
     """Kills workers of one run.
 
-    start_seconds  the time that they take to their first step
-    sums           what is summed in a combination: "scalars", "vectors"
+    Attributes:
+        start_seconds: the seconds from a start to the first step.
+        sums: the names of the sums of a combination: "scalars", "vectors".
     """
 
     def __init__(self, run: Watched, random: Random, start_seconds: float, sums: Sequence[str]):
@@ -34,7 +35,7 @@ class Killer:
         self.ranks = range(len(run.marks))
 
     def work_off(self, plan: list[Kind]) -> Iterator[Kill]:
-        """Kills as planned, taking from the plan what was done, until it is empty or the run has ended."""
+        """Kill as planned until the plan is empty or the run has ended; remove the kinds that were hit."""
         while plan and self.run.wait_for_start():
             self._note_start()
             meant = self._choose(plan)
@@ -53,7 +54,7 @@ class Killer:
         self.place = place
 
     def _choose(self, plan: list[Kind]) -> Kind:
-        """The next of the plan that is possible now; any one, if none is."""
+        """Return the first planned kind that is possible now, or a random moment if none is."""
         return next(filter(self._is_possible, plan), Kind.RANDOM)
 
     def _is_possible(self, kind: Kind) -> bool:
@@ -63,11 +64,11 @@ class Killer:
 
     @property
     def _must_come_further(self) -> bool:
-        """Whether the run would be given up if its workers were killed at this place once more."""
+        """Whether the launcher would give the run up if its workers were killed without progress once more."""
         return self.starts_here >= STARTS_AT_A_PLACE
 
     def _wait_for(self, meant: Kind) -> int | None:
-        """The rank to kill, at the moment to do it; None when the run has ended before."""
+        """Wait for the moment to kill, and return the rank; None if the run has ended before."""
         if not self._wait_for_progress():
             return None
         if meant is Kind.SAVE:
@@ -81,10 +82,10 @@ class Killer:
         return rank if self.run.wait(lambda: time.monotonic() > moment) else None
 
     def _wait_for_save(self) -> int | None:
-        stage, level = self.random.choice(STAGES), self.random.choice(("border", "section"))
+        stage, level = self.random.choice(STAGES), self.random.choice(("round checkpoint", "mid-round checkpoint"))
 
         def fits(mark: Mark) -> bool:
-            if not mark.saving.endswith(f": {stage}") or ("/step-" in mark.saving) != (level == "section"):
+            if not mark.saving.endswith(f": {stage}") or ("/step-" in mark.saving) != (level == "mid-round checkpoint"):
                 return False
             return stage != "tensors" or self.run.bytes_aside(mark.saving) > 0
 
@@ -99,7 +100,7 @@ class Killer:
         return self._wait_for_rank(fits)
 
     def _wait_for_rank(self, fits: Callable[[Mark], bool]) -> int | None:
-        """One of the ranks of which this holds, as soon as there is one."""
+        """Wait until the condition holds for some ranks, and return one of them."""
         found: list[int] = []
 
         def look() -> bool:
@@ -109,7 +110,7 @@ class Killer:
         return self.random.choice(found) if self.run.wait(look) else None
 
     def _wait_for_progress(self) -> bool:
-        """Returns True when another kill lets the run come further all the same, False when it has ended."""
+        """Wait until another kill does not end the run; return False if the run has ended."""
         if not self._must_come_further:
             return True
         return self.run.wait(lambda: self.run.place() != self.place, SECONDS_BETWEEN_LOOKS_AT_DISK)

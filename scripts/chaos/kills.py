@@ -1,4 +1,4 @@
-"""The kinds of kills, how many of each, and whether a kill was of the kind that it was meant to be."""
+"""The kinds of kills, the number of each, and whether a kill hit its target."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ class Kind(StrEnum):
 
 
 IN_TWENTY = {Kind.SAVE: 5, Kind.COMBINATION: 3, Kind.RANK_0: 5, Kind.START: 3, Kind.ROW: 2, Kind.RANDOM: 2}
-SECONDS_OF_A_START = 1.0  # a worker that is younger is starting
+SECONDS_OF_A_START = 1.0  # a younger worker is still starting
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill, and what it hit.
+    """A kill, and what the worker was doing.
 
-    seconds      since the run was launched
-    age          seconds that the worker had lived
-    mark         what the worker did when it died
-    bytes_aside  of the file that it was writing then
-    start        how often the workers had been started again before
+    Attributes:
+        seconds: the time since the launch of the run.
+        meant: the kind that was intended.
+        age: the age of the worker in seconds.
+        mark: the activity of the worker when it died.
+        bytes_aside: the bytes of the file that it was writing.
+        start: the number of earlier restarts.
     """
 
     seconds: float
@@ -47,12 +49,12 @@ class Kill:
 
     @property
     def kind(self) -> Kind:
-        """Return the kind that it was meant to be, if it was."""
+        """The intended kind if it was hit, otherwise a random moment."""
         return self.meant if self._is(self.meant) else Kind.RANDOM
 
     @property
     def is_inside_a_save(self) -> bool:
-        """After the first byte was written, and before the last file had its name."""
+        """Whether the first byte was written, and the last file was not yet renamed."""
         stage = self.mark.saving.rpartition(": ")[2]
         return stage in ("sync", "note") or (stage == "tensors" and self.bytes_aside > 0)
 
@@ -79,7 +81,7 @@ class Kill:
 
 
 def plan(kills: int, cases: Iterable[str], random: Random) -> dict[str, list[Kind]]:
-    """The kinds of so many kills, dealt to the cases in turn, in an order of chance."""
+    """Distribute this number of kills over the cases, and return the kinds of each case in random order."""
     kinds = [kind for kind, count in shares(kills).items() for _ in range(count)]
     names = list(cases)
     dealt = {name: kinds[place :: len(names)] for place, name in enumerate(names)}
@@ -89,7 +91,7 @@ def plan(kills: int, cases: Iterable[str], random: Random) -> dict[str, list[Kin
 
 
 def shares(kills: int) -> dict[Kind, int]:
-    """How many of so many kills are of each kind: in proportion, the largest remainders rounded up.
+    """Return the number of kills of each kind: in proportion, with the largest remainders rounded up.
 
     >>> [shares(20)[kind] for kind in (Kind.SAVE, Kind.START)]
     [5, 3]

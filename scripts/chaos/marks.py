@@ -1,6 +1,6 @@
-"""The activity of a worker at this very moment, in memory that it shares with whoever wants to kill it.
+"""The current activity of a worker, in memory that it shares with the killer.
 
-The memory is a file, so it outlives the worker: what stands there afterwards is what the kill hit.
+The memory is a file that outlives the worker, so it shows what the worker was doing when it was killed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ PID, STEPS, DOING, SAVING, END = 0, 8, 16, 80, 208  # where the fields begin
 class Mark:
     """The last mark of a worker.
 
-    steps   optimizer steps since it was started
-    doing   its main thread, from the outside in: "combining > vectors"
-    saving  its writing thread: the part of a checkpoint, and the stage: "round-000003/replica-0: tensors"
+    Attributes:
+        steps: the optimizer steps since the worker was started.
+        doing: the activity of its main thread, from the outside in: "combining > vectors".
+        saving: the activity of its writing thread, a part of a checkpoint and the stage:
+            "round-000003/replica-0: tensors".
     """
 
     pid: int
@@ -32,7 +34,7 @@ class Mark:
 
 
 class Marks:
-    """A worker's side of the memory, or a reader's. The file is made if there is none."""
+    """The shared memory, as the worker or a reader opens it. The file is created if it does not exist."""
 
     def __init__(self, path: Path):
         if not path.exists():
@@ -42,7 +44,7 @@ class Marks:
         self.outer = ""
 
     def read(self) -> Mark:
-        """Return the mark that is there now."""
+        """Return the current mark."""
         (pid,), (steps,) = NUMBER.unpack_from(self.memory, PID), NUMBER.unpack_from(self.memory, STEPS)
         doing, saving = (
             self.memory[start:end].rstrip(b"\0").decode() for start, end in ((DOING, SAVING), (SAVING, END))
@@ -50,7 +52,7 @@ class Marks:
         return Mark(pid, steps, doing, saving)
 
     def begin(self, pid: int, doing: str) -> None:
-        """Another worker has taken the place of the last one."""
+        """Reset the marks for a new worker."""
         self.count(0)
         self.do(doing)
         self.save("")
@@ -67,7 +69,7 @@ class Marks:
 
     @contextmanager
     def inside(self, doing: str) -> Iterator[None]:
-        """While the block lasts, the main thread does this, as a part of what it did before."""
+        """Mark an activity of the main thread, inside the activity before it, until the block is left."""
         before = self.outer
         self.outer = f"{before} > {doing}" if before else doing
         self.do(self.outer)
@@ -76,9 +78,6 @@ class Marks:
         finally:
             self.outer = before
             self.do(self.outer or "between")
-
-    def _text(self, start: int, end: int) -> str:
-        return self.memory[start:end].rstrip(b"\0").decode()
 
 
 def _padded(text: str, size: int) -> bytes:

@@ -11,18 +11,18 @@ from scripts.chaos.trial import Trial
 
 
 def kinds(trials: Sequence[Trial]) -> str:
-    """The kills by kind."""
+    """Return a table of the kills by kind."""
     return _by_case("kind", trials, lambda kill: str(kill.kind))
 
 
 def hits(trials: Sequence[Trial]) -> str:
-    """The kills by what the worker was doing: its main thread, and the thread that writes."""
+    """Return tables of the kills by the activity of the worker: of its main thread, and of its writing thread."""
     main = _by_case("what the worker did", trials, lambda kill: kill.mark.doing)
     return f"{main}\n\n{_by_case('what it wrote', trials, _writing)}"
 
 
 def outcomes(trials: Sequence[Trial]) -> str:
-    """The runs of each case, and how long it took from a kill to the next step."""
+    """Return a table of the runs of each case, with the time from a kill to the next step."""
     rows = []
     for case in _cases(trials):
         mine = [trial for trial in trials if trial.case == case]
@@ -34,7 +34,7 @@ def outcomes(trials: Sequence[Trial]) -> str:
 
 
 def missing(trials: Sequence[Trial], kills: int) -> list[str]:
-    """The kinds that did not come about as often as they should in so many kills, as sentences."""
+    """Return a sentence for each kind of kill that did not happen often enough."""
     counts = Counter(kill.kind for trial in trials for kill in trial.kills)
     return [
         f"{kind}: {counts[kind]} kills, not {count}" for kind, count in shares(kills).items() if counts[kind] < count
@@ -42,15 +42,15 @@ def missing(trials: Sequence[Trial], kills: int) -> list[str]:
 
 
 def _writing(kill: Kill) -> str:
-    """The stage of the save, without the name of the part."""
+    """Return the level and the stage of the save, without the name of the part."""
     part, _, stage = kill.mark.saving.rpartition(": ")
     if not part or stage == "removal":
         return stage or "nothing"
-    return f"{'section' if '/step-' in part else 'border'}: {stage}"
+    return f"{'mid-round' if '/step-' in part else 'round'} checkpoint: {stage}"
 
 
 def _by_case(title: str, trials: Sequence[Trial], key: Callable[[Kill], str]) -> str:
-    """How often each key occurs, in all and by case."""
+    """Return a table of the number of kills by key, for each case and for all."""
     cases = _cases(trials)
     counts = {case: Counter(key(kill) for t in trials if t.case == case for kill in t.kills) for case in cases}
     total = sum(counts.values(), Counter())
@@ -64,7 +64,7 @@ def _cases(trials: Sequence[Trial]) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Rows below their head, the first column to the left."""
+    """Align rows below their head; the first column is aligned to the left."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for first, *others in (head, *rows):

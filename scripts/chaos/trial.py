@@ -1,4 +1,4 @@
-"""A case, run untouched and run with kills, and what came of it."""
+"""A case: its undisturbed run, its runs with kills, and their outcomes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from scripts.chaos.kills import Kill, Kind
 from scripts.chaos.watch import under_way
 from trainer.config.compose import compose_tree
 
-IDLE_RUNS = 5  # so many in a row without a kill are not followed by another
+IDLE_RUNS = 5  # the limit of consecutive runs without a kill
 
 
 @dataclass(frozen=True)
 class Trial:
     """A run with kills.
 
-    recoveries  seconds from a kill to the next step of all ranks, for kills after which there was one
-    faults      what should not be, as sentences
+    Attributes:
+        recoveries: seconds from a kill to the next step of all ranks, for kills that were followed by one.
+        errors: the differences from the undisturbed run, as sentences.
     """
 
     case: str
@@ -41,7 +42,7 @@ class Trial:
 
 
 class Case:
-    """A run to be disturbed, and its runs in a folder: `<case>-alone`, `<case>-1`, `<case>-2`, ..."""
+    """A run to disturb, and its runs in a folder: `<case>-alone`, `<case>-1`, `<case>-2`, ..."""
 
     def __init__(self, name: str, overrides: Sequence[str], rounds: int, folder: Path):
         self.name, self.folder, self.runs = name, folder, 0
@@ -50,7 +51,7 @@ class Case:
         self.start_seconds = 0.0
 
     def run_until_done(self, planned: list[Kind], random: Random) -> list[Trial]:
-        """Runs it untouched, and then with kills until all that are planned are done, or do not come about."""
+        """Run it undisturbed, then with kills until all planned ones are done or no kill happens any more."""
         self.run_alone()
         trials: list[Trial] = []
         while planned and (len(trials) < IDLE_RUNS or any(trial.kills for trial in trials[-IDLE_RUNS:])):
@@ -58,18 +59,18 @@ class Case:
         return trials
 
     def run_alone(self) -> None:
-        """Runs it untouched."""
+        """Run it undisturbed."""
         tree = self._tree(self.alone, "launch.max_restarts=0")
         with under_way(tree, self.alone, tree["launch"]["nproc_per_node"]) as run:
             run.wait(lambda: False)
-        assert run.launcher.exitcode == 0, run.said.read_text()
+        assert run.launcher.exitcode == 0, run.log.read_text()
         assert run.start_seconds is not None
         self.start_seconds = run.start_seconds
         seconds = time.monotonic() - run.began
         print(f"{self.name}, alone: {seconds:.0f} s, the first step after {self.start_seconds:.1f} s", flush=True)
 
     def disturb(self, planned: list[Kind], random: Random) -> Trial:
-        """Runs it with as many of the planned kills as fit in, which leave the plan; prints a line for each."""
+        """Run it with as many of the planned kills as possible, remove them from the plan, and print each."""
         self.runs += 1
         folder = self.folder / f"{self.name}-{self.runs}"
         tree = self._tree(folder)
@@ -80,7 +81,7 @@ class Case:
                 print(f"{self.name:<12} {kill}", flush=True)
             run.wait(lambda: False)
         seconds = time.monotonic() - run.began
-        errors = self._errors(folder, run.launcher.exitcode, run.said)
+        errors = self._errors(folder, run.launcher.exitcode, run.log)
         trial = Trial(self.name, self.runs, tuple(killer.kills), tuple(run.recoveries), seconds, errors)
         print("\n".join([str(trial), *errors]), flush=True)
         if not errors:
@@ -90,10 +91,10 @@ class Case:
     def _tree(self, folder: Path, *others: str) -> dict[str, Any]:
         return compose_tree([*self.overrides, *others, f"run_dir={folder}"])
 
-    def _errors(self, folder: Path, code: int | None, said: Path) -> tuple[str, ...]:
-        """Return what must not be: another end than that of the untouched run, another failure than our kills."""
+    def _errors(self, folder: Path, code: int | None, log: Path) -> tuple[str, ...]:
+        """Return the failures that were not caused by a kill, and the differences from the undisturbed run."""
         if code != 0:
-            return (f"{folder.name} ended with exit code {code}: {said}",)
-        restarts = [line for line in said.read_text().splitlines() if "; restart " in line]
-        own = [f"{line}: {said}" for line in restarts if "was killed by SIGKILL" not in line]
+            return (f"{folder.name} ended with exit code {code}: {log}",)
+        restarts = [line for line in log.read_text().splitlines() if "; restart " in line]
+        own = [f"{line}: {log}" for line in restarts if "was killed by SIGKILL" not in line]
         return tuple(f"{folder.name}: {fault}" for fault in (*own, *differences(self.alone, folder)))

@@ -1,4 +1,4 @@
-"""A run under way, seen from outside: its workers, what they do, how far it has come on disk."""
+"""A run, observed from outside: its workers, their activity, and its progress on disk."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ SECONDS_TO_END = 20
 class Watched:
     """A run and its workers.
 
-    marks          what each rank does
-    born           when each process was first seen, by its id
-    start_seconds  from the launch to the first step of all ranks; None until then, and when a kill came before
-    recoveries     seconds from a kill to the next step of all ranks, of kills after which there was one
+    Attributes:
+        marks: the activity of each rank.
+        born: the time at which each process was first seen, by process id.
+        start_seconds: the seconds from launch to the first step of all ranks; None until then, or if a kill came first.
+        recoveries: seconds from a kill to the next step of all ranks, for kills that were followed by one.
     """
 
     def __init__(self, tree: dict[str, Any], folder: Path, nproc: int):
-        self.folder, self.said = folder, folder.with_suffix(".txt")
+        self.folder, self.log = folder, folder.with_suffix(".txt")
         marks = folder.with_suffix(".marks")
         marks.mkdir(parents=True)
         self.marks = [Marks(marks / str(rank)) for rank in range(nproc)]
         # Forked, because importing torch anew takes seconds.
-        self.launcher = multiprocessing.get_context("fork").Process(target=worker.start, args=(tree, marks, self.said))
+        self.launcher = multiprocessing.get_context("fork").Process(target=worker.start, args=(tree, marks, self.log))
         self.launcher.start()
         self.began = time.monotonic()
         self.born: dict[int, float] = {}
@@ -46,7 +47,7 @@ class Watched:
         self._ranks: dict[int, int] = {}
 
     def workers(self) -> dict[int, int]:
-        """The processes of the last start that is known to have begun, by rank."""
+        """Return the process ids of the current workers by rank."""
         return {rank: pid for pid in self._children() if (rank := self._rank(pid)) is not None}
 
     def mark(self, rank: int, pid: int) -> Mark:
@@ -55,7 +56,7 @@ class Watched:
         return mark if mark.pid == pid else Mark(pid, 0, "starting Python", "")
 
     def wait(self, condition: Callable[[], bool], pause: float = POLL_INTERVAL_SECONDS) -> bool:
-        """Returns True when it holds, False when the run has ended."""
+        """Wait until the condition holds and return True; return False if the run has ended."""
         while self.launcher.is_alive():
             self._look()
             if condition():
@@ -64,11 +65,11 @@ class Watched:
         return False
 
     def wait_for_start(self) -> bool:
-        """Returns when none of the workers is one that saw a kill; False when the run has ended."""
+        """Wait until all workers have been started since the last kill; return False if the run has ended."""
         return self.wait(lambda: len(now := self.workers()) == len(self.marks) and not self._dead & set(now.values()))
 
     def kill(self, rank: int) -> tuple[int, Mark] | None:
-        """Kills a worker: its process id, and what it did then. None when it has ended by itself."""
+        """Kill a worker, and return its process id and its last activity; None if it has ended by itself."""
         workers = self.workers()
         pid = workers.get(rank)
         if pid is None or not _is_running(pid):
@@ -80,14 +81,14 @@ class Watched:
         return pid, self.mark(rank, pid)
 
     def bytes_aside(self, saving: str) -> int:
-        """The size of the tensors that are being written as this part."""
+        """Return the size of the partial file of tensors of this part."""
         part = self.folder / "checkpoints" / saving.rpartition(": ")[0]
         with suppress(FileNotFoundError):
             return part.with_name(f".{part.name}.partial").stat().st_size
         return 0
 
     def place(self) -> tuple[str, ...]:
-        """Where the workers would go on if they were started now: the newest whole states on disk."""
+        """Return the names of the newest complete checkpoints, from which new workers would resume."""
         whole = [path for path in round_folders(self.folder / "checkpoints") if find_saved(path)]
         if not whole:
             return ()
@@ -116,7 +117,7 @@ class Watched:
         return []
 
     def _rank(self, pid: int) -> int | None:
-        """The rank of a child; None while it is not yet a worker."""
+        """Return the rank of a child; None while it is not yet a worker."""
         if pid not in self._ranks:
             with suppress(OSError):
                 for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
@@ -127,7 +128,7 @@ class Watched:
 
 @contextmanager
 def under_way(tree: dict[str, Any], folder: Path, nproc: int) -> Iterator[Watched]:
-    """The run of a resolved configuration, begun; ended when the block is left, finished or not."""
+    """Start the run of a resolved configuration, and end it when the block is left."""
     watched = Watched(tree, folder, nproc)
     try:
         yield watched
@@ -143,7 +144,7 @@ def under_way(tree: dict[str, Any], folder: Path, nproc: int) -> Iterator[Watche
 
 
 def _is_running(pid: int) -> bool:
-    """Whether the process has not ended, waited for or not."""
+    """Return whether the process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except OSError:

@@ -1,6 +1,6 @@
-"""A worker of the trainer that marks what it does: what it calls is wrapped, nothing else differs.
+"""A worker of the trainer that marks its activity: some functions are wrapped, nothing else differs.
 
-`start` is a launcher of such workers; run as a module this is one of them.
+`start` launches such workers; the module, run as a script, is one of them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from scripts.chaos.marks import Marks
 FOLDER = "CHAOS_MARKS"  # where the marks are: one file a rank
 
 
-def start(tree: dict[str, Any], marks: Path, said: Path) -> None:
-    """Launches the run of a resolved configuration, its output in `said`, and ends this process with its exit code."""
+def start(tree: dict[str, Any], marks: Path, log: Path) -> None:
+    """Launch the run of a resolved configuration with its output in `log`, and exit with its exit code."""
     from trainer.commands.train.launcher import launch
 
-    with said.open("w") as file:
+    with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.environ[FOLDER] = str(marks)
@@ -29,7 +29,7 @@ def start(tree: dict[str, Any], marks: Path, said: Path) -> None:
 
 
 def work() -> int:
-    """The exit code of this worker."""
+    """Run this worker, and return its exit code."""
     marks = Marks(Path(os.environ[FOLDER]) / os.environ["RANK"])
     marks.begin(os.getpid(), "importing")
     _mark(marks)
@@ -83,11 +83,11 @@ def _mark_steps(marks: Marks) -> None:
 
 
 def _mark_saves(marks: Marks) -> None:
-    """The stages of a save: its tensors are written, brought to the disk, and renamed; the note is, and it is whole."""
+    """Mark the stages of a save: the tensors are written, synced and renamed; then the same with the note."""
     from trainer.checkpoint import checkpointer, resume
 
     write_part, fsync, rename = checkpointer.write_shard, os.fsync, os.rename
-    writing = threading.local()  # its place and stage, in the thread that writes a part
+    writing = threading.local()  # the part and its stage, in the thread that writes it
 
     def at(stage: str, *after: str) -> None:
         if getattr(writing, "stage", "") in after:
@@ -95,8 +95,8 @@ def _mark_saves(marks: Marks) -> None:
             marks.save(f"{writing.place}: {stage}")
 
     def mark_part(folder: Path, part: Any, tree: Any) -> None:
-        border = next(path for path in (folder, *folder.parents) if resume.ROUND_FOLDER.fullmatch(path.name))
-        writing.place = f"{folder.relative_to(border.parent)}/{part.name}"
+        round_folder = next(path for path in (folder, *folder.parents) if resume.ROUND_FOLDER.fullmatch(path.name))
+        writing.place = f"{folder.relative_to(round_folder.parent)}/{part.name}"
         writing.stage = "begin"
         at("tensors", "begin")
         write_part(folder, part, tree)

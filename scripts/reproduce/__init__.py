@@ -1,1 +1,1 @@
-"""Published tables, run again: which runs they take, running them, and what came of them."""
+"""Published tables, reproduced: their runs, the execution of the runs, and the results."""

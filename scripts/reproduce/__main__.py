@@ -1,8 +1,10 @@
-"""Runs a published table again, and prints ours beside theirs: python -m scripts.reproduce TABLE --data FOLDER
+"""Reproduce a published table, and print our numbers beside the published ones.
 
-The runs lie in --out, one folder each. Those that are not over are run, --jobs workers at a time; when this is
-interrupted, the same command goes on. Then the table is printed as markdown with what is there, and when all of it is
-there its curves are drawn in docs/images.
+    python -m scripts.reproduce TABLE --data FOLDER
+
+The runs are in --out, a folder each. Unfinished ones are run, --jobs workers at a time; after an interruption the same
+command continues. Then the table is printed as markdown, with the results so far. When it is complete, its curves are
+drawn in docs/images.
 """
 
 from __future__ import annotations
@@ -23,20 +25,20 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
 class Table(Protocol):
-    """Abstract: the module of a table."""
+    """The module of a table. Abstract."""
 
     SEEDS: tuple[int, ...]
 
     def trials(self, seeds: Sequence[int]) -> list[Trial]:
-        """Its runs."""
+        """Return the runs of the table."""
         ...
 
     def text(self, series: Series) -> str:
-        """The table, with a dash where runs are missing."""
+        """Return the table, with dashes where runs are missing."""
         ...
 
     def figures(self, series: Series, seeds: Sequence[int]) -> dict[str, list[str]]:
-        """The arguments of scripts.reproduce.plot by the name of the picture."""
+        """Return the arguments of scripts.reproduce.plot by the name of the picture."""
         ...
 
 
@@ -44,7 +46,7 @@ TABLES: dict[str, Table] = {"mcmahan": mcmahan, "scaffold": scaffold, "fashion":
 
 
 def main() -> int:
-    """0 when all runs that were asked for are over."""
+    """Return 0 if all requested runs are finished."""
     options = _options()
     table = TABLES[options.table]
     seeds = options.seeds or table.SEEDS
@@ -59,7 +61,7 @@ def main() -> int:
 
 
 def draw(figures: dict[str, list[str]]) -> None:
-    """Draws each picture, and says where it is."""
+    """Draw each picture, and print where it is."""
     for name, arguments in figures.items():
         subprocess.run([sys.executable, "-m", "scripts.reproduce.plot", str(IMAGES / name), *arguments], check=True)
         print(IMAGES / name, flush=True)
@@ -68,12 +70,12 @@ def draw(figures: dict[str, list[str]]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--data", type=Path, help="the folder of MNIST or Fashion-MNIST; else where conf/data says")
+    parser.add_argument("--data", type=Path, help="the folder of MNIST or Fashion-MNIST; by default that of conf/data")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="the runs' folders")
     parser.add_argument("--jobs", type=int, default=2, help="workers at a time, each of one thread")
-    parser.add_argument("--seeds", type=int, nargs="+", help="else those that the table is made of")
-    parser.add_argument("--only", default="", help="runs whose names contain this; the table shows all that are there")
-    parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument("--seeds", type=int, nargs="+", help="by default those of the table")
+    parser.add_argument("--only", default="", help="run only those whose names contain this")
+    parser.add_argument("--show", action="store_true", help="only print the table")
     options = parser.parse_args()
     if options.data and options.table == "diloco":
         parser.error("--data has no effect on diloco: Shakespeare comes with a package")

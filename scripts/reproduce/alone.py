@@ -1,4 +1,4 @@
-"""Clients that trained alone, each judged on all of the test set: the lower bracket of a federated result."""
+"""Clients that train alone, each evaluated on the whole test set: the lower bracket of a federated result."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from trainer.models.flat import FlatModel
 
 @torch.no_grad()
 def accuracy_on_all(folder: Path) -> float:
-    """The mean over the clients of a finished run of algorithm=local: each model's accuracy on the whole test set.
+    """Return the mean accuracy on the whole test set over the clients' models of a finished run of algorithm=local.
 
-    The run itself judges a client on its own kind of examples, which is easy where that kind has few labels.
+    The run itself evaluates a client on examples like its own, which is easy if those have few labels.
     """
     saved = newest_complete(folder / "checkpoints")
     assert saved is not None, f"{folder} has no checkpoint"

@@ -1,7 +1,8 @@
 """DiLoCo (Douillard et al. 2023, arXiv 2311.08105) against data parallelism: loss at equal tokens, and bytes sent.
 
-Shakespeare by the bytes, a gpt of 0.4 million parameters, two workers of batch 16, 2000 steps of AdamW under one cosine
-schedule. Data parallelism sends the gradient at every step, DiLoCo the change of the model after every 20 or 100.
+Shakespeare as bytes, a GPT of 0.4 million parameters, two workers with batch size 16, 2000 steps of AdamW under one
+cosine schedule. Data parallelism sends the gradient in every step, DiLoCo the change of the model after every 20 or 100
+steps.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from scripts.reproduce.trials import Series, Trial
 SEEDS: tuple[int, ...] = (0,)
 LEARNING_RATE = 0.001
 STEPS = 2000
-TOKENS = 2 * 16 * 128  # of a step of both workers
+TOKENS = 2 * 16 * 128  # in a step of both workers
 EVALUATED = 100  # steps between evaluations
 BYTES = "bytes_between_silos"
-SHARES = (0.25, 0.5, 1.0)  # of the run, after which the loss is told
+SHARES = (0.25, 0.5, 1.0)  # of the run, at which the table has the loss
 ROWS = {"sync": "data parallel", "diloco20": "DiLoCo, 20 steps a round", "diloco100": "DiLoCo, 100 steps a round"}
 
 
 def trials(seeds: Sequence[int]) -> list[Trial]:
-    """The runs of the table."""
+    """Return the runs of the table."""
     return [Trial(name, LEARNING_RATE, seed, _overrides(name), workers=2) for name in ROWS for seed in seeds]
 
 
@@ -36,14 +37,14 @@ def _overrides(name: str) -> tuple[str, ...]:
 
 
 def text(series: Series) -> str:
-    """The test loss in nats a byte by the tokens that went through the model, and what the workers sent in all."""
+    """Return the test loss in nats a byte by trained tokens, and the bytes that the workers sent in all."""
     tokens = [f"loss at {share * STEPS * TOKENS / 1e6:.1f}M tokens" for share in SHARES]
     rows = [[label, *_losses(series, name), _sent(series, name)] for name, label in ROWS.items()]
     return table(["two workers", *tokens, "MB sent"], rows)
 
 
 def _losses(series: Series, name: str) -> list[str]:
-    """After each share of the run: mean and standard deviation of the seeds; dashes until all are over."""
+    """Return mean and standard deviation over the seeds after each share of the run; dashes until all have ended."""
     mine = [trial for trial in series.trials if trial.cell == name]
     if not all(series.is_over(trial) for trial in mine):
         return ["–"] * len(SHARES)
@@ -53,7 +54,7 @@ def _losses(series: Series, name: str) -> list[str]:
 
 
 def _sent(series: Series, name: str) -> str:
-    """A step of data parallelism sends what a combination of DiLoCo does: an all-reduce of all parameters."""
+    """Return the megabytes sent: a step of data parallelism sends as much as a combination of DiLoCo."""
     rounds, sent = curve(series.of(series.of_cell("diloco100", series.trials[0].seed)[0]), BYTES)
     if not len(rounds):
         return "–"
@@ -62,6 +63,6 @@ def _sent(series: Series, name: str) -> str:
 
 
 def figures(series: Series, seeds: Sequence[int]) -> dict[str, list[str]]:
-    """Test loss by examples, as arguments of scripts.reproduce.plot by the name of the picture."""
+    """Return the curves of the test loss by examples, as arguments of scripts.reproduce.plot."""
     curves = [f"{ROWS[trial.cell]}={series.of(trial)}" for trial in series.trials if series.rounds_done(trial)]
     return {"diloco_shakespeare.png": [*curves, "--x", "examples", "--y", "test/loss"]}

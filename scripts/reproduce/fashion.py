@@ -1,6 +1,6 @@
-"""Fashion-MNIST, 10 clients of Dirichlet(0.1), 2NN: every algorithm on the same ground, between its two brackets.
+"""Fashion-MNIST, 10 clients of Dirichlet(0.1), 2NN: every algorithm between its two brackets.
 
-50 rounds of one local epoch, batch 64, the same three learning rates for all, the other settings those of conf/. The
+50 rounds of one local epoch with batch size 64, the same three learning rates for all, other settings as in conf/. The
 learning rate is chosen by the validation examples, a tenth of each client's training set, and never by the test set.
 """
 
@@ -23,7 +23,7 @@ ROWS = ("local", *FEDERATED, "sync")
 
 
 def trials(seeds: Sequence[int]) -> list[Trial]:
-    """The runs of the table."""
+    """Return the runs of the table."""
     return [trial for name in ROWS for seed in seeds for trial in _cell(name, seed)]
 
 
@@ -34,7 +34,7 @@ def _cell(name: str, seed: int) -> Iterator[Trial]:
 
 
 def text(series: Series) -> str:
-    """The accuracies, in percent, over the last five rounds: mean and standard deviation of the seeds."""
+    """Return the accuracies in percent over the last five rounds: mean and standard deviation over the seeds."""
     alone = ["alone, on all test examples (lower bracket)", *_texts(series, "local", accuracy_on_all)[:2], "–"]
     others = [[name, *_texts(series, name)] for name in FEDERATED]
     pooled = ["pooled data (upper bracket)", *_texts(series, "sync")]
@@ -43,12 +43,12 @@ def text(series: Series) -> str:
 
 
 def _own_kind(folder: Path) -> float:
-    """Of every client's test examples, judged by its model; with one model for all that is the whole test set."""
+    """Return the accuracy over all clients' test examples; with one model for all that is the whole test set."""
     return final(folder, "test/accuracy")
 
 
 def _texts(series: Series, name: str, accuracy: Callable[[Path], float] = _own_kind) -> list[str]:
-    """The learning rate, and the accuracies of a row; dashes until its trials are over."""
+    """Return the learning rate and the accuracies of a row; dashes until its trials have ended."""
     if not (chosen := chosen_trials(series, name)):
         return ["–", "–", "–"]
     folders = [series.of(trial) for trial in chosen]
@@ -57,7 +57,7 @@ def _texts(series: Series, name: str, accuracy: Callable[[Path], float] = _own_k
 
 
 def chosen_trials(series: Series, name: str) -> list[Trial]:
-    """The trials, one a seed, at the learning rate of the highest validation accuracy; none until all are over."""
+    """Return a trial a seed, at the learning rate of the highest validation accuracy; none until all have ended."""
     mine = [trial for trial in series.trials if trial.cell == name]
     if not mine or not all(series.is_over(trial) for trial in mine):
         return []
@@ -67,13 +67,13 @@ def chosen_trials(series: Series, name: str) -> list[Trial]:
 
 
 def _validation(series: Series, trials: Sequence[Trial]) -> float:
-    """The mean validation accuracy at the end; nothing is worse than a trial that diverged."""
+    """Return the mean validation accuracy at the end; a trial that diverged is worse than all others."""
     if any(series.has_diverged(trial) for trial in trials):
         return -math.inf
     return mean(final(series.of(trial), "validation/accuracy") for trial in trials)
 
 
 def figures(series: Series, seeds: Sequence[int]) -> dict[str, list[str]]:
-    """The curves at the chosen learning rates, as arguments of scripts.reproduce.plot by the name of the picture."""
+    """Return the curves at the chosen learning rates, as arguments of scripts.reproduce.plot."""
     chosen = [trial for name in (*FEDERATED, "sync") for trial in chosen_trials(series, name)]
     return {"fashion_dirichlet.png": [f"{trial.cell}={series.of(trial)}" for trial in chosen]}

@@ -1,7 +1,7 @@
-"""McMahan et al. 2017 (arXiv 1602.05629) on MNIST: rounds to 97 % with the 2NN and to 99 % with the CNN, batch 10.
+"""McMahan et al. 2017 (arXiv 1602.05629) on MNIST: rounds to 97 % with the 2NN and to 99 % with the CNN, batch size 10.
 
-Table 1 (C, with E = 1), Table 4 of the appendix (E, with C = 0.1) and, for the CNN, Table 2, but for its shards, which
-would take hours. Plain SGD; the learning rate of each cell is the best of those in ROWS, fewer where a run is long.
+Table 1 (C, with E = 1), Table 4 of the appendix (E, with C = 0.1) and, for the CNN, Table 2 without its shards, which
+would take hours. Plain SGD; the learning rate of each cell is the best of those in ROWS, fewer for long runs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ SEEDS: tuple[int, ...] = (0,)
 TARGETS = {"2nn": 0.97, "cnn": 0.99}
 PARTITIONS = ("iid", "shards")
 
-PATIENCE = 1.5  # times the published rounds; after that a run is given up
-MOST_EPOCHS = 60_000  # of single clients in a run: 40 minutes of the 2NN on a core
+PATIENCE = 1.5  # times the published rounds: the limit of a run
+MOST_EPOCHS = 60_000  # summed over the clients of a run: 40 minutes of the 2NN on a core
 
 
 @dataclass(frozen=True)
 class Row:
-    """So many clients a round out of 100 and local epochs; for both partitions the paper's rounds, and our rates.
+    """Clients a round out of 100, and local epochs; for both partitions the paper's rounds and our learning rates.
 
-    Of the learning rates the likeliest comes first: what reaches the target early cuts the others short. None: the cell
-    is left out.
+    The likeliest learning rate comes first: a run that reaches the target early shortens the others. None: the cell is
+    left out.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def fraction(self) -> str:
-        """The paper's C, where 0 stands for one client."""
+        """Return the paper's C; 0 stands for one client."""
         return "0 (1 client)" if self.cohort == 1 else f"{self.cohort / 100:g}"
 
 
@@ -57,7 +57,7 @@ ROWS = (
 
 
 def trials(seeds: Sequence[int]) -> list[Trial]:
-    """The runs of the table."""
+    """Return the runs of the table."""
     return [trial for row in ROWS for place in range(2) for seed in seeds for trial in _cell(row, place, seed)]
 
 
@@ -73,7 +73,7 @@ def _cell(row: Row, place: int, seed: int) -> Iterator[Trial]:
 
 
 def text(series: Series) -> str:
-    """Our rounds to the target, each with the learning rate that it took, beside the paper's."""
+    """Return our rounds to the target, with their learning rates, beside the paper's."""
     head = ["model, target", "C", "E", "iid: ours (lr)", "paper", "2 shards: ours (lr)", "paper"]
     return table(head, [_texts(series, row) for row in ROWS])
 
@@ -86,7 +86,7 @@ def _texts(series: Series, row: Row) -> list[str]:
 
 
 def figures(series: Series, seeds: Sequence[int]) -> dict[str, list[str]]:
-    """The arguments of scripts.reproduce.plot by the name of the picture: the 2NN by C at the best learning rates."""
+    """Return the curves of the 2NN by C at the best learning rates, as arguments of scripts.reproduce.plot."""
     return {f"mcmahan_{partition}.png": _figure(series, partition, seeds[0]) for partition in PARTITIONS}
 
 

@@ -1,6 +1,8 @@
-"""Plot runs against each other: python -m scripts.reproduce.plot OUT.png label=RUN_FOLDER ... [--x examples]
+"""Plot runs against each other.
 
-Several folders with one label are seeds of one thing: their mean is drawn, and their range as a band.
+    python -m scripts.reproduce.plot OUT.png label=RUN_FOLDER ... [--x examples]
+
+Several folders with one label are seeds of one configuration: their mean is drawn, and their range as a band.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from trainer.loggers import read_jsonl
 
 
 def curve(folder: Path, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of x and y in the rounds that have both."""
+    """Return the values of x and y in the rounds that have both."""
     rounds = [line for line in read_jsonl(folder / "metrics.jsonl") if x in line and y in line]
     return np.array([line[x] for line in rounds]), np.array([line[y] for line in rounds], dtype=float)
 
@@ -30,7 +32,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="label=RUN_FOLDER")
     parser.add_argument("--x", default="round")
     parser.add_argument("--y", default="test/accuracy")
-    parser.add_argument("--line", type=float, help="draws a horizontal line here")
+    parser.add_argument("--line", type=float, help="the height of a horizontal line")
     choices = parser.parse_args()
     groups: dict[str, list[Path]] = defaultdict(list)
     for run in choices.runs:

@@ -1,7 +1,7 @@
 """The grid of SCAFFOLD's Table 3 (Karimireddy et al. 2020, arXiv 1910.06378), on MNIST instead of EMNIST.
 
-Logistic regression, 100 clients, 20 of them a round; a part of the data is dealt alike, the rest sorted by label. A
-local epoch is 5 steps; SGD is one step a round, on all examples of the round's clients.
+Logistic regression, 100 clients, 20 of them a round. A part of the data is distributed at random, the rest sorted by
+label. A local epoch has 5 steps; SGD takes one step a round, on all examples of the round's clients.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from scripts.reproduce.markdown import rounds_of, table
 from scripts.reproduce.trials import Series, Trial
 
 SEEDS: tuple[int, ...] = (0,)
-LEARNING_RATES = (0.3, 1.0, 0.1)  # the likeliest first
-# Test accuracy: the highest multiple of 5 % that SGD reaches within 200 rounds, as short runs showed, alike or not.
+LEARNING_RATES = (0.3, 1.0, 0.1)  # the likeliest comes first
+# Test accuracy: the highest multiple of 5 % that SGD reaches within 200 rounds in short runs, for any similarity.
 TARGET = 0.9
 SIMILARITIES = (0, 10, 100)  # percent
 EPOCHS = (1, 5, 10, 20)
@@ -45,7 +45,7 @@ ROWS = tuple((name, epochs) for name in ALGORITHMS for epochs in EPOCHS if (name
 
 
 def trials(seeds: Sequence[int]) -> list[Trial]:
-    """The runs of the table."""
+    """Return the runs of the table."""
     return [
         trial
         for name, epochs in ROWS
@@ -65,12 +65,12 @@ def _cell(name: str, epochs: int, similarity: int, seed: int) -> Iterator[Trial]
 
 
 def cell_of(name: str, epochs: int, similarity: int) -> str:
-    """The name of a cell."""
+    """Return the name of a cell."""
     return f"{name.lower()}-epochs{epochs}-similar{similarity}"
 
 
 def text(series: Series) -> str:
-    """Our rounds to the target, each with the learning rate that it took, beside the paper's on EMNIST."""
+    """Return our rounds to the target, with their learning rates, beside the paper's on EMNIST."""
     head = ["algorithm", "epochs", *(part for s in SIMILARITIES for part in (f"{s} %: ours (lr)", "paper, EMNIST"))]
     return table(head, [_texts(series, name, epochs) for name, epochs in ROWS])
 
@@ -83,7 +83,7 @@ def _texts(series: Series, name: str, epochs: int) -> list[str]:
 
 
 def figures(series: Series, seeds: Sequence[int]) -> dict[str, list[str]]:
-    """The arguments of scripts.reproduce.plot by the name of the picture: 0 % similarity at the best learning rates."""
+    """Return the curves of 0 % similarity at the best learning rates, as arguments of scripts.reproduce.plot."""
     return {f"scaffold_epochs{epochs}.png": _figure(series, epochs, seeds[0]) for epochs in (1, 10)}
 
 

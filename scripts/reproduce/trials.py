@@ -1,4 +1,4 @@
-"""The runs of a table: what each is started with, and when it has shown what it is run for."""
+"""The runs of a table: their configurations, and whether they are decided."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from trainer.checkpoint.run_dir import RunDir
 class Trial:
     """One run of a table.
 
-    cell       what of the table it counts for; the trials of one cell differ in learning rate or seed alone
-    overrides  what it is started with, besides its folder
-    target     test accuracy at which it has shown what it is run for; None: it runs to its end
-    workers    processes that it takes
+    Attributes:
+        cell: the cell of the table; the trials of a cell differ only in learning rate or seed.
+        overrides: its overrides, besides its folder.
+        target: the test accuracy at which it ends; None: it runs to its end.
+        workers: the number of its processes.
     """
 
     cell: str
@@ -30,11 +31,11 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Return the name of its folder."""
         return f"{self.cell}-lr{self.lr:g}-seed{self.seed}"
 
     def arguments(self, folder: Path) -> list[str]:
-        """The overrides of `python -m trainer`, for a run in its place in the folder."""
+        """Return the overrides of `python -m trainer`, with the run's folder in this folder."""
         own = [
             f"optimizer.lr={self.lr:g}",
             f"seed={self.seed}",
@@ -46,51 +47,51 @@ class Trial:
 
 @dataclass(frozen=True)
 class Series:
-    """The trials of a table, and the folder that holds theirs."""
+    """The trials of a table, and the folder with their runs."""
 
     trials: Sequence[Trial]
     folder: Path
 
     def of(self, trial: Trial) -> Path:
-        """The folder of a trial."""
+        """Return the folder of a trial."""
         return self.folder / trial.name
 
     def of_cell(self, cell: str, seed: int) -> list[Trial]:
-        """The trials that differ in learning rate alone."""
+        """Return the trials of a cell and seed, which differ only in learning rate."""
         return [trial for trial in self.trials if (trial.cell, trial.seed) == (cell, seed)]
 
     def rounds(self, trial: Trial) -> float | None:
-        """The rounds that a trial took to its target; None if it has not reached it."""
+        """Return the rounds that a trial took to its target; None if it has not reached it."""
         return None if trial.target is None else rounds_to_target(*curve(self.of(trial)), trial.target)
 
     def rounds_done(self, trial: Trial) -> int:
-        """The rounds that a trial has done so far."""
+        """Return the rounds that a trial has completed."""
         rounds, _ = curve(self.of(trial), "round")
         return int(rounds[-1]) if len(rounds) else 0
 
     def has_diverged(self, trial: Trial) -> bool:
-        """Whether its numbers were of no use any more, so that starting it again would bring nothing."""
+        """Return whether its numbers are unusable, so that another start would be useless."""
         state = RunDir(self.of(trial)).state()
         return state.get("status") == "crashed" and state.get("final", False)
 
     def is_over(self, trial: Trial) -> bool:
-        """Whether it is at its end, or has reached its target, or cannot any more be the first of its cell to do so."""
+        """Return whether it has ended or reached its target, or can no longer be the first of its cell to do so."""
         if RunDir(self.of(trial)).status() == "finished" or self.has_diverged(trial):
             return True
         return trial.target is not None and self.rounds_done(trial) >= self._fewest(trial)
 
     def best(self, cell: str, seed: int) -> Trial | None:
-        """The trial of a cell that took the fewest rounds to the target; None if none has reached it."""
+        """Return the trial of a cell that took the fewest rounds to the target; None if none has reached it."""
         there = [trial for trial in self.of_cell(cell, seed) if self.rounds(trial) is not None]
         return min(there, key=lambda trial: self.rounds(trial) or math.inf, default=None)
 
     def leader(self, cell: str, seed: int) -> Trial | None:
-        """The best trial of a cell; if none has reached the target, the one that came closest; None if none began."""
+        """Return the best trial of a cell, or the closest to the target if none has reached it; None if none began."""
         peaks = {trial: curve(self.of(trial))[1].max(initial=0) for trial in self.of_cell(cell, seed)}
         begun = [trial for trial, peak in peaks.items() if peak]
         return self.best(cell, seed) or max(begun, key=peaks.__getitem__, default=None)
 
     def _fewest(self, trial: Trial) -> float:
-        """The fewest rounds that took a trial of this cell to the target; infinite if none is there."""
+        """Return the fewest rounds to the target of the trials of this cell; infinite if none has reached it."""
         best = self.best(trial.cell, trial.seed)
         return math.inf if best is None else self.rounds(best) or math.inf

@@ -1,1 +1,1 @@
-"""The cost of communication between silos: combination, transports over shaped links, whole rounds over them."""
+"""The cost of communication between silos: the combination, transports over shaped links, whole rounds over them."""

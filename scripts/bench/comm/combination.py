@@ -1,10 +1,12 @@
-"""The cost of a round besides its steps, beside one bare all-reduce: python -m scripts.bench.comm.combination
+"""Measure the cost of a round besides its steps, compared with one bare all-reduce.
 
-Two silos of one rank and one thread on this machine, on the CPU unless --device says otherwise. Ours is everything from
-the last step of a round to the first of the next one: the contribution, the header, the vectors, the server, the model
-made ready for its next client. By hand it is one all_reduce of as many float32 numbers. The memory is by how much the
-peak of a combination exceeds what lasts (parameters, gradients, the global copy, the server's state), in copies of the
-parameters.
+    python -m scripts.bench.comm.combination
+
+Two silos of one rank and one thread each run on this machine, on the CPU unless --device is given. Ours is everything
+between the last step of a round and the first step of the next: the contribution, the header, the vectors, the server,
+and the model made ready for its next client. By hand it is one all_reduce of equally many float32 numbers. The memory
+is the amount by which the peak of a combination exceeds the memory that is always held (parameters, gradients, the
+global copy, the server's state), in copies of the parameters.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ WIDTH = 1000
 average = partial(torch.optim.SGD, lr=1.0, fused=True)  # as in conf/server
 nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=True)
 
-# Each with the most that it may take, in bare all-reduces.
+# The limit of each case, in bare all-reduces.
 ALGORITHMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
     "averaging": (ModelAveraging, 1.3),
     "fedavg": (partial(FedAvg, average), 1.8),
@@ -46,12 +48,12 @@ ALGORITHMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
 
 
 def layers(numbers: int) -> nn.Sequential:
-    """Linear layers of about so many parameters in all."""
+    """Return linear layers of about this many parameters in all."""
     return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(max(numbers // WIDTH**2, 1))))
 
 
 class Rounds:
-    """Rounds of one step for one client a silo, in which what is not the step is timed."""
+    """Rounds of one step for one client a silo; everything but the step is timed."""
 
     def __init__(self, topology: Topology, algorithm: Algorithm, numbers: int, rounds: int):
         source = TensorSource(torch.randn(2, WIDTH), torch.tensor([0, 1]))
@@ -73,11 +75,11 @@ class Rounds:
         self._begin(self.run.sample_round(0))
 
     def train(self) -> None:
-        """The steps of the round."""
+        """Take the steps of the round."""
         self.state.trainer.train(self.client, self.round, self.round.index, None, lambda client, wish: False)
 
     def combine(self) -> None:
-        """Do all that is not a step, up to the first step of the next round."""
+        """Do everything that is not a step, up to the first step of the next round."""
         tally, result = RoundAccumulator(self.run, self.round, self.state.model.statistics), self.client.result
         norm, kept = self.client.session.finish(result)
         self.state.trainer.commit(result.client, kept)
@@ -92,7 +94,7 @@ class Rounds:
 
 
 def seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """From when both ranks begin until both are done, with what they told their devices too."""
+    """Return the seconds from the common start until both ranks and their devices are done."""
     dist.all_reduce(torch.zeros(1))
     began = synchronized_time(device)
     action()
@@ -102,7 +104,7 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
 
 
 def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
-    """Prints a row of the table."""
+    """Print a row of the table."""
     make, goal = ALGORITHMS[name]
     rounds = Rounds(topology, make(), numbers, pairs + 3)
     device = topology.device
@@ -130,7 +132,7 @@ def main() -> None:
     choices = parser.parse_args()
     if not in_workers("scripts.bench.comm.combination"):
         return
-    backend = "gloo" if torch.cuda.device_count() == 1 else "auto"  # which lets both share the only GPU
+    backend = "gloo" if torch.cuda.device_count() == 1 else "auto"  # gloo lets both ranks share the only GPU
     with distributed(silos=2, device=choices.device, backend=backend) as topology:
         if topology.rank == 0:
             print(machine(), f"{choices.pairs} pairs", sep="; ")

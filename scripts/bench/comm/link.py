@@ -1,4 +1,4 @@
-"""Workers of one thread on two hosts of this machine, joined by a link of a given rate. It needs root."""
+"""Workers of one thread on two simulated hosts, joined by a link of a given rate. It needs root."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ PORT = 29741
 
 
 def in_workers_on_hosts(module: str, rate: str | None, hosts: int = 2) -> bool:
-    """Whether this is a worker. If not, runs `python -m module` with the same arguments on each host.
+    """Return whether this process is a worker; if not, run `python -m module` with the same arguments on each host.
 
-    `rate` is that of tc(8), such as 100mbit; None: as fast as this machine. Raises CalledProcessError when one fails.
+    `rate` is in the notation of tc(8), such as 100mbit; None means as fast as this machine. Raises CalledProcessError
+    if a worker fails.
     """
     if "RANK" in os.environ:
         return True
     with new_hosts(hosts) as made, ExitStack() as stack:
-        told = {"MASTER_ADDR": made[0].address, "MASTER_PORT": str(PORT), "WORLD_SIZE": str(hosts)}
+        variables = {"MASTER_ADDR": made[0].address, "MASTER_PORT": str(PORT), "WORLD_SIZE": str(hosts)}
         command = [sys.executable, "-W", "ignore", "-m", module, *sys.argv[1:]]
         workers = []
         for host in made:
             if rate:
                 host.limit(rate)
-            environment = {**os.environ, **told, "RANK": str(host.number), "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, **variables, "RANK": str(host.number), "OMP_NUM_THREADS": "1"}
             workers.append(stack.enter_context(subprocess.Popen([*host.inside, *command], env=environment)))
         codes = [worker.wait() for worker in workers]
     if any(codes):
@@ -39,7 +40,7 @@ def in_workers_on_hosts(module: str, rate: str | None, hosts: int = 2) -> bool:
 
 
 def sent_through_link() -> float:
-    """The bytes that all hosts together have sent so far, by their interfaces: headers of all layers are in them."""
+    """Return the bytes that all hosts have sent through their interfaces so far, including all headers."""
     sent = torch.tensor(_sent_by_host(), dtype=torch.float64)
     dist.all_reduce(sent)
     return float(sent)

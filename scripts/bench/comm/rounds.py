@@ -1,12 +1,17 @@
-"""How much of the time two hosts train that share a link: python -m scripts.bench.comm.rounds --rate 100mbit
+"""Measure the share of time in which two hosts train, if they share a link.
 
-A gpt of 10 million parameters on Shakespeare, two hosts of one thread each. Utilisation is the time of the same steps
-with nothing sent over the time of the rounds, medians: by bare steps, of which some are made before each round, and by
-the steps of the round itself on the slowest host, less the processor's time that the wire's threads have taken from
-them; the second does not depend on how fast the machine is from minute to minute. `sync` is one silo over both hosts,
-of `--sync-steps` steps, the others are two silos with rounds of `--steps`. Told beside it, of each round: the seconds
-that training stood still for what was under way, and what has left the hosts' interfaces over what the trainer says
-was sent.
+    python -m scripts.bench.comm.rounds --rate 100mbit
+
+A GPT of 10 million parameters trains on Shakespeare, on two hosts of one thread each. Utilisation is the time of the
+same steps without communication, divided by the time of the rounds; both are medians. There are two versions of it:
+
+    by bare steps  some steps without communication are timed before each round
+    inside         the steps of the round itself on the slowest host, less the CPU time of the communication threads;
+                   this does not depend on how fast the machine is from minute to minute
+
+`sync` is one silo over both hosts, with `--sync-steps` steps; the others are two silos with rounds of `--steps` steps.
+The table also has, for each round, the seconds in which training waited for communication, and the bytes that have left
+the interfaces, divided by the bytes that the trainer reports.
 """
 
 from __future__ import annotations
@@ -39,9 +44,9 @@ from trainer.models import GPT
 from trainer.optim import GradientClipper
 from trainer.tasks import LanguageModelling
 
-LENGTH = 128  # tokens of a window
-SEQUENCES = 10  # of a host in a step
-BARE_STEPS = 15  # before each round, because the machine is not always equally fast
+LENGTH = 128  # tokens in a window
+SEQUENCES = 10  # of one host in a step
+BARE_STEPS = 15  # before each round, because the speed of the machine varies
 
 adamw = partial(torch.optim.AdamW, lr=1e-3)
 nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
@@ -49,7 +54,7 @@ nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
 
 @dataclass(frozen=True)
 class Case:
-    """An algorithm, in how many silos, and how many rounds of it do what one of the others does."""
+    """An algorithm, its number of silos, and the number of its rounds that equal one round of the other algorithms."""
 
     algorithm: Callable[[], Algorithm]
     silos: int = 2
@@ -70,7 +75,7 @@ UPLINKS: dict[str, tuple[UpdateCompression, GradientReducerFactory]] = {
 
 
 def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
-    """The same work for a host in a step, whatever the algorithm."""
+    """Return a run with the same work for a host in each step, whatever the algorithm."""
     data = shakespeare(length=LENGTH)
     between, inside = UPLINKS[uplink]
     return Run(
@@ -91,7 +96,7 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
 
 
 class BareSteps:
-    """Steps with nothing sent, on all hosts at once."""
+    """Steps without communication, on all hosts at once."""
 
     def __init__(self, topology: Topology):
         self.run = make_run(topology, CASES["fedavg"], "fp32", BARE_STEPS)
@@ -101,7 +106,7 @@ class BareSteps:
         self.seconds()  # the first ones are slow
 
     def seconds(self) -> float:
-        """Of a step, on the slowest host."""
+        """Return the seconds of a step on the slowest host."""
         client, slowest = self.trainer.start_client(self.session, self.client), torch.zeros(1)
         dist.barrier()
         began = time.perf_counter()
@@ -114,9 +119,9 @@ class BareSteps:
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of what some rounds took: on the clock, in steps on the slowest host, and waiting for the wire on this.
+    """The seconds of some rounds: their duration, the steps of the slowest host, and the waiting of this host.
 
-    Of the steps' seconds what the wire's threads have taken from them is taken off.
+    The CPU time of the communication threads is subtracted from that of the steps.
     """
 
     clock: float
@@ -125,12 +130,12 @@ class Taken:
 
     @property
     def utilisation(self) -> float:
-        """The part of the time in which the slowest host made steps: the others would wait for it without a wire."""
+        """The share of the time in which the slowest host takes steps."""
         return self.steps / self.clock
 
 
 def rounds_of(state: TrainState, indices: Iterator[int], count: int) -> Taken:
-    """So many rounds."""
+    """Run this number of rounds, and return their seconds."""
     clocks = (time.perf_counter, time.process_time, time.thread_time, lambda: state.transport.wait_seconds)
     began, steps = [clock() for clock in clocks], 0.0
     for index in itertools.islice(indices, count):
@@ -140,23 +145,23 @@ def rounds_of(state: TrainState, indices: Iterator[int], count: int) -> Taken:
     dist.barrier()
     clock, process, thread, waited = (clock() - then for clock, then in zip(clocks, began, strict=True))
     if state.run.algorithm.overlap_steps:
-        steps -= waited  # it takes totals in between steps
+        steps -= waited  # totals are received between steps
     slowest = torch.tensor([steps - (process - thread)])
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return Taken(clock, float(slowest), waited)
 
 
 def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     case, of_step, taken = CASES[name], [], []
     with distributed(silos=case.silos, device="cpu") as topology:
         state = TrainState(make_run(topology, case, uplink, -(-steps // case.parts)))
         indices, before = itertools.count(), sent_through_link()
-        rounds_of(state, indices, 1)  # the first is slow
+        rounds_of(state, indices, 1)  # the first round is slow
         for _ in range(rounds):
             of_step.append(bare.seconds())
             if state.run.algorithm.overlap_steps:
-                rounds_of(state, indices, 1)  # what was under way had more time than it should: this one takes it in
+                rounds_of(state, indices, 1)  # receives the sums that were under way during the bare steps
             taken.append(rounds_of(state, indices, case.parts))
         state.algorithm.flush()
         through, sent = sent_through_link() - before, state.transport.bytes_sent
@@ -168,7 +173,7 @@ def bench(name: str, uplink: str, steps: int, rounds: int, bare: BareSteps) -> s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", required=True, help="of the link of each host, for tc(8): 100mbit")
+    parser.add_argument("--rate", required=True, help="the rate of each host's link, for tc(8): 100mbit")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--uplinks", nargs="+", choices=UPLINKS, default=["fp32", "int8"])
     parser.add_argument("--steps", type=int, default=30)
@@ -181,7 +186,7 @@ def main() -> None:
         bare = BareSteps(topology)
         if topology.rank == 0:
             print(machine(), choices.rate, f"{choices.rounds} rounds", sep="; ")
-            print("| algorithm | bytes | steps | round | by bare steps | inside | stood still | sent | link / told |")
+            print("| algorithm | bytes | steps | round | by bare steps | inside | stood still | sent | link / metric |")
         for name in choices.cases:
             for uplink in choices.uplinks:
                 steps = choices.sync_steps if name == "sync" else choices.steps

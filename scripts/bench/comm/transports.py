@@ -1,9 +1,11 @@
-"""The cost and the saving of each compression: python -m scripts.bench.comm.transports
+"""Measure the cost and the saving of each update compression.
 
-For each choice of `update_compression=`, on one thread a silo: the CPU time in which a vector is packed and unpacked,
-what all silos send of it, and for its sum the CPU time of the first silo, its collectives included, and the time on the
-clock. The vector is one matrix of 1,000 columns. With --rate, each silo is a host of its own, and what has left the
-hosts' interfaces stands beside what the transports report as sent.
+    python -m scripts.bench.comm.transports
+
+Each choice of `update_compression=` is measured on one thread a silo: the CPU time of encoding and of decoding a
+vector, the bytes that all silos send, and the time of the sum, both the CPU time of the first silo, collectives
+included, and the time on the clock. The vector is one matrix of 1,000 columns. With --rate each silo is a host, and the
+bytes that have left the interfaces are compared with those that the transports report.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ COLUMNS = 1000
 
 
 def timed(do: Callable[[], object], times: int, clock: Callable[[], float]) -> float:
-    """The median milliseconds of doing it, after a first time that is not counted."""
+    """Return the median milliseconds of a call; the first call is not counted."""
     taken = []
     for _ in range(times + 1):
         dist.barrier()
@@ -50,7 +52,7 @@ def timed(do: Callable[[], object], times: int, clock: Callable[[], float]) -> f
 
 
 def codec_times(compression: UpdateCompression, vector: Tensor, times: int) -> str:
-    """Milliseconds of packing and of unpacking."""
+    """Return the milliseconds of encoding and of decoding."""
     if isinstance(compression, Uncompressed | PowerSGD):
         return "- | -"
     packed, back = torch.zeros(compression.encoded_size(len(vector)), dtype=torch.uint8), torch.empty_like(vector)
@@ -60,7 +62,7 @@ def codec_times(compression: UpdateCompression, vector: Tensor, times: int) -> s
 
 
 def sum_times(transport: Transport, vector: Tensor, times: int) -> tuple[float, float]:
-    """Milliseconds of a sum, of a new vector each time: of the processor, and on the clock."""
+    """Return the milliseconds of a sum, of a new vector each time: CPU time, and time on the clock."""
     one = torch.empty_like(vector)
 
     def do() -> None:
@@ -72,7 +74,7 @@ def sum_times(transport: Transport, vector: Tensor, times: int) -> tuple[float, 
 
 
 def bench(topology: Topology, uplinks: Sequence[UpdateCompression], numbers: int, times: int, on_hosts: bool) -> None:
-    """Prints a row for each uplink."""
+    """Print a row for each compression."""
     vector = torch.randn(numbers, generator=torch.Generator().manual_seed(topology.rank))
     plain = 0.0
     for uplink in uplinks:
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=10_000_000)
     parser.add_argument("--times", type=int, default=9)
     parser.add_argument("--uplinks", nargs="+", choices=UPLINKS, default=list(UPLINKS))
-    parser.add_argument("--rate", help="of the link of each silo, for tc(8): 100mbit")
+    parser.add_argument("--rate", help="the rate of each silo's link, for tc(8): 100mbit")
     options = parser.parse_args()
     module = "scripts.bench.comm.transports"
     on_hosts = options.rate is not None
@@ -108,7 +110,7 @@ def main() -> None:
             print(
                 machine(), f"{options.silos} silos, {options.numbers:,} numbers", options.rate or "loopback", sep="; "
             )
-            by_interfaces = " interfaces / told |" if on_hosts else ""
+            by_interfaces = " interfaces / reported |" if on_hosts else ""
             print("| uplink | pack ms | unpack ms | sent MB | sum: CPU ms | ms | of fp32 |" + by_interfaces)
         uplinks = [UPLINKS[name] for name in options.uplinks]
         bench(topology, uplinks, options.numbers, options.times, on_hosts)

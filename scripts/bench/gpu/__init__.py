@@ -1,1 +1,1 @@
-"""The cost of training on a GPU, beside the same loop written by hand: speed, use of the chip, memory."""
+"""The cost of training on a GPU, compared with a hand-written loop: speed, use of the chip, memory."""

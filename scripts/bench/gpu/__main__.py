@@ -1,13 +1,15 @@
-"""How well a GPU is used, beside the same loop written by hand: python -m scripts.bench.gpu --all
+"""Measure how well a GPU is used, compared with the same loop written by hand.
 
-gpt          124 million parameters, 32 sequences of 1,024 tokens a step, bfloat16, compiled, fused AdamW
-resnet       ResNet-18 on images of 32 x 32, 512 a step, bfloat16, channels last
-mlp          the 2NN of McMahan et al. 2017 at batch 10: a step is mostly the host's own time
-combination  of 124 million parameters between two ranks, beside a bare all-reduce; on one GPU they share it, over gloo
+    python -m scripts.bench.gpu --all
 
-Both sides of a model train in one process, in turn, a window of steps at a time; the median of the windows' ratios
-counts. The memory is the peak of a process that trains one side alone. With --tiny all of it is so small that any
-machine does it in a moment, on the CPU too: the figures then say nothing.
+    gpt          124 million parameters, 32 sequences of 1,024 tokens a step, bfloat16, compiled, fused AdamW
+    resnet       ResNet-18 on images of 32 x 32, 512 a step, bfloat16, channels last
+    mlp          the 2NN of McMahan et al. 2017 with batch size 10: the time of a step is mostly that of the host
+    combination  124 million parameters between two ranks, compared with a bare all-reduce; on one GPU over gloo
+
+Both sides of a model train in one process, alternating between windows of steps; the result is the median of the
+ratios. The memory is the peak of a process that trains one side alone. With --tiny everything is small enough for any
+machine, including the CPU, and the figures mean nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PARAMETERS, PARAMETERS_OF_TINY = 124_000_000, 1_000_000
 
 
 def compare(name: str, case: Case, windows: int) -> None:
-    """Prints the rates of both sides and their ratio; of a model that can tell, how well ours uses the chip."""
+    """Print the rates of both sides and their ratio, and the FLOP/s utilisation of the models that report it."""
     with distributed() as topology:
         ours = Ours(case, topology)
         duel(name, ours, by_hand(case, topology), windows, "examples/s", case.steps * case.batch_size)
@@ -42,7 +44,7 @@ def compare(name: str, case: Case, windows: int) -> None:
 
 
 def peak_alone(case: Case, side: str) -> float:
-    """The peak of the memory of this process, which trains two windows on one side, in bytes."""
+    """Return the peak memory, in bytes, of this process, which trains two windows on one side."""
     with distributed() as topology:
         train = SIDES[side](case, topology)
         for window in range(2):
@@ -51,7 +53,7 @@ def peak_alone(case: Case, side: str) -> float:
 
 
 def compare_memory(name: str, tiny: bool) -> None:
-    """Prints the peaks of processes that train one side each, and by how much ours is larger."""
+    """Print the peak memory of processes that train one side each, and their ratio."""
     peaks = [float(_another("scripts.bench.gpu", name, "--alone", side, *["--tiny"] * tiny)) for side in SIDES]
     ours, theirs = (peak / 2**20 for peak in peaks)
     print(f"{name:<8} ours {ours:,.0f} MiB   by hand {theirs:,.0f} MiB   {ours - theirs:+,.0f} MiB", flush=True)
@@ -65,7 +67,7 @@ def combination(tiny: bool) -> str:
 
 
 def _another(module: str, *arguments: str) -> str:
-    """Return the output of another process."""
+    """Run another process, and return its output."""
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
 
@@ -73,11 +75,11 @@ def _another(module: str, *arguments: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(MODELS)}, combination")
-    parser.add_argument("--all", action="store_true", help="all of them")
-    parser.add_argument("--windows", type=int, default=11, help="of each side, after one that does not count")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a test of this program itself")
-    parser.add_argument("--no-memory", action="store_true", help="starts no processes for the peaks of memory")
-    parser.add_argument("--alone", choices=SIDES, help="trains this side of one case, and prints its peak of memory")
+    parser.add_argument("--all", action="store_true", help="all cases")
+    parser.add_argument("--windows", type=int, default=11, help="windows of each side, after one that is not counted")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to test this program")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--alone", choices=SIDES, help="train this side of one case, and print its peak memory")
     options = parser.parse_args(arguments)
     known, made = [*MODELS, "combination"], cases(options.tiny)
     chosen = known if options.all else options.cases

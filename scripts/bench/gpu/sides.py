@@ -1,4 +1,4 @@
-"""The two sides of a case: ours, a round with nothing but its steps, and the loop that one writes by hand."""
+"""The two sides of a case: a round of the trainer with nothing but its steps, and a hand-written loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOREVER = 10**6
 
 
 class Ours:
-    """A run whose rounds are the windows; `figures` are those of the rounds so far."""
+    """A run whose rounds are the windows; `figures` are the metrics of the rounds so far."""
 
     def __init__(self, case: Case, topology: Topology):
         source = case.source()
@@ -57,7 +57,7 @@ class Ours:
 
 
 def by_hand(case: Case, topology: Topology) -> Callable[[int], None]:
-    """The same number of steps on the same examples, which lie on the device."""
+    """Train the same number of steps on the same examples, which are on the device."""
     source, device = case.source(), topology.device
     inputs, targets = (part.to(device) for part in source.fetch(torch.arange(len(source))))
     if case.channels_last:
