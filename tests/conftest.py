@@ -1,4 +1,4 @@
-"""Fixtures that all tests share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.pool import RankPool
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
-    """A world of so many live gloo ranks: `ranks(2).run(function, *arguments)`."""
+    """Return worlds of live gloo ranks: `ranks(2).run(function, *arguments)`."""
     pools: dict[int, RankPool] = {}
 
     def of_size(size: int) -> RankPool:
@@ -24,5 +24,5 @@ def ranks() -> Iterator[Callable[[int], RankPool]]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are cached for the session, not in the user's home."""
+    """Cache data sets in a folder of the session, not in the user's home."""
     monkeypatch.setenv("SILOTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,4 +1,4 @@
-"""Commands as a user types them, in a folder of their own."""
+"""Commands as a user types them, in temporary folders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 120
-SECONDS_TO_FOLLOW = 2  # for workers whose launcher has ended
+SECONDS_TO_FOLLOW = 2  # until workers follow a launcher that has ended
 HERE = ("launch.nproc_per_node=2", "launch.threads_per_worker=1", "launch.device=cpu")
 FOREIGN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "LOGLEVEL")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command left: its exit code, and what it wrote on its standard output and error."""
+    """The exit code, the standard output and the standard error of a command."""
 
     code: int
     out: str
@@ -30,12 +30,12 @@ class Ended:
 
 
 def named_choices(group: str) -> list[str]:
-    """The choices of a group of the configuration, without `custom`, which is not complete by itself."""
+    """Return the choices of a group of the configuration, except `custom`, which is incomplete by itself."""
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if path.stem != "custom")
 
 
 def work(overrides: list[str]) -> None:
-    """What a worker does with these overrides, in a world of live ranks: milliseconds, where a start takes seconds."""
+    """Run a worker with these overrides on live ranks. This takes milliseconds; starting processes takes seconds."""
     import torch.distributed as dist
 
     from trainer.commands.train import worker
@@ -51,21 +51,21 @@ def work(overrides: list[str]) -> None:
     ):
         path = collectives.broadcast_text(f"{folder}/store")
         worker.main(lambda: compose_tree(["launch.threads_per_worker=1", "launch.device=cpu", *overrides]))
-        collectives.barrier()  # rank 0's folder is everybody's
+        collectives.barrier()  # all ranks use rank 0's folder
 
 
 class Shell:
-    """Starts commands in a folder, and sees which of their processes are still there."""
+    """Starts commands in a folder, and finds their running processes."""
 
     def __init__(self, folder: Path, cache: Path):
         self.folder, self.cache = folder, cache
 
     def train(self, *overrides: str) -> Ended:
-        """`python -m trainer` on two workers of one thread, run to its end."""
+        """Run `python -m trainer` on two workers of one thread."""
         return self.start_training(*overrides).end()
 
     def torchrun(self, *overrides: str, options: tuple[str, ...] = ("--standalone", "--nproc-per-node", "2")) -> Ended:
-        """`torchrun -m trainer`, run to its end; the last of the `options` may say where the ranks are."""
+        """Run `torchrun -m trainer`; the last of the `options` may choose the nodes and ranks."""
         return self.start_torchrun(*overrides, options=options).end()
 
     def start_training(self, *overrides: str) -> Started:
@@ -75,32 +75,32 @@ class Shell:
         return self.start("-m", "torch.distributed.run", *options, "-m", "trainer", *HERE, *overrides, inside=inside)
 
     def start(self, *arguments: str, inside: tuple[str, ...] = ()) -> Started:
-        """Python with these arguments; `inside` comes before it, if it is to run on another host."""
+        """Start Python with these arguments; `inside` is put before them to run on another host."""
         return Started(self, arguments, inside)
 
     def running(self) -> list[int]:
-        """The processes that work in this folder, whoever started them."""
+        """Return the processes that work in this folder."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it ended meanwhile, or is another user's
+            with suppress(OSError):  # the process has ended, or belongs to another user
                 if (process / "cwd").readlink() == self.folder:
                     found.append(int(process.name))
         return found
 
     def worker(self, rank: int) -> int:
-        """The process of this rank."""
+        """Return the process of this rank."""
         marked = f"\0RANK={rank}\0".encode()
         (found,) = (pid for pid in self.running() if marked in Path(f"/proc/{pid}/environ").read_bytes())
         return found
 
 
 class Started:
-    """A command under way, in a process group of its own as a terminal would give it."""
+    """A running command, in a new process group, as in a terminal."""
 
     def __init__(self, shell: Shell, arguments: tuple[str, ...], inside: tuple[str, ...] = ()):
         self.shell, self.arguments = shell, arguments
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-        # Unless told otherwise torchrun says at length that it chooses one thread.
+        # Without this, torchrun prints a long warning that it chooses one thread.
         environment = kept | {"PYTHONPATH": str(ROOT), "SILOTRAIN_CACHE": str(shell.cache), "OMP_NUM_THREADS": "1"}
         number = len(list(shell.folder.glob("*.out")))
         self.out, self.err = shell.folder / f"{number}.out", shell.folder / f"{number}.err"
@@ -116,18 +116,18 @@ class Started:
             )
 
     def wait_for(self, text: str) -> None:
-        """Returns when the standard output holds the text."""
+        """Wait until the standard output contains the text."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while text not in self.out.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.err.read_text()
             time.sleep(0.05)
 
     def press_control_c(self) -> None:
-        """What a terminal does to its foreground processes."""
+        """Send SIGINT to the process group, as a terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self, within_seconds: float = DEADLINE_SECONDS) -> Ended:
-        """How it ended, in time, and with nothing left running."""
+        """Wait for the end, and check that no process is left."""
         try:
             code = self.process.wait(within_seconds)
         finally:
@@ -136,7 +136,7 @@ class Started:
         return Ended(code, self.out.read_text(), self.err.read_text())
 
     def _end_the_rest(self) -> list[int]:
-        """What is still running after a moment, and is not any more."""
+        """Kill and return the processes that are still running after a moment."""
         deadline = time.monotonic() + SECONDS_TO_FOLLOW
         while (left := self.shell.running()) and time.monotonic() < deadline:
             time.sleep(0.05)

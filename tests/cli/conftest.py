@@ -1,4 +1,4 @@
-"""Folders to start commands in, and the runs that several files look at."""
+"""Folders for commands, and runs that several files of tests read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SYNC = ("rounds=2", "run_dir=sync")
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that was started with these overrides."""
+    """A run with these overrides."""
 
     overrides: tuple[str, ...]
     folder: Path
@@ -24,19 +24,19 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Shell]:
-    """A shell in an empty folder."""
+    """Return a shell in an empty folder."""
     cache = tmp_path_factory.getbasetemp() / "cache"
     return lambda: Shell(tmp_path_factory.mktemp("command"), cache)
 
 
 @pytest.fixture(scope="module")
 def shell(new_shell: Callable[[], Shell]) -> Shell:
-    """The shell of a file of tests."""
+    """Return a shell for all tests of a file."""
     return new_shell()
 
 
 @pytest.fixture(scope="session")
 def sync_run(new_shell: Callable[[], Shell]) -> Trained:
-    """The default experiment, two rounds of it."""
+    """Run two rounds of the default experiment."""
     shell = new_shell()
     return Trained(SYNC, shell.folder / "sync", shell.train(*SYNC))

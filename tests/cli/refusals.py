@@ -34,7 +34,7 @@ def _build(overrides: list[str], topology: Topology) -> None:
 
 
 def assert_says(message: str, parts: list[str]) -> None:
-    """Assert that the message holds all the parts, and no internals of the program."""
+    """Assert that the message contains all the parts, and no internals of the program."""
     missing = [part for part in parts if part not in message]
     assert not missing, f"{missing} not in:\n{message}"
     foreign = [word for word in ("Traceback", "hydra.cc", "NoneType", "not supported between") if word in message]

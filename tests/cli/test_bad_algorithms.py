@@ -1,4 +1,4 @@
-"""Refused: combinations that an algorithm does not support, and invalid values of its keys and rounds."""
+"""Combinations that an algorithm does not support, and invalid values of its keys and rounds, are refused."""
 
 from __future__ import annotations
 
@@ -239,14 +239,14 @@ def test_an_invalid_trace_is_refused(
 
 @pytest.mark.parametrize("name", named_choices("update_compression"))
 def test_every_update_compression_is_built_from_its_yaml(name: str, topology: Topology) -> None:
-    """And has the name of its choice."""
+    """The built compression has the name of its choice."""
     config = read_config(compose_tree([*FEDAVG, f"update_compression={name}"]))
     assert build(config, replace(topology, silo_sizes=(1, 1))).update_compression.name == name
 
 
 @pytest.mark.parametrize("name", named_choices("algorithm"))
 def test_every_algorithm_is_built_from_its_yaml(name: str, topology: Topology) -> None:
-    """On the digits, with two silos where it supports them."""
+    """Each is built on the digits, with two silos if it supports them."""
     sizes = (1,) if name == "sync" else (1, 1)
     norm = ["model.norm=batch"] if name == "fedbn" else []
     clients = 5 if name == "krum" else len(sizes)

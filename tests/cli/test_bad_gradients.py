@@ -1,4 +1,4 @@
-"""Invalid values of `gradient_compression=` are refused with key, value and the valid ones."""
+"""Invalid values of `gradient_compression=` are refused with the key, the value and the valid ones."""
 
 from __future__ import annotations
 

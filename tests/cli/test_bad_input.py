@@ -1,6 +1,6 @@
-"""Invalid command lines are refused with the key, the value, the valid values and the way out.
+"""Invalid command lines are refused with the key, the value, the valid values and a remedy.
 
-test_unfit.py has the errors that show only when the data and the model are built.
+test_unfit.py has the errors that appear only when the data and the model are built.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.distributed.device import choose_device
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.topology import distributed, silo_sizes
 
-# Overrides, and parts of the message.
+# Overrides, and the parts of the message.
 UNKNOWN = {
     "a key": (["rouds=3"], ["rouds", "did you mean rounds?", "valid:", "batch_size"]),
     "a key of a section": (["round.epoch=2"], ["round.epoch", "did you mean round.epochs?", "valid:", "round.steps"]),
@@ -164,7 +164,7 @@ def test_the_launcher_refuses_before_it_starts_workers(tmp_path: Path, capsys: p
 
 
 def test_bad_input_found_by_the_workers_ends_them_and_the_launcher(shell: Shell) -> None:
-    """Each error once, though two ranks find it; exit code 2; nothing trained."""
+    """Each error is printed once, though two ranks find it; the exit code is 2, and nothing is trained."""
     ended = shell.train("data=mnist", "data.root=nowhere", "optimizer.lr=-1", "batch_size=1", "run_dir=run")
     assert (ended.code, ended.out) == (2, "")
     for fault in ("data.root=nowhere", "train-images-idx3-ubyte", "optimizer=", "batch_size=1 is"):

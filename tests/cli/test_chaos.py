@@ -1,4 +1,4 @@
-"""Runs whose workers are killed at any instant end with exactly the weights of one that was never touched."""
+"""Runs whose workers are killed at any moment end with exactly the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.checkpoint.format import Shard, write_shard, write_tensors
 
 
 def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind]:
-    """The kills by kind, after which every run ended as the untouched one of its case."""
+    """Return the kills by kind, after checking that every run ended like the undisturbed one."""
     ended = shell.start("-m", "scripts.chaos", "--folder", "runs", *options).end(within_seconds)
     assert ended.code == 0, ended.out + ended.err
     assert all(f"{case}, run 1: " in ended.out for case in CASES) and "NOT EQUAL" not in ended.out
@@ -30,7 +30,7 @@ def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind
 
 @pytest.mark.long
 def test_six_kills(shell: Shell) -> None:
-    """One of each kind."""
+    """Each kind of kill happens once."""
     counts = kills_of(shell, "--kills", "6", "--rounds", "3", within_seconds=280)
     assert set(counts) == set(Kind) and counts.total() >= 6
 
@@ -42,11 +42,11 @@ def test_twenty_kills(shell: Shell) -> None:
     assert all(counts[kind] >= count for kind, count in IN_TWENTY.items()), counts
 
 
-# Whether it would be seen, if a run did not end like the other
+# Differences between runs are found
 
 
 def write_run(folder: Path, weight: Tensor, losses: dict[int, float], seconds: float) -> Path:
-    """The folder of a finished run, as far as it is compared."""
+    """Write the compared files of a finished run, and return the folder."""
     part = Shard("silo-0.replica-0", ("silo-0.replica-0",), "attempt")
     state = {"model": {"weight": weight}, "algorithm": {"server": {}}, "clients": {"0": {"step": 3}}}
     write_shard(folder / "checkpoints/round-000002", part, state)
@@ -87,7 +87,7 @@ def test_a_round_that_is_told_twice_is_seen(alone: Path, tmp_path: Path) -> None
     assert differences(alone, other) == ["metrics.jsonl: the rounds are [1, 2, 2]"]
 
 
-# What a kill counts as
+# The kind that a kill counts as
 
 
 def kill(meant: Kind, doing: str = "training", saving: str = "", aside: int = 0, age: float = 9.0) -> Kill:
@@ -109,7 +109,7 @@ def kill(meant: Kind, doing: str = "training", saving: str = "", aside: int = 0,
     ],
 )
 def test_a_kill_counts_as_what_it_hit(hit: Kill, kind: Kind) -> None:
-    """Before the first byte, or after the last rename, it was not inside a save; the first start is after no kill."""
+    """Before the first byte and after the last rename, a kill is not inside a save; the first start follows no kill."""
     assert hit.kind is kind
 
 

@@ -132,7 +132,7 @@ def test_a_name_that_resolves_to_the_loopback_is_answered_with_the_interface(
 
 @pytest.mark.long
 def test_with_the_interface_nothing_would_go_wrong(hosts: list[Host], shells: list[Shell], tmp_path: Path) -> None:
-    """The links between the hosts are measured. Their folders, one of which is hidden by a mount, are not the same."""
+    """The links between the hosts are measured. Their folders differ, because a mount hides one of them."""
     choose = f"export GLOO_SOCKET_IFNAME={LINK}"
     hide = f"mount -t tmpfs none {tmp_path}"
     first, second = both(hosts, shells, f"run_dir={tmp_path}/run", first=(choose,), second=(choose, hide))

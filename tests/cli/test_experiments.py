@@ -1,4 +1,4 @@
-"""The experiments of conf/: each runs as it is, and a small part of it already beats what knows no inputs."""
+"""The experiments of conf/: each composes and runs, and a small part of it beats a constant answer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CIFAR = Path(os.environ.get("SILOTRAIN_CIFAR10", "data/cifar-10-batches-bin"))
 MNIST = Path(os.environ.get("SILOTRAIN_MNIST", Path(__file__).parents[2] / "../shared/data/mnist"))
 
-# Of each experiment that has real data here: a part of it, and by how much its test accuracy is more than that of the
-# most frequent class. Those that take minutes are long.
+# For each experiment with real data: overrides for a part of it, and the margin by which its test accuracy exceeds that
+# of always answering with the most frequent class. Those of LONG take minutes.
 PARTS = {
     "digits": (["rounds=10"], 0.5),
     "digits_fedavg": (["rounds=4"], 0.3),
@@ -45,13 +45,13 @@ TEXTS = {
 
 
 def data_of(experiment: str) -> str:
-    """The choice of a data set in an experiment: mnist."""
+    """Return the data set that an experiment chooses, such as mnist."""
     return compose_tree([f"experiment={experiment}"])["data"]["_target_"].rpartition(".")[2]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path) -> None:
-    """On files like those of its data set, with fewer clients."""
+    """The files are small ones in the format of its data set, with fewer clients."""
     tree, files = compose_tree([f"experiment={experiment}"]), tmp_path / "files"
     files.mkdir()
     few = ["clients=2"] if isinstance(tree["clients"], int) or tree["client_sampling"].get("clients_per_round") else []
@@ -66,7 +66,7 @@ def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_says_what_to_expect(experiment: str) -> None:
-    """In its first comment."""
+    """The first comment of the file has the expected accuracy or perplexity."""
     _, comment, *_ = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert comment.startswith("# ") and ("%" in comment or "perplexity" in comment)
 
@@ -91,7 +91,7 @@ def test_a_part_of_it_beats_the_most_frequent_class(ranks, experiment: str, tmp_
 
 
 def constant(experiment: str) -> float:
-    """The test accuracy of always answering with the most frequent class."""
+    """Return the test accuracy of always answering with the most frequent class."""
     if data_of(experiment) in ("fashion_mnist", "cifar10"):
         return 0.1
     test = (digits() if data_of(experiment) == "digits" else mnist(MNIST)).test
@@ -102,7 +102,7 @@ def constant(experiment: str) -> float:
 @pytest.mark.long
 @pytest.mark.parametrize("experiment", TEXTS)
 def test_a_part_of_it_beats_the_frequencies_of_letters(ranks, experiment: str, tmp_path: Path) -> None:
-    """Its test perplexity is less than 0.8 of theirs."""
+    """The test perplexity is less than 0.8 times that of the letter frequencies."""
     ranks(2).run(work, [f"experiment={experiment}", *TEXTS[experiment], f"run_dir={tmp_path}"])
     test = shakespeare().test
     _, targets = test.fetch(torch.arange(len(test)))

@@ -1,4 +1,4 @@
-"""A worker that fails, is killed or preempted: reported once, ended within seconds, nothing left running."""
+"""A worker that fails, is killed or is preempted: reported once, ended within seconds, no process left."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def state_of(folder: Path) -> dict[str, str | int]:
 
 
 def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
-    """Its peer, waiting for it in a collective, prints nothing."""
+    """Its peer, which waits for it in a collective, prints nothing."""
     started = shell.start_training(*BREAKS, "+model.ranks=[1]", "round.steps=20", *ONCE, "run_dir=broken")
     started.wait_for("round  1/20")
     ended = started.end(within_seconds=SECONDS_TO_END)
@@ -84,7 +84,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
 
 @pytest.mark.long
 def test_ranks_that_fail_together_show_one_traceback(shell: Shell) -> None:
-    """Each alone in its silo, in the same step; the other's traceback is in its log."""
+    """Two ranks, each alone in its silo, fail in the same step; the other traceback is in the log of its rank."""
     ended = shell.train(*BREAKS, "+model.ranks=[0,1]", "algorithm=fedavg", "silos=2", *ONCE, "run_dir=both")
     assert ended.code == 1
     assert ended.err.count("Traceback") == 1 and "During handling" not in ended.err, ended.err
@@ -104,9 +104,9 @@ def test_a_rank_that_is_killed_is_named(shell: Shell) -> None:
 
 
 def test_control_c_ends_a_run_that_can_continue_later(shell: Shell) -> None:
-    """Without a traceback, and with the way to continue it."""
+    """There is no traceback, and the output says how to continue."""
     started = shell.start_training(*SLOW, "run_dir=stopped")
-    started.wait_for("round   2/200")  # so the first is saved
+    started.wait_for("round   2/200")  # then the first round is saved
     started.press_control_c()
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 75
@@ -118,18 +118,18 @@ def test_control_c_ends_a_run_that_can_continue_later(shell: Shell) -> None:
 
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
 def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) -> None:
-    """While the launcher imports, and while the workers do."""
+    """Control-C arrives while the launcher imports, or while the workers do."""
     started = shell.start_training("rounds=200", f"run_dir=early-{seconds}")
     time.sleep(seconds)
     started.press_control_c()
     ended = started.end(within_seconds=SECONDS_TO_END)
-    assert ended.code in (75, 128 + signal.SIGINT, -signal.SIGINT)  # the last before Python itself has started
+    assert ended.code in (75, 128 + signal.SIGINT, -signal.SIGINT)  # the last before Python has started
     assert "Traceback" not in ended.err and len(ended.err.splitlines()) <= 2, ended.err
 
 
 @pytest.mark.long
 def test_out_of_memory_names_the_key_to_change_and_the_run_continues_in_its_folder(shell: Shell) -> None:
-    """Bad input, not a crash: nothing is restarted. A step of 32 examples is 16 a rank, of which 9 fit."""
+    """It is bad input, not a crash, so nothing is restarted. A step of 32 examples has 16 a rank, of which 9 fit."""
     ended = shell.train(*WIDE)
     assert ended.code == 2 and ended.err.count("micro_batch_size=null: 16 examples at once do not fit in memory") == 1
     assert "could not allocate 1.50 GiB" in ended.err and "set micro_batch_size=8 or less" in ended.err

@@ -90,7 +90,7 @@ def test_help_on_an_unknown_topic_lists_the_known_ones(
 
 
 def test_cfg_job_prints_the_configuration_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Fully resolved YAML: the tree that the same overrides compose to."""
+    """It is the resolved YAML of the tree that the same overrides compose to."""
     overrides = [*HERE, "algorithm=diloco", "silos=[1,1]", "data=text", "data.path=a b.txt", "run_dir=run"]
     assert cli.main(["--cfg", "job", *overrides]) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The package is called trainer, as other things may be: the command runs this one, or says why it cannot."""
+"""Other packages may be called trainer: the command runs this one, or explains why it cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = (*HERE, "model=custom", "model._target_=net.Net", "rounds=1", "run_dir=run
 
 
 def install(site: Path, name: str) -> Path:
-    """A distribution that installs a package trainer into a folder."""
+    """Install a distribution with a package called trainer into a folder."""
     (site / "trainer").mkdir(parents=True, exist_ok=True)
     (site / "trainer/__init__.py").write_text(THEIRS)
     information = site / f"{name}-1.0.dist-info"
@@ -36,7 +36,7 @@ def install(site: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("path", ["trainer.py", "trainer/__init__.py"])
 def test_a_trainer_in_the_working_directory_hides_nothing(path: str, new_shell, tmp_path: Path) -> None:
-    """Neither from the command nor from its workers, which find the user's other modules there."""
+    """Neither the command nor its workers import it; the workers find the user's other modules there."""
     shell = new_shell()
     (shell.folder / path).parent.mkdir(exist_ok=True)
     (shell.folder / path).write_text(THEIRS)
@@ -69,7 +69,7 @@ def test_a_package_that_was_installed_over_this_one_is_named(shell: Shell, tmp_p
 
 
 def test_scripts_train_runs_this_package(shell: Shell, tmp_path: Path) -> None:
-    """In a source tree whose virtual environment is this one."""
+    """It is run in a source tree whose virtual environment is this one."""
     site, tree = install(tmp_path / "site", "other-trainer"), tmp_path / "tree"
     (tree / "scripts").mkdir(parents=True)
     (tree / ".venv/bin").mkdir(parents=True)

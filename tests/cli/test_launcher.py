@@ -1,4 +1,4 @@
-"""`python -m trainer` when workers are killed or hang, and when it gets signals: restarts, messages, exit codes."""
+"""`python -m trainer` with workers that are killed or hang, and with signals: restarts, messages, exit codes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def launch(run_dir: Path, worker: str, *overrides: str) -> int:
-    """The exit code of a run with these workers."""
+    """Return the exit code of a run with these workers."""
     script = run_dir.parent / "worker.py"
     script.write_text(WORKER + worker)
     return launcher.launch(compose_tree([*HERE, f"run_dir={run_dir}", *overrides]), [str(script)])
@@ -101,7 +101,7 @@ def state_of(run_dir: Path) -> dict[str, str | int]:
 
 @pytest.mark.long
 def test_a_run_whose_first_rank_is_killed_ends_like_one_that_was_left_alone(shell: Shell) -> None:
-    """The same metrics to the last bit, each round logged once."""
+    """The metrics are the same to the last bit, and each round is logged once."""
     alone = shell.train("rounds=8", "run_dir=alone")
     started = shell.start_training("rounds=8", "run_dir=killed")
     started.wait_for("round 3/8")
@@ -113,7 +113,7 @@ def test_a_run_whose_first_rank_is_killed_ends_like_one_that_was_left_alone(shel
 
 
 def figures(run_dir: Path) -> list[Metrics]:
-    """The metrics of the run by round, without the times."""
+    """Return the metrics of the run by round, without the times."""
     keys = ("round", "examples", "steps", "train/loss", "validation/loss", "test/loss", "test/accuracy")
     lines = read_jsonl(run_dir / "metrics.jsonl")
     assert len(lines) == 8
@@ -121,7 +121,7 @@ def figures(run_dir: Path) -> list[Metrics]:
 
 
 def test_workers_get_the_number_of_restarts(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whichever of them fails."""
+    """The number counts restarts after a failure of any rank."""
     worker = "kill() if restart == rank else state('finished') if restart == 2 else ready()"
     assert launch(run_dir, worker) == 0
     said = ["rank 0 was killed by SIGKILL; restart 1 of 3", "rank 1 was killed by SIGKILL; restart 2 of 3"]
@@ -130,7 +130,7 @@ def test_workers_get_the_number_of_restarts(run_dir: Path, capfd: pytest.Capture
 
 
 def test_the_number_of_restarts_is_limited(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Here they have not even made the folder."""
+    """These workers fail before they have created the folder."""
     assert launch(run_dir, "sys.exit(3) if rank else ready()", "launch.max_restarts=1") == 1
     said = (
         f"rank 1 ended with exit code 3; restart 1 of 1\nrank 1 ended with exit code 3; continue with run_dir={run_dir}"
@@ -140,7 +140,7 @@ def test_the_number_of_restarts_is_limited(run_dir: Path, capfd: pytest.CaptureF
 
 
 def test_a_final_failure_is_not_restarted(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The status of the failed worker stays, though the other one, terminated, writes that it was preempted."""
+    """The status of the failed worker is kept, though the other one is terminated and writes that it was preempted."""
     assert launch(run_dir, FINAL) == 1
     assert capfd.readouterr().err == ""
     assert state_of(run_dir) == {"status": "crashed", "rank": 1, "error": "why", "final": True}
@@ -150,7 +150,7 @@ def test_a_final_failure_is_not_restarted(run_dir: Path, capfd: pytest.CaptureFi
 def test_a_run_that_has_ended_is_not_restarted(
     status: str, code: int, run_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Though a worker dies on its way out."""
+    """A worker dies after the end of the run."""
     assert launch(run_dir, f"state('{status}')\nif rank: kill(signal.SIGSEGV)") == code
     assert "restart" not in capfd.readouterr().err
     assert state_of(run_dir) == {"status": status}
@@ -175,7 +175,7 @@ def test_the_status_of_an_earlier_start_does_not_count(
 def test_a_worker_that_hangs_is_ended_after_another_has_failed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A stopped process does not see SIGTERM."""
+    """A stopped process does not receive SIGTERM."""
     assert processes.SHUTDOWN_TIMEOUT_SECONDS <= 10
     monkeypatch.setattr(processes, "SHUTDOWN_TIMEOUT_SECONDS", 0.5)
     begun = time.monotonic()
@@ -185,7 +185,7 @@ def test_a_worker_that_hangs_is_ended_after_another_has_failed(
 
 
 def test_a_rank_that_was_killed_is_named_before_one_that_lost_its_peer() -> None:
-    """Both ended between two looks."""
+    """Both end between two polls of the launcher."""
     workers = processes.Workers(SignalHandler())
     for end in ("exit(1)", "import os; os.kill(os.getpid(), 9)"):
         workers.start(["-c", end], os.environ)
@@ -207,7 +207,7 @@ def test_two_launches_at_a_time_do_not_meet(shell: Shell) -> None:
 
 
 def start(shell: Shell, worker: str, *overrides: str) -> Started:
-    """A launcher with these workers, both of which are ready."""
+    """Start a launcher with these workers, and wait until both are ready."""
     (shell.folder / "launch.py").write_text(LAUNCH)
     (shell.folder / "worker.py").write_text(f"{WORKER}{worker}\nready()")
     started = shell.start("launch.py", "worker.py", *HERE, *overrides)
@@ -223,7 +223,7 @@ def send(started: Started, number: signal.Signals, within_seconds: float = SECON
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_lets_the_workers_save_and_leave(number: signal.Signals, shell: Shell) -> None:
-    """They get SIGTERM, once, and have time; delivered twice at once it is one signal."""
+    """They get SIGTERM once, and have time to save; a signal that arrives twice at once counts as one."""
     run_dir = f"signal-{number.name}"
     started = start(shell, "on_term(lambda: (time.sleep(1.5), preempt()))", f"run_dir={run_dir}")
     started.process.send_signal(number)
@@ -236,7 +236,7 @@ def test_a_signal_lets_the_workers_save_and_leave(number: signal.Signals, shell:
 
 
 def test_workers_that_have_not_begun_are_preempted(shell: Shell) -> None:
-    """While they import, nothing takes the signal for them."""
+    """They have no handler while they import."""
     ended = send(start(shell, "state('running')", "run_dir=early"), signal.SIGTERM)
     assert ended.code == 75 and ended.err.endswith("continue with run_dir=early\n")
     assert state_of(shell.folder / "early") == {"status": "preempted"}
@@ -250,7 +250,7 @@ def test_a_worker_that_fails_after_a_signal_is_not_restarted(shell: Shell) -> No
 
 @pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
 def test_a_second_signal_ends_the_workers_at_once(saved: bool, code: int, shell: Shell) -> None:
-    """Those that do not leave, and what they have started themselves."""
+    """Workers that do not exit are killed, with the processes that they have started."""
     run_dir = f"twice-{code}"
     act = "state('preempted')" if saved else "None"
     started = start(shell, f"on_term(lambda: {act})\nsubprocess.Popen(['sleep', '60'])", f"run_dir={run_dir}")
@@ -262,7 +262,7 @@ def test_a_second_signal_ends_the_workers_at_once(saved: bool, code: int, shell:
 
 
 def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
-    """They save first, as on preemption."""
+    """They save first, as after a preemption."""
     started = shell.start_training("rounds=2000", "run_dir=orphans")
     started.wait_for("round    1/2000")
     started.process.kill()
@@ -278,6 +278,6 @@ def test_the_command_is_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, name = scripts["silotrain"].split(":")
     monkeypatch.setattr(sys, "argv", ["silotrain", "--help"])
-    monkeypatch.setattr(sys, "path", [*sys.path])  # which the command changes
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command changes it
     assert getattr(import_module(module), name)() == 0
     assert "python -m trainer" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A link between two hosts that goes down: who says what, and how the run goes on when it is up again."""
+"""A link between two hosts that goes down: both sides report it, and the run is resumed when the link is up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.command import Ended, Shell, Started
 from tests.cli.test_preemption import MODELS, OWN, assert_same_run
 
 TIMEOUT_SECONDS = 8
-SECONDS_TO_SAY_SO = 12  # to end a round's steps, to ask what the others do, and for torchrun to notice
+SECONDS_TO_SAY_SO = 12  # for the steps of a round, the diagnosis, and torchrun
 OUTAGE_SECONDS = 3
 ROUNDS = 5
 FEDERATED = (*OWN, "algorithm=fedavg", "silos=2", f"rounds={ROUNDS}")
@@ -32,7 +32,7 @@ def hosts() -> Iterator[list[Host]]:
 
 @pytest.fixture
 def shells(new_shell: Callable[[], Shell]) -> list[Shell]:
-    """A folder on each host."""
+    """Return a folder on each host."""
     made = [new_shell(), new_shell()]
     for shell in made:
         (shell.folder / "own.py").write_text(MODELS)
@@ -41,7 +41,7 @@ def shells(new_shell: Callable[[], Shell]) -> list[Shell]:
 
 @pytest.fixture(scope="module")
 def alone(shell: Shell) -> Path:
-    """The run on one host."""
+    """Run the same on one host."""
     (shell.folder / "own.py").write_text(MODELS)
     ended = shell.train(*FEDERATED, "+model.seconds=0", "run_dir=alone")
     assert ended.code == 0, ended.err
@@ -49,7 +49,7 @@ def alone(shell: Shell) -> Path:
 
 
 def start(hosts: list[Host], shells: list[Shell], folder: Path) -> list[Started]:
-    """One silo on each host; `folder` is on a disk that both see."""
+    """Start one silo on each host; `folder` is on a disk that both share."""
     first = hosts[0].address
 
     def node(host: Host, shell: Shell) -> Started:
@@ -60,7 +60,7 @@ def start(hosts: list[Host], shells: list[Shell], folder: Path) -> list[Started]
 
 
 def end(nodes: list[Started], within_seconds: float = 120) -> list[Ended]:
-    """How both ended, in time."""
+    """Wait for the end of both, within the time limit."""
     deadline = time.monotonic() + within_seconds
     return [node.end(max(0, deadline - time.monotonic())) for node in nodes]
 
@@ -69,7 +69,10 @@ def end(nodes: list[Started], within_seconds: float = 120) -> list[Ended]:
 def test_both_sides_end_and_go_on_when_the_link_is_up_again(
     hosts: list[Host], shells: list[Shell], alone: Path, tmp_path: Path
 ) -> None:
-    """In the middle of a round. Each host is told what its side waited for; the result is that of the run alone."""
+    """The link goes down in the middle of a round.
+
+    Each host reports what it waited for; the result is that of the run alone.
+    """
     folder = tmp_path / "run"
     nodes = start(hosts, shells, folder)
     nodes[0].wait_for(f"round 2/{ROUNDS}")
@@ -97,7 +100,7 @@ def test_both_sides_end_and_go_on_when_the_link_is_up_again(
 def test_a_link_that_is_up_again_in_time_only_delays(
     hosts: list[Host], shells: list[Shell], alone: Path, tmp_path: Path
 ) -> None:
-    """Shorter than launch.inter_silo_timeout_seconds, the outage is nothing but a longer wait."""
+    """An outage shorter than launch.inter_silo_timeout_seconds is only a longer wait."""
     folder = tmp_path / "run"
     nodes = start(hosts, shells, folder)
     nodes[0].wait_for(f"round 1/{ROUNDS}")

@@ -1,6 +1,6 @@
-"""Several nodes, each with a launcher of its own: together, with one lost and come back, told to stop, misconfigured.
+"""Several nodes with a launcher each: one may be lost and come back, be preempted, or be misconfigured.
 
-Here they are on one machine; tests/slurm has them on a cluster.
+Here they are simulated on one machine; tests/slurm has them on a cluster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEDERATED = ("algorithm=fedavg", "silos=2")
 
 @pytest.fixture
 def where() -> str:
-    """A place to meet."""
+    """Return a free rendezvous endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"launch.rdzv_endpoint=localhost:{free.getsockname()[1]}"
 
@@ -35,7 +35,7 @@ def start(shell: Shell, nodes: str, *overrides: str) -> Started:
 
 
 def start_host(shell: Shell, nodes: str, *overrides: str) -> Started:
-    """The node that holds the store: the first that comes, if all are on one machine."""
+    """Start the node that holds the store: on one machine that is the first node to start."""
     started = start(shell, nodes, *overrides)
     port = int(next(o for o in overrides if o.startswith("launch.rdzv_endpoint")).rpartition(":")[2])
     while started.process.poll() is None:
@@ -62,7 +62,7 @@ def test_two_nodes_of_one_rank_are_one_node_of_two(shell: Shell, where: str) -> 
 
 
 def kill(node: Started) -> None:
-    """As when its machine fails: the launcher and its workers at once."""
+    """Kill the launcher and its workers at once, as if the machine failed."""
     children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
     for pid in (node.process.pid, *map(int, children)):
         os.kill(pid, signal.SIGKILL)
@@ -70,7 +70,7 @@ def kill(node: Started) -> None:
 
 
 def wait_until(node: Started, seen: Callable[[str], bool]) -> None:
-    """Returns when what the node has printed is as wanted."""
+    """Wait until the output of the node meets the condition."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not seen(node.out.read_text()):
         assert node.process.poll() is None and time.monotonic() < deadline, node.err.read_text()
@@ -78,7 +78,7 @@ def wait_until(node: Started, seen: Callable[[str], bool]) -> None:
 
 
 def after(out: str, *silos: str) -> str:
-    """What was printed after starts with these silos."""
+    """Return the output after the line of a start with these silos."""
     for sizes in silos:
         out = out.partition(f"replicas in the silos: {sizes}\n")[2]
     return out
@@ -86,7 +86,7 @@ def after(out: str, *silos: str) -> str:
 
 @pytest.mark.long
 def test_a_node_that_is_lost_is_done_without_and_one_that_comes_joins(shell: Shell, where: str) -> None:
-    """The silos are fewer meanwhile, the clients the same; no round that was saved is trained again."""
+    """Meanwhile there are fewer silos and the same clients; no saved round is trained again."""
     run = ("rounds=100000", "run_dir=elastic", where, *FEDERATED)
     first = start_host(shell, "[1,2]", *run)
     second = start(shell, "[1,2]", *run)
@@ -106,7 +106,7 @@ def test_a_node_that_is_lost_is_done_without_and_one_that_comes_joins(shell: She
 
 @pytest.mark.long
 def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(shell: Shell, where: str) -> None:
-    """Here on one node of two ranks."""
+    """The run is resumed on one node of two ranks."""
     run = ("rounds=12", *FEDERATED)
     stop(*[start(shell, "2", "run_dir=stopped", where, *run) for _ in range(2)])
     assert shell.train("run_dir=stopped", *run).code == 0
@@ -116,7 +116,7 @@ def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(shell: 
 
 
 def tells_of_rounds(node: Started) -> bool:
-    """Whether it is the node of the first rank, and a round is over."""
+    """Return whether this is the node of rank 0, and a round has ended."""
     return "train loss" in node.out.read_text()
 
 
@@ -128,7 +128,7 @@ def wait_for_a_round(nodes: Sequence[Started]) -> None:
 
 
 def stop(*nodes: Started) -> None:
-    """Tells the last of the nodes to stop when a round is over, and sees that all of them do."""
+    """Preempt the last of the nodes after a round, and check that all of them stop."""
     wait_for_a_round(nodes)
     nodes[-1].process.send_signal(signal.SIGUSR1)
     assert [node.process.wait(30) for node in nodes] == [75] * len(nodes)
@@ -143,7 +143,7 @@ def stop(*nodes: Started) -> None:
 def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     algorithm: tuple[str, ...], new_shell: Callable[[], Shell], where: str
 ) -> None:
-    """Also when one of them has lost its newest checkpoints; nothing is sent from disk to disk."""
+    """One of them has lost its newest checkpoints; nothing is copied between the disks."""
     shells = [new_shell(), new_shell()]
     run = ("rounds=12", "run_dir=run", where, *algorithm)
     stop(*[start(shell, "2", *run) for shell in shells])
@@ -186,7 +186,7 @@ AVERAGING = ("algorithm=averaging", "silos=2")
 
 
 def test_a_node_whose_ranks_are_done_waits_until_the_run_is_said_to_be_finished(shell: Shell, where: str) -> None:
-    """Its launcher, which reads how the run stands, took it for one with bad input."""
+    """Regression: its launcher read the status of the run too early, and took it for one with bad input."""
     (shell.folder / "own.py").write_text(SINKS)
     nodes = [start(shell, "2", "rounds=1", "run_dir=done", where, SLOW_TO_CLOSE, *AVERAGING) for _ in range(2)]
     assert [(node.process.wait(60), node.err.read_text()) for node in nodes] == [(0, "")] * 2
@@ -202,7 +202,7 @@ def test_a_node_whose_ranks_have_left_waits_until_the_run_is_said_to_be_preempte
 
 @pytest.mark.long
 def test_a_node_whose_ranks_take_longer_to_exit_does_not_take_the_others_for_lost(shell: Shell, where: str) -> None:
-    """It began again, found that the run had ended, and exited with 1 instead of 75."""
+    """Regression: it started again, found that the run had ended, and exited with 1 instead of 75."""
     (shell.folder / "own.py").write_text(SINKS)
     nodes = [start(shell, "2", "rounds=100000", "run_dir=slow", where, SLOW_TO_EXIT, *AVERAGING) for _ in range(2)]
     wait_for_a_round(nodes)

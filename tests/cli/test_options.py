@@ -1,4 +1,4 @@
-"""Options of the command line beside Hydra's overrides, and the user's own files and folders of configuration."""
+"""Command line options besides Hydra's overrides, and the user's files and folders of configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ name: 'a "quoted" \\ name, with $ {} []'
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leaves the environment as it was, though options are kept there."""
+    """Restore the environment, in which options are stored."""
     with monkeypatch.context() as context:
         for name in VARIABLES:
             context.setenv(name, "")
@@ -42,7 +42,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def composed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    """The configuration that a command line stands for."""
+    """Return the configuration of a command line."""
     code = cli.main(["--cfg", "job", "run_dir=run", *arguments])
     said = capsys.readouterr()
     assert (code, said.err) == (0, "")
@@ -50,7 +50,7 @@ def composed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The error of a command line that is refused."""
+    """Return the error of a command line that is refused."""
     assert cli.main(["--cfg", "job", *arguments]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -107,7 +107,7 @@ def test_a_later_file_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 def test_the_configuration_of_a_run_is_such_a_file(
     overrides: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Transforms with their arguments and components of components included."""
+    """Transforms with their arguments, and nested components, are included."""
     tree = compose_tree([*overrides, "transforms=[normalise]", "run_dir=run", "precision=bf16"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     again = composed(capsys, "--config", str(tmp_path / "config.yaml"))
@@ -150,7 +150,7 @@ def test_literals_are_read_as_what_they_were(value: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a model, and a choice of an algorithm that builds on one of ours."""
+    """Return a folder with a model, and with a choice of algorithm that builds on a built-in one."""
     folder = tmp_path / "my configs"
     for group in ("model", "algorithm"):
         (folder / group).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`data.files`: a file a client, which only the client's silo ever opens."""
+"""`data.files`: one file a client, which only the client's silo opens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = {"a": 50, "b": 30, "c": 41}
 
 
 def write(folder: Path, name: str, **changes: np.ndarray) -> None:
-    """A client's file: points of a client's own, with a test set of its own."""
+    """Write a client's file: points around a client's own centre, with a test set."""
     generator = np.random.default_rng(ord(name))
     arrays = {}
     for part, size in (("train", SIZES[name]), ("test", 10)):
@@ -40,7 +40,7 @@ def write(folder: Path, name: str, **changes: np.ndarray) -> None:
 
 
 def in_own_folder(folder: str, function: Callable[..., Any], *arguments: object) -> Any:
-    """Call it in the folder with the files of this rank alone."""
+    """Call a function in a folder that has only the files of this rank."""
     here = Path.cwd()
     os.chdir(Path(folder) / f"rank-{dist.get_rank()}")
     try:
@@ -51,7 +51,7 @@ def in_own_folder(folder: str, function: Callable[..., Any], *arguments: object)
 
 
 def folders(root: Path, *names: str) -> None:
-    """A folder for each rank, with these files in it."""
+    """Make a folder for each rank, with these files in it."""
     for rank, held in enumerate(names):
         (root / f"rank-{rank}").mkdir(parents=True)
         for name in held:
@@ -59,14 +59,14 @@ def folders(root: Path, *names: str) -> None:
 
 
 def train(ranks, root: Path, *overrides: str, size: int = 2, name: str = "run") -> Path:
-    """The folder of a run in which every rank sees its own folder."""
+    """Train a run in which every rank sees only its folder, and return the run folder."""
     run = root / name
     ranks(size).run(in_own_folder, str(root), work, ["data=npz", *MODEL, *TRAINING, *overrides, f"run_dir={run}"])
     return run
 
 
 def test_a_silo_needs_its_own_files_only(ranks, tmp_path: Path) -> None:
-    """The other silo's files do not exist here, so opening them would fail; likewise when the run resumes."""
+    """The other silo's files do not exist here, so opening them would fail; also when the run resumes."""
     folders(tmp_path, "ab", "c")
     run = train(ranks, tmp_path, "data.files=[a.npz,b.npz,c.npz]", "silos=2", "run.smoke=true")
     result = json.loads((run / "result.json").read_text())
@@ -75,7 +75,7 @@ def test_a_silo_needs_its_own_files_only(ranks, tmp_path: Path) -> None:
 
 
 def test_a_custom_reader_is_called_once_per_file(ranks, tmp_path: Path) -> None:
-    """It needs a `path` argument alone."""
+    """It only needs a `path` argument."""
     folders(tmp_path, "a", "b")
     run = train(ranks, tmp_path, "data=custom", "data._target_=trainer.data.npz", "data.files=[a.npz,b.npz]", "silos=2")
     assert json.loads((run / "result.json").read_text())["examples"] == 2 * (SIZES["a"] + SIZES["b"])
@@ -89,7 +89,7 @@ def test_replicas_of_a_silo_share_its_files(ranks, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "sync"])
 def test_files_are_the_clients_of_one_file_with_client_ids(ranks, tmp_path: Path, algorithm: str) -> None:
-    """The same clients in one file, by a column, give the same model; also with weights, of which only sums travel."""
+    """The same clients in one file, by a column, give the same model. So do weights, of which only sums are sent."""
     names = "ab" if algorithm != "sync" else "abc"
     held = list(names) if algorithm != "sync" else [names, names]
     folders(tmp_path, *held)
@@ -108,7 +108,7 @@ def test_files_are_the_clients_of_one_file_with_client_ids(ranks, tmp_path: Path
 
 
 def refused(overrides: list[str]) -> str:
-    """The error on this rank of two silos."""
+    """Return the error on this rank of two silos."""
     with distributed(silos=2, device="cpu") as topology, pytest.raises(ValueError, match=r"^data\.path=") as error:
         build(read_config(compose_tree(overrides)), topology)
     return str(error.value)

@@ -164,7 +164,7 @@ def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
 
 
 def test_scores_of_clients_are_told_without_their_labels(ended: Ended, shell: Shell) -> None:
-    """metrics.per_client=scores: metrics of single clients, but no table of what they have."""
+    """metrics.per_client=scores gives metrics of single clients, but no table of their labels."""
     assert "clients   3" in ended.out and "validation  test" not in ended.out
     last = json.loads((shell.folder / "run/metrics.jsonl").read_text().splitlines()[-1])
     for client in range(3):

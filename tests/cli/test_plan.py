@@ -25,7 +25,7 @@ def row_of(ended: Ended, name: str) -> list[str]:
 
 @pytest.mark.long
 def test_a_plan_is_printed_and_no_file_is_left(shell: Shell) -> None:
-    """The bytes are those of the run, whose digits CNN has 43,056 numbers with their padding."""
+    """The bytes are those of the run; the digits CNN has 43,056 numbers including padding."""
     before = {path.name for path in shell.folder.iterdir()}
     ended = plan(shell, *FEDERATED, "rounds=2")
     assert (ended.code, ended.err) == (0, "")
@@ -39,7 +39,7 @@ def test_a_plan_is_printed_and_no_file_is_left(shell: Shell) -> None:
 
 @pytest.mark.long
 def test_a_run_on_other_machines_can_be_planned(shell: Shell) -> None:
-    """8 silos: the header and the vectors take 14 messages each, in a row."""
+    """With 8 silos the header and the vectors take 14 sequential messages each."""
     options = ("plan.ranks=16", "plan.bandwidth=100Mbit", "plan.latency=100ms", "plan.bandwidth_inside=1GB/s")
     ended = plan(shell, "algorithm=fedavg", "silos=8", "plan.seconds_per_step=0.5", "round.steps=3", *options)
     assert (ended.code, ended.err) == (0, "")

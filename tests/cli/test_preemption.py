@@ -1,4 +1,4 @@
-"""Runs that are told to leave, hang, come no further, or find a damaged checkpoint: what they say, how they go on."""
+"""Runs that are preempted, hang, make no progress, or find a damaged checkpoint: their messages and how they resume."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """The same weights to the last bit, and each round told once, with the same figures."""
+    """Assert that the weights are the same to the last bit, and each round is logged once, with the same metrics."""
     one, other = model_of(ours), model_of(theirs)
     assert one.keys() == other.keys()
 
@@ -71,13 +71,13 @@ def told(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone(shell: Shell) -> Path:
-    """A run of two silos that nobody disturbed."""
+    """Train an undisturbed run of two silos."""
     assert shell.train(*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "rounds=3", "run_dir=alone").code == 0
     return shell.folder / "alone"
 
 
 def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
-    """SIGUSR1 in the middle of a round, then a time limit, and then the end: the run that nobody disturbed."""
+    """SIGUSR1 in the middle of a round, then a time limit, then the end: the result is that of the undisturbed run."""
     overrides = (*OWN, "algorithm=diloco", "silos=2", "rounds=3", "run_dir=left")
     started = shell.start_training(*overrides)
     started.wait_for("round 1/3")
@@ -96,7 +96,7 @@ def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
 
 
 def test_one_worker_that_is_told_tells_all_under_torchrun(shell: Shell) -> None:
-    """SIGTERM to rank 1 alone: both silos save, and the launcher sees workers that ended well."""
+    """SIGTERM reaches rank 1 alone: both silos save, and the launcher sees workers that exited normally."""
     options = ("--standalone", "--nproc-per-node", "2")
     started = shell.start_torchrun(*OWN, "algorithm=fedavg", "silos=2", "rounds=50", "run_dir=told", options=options)
     started.wait_for("round  1/50")
@@ -109,11 +109,11 @@ def test_one_worker_that_is_told_tells_all_under_torchrun(shell: Shell) -> None:
 
 @pytest.mark.long
 def test_a_rank_that_hangs_is_named(shell: Shell) -> None:
-    """Stopped in the middle of its work: the other says which rank, and where it was; the run is started again."""
+    """A rank is stopped while it works: the other names it and its last phase, and the run is restarted."""
     overrides = (*OWN, "rounds=4", "launch.silo_timeout_seconds=6", "launch.max_restarts=1", "run_dir=hangs")
     started = shell.start_training(*overrides)
     started.wait_for("round 1/4")
-    time.sleep(0.8)  # more than a heartbeat, less than the round
+    time.sleep(0.8)  # longer than a heartbeat, shorter than the round
     os.kill(shell.worker(rank=1), signal.SIGSTOP)
     ended = started.end(within_seconds=60)
     assert "rank 0 waited in vain while round 2: training client 0, step" in ended.err, ended.err
@@ -124,7 +124,7 @@ def test_a_rank_that_hangs_is_named(shell: Shell) -> None:
 
 @pytest.mark.long
 def test_starts_that_come_no_further_are_not_repeated(shell: Shell) -> None:
-    """A model that breaks at the same step each time."""
+    """The model fails at the same step each time."""
     ended = shell.train(*OWN, "+model.seconds=0", "+model.breaks_at=5", "rounds=2", "run_dir=loop")
     assert ended.code == 1
     assert ended.err.count("the model broke") >= 1
@@ -135,7 +135,7 @@ def test_starts_that_come_no_further_are_not_repeated(shell: Shell) -> None:
 
 @pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path) -> None:
-    """The one before it is used, and the run ends as if nothing had been."""
+    """The previous one is used, and the result is that of the undisturbed run."""
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "run_dir=damaged")
     assert shell.train(*overrides, "rounds=2").code == 0
     newest = round_folders(shell.folder / "damaged/checkpoints")[-1]
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path
 
 @pytest.mark.long
 def test_a_run_begins_from_the_checkpoint_of_another(shell: Shell, alone: Path) -> None:
-    """resume=PATH leaves that run as it is; another configuration is refused with what differs."""
+    """resume=PATH does not change the other run; another configuration is refused with the differences."""
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "rounds=4", "resume=alone")
     before = sorted(path.name for path in alone.rglob("*"))
     ended = shell.train(*overrides, "run_dir=branch")
@@ -166,7 +166,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(shell: Shell, alone: Path) 
 
 @pytest.mark.long
 def test_changed_data_is_refused(shell: Shell) -> None:
-    """A text that was edited between two starts."""
+    """A text is edited between two starts."""
     text = shell.folder / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 200)
     overrides = (

@@ -1,4 +1,4 @@
-"""The README does what it says: its commands and its example run as they stand."""
+"""The commands and the example of the README run as printed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of this language, in order."""
+    """Return the fenced blocks of this language, in order."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def commands() -> list[str]:
-    """The lines of the bash blocks, without their comments."""
+    """Return the lines of the bash blocks, without their comments."""
     lines = (line for block in blocks("bash") for line in block.splitlines())
     return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[str]:
-    """Starts a command as a user of this environment would, in a folder of its own."""
+    """Start a command as a user of this environment, in a temporary folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -35,7 +35,7 @@ def start(command: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def outputs(*processes: subprocess.Popen[str]) -> str:
-    """What the processes printed between them; all must end well."""
+    """Return the joint output of the processes, which must all succeed."""
     printed = "\n".join(process.communicate(timeout=120)[0] for process in processes)
     assert [process.returncode for process in processes] == [0] * len(processes), printed
     return printed
@@ -43,7 +43,7 @@ def outputs(*processes: subprocess.Popen[str]) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder with the README's own module and example in it."""
+    """Return an empty folder with the README's module and example in it."""
     for code in blocks("python"):
         (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
     return tmp_path
@@ -58,7 +58,7 @@ FIRST, SECOND, *OTHERS = filter(single, commands())
 
 @pytest.mark.parametrize("command", [FIRST, SECOND, *(pytest.param(other, marks=pytest.mark.long) for other in OTHERS)])
 def test_command(command: str, folder: Path):
-    """Scripts are started where they lie, and train into a folder of the test."""
+    """Scripts are started from the source tree, and train into a folder of the test."""
     program, *arguments = shlex.split(command)
     program = str(ROOT / program) if program.startswith("./") else program
     extra = [] if "--cfg" in arguments else [f"run_dir={folder / 'run'}"]
@@ -68,7 +68,7 @@ def test_command(command: str, folder: Path):
 
 @pytest.mark.long
 def test_commands_of_two_nodes(folder: Path):
-    """Both at once, with this machine for both nodes and one worker on each."""
+    """Both run at once; this machine is both nodes, with one worker each."""
     ours, *torchruns = [command for command in commands() if not single(command)]
     assert len(torchruns) == 2
     for number, several in enumerate([(ours, ours), torchruns]):

@@ -1,4 +1,4 @@
-"""An override of a key that had another name is refused with the override to set instead."""
+"""An override of a renamed key is refused with the new override."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.config.renamed_keys import RENAMED
 from trainer.distributed.topology import distributed
 from trainer.utils.trees import flatten
 
-# Choices that have all of the keys.
+# Choices that have all the keys.
 CHOICES = ["algorithm=fedavg", "silos=2", "schedule=cosine", "client_sampling=sample"]
 SAMPLED = [*CHOICES, "client_sampling.clients_per_round=2"]
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-# Below a group an added key may be an argument of the user's own class: that shows when it is made.
+# An added key of a group may be an argument of the user's class, so it is checked when the object is made.
 BELOW_GROUPS = [old for old in RENAMED if old.partition(".")[0] in GROUPS]
 
 

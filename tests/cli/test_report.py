@@ -22,7 +22,7 @@ RATES = ("0.1", "0.03")
 SEEDS = (1, 2)
 ROUNDS = 2
 
-# What the page has drawn: of every line its legend label, its points and where they are, and the legend's texts.
+# Returns the drawn lines: their legend labels, their points with pixel positions, and the texts of the legend.
 DRAWN = """
 const texts = (kind) => [...document.querySelectorAll(`#curves ${kind}`)].map((text) => text.textContent);
 const lines = document.getElementById("curves").data.filter((trace) => trace.hoverinfo !== "skip");
@@ -55,7 +55,7 @@ def report(shell: Shell, *arguments: str) -> Ended:
 
 @pytest.fixture(scope="module")
 def reported(sweep: Path, shell: Shell) -> Ended:
-    """The report of all, with its page and sheets."""
+    """Make a report of all runs, with its page and CSV files."""
     return report(shell, "sweep", "--csv", "runs.csv", "--curves", "curves.csv")
 
 
@@ -69,7 +69,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(window: Browser, reported: Ended, sweep: Path) -> Browser:
-    """The window, with the page drawn in it anew."""
+    """Return the browser, with the page loaded again."""
     window.open((sweep / "report.html").as_uri())
     window.wait_for("return document.querySelectorAll('#curves .legendtext').length")
     return window
@@ -107,7 +107,7 @@ def test_the_sheet_of_runs_has_all_results(reported: Ended, shell: Shell) -> Non
 
 
 def lines_of(opened: Browser, axis: str) -> dict[str, Any]:
-    """What is drawn when this axis has been chosen."""
+    """Return the drawn lines after choosing this axis."""
     choose = "const axis = document.getElementById('axis'); axis.value = arguments[0]; axis.onchange();"
     opened.run(choose, axis)
     title = "return [...document.querySelectorAll('#curves [class^=x][class$=title]')].map((text) => text.textContent)"
@@ -117,7 +117,7 @@ def lines_of(opened: Browser, axis: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("axis", ["round", "examples", "seconds", "bytes_between_silos"])
 def test_the_page_draws_what_the_sheet_of_curves_says(opened: Browser, shell: Shell, axis: str) -> None:
-    """A line a configuration and figure, a point a round: the means over seeds, at the place of their means."""
+    """There is a line for each configuration and metric, and a point for each round: the means over seeds."""
     rows = rows_of(shell.folder / "curves.csv")
     drawn = lines_of(opened, axis)
     figures = ["test/accuracy", "train/loss", "test/loss", "validation/accuracy"]
@@ -161,7 +161,10 @@ def test_every_run_is_listed_with_a_link_to_its_folder(opened: Browser, sweep: P
 
 @pytest.mark.long
 def test_single_clients_are_drawn(window: Browser, shell: Shell) -> None:
-    """A point a client, and a heat map client x round; a run alone is reported in its own folder."""
+    """There is a point for each client, and a heat map of clients and rounds.
+
+    A single run is reported in its folder.
+    """
     federated = ("algorithm=fedavg", "clients=3", "rounds=3", "launch.nproc_per_node=1", "run_dir=federated")
     assert shell.train(*federated).code == 0
     ended = report(shell, "federated")
@@ -198,12 +201,12 @@ def test_the_help_names_every_option(shell: Shell) -> None:
     assert all(option in ended.out for option in ("FOLDER", "--by", "--html", "--csv", "--curves"))
 
 
-# TensorBoardLogger
+# TensorBoard
 
 
 @pytest.fixture(scope="module")
 def board(sweep: Path) -> Iterator[str]:
-    """The address of a TensorBoardLogger that shows the sweep."""
+    """Return the address of a TensorBoard that shows the sweep."""
     command = (sys.executable, "-m", "tensorboard.main", "--logdir", str(sweep), "--host", "127.0.0.1", "--port", "0")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -229,7 +232,7 @@ def groups_of(board: str) -> list[dict[str, Any]]:
 
 
 def all_groups(board: str) -> list[dict[str, Any]]:
-    """The session groups, when TensorBoardLogger has read all runs to their ends."""
+    """Return the session groups, after TensorBoard has read all runs to their ends."""
 
     def are_read() -> bool:
         groups = groups_of(board)
@@ -240,7 +243,7 @@ def all_groups(board: str) -> list[dict[str, Any]]:
 
 
 def test_tensorboard_compares_the_runs_by_hyperparameters(board: str, sweep: Path) -> None:
-    """A row a run in the HParams tab, with its configuration and the figures of its result."""
+    """The HParams tab has a row for each run, with its configuration and the metrics of its result."""
     shown = {}
     for group in all_groups(board):
         figures = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
@@ -254,7 +257,7 @@ def test_tensorboard_compares_the_runs_by_hyperparameters(board: str, sweep: Pat
 
 
 def test_tensorboard_knows_which_hyperparameters_differ(board: str) -> None:
-    """They are its first columns, and those that are seen without a click."""
+    """They are its first columns, which are visible without a click."""
     all_groups(board)
     infos = ask(board, "experiment", experimentName="")["hparamInfos"]
     differing = [info["name"] for info in infos if info["differs"]]

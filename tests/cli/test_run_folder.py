@@ -1,4 +1,4 @@
-"""What a run leaves behind: the files of its folder, the summary on the console, and the charts in TensorBoard."""
+"""The files of a run folder, the summary on the console, and the charts in TensorBoard."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_folder_holds_what_scripts_look_for_and_nothing_else(trained: Traine
 
 
 def test_the_configuration_is_the_resolved_one(trained: Trained) -> None:
-    """With the number of clients that it was begun with."""
+    """It has the number of clients with which the run began."""
     stored = yaml.safe_load((trained.folder / "config.yaml").read_text())
     silos = stored["silos"]
     assert stored == compose_tree([*HERE, *trained.overrides]) | {"clients": silos}
@@ -99,7 +99,7 @@ def test_the_result_is_the_last_round_and_the_totals(trained: Trained) -> None:
 
 
 def test_the_newest_checkpoint_is_that_of_the_last_round(trained: Trained) -> None:
-    """So is the model that others are to use."""
+    """The exported model equals it."""
     checkpoints = trained.folder / "checkpoints"
     rounds = result_of(trained.folder)["round"]
     newest = newest_complete(checkpoints)
@@ -131,7 +131,7 @@ def test_one_silo_exchanges_nothing(sync_run: Trained) -> None:
 
 
 def test_silos_exchange_their_models_once_a_round(fedavg_run: Trained) -> None:
-    """The model's 43,050 parameters are sent and received by each of two silos as float32, aligned to 64 bytes."""
+    """Each of two silos sends and receives the model's 43,050 parameters as float32, aligned to 64 bytes."""
     rounds = read_jsonl(fedavg_run.folder / "metrics.jsonl")
     sent = [metrics["bytes_between_silos"] for metrics in rounds]
     assert [sent[0] * count for count in (1, 2, 3)] == sent
@@ -139,7 +139,7 @@ def test_silos_exchange_their_models_once_a_round(fedavg_run: Trained) -> None:
 
 
 def test_rounds_that_were_not_evaluated_have_no_scores(fedavg_run: Trained) -> None:
-    """Every second round is, and the last one."""
+    """Every second round is evaluated, and the last one."""
     rounds = read_jsonl(fedavg_run.folder / "metrics.jsonl")
     assert ["test/accuracy" in metrics for metrics in rounds] == [False, True, True]
     assert ["client/0/test_accuracy" in metrics for metrics in rounds] == [False, True, True]
@@ -147,7 +147,7 @@ def test_rounds_that_were_not_evaluated_have_no_scores(fedavg_run: Trained) -> N
 
 
 def test_clients_are_judged_one_by_one_and_pooled(fedavg_run: Trained) -> None:
-    """The table on the console says how many test examples each has: what the pooled accuracy is weighted by."""
+    """The table on the console has the numbers of test examples, by which the pooled accuracy is weighted."""
     last = read_jsonl(fedavg_run.folder / "metrics.jsonl")[-1]
     table = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+)((?: +\d+){10})$", fedavg_run.ended.out, re.MULTILINE)
     assert [client for client, *_ in table] == ["0", "1"]
@@ -175,7 +175,7 @@ def events(trained: Trained) -> EventAccumulator:
 
 
 def test_the_charts_are_the_metrics(trained: Trained, events: EventAccumulator) -> None:
-    """Just the tags of metrics.jsonl, each value equal to the float32 of the one there; null is NaN."""
+    """The tags are those of metrics.jsonl, and each value is the float32 of the one there; null is NaN."""
     rounds = read_jsonl(trained.folder / "metrics.jsonl")
     tags = {key for metrics in rounds for key in metrics} - {"round"}
     of_clients = {tag for tag in tags if tag.startswith("client/")}

@@ -1,4 +1,4 @@
-"""The same run_dir again: a finished run is shown, an unfinished one goes on, another one is refused."""
+"""The same run_dir again: a finished run is shown, an unfinished one is resumed, another one is refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trainer.loggers import read_jsonl
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """The bytes and the time of every file."""
+    """Return the bytes and the modification time of every file."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def figures(folder: Path) -> dict[str, bytes]:
-    """The bytes of all that a run found out."""
+    """Return the bytes of all files with results of a run."""
     return {
         name: content
         for name, (content, _) in contents(folder).items()
@@ -36,7 +36,7 @@ def figures(folder: Path) -> dict[str, bytes]:
 
 
 def weights(folder: Path, rounds: int) -> dict[str, torch.Tensor]:
-    """The tensors of the global model after so many rounds, by their dotted names."""
+    """Return the tensors of the global model after this number of rounds, by dotted name."""
 
     def leaves(tree: dict, prefix: str) -> dict[str, torch.Tensor]:
         found = {}
@@ -62,7 +62,7 @@ def test_a_finished_run_is_shown_and_not_run(new_shell: Callable[[], Shell], syn
 
 @pytest.mark.long
 def test_a_run_with_more_rounds_is_one_long_run(shell: Shell, sync_run: Trained) -> None:
-    """The same weights bit for bit, the same losses, one chart; only what time it took is another."""
+    """The weights are the same bit for bit, and so are the losses and the chart; only the times differ."""
     assert shell.train("rounds=1", "run_dir=sync").code == 0
     folder = shell.folder / "sync"
     first_line = (folder / "metrics.jsonl").read_bytes()
@@ -95,7 +95,7 @@ def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_pat
 
 
 def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
-    """Here at a target that every model reaches; the same command again only shows it, also with more rounds."""
+    """It stops at a target that every model reaches; the same command, or one with more rounds, only shows it."""
     overrides = ["round.steps=1", "stop.metric_target=0", f"run_dir={tmp_path}"]
     ranks(2).run(work, ["rounds=5", *overrides])
     folder, before = RunDir(tmp_path), figures(tmp_path)
@@ -107,7 +107,7 @@ def test_a_run_that_stopped_early_is_finished(ranks, tmp_path: Path) -> None:
 
 
 def test_the_average_of_the_weights_is_exported(ranks, tmp_path: Path) -> None:
-    """A model of the same names, which differs in what is averaged alone."""
+    """The exported model has the same names, and differs only in the averaged tensors."""
     overrides = ["rounds=2", "round.steps=2", "ema_decay=0.5", "model.norm=batch", "silos=1", f"run_dir={tmp_path}"]
     ranks(2).run(work, overrides)
     model, average = (load_file(tmp_path / f"{name}.safetensors") for name in ("model", "ema"))
@@ -130,7 +130,7 @@ REFUSED = {
 def test_another_run_is_refused(
     overrides: list[str], said: list[str], sync_run: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The key, both values and the way out; no file of the folder is touched."""
+    """The error has the key, both values and a remedy; no file of the folder is changed."""
     before = contents(sync_run.folder)
     code = cli.main([*HERE, "rounds=2", f"run_dir={sync_run.folder}", *overrides])
     message = capsys.readouterr().err
@@ -140,7 +140,7 @@ def test_another_run_is_refused(
 
 
 def test_what_does_not_change_the_figures_may_change(sync_run: Trained) -> None:
-    """Where and how it runs, and what it tells: the run goes on. Nothing is refused, so nothing is raised."""
+    """The devices, the processes and the logging of a run may change; the check raises nothing."""
     free = [
         "launch.nproc_per_node=4",
         "launch.threads_per_worker=2",
@@ -202,7 +202,7 @@ def test_a_run_dir_that_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_run_dir_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    """As where one must not write; here a file is in the way."""
+    """A file is in the way, which fails like a missing permission."""
     (tmp_path / "file").touch()
     run_dir = tmp_path / "file/run"
     with pytest.raises(ValueError, match=re.escape(f"run_dir={run_dir}")):
@@ -218,7 +218,7 @@ def test_a_configuration_that_was_damaged_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_was_damaged_is_bad_input(ranks, tmp_path: Path) -> None:
-    """Known to every rank before any of them trains."""
+    """Every rank knows it before any of them trains."""
     overrides = ["round.steps=1", f"run_dir={tmp_path}"]
     ranks(2).run(work, ["rounds=1", *overrides])
     part = tmp_path / "checkpoints/round-000001/silo-0.replica-0.safetensors"
@@ -229,7 +229,7 @@ def test_a_checkpoint_that_was_damaged_is_bad_input(ranks, tmp_path: Path) -> No
 
 
 def test_a_run_of_bad_input_is_mended_in_its_folder(tmp_path: Path) -> None:
-    """Nothing was trained in it yet, so other keys are no other run."""
+    """Nothing was trained in it, so other values are allowed."""
     folder = RunDir(tmp_path)
     folder.create_or_check(compose_tree(["data=mnist", "data.root=nowhere", f"run_dir={tmp_path}"]))
     folder.set_status("bad_input")

@@ -1,4 +1,4 @@
-"""`run.smoke=true` tries a configuration from end to end in two steps: evaluation, checkpoint, resume, all files."""
+"""`run.smoke=true` tries a configuration end to end in two steps: evaluation, checkpoint, resume, all files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DATA = {
 
 IMAGES = ["data=custom", "data._target_=tests.support.made_up.images"]
 TOKENS = ["data=text", "data.path={text}", "data.length=16"]
-# Together they have every model, task, optimizer and schedule.
+# Together they contain every model, task, optimizer and schedule.
 PIECES = {
     "logistic": [
         *("data=custom", "data._target_=tests.support.made_up.numbers", "task=regression", "task.huber=1"),
@@ -99,9 +99,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str, text: Path, tmp_path: Path) -> None:
-    """Two rounds of one step; the second after a resume, with the one evaluation."""
+    """Two rounds of one step; the second follows a resume, and has the only evaluation."""
     overrides = ["run.smoke=true", f"algorithm={algorithm}", *DATA[data], f"run_dir={tmp_path}"]
-    if algorithm == "sync":  # it has one silo, and trains the clients as one
+    if algorithm == "sync":  # sync has one silo, and trains the clients as one
         overrides = [override for override in overrides if not override.startswith("client_sampling")]
     else:
         overrides += ["silos=2"]
@@ -118,7 +118,7 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
 
 @pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
 def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
-    """On two silos, from small files."""
+    """Two silos train on small files."""
     files = tmp_path / "files"
     files.mkdir()
     overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", f"data={data}", *FILES[data](files)]
@@ -132,7 +132,7 @@ TOKENS = ["transforms=[mask_tokens]", "data=text", "data.path={text}", "data.len
 
 @pytest.mark.parametrize("chain", [[IMAGES, "transforms.crop.padding=1"], TOKENS], ids=["images", "tokens"])
 def test_every_transform(ranks, chain: list[str], text: Path, tmp_path: Path) -> None:
-    """On two silos, with a resume between the two rounds."""
+    """Two silos are resumed between the two rounds."""
     overrides = ["run.smoke=true", "algorithm=fedavg", "silos=2", *(part.format(text=text) for part in chain)]
     ranks(2).run(work, [*overrides, f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
@@ -153,7 +153,7 @@ def test_all_transforms_are_tried() -> None:
 
 @pytest.mark.parametrize("gradients", named_choices("gradient_compression"))
 def test_every_gradient_compression(ranks, gradients: str, tmp_path: Path) -> None:
-    """On two replicas, with a resume between the two steps."""
+    """Two replicas are resumed between the two steps."""
     ranks(2).run(work, ["run.smoke=true", f"gradient_compression={gradients}", f"run_dir={tmp_path}"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2
 
@@ -169,7 +169,7 @@ def test_a_profile_shows_steps_and_collectives(ranks, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pieces", PIECES)
 def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path, tmp_path: Path) -> None:
-    """Two steps of two silos, with a resume between them, evaluated and saved."""
+    """Two silos take two steps, are resumed between them, and evaluate and save."""
     if pieces == "transformers":
         pytest.importorskip("transformers")
     overrides = [override.format(text=text) for override in PIECES[pieces]]
@@ -186,7 +186,7 @@ def test_all_choices_are_tried(group: str) -> None:
 
 
 def test_a_smoke_run_is_not_continued_by_a_real_one(tmp_path: Path) -> None:
-    """Its two steps would be taken for two rounds."""
+    """Its two steps would count as two rounds."""
     folder = RunDir(tmp_path)
     folder.create_or_check(compose_tree(["run.smoke=true", f"run_dir={tmp_path}"]))
     folder.set_status("finished")
@@ -196,7 +196,7 @@ def test_a_smoke_run_is_not_continued_by_a_real_one(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_smoke_of_a_language_model_from_the_command_line(shell: Shell, text: Path) -> None:
-    """The real start: two lines of rounds, and a sample of text in TensorBoardLogger."""
+    """A real start prints two lines of rounds, and logs a sample of text to TensorBoard."""
     overrides = [override.format(text=text) for override in DATA["text"]]
     ended = shell.train("run.smoke=true", *overrides, "run_dir=smoke")
     assert (ended.code, ended.err) == (0, "")

@@ -1,4 +1,4 @@
-"""`python -m trainer -m`: real runs with workers of their own, in one folder from which a later start continues."""
+"""`python -m trainer -m`: real runs with their workers, in one folder from which a later start continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.command import Ended, Shell, Started
 from trainer.loggers import read_jsonl
 
 SMALL = ("launch.nproc_per_node=1", "launch.threads_per_worker=1", "launch.device=cpu", "model=mlp", "model.inputs=64")
-# One rank makes no two silos, which a job finds when it starts.
+# One rank cannot be two silos; a job finds that when it starts.
 GRID = (*SMALL, "rounds=1", "seed=1,2", "silos=1,2", "hydra.launcher.jobs=2", "run_dir=grid")
 SHUTDOWN_TIMEOUT_SECONDS = 15
 
@@ -25,17 +25,17 @@ def start(shell: Shell, *arguments: str) -> Started:
 
 @pytest.fixture(scope="module")
 def grid(shell: Shell) -> Ended:
-    """Four jobs, two at a time, of which two fail."""
+    """Run four jobs, two at a time, of which two fail."""
     return start(shell, *GRID).end()
 
 
 def rows(ended: Ended) -> list[str]:
-    """The lines of the table, best first."""
+    """Return the lines of the table, best first."""
     return ended.out.split("best first\n")[1].split("\n\n")[0].splitlines()
 
 
 def test_one_failed_job_does_not_end_the_sweep(shell: Shell, grid: Ended) -> None:
-    """Its log is named, and what explains it said; the others have finished."""
+    """Its log is named and its error printed; the other jobs finish."""
     assert grid.code == 1 and grid.err == ""
     for seed in (1, 2):
         log = f"grid/logs/seed={seed},silos=2.log"
@@ -63,7 +63,7 @@ def result(run: Path, name: str) -> float:
 
 
 def test_a_job_is_a_run_like_any_other(shell: Shell, grid: Ended) -> None:
-    """Its numbers are its own, its log says the command, and Hydra leaves nothing in its folder."""
+    """It has its own results, its log contains the command, and Hydra leaves no file in its folder."""
     run = shell.folder / "grid/seed=2,silos=1"
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 2
     assert (
@@ -77,7 +77,7 @@ def test_a_job_is_a_run_like_any_other(shell: Shell, grid: Ended) -> None:
 
 
 def test_what_has_finished_is_not_run_again(shell: Shell, grid: Ended) -> None:
-    """The first part of two holds the jobs that have; no worker is started."""
+    """The first of two parts holds the finished jobs; no worker is started."""
     before = (shell.folder / "grid/seed=1,silos=1/state.json").stat().st_mtime_ns
     ended = start(shell, *GRID, "hydra.launcher.part=[0,2]").end()
     assert (ended.code, ended.err) == (0, "")
@@ -87,7 +87,7 @@ def test_what_has_finished_is_not_run_again(shell: Shell, grid: Ended) -> None:
 
 @pytest.mark.long
 def test_an_interrupted_sweep_is_continued(shell: Shell) -> None:
-    """By a stop signal, and by SIGKILL: its jobs save and stop with it, and the same command continues."""
+    """After a stop signal or SIGKILL its jobs save and stop too, and the same command continues."""
     sweep = (*SMALL, "rounds=20", "seed=1,2", "run_dir=long")
     log = shell.folder / "long/logs/seed=1.log"
     told = start(shell, *sweep)
@@ -120,7 +120,7 @@ def wait_for(log: Path, text: str, started: Started) -> None:
 
 @pytest.mark.long
 def test_optuna_looks_for_the_best(shell: Shell) -> None:
-    """Three trials in a range, of which those that fail do not end the study."""
+    """Three trials in a range; failed ones do not end the study."""
     values = ("optimizer.lr=interval(0.05,0.3)", "silos=1,2", "objective=test/accuracy")
     study = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "run_dir=study")
     ended = start(shell, *SMALL, "rounds=1", *values, *study).end()

@@ -1,4 +1,4 @@
-"""Workers that torchrun starts itself, on one machine and on several."""
+"""Workers that torchrun starts, on one machine and on several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def result_of(folder: Path) -> Metrics:
 
 @pytest.fixture(scope="module")
 def one_machine(shell: Shell) -> Ended:
-    """Two silos, one worker each, on one machine."""
+    """Run two silos of one worker each on one machine."""
     return shell.torchrun(*FEDAVG, "silos=2", "run_dir=one")
 
 
@@ -35,7 +35,7 @@ def test_a_run_under_torchrun_finishes(one_machine: Ended, shell: Shell) -> None
 
 
 def test_a_run_that_hides_clients_shows_none(one_machine: Ended, shell: Shell) -> None:
-    """metrics.per_client=none: neither on the console nor in the files."""
+    """With metrics.per_client=none neither the console nor the files have metrics of single clients."""
     assert "validation  test" not in one_machine.out, "the table of labels"
     metrics = (shell.folder / "one/metrics.jsonl").read_text()
     assert '"client/' not in metrics and "worst" not in metrics
@@ -43,7 +43,7 @@ def test_a_run_that_hides_clients_shows_none(one_machine: Ended, shell: Shell) -
 
 
 def test_bad_input_is_printed_once_and_the_workers_end_well(shell: Shell) -> None:
-    """torchrun would restart failed ones, and report every rank: the status is in state.json, not in the exit code."""
+    """The exit code is 0, since torchrun would restart the workers and report every rank. state.json has the status."""
     ended = shell.torchrun(*FEDAVG, "silos=2", "model.classes=7", "clients=1", "run_dir=bad")
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.count("clients=1") == 1 and "Traceback" not in ended.err
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @pytest.mark.long
 def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, shell: Shell) -> None:
-    """The same losses to the last bit, whoever started the workers; only the machine of rank 0 prints progress."""
+    """The losses are the same to the last bit; only the machine of rank 0 prints progress."""
     port = str(free_port())
 
     def agent(node: int) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, 
 
 @pytest.mark.long
 def test_torchrun_restarts_a_run(shell: Shell) -> None:
-    """Its store outlives the workers: the entries of the previous start do not count."""
+    """Its store outlives the workers, so the entries of the previous start must not count."""
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
     started = shell.start_torchrun("rounds=40", "run_dir=restarted", options=options)
     started.wait_for("round  3/40")

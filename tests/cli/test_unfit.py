@@ -1,4 +1,4 @@
-"""Components that do not fit each other are refused before training: key, value, valid values, way out."""
+"""Components that do not fit each other are refused before training: key, value, valid values, and a remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def topology() -> Iterator[Topology]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a text of 100 bytes."""
+    """Make the working directory, with a text of 100 bytes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("0123456789" * 10)
     (tmp_path / "latin.txt").write_bytes("0123456789 naïf".encode("latin1"))
@@ -208,13 +208,13 @@ def test_a_model_that_does_not_fit_is_reported_beside_other_errors(topology: Top
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The array as an IDX file."""
+    """Write the array as an IDX file."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
 def small_mnist(folder: Path) -> Path:
-    """MNIST's four files with 20 and 10 images."""
+    """Write MNIST's four files with 20 and 10 images."""
     root = folder / "mnist"
     root.mkdir()
     for part, examples in (("train", 20), ("t10k", 10)):
@@ -246,21 +246,21 @@ def test_a_label_outside_the_classes_of_a_file_is_refused(small_mnist: Path, top
 
 
 def own_data(labels: list[int]) -> DataSplits:
-    """Custom data of three classes, its training examples with these labels."""
+    """Return custom data of three classes, with these labels in the training examples."""
     tests = TensorSource(torch.zeros(3, 1, 8, 8), torch.arange(3))
     return DataSplits(TensorSource(torch.zeros(len(labels), 1, 8, 8), torch.tensor(labels)), tests, 3)
 
 
 @pytest.mark.parametrize("outside", [3, -1])
 def test_a_label_outside_the_classes_of_custom_data_is_refused(outside: int, topology: Topology) -> None:
-    """Wherever it is among the examples, in the training or the test set."""
+    """It may be any example of the training or the test set."""
     labels = ",".join(map(str, [0, 1, 2] * 5 + [outside]))
     own = ["data=custom", f"data._target_={__name__}.own_data", f"+data.labels=[{labels}]", "model.classes=3"]
     assert_says(building(own, topology), ["data", f"label {outside}", "3 classes"])
 
 
 class OwnDataset(Dataset[tuple[Tensor, int]]):
-    """Images of these labels, which only its items have."""
+    """Images with these labels, which are only in its items."""
 
     def __init__(self, labels: list[int]):
         self.hidden = labels
@@ -273,7 +273,7 @@ class OwnDataset(Dataset[tuple[Tensor, int]]):
 
 
 def own_dataset(labels: list[int]) -> DataSplits:
-    """Custom data of three classes as torch Datasets, the test examples with these labels."""
+    """Return custom data of three classes as torch Datasets, with these labels in the test examples."""
     return DataSplits(OwnDataset([0, 1, 2]), OwnDataset(labels), 3)
 
 
