@@ -1,6 +1,6 @@
-"""The table: every algorithm with the choices that go with it, and what the laws look at. A new algorithm adds a row.
+"""The table: every algorithm with the choices that go with it, and the state that the laws compare.
 
-All run a tiny model over 7 clients of unequal sizes, so that a law costs milliseconds.
+A new algorithm adds a row. All train a tiny model over 7 clients of unequal sizes, so that a law takes milliseconds.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ feddyn = partial(FedAvg, weighting="equal", drift_correction=FedDyn(0.5))
 
 
 def robust(rule: AggregationRule, **slots: Any) -> partial[FedAvg]:
-    """FedAvg by a robust rule."""
+    """Return FedAvg with a robust rule."""
     return partial(FedAvg, weighting="equal", rule=rule, **slots)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An algorithm, and the choices of a run that make it what its name says."""
+    """An algorithm, and the choices of a run that belong to it."""
 
     algorithm: Callable[[], Algorithm]
     choices: dict[str, Any] = field(default_factory=dict)
@@ -114,14 +114,14 @@ CASES = {
 FEDERATED = [name for name in CASES if name != "sync"]
 COMBINED = [name for name in FEDERATED if name != "local"]
 VOTING = [name for name in FEDERATED if CASES[name].algorithm().skips_nonfinite_clients]
-AT_ONCE = [name for name in CASES if name not in ("streaming", "delayed")]  # a round ends with all that it moves
-# What is packed on its way depends on who sends it with whom.
+AT_ONCE = [name for name in CASES if name not in ("streaming", "delayed")]  # every round applies its whole update
+# Compression depends on which clients share a silo.
 EXACT = [name for name in FEDERATED if "update_compression" not in CASES[name].choices]
 
 
 @dataclass(frozen=True)
 class Only(ClientSampler):
-    """A cohort of the clients listed for each round; the last list is that of all later rounds too."""
+    """A client sampler that returns the clients listed for each round; the last list applies to all later rounds."""
 
     rounds: tuple[tuple[int, ...], ...]
 
@@ -131,7 +131,7 @@ class Only(ClientSampler):
 
 @dataclass
 class Records:
-    """A sink that remembers the figures of every round, and the end."""
+    """A logger that keeps the metrics of every round, and the result."""
 
     rounds: list[Metrics] = field(default_factory=list)
     result: Metrics | None = None
@@ -149,7 +149,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has come to on one rank: leaves by name, and the figures of its rounds."""
+    """The result of a run on one rank: leaves by name, and the metrics of its rounds."""
 
     model: dict[str, Any]
     algorithm: dict[str, Any]
@@ -158,14 +158,14 @@ class Outcome:
 
 
 def tiny_model(seed: int = 0) -> nn.Module:
-    """Two layers with a Tanh between: 6 features to 3 classes."""
+    """Return two layers with a Tanh between, from 6 features to 3 classes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
 
 
 def tiny_data(examples: int, dtype: torch.dtype = torch.float64) -> DataSplits:
-    """Made-up examples of 3 classes that a model can learn."""
+    """Return random examples of 3 classes that a model can learn."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(examples + TEST_EXAMPLES, FEATURES, generator=generator, dtype=dtype)
     targets = (inputs[:, :CLASSES] + 0.3 * inputs[:, CLASSES:]).argmax(1)
@@ -174,9 +174,9 @@ def tiny_data(examples: int, dtype: torch.dtype = torch.float64) -> DataSplits:
 
 
 def case_run(topology: Topology, name: str, choices: Mapping[str, Any]) -> Run:
-    """The run of a row of the table, in float64 so that tolerances can be sharp, with `choices` overriding the row's.
+    """Return the run of a row of the table, in float64 so that tolerances can be sharp.
 
-    `sizes` among them are the clients' numbers of examples.
+    `choices` override those of the row; `sizes` among them are the clients' numbers of examples.
     """
     overrides = dict(choices)
     sizes = overrides.pop("sizes", SIZES)
@@ -194,12 +194,12 @@ def case_run(topology: Topology, name: str, choices: Mapping[str, Any]) -> Run:
 
 
 def silos_of(name: str, silos: SiloSpec) -> SiloSpec:
-    """The silos that the algorithm can have: Sync has one."""
+    """Return the silos that the algorithm supports: Sync has one."""
     return 1 if name == "sync" else silos
 
 
 def train(name: str, silos: SiloSpec, choices: Mapping[str, Any]) -> Outcome:
-    """Runs a row of the table to its end."""
+    """Run a row of the table to its end."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, choices)
         state = TrainState(run)
@@ -214,21 +214,21 @@ def one_round(state: TrainState, index: int) -> Metrics:
 
 
 def outcome(state: TrainState, rounds: list[Metrics]) -> Outcome:
-    """What a live state holds, copied."""
+    """Return a copy of the state."""
     clients = {client: leaves(kept) for client, kept in state.trainer.clients.states.items()}
     algorithm = leaves(state.algorithm.state_dict() | state.algorithm.sharded_state_dict())
-    # What is told of totals under way counts steps and clients, in which equal runs may differ.
+    # The metrics of pending sums count steps and clients, in which equal runs may differ.
     algorithm = {name: leaf for name, leaf in algorithm.items() if not name.startswith("streaming/")}
     return Outcome(leaves(state.model.shared_state()), algorithm, clients, rounds)
 
 
 def every_client(outcomes: list[Outcome]) -> dict[int, dict[str, Any]]:
-    """The clients' states of all ranks."""
+    """Return the clients' states of all ranks."""
     return {client: kept for one in outcomes for client, kept in one.clients.items()}
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree by their paths; tensors are copied."""
+    """Return the leaves of a tree by their paths; tensors are copied."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -239,14 +239,14 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def assert_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Fails unless both have the same names with the same bits."""
+    """Assert that both have the same names with the same bits."""
     assert list(ours) == list(theirs)
     apart = [name for name in ours if not _same(ours[name], theirs[name])]
     assert not apart, "\n".join(f"{name}: {ours[name]} is not {theirs[name]}" for name in apart[:3])
 
 
 def assert_close(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], tolerance: float = 1e-12) -> None:
-    """Fails unless both have the same names with values that agree to rounding."""
+    """Assert that both have the same names with values that agree to rounding."""
     assert set(ours) == set(theirs)
     for name in ours:
         np.testing.assert_allclose(
@@ -255,7 +255,7 @@ def assert_close(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], tolerance: 
 
 
 def figures(metrics: Metrics) -> Metrics:
-    """The metrics that say something of the training, and not of the machine."""
+    """Return the metrics that depend on the training, and not on the machine."""
     machine = (
         "seconds",
         "examples_per_second",

@@ -1,7 +1,7 @@
 """Clients that are slow, and clients that numpy can follow.
 
-Slow are clients whose examples say so: their last feature is the seconds that a step on them takes, on a clock that
-stands still otherwise. So silos meet the deadline at the same step in every run.
+The examples of slow clients say so: their last feature is the seconds that a step on them takes, on a clock that
+otherwise stands still. So silos reach the deadline at the same step in every run.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from trainer.loop import control, exchange, round
 from trainer.loop.options import RoundOptions
 
 EVERYONE = tuple(range(len(SIZES)))
-SLOW, OTHER = 5, 6  # the last clients of the first and of the second silo of two
+SLOW, OTHER = 5, 6  # the last client of each of two silos
 EDGES = np.cumsum([0, *SIZES])
 STEPS, DONE = 4, 2  # of a round, and those that a slow client has time for
 DEADLINE = RoundOptions(steps=STEPS, deadline_seconds=DONE - 0.5)
 
 
 class Clock:
-    """Moves on by what a slow step takes, and by a microsecond when it is read."""
+    """A clock that advances by the seconds of slow steps, and by a microsecond when it is read."""
 
     now = 0.0
 
@@ -59,7 +59,7 @@ CLOCK = Clock()
 
 
 class Costly(nn.Module):
-    """A model that takes its time to train: as many seconds as the last feature says, by the clock or by the wall."""
+    """A model that takes as many seconds as the last feature says, on the simulated clock or on the real one."""
 
     def __init__(self, inner: nn.Module, by_wall: bool = False):
         super().__init__()
@@ -72,7 +72,7 @@ class Costly(nn.Module):
 
 
 def by_clock(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns on a rank that tells the time by the clock, and whose replicas vote after each step."""
+    """Call the function on a rank with the simulated clock, and with a vote of the replicas after each step."""
     votes = patch.object(control, "CONSENSUS_INTERVAL_SECONDS", 0.0)
     clocks = (patch.object(module, "perf_counter", CLOCK) for module in (control, round, exchange))
     with votes, ExitStack() as stack:
@@ -92,7 +92,7 @@ class Planned(RoundOptions):
 
 
 def timed(data: DataSplits, sizes: Sequence[int], slow: Sequence[int], seconds: float = 1.0) -> DataSplits:
-    """The data with one more feature: the seconds of slow clients' training examples, 0 of all others."""
+    """Add a feature to the data: the seconds of slow clients' training examples, 0 for all others."""
     taken = torch.tensor([seconds if client in slow else 0.0 for client in range(len(sizes))], dtype=torch.float64)
     columns = taken.repeat_interleave(torch.tensor(sizes)), taken.new_zeros(len(data.test))
     fetched = (source.fetch(torch.arange(len(source))) for source in (data.train, data.test))
@@ -104,7 +104,7 @@ def timed(data: DataSplits, sizes: Sequence[int], slow: Sequence[int], seconds: 
 
 
 def slow_choices(*slow: int, bad: int | None = None, **choices: Any) -> dict[str, Any]:
-    """Choices of a run that some clients slow down, and in which another has no numbers."""
+    """Return choices of a run with slow clients, and optionally with a client whose inputs are NaN."""
     data = tiny_data(sum(SIZES))
     inputs, targets = data.train.fetch(torch.arange(sum(SIZES)))
     if bad is not None:
@@ -119,14 +119,14 @@ def without(*clients: int) -> tuple[int, ...]:
 
 
 def assert_same_run(ours: list[Outcome], theirs: list[Outcome], compare: Callable[[Any, Any], None]) -> None:
-    """The model, the server's and the clients' states, and what is told of losses and deltas."""
+    """Compare the model, the states of the server and the clients, and the metrics of losses and deltas."""
     compare(ours[0].model, theirs[0].model)
     compare(ours[0].algorithm, theirs[0].algorithm)
     kept, expected = every_client(ours), every_client(theirs)
     assert set(kept) == set(expected)
     for client in expected:
         compare(kept[client], expected[client])
-    counts = ("round/", "clients/", "train/grad_norm")  # late clients have had no last step
+    counts = ("round/", "clients/", "train/grad_norm")  # late clients did not take the last step
     for one, other in zip(ours[0].rounds, theirs[0].rounds, strict=True):
         judged = {name: value for name, value in figures(one).items() if not name.startswith(counts)}
         assert judged == pytest.approx({name: other[name] for name in judged}, rel=1e-9, nan_ok=True)
@@ -143,7 +143,7 @@ START, WEIGHTS = np.full(3, 4.0), np.array(SIZES) / sum(SIZES)
 
 
 def point_choices(*slow: int, **choices: Any) -> dict[str, Any]:
-    """Clients that pull a point to the means of their examples, by SGD with momentum, all examples a step."""
+    """Return choices of clients that pull a point to the means of their examples, by full-batch SGD with momentum."""
     source = TensorSource(POINTS, torch.zeros(len(POINTS), dtype=torch.int64))
     data, sgd = (
         timed(DataSplits(source, source, None), SIZES, slow),
@@ -154,7 +154,7 @@ def point_choices(*slow: int, **choices: Any) -> dict[str, Any]:
 
 
 def walk(client: int, place: Any, velocity: Any = 0.0, bend: Any = 0.0, steps: int = STEPS) -> tuple[Any, Any]:
-    """Where a client ends, and its velocity: v <- momentum v + w - mean + bend; w <- w - rate v."""
+    """Return the end point of a client, and its velocity: v <- momentum v + w - mean + bend; w <- w - rate v."""
     for _ in range(steps):
         velocity = MOMENTUM * velocity + place - MEANS[client] + bend
         place = place - RATE * velocity
@@ -162,5 +162,5 @@ def walk(client: int, place: Any, velocity: Any = 0.0, bend: Any = 0.0, steps: i
 
 
 def way(steps: int) -> float:
-    """rate sum_i (1 - momentum^i) / (1 - momentum): the rate times FedNova's norm of a."""
+    """Return rate sum_i (1 - momentum^i) / (1 - momentum): the rate times FedNova's norm of a."""
     return RATE * sum((1 - MOMENTUM**step) / (1 - MOMENTUM) for step in range(1, steps + 1))

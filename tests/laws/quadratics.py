@@ -1,7 +1,7 @@
-"""Clients that each have a bowl of their own: quadratics of different curvature, whose every step numpy can say.
+"""Clients with quadratic losses of different curvature, whose every step numpy can compute.
 
-f_k(w) = 1/2 (w - b_k)^T A_k (w - b_k). All examples of a client are the same, so any batch of them has its whole
-gradient, and clients differ in what they do in an epoch by their numbers of batches alone.
+f_k(w) = 1/2 (w - b_k)^T A_k (w - b_k). All examples of a client are the same, so any batch of them has the full
+gradient, and in an epoch clients differ only by their numbers of batches.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ START = np.full(DIMENSIONS, 4.0)
 
 @dataclass(frozen=True)
 class Bowls:
-    """Roots R_k [clients, d, d] of the curvatures A_k = R_k^T R_k, and centres b_k [clients, d]."""
+    """The roots R_k [clients, d, d] of the curvatures A_k = R_k^T R_k, and the centres b_k [clients, d]."""
 
     roots: np.ndarray
     centres: np.ndarray
 
     def gradient(self, client: int, place: np.ndarray) -> np.ndarray:
-        """A_k (w - b_k)."""
+        """Return A_k (w - b_k)."""
         return self.roots[client].T @ self.roots[client] @ (place - self.centres[client])
 
     def optimum(self, weights: Sequence[float], decay: float = 0.0) -> np.ndarray:
-        """Where sum_k p_k f_k(w) + decay / 2 |w|^2 is least, for p_k in proportion to the weights."""
+        """Return the minimum of sum_k p_k f_k(w) + decay / 2 |w|^2, for p_k in proportion to the weights."""
         shares = np.array(weights) / sum(weights)
         curvatures = np.einsum("k,kji,kjl->kil", shares, self.roots, self.roots)
         slope = np.einsum("kij,kj->i", curvatures, self.centres)
         return np.linalg.solve(curvatures.sum(0) + decay * np.eye(DIMENSIONS), slope)
 
     def moved(self, client: int, centre: Any) -> Bowls:
-        """These bowls, but for the client's, which lies around another centre."""
+        """Return these bowls with another centre for one client."""
         centres = self.centres.copy()
         centres[client] = centre
         return replace(self, centres=centres)
 
     def data(self) -> DataSplits:
-        """n_k examples [R_k | b_k] of every client."""
+        """Return n_k examples [R_k | b_k] of every client."""
         examples = np.concatenate([self.roots, self.centres[:, :, None]], 2).repeat(SIZES, 0)
         source = TensorSource(torch.from_numpy(examples), torch.zeros(len(examples), dtype=torch.int64))
         return DataSplits(source, source, None)
 
 
 def made_up_bowls() -> Bowls:
-    """Axes turned at random, curvatures from 1/2 to 2 along them, centres far from each other."""
+    """Return bowls with random axes, curvatures from 1/2 to 2 along them, and centres far from each other."""
     random = np.random.default_rng(3)
     turned = np.stack([np.linalg.qr(random.normal(size=(DIMENSIONS, DIMENSIONS)))[0] for _ in SIZES])
     lengths = np.sqrt(random.uniform(0.5, 2.0, size=(len(SIZES), DIMENSIONS)))
@@ -72,7 +72,7 @@ BOWLS = made_up_bowls()
 
 
 class Place(nn.Module):
-    """A place in space; its outputs R (w - b) have f as half their square."""
+    """A point in space; its outputs R (w - b) have f as half their square."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ class Walk:
         bend: np.ndarray | float = 0.0,
         factors: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """Start minus end of a client's round; `bend` is added to its gradients, `factors` multiply the rates."""
+        """Return start minus end of a client's round; `bend` is added to its gradients, `factors` scale the rates."""
         place, velocity = start, np.zeros(DIMENSIONS)
         for factor in factors or [1.0] * STEPS[client]:
             gradient = bowls.gradient(client, place) + self.pull * (place - start) + bend
@@ -109,16 +109,16 @@ class Walk:
         return start - place
 
     def deltas(self, start: np.ndarray, clients: Sequence[int] = EVERYONE, bowls: Bowls = BOWLS) -> np.ndarray:
-        """Those of several clients [clients, d]."""
+        """Return the deltas of several clients [clients, d]."""
         return np.stack([self.delta(client, start, bowls) for client in clients])
 
     def optimizer(self) -> Any:
-        """The same as torch makes it."""
+        """Return the same optimizer in torch."""
         return partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, nesterov=self.nesterov)
 
 
 def bowl_choices(walk: Walk | None = None, bowls: Bowls = BOWLS, **choices: Any) -> dict[str, Any]:
-    """The choices of a run of these clients that is only evaluated in the end."""
+    """Return the choices of a run of these clients that is evaluated only at the end."""
     defaults = {
         "module": Place(),
         "task": HalfSquares(),
@@ -133,12 +133,12 @@ def bowl_choices(walk: Walk | None = None, bowls: Bowls = BOWLS, **choices: Any)
 
 
 def trajectory(silos: SiloSpec, algorithm: Callable[[], Algorithm], choices: Mapping[str, Any]) -> list[Outcome]:
-    """What there is on this rank after each round of such a run."""
+    """Return the state on this rank after each round of such a run."""
     with distributed(silos) as topology:
         state = TrainState(case_run(topology, "fedavg", {**choices, "algorithm": algorithm()}))
         return [outcome(state, [one_round(state, index)]) for index in range(state.run.rounds)]
 
 
 def path(silos: SiloSpec, algorithm: Callable[[], Algorithm], choices: Mapping[str, Any]) -> np.ndarray:
-    """The global places after each round of such a run [rounds, d]."""
+    """Return the global points after each round of such a run [rounds, d]."""
     return np.stack([one.model["place"].numpy() for one in trajectory(silos, algorithm, choices)])

@@ -1,4 +1,4 @@
-"""Silos start equal, and equals that have become different are found, on every rank, before they are reported."""
+"""Silos start equal, and replicas that have diverged are found on every rank before results are reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.loop.train_state import TrainState
 
 
 def odd_model(seed: int) -> nn.Module:
-    """A model with its own parameters, batch statistics and counter."""
+    """Return a model with parameters, batch statistics and a counter that depend on the seed."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     with torch.no_grad():
@@ -31,7 +31,7 @@ def odd_model(seed: int) -> nn.Module:
 
 
 def start_apart(name: str, silos: SiloSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model with which a rank starts that has built one of its own, and the algorithm's copy of it."""
+    """Return the start model of a rank that has built a different one, and the algorithm's copy of it."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"module": odd_model(seed=topology.rank + 1)})
         state = TrainState(run)
@@ -40,7 +40,7 @@ def start_apart(name: str, silos: SiloSpec) -> tuple[dict[str, Any], dict[str, A
 
 @pytest.mark.parametrize("name", ["sync", "fedavg", "local"])
 def test_silos_start_equal(ranks, name: str):
-    """Parameters and buffers of all ranks are those that rank 0 has built, whatever the others had."""
+    """Parameters and buffers of all ranks are those of rank 0, whatever the others have built."""
     outcomes = ranks(4).run(start_apart, name, [3, 1])
     for model, algorithm in outcomes:
         assert_same(model, odd_model(seed=1).state_dict())
@@ -54,7 +54,7 @@ def perturb(state: TrainState) -> None:
 
 
 def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str, Any]) -> str:
-    """What `fit` says on this rank after the culprit's model was perturbed; empty when it says nothing."""
+    """Return the error of `fit` on this rank after the culprit's model was perturbed; empty if there is none."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, choices)
         states: list[TrainState] = []
@@ -83,7 +83,7 @@ def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str
 @pytest.mark.parametrize("culprit", [1, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
-    """In a silo of 3 its parameters are not those of the first any more: all 4 ranks stop, and say which rank it is."""
+    """In a silo of 3 one replica's parameters differ from those of the first: all 4 ranks stop, and name the rank."""
     said = ranks(4).run(drift, name, [3, 1], culprit, "while training", {})
     assert len(set(said)) == 1
     assert f"[{culprit}]" in said[0]
@@ -92,7 +92,7 @@ def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
 @pytest.mark.parametrize("culprit", [1, 3])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "local"])
 def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
-    """Of the silos 3 + 1 any rank may be the one whose combined model is not that of rank 0."""
+    """In silos of 3 and 1 ranks, the combined model of any rank may differ from that of rank 0."""
     said = ranks(4).run(drift, name, [3, 1], culprit, "after the combination", {})
     assert len(set(said)) == 1
     assert f"[{culprit}]" in said[0]
@@ -108,7 +108,7 @@ def test_ranks_that_agree_are_left_alone(ranks, name: str):
 
 
 def swap_parameters() -> str:
-    """Rank 1 exchanges two rows of its first layer while training."""
+    """Exchange two rows of rank 1's first layer during training."""
     with distributed() as topology:
         run = case_run(topology, "sync", {"module": tiny_model().double()})
         states: list[TrainState] = []
@@ -127,6 +127,6 @@ def swap_parameters() -> str:
 
 
 def test_a_replica_with_the_same_numbers_in_other_places_is_found(ranks):
-    """Agreement is of vectors, not of sets of numbers."""
+    """Vectors are compared, not sets of numbers."""
     for said in ranks(2).run(swap_parameters):
         assert "[1]" in said

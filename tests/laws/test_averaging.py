@@ -1,4 +1,4 @@
-"""`averaging` is FedAvg with the mean as its server, also where a silo does without a copy of the global model."""
+"""`averaging` is FedAvg with the mean as its server, also for a silo without a copy of the global model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import noisy_choices
 from trainer.distributed.topology import SiloSpec
 
-# Of two silos: each with a client, one of them with two, one of them with none, and each with one again.
+# The clients of two silos: one each, then two in one of them, none in one of them, and one each again.
 COHORTS = Only(((0, 1), (2, 3, 4), (5,), (6, 0)))
 
 
 def assert_mean(averaging: list[Outcome], fedavg: list[Outcome]) -> None:
-    """Fails unless models and figures are those of FedAvg, which also tells of deltas."""
+    """Assert that models and metrics are those of FedAvg, which also reports deltas."""
     assert_close(averaging[0].model, fedavg[0].model)
     for one, other in zip(averaging[0].rounds, fedavg[0].rounds, strict=True):
         common = {name: value for name, value in figures(other).items() if "delta" not in name}
@@ -30,13 +30,13 @@ def assert_mean(averaging: list[Outcome], fedavg: list[Outcome]) -> None:
 @pytest.mark.parametrize(("world", "silos"), [(2, 2), (4, [2, 2]), (4, [3, 1])], ids=str)
 @pytest.mark.parametrize("choices", [{}, {"eval.personal_steps": 2}], ids=["", "tuned"])
 def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: SiloSpec, choices: dict[str, Any]):
-    """Also when clients' own models are made for the evaluation, on the one model that there is."""
+    """It holds also if the evaluation makes clients' personal models on the only model in memory."""
     choices = {"client_sampling": COHORTS, "rounds": 4, **choices}
     assert_mean(*(ranks(world).run(train, name, silos, choices) for name in ("averaging", "fedavg")))
 
 
 def test_a_late_client_that_is_dropped_leaves_no_trace(ranks):
-    """In the second round it is the only one, so nothing is combined."""
+    """In the second round it is the only client, so nothing is combined."""
     choices = slow_choices(
         0, client_sampling=Only(((1, 2), (0,), (0, 3))), rounds=3, round=replace(DEADLINE, stragglers="drop")
     )

@@ -1,7 +1,7 @@
-"""BatchNorm: running statistics after a round are those of all replicas and silos, pooled; ragged data can be trained.
+"""BatchNorm's running statistics after a round are those of all replicas and silos, pooled; ragged data can be trained.
 
-The first layer normalises the inputs themselves, so its statistics follow from the data and the order alone, and numpy
-can say them.
+The first layer normalises the inputs, so its statistics depend only on the data and the order, and numpy can compute
+them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EDGES = np.cumsum([0, *BIG])
 
 
 def norm_first(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Inputs are normalised, then classified."""
+    """Return a model that normalises its inputs, then classifies them."""
     with torch.random.fork_rng():
         torch.manual_seed(4)
         return nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).to(dtype)
@@ -45,7 +45,7 @@ Statistics = tuple[np.ndarray, np.ndarray, int]
 
 
 def batches(examples: int, replicas: int) -> list[tuple[int, int]]:
-    """Where batches of 8 begin and end; a last one that gives a replica fewer than 2 examples joins the one before."""
+    """Return the bounds of batches of 8. A last one that gives a replica fewer than 2 examples joins the one before."""
     bounds = [*range(0, examples, BATCH_SIZE), examples]
     if len(bounds) > 2 and bounds[-1] - bounds[-2] < 2 * replicas:
         del bounds[-2]
@@ -53,7 +53,10 @@ def batches(examples: int, replicas: int) -> list[tuple[int, int]]:
 
 
 def replica_statistics(inputs: np.ndarray, before: Statistics, replica: int, replicas: int) -> Statistics:
-    """r <- 0.9 r + 0.1 b over a replica's parts of an epoch's batches; b's variance is the unbiased one, as torch's."""
+    """Return the statistics of a replica: r <- 0.9 r + 0.1 b over its parts of an epoch's batches.
+
+    The variance of b is the unbiased one, as in torch.
+    """
     mean, variance, count = before
     for begin, end in batches(len(inputs), replicas):
         first, last = (begin + (end - begin) * edge // replicas for edge in (replica, replica + 1))
@@ -64,7 +67,7 @@ def replica_statistics(inputs: np.ndarray, before: Statistics, replica: int, rep
 
 
 def pooled(parts: list[tuple[float, Statistics]]) -> Statistics:
-    """Statistics of a mixture: mean = sum p m, variance = sum p v + sum p (m - mean)^2, and the largest counter."""
+    """Return the statistics of a mixture: mean = sum p m, variance = sum p v + sum p (m - mean)^2, largest counter."""
     shares = np.array([weight for weight, _ in parts])
     shares /= shares.sum()
     means, variances, counts = (np.stack(column) for column in zip(*(part for _, part in parts), strict=True))
@@ -73,7 +76,7 @@ def pooled(parts: list[tuple[float, Statistics]]) -> Statistics:
 
 
 def expected(clients: dict[int, int], rounds: int) -> Statistics:
-    """The global statistics after some rounds of one epoch; `clients` says how many replicas train each client."""
+    """Return the global statistics after some rounds of one epoch; `clients` has the number of replicas of each."""
     inputs = tiny_data(sum(BIG)).train.fetch(torch.arange(sum(BIG)))[0].numpy()
     state: Statistics = (np.zeros(6), np.ones(6), 0)
     for epoch in range(rounds):
@@ -88,7 +91,7 @@ def expected(clients: dict[int, int], rounds: int) -> Statistics:
 
 
 def replicas_by_client(silos: SiloSpec) -> dict[int, int]:
-    """How many replicas train each client: that of the silo which it is assigned to."""
+    """Return the number of replicas that train each client: that of its silo."""
     sizes = silo_sizes(silos, [0] * 4)
     return {
         c: size for size, mine in zip(sizes, assign_clients(range(len(BIG)), BIG, sizes), strict=True) for c in mine
@@ -110,7 +113,7 @@ def test_statistics_are_pooled_over_replicas_and_silos(ranks, silos: SiloSpec):
 
 
 def test_the_servers_optimizer_does_not_touch_them(ranks):
-    """A server of rate 0 moves no parameter, and the statistics are the same as with any other."""
+    """A server with learning rate 0 moves no parameter, and the statistics are the same as with any other."""
     still = FedAvg(partial(torch.optim.SGD, lr=0.0))
     ours = ranks(2).run(train, "fedavg", 2, norm_choices(rounds=2, algorithm=still))[0]
     assert_statistics(ours.model, expected(dict.fromkeys(range(len(BIG)), 1), 2))
@@ -119,7 +122,7 @@ def test_the_servers_optimizer_does_not_touch_them(ranks):
 
 
 def of_sync(examples: int, size: int, rounds: int) -> Statistics:
-    """The same for one silo of `size` ranks that trains examples 0 to `examples`."""
+    """Return the same for one silo of `size` ranks that trains examples 0 to `examples`."""
     inputs = tiny_data(sum(BIG)).train.fetch(torch.arange(examples))[0].numpy()
     state: Statistics = (np.zeros(6), np.ones(6), 0)
     for epoch in range(rounds):
@@ -132,7 +135,7 @@ def of_sync(examples: int, size: int, rounds: int) -> Statistics:
 @pytest.mark.parametrize("examples", [16, 17, 19, 20, 23])
 @pytest.mark.parametrize("size", [1, 2])
 def test_ragged_data_can_be_trained(ranks, size: int, examples: int):
-    """Two replicas never get one example, of which there is no variance: 17 and 19 are 2 batches, 20 and 23 are 3."""
+    """A replica never gets a single example, which has no variance: 17 and 19 are 2 batches, 20 and 23 are 3."""
     choices = norm_choices(sizes=[examples], rounds=2)
     ours = ranks(size).run(train, "sync", 1, choices)
     assert ours[0].rounds[0]["round/steps"] == len(batches(examples, size))
@@ -144,7 +147,7 @@ def test_ragged_data_can_be_trained(ranks, size: int, examples: int):
 
 @pytest.mark.parametrize("micro", [2, 3])
 def test_micro_batches_of_ragged_data_can_be_trained(ranks, micro: int):
-    """Shares of 4 and of 5 examples in micro-batches of 2 or 3: none of a single example, and all are seen."""
+    """Shares of 4 and of 5 examples in micro-batches of 2 or 3: none has a single example, and all are used."""
     choices = norm_choices(sizes=[17], rounds=2, micro_batch_size=micro)
     for ours in ranks(2).run(train, "sync", 1, choices):
         assert ours.rounds[0]["round/examples"] == 17
@@ -153,14 +156,14 @@ def test_micro_batches_of_ragged_data_can_be_trained(ranks, micro: int):
 
 @pytest.mark.parametrize("sizes", [[1, 9, 12], [2, 9, 12], [3, 9, 12]], ids=["1", "2", "3"])
 def test_a_client_too_small_for_its_replicas_can_be_trained(ranks, sizes: list[int]):
-    """A client of 1 to 3 examples on 2 replicas cannot give each of them two: it trains, and its loss is finite."""
+    """A client of 1 to 3 examples cannot give two to each of 2 replicas: it is trained, and its loss is finite."""
     (first, _) = ranks(2).run(train, "fedavg", 1, norm_choices(sizes=sizes, data=tiny_data(sum(sizes)), rounds=2))
     assert np.isfinite(first.rounds[-1]["train/loss"])
     assert all(bool(torch.isfinite(leaf).all()) for leaf in first.model.values())
 
 
 def far_from_zero(name: str, silos: SiloSpec, folder: Any, until: int, resume: bool) -> dict[str, Any]:
-    """Where a float32 run comes to whose inputs lie at 1000 with a variance of 100."""
+    """Train a float32 model on inputs around 1000 with a variance of 100."""
     with distributed(silos_of(name, silos)) as topology:
         inputs, targets = tiny_data(sum(BIG), torch.float32).train.fetch(torch.arange(sum(BIG)))
         source = TensorSource(1000 + 10 * inputs, targets)
@@ -173,7 +176,7 @@ def far_from_zero(name: str, silos: SiloSpec, folder: Any, until: int, resume: b
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
 def test_resumed_statistics_are_bit_equal_far_from_zero(ranks, name: str, tmp_path: Path):
-    """The second moment, var + mean^2, is made anew from the saved variance: float64 must not lose it."""
+    """The second moment, var + mean^2, is recomputed from the saved variance, in float64 so that no bit is lost."""
     ranks(2).run(far_from_zero, name, 2, tmp_path / "parts", 2, False)
     resumed = ranks(2).run(far_from_zero, name, 2, tmp_path / "parts", 4, True)
     through = ranks(2).run(far_from_zero, name, 2, tmp_path / "one", 4, False)
@@ -182,7 +185,7 @@ def test_resumed_statistics_are_bit_equal_far_from_zero(ranks, name: str, tmp_pa
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
 def test_loading_a_finished_run_gives_its_model(ranks, name: str, tmp_path: Path):
-    """A run that was stopped after its last checkpoint makes its confusion matrix of it: no step, no change."""
+    """A run that was stopped after its last checkpoint computes its confusion matrix from it: no step, no change."""
     trained = ranks(2).run(far_from_zero, name, 1, tmp_path, 4, False)
     for ours in ranks(2).run(far_from_zero, name, 1, tmp_path, 4, True):
         assert_same(ours, trained[0])

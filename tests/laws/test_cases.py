@@ -7,17 +7,17 @@ import re
 from tests.cli.command import ROOT, named_choices
 from tests.laws.cases import CASES
 
-# Choices of options that another row has already, so that a row of their own would run the same code.
+# Algorithms whose options other rows have, so that another row would run the same code.
 ROWS = {
     "fedavgm": "fedavg_momentum",
-    "fedbn": "local",  # some names are personal; its statistics have laws in test_batch_statistics.py
-    "post_local": "diloco",  # equal weights, state kept; its short rounds have laws in test_heterogeneity.py
+    "fedbn": "local",  # has personal names; test_batch_statistics.py has laws of its statistics
+    "post_local": "diloco",  # equal weights, kept state; test_heterogeneity.py has a law of its short rounds
 }
 CHOICES = named_choices("algorithm")
 
 
 def documented() -> set[str]:
-    """The names in the first cells of the table of docs/algorithms.md that says what algorithms compute."""
+    """Return the names in the first column of the table of algorithms in docs/algorithms.md."""
     section = (ROOT / "docs/algorithms.md").read_text().split("## What they compute")[1].split("\n## ")[0]
     cells = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
@@ -30,5 +30,5 @@ def test_every_algorithm_has_a_row_in_the_laws():
 
 
 def test_every_algorithm_has_a_row_in_the_docs():
-    """And no row is of an algorithm that does not exist."""
+    """Every row is of an existing algorithm, too."""
     assert documented() == set(CHOICES), "see What they compute in docs/algorithms.md"

@@ -1,4 +1,4 @@
-"""Images laid out pixel by pixel: the same run to rounding, and nothing of it is kept."""
+"""Images in channels-last layout: the run is the same to rounding, and the layout is not saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = 24
 
 
 def resnet_run(topology: Topology, channels_last: bool, **choices: Any) -> Run:
-    """In float64, so that tolerances can be sharp."""
+    """Return a run in float64, so that tolerances can be sharp."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(EXAMPLES, 3, 8, 8, generator=draw, dtype=torch.float64)
     source = TensorSource(images, torch.randint(0, 10, (EXAMPLES,), generator=draw))
@@ -52,7 +52,7 @@ def assert_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def test_a_run_is_the_same_to_rounding_and_may_go_on_in_either_layout() -> None:
-    """Two rounds in each of the four ways, the second from what the first has left."""
+    """Two rounds in each of the four combinations; the second is resumed from the first."""
     with distributed(device="cpu") as topology:
         ends: list[tuple[dict[str, Tensor], float]] = []
         for first in (False, True):
@@ -70,7 +70,10 @@ def test_a_run_is_the_same_to_rounding_and_may_go_on_in_either_layout() -> None:
 
 
 def test_the_model_sees_pixels_in_training_and_in_evaluation_and_keeps_its_own_layout() -> None:
-    """Through the whole network, whose parameters, and so all that is saved or sent, lie as ever."""
+    """All layers get channels-last inputs.
+
+    The layout of the parameters, and so of saved and sent data, is unchanged.
+    """
     seen: list[tuple[bool, bool, bool]] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What only says how the numbers are computed leaves the numbers: compiled, with activations computed again."""
+"""Options that only affect how numbers are computed keep the numbers: compilation, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)]
 
 
 def trained(silos: SiloSpec, algorithm: type[Algorithm], choices: dict[str, Any]) -> tuple[list[torch.Tensor], Metrics]:
-    """The parameters after two rounds, and the figures of the second."""
+    """Return the parameters after two rounds, and the metrics of the second."""
     with distributed(silos, device="cpu") as topology:
         torch.manual_seed(0)
         run = make_run(topology, [20, 20], "gpt", algorithm(), rounds=2, round=RoundOptions(steps=3), **choices)
@@ -44,7 +44,7 @@ def assert_close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 @WORLDS
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: SiloSpec, algorithm: type[Algorithm]):
-    """The last batch of an epoch is a smaller one: it may be compiled again, and the second round finds all there."""
+    """The last batch of an epoch is smaller: it may be compiled again, but the second round compiles nothing."""
     plain = ranks(2).run(trained, silos, algorithm, {})
     for (ours, figures), (theirs, _) in zip(
         ranks(2).run(trained, silos, algorithm, {"compile_backend": backend}), plain, strict=True
@@ -56,7 +56,7 @@ def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: SiloSpec, 
 
 @WORLDS
 def test_activations_that_are_computed_again_are_the_same_bits(ranks, silos: SiloSpec, algorithm: type[Algorithm]):
-    """With dropout: the generators are where they were."""
+    """With dropout too: the state of the generators is restored."""
     kept, again = (
         ranks(2).run(trained, silos, algorithm, {"module": gpt(dropout=0.1, checkpointing=checkpointing)})
         for checkpointing in (False, True)
@@ -66,7 +66,7 @@ def test_activations_that_are_computed_again_are_the_same_bits(ranks, silos: Sil
 
 
 def peak(checkpointing: bool) -> int:
-    """The bytes that a forward pass keeps for the backward pass."""
+    """Return the bytes that a forward pass keeps for the backward pass."""
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

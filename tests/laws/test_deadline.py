@@ -1,4 +1,4 @@
-"""Silos that meet the deadline of a round: what is done counts or is dropped, and nobody waits for ever."""
+"""Silos that reach the deadline of a round: finished steps count or are dropped, and nobody waits for the rest."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from trainer.loop.options import RoundOptions
 
 @pytest.mark.parametrize("name", FEDERATED)
 def test_what_a_late_client_has_done_counts(ranks, name: str):
-    """Two of its four steps: bit for bit a run in which it was to do two."""
+    """Two of its four steps: bit for bit a run in which it was to take two."""
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW))
     theirs = ranks(2).run(train, name, 2, slow_choices(round=Planned(steps=STEPS, steps_of={SLOW: DONE})))
     assert told(ours, "clients/stragglers") == [1, 1] and told(theirs, "clients/stragglers") == [0, 0]
@@ -57,9 +57,9 @@ def test_what_a_late_client_has_done_counts(ranks, name: str):
     assert_same_run(ours, theirs, assert_same)
 
 
-@pytest.mark.parametrize("name", [*EXACT, "topk", "int4_scaffold"])  # whose clients have the same silos in both runs
+@pytest.mark.parametrize("name", [*EXACT, "topk", "int4_scaffold"])  # clients have the same silos in both runs
 def test_a_late_client_that_is_dropped_was_never_there(ranks, name: str):
-    """The run is that of the others, also when its silo brings nothing to the sums, and when it is back in time."""
+    """The run is that of the others, also if its silo contributes nothing, and if it is in time again."""
     cohorts = [EVERYONE, (SLOW, OTHER), EVERYONE], [without(SLOW), (OTHER,), without(SLOW)]
     choices = [
         {"round": replace(DEADLINE, stragglers="drop"), "rounds": 3, "client_sampling": Only(tuple(c))} for c in cohorts
@@ -73,7 +73,7 @@ def test_a_late_client_that_is_dropped_was_never_there(ranks, name: str):
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "krum", "diloco"])
 def test_clients_that_were_not_begun_are_late_too(ranks, name: str):
-    """The first silo has clients 0, 3, 4 and 5; the second of them has no time for all it should do."""
+    """The first silo has clients 0, 3, 4 and 5; there is not enough time for the second of them."""
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(3, rounds=1))
     choices = {
         "round": Planned(steps=STEPS, steps_of={3: DONE}),
@@ -103,7 +103,7 @@ def test_replicas_of_a_silo_stop_on_the_same_step(ranks, name: str):
 
 
 def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
-    """The slow client comes to the first round alone: in the later ones each client does all its steps."""
+    """The slow client takes part only in the first round; in the later ones each client takes all its steps."""
     choices = slow_choices(SLOW, client_sampling=Only((EVERYONE, (0, 1, 2))), rounds=3)
     ours = ranks(4).run(by_clock, train, "fedavg", [2, 2], choices)
     assert told(ours, "clients/stragglers") == [1, 0, 0]
@@ -114,7 +114,7 @@ def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
 @pytest.mark.parametrize("bad", [OTHER, SLOW], ids=["of_the_other_silo", "the_same"])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "median", "local"])
 def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late: Any):
-    """In the same round, clients of two silos or one and the same: each is dealt with as if the other were not."""
+    """A late client and one with NaN in the same round, in two silos or in one: neither affects the other."""
     length = replace(DEADLINE, stragglers=late)
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, bad=bad, round=length))
     cohort = Only((without(bad, SLOW) if late == "drop" else without(bad),))
@@ -133,7 +133,7 @@ def test_a_silo_that_was_late_stays_so_when_the_run_goes_on(ranks, name: str, la
 
 
 def test_seconds_are_those_of_the_wall(ranks):
-    """A tenth of a second a step, for a hundred steps: after half a second it is over. The other silo has one step."""
+    """A hundred steps of a tenth of a second are cut off after half a second. The other silo takes one step."""
     choices = {
         "sizes": [400, 4],
         "module": Costly(tiny_model().double(), by_wall=True),

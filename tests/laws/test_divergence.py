@@ -1,4 +1,4 @@
-"""Numbers that are not finite: silos are left out, and end the run in the end; a synchronous run stops, or skips."""
+"""Numbers that are not finite: a client is left out, then ends the run; a synchronous run stops, or skips batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = [50, 40]
 
 
 def data_with_infinity(round: int | None) -> DataSplits:
-    """Ninety examples, one of which is infinite: the first that this round trains on."""
+    """Return ninety examples, of which the first of this round is infinite."""
     inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
     if round is not None:
         order = torch.randperm(EXAMPLES, generator=generator(0, "order", 0, 0))
@@ -49,7 +49,7 @@ def small_run(topology: Any, round: int | None, **choices: Any):
 
 
 def goes_on_without(folder: Path) -> tuple[tuple[int, int] | None, dict[str, Any], list[Any]]:
-    """The window in which a run diverged; the model and the windows of its second try, which leaves that one out."""
+    """Return the window in which a run diverged, and the model and the skipped windows of a second try without it."""
     with distributed(1) as topology:
         window = None
         diverged = None
@@ -66,14 +66,14 @@ def goes_on_without(folder: Path) -> tuple[tuple[int, int] | None, dict[str, Any
 
 
 def leaves_out_from_the_start() -> dict[str, Any]:
-    """The model of a run on clean data that was told to leave out the same batches."""
+    """Return the model of a run on clean data that skips the same batches."""
     with distributed(1) as topology:
         run = small_run(topology, None)
         return leaves(fit(run, diverged=DivergedError("", (1, STEPS))).model.state_dict())
 
 
 def test_a_window_of_batches_is_skipped(ranks, tmp_path: Path):
-    """The round that diverged is left out and no other: the run is the one that never saw its batches."""
+    """Only the round that diverged is skipped: the run is one that never saw its batches."""
     window, model, progress = ranks(2).run(goes_on_without, tmp_path)[0]
     assert window == (1, STEPS)
     assert '"skipped_windows": [[1, 0, 3]]' in progress
@@ -81,7 +81,7 @@ def test_a_window_of_batches_is_skipped(ranks, tmp_path: Path):
 
 
 def diverges_for_ever() -> str:
-    """What is said when skipping does not help."""
+    """Return the error if skipping does not help."""
     with distributed(1) as topology:
         run = small_run(topology, 1)
         with pytest.raises(DivergedError) as raised:
@@ -117,7 +117,10 @@ def left_out(rounds: int, most: int) -> tuple[str, list[float]]:
 
 
 def test_a_client_that_is_left_out_too_often_ends_the_run(ranks):
-    """Client 0 is left out of each round: two of them are borne, the third ends it, and names the client."""
+    """Client 0 is left out of each round.
+
+    Two rounds are tolerated; the third ends the run, and the error names the client.
+    """
     said, rounds = ranks(2).run(left_out, 5, 3)[0]
     assert rounds == [1, 1] and "In 3 rounds in a row" in said and "this time 0" in said
     assert ranks(2).run(left_out, 2, 3)[0] == ("", [1, 1])

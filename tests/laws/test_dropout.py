@@ -1,4 +1,4 @@
-"""What is drawn while training: never twice the same, and the same again in the same run."""
+"""Random draws in training never repeat within a run, and are the same in the same run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.loop.options import RoundOptions
 
 
 class Masks(nn.Module):
-    """A linear model that keeps what dropout leaves of 64 ones at each forward pass in training."""
+    """A linear model that keeps the mask of dropout over 64 ones at each forward pass in training."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ CHOICES: dict[str, Any] = {"sizes": [8, 8, 8], "batch_size": 8, "micro_batch_siz
 
 
 def test_every_forward_pass_draws_anew(ranks):
-    """Masks of 64 bits differ between replicas, clients, rounds, steps and micro-batches; so they do by the seed.
+    """Masks of 64 bits differ between replicas, clients, rounds, steps, micro-batches and seeds.
 
     2 ranks have 4 examples each of a batch of 8, hence 2 micro-batches; 3 clients and 2 rounds of 2 steps.
     """
@@ -50,14 +50,14 @@ def test_every_forward_pass_draws_anew(ranks):
 
 
 def test_a_run_draws_what_it_drew(ranks):
-    """Whatever was drawn before: a global random state is not part of a run."""
+    """Earlier draws do not matter: a global random state is not part of a run."""
     first = ranks(2).run(masks_of, "fedavg", 1, CHOICES)
     ranks(2).run(partial(torch.rand, 5))
     assert ranks(2).run(masks_of, "fedavg", 1, CHOICES) == first
 
 
 def test_a_clients_masks_do_not_depend_on_its_silo(ranks):
-    """Three clients on one silo and on two: silo by silo the same masks, dealt otherwise."""
+    """Three clients on one silo and on two have the same masks."""
     one = ranks(1).run(masks_of, "fedavg", 1, CHOICES)[0]
     two = ranks(2).run(masks_of, "fedavg", 2, CHOICES)
     assert sorted(one) == sorted(mask for masks in two for mask in masks)

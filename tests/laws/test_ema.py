@@ -1,4 +1,4 @@
-"""The average of the weights: the definition by hand, after every move of the global weights and after nothing else."""
+"""The average of the weights is its definition by hand, after every move of the global weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MOVING = [name for name in CASES if name != "local"]
 
 
 def run_all(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path) -> Records:
-    """Trains, and keeps the border of every round."""
+    """Train, and keep the round checkpoint of every round."""
     with distributed(silos_of(name, silos)) as topology:
         run, records = case_run(topology, name, {"rounds": ROUNDS, "ema_decay": DECAY} | choices), Records()
         fit(run, [records], Checkpointer(folder, topology, run.assignment_digest, keep=ROUNDS))
@@ -49,12 +49,12 @@ def run_all(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path) -
 
 
 def weights(folder: Path, rounds: int, section: str = "model") -> dict[str, Tensor]:
-    """The tensors of a section, by name: which replica writes what, and so their order, depends on what there is."""
+    """Return the tensors of a section by name; their order depends on which replica writes them."""
     return dict(sorted(leaves(border(folder, rounds).load(section)).items()))
 
 
 def averaged_by_hand(first: dict[str, Tensor], moves: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """average <- decay average + (1 - decay) weights, one tensor after the other."""
+    """Return average <- decay average + (1 - decay) weights, one tensor after the other."""
     average = {name: tensor.detach().double() for name, tensor in first.items()}
     for weights in moves:
         average = {name: DECAY * average[name] + (1 - DECAY) * weights[name].double() for name in average}
@@ -63,7 +63,7 @@ def averaged_by_hand(first: dict[str, Tensor], moves: list[dict[str, Tensor]]) -
 
 @pytest.mark.parametrize("name", MOVING)
 def test_it_is_the_definition(ranks, name: str, tmp_path: Path):
-    """Rounds of one step, so that in sync too every move is a border."""
+    """Rounds have one step, so that in sync too there is a round checkpoint after every move."""
     first = dict(tiny_model().double().named_parameters())
     ranks(2).run(run_all, name, 2, {"round": RoundOptions(steps=1)}, tmp_path)
     moves = [weights(tmp_path, rounds) for rounds in range(1, ROUNDS + 1)]
@@ -73,7 +73,7 @@ def test_it_is_the_definition(ranks, name: str, tmp_path: Path):
 
 
 def test_in_sync_it_goes_by_steps_and_not_by_rounds(ranks, tmp_path: Path):
-    """Four steps in one round, or one in each of four: the same bits, with 3 replicas."""
+    """Four steps in one round, or one in each of four, give the same bits, with 3 replicas."""
     for path, rounds in ((tmp_path / "one", 1), (tmp_path / "four", ROUNDS)):
         choices = {"round": RoundOptions(steps=ROUNDS // rounds), "rounds": rounds}
         ranks(3).run(run_all, "sync", 1, choices, path)
@@ -89,7 +89,7 @@ def test_a_round_without_clients_moves_nothing(ranks, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
 def test_it_is_judged_and_changes_nothing(ranks, name: str, tmp_path: Path):
-    """Accuracy and loss are those of a model with the averages in it; everything else is as without it."""
+    """Accuracy and loss are those of a model with the averages; everything else is the same as without them."""
     ours = ranks(2).run(run_all, name, 2, {}, tmp_path / "ours")[0]
     theirs = ranks(2).run(run_all, name, 2, {"ema_decay": None}, tmp_path / "theirs")[0]
     assert_same(weights(tmp_path / "ours", ROUNDS), weights(tmp_path / "theirs", ROUNDS))
@@ -116,7 +116,7 @@ def test_it_does_so_from_the_middle_of_a_round(ranks, name: str, tmp_path: Path)
 
 
 def test_statistics_are_the_models_own_and_personal_layers_too(ranks, tmp_path: Path):
-    """FedBN: what does not travel has no average, and clients are judged by the average with their own layers."""
+    """In FedBN personal tensors have no average. Clients are evaluated with the average and their personal layers."""
     algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params=r"^[04]\.")
     records = ranks(2).run(run_all, "fedavg", 2, noisy_choices("fedavg") | {"algorithm": algorithm}, tmp_path)[0]
     assert set(weights(tmp_path, ROUNDS, "ema")) == {"0.weight", "0.bias", "4.weight", "4.bias"}

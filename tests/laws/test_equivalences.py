@@ -1,4 +1,4 @@
-"""Different ways to the same place: silos that are one, ranks that are one, FedAvg that is plain gradient descent."""
+"""Different ways to one result: equal silos are one, ranks are one process, FedAvg of one step is gradient descent."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from trainer.utils.seeding import generator
 
 
 def whole(examples: int, clients: int) -> Clients:
-    """Clients that all hold the same `examples` examples."""
+    """Return clients that all hold the same `examples` examples."""
     none = tuple(np.arange(0) for _ in range(clients))
     return Clients(tuple(np.arange(examples) for _ in range(clients)), none, (np.arange(21), *none[1:]))
 
 
 @pytest.mark.parametrize("name", [name for name in EXACT if name not in ("krum", "local")])
 def test_identical_silos_are_one_silo(ranks, name: str):
-    """Two clients with the same examples, on two silos, go where one such client goes: the mean of equals is the equal.
+    """Two clients with the same examples on two silos end where one such client ends: the mean of equals is the equal.
 
-    They take all their examples a step, because each client has an order of its own. Krum takes five clients or more.
+    They take all their examples in each step, because clients have different orders. Krum needs five clients.
     """
     data = tiny_data(24)
     choices = {"data": data, "sizes": [24], "rounds": 3, "batch_size": "all", "round": RoundOptions(steps=3)}
@@ -57,11 +57,11 @@ def test_identical_silos_are_one_silo(ranks, name: str):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_any_number_of_processes_is_one_process(ranks, name: str):
-    """7 clients, 5 of them sampled: 1, 2 and 4 silos of one rank differ by the order of sums, in nothing that is told.
+    """With 5 of 7 clients sampled, 1, 2 and 4 silos of one rank differ only by the order of sums, in all metrics too.
 
-    So do 2 silos of 3 and 1 ranks, where a client's batch is divided.
+    So do silos of 3 and 1 ranks, where a client's batch is divided.
     """
-    clip = GradientClipper(None if name in ("scaffold", "fednova") else 1.0)  # which refuse it
+    clip = GradientClipper(None if name in ("scaffold", "fednova") else 1.0)  # these refuse clipping
     choices: dict[str, Any] = {"rounds": 4, "client_sampling": UniformSampler(5), "clip": clip}
     if name != "fedsgd":
         choices |= {"round": RoundOptions(steps=4)}
@@ -85,7 +85,7 @@ def combine_steps(sizes: list[int], clients: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sizes", [[6, 6, 6, 6], SIZES], ids=["equal", "unequal"])
 def test_fedavg_of_one_step_is_sync(ranks, sizes: list[int]):
-    """Each client's gradient is the mean over its n_k examples; weighted by n_k / n they are the gradient of all.
+    """Each client's gradient is the mean over its n_k examples; weighted by n_k / n they sum to the full gradient.
 
     mean_k (n_k / n) (w - lr g_k) = w - lr sum_k (n_k / n) g_k, which is the synchronous step on the union.
     """
@@ -99,13 +99,13 @@ def test_fedavg_of_one_step_is_sync(ranks, sizes: list[int]):
 
 
 def batch_of(ids: np.ndarray, client: int, number: int, size: int) -> np.ndarray:
-    """Batch `number` of a client in the order that the loader's docstring states; sizes divide evenly."""
+    """Return batch `number` of a client in the order of the loader; the batch size divides the number of examples."""
     epoch, place = divmod(number * size, len(ids))
     return ids[torch.randperm(len(ids), generator=generator(0, "order", client, epoch))[place : place + size]]
 
 
 def test_fedavg_of_one_step_a_round_is_sgd_on_the_union_of_the_batches(ranks):
-    """Four clients of 12 examples, batches of 4: plain torch on the 16 examples that the four take in a round."""
+    """Four clients of 12 examples, batches of 4: plain torch on the 16 examples of the four clients in a round."""
     rounds, size, sizes = 7, 4, [12, 12, 12, 12]
     choices = combine_steps(sizes, len(sizes)) | {"batch_size": size, "rounds": rounds}
     ours = ranks(2).run(train, "fedavg", 2, choices)[0]
@@ -123,7 +123,7 @@ def test_fedavg_of_one_step_a_round_is_sgd_on_the_union_of_the_batches(ranks):
 
 
 class Point(nn.Module):
-    """A place in space; its outputs are its distances to the inputs, by coordinate."""
+    """A point in space; its outputs are its distances to the inputs, by coordinate."""
 
     def __init__(self):
         super().__init__()
@@ -134,7 +134,7 @@ class Point(nn.Module):
 
 
 class HalfSquares:
-    """The task of being near: half the squared distance."""
+    """A task whose loss is half the squared distance."""
 
     scores: tuple[str, ...] = ()
     headline = "loss"
@@ -165,9 +165,9 @@ class HalfSquares:
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavg_momentum", "fedsgd"])
 def test_quadratic_silos_reach_the_known_point(ranks, name: str):
-    """Half squared distances of equal curvature: s steps at rate r bring client k from w to c_k + (1 - r)^s (w - c_k).
+    """With equal curvature, s steps at rate r move client k from w to c_k + (1 - r)^s (w - c_k).
 
-    So FedAvg contracts to sum_k (n_k / n) c_k, the mean of all examples, whatever s. Momentum overshoots and arrives.
+    So FedAvg contracts to sum_k (n_k / n) c_k, the mean of all examples, for any s; with momentum it overshoots first.
     """
     inputs = torch.randn(sum(SIZES), 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     source = TensorSource(inputs, torch.zeros(len(inputs), dtype=torch.int64))
@@ -210,7 +210,7 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_row_learns(ranks, name: str):
-    """None of the laws is kept by standing still: the loss falls from round to round, by a twentieth in the end."""
+    """No law holds only because nothing moves: the loss falls from round to round, by a twentieth in all."""
     rounds = ranks(2).run(train, name, 2, {"rounds": 6, "optimizer": partial(torch.optim.SGD, lr=0.1)})[0].rounds
     losses = [metrics["train/loss"] for metrics in rounds]
     assert losses == sorted(losses, reverse=True)

@@ -1,4 +1,4 @@
-"""What is told of a model is true of that model: each client is judged by what it would use."""
+"""Metrics are those of the evaluated models: each client is evaluated on the model that it would use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fit_to_the_end(name: str, silos: SiloSpec, choices: dict[str, Any]) -> Recor
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_confusion_matrix_is_of_the_same_models_as_the_accuracy(ranks, name: str):
-    """Its rows count the test examples of each label, and its diagonal those that are right."""
+    """Its rows sum to the test examples of each label, and its diagonal to the correct ones."""
     labels = tiny_data(sum(SIZES)).test.labels
     assert labels is not None
     for records in ranks(2).run(fit_to_the_end, name, 2, {}):
@@ -49,7 +49,7 @@ def test_the_confusion_matrix_is_of_the_same_models_as_the_accuracy(ranks, name:
 
 
 def accuracy_by_hand(parameters: torch.Tensor, ids: np.ndarray) -> float:
-    """That of a tiny model with these parameters, each at a multiple of 64 bytes of the vector."""
+    """Return the accuracy of a tiny model with these parameters, each at a multiple of 64 bytes of the vector."""
     model, start = tiny_model().double(), 0
     for parameter in model.parameters():
         parameter.data.copy_(parameters[start : start + parameter.numel()].view_as(parameter))
@@ -60,7 +60,7 @@ def accuracy_by_hand(parameters: torch.Tensor, ids: np.ndarray) -> float:
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 def test_clients_that_train_alone_are_judged_by_their_own_models(ranks, silos: SiloSpec):
-    """Seven models on the test examples of their clients; the pooled accuracy is the mean over the examples."""
+    """Seven models are evaluated on their clients' test examples; the pooled accuracy is the mean over the examples."""
     outcomes = ranks(2 if silos == 2 else 4).run(train, "local", silos, {"rounds": 4})
     kept, metrics = every_client(outcomes), outcomes[0].rounds[-1]
     right = 0.0
@@ -74,7 +74,7 @@ def test_clients_that_train_alone_are_judged_by_their_own_models(ranks, silos: S
 
 
 def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
-    """With the output layer personal, 2 silos and 4 tell the same of every client."""
+    """With a personal output layer, 2 silos and 4 have the same metrics for every client."""
     algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params=r"^0\.")
     two, four = (ranks(n).run(train, "fedavg", n, {"algorithm": algorithm})[0].rounds[-1] for n in (2, 4))
     told = [key for key in two if key.startswith("client/") or key.startswith("test/")]
@@ -82,7 +82,7 @@ def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
 
 
 def test_validation_is_of_the_clients_own_held_out_examples(ranks):
-    """Held out are examples of the training source; each is judged once, and none is trained with."""
+    """Held-out examples are those of the training source; each is evaluated once, and none is trained on."""
     edges = np.cumsum([0, *SIZES])
     ids = [np.arange(a, b) for a, b in pairwise(edges)]
     test = tuple(np.arange(client, TEST_EXAMPLES, len(SIZES)) for client in range(len(SIZES)))

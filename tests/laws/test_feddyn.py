@@ -1,4 +1,4 @@
-"""FedDyn against its paper: every round as numpy computes it, and the optimum that it reaches."""
+"""FedDyn against its paper: every round is that of numpy, and it reaches the optimum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def feddyn_by_hand(sampler: ClientSampler) -> Iterator[Expected]:
 
 @pytest.mark.parametrize(("size", "silos"), [(1, 1), (2, 2), (4, [3, 1])], ids=["1", "2", "3+1"])
 def test_feddyn_is_algorithm_1(ranks, size: int, silos: SiloSpec):
-    """The global parameters, the server's state and that of all clients, in float64, with 2 of 3 clients a round."""
+    """The global parameters, the server's state and the clients' states in float64, with 2 of 3 clients a round."""
     sampler = UniformSampler(2)
     choices = bowl_choices(rounds=ROUNDS, sizes=SIZES[:CLIENTS], client_sampling=sampler)
     by_rank = ranks(size).run(trajectory, silos, feddyn, choices)
@@ -51,7 +51,7 @@ def test_feddyn_is_algorithm_1(ranks, size: int, silos: SiloSpec):
 
 
 def test_feddyn_reaches_the_optimum_and_fedavg_does_not(ranks):
-    """Clients take unequal numbers of steps, so the mean of their updates has its zero elsewhere."""
+    """Clients take unequal numbers of steps, so the mean of their updates is zero at another point."""
     optimum = BOWLS.optimum([1] * len(SIZES))
     choices = bowl_choices(rounds=40)
     algorithms = (feddyn, partial(FedAvg, weighting="equal"))

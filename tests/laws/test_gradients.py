@@ -1,4 +1,4 @@
-"""Runs whose gradients are compressed inside a silo: saved and gone on with to the last bit, and as good in the end."""
+"""Runs with compressed gradients inside a silo: they resume to the last bit, and reach nearly the same loss."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def choices_of(way: str, name: str) -> dict[str, Any]:
 
 
 def assert_same_run(ours: SavedState, theirs: SavedState) -> None:
-    """All that is kept, what each replica alone keeps too, of which there is some."""
+    """Compare the whole state, including the residuals that each replica keeps; there must be some."""
     for section in ("model", "algorithm", "clients"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
     assert ours.shards == theirs.shards
@@ -87,32 +87,32 @@ def test_resumed_at_a_border(ranks, way: str, size: int, tmp_path: Path):
 @pytest.mark.parametrize("silos", [[2, 2], [2, 1]])
 @ways
 def test_resumed_at_a_border_with_clients_that_keep_their_state(ranks, way: str, silos: list[int], tmp_path: Path):
-    """Seven clients of which four take part: what a replica owes is the client's. A silo of one owes nothing."""
+    """Four of seven clients take part. A residual belongs to a replica and a client; a silo of one rank has none."""
     assert_resumed(ranks(sum(silos)), "diloco", silos, choices_of(way, "diloco"), tmp_path)
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @ways
 def test_left_inside_a_round(ranks, way: str, size: int, tmp_path: Path):
-    """After one step of the second round, and after three."""
+    """The run is left after one step of the second round, or after three."""
     assert_left(ranks(size), "sync", 1, choices_of(way, "sync"), tmp_path, {0: (0, 1)}, {0: (0, 3)})
 
 
 @ways
 def test_left_inside_a_round_by_one_of_the_silos(ranks, way: str, tmp_path: Path):
-    """In the middle of its second client."""
+    """The silo leaves in the middle of its second client."""
     assert_left(ranks(4), "diloco", [2, 2], choices_of(way, "diloco"), tmp_path, {0: (1, 2)})
 
 
 def run_part_that_overflows(*arguments: Any) -> Records | None:
-    """As `run_part`, from a loss scale under which the first steps overflow."""
+    """Call `run_part` with an initial loss scale at which the first steps overflow."""
     with patch.object(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**40)):
         return run_part(*arguments)
 
 
 @ways
 def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
-    """float16: nobody is left owing what is not finite, and what is owed follows the loss scale."""
+    """In float16, residuals stay finite, and follow the loss scale."""
     choices = text_choices(0.2) | {
         "autocast": torch.float16,
         "round": RoundOptions(steps=12),
@@ -132,7 +132,7 @@ def gone_on_elsewhere(choices: dict[str, Any], folder: Path) -> Records:
 
 @ways
 def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
-    """Left by 2 inside a round, continued by 1, which sends and owes nothing, and by 3, who share what is owed."""
+    """Left by 2 replicas inside a round, resumed by 1, which has no residual, and by 3, which share the residuals."""
     choices = text_choices(0.0) | {"gradient_compression": WAYS[way]}
     assert ranks(2).run(run_part, "sync", 1, choices, tmp_path / "left", {0: (0, 2)})[0] is None
     alone = ranks(2).run(run_part, "sync", 1, choices, tmp_path / "alone", None)[0]
@@ -144,7 +144,7 @@ def test_another_number_of_replicas_goes_on(ranks, way: str, tmp_path: Path):
 
 
 def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
-    """How many clients were left out of the last round, and what is kept of all; one has infinite inputs."""
+    """Return the number of clients left out of the last round, and the clients' states; one has infinite inputs."""
     with distributed([2, 2]) as topology:
         choices = choices_of(way, "diloco") | {"client_sampling": AllClients(), "rounds": 3}
         run = case_run(topology, "diloco", choices)
@@ -164,7 +164,7 @@ def owed_by_the_finite(way: str) -> tuple[float, dict[int, dict[str, Any]]]:
 
 @ways
 def test_a_client_that_is_left_out_leaves_nothing_to_others(ranks, way: str):
-    """Its gradients are not finite: the clients that the same replicas train after it owe finite numbers."""
+    """Its gradients are not finite, but the residuals of the clients that the same replicas train after it are."""
     for left_out, kept in ranks(4).run(owed_by_the_finite, way):
         assert left_out == 1 and 3 not in kept
         assert all(value.isfinite().all() for own in kept.values() for value in own.values() if torch.is_tensor(value))
@@ -183,7 +183,7 @@ def losses(batches: str, reducer: GradientReducerFactory) -> list[float]:
 @pytest.mark.parametrize("batches", ["ragged", "one_left", "micro"])
 @pytest.mark.parametrize("way", TOLERANCES)
 def test_training_comes_to_the_loss_of_full_precision(ranks, way: str, batches: str, size: int):
-    """With replicas that have no examples, and unequal numbers of micro-batches: in each round nearly the same loss."""
+    """Some replicas have no examples, or other numbers of micro-batches; the loss of each round is nearly the same."""
     gradients, tolerance = TOLERANCES[way]
     expected = ranks(size).run(losses, batches, FullPrecisionReducer)[0]
     ours = ranks(size).run(losses, batches, gradients)[0]

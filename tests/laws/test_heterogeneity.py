@@ -1,4 +1,4 @@
-"""Clients that are unlike: joining and leaving, with drawn epochs; and steps together, then apart."""
+"""Clients that differ: joining and leaving, drawn numbers of epochs, and post-local SGD."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trace(tmp_path: Path) -> AvailabilityTrace:
 
 
 def traced(controls: bool, keeps: bool) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The place after the rounds of the trace, and each client's control variate and velocity [clients, 3]."""
+    """Return the point after the rounds of the trace, and each client's control variate and velocity [clients, 3]."""
     place, control, own, velocities = START, np.zeros(3), np.zeros((7, 3)), np.zeros((7, 3))
     for members in MEMBERS:
         bends = (control - own) * controls
@@ -61,7 +61,7 @@ def traced(controls: bool, keeps: bool) -> tuple[Any, np.ndarray, np.ndarray]:
     ids=["fedavg", "scaffold", "keep"],
 )
 def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: AvailabilityTrace, algorithm: FedAvg, state: str | None):
-    """Control variates and momentum of clients that are away stay as they were: five rounds are numpy's."""
+    """Control variates and momentum of absent clients do not change: five rounds equal those of numpy."""
     ours = ranks(2).run(
         train, "fedavg", 2, point_choices(algorithm=algorithm, client_sampling=trace, rounds=len(MEMBERS))
     )
@@ -79,7 +79,7 @@ def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: AvailabilityTrace
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
 def test_a_resumed_run_finds_those_who_were_away(ranks, trace: AvailabilityTrace, name: str, tmp_path: Path):
-    """Saved when clients 2 and 4 are away; both come back after it."""
+    """It is saved while clients 2 and 4 are absent; both return later."""
     assert_bit_equal(ranks(2), name, 2, noisy_choices(name) | {"client_sampling": trace}, tmp_path / "runs")
 
 
@@ -101,7 +101,7 @@ def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, clients: Sequence[int], number: int) -> None:
-    """A step on the batches of this number of clients of 12 examples, 4 each."""
+    """Take a step on the batches of this number, 4 examples of each of the clients, which have 12."""
     ids = [batch_of(np.arange(12 * client, 12 * client + 12), client, number, 4) for client in clients]
     inputs, targets = tiny_data(48).train.fetch(torch.from_numpy(np.concatenate(ids)))
     optimizer.zero_grad()
@@ -110,7 +110,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, clients: Sequence[i
 
 
 def test_steps_together_and_then_apart(ranks):
-    """Three rounds are momentum SGD on the union of the batches; three more are of 4 steps, each client with its own.
+    """Three rounds are momentum SGD on the union of the batches; three more have 4 steps of each client alone.
 
     The mean of the clients' velocities m v_k + g_k is that of SGD on the union, as long as their models are the same.
     """

@@ -25,7 +25,7 @@ EXAMPLES = sum(SIZES)
 
 
 class Recorded(IterableDataset[tuple[Tensor, Tensor]]):
-    """Records where it is read from, and how many examples are read."""
+    """A data set that records the start of each read, and the number of examples read."""
 
     def __init__(self, source: TensorSource):
         self.source, self.starts, self.read = source, list[int](), 0
@@ -44,7 +44,7 @@ class Recorded(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 class Short(Recorded):
-    """Its length is larger than the number of its examples."""
+    """A data set whose length exceeds its number of examples."""
 
     def __len__(self) -> int:
         return len(self.source) + 5

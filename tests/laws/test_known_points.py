@@ -1,4 +1,4 @@
-"""SCAFFOLD and FedNova against their papers: where they lead, and every step of the way there, as numpy says it.
+"""SCAFFOLD and FedNova against their papers: their limits, and every step on the way, as computed by numpy.
 
 Clients are quadratics of different curvature that take unequal numbers of steps: FedAvg ends elsewhere.
 """
@@ -50,7 +50,7 @@ ways_to_step = pytest.mark.parametrize(
 
 
 def reached(ranks: Any, algorithm: Callable[[], Algorithm], choices: dict[str, Any]) -> np.ndarray:
-    """Where a run on two silos ends."""
+    """Return the end point of a run on two silos."""
     return ranks(2).run(path, 2, algorithm, choices)[0][-1]
 
 
@@ -65,7 +65,7 @@ def test_scaffold_reaches_the_optimum_and_fedavg_does_not(
 ):
     """The optimum is that of sum_k p_k f_k: with p_k = n_k / n or 1 / K, and all clients or 4 of 7 a round.
 
-    FedAvg stays away by its bias, and of a sample by the noise of who came, too.
+    FedAvg is kept away by its bias, and by the noise of client sampling.
     """
     choices = bowl_choices(walk, rounds=ROUNDS[cohort], client_sampling=COHORTS[cohort], schedule=schedule)
     optimum = BOWLS.optimum(WEIGHTS[weight])
@@ -82,17 +82,20 @@ def test_scaffold_with_weight_decay_reaches_the_optimum_with_it(ranks):
 
 
 def momentum_norm(steps: int) -> float:
-    """||a||_1 of tau steps with momentum, Wang et al. 2020: (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)."""
+    """Return ||a||_1 of tau steps with momentum: (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho), Wang et al.
+
+    2020.
+    """
     return (steps - RHO * (1 - RHO**steps) / (1 - RHO)) / (1 - RHO)
 
 
 def factors(schedule: Schedule, client: int, round: int) -> list[float]:
-    """On the rates of the client's steps in a round of five."""
+    """Return the factors on the learning rates of the client's steps in a round of five."""
     return [schedule((round + step / STEPS[client]) / 5) for step in range(STEPS[client])]
 
 
 def way(walk: Walk, factors: list[float]) -> float:
-    """The sum of the rates; eta ||a||_1 with momentum, eta (tau + rho ||a||_1) with Nesterov's."""
+    """Return the sum of the rates; eta ||a||_1 with momentum, eta (tau + rho ||a||_1) with Nesterov's."""
     steps = len(factors)
     if walk.nesterov:
         return walk.rate * (steps + RHO * momentum_norm(steps))
@@ -103,7 +106,7 @@ Told = tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]
 
 
 def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: ClientSampler, shares: np.ndarray) -> Iterator[Told]:
-    """x, c and the known c_k after each of five rounds: Karimireddy et al. 2020, algorithm 1, option II.
+    """Yield x, c and the known c_k after each of five rounds: Karimireddy et al. 2020, algorithm 1, option II.
 
     With equal shares 1 / N they are the paper's means: c moves by |S| / N times the mean change. K eta_l is the `way`.
     """
@@ -137,7 +140,7 @@ def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: ClientSampler, shar
 def test_scaffold_is_algorithm_1_option_2(
     ranks, walk: Walk, schedule: Schedule, silos: SiloSpec, weight: Any, cohort: str
 ):
-    """The global parameters, the server's control variate and those of all clients, after each of five rounds."""
+    """The global parameters, the server's control variate and the clients' ones, after each of five rounds."""
     choices = bowl_choices(walk, rounds=5, client_sampling=COHORTS[cohort], schedule=schedule)
     by_rank = ranks(2 if silos == 2 else 4).run(trajectory, silos, partial(scaffold, weighting=weight), choices)
     shares = np.array(WEIGHTS[weight]) / sum(WEIGHTS[weight])
@@ -150,18 +153,18 @@ def test_scaffold_is_algorithm_1_option_2(
 
 
 def test_the_first_round_of_scaffold_is_that_of_fedavg(ranks):
-    """Nobody knows anything yet: all control variates are 0."""
+    """All control variates are still 0."""
     ours, theirs = (reached(ranks, algorithm, bowl_choices(rounds=1)) for algorithm in (scaffold, FedAvg))
     assert np.array_equal(ours, theirs)
 
 
 def plain_norm(steps: int) -> float:
-    """||a||_1 of plain SGD: tau."""
+    """Return ||a||_1 of plain SGD: tau."""
     return steps
 
 
 def proximal_norm(steps: int) -> float:
-    """||a||_1 with a proximal term: (1 - (1 - eta mu)^tau) / (eta mu)."""
+    """Return ||a||_1 with a proximal term: (1 - (1 - eta mu)^tau) / (eta mu)."""
     return (1 - (1 - RATE * MU) ** steps) / (RATE * MU)
 
 
@@ -173,9 +176,9 @@ NORMS: dict[str, tuple[Walk, Callable[[int], float]]] = {
 
 
 def fednova_by_hand(name: str, members: tuple[int, ...], weight: str, momentum: float) -> Iterator[np.ndarray]:
-    """x after each of three rounds: x <- x - tau_eff sum_i p_i eta d_i, d_i = (x - y_i) / (eta ||a_i||_1).
+    """Yield x after each of three rounds: x <- x - tau_eff sum_i p_i eta d_i, d_i = (x - y_i) / (eta ||a_i||_1).
 
-    With tau_eff = sum_i p_i ||a_i||_1, Wang et al. 2020, equation 6; a server with momentum moves by what it remembers.
+    With tau_eff = sum_i p_i ||a_i||_1, Wang et al. 2020, equation 6; a server with momentum moves by its velocity.
     """
     (walk, norm), x, velocity = NORMS[name], START, np.zeros(DIMENSIONS)
     shares = np.array([WEIGHTS[weight][k] for k in members])
@@ -192,7 +195,7 @@ def fednova_by_hand(name: str, members: tuple[int, ...], weight: str, momentum: 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", NORMS)
 def test_fednova_is_its_formula(ranks, name: str, silos: SiloSpec, weight: Any):
-    """Clients of 1 to 5 steps a round; the norms of a are the paper's closed forms, ours are measured."""
+    """Clients take 1 to 5 steps a round; the norms of a are the paper's closed forms, ours are measured."""
     walk = NORMS[name][0]
     algorithm = partial(fednova, weighting=weight, proximal_mu=walk.pull)
     pool = ranks(2 if silos == 2 else 4)
@@ -202,7 +205,7 @@ def test_fednova_is_its_formula(ranks, name: str, silos: SiloSpec, weight: Any):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_fednova_of_some_clients_with_a_momentum_server_is_its_formula(ranks, name: str):
-    """tau_eff is the mean over the four clients that come."""
+    """tau_eff is the mean over the four sampled clients."""
     walk, members = NORMS[name][0], (0, 2, 3, 6)
     server = partial(torch.optim.SGD, lr=1.0, momentum=0.5)
     choices = bowl_choices(walk, rounds=3, client_sampling=Only((members,)))
