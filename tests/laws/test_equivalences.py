@@ -188,7 +188,7 @@ def test_quadratic_silos_reach_the_known_point(ranks, name: str):
 
 @pytest.mark.parametrize("weight", ["examples", "equal"])
 def test_the_weights_are_what_they_are_called(ranks, weight: Any):
-    """One round of one step from w = 4: by examples sum_k (n_k / n) w_k, equal the plain mean of w_k, by hand."""
+    """One round of one step from w = 4: `examples` gives sum_k (n_k / n) w_k, `equal` the plain mean of w_k."""
     inputs = torch.randn(sum(SIZES), 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     source = TensorSource(inputs, torch.zeros(len(inputs), dtype=torch.int64))
     choices: dict[str, Any] = {

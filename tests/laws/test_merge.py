@@ -1,4 +1,4 @@
-"""Merging what several silos bring is one silo that trains all their clients."""
+"""Merging the contributions of several silos equals one silo that trains all their clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.loop.train_state import TrainState
 
 ROUNDS = 3
 BIT_EQUAL = ["fedavg", "fedprox", "fedavg_adam", "median", "krum"]
-# Their factors of a client's update are applied in another order.
+# The factors of a client's update are multiplied in another order.
 CLOSE = ["bounded", "scaffold", "fednova", "feddyn", "averaging"]
 
 
@@ -31,7 +31,7 @@ def train_here(state: TrainState, client: int, index: int) -> tuple[RoundSession
 
 
 def merged(name: str) -> torch.Tensor:
-    """The global parameters of a run in which each client is the only one of a silo that is a state of its own."""
+    """Return the global parameters of a run in which each client has a silo with a separate state."""
     with distributed(device="cpu") as topology:
         states = [TrainState(case_run(topology, name, {"rounds": ROUNDS})) for _ in (*SIZES, "coordinator")]
         *silos, coordinator = states
@@ -49,7 +49,7 @@ def merged(name: str) -> torch.Tensor:
 
 
 def in_one_silo(name: str) -> torch.Tensor:
-    """The same of one silo that trains all clients, one after the other."""
+    """Return those of one silo that trains all clients, one after the other."""
     with distributed(device="cpu") as topology:
         state = TrainState(case_run(topology, name, {"rounds": ROUNDS}))
         for index in range(ROUNDS):
@@ -59,7 +59,7 @@ def in_one_silo(name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", BIT_EQUAL)
 def test_merged_silos_are_one_silo(name: str):
-    """Seven silos of a client each, bit for bit."""
+    """Seven silos of one client equal one silo, bit for bit."""
     assert name in CASES
     assert torch.equal(merged(name), in_one_silo(name))
 

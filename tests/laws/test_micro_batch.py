@@ -1,4 +1,4 @@
-"""A micro-batch that was found to fit is one that was given by hand, to the last bit; and what has no room is said."""
+"""The micro-batch size that `auto` finds gives the same bits as if it were set; if nothing fits, the error says so."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate m
 
 
 class Narrow(nn.Module):
-    """A module for which there is room for so many examples at once while it trains, by rank."""
+    """A module that fits a limited number of examples in training, by rank."""
 
     def __init__(self, inner: nn.Module, limits: list[int]):
         super().__init__()
@@ -42,7 +42,7 @@ class Narrow(nn.Module):
 
 
 class Crumbling(nn.Module):
-    """A module for which there is room for 9 examples at once while it trains, until one more is tried; then for 4."""
+    """A module that fits 9 examples in training, but only 4 after a larger number was tried."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -56,7 +56,7 @@ class Crumbling(nn.Module):
 
 
 def run_to(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int, limits: list[int]) -> Records:
-    """Trains to this round from the newest checkpoint."""
+    """Train to this round from the newest checkpoint."""
     with distributed(silos_of(name, silos)) as topology:
         narrow = {"module": Narrow(choices["module"], limits), "rounds": ROUNDS}
         run, records = case_run(topology, name, choices | narrow), Records()
@@ -68,7 +68,7 @@ def run_to(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, un
 def assert_found(
     pool: Any, name: str, silos: SiloSpec, choices: dict[str, Any], limits: list[int], size: int, folder: Path
 ) -> None:
-    """With `auto`, in two parts, the second with all room there is, the run is that of `size` by hand."""
+    """Assert that `auto`, in two parts, equals `size` set by hand; the second part has enough memory."""
     auto, by_hand = choices | {"micro_batch_size": "auto"}, choices | {"micro_batch_size": size}
     pool.run(run_to, name, silos, auto, folder / "auto", 1, limits)
     found = pool.run(run_to, name, silos, auto, folder / "auto", ROUNDS, [99])[0]
@@ -85,7 +85,7 @@ def assert_found(
     ("limits", "size"), [([3, 99], 2), ([99, 4], 4), ([99, 99], 5), ([99, 5], 5)], ids=["2", "4", "share", "just"]
 )
 def test_sync_takes_the_largest_that_all_ranks_have_room_for(ranks, limits: list[int], size: int, tmp_path: Path):
-    """Dropout and batch statistics; of a batch of 10 each of two replicas has 5."""
+    """The model has dropout and batch statistics; each of two replicas has 5 of a batch of 10."""
     assert_found(ranks(2), "sync", 1, noisy_choices("sync"), limits, size, tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_other_errors_are_left_alone():
     assert error.__cause__ is None
 
 
-# A process with little memory: 640 MB more than PyTorch takes, for a model whose examples take 4 MB each and more.
+# A process with 640 MB more memory than PyTorch takes, for a model whose examples take at least 4 MB each.
 LITTLE = """
 import resource, sys
 import torch
@@ -213,9 +213,9 @@ with distributed() as topology:
 
 
 def test_real_memory_is_found_and_its_end_is_said():
-    """Allocations that fail: `auto` trains with some of 512 examples at a time, and all are too many at once."""
+    """When allocations fail, `auto` trains with fewer of 512 examples at a time; all of them at once do not fit."""
     script = LITTLE.format(root=str(Path(__file__).parents[2]))
-    # Each further arena of glibc reserves 64 MB of addresses, at moments of its own.
+    # Each further arena of glibc reserves 64 MB of addresses at unpredictable moments.
     settings = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, env=settings)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""A run that is told to leave at any step, each silo at its own, ends with the bits of one that was left alone."""
+"""A run that is preempted at any step, each silo at another one, ends with the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.loop.fit import fit
 from trainer.loop.options import RoundOptions
 from trainer.loop.stopping import Preempted
 
-ROUND = 1  # in which the run is told to leave
+ROUND = 1  # the round of the preemption
 
 
 class LeavesAt(LoopControl):
-    """Wishes to leave in round ROUND after so many steps of its client number `position`."""
+    """Requests a stop in round ROUND after a number of steps of the client at `position`."""
 
     def __init__(self, position: int, steps: int):
         super().__init__()
@@ -42,7 +42,7 @@ class LeavesAt(LoopControl):
 
 
 class LeavesWhile(LoopControl):
-    """Wishes to leave as soon as it does this."""
+    """Requests a stop as soon as this phase begins."""
 
     def __init__(self, doing: str):
         super().__init__()
@@ -54,7 +54,7 @@ class LeavesWhile(LoopControl):
         return super().requested_action()
 
 
-Orders = dict[int, tuple[int, int] | str]  # by silo: when to leave
+Orders = dict[int, tuple[int, int] | str]  # by silo: the moment of the preemption
 
 
 def contact_of(topology: Topology, orders: Orders) -> LoopControl:
@@ -67,7 +67,7 @@ def contact_of(topology: Topology, orders: Orders) -> LoopControl:
 def run_part(
     name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, orders: Orders | None
 ) -> Records | None:
-    """Trains from the newest checkpoint to the end, or until told to leave."""
+    """Train from the newest checkpoint to the end, or until preempted."""
     with distributed(silos_of(name, silos)) as topology, patch.object(control, "CONSENSUS_INTERVAL_SECONDS", 0.0):
         run = case_run(topology, name, {"rounds": ROUNDS, "checkpoint.every_rounds": 1} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
@@ -96,7 +96,7 @@ def assert_left_and_bit_equal(
 
 @pytest.mark.parametrize("name", CASES)
 def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
-    """Silo 0 in the middle of a client, silo 1 has gone on to the end of the round; then another time, earlier."""
+    """Silo 0 stops in the middle of a client, silo 1 at the end of the round."""
     choices = noisy_choices(name)
     steps = choices["length"].steps
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, max(1, steps - 1))})
@@ -104,7 +104,7 @@ def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["fedavg_adam", "diloco"])
 def test_it_may_happen_again_in_the_same_round(ranks, name: str, tmp_path: Path):
-    """After 1 step, after 2 while the other silo waits, at the second client, and when all is combined."""
+    """After 1 step, after 2 while the other silo waits, at the second client, and during the combination."""
     orders: list[Orders] = [{0: (0, 1), 1: (1, 1)}, {0: (0, 2)}, {0: (1, 1)}, {1: "combining"}]
     assert_left_and_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path, *orders)
 
@@ -112,7 +112,7 @@ def test_it_may_happen_again_in_the_same_round(ranks, name: str, tmp_path: Path)
 @pytest.mark.parametrize("doing", ["combining", "evaluating"])
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_told_between_the_steps(ranks, name: str, doing: str, tmp_path: Path):
-    """The round is over, or combined and not yet evaluated."""
+    """The run is preempted before the combination, or between combination and evaluation."""
     assert_left_and_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path, {0: doing})
 
 
@@ -145,7 +145,7 @@ def test_scaled_losses(ranks, name: str, tmp_path: Path):
 
 
 def other_number_of_replicas(choices: dict[str, Any], folder: Path) -> tuple[Records, int]:
-    """The run goes on here from the middle of a round, as far as it came elsewhere."""
+    """Resume the run here from the middle of a round, which other replicas have saved."""
     with distributed(1) as topology:
         run = case_run(topology, "sync", {"rounds": ROUNDS, "checkpoint.every_rounds": 1} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
@@ -156,7 +156,7 @@ def other_number_of_replicas(choices: dict[str, Any], folder: Path) -> tuple[Rec
 
 
 def test_another_number_of_replicas_goes_on_at_the_same_step(ranks, tmp_path: Path):
-    """Left by 2 replicas, continued by 1 and by 3: the same examples, so the same losses to float tolerance."""
+    """Saved by 2 replicas, resumed by 1 and by 3: the same examples, so the same losses to float tolerance."""
     choices = text_choices(0.0) | {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}
     assert ranks(2).run(run_part, "sync", 1, choices, tmp_path / "left", {0: (0, 2)})[0] is None
     alone = ranks(2).run(run_part, "sync", 1, choices, tmp_path / "alone", None)[0]

@@ -1,4 +1,4 @@
-"""The experiment that federated averaging is known by, on the real data: it learns as fast as it is known to."""
+"""The best-known experiment of federated averaging, on the real data, learns as fast as published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ ROUNDS = 10
 
 
 def train_2nn(folder: Path) -> Metrics:
-    """McMahan et al. 2017's 2NN: 100 iid clients of 600 digits, 10 a round, batches of 10, an epoch, SGD at 0.1."""
+    """Train McMahan et al.
+
+    2017's 2NN: 100 iid clients of 600 digits, 10 a round, batch size 10, one epoch, SGD at 0.1.
+    """
     with distributed(silos=2) as topology:
         data = mnist(folder)
 
@@ -48,7 +51,7 @@ def train_2nn(folder: Path) -> Metrics:
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="no MNIST: set SILOTRAIN_MNIST to the folder of its four IDX files")
 def test_fedavg_learns_mnist(ranks):
-    """Test accuracy after 10 rounds is 0.86 at least; both silos know the same figure."""
+    """Test accuracy after 10 rounds is at least 0.86; both silos have the same metrics."""
     first, second = ranks(2).run(train_2nn, FOLDER)
     assert first["test/accuracy"] == second["test/accuracy"] >= 0.86
     assert first["examples"] == ROUNDS * 10 * 600

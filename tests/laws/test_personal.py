@@ -1,4 +1,4 @@
-"""What belongs to one client: newcomers get the others' average, and models are judged before and after a few steps."""
+"""Personal parameters: newcomers begin with the average; models are evaluated before and after personal steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.loop.train_state import TrainState
 from trainer.utils.seeding import generator
 
 RATE, STEPS, BATCH_SIZE = 0.3, 3, 4
-HEAD = "^0\\."  # the first layer is shared, the second the clients' own
+HEAD = "^0\\."  # the first layer is shared, the second personal
 
 
 def personal_run(topology: Topology, **choices: Any) -> Run:
@@ -34,7 +34,7 @@ def personal_run(topology: Topology, **choices: Any) -> Run:
 
 
 def heads_and_fresh(silos: SiloSpec) -> tuple[dict[int, Tensor], Tensor]:
-    """The personal vectors after the second round, and what newcomers of the third begin with."""
+    """Return the personal vectors after the second round, and the initial ones of newcomers in the third."""
     with distributed(silos) as topology:
         run = personal_run(topology)
         state = TrainState(run)
@@ -49,7 +49,7 @@ def heads_and_fresh(silos: SiloSpec) -> tuple[dict[int, Tensor], Tensor]:
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 def test_newcomers_begin_with_the_average(ranks, silos: SiloSpec):
-    """By n_k, over the clients that have trained, wherever they are at home; on all ranks alike."""
+    """The average is over the clients that have trained, weighted by n_k, in all silos; all ranks have the same."""
     outcomes = ranks(2 if silos == 2 else 4).run(heads_and_fresh, silos)
     heads = {client: head for mine, _ in outcomes for client, head in mine.items()}
     assert sorted(heads) == [0, 1, 2, 4]
@@ -61,7 +61,7 @@ def test_newcomers_begin_with_the_average(ranks, silos: SiloSpec):
 
 
 def judged(silos: SiloSpec) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict[str, Tensor]]:
-    """The figures of one round of all clients, their second layers by name, and the shared first one."""
+    """Return the metrics of one round of all clients, their second layers by name, and the shared first one."""
     with distributed(silos) as topology:
         run = personal_run(topology, client_sampling=Only((tuple(range(7)),)))
         state = TrainState(run)
@@ -79,7 +79,7 @@ def judged(silos: SiloSpec) -> tuple[Metrics, dict[int, dict[str, Tensor]], dict
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 def test_the_average_model_is_judged_beside_the_clients_own(ranks, silos: SiloSpec):
-    """By n_k, as newcomers would get it; its figures are those of a model put together by hand."""
+    """It has the average that newcomers get; its metrics are those of a model assembled by hand."""
     outcomes = ranks(2 if silos == 2 else 4).run(judged, silos)
     heads = {client: head for _, mine, _ in outcomes for client, head in mine.items()}
     model = tiny_model().double()
@@ -94,7 +94,7 @@ def test_the_average_model_is_judged_beside_the_clients_own(ranks, silos: SiloSp
 
 
 def tuned_by_hand(shared: dict[str, Tensor], data: DataSplits, client: int, sizes: list[int]) -> nn.Module:
-    """The global model after a client's first batches, by plain torch."""
+    """Return the global model after a client's first batches, by plain torch."""
     model = tiny_model().double()
     model.load_state_dict(shared)
     first = sum(sizes[:client])
@@ -123,7 +123,7 @@ def tuned_figures(
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: SiloSpec):
-    """Each client's accuracy, with and without its steps, is that of a plain loop; the global model stays."""
+    """Each client's accuracy, with and without its steps, is that of a plain loop; the global model is unchanged."""
     for figures, model in ranks(2 if silos == 2 else 4).run(tuned_figures, silos, STEPS):
         data = tiny_data(sum(SIZES))
         for client in range(len(SIZES)):
@@ -136,7 +136,7 @@ def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: SiloSpe
 
 
 def test_judging_personal_models_changes_nothing(ranks):
-    """Model and figures of a run that does it are those of one that does not."""
+    """Model and metrics equal those of a run without personal evaluation."""
     with_them = ranks(2).run(tuned_figures, 2, STEPS)[0]
     without = ranks(2).run(tuned_figures, 2, 0)[0]
     assert_same(with_them[1], without[1])
@@ -145,7 +145,7 @@ def test_judging_personal_models_changes_nothing(ranks):
 
 
 def resumed(folder: Path, until: int, name: str) -> dict[str, Any]:
-    """The model of a run of 4 rounds on silos of 2 and 1 ranks, stopped and gone on with at `until`."""
+    """Return the model of a run of 4 rounds on silos of 2 and 1 ranks, stopped and resumed at `until`."""
     with distributed([2, 1]) as topology:
         algorithm = FedAvg(shared_params=HEAD) if name == "personal" else FedAvg()
         choices: dict[str, Any] = {"algorithm": algorithm, "rounds": 4, "eval.personal_steps": 2}
@@ -160,7 +160,7 @@ def resumed(folder: Path, until: int, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["personal", "global"])
 def test_a_resumed_run_has_the_same_bits(ranks, tmp_path: Path, name: str):
-    """With newcomers in every round, silos that have nobody to train yet, and personal models judged in between."""
+    """With newcomers in every round, silos without a client at first, and evaluations of personal models in between."""
     pool = ranks(3)
     through = pool.run(resumed, tmp_path / "through", 4, name)
     for until in (1, 2):

@@ -1,4 +1,4 @@
-"""The steps, bytes and memory that one rank estimates alone are those that the real ranks report."""
+"""The steps, bytes and memory that one rank estimates alone are those that real ranks report."""
 
 from __future__ import annotations
 

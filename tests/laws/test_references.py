@@ -1,4 +1,4 @@
-"""Whole runs against numpy: a linear softmax model, trained by federated averaging with every server, by hand."""
+"""Whole runs against numpy: a linear softmax model, trained by federated averaging with every server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EDGES = np.cumsum([0, *SIZES])
 
 
 def linear_model() -> nn.Module:
-    """The softmax model, at a start that is not 0."""
+    """Return the softmax model, with an initial value that is not 0."""
     model = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
     with torch.no_grad():
         model.weight.copy_(torch.linspace(-1, 1, FEATURES * CLASSES).view(CLASSES, FEATURES))
@@ -35,20 +35,20 @@ def linear_model() -> nn.Module:
 
 
 def start() -> np.ndarray:
-    """The model's weights and biases as one array [classes, features + 1]."""
+    """Return the model's weights and biases as one array [classes, features + 1]."""
     model = linear_model()
     weight, bias = (tensor.detach().numpy() for tensor in model.parameters())
     return np.hstack([weight, bias[:, None]])
 
 
 def examples() -> tuple[np.ndarray, np.ndarray]:
-    """All training inputs with a 1 appended, and their targets."""
+    """Return all training inputs with a 1 appended, and their targets."""
     inputs, targets = tiny_data(sum(SIZES)).train.fetch(torch.arange(sum(SIZES)))
     return np.hstack([inputs.numpy(), np.ones((len(inputs), 1))]), targets.numpy()
 
 
 def loss_and_gradient(weights: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy of softmax(inputs weights^T), and its gradient (p - onehot)^T inputs / n."""
+    """Return the mean cross-entropy of softmax(inputs weights^T), and its gradient (p - onehot)^T inputs / n."""
     logits = inputs @ weights.T
     chances = np.exp(logits - logits.max(1, keepdims=True))
     chances /= chances.sum(1, keepdims=True)
@@ -59,7 +59,7 @@ def loss_and_gradient(weights: np.ndarray, inputs: np.ndarray, targets: np.ndarr
 
 
 def trained(weights: np.ndarray, client: int, round: int) -> np.ndarray:
-    """The client's weights after its epochs of SGD in this round."""
+    """Return the client's weights after its epochs of SGD in this round."""
     inputs, targets = (array[EDGES[client] : EDGES[client + 1]] for array in examples())
     for epoch in range(round * EPOCHS, (round + 1) * EPOCHS):
         order = torch.randperm(len(targets), generator=generator(0, "order", client, epoch)).numpy()
@@ -73,7 +73,7 @@ Server = Iterator[np.ndarray]
 
 
 def sgd(weights: np.ndarray, lr: float, momentum: float = 0.0, nesterov: bool = False):
-    """Weights after each mean delta sent: b <- momentum b + d; w <- w - lr (d + momentum b, or b)."""
+    """Yield the weights after each mean delta sent: b <- momentum b + d; w <- w - lr (d + momentum b, or b)."""
     velocity = np.zeros_like(weights)
     while True:
         delta = yield weights
@@ -82,7 +82,7 @@ def sgd(weights: np.ndarray, lr: float, momentum: float = 0.0, nesterov: bool = 
 
 
 def adam(weights: np.ndarray, lr: float, beta1: float, beta2: float, eps: float):
-    """Weights after each mean delta sent: Kingma and Ba 2015, algorithm 1, with bias correction."""
+    """Yield the weights after each mean delta sent: Kingma and Ba 2015, algorithm 1, with bias correction."""
     first = second = np.zeros_like(weights)
     for step in range(1, ROUNDS + 2):
         delta = yield weights
@@ -108,7 +108,7 @@ SERVERS: dict[str, tuple[Callable[..., Any], Callable[[np.ndarray], Any]]] = {
 
 
 def reference(server: Any, weight: str = "examples") -> Iterator[tuple[np.ndarray, dict[str, float]]]:
-    """The global weights after each round, and what is told of the round."""
+    """Return the global weights after each round, and the metrics of the round."""
     weights = next(server)
     for round in range(ROUNDS):
         locals_ = np.stack([trained(weights, client, round) for client in range(len(SIZES))])
@@ -140,7 +140,7 @@ def assert_is_reference(ours: Any, theirs: list[tuple[np.ndarray, dict[str, floa
         inputs, targets = np.hstack([test[0].numpy(), np.ones((TEST_EXAMPLES, 1))]), test[1].numpy()
         correct = ((inputs @ weights.T).argmax(1) == targets).mean()
         assert metrics["test/accuracy"] == pytest.approx(correct, rel=1e-12)
-        # Evaluation works in float32, as the model of a run usually does.
+        # Evaluation is in float32, as usual for a model.
         assert metrics["test/loss"] == pytest.approx(loss_and_gradient(weights, inputs, targets)[0], rel=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_federated_averaging_with_every_server(ranks, server: str):
 
 @pytest.mark.parametrize("silos", [[3, 1], [2, 2], 4], ids=["3+1", "2+2", "4"])
 def test_silos_of_any_sizes(ranks, silos: SiloSpec):
-    """The same numbers on 4 ranks: a client's n_k counts its examples, and not its silo's replicas."""
+    """The same numbers on 4 ranks: n_k counts a client's examples, whatever its silo's replicas."""
     for ours in ranks(4).run(train, "fedavg", silos, linear_choices("average")):
         assert_is_reference(ours, list(reference(SERVERS["average"][1](start()))))
 
@@ -164,7 +164,7 @@ def test_equal_weights(ranks):
 
 
 def test_sampled_clients_alone_are_averaged(ranks):
-    """One round: the mean over the clients whose rows are reported, by their n_k; the others do not move it."""
+    """The result of one round is the mean, by n_k, over the clients with metrics; the others do not move it."""
     ours = ranks(2).run(
         train, "fedavg", 2, linear_choices("average") | {"client_sampling": UniformSampler(3), "rounds": 1}
     )[0]
@@ -179,9 +179,9 @@ def test_sampled_clients_alone_are_averaged(ranks):
 
 
 def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple[np.ndarray, float, float]:
-    """The client's weights after a round's steps, and the last step's rate and gradient norm before clipping.
+    """Return the client's weights after a round's steps, and the last step's rate and gradient norm before clipping.
 
-    The gradient of the batch becomes g min(1, c / |g|), and its rate 0.2 (1 + cos(pi t)) / 2 at the part t of the run.
+    The gradient g of the batch becomes g min(1, c / |g|), and the rate 0.2 (1 + cos(pi t)) / 2 at progress t.
     """
     inputs, targets = (array[EDGES[client] : EDGES[client + 1]] for array in examples())
     orders = [torch.randperm(len(targets), generator=generator(0, "order", client, epoch)) for epoch in range(8)]
@@ -213,7 +213,10 @@ def test_clipping_and_schedules(ranks, silos: SiloSpec):
 
 
 def test_losses_of_a_round_are_those_met_on_the_way(ranks):
-    """train/loss is the mean over the examples seen, each with the weights of its step; likewise by client."""
+    """train/loss is the mean over the examples of a round, each with the weights of its step.
+
+    So is that of each client.
+    """
     ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"rounds": 1})[0].rounds[0]
     inputs, targets = examples()
     sums = np.zeros(len(SIZES))

@@ -1,4 +1,4 @@
-"""Save, load, next round: bit-equal to the run that was never interrupted, in all that is kept and all that is told."""
+"""A resumed run is bit-equal to the uninterrupted one, in its whole state and all metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ ROUNDS, INTERRUPTED = 4, 2
 
 
 def run_rounds(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int, resume: bool) -> Records:
-    """Trains to round `until`, anew or from the newest checkpoint in the folder; the figures of the rounds it ran."""
+    """Train to round `until`, from the start or from the newest checkpoint in the folder.
+
+    Return the metrics of the rounds.
+    """
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS, "checkpoint.every_rounds": INTERRUPTED} | choices)
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
@@ -52,7 +55,7 @@ def run_rounds(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path
 
 
 def interrupted_and_not(pool, name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, runs=run_rounds):
-    """The folders and the last rounds' figures of a run in two parts, and of the same run in one."""
+    """Return the folders and the metrics of the last rounds, of a run in two parts and of the same run in one."""
     first, one = folder / "two_parts", folder / "one"
     pool.run(runs, name, silos, choices, first, INTERRUPTED, False)
     resumed = pool.run(runs, name, silos, choices, first, ROUNDS, True)[0]
@@ -61,7 +64,7 @@ def interrupted_and_not(pool, name: str, silos: SiloSpec, choices: dict[str, Any
 
 
 def assert_bit_equal(pool, name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, runs=run_rounds) -> None:
-    """Every section on disk but the clock readings, and every figure."""
+    """Compare all saved sections except clock readings, and all metrics."""
     (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder, runs)
     saved, expected = (border(path, ROUNDS) for path in (ours, theirs))
     assert saved.shards == expected.shards
@@ -75,7 +78,7 @@ def assert_bit_equal(pool, name: str, silos: SiloSpec, choices: dict[str, Any], 
 
 
 def border(folder: Path, rounds: int) -> SavedState:
-    """The checkpoint after so many rounds."""
+    """Return the round checkpoint after this number of rounds."""
     saved = find_saved(folder / f"round-{rounds:06d}")
     assert saved and not saved.errors()
     return saved
@@ -87,14 +90,17 @@ def timeless(metrics: Metrics) -> Metrics:
 
 
 def noisy_model() -> nn.Module:
-    """A float32 model with dropout and batch statistics."""
+    """Return a float32 model with dropout and batch statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
 
 
 def noisy_choices(name: str) -> dict[str, Any]:
-    """Dropout, batch statistics, a cosine, and, where the algorithm can, sampled clients and steps across epochs."""
+    """Return choices with dropout, batch statistics and a cosine schedule.
+
+    If the algorithm supports them, clients are sampled and rounds have steps across epochs.
+    """
     sizes = [4 * size for size in SIZES]
     choices: dict[str, Any] = {
         "module": noisy_model(),
@@ -113,7 +119,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, tmp_path: Path
 
 
 def run_rounds_in_blocks(*arguments: Any) -> Records:
-    """`run_rounds` with vectors of several blocks, as models of more than half a million parameters have."""
+    """Call `run_rounds` with vectors of several blocks, as models of more than half a million parameters have."""
     with patch.object(flat, "BLOCK", 16):
         return run_rounds(*arguments)
 
@@ -137,7 +143,7 @@ def test_it_is_so_with_replicas(ranks, name: str, tmp_path: Path):
 
 
 def text_choices(dropout: float) -> dict[str, Any]:
-    """A small gpt on made-up text."""
+    """Return a small GPT and random text."""
     torch.manual_seed(0)
     return {
         "module": GPT(vocabulary=64, length=16, layers=2, heads=2, width=32, dropout=dropout),
@@ -155,14 +161,14 @@ def test_it_is_so_for_a_gpt_with_dropout(ranks, name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 def test_it_is_so_on_three_replicas(ranks, model: str, tmp_path: Path):
-    """From 3 ranks on, DistributedDataParallel's first backward adds in another order than the later ones."""
+    """From 3 ranks on, the first backward pass of DistributedDataParallel adds in another order than the later ones."""
     choices = text_choices(0.0) | {"module": make_model(model), "data": make_data(model, sum(SIZES))}
     assert_bit_equal(ranks(3), "sync", 1, choices | {"task": make_task(model), "batch_size": 6}, tmp_path)
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, Muon])
 def test_it_is_so_for_every_optimizer_and_its_groups(ranks, make: type[torch.optim.Optimizer], tmp_path: Path):
-    """Kept by every client, with parameters of three rates and no decay of biases."""
+    """Every client keeps the state, with three learning rates and no decay of biases."""
     rates = (("^0.weight", 0.5), ("^4", 2.0))
     choices = noisy_choices("diloco") | {
         "optimizer": GroupedOptimizerFactory(partial(make, lr=0.01, weight_decay=0.1), True, rates)
@@ -171,7 +177,7 @@ def test_it_is_so_for_every_optimizer_and_its_groups(ranks, make: type[torch.opt
 
 
 def resumed_elsewhere(name: str, silos: SiloSpec, choices: dict[str, Any], saved: SavedState) -> dict[str, Any]:
-    """The model after the run went on here from a checkpoint of another world."""
+    """Return the model after the run was resumed here from a checkpoint of another world."""
     with distributed(silos) as topology:
         run = case_run(topology, name, {"rounds": ROUNDS} | choices)
         return leaves(fit(run, resume_point=ResumePoint(INTERRUPTED, saved)).model.state_dict())
@@ -188,11 +194,11 @@ def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
 
 
 def other_algorithms_choices() -> dict[str, Any]:
-    """A personal output layer: the clients' own tensors are state too."""
+    """Return choices with a personal output layer, which is state of the clients."""
     algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params="^0\\.", client_optimizer_state="keep")
     return noisy_choices("fedavg") | {"algorithm": algorithm, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
 
 
 def test_personal_tensors_are_kept(ranks, tmp_path: Path):
-    """FedAvg that shares the first layer alone; batch statistics and the output layer are the clients' own."""
+    """FedAvg shares only the first layer; batch statistics and the output layer are personal."""
     assert_bit_equal(ranks(2), "fedavg", 2, other_algorithms_choices(), tmp_path)

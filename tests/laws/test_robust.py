@@ -1,4 +1,4 @@
-"""Median, trimmed mean and Krum: against numpy, coordinate by coordinate, and against clients that send anything."""
+"""Median, trimmed mean and Krum against numpy, coordinate by coordinate, and against clients that send anything."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Combine = Callable[[np.ndarray], np.ndarray]
 
 
 def trimmed(rows: np.ndarray, trim: float) -> np.ndarray:
-    """The mean of each column's values, sorted, without the floor(trim K) first and last."""
+    """Return the mean of each column's sorted values, without the first and last floor(trim K)."""
     left_out = math.floor(trim * len(rows))
     return np.sort(rows, axis=0)[left_out : len(rows) - left_out].mean(0)
 
 
 def naive_krum(rows: np.ndarray, byzantine: int, selected: int) -> np.ndarray:
-    """Blanchard et al. 2017: the score of i is the sum of |V_i - V_j|^2 over its K - f - 2 closest others j."""
+    """Return Krum by Blanchard et al. 2017: the score of i is the sum of |V_i - V_j|^2 over the K - f - 2 closest j."""
     scores = []
     for i, row in enumerate(rows):
         distances = sorted(((row - other) ** 2).sum() for j, other in enumerate(rows) if j != i)
@@ -51,7 +51,7 @@ RULES: dict[str, tuple[AggregationRule, Combine]] = {
 
 
 def expected(rule: Combine, clients: tuple[int, ...]) -> np.ndarray:
-    """The global places after each round, from the deltas of these clients."""
+    """Return the global points after each round, from the deltas of these clients."""
     found, place = [], START
     for _ in range(ROUNDS):
         place = place - rule(Walk().deltas(place, clients))
@@ -63,7 +63,7 @@ def ranks_of(silos: SiloSpec) -> int:
     return 2 if silos == 2 else 4
 
 
-# Two silos of unequal numbers of clients; of unequal numbers of ranks; three, of which 8 coordinates are no multiple.
+# Two silos with unequal numbers of clients; with unequal numbers of ranks; three, which do not divide 8 coordinates.
 layouts = pytest.mark.parametrize("silos", [2, [3, 1], [2, 1, 1]], ids=["2", "3+1", "2+1+1"])
 rules = pytest.mark.parametrize("name", RULES)
 
@@ -75,7 +75,7 @@ def test_the_silos_have_unequal_numbers_of_clients():
 @layouts
 @rules
 def test_all_clients_are_combined(ranks, name: str, silos: SiloSpec):
-    """Three rounds of 7 clients; every rank has the same bits."""
+    """After three rounds of 7 clients every rank has the same bits."""
     ours_by, rule = RULES[name]
     by_rank = ranks(ranks_of(silos)).run(path, silos, robust(ours_by), bowl_choices(rounds=ROUNDS))
     np.testing.assert_allclose(by_rank[0], expected(rule, EVERYONE), rtol=1e-12, atol=1e-12)
@@ -85,7 +85,7 @@ def test_all_clients_are_combined(ranks, name: str, silos: SiloSpec):
 @layouts
 @rules
 def test_a_nan_client_is_left_out(ranks, name: str, silos: SiloSpec):
-    """The rules see the other six; the median of six values is the mean of the two in the middle."""
+    """The rules see the other six; the median of six values is the mean of the middle two."""
     ours_by, rule = RULES[name]
     choices = bowl_choices(bowls=BOWLS.moved(BAD, math.nan), rounds=ROUNDS, max_nonfinite_rounds=9)
     outcomes = ranks(ranks_of(silos)).run(trajectory, silos, robust(ours_by), choices)[0]
@@ -98,7 +98,7 @@ def test_a_nan_client_is_left_out(ranks, name: str, silos: SiloSpec):
 @pytest.mark.parametrize("cohort", [(4,), (1, 5), (0, 1, 3)], ids=str)
 @rules
 def test_few_clients_are_combined(ranks, name: str, cohort: tuple[int, ...]):
-    """Of one client, a silo without any brings no rows; Krum of less than f + 3 clients looks at one neighbour."""
+    """A silo without a client sends no rows; Krum of fewer than f + 3 clients uses one neighbour."""
     ours_by, rule = RULES[name]
     choices = bowl_choices(rounds=ROUNDS, client_sampling=Only((cohort,)))
     ours = ranks(2).run(path, 2, robust(ours_by), choices)[0]
@@ -130,14 +130,14 @@ def test_leaving_nobody_out_is_fedavg_with_equal_weights(ranks, rule: Aggregatio
 
 
 def within(place: np.ndarray, before: np.ndarray, honest: tuple[int, ...]) -> bool:
-    """Whether every coordinate has moved as far as some honest client's, or less than one and more than another's."""
+    """Return whether every coordinate moved within the range of the honest clients' updates."""
     deltas, slack = Walk().deltas(before, honest), 1e-9
     moved = before - place
     return bool(((deltas.min(0) - slack <= moved) & (moved <= deltas.max(0) + slack)).all())
 
 
 def spoilt(liars: tuple[int, ...], far: float) -> Bowls:
-    """The bowls, with those of the liars around one point far away."""
+    """Return the bowls, with those of the liars around one distant point."""
     bowls = BOWLS
     for liar in liars:
         bowls = bowls.moved(liar, far)
@@ -156,7 +156,7 @@ BYZANTINE: dict[str, AggregationRule] = {
 @pytest.mark.parametrize("liars", [(3,), (0, 3)], ids=["one", "two of one mind"])
 @pytest.mark.parametrize("name", BYZANTINE)
 def test_liars_do_not_carry_the_model_away(ranks, name: str, liars: tuple[int, ...], far: float):
-    """In no round it leaves the honest clients' range, in no coordinate; two liars are close to each other."""
+    """In no round and no coordinate does the model leave the honest clients' range; two liars agree with each other."""
     honest = tuple(client for client in EVERYONE if client not in liars)
     choices = bowl_choices(bowls=spoilt(liars, far), rounds=ROUNDS)
     ours = ranks(2).run(path, 2, robust(BYZANTINE[name]), choices)[0]
@@ -166,7 +166,7 @@ def test_liars_do_not_carry_the_model_away(ranks, name: str, liars: tuple[int, .
 
 @pytest.mark.parametrize("far", [1e3, -1e9, 1e30])
 def test_a_liar_carries_fedavg_away(ranks, far: float):
-    """What the law above is worth: the mean follows."""
+    """The law above is not trivial: the mean follows the liar."""
     ours = ranks(2).run(path, 2, FedAvg, bowl_choices(bowls=spoilt((3,), far), rounds=1))[0]
     assert not within(ours[0], START, tuple(client for client in EVERYONE if client != 3))
     assert np.abs(ours[0]).max() > abs(far) / 100
@@ -207,13 +207,13 @@ def test_the_order_of_clients_does_not_matter(rows: np.ndarray, trim: float, ran
     assert torch.equal(ours, theirs)
 
 
-whole_numbers = st.integers(-9, 9).map(float)  # whose distances are exact: ties are ties
+whole_numbers = st.integers(-9, 9).map(float)  # their distances are exact, so that ties stay ties
 
 
 @laws
 @given(tables(whole_numbers), st.integers(0, 4), st.integers(1, 4))
 def test_krum_is_the_naive_one(rows: np.ndarray, byzantine: int, selected: int):
-    """Also where rows are equal, or score the same: the first of them is taken."""
+    """Rows or scores may be equal: the first of them is taken."""
     ours = krum(torch.from_numpy(rows), lambda tensor: tensor, byzantine, selected).numpy()
     np.testing.assert_allclose(ours, naive_krum(rows, byzantine, selected), rtol=1e-14)
 
@@ -221,7 +221,7 @@ def test_krum_is_the_naive_one(rows: np.ndarray, byzantine: int, selected: int):
 @laws
 @given(tables(whole_numbers), st.integers(0, 5), st.integers(1, 3))
 def test_krum_of_parts_is_the_parts_of_krum(rows: np.ndarray, cut: int, selected: int):
-    """Two silos with some coordinates each: the sum of their distances chooses the same clients for both."""
+    """Two silos with some coordinates each: the sum of their distances selects the same clients in both."""
     parts = [torch.from_numpy(part.copy()) for part in np.split(rows, [min(cut, rows.shape[1])], axis=1)]
     partial_sums: list[torch.Tensor] = []
     for part in parts:

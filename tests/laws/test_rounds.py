@@ -1,4 +1,4 @@
-"""Laws of one round: everyone ends with the same bits, nobody moves nothing, and a NaN stays where it arose."""
+"""Laws of one round: all ranks end with the same bits, an empty cohort moves nothing, and a NaN does not spread."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BAD, SILENT = 3, 5
 
 
 def norm_model() -> nn.Module:
-    """A float32 model with batch statistics."""
+    """Return a float32 model with batch statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
@@ -51,7 +51,7 @@ def norm_model() -> nn.Module:
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", CASES)
 def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: SiloSpec):
-    """Shared parameters, batch statistics and the server's state, torch.equal to rank 0's; and they have moved."""
+    """Shared parameters, batch statistics and the server's state are torch.equal to rank 0's, and have moved."""
     choices = {
         "module": norm_model(),
         "data": tiny_data(8 * sum(SIZES), torch.float32),
@@ -61,7 +61,7 @@ def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Sil
     outcomes = ranks(2 if silos == 2 else 4).run(train, name, silos, choices)
     for other in outcomes[1:]:
         assert_same(other.model, outcomes[0].model)
-        held = other.algorithm.items()  # where silos differ in size, followers have no part of the server's state
+        held = other.algorithm.items()  # if silos differ in size, followers have no part of the server's state
         assert_same(dict(held), {name: outcomes[0].algorithm[name] for name, _ in held})
     assert_same(outcomes[-1].algorithm, outcomes[0].algorithm)
     moved = [key for key, tensor in norm_model().state_dict().items() if key in outcomes[0].model]
@@ -70,7 +70,7 @@ def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: Sil
 
 
 def around_an_empty_round(name: str, silos: SiloSpec) -> tuple[Outcome, Outcome]:
-    """What a run holds before and after its third round, to which nobody comes."""
+    """Return the state of a run before and after its third round, which has an empty cohort."""
     with distributed(silos_of(name, silos)) as topology:
         run = case_run(topology, name, {"rounds": 3, "module": tiny_model()} | float32_data())
         state = TrainState(run)
@@ -86,7 +86,7 @@ def float32_data() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_an_empty_cohort_moves_nothing(ranks, name: str):
-    """Neither parameters nor server nor clients: bit for bit what they were; the round has no loss and no examples."""
+    """Parameters, server and clients keep their bits; the round has no loss and no examples."""
     for before, after in ranks(2).run(around_an_empty_round, name, 2):
         assert_same(before.model, after.model)
         assert_same(before.algorithm, after.algorithm)
@@ -100,7 +100,7 @@ def test_an_empty_cohort_moves_nothing(ranks, name: str):
 
 
 def spoiled(examples: int, first: int) -> DataSplits:
-    """The usual data with a NaN in one input of example `first`."""
+    """Return the usual data with a NaN in one input of example `first`."""
     data = tiny_data(examples)
     inputs, targets = data.train.fetch(torch.arange(examples))
     inputs[first, 2] = math.nan
@@ -108,10 +108,10 @@ def spoiled(examples: int, first: int) -> DataSplits:
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
-# Of a packed run, clients have the same silos in both runs.
+# If updates are compressed, clients have the same silos in both runs.
 @pytest.mark.parametrize("name", [name for name in VOTING if name in (*EXACT, "topk", "int4_scaffold")])
 def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: SiloSpec):
-    """One client is NaN and one silent: the run is that of the other five, in model, server, states and averages."""
+    """With a NaN client and an absent one, the run is that of the other five: model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
     pool = ranks(2 if silos == 2 else 4)
     # `per_client` is off because the bad client's own row is about the only thing that should speak of it.
@@ -135,7 +135,7 @@ def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: S
 
 @pytest.mark.parametrize("name", VOTING)
 def test_a_nan_client_keeps_the_state_it_had(ranks, name: str):
-    """What a client keeps between rounds changes only with a round that counts: there is no NaN in it."""
+    """A client's state changes only in a round that counts, so it has no NaN."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
     kept = every_client(ranks(2).run(train, name, 2, {"data": data}))
     tensors = [leaf for leaf in kept.get(BAD, {}).values() if isinstance(leaf, torch.Tensor)]
@@ -144,7 +144,7 @@ def test_a_nan_client_keeps_the_state_it_had(ranks, name: str):
 
 @pytest.mark.parametrize("name", [name for name in COMBINED if name in VOTING and name in AT_ONCE])
 def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
-    """Only the bad client comes to the second round: the model, its batch statistics and the server stay."""
+    """Only the bad client takes part in the second round: the model, its statistics and the server do not change."""
     size = 10
     data = spoiled(size * len(SIZES), size * BAD)
     choices = {

@@ -1,6 +1,6 @@
 """Reddi et al. 2021's server optimizers against ten lines of numpy, in whole runs of a linear softmax model; blocks.
 
-The servers that are torch's own are in test_references.
+The server optimizers of torch are in test_references.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def fedopt(weights: np.ndarray, rule: str, lr: float, betas: tuple[float, float], tau: float):
-    """Weights after each mean delta sent: Reddi et al. 2021, algorithm 2, with Delta = -delta and v_-1 = tau^2."""
+    """Yield the weights after each mean delta sent: Reddi et al.
+
+    2021, algorithm 2, with Delta = -delta, v_-1 = tau^2.
+    """
     mean, square = np.zeros_like(weights), np.full_like(weights, tau**2)
     while True:
         delta = -(yield weights)
@@ -43,7 +46,7 @@ def fedopt(weights: np.ndarray, rule: str, lr: float, betas: tuple[float, float]
 
 
 def told(server: Any, weight: str) -> list[tuple[np.ndarray, dict[str, float]]]:
-    """What numpy says of all rounds."""
+    """Return the results of numpy for all rounds."""
     return list(reference(server(start()), weight))
 
 
@@ -60,7 +63,7 @@ def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
 
 @pytest.mark.parametrize("silos", [[3, 1], [2, 1, 1]], ids=["3+1", "2+1+1"])
 def test_fedopt_on_silos_of_any_sizes(ranks, silos: list[int]):
-    """The same bits on all ranks, the numbers of the reference."""
+    """All ranks have the same bits, and the numbers of the reference."""
     algorithm = FedAvg(partial(FedOpt, **CHOICES["yogi"]))
     outcomes = ranks(4).run(train, "fedavg", silos, linear_choices("average") | {"algorithm": algorithm})
     assert_is_reference(outcomes[0], told(partial(fedopt, **CHOICES["yogi"]), "examples"))
@@ -68,7 +71,7 @@ def test_fedopt_on_silos_of_any_sizes(ranks, silos: list[int]):
 
 
 def test_the_deltas_of_these_runs_take_yogi_both_ways():
-    """d^2 is above v in some places and below in others, or the sign in its rule would go unseen."""
+    """d^2 is above v in some places and below it in others; otherwise the sign in Yogi's rule would not be tested."""
     choices = CHOICES["yogi"]
     first = told(partial(sgd, lr=1.0), "examples")[0][0] - start()
     above = first**2 > choices["tau"] ** 2
@@ -84,14 +87,14 @@ def test_adagrad_of_a_large_tau_is_fedavg(ranks):
 
 
 def train_in_blocks(name: str, choices: dict[str, Any]) -> Outcome:
-    """A run whose vectors have several blocks."""
+    """Train a run whose vectors have several blocks."""
     with patch.object(flat, "BLOCK", 16):
         return train(name, 2, choices)
 
 
 @pytest.mark.parametrize("name", [name for name in COMBINED if name != "bounded"])
 def test_the_blocks_of_a_vector_do_not_show(ranks, name: str):
-    """The bits are those of a run in which every vector is one block, unless a norm, rounded otherwise, moves them."""
+    """The bits are those of a run with one block, unless a norm is used, whose rounding differs."""
     blocks, whole = ranks(2).run(train_in_blocks, name, {"rounds": 3}), ranks(2).run(train, name, 2, {"rounds": 3})
     for one, other in zip(blocks, whole, strict=True):
         assert_same(one.model, other.model)

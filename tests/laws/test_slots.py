@@ -61,7 +61,7 @@ momentum = partial(torch.optim.SGD, lr=RATE, momentum=0.9)
 
 
 def averaged(deltas: Deltas, weights: list[int]) -> np.ndarray:
-    """The global places after each round: w <- w - sum_k p_k d_k."""
+    """Return the global points after each round: w <- w - sum_k p_k d_k."""
     found, place = [], START
     for _ in range(ROUNDS):
         place = place - np.average(deltas(place), axis=0, weights=weights)
@@ -70,12 +70,12 @@ def averaged(deltas: Deltas, weights: list[int]) -> np.ndarray:
 
 
 def shortened(deltas: np.ndarray) -> np.ndarray:
-    """d_k min(1, bound / |d_k|)."""
+    """Return d_k min(1, bound / |d_k|)."""
     return deltas * np.minimum(1, BOUND / np.linalg.norm(deltas, axis=1, keepdims=True))
 
 
 def follow(ranks: Any, walk: Walk, silos: SiloSpec = 2, **slots: Any) -> np.ndarray:
-    """The global places after each round of FedAvg with these slots."""
+    """Return the global points after each round of FedAvg with these options."""
     choices = bowl_choices(walk, rounds=ROUNDS)
     return ranks(2 if silos == 2 else 4).run(path, silos, partial(FedAvg, **slots), choices)[0]
 
@@ -83,14 +83,14 @@ def follow(ranks: Any, walk: Walk, silos: SiloSpec = 2, **slots: Any) -> np.ndar
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("walk", [Walk(pull=0.7), Walk(0.05, 0.9, pull=0.7)], ids=["sgd", "momentum"])
 def test_fedprox_is_pulled_to_where_its_round_began(ranks, walk: Walk, silos: SiloSpec):
-    """Each step's gradient has mu (w - x), which is none of the server's: Li et al. 2020, algorithm 2."""
+    """Each step's gradient includes mu (w - x), which the server does not see: Li et al. 2020, algorithm 2."""
     expected = averaged(walk.deltas, SIZES)
     np.testing.assert_allclose(follow(ranks, walk, silos, proximal_mu=walk.pull), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 def test_longer_deltas_than_the_bound_are_shortened(ranks, silos: SiloSpec):
-    """Some are and some are not; each before it is weighted."""
+    """Some deltas are longer and some are not; they are shortened before they are weighted."""
     norms = np.linalg.norm(Walk().deltas(START), axis=1)
     assert norms.min() < BOUND < norms.max()
     expected = averaged(lambda place: shortened(Walk().deltas(place)), SIZES)
@@ -98,19 +98,19 @@ def test_longer_deltas_than_the_bound_are_shortened(ranks, silos: SiloSpec):
 
 
 def test_capped_weights(ranks):
-    """p_k in proportion to min(n_k, cap)."""
+    """p_k is proportional to min(n_k, cap)."""
     expected = averaged(Walk().deltas, [min(size, CAP) for size in SIZES])
     np.testing.assert_allclose(
         follow(ranks, Walk(), weighting="capped", max_weight=CAP), expected, rtol=1e-12, atol=1e-12
     )
 
 
-# Slots that say nothing
+# Options without effect
 
 
 NOTHING: dict[str, dict[str, Any]] = {
     "mu=0": {"proximal_mu": 0.0},
-    "mu=1e-300": {"proximal_mu": 1e-300},  # which goes all the way of FedProx
+    "mu=1e-300": {"proximal_mu": 1e-300},  # runs all the code of FedProx
     "beta=0": {"server": partial(torch.optim.SGD, lr=1.0, momentum=0.0)},
     "bound=1e300": {"max_update_norm": 1e300},
     "cap=1e9": {"weighting": "capped", "max_weight": 10**9},
@@ -119,20 +119,20 @@ NOTHING: dict[str, dict[str, Any]] = {
 
 
 def with_slots(ranks: Any, silos: SiloSpec, slots: dict[str, Any]) -> Outcome:
-    """Where three rounds with momentum inside end."""
+    """Return the state after three rounds with momentum."""
     choices = {"rounds": 3, "optimizer": momentum, "algorithm": FedAvg(**slots)}
     return ranks(2 if silos == 2 else 4).run(train, "fedavg", silos, choices)[0]
 
 
 @pytest.fixture(scope="module", params=[2, [3, 1]], ids=["2", "3+1"])
 def plain(ranks, request: pytest.FixtureRequest) -> tuple[SiloSpec, Outcome]:
-    """Silos, and FedAvg on them."""
+    """Return silos, and FedAvg on them."""
     return request.param, with_slots(ranks, request.param, {})
 
 
 @pytest.mark.parametrize("name", NOTHING)
 def test_slots_that_say_nothing_are_fedavg_bit_for_bit(ranks, plain: tuple[SiloSpec, Outcome], name: str):
-    """Model and figures of all rounds."""
+    """Model and metrics of all rounds are equal."""
     silos, fedavg = plain
     ours = with_slots(ranks, silos, NOTHING[name])
     assert_same(ours.model, fedavg.model)
@@ -149,7 +149,7 @@ def test_a_cap_of_one_is_equal_weights(ranks):
 
 
 def norm_model() -> nn.Module:
-    """Two normalisation layers among others."""
+    """Return a model with two normalisation layers."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         layers = {"bn0": nn.BatchNorm1d(FEATURES), "hidden": nn.Linear(FEATURES, 5), "norm": nn.BatchNorm1d(5)}
@@ -164,7 +164,7 @@ States = dict[int, dict[str, Tensor]]
 
 
 def clients_models(client_optimizer_state: Any) -> tuple[States, Metrics]:
-    """The models of this silo's clients after three rounds, and the last figures."""
+    """Return the models of this silo's clients after three rounds, and the last metrics."""
     with distributed(2) as topology:
         shared = yaml.safe_load(FEDBN.read_text())["shared_params"]
         choices = {
@@ -184,7 +184,7 @@ def clients_models(client_optimizer_state: Any) -> tuple[States, Metrics]:
 
 
 def plain_fedbn(client_optimizer_state: str) -> tuple[States, dict[int, float]]:
-    """The same by a plain loop: norms stay apart with their buffers, the rest is averaged by n_k; and accuracies."""
+    """Return the same by a plain loop: norms and their buffers stay personal, the rest is averaged by n_k."""
     model = norm_model()
     states = {client: leaves(model.state_dict()) for client in range(len(BIG))}
     optimizers: dict[int, Any] = {}
@@ -203,7 +203,7 @@ def plain_fedbn(client_optimizer_state: str) -> tuple[States, dict[int, float]]:
 
 
 def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, client: int, epoch: int) -> None:
-    """Trains on all batches of the client, which are even."""
+    """Train on all batches of the client, which are full."""
     model.train()
     batches = BIG[client] // BATCH_SIZE
     for number in range(epoch * batches, (epoch + 1) * batches):
@@ -215,7 +215,7 @@ def plain_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, client: int,
 
 
 def accuracy(model: nn.Module, state: dict[str, Tensor], client: int) -> float:
-    """Of a client's model on its test examples."""
+    """Return the accuracy of a client's model on its test examples."""
     model.load_state_dict(state)
     inputs, targets = tiny_data(sum(BIG)).test.fetch(torch.arange(client, TEST_EXAMPLES, len(BIG)))
     return model.eval()(inputs).argmax(1).eq(targets).double().mean().item()
@@ -223,10 +223,10 @@ def accuracy(model: nn.Module, state: dict[str, Tensor], client: int) -> float:
 
 @pytest.mark.parametrize("client_optimizer_state", ["reset", "keep"])
 def test_fedbn_is_a_plain_loop_that_keeps_norms_apart(ranks, client_optimizer_state: str):
-    """Parameters, running buffers and counters of all clients' models; each is judged by its own."""
+    """Parameters, running buffers and counters of all clients' models are equal; each is evaluated on its own model."""
     outcomes = ranks(2).run(clients_models, client_optimizer_state)
     ours = {client: state for models, _ in outcomes for client, state in models.items()}
-    # On a rank, because torch has one thread there.
+    # It runs on a rank, where torch has one thread.
     states, accuracies = ranks(2).run(plain_fedbn, client_optimizer_state)[0]
     assert sorted(ours) == sorted(states)
     for client, state in states.items():
@@ -239,14 +239,14 @@ def test_fedbn_is_a_plain_loop_that_keeps_norms_apart(ranks, client_optimizer_st
 
 
 def plain_mean(parts: list[tuple[float, Statistics]]) -> Statistics:
-    """mean = sum p m, variance = sum p v: without the variance of the means, which `pooled` has."""
+    """Return the mean sum p m and the variance sum p v, without the variance of the means that `pooled` has."""
     shares = np.array([weight for weight, _ in parts])
     means, variances, counts = (np.stack(column) for column in zip(*(part for _, part in parts), strict=True))
     return np.average(means, 0, shares), np.average(variances, 0, shares), counts.max()
 
 
 def statistics(combine: Callable[..., Statistics], silos: SiloSpec, rounds: int) -> Statistics:
-    """The global ones after some rounds of one epoch."""
+    """Return the global statistics after some rounds of one epoch."""
     inputs = tiny_data(sum(BIG)).train.fetch(torch.arange(sum(BIG)))[0].numpy()
     state: Statistics = (np.zeros(FEATURES), np.ones(FEATURES), 0)
     for epoch in range(rounds):
@@ -262,7 +262,7 @@ def statistics(combine: Callable[..., Statistics], silos: SiloSpec, rounds: int)
 @pytest.mark.parametrize("silos", [4, [3, 1]], ids=["4", "3+1"])
 @pytest.mark.parametrize("name", ["mean", "pooled"])
 def test_statistics_are_combined_as_they_are_called(ranks, name: Any, silos: SiloSpec):
-    """Two rounds; the two ways are apart by the variance of the means, which is not nothing."""
+    """After two rounds the two methods differ by the variance of the means."""
     choices = norm_choices(rounds=2, algorithm=FedAvg(batchnorm_stats=name))
     expected = {"mean": statistics(plain_mean, silos, 2), "pooled": statistics(pooled, silos, 2)}
     assert (expected["pooled"][1] > expected["mean"][1] + 1e-6).all()
@@ -271,7 +271,7 @@ def test_statistics_are_combined_as_they_are_called(ranks, name: Any, silos: Sil
 
 
 def test_a_client_whose_statistics_are_not_finite_is_left_out(ranks):
-    """An input of 1e25 has an infinite variance in float32, and a delta that is finite, for it is normalised to 0."""
+    """An input of 1e25 has an infinite variance in float32, but a finite delta, because it is normalised to 0."""
     data = tiny_data(sum(BIG), torch.float32)
     inputs, targets = data.train.fetch(torch.arange(sum(BIG)))
     inputs[EDGES[3], 2] = 1e25

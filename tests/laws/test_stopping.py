@@ -1,4 +1,7 @@
-"""A run that stops early is the beginning of the whole run; where it stops is found by hand, and the same on resume."""
+"""A run that stops early is the beginning of the full run.
+
+Its last round is found by hand, and is the same on resume.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ ROUNDS = 8
 
 
 def held_out(sizes: list[int], tests: int) -> Clients:
-    """Clients of so many examples, of which each holds the first one out."""
+    """Return clients of these sizes, each of which holds its first example out."""
     edges = np.cumsum([0, *sizes])
     ids = [np.arange(start, end) for start, end in pairwise(edges)]
     test = tuple(np.arange(client, tests, len(sizes)) for client in range(len(sizes)))
@@ -39,7 +42,7 @@ def held_out(sizes: list[int], tests: int) -> Clients:
 
 
 def choices_of(model: str, **choices: Any) -> dict[str, Any]:
-    """Of a classifier, whose accuracy is better the larger it is, or of a gpt, whose perplexity is not."""
+    """Return choices of a classifier, whose accuracy is better if larger, or of a GPT, whose perplexity is not."""
     made, tests = (text_choices(0.2), 8) if model == "gpt" else ({}, TEST_EXAMPLES)
     return made | {"clients": held_out(SIZES, tests), "rounds": ROUNDS, "seed": 3} | choices
 
@@ -47,7 +50,7 @@ def choices_of(model: str, **choices: Any) -> dict[str, Any]:
 def run_until(
     name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, until: int | None = None, doing: str = ""
 ) -> tuple[dict[str, Any] | None, Records]:
-    """The result, and the rounds that were run here, from the newest checkpoint on; None of a run that was to leave."""
+    """Return the result, None for a preempted run, and the rounds since the newest checkpoint."""
     with distributed(silos_of(name, silos)) as topology:
         run, records = case_run(topology, name, choices), Records()
         checkpoints = Checkpointer(folder, topology, run.assignment_digest, keep=ROUNDS)
@@ -60,14 +63,14 @@ def run_until(
 
 
 def scores_of(records: Records, model: str) -> list[float]:
-    """The validation scores by round, more is better."""
+    """Return the validation scores by round; larger is better."""
     if model == "gpt":
         return [-metrics["validation/perplexity"] for metrics in records.rounds]
     return [metrics["validation/accuracy"] for metrics in records.rounds]
 
 
 def rounds_with_patience(scores: list[float], patience: int) -> int:
-    """By hand: the first round with so many scores since the first of the best of them."""
+    """Return, by hand, the first round with this number of scores after the first of the best of them."""
     for rounds in range(1, len(scores) + 1):
         so_far = scores[:rounds]
         if rounds - 1 - so_far.index(max(so_far)) >= patience:
@@ -76,7 +79,7 @@ def rounds_with_patience(scores: list[float], patience: int) -> int:
 
 
 def assert_is_the_beginning(folder: Path, whole: Path, rounds: int) -> None:
-    """The last border is that of the run that was not stopped."""
+    """Assert that the last round checkpoint is that of the run that was not stopped."""
     ours, theirs = border(folder, rounds), border(whole, rounds)
     for section in ("model", "clients"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
@@ -98,7 +101,7 @@ def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model
 
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model: str, tmp_path: Path):
-    """At a rate at which scores go up and down; interrupted before the end it ends in the same round."""
+    """At a rate at which scores rise and fall, an interrupted run ends in the same round."""
     jumping = partial(torch.optim.SGD, lr=3.0, momentum=0.5)
     choices = choices_of(model, optimizer=jumping, round=RoundOptions(steps=2))
     _, whole = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path / "whole")[0]
@@ -127,7 +130,7 @@ def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Pat
 
 
 def run_on_other_clocks(folder: Path) -> dict[str, Any]:
-    """On rank 0 the time goes by a second a look, on all others it has gone by long ago."""
+    """Run with a clock of rank 0 that advances by a second a reading; all others are far ahead."""
     with distributed(2) as topology:
         run = case_run(topology, "fedavg", choices_of("mlp", stop=StopCriteria(max_training_seconds=12)))
         times = count(0, 1) if topology.rank == 0 else count(10**6, 10**6)

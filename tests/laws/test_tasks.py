@@ -1,4 +1,4 @@
-"""The figures of a task are those of all examples, as scikit-learn tells them, whoever judged which of them."""
+"""The metrics of a task are those of all examples, as computed by scikit-learn, whatever rank evaluated them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def splits(targets: Tensor, inputs: Tensor, classes: int | None) -> DataSplits:
 
 
 def made_up(outputs: int) -> tuple[Tensor, Tensor]:
-    """Inputs, and numbers [N, outputs] that depend on them."""
+    """Return random inputs, and numbers [N, outputs] that depend on them."""
     generator = torch.Generator().manual_seed(7)
     inputs = torch.randn(EXAMPLES + TEST_EXAMPLES, FEATURES, generator=generator, dtype=torch.float64)
     return inputs, inputs[:, :outputs] + 0.3 * inputs[:, -outputs:]
@@ -36,7 +36,7 @@ def model_of(outputs: int) -> nn.Module:
 
 
 def choices_of(kind: str) -> dict[str, Any]:
-    """A task with data and a model for it."""
+    """Return a task with data and a model for it."""
     inputs, numbers = made_up(8 if kind == "many_classes" else 3)
     if kind == "regression":
         return {"task": Regression(huber=1.0), "data": splits(numbers, inputs, None), "module": tiny_model().double()}
@@ -49,7 +49,7 @@ def choices_of(kind: str) -> dict[str, Any]:
 
 
 def expected(kind: str, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """scikit-learn's figures of all test examples."""
+    """Return scikit-learn's metrics over all test examples."""
     if kind == "regression":
         return {"mae": metrics.mean_absolute_error(targets, outputs), "r2": metrics.r2_score(targets, outputs)}
     if kind == "multi_label":
@@ -72,13 +72,13 @@ def assert_as_expected(kind: str, choices: dict[str, Any], model: dict[str, Tens
     with torch.no_grad():
         theirs = expected(kind, module(inputs).numpy(), targets.numpy())
     for name, value in theirs.items():
-        tolerance = 0.01 if name == "auc" else 1e-9  # of 90 pairs one may share a bin
+        tolerance = 0.01 if name == "auc" else 1e-9  # one of 90 pairs may share a bin
         assert told[f"test/{name}"] == pytest.approx(value, abs=tolerance), name
 
 
 @pytest.mark.parametrize("kind", ["many_classes", "two_classes", "multi_label", "regression"])
 def test_figures_are_those_of_all_examples_on_any_number_of_ranks(ranks, kind: str):
-    """One silo of 1, 2, 3 replicas tells the same; so do silos of 2 and of 1 of their own model."""
+    """One silo of 1, 2 or 3 replicas has the same metrics; so do silos of 2 and of 1 for their models."""
     choices = choices_of(kind)
     alone, *others = (ranks(size).run(train, "sync", 1, choices)[0] for size in (1, 2, 3))
     assert_as_expected(kind, choices, alone.model, alone.rounds[-1])

@@ -1,4 +1,4 @@
-"""What is packed on its way: on more silos than the table has, gone on with elsewhere, and where it leads."""
+"""Compressed updates: on more silos than in the table, resumed in another world, and the point that they reach."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def test_four_silos_hold_the_same_bits(ranks, name: str):
 @WORLDS
 @pytest.mark.parametrize("name", PACKED)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, silos: SiloSpec, tmp_path: Path):
-    """Residuals of slices, and of sums, are saved with all else."""
+    """The residuals of slices and of sums are saved."""
     assert_bit_equal(ranks(4), name, silos, noisy_choices(name), tmp_path)
 
 
 @WORLDS
 @pytest.mark.parametrize("uplink", [Int8(8), PowerSGD(1)], ids=lambda uplink: uplink.name)
 def test_fragments_under_way_are_resumed(ranks, uplink: UpdateCompression, silos: SiloSpec, tmp_path: Path):
-    """Each fragment has residuals of its own; what is on its way is in the checkpoint.
+    """Each fragment has separate residuals; pending sums are in the checkpoint.
 
-    Of 4 silos some have no client in a round: they too are there for the last stage of what is on its way.
+    Of 4 silos some have no client in a round, but take part in the last stage of a pending sum.
     """
     choices = noisy_choices("streaming") | {"update_compression": uplink}
     assert_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "border")
@@ -65,7 +65,7 @@ def test_silos_leave_in_the_middle_of_a_round(ranks, silos: SiloSpec, tmp_path: 
 
 
 def residuals_here(name: str, silos: SiloSpec, choices: dict[str, Any], saved: SavedState) -> dict[str, Any]:
-    """What this rank still has to send when it goes on from the checkpoint of another world."""
+    """Return the residuals of this rank after resuming from the checkpoint of another world."""
     with distributed(silos) as topology:
         state = TrainState(case_run(topology, name, choices))
         restore(state, ResumePoint(0, saved))
@@ -73,7 +73,7 @@ def residuals_here(name: str, silos: SiloSpec, choices: dict[str, Any], saved: S
 
 
 def added_up(pieces: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """By vector, all that is to be sent, by its place."""
+    """Return the sum of the residuals of each vector."""
     sums: dict[str, torch.Tensor] = {}
     for name, piece in pieces.items():
         *_, vector, _, start = name.split("/")
@@ -85,7 +85,7 @@ def added_up(pieces: dict[str, Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("after", [1, 2, [3, 1]], ids=str)
 @pytest.mark.parametrize("name", ["int8", "int4_scaffold"])
 def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: SiloSpec, tmp_path: Path):
-    """Saved by four silos: others have it all."""
+    """Residuals that four silos have saved are distributed to other silos without loss."""
     choices = noisy_choices(name)
     ranks(4).run(run_rounds, name, 4, choices, tmp_path, INTERRUPTED, False)
     saved = border(tmp_path, INTERRUPTED)
@@ -105,9 +105,11 @@ def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: Sil
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_packed_silos_stay_around_the_known_point(ranks, codec: Codec, apart: float, silos: int):
-    """FedAvg of one step goes to the least of all clients' bowls; so does what is packed, to within what is kept back.
+    """FedAvg of one step goes to the minimum of all clients' bowls.
 
-    That does not vanish, because the clients' own steps do not vanish there.
+    Compressed, it stays within the size of the residual.
+
+    That does not vanish, because the clients' updates do not vanish there.
     """
     choices = bowl_choices(rounds=60, update_compression=codec, round=RoundOptions(steps=1))
     places = ranks(silos).run(path, silos, partial(FedAvg), choices)[0]

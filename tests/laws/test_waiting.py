@@ -1,4 +1,4 @@
-"""A step waits for nothing: no number is taken from the device to the host while a client trains."""
+"""No step waits for the device: nothing is copied from the device to the host while a client trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.loop.step import TrainStep
 from trainer.loop.train_state import TrainState
 from trainer.optim import GradientClipper
 
-# Operations whose outcome is a number of the host's, or whose shape depends on numbers of the device.
+# Operations that return a number to the host, or whose shape depends on values on the device.
 WAITING = {
     "_local_scalar_dense",
     "_unique2",
@@ -49,7 +49,7 @@ cases = [*(("mlp", name) for name in CHOICES), *(("gpt", name) for name in ("pla
 
 
 class Counting(TorchDispatchMode):
-    """Notes the operations that make the host wait for a device."""
+    """Counts the operations that make the host wait for a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Counting(TorchDispatchMode):
 
 
 def epoch_of_steps(topology: Topology, model: str, choices: dict[str, Any]) -> Callable[[], None]:
-    """Trains the only client for an epoch of 6 steps, the last one smaller; it has done so once."""
+    """Train the only client for an epoch of 6 steps, the last one smaller, after an epoch that is not counted."""
     state = TrainState(make_run(topology, [42], model, rounds=2, **choices))
     train_round(state, state.run.sample_round(0))
     round = state.run.sample_round(1)
@@ -85,7 +85,7 @@ def test_no_number_is_read_in_a_step(model: str, name: str) -> None:
 
 
 def test_no_number_is_read_in_preprocessing() -> None:
-    """Without mixing: what makes probabilities of labels looks at them on the CPU, though not on a GPU."""
+    """Mixing is left out: it converts labels to probabilities with checks that only the CPU makes."""
     with distributed(device="cpu") as topology:
         steps = epoch_of_steps(topology, "cnn", {"transforms": PREPROCESS})
         with Counting() as counting:
@@ -94,7 +94,7 @@ def test_no_number_is_read_in_preprocessing() -> None:
 
 
 def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that most loops read."""
+    """Most training loops read the loss."""
     micro_batch = TrainStep._forward_backward
 
     def reading(*arguments: Any) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_a_number_that_is_read_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize(("model", "name"), cases)
 def test_a_gpu_is_not_waited_for(model: str, name: str, on_device: bool) -> None:
-    """CUDA raises an error where the host would wait."""
+    """CUDA raises an error if the host waits."""
     with distributed() as topology:
         steps = epoch_of_steps(topology, model, CHOICES[name] | {"cache_on_gpu": on_device})
         torch.cuda.set_sync_debug_mode("error")

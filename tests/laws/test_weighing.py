@@ -30,7 +30,7 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 
 
 def drawn() -> Tensor:
-    """A weight for every example, some of them 0."""
+    """Return a weight for every example, some of them 0."""
     weights = torch.rand(EXAMPLES, generator=torch.Generator().manual_seed(0)) * 3
     weights[::7] = 0
     return weights
@@ -41,7 +41,7 @@ def weights_of(examples: Tensor) -> ExampleWeights:
 
 
 def losses_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean loss of each example [B]."""
+    """Return the mean loss of each example [B]."""
     if isinstance(task, Classification):
         return lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")
     if isinstance(task, MultiLabel):
@@ -52,7 +52,7 @@ def losses_of(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def by_hand(choices: dict[str, Any], weights: Tensor, batches: list[Tensor]) -> dict[str, Tensor]:
-    """for batch in batches: w -= lr grad(sum_i w_i l_i / sum_i w_i)"""
+    """Return the weights after a step w -= lr grad(sum_i w_i l_i / sum_i w_i) for each batch."""
     module = choices.get("module", tiny_model().double())
     inputs, targets = choices["data"].train.fetch(torch.arange(EXAMPLES))
     optimizer = SGD(module.parameters())
@@ -66,7 +66,7 @@ def by_hand(choices: dict[str, Any], weights: Tensor, batches: list[Tensor]) -> 
 
 @pytest.mark.parametrize("kind", ["many_classes", "multi_label", "regression"])
 def test_steps_are_those_of_a_loop_by_hand(ranks, kind: str) -> None:
-    """Two epochs of ragged batches; on 1 rank, and on 3 that take them apart in micro-batches."""
+    """Two epochs of ragged batches, on 1 rank and on 3 that divide them into micro-batches."""
     choices, weights = choices_of(kind), drawn()
     orders = [torch.randperm(EXAMPLES, generator=generator(0, "order", 0, epoch)) for epoch in range(2)]
     expected = by_hand(choices_of(kind), weights, [batch for order in orders for batch in order.split(7)])
@@ -80,7 +80,7 @@ def test_steps_are_those_of_a_loop_by_hand(ranks, kind: str) -> None:
 
 
 def test_a_language_model_counts_the_tokens_of_a_window_alike() -> None:
-    """sum_i w_i sum_t l_it, over what the units and the weights are: T sum_i w_i."""
+    """sum_i w_i sum_t l_it is divided by the sum of the weights of all tokens, T sum_i w_i."""
     outputs, weights = torch.randn(3, 5, 7, dtype=torch.float64), torch.tensor([0.5, 0.0, 2.0])
     targets = torch.randint(0, 7, (3, 5))
     each = [F.cross_entropy(outputs[i], targets[i], reduction="sum") for i in range(3)]
@@ -89,7 +89,7 @@ def test_a_language_model_counts_the_tokens_of_a_window_alike() -> None:
 
 
 def test_clients_count_by_the_weights_of_their_examples(ranks) -> None:
-    """One full step a client, then w - lr sum_k (n_k / n) grad_k, is a step on all examples: n_k = sum of weights."""
+    """One full-batch step of each client, combined, is a step on all examples: n_k is the sum of weights."""
     weights, data = drawn(), tiny_data(EXAMPLES)
     expected = by_hand({"task": Classification(), "data": data}, weights, [torch.arange(EXAMPLES)])
     choices = {"weights": weights_of(weights), "rounds": 1}
@@ -126,7 +126,7 @@ def test_a_batch_that_weighs_nothing_has_no_gradient(ranks) -> None:
 def weighed(
     class_weights: Any, labels: np.ndarray, weights: np.ndarray | None = None, validation: float = 0
 ) -> ExampleWeights:
-    """The weights of examples with these labels, those of two clients."""
+    """Return the weights of examples with these labels, those of two clients."""
     source = TensorSource(torch.zeros(len(labels), 2), torch.from_numpy(labels))
     splits = DataSplits(source, source, 4, weights=weights)
     clients = make_clients([len(labels) // 2, len(labels) - len(labels) // 2]).split_validation(validation, 0)
@@ -137,7 +137,7 @@ def weighed(
 
 
 def test_balanced_weights_equal_those_of_scikit_learn() -> None:
-    """Of the classes that occur; every example counts 1 on average."""
+    """They are over the labels that occur; an example has weight 1 on average."""
     labels = np.array([0, 0, 0, 0, 0, 2, 2, 3] * 5)
     found = weighed("balanced", labels)
     np.testing.assert_allclose(found.examples, compute_sample_weight("balanced", labels), rtol=1e-6)
@@ -172,7 +172,7 @@ def test_class_weights_are_finite_numbers_from_0(class_weights: list[float]) -> 
 
 
 class Bare:
-    """A task without weights."""
+    """A task that does not support weights."""
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.sum()

@@ -1,6 +1,6 @@
-"""A silo takes the same global batches whatever its number of ranks: the same losses, gradients and parameters.
+"""A silo takes the same batches on any number of ranks, with the same losses, gradients and parameters.
 
-In float64, where what is left of the order of sums is 1e-12; one rank is the truth for 2, 3 and 4.
+In float64 only 1e-12 is left of the order of sums; one rank is the reference for 2, 3 and 4.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainer.utils.seeding import generator
 
 @dataclass(frozen=True)
 class Batches:
-    """How many examples there are, and how they are taken."""
+    """The number of examples, and the batch sizes."""
 
     examples: int
     batch_size: int | None
@@ -36,7 +36,7 @@ class Batches:
 
 BATCHES = {
     "even": Batches(24, 12),
-    # The last batch has 2 examples: with 3 ranks one has none of it, with 4 two.
+    # The last batch has 2 examples: of 3 ranks one has none of them, of 4 two.
     "ragged": Batches(26, 12),
     "one_left": Batches(25, 12),
     "all": Batches(25, None),
@@ -60,7 +60,7 @@ def double_run(topology: Topology, model: str, batches: Batches, **choices: Any)
 
 
 def train_on(model: str, batches: Batches) -> tuple[dict[str, Any], list[Metrics]]:
-    """Parameters and figures of two synchronous epochs on all the ranks there are."""
+    """Return parameters and metrics of two synchronous epochs on all ranks."""
     with distributed() as topology:
         run = double_run(topology, model, batches)
         records = Records()
@@ -79,7 +79,7 @@ def test_ranks_are_one_rank(ranks, size: int, model: str, batches: str):
 
 
 def by_hand(size: int | None) -> dict[str, Any]:
-    """One epoch of plain torch over 26 examples of the gpt, in the order of the loader, mean loss of each batch."""
+    """Train one epoch of plain torch over 26 examples with the GPT, in the loader's order, with mean losses."""
     model = make_model("gpt").double()
     inputs, targets = make_data("gpt", 26).train.fetch(torch.arange(26))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
@@ -99,13 +99,13 @@ def one_epoch(size: int | None, micro: int | None) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("size", "micro"), [(12, None), (12, 2), (None, 3)])
 def test_ragged_batches_and_accumulation_are_exact(ranks, size: int | None, micro: int | None):
-    """Three ranks, and the loop that knows neither ranks nor micro-batches."""
+    """Three ranks equal a loop that knows neither ranks nor micro-batches."""
     for ours in ranks(3).run(one_epoch, size, micro):
         assert_close(ours, by_hand(size), 1e-10)
 
 
 class Watched:
-    """A watch that asks for the loss of every step."""
+    """A callback that asks for the loss of every step."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, int, float]] = []
@@ -122,14 +122,14 @@ def watch_steps(batches: Batches) -> list[tuple[float, int, float]]:
 
 
 def test_any_rank_can_be_asked_for_the_loss_of_any_step(ranks):
-    """Also one that had no example in the step: the last batch is of 2, for 3 ranks. Progress goes from 0 to 1."""
+    """A rank may have no example of the step: the last batch has 2, for 3 ranks. Progress runs from 0 to 1."""
     for seen in ranks(3).run(watch_steps, Batches(26, 12)):
         assert [examples for _, examples, _ in seen] == [12, 12, 2] * 2
         assert [done for done, _, _ in seen] == pytest.approx([step / 6 for step in range(1, 7)])
 
 
 def evaluate_split(data: DataSplits, batch_size: int) -> Metrics:
-    """The untrained model's figures on the test set."""
+    """Return the untrained model's metrics on the test set."""
     with distributed() as topology:
         choices = {"data": data, "eval.batch_size": batch_size, "optimizer": partial(torch.optim.SGD, lr=0.0)}
         return fit(double_run(topology, "mlp", Batches(26, 12), **choices)).metrics
@@ -155,7 +155,7 @@ def perplexity_of_untrained() -> Metrics:
 
 
 def test_perplexity_is_of_tokens(ranks):
-    """exp of the mean loss over the 8 x 16 tokens of the test windows."""
+    """It is exp of the mean loss over the 8 x 16 tokens of the test windows."""
     inputs, targets = make_data("gpt", 26).test.fetch(torch.arange(8))
     outputs = make_model("gpt").double()(inputs)
     loss = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())

@@ -1,4 +1,4 @@
-"""Synchronous training is bit for bit what a hand-written DistributedDataParallel loop does."""
+"""Synchronous training equals a hand-written DistributedDataParallel loop bit for bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIMIZERS = {
 
 
 def both(model: str, optimizer: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The parameters after 50 steps of ours, and of the hand-written loop, from one start and in one order."""
+    """Return the parameters after 50 steps of ours and of the hand-written loop, from one start and in one order."""
     with distributed() as topology:
         batch_size = EXAMPLES_PER_RANK * topology.world_size
         examples = batch_size * 10

@@ -1,4 +1,4 @@
-"""A SLURM cluster for the session, and a folder to submit jobs from as a user would."""
+"""A SLURM cluster for the session, and a folder from which jobs are submitted."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ SMALL = ("--cpus-per-task=1", "--gres=none")
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with slurm/, an environment to activate, and a model of one's own."""
+    """A folder with slurm/, an environment to activate, and a user's model."""
 
     folder: Path
     cluster: Cluster
 
     def submit(self, script: str, *arguments: str, options: tuple[str, ...] = (), launch: str = "torchrun") -> str:
-        """The id of the job that a script of ours makes with these overrides."""
+        """Submit one of our scripts with these overrides, and return the id of the job."""
         variables = f"--export=ALL,LAUNCH={launch}"
         return self.cluster.submit(*SMALL, *options, variables, f"slurm/{script}", *arguments, folder=self.folder)
 
     def srun(self, options: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Python with these arguments in tasks that a user starts by hand."""
+        """Start Python with these arguments in tasks, as a user would by hand."""
         return self.cluster.run("srun", "--quiet", *options, sys.executable, *arguments, folder=self.folder)
 
     def train(self, *overrides: str) -> Path:
-        """The folder of a run on this machine, without SLURM, that nobody disturbs."""
+        """Train an undisturbed run on this machine, without SLURM, and return its folder."""
         run = self.folder / uuid.uuid4().hex
         command = [sys.executable, "-m", "trainer", *HERE, *overrides, f"run_dir={run}"]
         ended = self.cluster.run(*command, folder=self.folder)
@@ -58,20 +58,20 @@ class Project:
         return run
 
     def weights(self, run: Path) -> bytes:
-        """The finished model of a run, as it lies on disk."""
+        """Return the bytes of the finished model of a run."""
         return (run / "model.safetensors").read_bytes()
 
     def out(self, id: str) -> str:
-        """What a job has written."""
+        """Return the output of a job."""
         return "".join(path.read_text() for path in self.folder.glob(f"*-{id}.out"))
 
     def wait_for(self, id: str, text: str, within_seconds: float = 90) -> None:
-        """Returns when a job has written this; AssertionError if it has ended, or been slow."""
+        """Wait until a job has printed this; raise AssertionError if it has ended or takes too long."""
         self.cluster.wait_for(id, lambda job: text in self.out(id) or job.has_ended, within_seconds)
         assert text in self.out(id), self.out(id)
 
     def end_of(self, id: str, within_seconds: float = 90) -> Job:
-        """A job that has ended well."""
+        """Wait for the end of a job, which must succeed."""
         job = self.cluster.wait_for(id, lambda job: job.has_ended, within_seconds)
         assert (job.state, job.code) == ("COMPLETED", 0), f"{job}\n{self.out(id)}"
         return job
@@ -79,7 +79,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes with two (pretended) GPUs and three with one."""
+    """Two nodes with two (pretended) GPUs, and three with one."""
     if reason := why_not():
         pytest.skip(reason)
     with new_cluster(gpus=(2, 2, 1, 1, 1)) as cluster:
@@ -88,7 +88,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def new_project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
-    """A project in an empty folder."""
+    """Make a project in an empty folder."""
     cluster.environment |= {
         "PYTHONPATH": str(ROOT),
         "SILOTRAIN_CACHE": str(tmp_path_factory.getbasetemp() / "cache"),
@@ -108,9 +108,9 @@ def new_project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="session", autouse=True)
 def limited(new_project: Callable[[], Project]) -> tuple[Project, str]:
-    """A job of 45 seconds of work or more, which SLURM warns when the cluster is half a minute old.
+    """A job with 45 seconds of work, which SLURM warns when the cluster is half a minute old.
 
-    SLURM looks at the limits of time every 30 seconds, and warns those early that it would warn before the next time.
+    SLURM checks time limits every 30 seconds, and warns a job if the time of its warning is before the next check.
     """
     project = new_project()
     overrides = (*HERE, *WORK, "+model.seconds=0.375", "launch.nproc_per_node=2", "run_dir=limited")
@@ -120,19 +120,19 @@ def limited(new_project: Callable[[], Project]) -> tuple[Project, str]:
 
 @pytest.fixture(scope="session")
 def alone(limited: tuple[Project, str]) -> bytes:
-    """The weights that two workers come to without SLURM, disturbed by nobody."""
+    """Return the weights of an undisturbed run of two workers without SLURM."""
     project, _ = limited
     return project.weights(project.train(*WORK, "launch.nproc_per_node=2"))
 
 
 @pytest.fixture(scope="module")
 def project(new_project: Callable[[], Project]) -> Project:
-    """The project of a file of tests."""
+    """Return a project for all tests of a file."""
     return new_project()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lies here needs SLURM."""
+    """Mark all tests of this folder as needing SLURM."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("slurm")

@@ -1,4 +1,4 @@
-"""Jobs that are cancelled, displaced by a more urgent one, or spread over unlike groups of nodes."""
+"""Jobs that are cancelled, displaced by a more urgent one, or spread over heterogeneous groups of nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(project: Project,
 
 @pytest.mark.parametrize("launch", ["torchrun", "srun"])
 def test_a_job_that_makes_room_for_another_goes_on_after_it(project: Project, alone: bytes, launch: str) -> None:
-    """SLURM tells the steps, gives them a minute, and leaves the rest to the script."""
+    """SLURM signals the steps and gives them a minute; the script does the rest."""
     overrides = (*SLOWLY, f"run_dir=displaced-{launch}", "launch.nproc_per_node=1")
     nodes = ("--nodes=2", "--nodelist=node[3-4]", "--exclusive")
     job = project.submit("train.sbatch", *overrides, options=nodes, launch=launch)

@@ -1,4 +1,4 @@
-"""Jobs that are told to leave, run out of time or lose a node: queued again, they end as if nothing had been."""
+"""Jobs that are preempted, run out of time or lose a node are requeued, and end like undisturbed ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLOWLY = "+model.seconds=0.15"  # 18 seconds of work
 
 @pytest.fixture(scope="module")
 def jobs(project: Project) -> dict[str, str]:
-    """Two jobs of a rank on each of two nodes, after a round: one was warned, the other has lost its first node."""
+    """Two jobs on two nodes, with a rank on each: after a round one is warned, and the other loses its first node."""
 
     def submit(launch: str, name: str, nodes: str) -> str:
         overrides = (*HERE, *WORK, SLOWLY, f"run_dir={name}", "launch.nproc_per_node=1")
@@ -33,7 +33,7 @@ def jobs(project: Project) -> dict[str, str]:
 
 
 def test_a_job_that_is_warned_saves_and_is_queued_again(jobs: dict[str, str], project: Project, alone: bytes) -> None:
-    """SIGUSR1 to the batch script, as before the end of its time; its tasks are the workers."""
+    """SIGUSR1 goes to the batch script, as before the time limit; the workers are SLURM's tasks."""
     job, run = jobs["warned"], project.folder / "warned"
     project.cluster.wait_for(job, lambda job: job.state == "PENDING")
     assert json.loads((run / "state.json").read_text())["status"] == "preempted"
@@ -44,7 +44,7 @@ def test_a_job_that_is_warned_saves_and_is_queued_again(jobs: dict[str, str], pr
 
 
 def test_a_job_whose_node_dies_goes_on_with_another(jobs: dict[str, str], project: Project, alone: bytes) -> None:
-    """The node of rank 0, on which the batch script runs too."""
+    """It is the node of rank 0 and of the batch script."""
     job = jobs["bereft"]
     (lost,) = (node.name for node in project.cluster.nodes if node.process is None)
     again = project.cluster.start_again(job)
@@ -55,7 +55,7 @@ def test_a_job_whose_node_dies_goes_on_with_another(jobs: dict[str, str], projec
 
 
 def test_a_job_whose_time_is_shorter_than_its_work_comes_to_its_end(limited: tuple[Project, str], alone: bytes) -> None:
-    """SLURM's own warning before the limit; the second start has the rest of the work before it."""
+    """SLURM warns before the limit; the second start does the rest of the work."""
     project, job = limited
     project.cluster.start_again(job)
     project.cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=5")

@@ -1,4 +1,4 @@
-"""What cannot be meant is said once, by one process of all, before anything is trained."""
+"""Invalid requests are reported once, by one of all processes, before training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = [pytest.param(*case, id=name, marks=[pytest.mark.long] * (name in SLOW))
 def test_a_world_that_does_not_fit_is_refused(
     tasks: tuple[str, ...], launcher: tuple[str, ...], overrides: tuple[str, ...], said: str, project: Project
 ) -> None:
-    """With exit code 2; torchrun gets 0, or it would report each rank that it has started."""
+    """The exit code is 2; under torchrun it is 0, since torchrun would report each of its ranks."""
     ended = project.srun(tasks, *launcher, "-m", "trainer", *HERE, *overrides, "run_dir=refused")
     assert ended.stderr.count(said) == 1, ended.stderr
     assert ended.returncode == (0 if launcher else 2), ended.stderr

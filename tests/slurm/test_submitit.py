@@ -1,4 +1,4 @@
-"""Sweeps through submitit: each job a job of SLURM's, put back into the queue when its time is up."""
+"""Sweeps through submitit: each job is one of SLURM, requeued at its time limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS_TO_RUN = 120
 
 
 def sweep(project: Project, *arguments: str) -> subprocess.Popen[str]:
-    """A sweep that a user starts on this machine, which is no node."""
+    """Start a sweep on this machine, which is not a node."""
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", "-m", *HERE, *SLURM, *arguments],
         cwd=project.folder,
@@ -30,7 +30,7 @@ def sweep(project: Project, *arguments: str) -> subprocess.Popen[str]:
 
 
 def first_of(project: Project, name: str) -> str:
-    """The id of the first job of the sweep of this name, as soon as it runs."""
+    """Return the id of the first running job of the sweep of this name."""
     options = ("--noheader", f"--name={name}", "--states=R", "-o", "%i")
     deadline = time.monotonic() + SECONDS_TO_RUN
     while True:
@@ -50,7 +50,7 @@ def wait_for(log: Path, text: str) -> None:
 
 @pytest.mark.long
 def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
-    """The signal before the limit has it save; submitit puts it back; and it ends as one that nobody disturbed."""
+    """It saves at the signal before the limit, submitit requeues it, and it ends like an undisturbed one."""
     overrides = (*WORK, "+model.seconds=0.05", "launch.nproc_per_node=1")
     started = sweep(project, *overrides, "seed=1,2", "run_dir=study")
     id = first_of(project, "study")
@@ -67,7 +67,7 @@ def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
 
 @pytest.mark.long
 def test_a_failed_job_does_not_end_the_sweep(project: Project) -> None:
-    """One rank makes no two silos. The log is where that of a local sweep is."""
+    """One rank cannot be two silos. The log is in the same place as that of a local sweep."""
     started = sweep(project, *WORK, "launch.nproc_per_node=1", "silos=1,2", "run_dir=mixed")
     out, err = started.communicate(timeout=SECONDS_TO_RUN)
     assert started.returncode == 1 and "Traceback" not in err, f"{out}{err}"

@@ -1,4 +1,4 @@
-"""The runs of a sweep, shared among the tasks of an array."""
+"""The runs of a sweep, divided among the tasks of an array."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.slurm.conftest import HERE, WORK, Project
 
 @pytest.mark.long
 def test_the_tasks_of_an_array_share_the_runs_and_are_queued_again_alone(project: Project) -> None:
-    """Ids that begin at 3, in steps of 2. One task is warned: it alone starts again, and ends what it has begun."""
+    """The ids begin at 3, in steps of 2. One task is warned: only that one is requeued, and finishes its runs."""
     overrides = (*HERE, *WORK, "rounds=2", "+model.seconds=0.1", "launch.nproc_per_node=1", "seed=1,2")
     job = project.submit("sweep.sbatch", *overrides, options=("--array=3-5:2",))
     first, second = f"{job}_3", f"{job}_5"

@@ -1,4 +1,4 @@
-"""Jobs that nobody disturbs: a task for each GPU, and silos of different sizes."""
+"""Undisturbed jobs: a task for each GPU, and silos of different sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FEDERATED = (*WORK, "partition=dirichlet", "partition.alpha=0.5")
 
 @pytest.fixture(scope="module")
 def jobs(project: Project) -> dict[str, str]:
-    """All of them, side by side."""
+    """Run all jobs side by side."""
     gpus, sizes = ("--gres=gpu:2", "--cpus-per-task=2"), ("--ntasks=3", "--ntasks-per-node=2")
     return {
         "gpus": project.submit("train.sbatch", *HERE, *WORK, options=gpus, launch="srun"),
@@ -20,7 +20,7 @@ def jobs(project: Project) -> dict[str, str]:
 
 
 def test_each_gpu_of_a_node_has_a_task(jobs: dict[str, str], project: Project, alone: bytes) -> None:
-    """The weights of two workers without SLURM, bit for bit; the run folder has the number of the job."""
+    """The weights are those of two workers without SLURM, bit for bit; the run folder has the number of the job."""
     job = jobs["gpus"]
     project.end_of(job)
     assert "replicas in the silos: [2]" in project.out(job)

@@ -1,4 +1,4 @@
-"""Work: sums of a client's round that survive being saved in the middle, to the last bit."""
+"""ClientResult: the sums of a client's round, saved in the middle and resumed to the last bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ laws = settings(deadline=None)
 # Sums of such numbers depend on their order and grouping.
 losses = st.floats(-1e6, 1e6, width=32).map(torch.tensor)
 steps = st.lists(st.tuples(st.integers(0, 32), losses, st.integers(0, 64)), max_size=20)
-KEPT = 4  # losses that are kept before they are added up; in a run it is a thousand
+KEPT = 4  # losses that are kept before they are added up; a run keeps a thousand
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def few_losses_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def work_after(taken: list[tuple[int, torch.Tensor, int]], begun: ClientResult | None = None) -> ClientResult:
-    """The ClientResult of a client, new or `begun`, that goes on with these steps."""
+    """Return the ClientResult of a client, new or `begun`, after these steps."""
     one = begun or ClientResult(client=7, weight=100)
     for examples, loss, units in taken:
         one.add(examples, loss, units)
@@ -42,7 +42,7 @@ def counts(one: ClientResult) -> tuple[int, ...]:
 @laws
 @given(steps)
 def test_losses_are_added_up(taken: list[tuple[int, torch.Tensor, int]]):
-    """In float64, whatever the precision of each: the exact sum to rounding. Examples, units and steps are counted."""
+    """Losses are summed in float64, exact to rounding. Examples, units and steps are counted."""
     one = work_after(taken)
     exact = math.fsum(loss.item() for _, loss, _ in taken)
     assert one.loss_sum == pytest.approx(exact, rel=1e-14, abs=1e-14 * sum(abs(loss.item()) for _, loss, _ in taken))
@@ -51,7 +51,7 @@ def test_losses_are_added_up(taken: list[tuple[int, torch.Tensor, int]]):
 
 
 def test_few_losses_are_kept():
-    """However many steps a round has."""
+    """Their number is bounded, however many steps a round has."""
     one = ClientResult(client=0, weight=1)
     for _ in range(10 * KEPT + 1):
         one.add(1, torch.tensor(0.5), 1)
@@ -62,7 +62,7 @@ def test_few_losses_are_kept():
 @laws
 @given(steps, steps)
 def test_saved_in_the_middle_it_is_the_same_to_the_last_bit(before: list, rest: list):
-    """Wherever between two foldings it is, and however often it is saved; saving changes nothing."""
+    """It may be saved anywhere between two sums, any number of times; saving changes nothing."""
     through, saved = work_after(before + rest), work_after(before)
     assert saved.state_dict().keys() == saved.state_dict().keys()
     resumed = work_after(rest, client_result_from_state(client_result_from_state(saved.state_dict()).state_dict()))
@@ -72,7 +72,7 @@ def test_saved_in_the_middle_it_is_the_same_to_the_last_bit(before: list, rest: 
 
 
 def test_all_of_it_is_saved(tmp_path: Path):
-    """Through a file, tensors and numbers alike; what was measured is a number afterwards."""
+    """Tensors and numbers are saved to a file; a measured value is a number afterwards."""
     one = work_after([(8, torch.tensor(0.1), 8), (8, torch.tensor(0.2), 8)])
     one.gradient_norm, one.learning_rate = torch.tensor(1 / 3), 0.07
     one.seconds_data, one.seconds_compute = 0.25, math.pi
@@ -109,7 +109,7 @@ def test_the_loss_of_the_last_step_is_a_mean():
 @laws
 @given(st.lists(steps, min_size=1, max_size=4), st.integers(1, 4))
 def test_replicas_that_are_more_or_fewer_share_what_was_done(parts: list[list], replicas: int):
-    """The sums over the replicas stay; what is equal in the silo is so in each."""
+    """The sums over the replicas do not change; each replica has the values that are equal in the silo."""
     before = [work_after(part) for part in parts]
     states = [one.state_dict() for one in before]
     after = [

@@ -29,7 +29,7 @@ def close(value: float) -> object:
 
 
 def velocity(rho: float, step: int) -> float:
-    """1 + rho + ... + rho^(step - 1): the momentum buffer at the step, counted from 1."""
+    """Return 1 + rho + ... + rho^(step - 1): the momentum buffer at the step, counted from 1."""
     return (1 - rho**step) / (1 - rho)
 
 
@@ -42,7 +42,7 @@ def test_sgd_goes_the_sum_of_its_rates(factors: list[float]):
 @laws
 @given(steps, betas)
 def test_momentum_goes_the_norm_of_fednova(tau: int, rho: float):
-    """eta ||a||_1 with (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho), Wang et al. 2020."""
+    """It is eta ||a||_1 = eta (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho), Wang et al. 2020."""
     norm = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
     assert EffectiveSteps(partial(SGD, lr=RATE, momentum=rho)).displacement((1.0,) * tau) == pytest.approx(
         RATE * norm, abs=1e-12
@@ -52,7 +52,7 @@ def test_momentum_goes_the_norm_of_fednova(tau: int, rho: float):
 @laws
 @given(steps, st.floats(0.01, 0.95))
 def test_nesterov_looks_ahead_by_one_step(tau: int, rho: float):
-    """Each step is 1 + rho v_t: together the tau steps and rho times what momentum goes."""
+    """Each step is 1 + rho v_t: together the tau steps, and rho times the displacement of momentum."""
     norm = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
     way = EffectiveSteps(partial(SGD, lr=RATE, momentum=rho, nesterov=True)).displacement((1.0,) * tau)
     assert way == pytest.approx(RATE * (tau + rho * norm), abs=1e-12)
@@ -61,7 +61,7 @@ def test_nesterov_looks_ahead_by_one_step(tau: int, rho: float):
 @laws
 @given(schedules, st.floats(0.01, 0.95))
 def test_schedules_weigh_the_steps_of_momentum(factors: list[float], rho: float):
-    """sum_t eta_t v_t: the rate of a step multiplies what all steps before it have left."""
+    """It is sum_t eta_t v_t: the rate of a step multiplies the momentum of all steps before it."""
     expected = math.fsum(RATE * factor * velocity(rho, t) for t, factor in enumerate(factors, 1))
     assert EffectiveSteps(partial(SGD, lr=RATE, momentum=rho)).displacement(tuple(factors)) == close(expected)
 
@@ -69,7 +69,7 @@ def test_schedules_weigh_the_steps_of_momentum(factors: list[float], rho: float)
 @laws
 @given(steps, st.floats(0.01, 5))
 def test_a_pull_brings_it_back(tau: int, mu: float):
-    """(1 - (1 - eta mu)^tau) / mu, eta times the proximal norm of Wang et al. 2020."""
+    """It is (1 - (1 - eta mu)^tau) / mu, eta times the proximal norm of Wang et al. 2020."""
     expected = (1 - (1 - RATE * mu) ** tau) / mu
     assert EffectiveSteps(partial(SGD, lr=RATE), proximal_mu=mu).displacement((1.0,) * tau) == pytest.approx(
         expected, rel=1e-10
@@ -79,7 +79,7 @@ def test_a_pull_brings_it_back(tau: int, mu: float):
 @laws
 @given(schedules, st.floats(0.01, 4))
 def test_schedules_weigh_a_pull(factors: list[float], mu: float):
-    """(1 - prod_t (1 - eta_t mu)) / mu."""
+    """It is (1 - prod_t (1 - eta_t mu)) / mu."""
     expected = (1 - math.prod(1 - RATE * factor * mu for factor in factors)) / mu
     assert EffectiveSteps(partial(SGD, lr=RATE), proximal_mu=mu).displacement(tuple(factors)) == pytest.approx(
         expected, rel=1e-9, abs=1e-14
@@ -95,7 +95,7 @@ def test_the_way_is_in_proportion_to_the_gradient(factors: list[float], rho: flo
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
 def test_weight_decay_is_left_out(options: dict[str, float]):
-    """It is a part of the clients' gradients, not of how far they carry."""
+    """It is a part of the clients' gradients."""
     with_it, without = (partial(SGD, lr=RATE, weight_decay=decay, **options) for decay in (0.5, 0.0))
     assert EffectiveSteps(with_it).displacement((1.0, 0.5, 2.0)) == EffectiveSteps(without).displacement(
         (1.0, 0.5, 2.0)
@@ -103,7 +103,7 @@ def test_weight_decay_is_left_out(options: dict[str, float]):
 
 
 def test_every_way_begins_anew():
-    """Asked again, for more steps and for the same: no momentum is left from the last time."""
+    """Repeated calls start without momentum, for any number of steps."""
     probe = EffectiveSteps(partial(SGD, lr=RATE, momentum=0.5))
     assert [probe.displacement((1.0,) * tau) for tau in (1, 2, 1)] == [close(0.1), close(0.25), close(0.1)]
 
@@ -131,7 +131,7 @@ NONLINEAR: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_what_is_linear_is_accepted(name: str):
-    """And twice the gradient is indeed twice the way, at rates that change."""
+    """Twice the gradient gives twice the displacement, also with a schedule."""
     assert not nonlinear_optimizer("scaffold", LINEAR[name], GradientClipper())
     way, twice = (EffectiveSteps(LINEAR[name]).displacement((1.0, 0.3, 0.7), gradient) for gradient in (1.0, 2.0))
     assert way > 0 and twice == pytest.approx(2 * way, rel=1e-12)
@@ -139,7 +139,7 @@ def test_what_is_linear_is_accepted(name: str):
 
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_adaptive_optimizers_are_refused(name: str):
-    """The message names the algorithm, the optimizer, and what to set instead."""
+    """The message names the algorithm, the optimizer, and a remedy."""
     (said,) = nonlinear_optimizer("scaffold", NONLINEAR[name], GradientClipper())
     assert said.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
     assert f"with {name} twice the gradient is not twice the step" in said
@@ -152,7 +152,7 @@ def test_an_optimizer_of_matrices_is_refused_in_its_own_words():
 
 
 def test_clipping_is_refused():
-    """However large the norm: nobody can say that it is never met."""
+    """It is refused for any norm, since nobody can know that a norm is never reached."""
     (said,) = nonlinear_optimizer("fednova", LINEAR["sgd"], GradientClipper(1e9))
     assert said.startswith("clip.max_norm=1e+09 with algorithm=fednova")
     assert "set clip.max_norm=null, or algorithm=fedavg" in said

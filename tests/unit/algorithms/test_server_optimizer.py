@@ -1,4 +1,4 @@
-"""The server optimizer: however its vector is cut into parts and blocks, it is one optimizer of the whole."""
+"""The server optimizer equals one optimizer of the whole vector, however that is divided into parts and blocks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_neither_parts_nor_blocks_show(name: str, blocks: list[int]):
 
 
 def test_a_state_is_cut_as_its_parts_lie():
-    """Out of parts in any order, of some of the vector: what is between them and behind them is zero."""
+    """It is assembled from parts in any order; missing parts are zero."""
     whole = torch.arange(1.0, 21.0)
     saved = sorted_by_offset({"12": {"sum": whole[12:17]}, "0": {"sum": whole[0:4]}, "4": {"sum": whole[4:9]}})
     lacking = whole.clone()
@@ -68,7 +68,7 @@ def test_a_state_is_cut_as_its_parts_lie():
 
 @pytest.mark.parametrize("name", ["adam", "yogi"])
 def test_parts_that_moved_differently_often_stay_so(name: str):
-    """One half has moved twice, the other never: restored, each goes on as torch's optimizer of that half alone."""
+    """One half has moved twice, the other never: after loading, each equals torch's optimizer of that half."""
     vector, wanted = numbers(0), numbers(0)
     with patch.object(flat, "BLOCK", 16):
         first, second = ServerOptimizer(SERVERS[name], vector, HALVES), ServerOptimizer(SERVERS[name], vector, HALVES)

@@ -1,4 +1,4 @@
-"""Checkpoints: replicas divide them and merge them, and a run goes on from the newest that are as they were written."""
+"""Checkpoints: replicas divide and merge them, and a run resumes from the newest undamaged ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = (2, 1)  # of the silos that save
 
 @pytest.fixture(autouse=True)
 def world() -> Iterator[None]:
-    """This process is all the ranks there are."""
+    """This process is a world of one rank."""
     with distributed():
         yield
 
@@ -38,7 +38,7 @@ trees = st.dictionaries(
 @laws
 @given(trees, st.integers(1, 5))
 def test_replicas_divide_what_they_hold_in_common(tree: dict, replicas: int):
-    """Every leaf exactly once; and no replica writes more than another by more than the largest leaf."""
+    """Every leaf is written exactly once; no replica writes more than another by more than the largest leaf."""
     shares = [assign_leaves(tree, replica, replicas) for replica in range(replicas)]
     assert sorted(name for share in shares for name in share) == sorted(name for name, _ in iter_leaves(tree))
     assert all(share[name] is leaf for share in shares for name, leaf in iter_leaves(tree) if name in share)
@@ -52,7 +52,7 @@ def test_replicas_divide_what_they_hold_in_common(tree: dict, replicas: int):
 @settings(laws, max_examples=25)
 @given(trees, st.integers(1, 3))
 def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory, tree: dict, replicas: int):
-    """The tree of all of them; what each calls its own stays its own."""
+    """The result is the tree of all of them; own tensors stay separate."""
     folder = tmp_path_factory.mktemp("merged")
     ranks = writers(folder, (replicas,))
     for replica, one in enumerate(ranks):
@@ -68,7 +68,7 @@ def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_all_silos_write_or_the_first_alone(tmp_path: Path):
-    """Where clients keep nothing, the other silos have nothing to bring."""
+    """If clients have no state, the other silos write nothing."""
     for name, all_write in (("round-000001", True), ("round-000002", False)):
         for one in writers(tmp_path, SIZES):
             clients = {"clients": {str(one.topology.silo): {"a": 1}}}
@@ -83,7 +83,7 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
 
 
 def test_what_is_loaded_is_not_what_is_on_disk(tmp_path: Path):
-    """No aliases: training on changes neither the file nor what is loaded from it again."""
+    """There are no aliases: training changes neither the file nor what is loaded from it again."""
     save_border(writers(tmp_path), 1)
     saved = newest_complete(tmp_path)
     assert saved is not None
@@ -97,7 +97,7 @@ def test_nothing_is_no_checkpoint(tmp_path: Path):
 
 
 def test_borders_are_in_the_order_of_the_run(tmp_path: Path):
-    """By number, not by letter; a round that has still to be evaluated before the same that has been."""
+    """They are sorted by number, not by letter; an unevaluated round comes before the same one evaluated."""
     names = ["round-000009", "round-000010-unevaluated", "round-000010", "round-999999", "round-1000000"]
     for name in [*reversed(names), "rounds", "round-1", "round-000001.old"]:
         (tmp_path / name).mkdir()
@@ -131,7 +131,7 @@ kept_sections = st.dictionaries(
 
 
 def put(folder: Path, amount: str) -> None:
-    """All parts of a whole, or half of them, or none."""
+    """Write all parts of a checkpoint, half of them, or none."""
     for part in {"none": "", "half": "a", "whole": "ab"}[amount]:
         write_shard(folder, Shard(part, ("a", "b"), "first"), {})
 
@@ -171,7 +171,7 @@ TWO = {place: [place, *(f"{place}/{silo}/{STEPS[0]}" for silo in SILOS)] for pla
 
 @pytest.fixture
 def two_rounds(tmp_path: Path) -> Path:
-    """Two borders, and inside the round after each a section of every silo."""
+    """Write two round checkpoints, and inside the round after each a mid-round checkpoint of every silo."""
     for name in chain(*TWO.values()):
         put(tmp_path / name, "whole")
     return tmp_path
@@ -180,7 +180,7 @@ def two_rounds(tmp_path: Path) -> Path:
 @laws
 @given(st.sets(st.sampled_from([*chain(*TWO.values())])))
 def test_what_is_known_to_be_damaged_is_not_chosen(two_rounds: Path, damaged: set[str]):
-    """A damaged part of a border leaves the sections inside it in use, and the other way round."""
+    """Damage to a round checkpoint leaves its mid-round checkpoints in use, and the other way round."""
     passed = [f"{two_rounds / name / 'b.safetensors'} is damaged" for name in damaged]
     left = {place: [name for name in names if name not in damaged] for place, names in TWO.items()}
     usable = [names for place, names in left.items() if place in names or len(names) == len(SILOS)]
@@ -188,7 +188,7 @@ def test_what_is_known_to_be_damaged_is_not_chosen(two_rounds: Path, damaged: se
 
 
 def test_steps_are_compared_as_numbers(tmp_path: Path):
-    """A long round: the millionth step comes after the one before."""
+    """In a long round the millionth step comes after the one before."""
     for step in (999_999, 1_000_000):
         for silo in SILOS:
             put(tmp_path / border_name(0) / silo / f"step-{step:06d}", "whole")
@@ -196,7 +196,7 @@ def test_steps_are_compared_as_numbers(tmp_path: Path):
 
 
 def save_together(folder: Path) -> None:
-    """Two silos save a border, and each a section of its own."""
+    """Save a round checkpoint in two silos, and a mid-round checkpoint of each."""
     with distributed(2) as topology:
         mine = Checkpointer(folder, topology, lambda rounds: LAYOUT)
         mine.save_round(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_ranks_write=True)
@@ -205,7 +205,7 @@ def save_together(folder: Path) -> None:
 
 
 def go_on_together(folder: Path) -> tuple[tuple, tuple[str, ...]] | str:
-    """What these ranks go on from, and what they have passed; or what they have raised."""
+    """Return the checkpoints from which these ranks resume, and those they passed over; or the error."""
     with distributed(2) as topology:
         try:
             start = Checkpointer(folder, topology, lambda rounds: LAYOUT).latest()
@@ -223,7 +223,7 @@ def test_a_checkpoint_is_of_all_ranks(ranks, tmp_path: Path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_one_rank_finds_all_know(ranks, tmp_path: Path, rank: int):
-    """Whichever rank reads the damaged part; when nothing is left all raise the same."""
+    """Any rank may read the damaged part; if nothing is left, all raise the same error."""
     ranks(2).run(save_together, tmp_path)
     damaged = tmp_path / section_name(rank, 1, 10 + rank) / "replica-0.safetensors"
     damaged.write_bytes(b"")
@@ -236,7 +236,7 @@ def test_what_one_rank_finds_all_know(ranks, tmp_path: Path, rank: int):
 
 
 def test_all_ranks_know_what_is_not_whole(ranks, tmp_path: Path):
-    """Rank 0 looks for what is whole, and all go the same way: here back to the first border."""
+    """Rank 0 searches for complete checkpoints, and all follow it: here to the first round checkpoint."""
     ranks(2).run(save_together, tmp_path)
     save_border(writers(tmp_path, (1, 1))[:1], 2)
     one, other = ranks(2).run(go_on_together, tmp_path)
@@ -244,7 +244,7 @@ def test_all_ranks_know_what_is_not_whole(ranks, tmp_path: Path):
 
 
 def test_all_ranks_raise_or_none_does(ranks, tmp_path: Path):
-    """Nothing but half of a border: what some do, the others do too, or they would wait for each other."""
+    """There is only half a round checkpoint: if some ranks raised, the others would wait for them."""
     save_border(writers(tmp_path, (1, 1))[:1], 2)
     one, other = ranks(2).run(go_on_together, tmp_path)
     assert one == other

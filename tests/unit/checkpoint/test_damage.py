@@ -1,4 +1,4 @@
-"""Damaged checkpoints: each flipped bit is noticed before any of it is used, and a run goes on from what is left."""
+"""Damaged checkpoints: each flipped bit is detected before use, and a run resumes from undamaged ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SIZES = (2, 1)  # of the silos that save
 
 @pytest.fixture(autouse=True)
 def world() -> Iterator[None]:
-    """This process is all the ranks there are."""
+    """This process is a world of one rank."""
     with distributed():
         yield
 
 
 def written(folder: Path) -> Path:
-    """Two borders, and after the second two sections of silo 0 and one of silo 1."""
+    """Two round checkpoints, and after the second two mid-round checkpoints of silo 0 and one of silo 1."""
     with distributed():
         ranks = writers(folder, SIZES)
         save_border(ranks, 1)
@@ -43,12 +43,12 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints to damage and to mend again."""
+    """Checkpoints to damage and to restore."""
     return written(tmp_path_factory.mktemp("saved"))
 
 
 def newest(folder: Path) -> ResumePoint:
-    """What a run of the same silos goes on from."""
+    """Return the resume point of a run with the same silos."""
     start = writers(folder, SIZES)[0].latest()
     assert start is not None
     return start
@@ -60,7 +60,7 @@ def test_undamaged_it_goes_on_from_the_newest(saved: Path):
     assert start.rejected == () and start.rounds == 2
 
 
-# By the folder with a damaged file: the border and the steps of silos that the run goes on from instead.
+# By the folder with a damaged file: the round checkpoint and the silos' steps from which the run resumes instead.
 INSTEAD = {
     border_name(2): ("", {0: 200, 1: 50}),
     section_name(0, 2, 200): (border_name(2), {0: 100, 1: 50}),
@@ -71,7 +71,7 @@ suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 
 
 def assert_noticed(saved: Path, folder: str, path: Path, damaged: bytes | None) -> None:
-    """Fails unless a run goes on from what is left, and says why, when the file has this content."""
+    """Assert that a run resumes from undamaged checkpoints, and reports the reason, if the file has this content."""
     with content(path, damaged):
         start = newest(saved)
     assert steps_of(start) == INSTEAD[folder]
@@ -110,7 +110,7 @@ def test_missing_tensors_are_noticed(saved_once: Path, folder: str):
 
 
 def test_it_goes_on_from_the_border_before(saved: Path):
-    """The newest border and the sections after it are damaged, each at another rank's share."""
+    """The newest round checkpoint and the sections after it are damaged, each in another rank's part."""
     damaged = [saved / border_name(2) / "silo-1.replica-0.safetensors"]
     damaged += [saved / section_name(0, 2, step) / "replica-1.safetensors" for step in (100, 200)]
     for path in damaged:
@@ -121,7 +121,7 @@ def test_it_goes_on_from_the_border_before(saved: Path):
 
 
 def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
-    """Each damaged file, and the way out."""
+    """The error names each damaged file, and a remedy."""
     for rounds in (1, 2):
         save_border(writers(tmp_path, SIZES), rounds)
     damaged = sorted(tmp_path.rglob("*.safetensors"))
@@ -134,14 +134,14 @@ def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
 
 
 def test_another_version_is_not_gone_on_from(saved: Path, monkeypatch: pytest.MonkeyPatch):
-    """A later version has written it: each of its files says so."""
+    """Each file of a later version says so."""
     monkeypatch.setattr("trainer.checkpoint.format.FORMAT", 1)
     with pytest.raises(ValueError, match=r"format 2; this version reads 1"):
         newest(saved)
 
 
 def test_a_run_that_was_killed_in_its_first_save_starts_anew(tmp_path: Path):
-    """Nothing is damaged, something is not yet written: the same command begins again, and saves over it."""
+    """Nothing is damaged, but a part is missing: the same command starts again, and overwrites it."""
     ranks = writers(tmp_path, SIZES)
     save_border(ranks[:1], 1)
     assert writers(tmp_path, SIZES)[0].latest() is None
@@ -150,6 +150,6 @@ def test_a_run_that_was_killed_in_its_first_save_starts_anew(tmp_path: Path):
 
 
 def test_silos_that_were_killed_before_the_first_border_start_anew(tmp_path: Path):
-    """Silo 0 has saved inside the first round, silo 1 was about to."""
+    """Silo 0 has saved inside the first round, silo 1 has not."""
     save_section(writers(tmp_path, SIZES), 0, 0, 100)
     assert writers(tmp_path, SIZES)[0].latest() is None

@@ -1,4 +1,4 @@
-"""Trees on disk: what goes in comes out, a whole is there with all its parts or not at all, and damage is noticed."""
+"""Trees on disk: they round-trip, are complete or absent, and damage is detected."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ trees = st.recursive(
 
 
 def write(folder: Path, tree: dict[str, Any]) -> SavedState:
-    """A whole of one part."""
+    """Write a tree of one part."""
     write_shard(folder, Shard("a", ("a",), "first"), tree)
     saved = find_saved(folder)
     assert saved is not None and saved.errors() == []
@@ -58,23 +58,23 @@ def write(folder: Path, tree: dict[str, Any]) -> SavedState:
 @laws
 @given(trees)
 def test_trees_go_round(tmp_path: Path, tree: dict[str, Any]):
-    """Nested names, tensors of every type and shape, numbers, texts and null come back as they were.
+    """Nested names, tensors of every type and shape, numbers, texts and null are read back unchanged.
 
-    So do empty trees: an optimizer that has no state yet is not one that was forgotten.
+    So are empty trees: an optimizer without a state yet is not a missing one.
     """
     assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
 def test_tensors_of_every_type_go_round(tmp_path: Path, dtype: torch.dtype):
-    """Those without elements and without dimensions too; bit for bit, what is no number included."""
+    """Tensors without elements and without dimensions are included; NaN keeps its bits."""
     bits = torch.arange(256, dtype=torch.uint8) & (1 if dtype is torch.bool else 255)
     tree = {"all": bits.view(dtype), "none": torch.zeros(0, 3, dtype=dtype), "one": torch.ones((), dtype=dtype)}
     assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
 
 
 def test_tensors_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Those that end with a block, within one, and with the first byte of one; the library reads the file too."""
+    """Tensors may end with a block, inside one, or with its first byte; the safetensors library reads the file too."""
     monkeypatch.setattr(direct_io, "BLOCK_BYTES", 4096)
     tree = {str(size): torch.arange(size).to(torch.uint8) for size in (0, 1, 4095, 4096, 4097, 40960, 50001)}
     assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
@@ -93,7 +93,7 @@ def test_a_tree_is_its_leaves(tree: dict[str, Any]):
 
 
 def test_leaves_that_are_not_wanted_are_left_out(tmp_path: Path):
-    """Tensors and numbers alike, chosen by their paths: client 1 is not client 11."""
+    """Tensors and numbers are chosen by their paths: client 1 is not client 11."""
     tree = {"1": {"a": torch.ones(1), "b": 2}, "11": {"a": torch.zeros(1), "b": 3}}
     saved = write(tmp_path, {"clients": tree})
     assert_trees_equal(saved.load("clients", lambda leaf: leaf.startswith("1/")), {"1": tree["1"]})
@@ -102,7 +102,7 @@ def test_leaves_that_are_not_wanted_are_left_out(tmp_path: Path):
 
 
 def test_sections_are_told_apart(tmp_path: Path):
-    """One whose name begins like another's, an empty one, and one that is not there."""
+    """One name may begin like another; a section may be empty or missing."""
     saved = write(tmp_path, {"model": {"a": 1}, "model.old": {"b": 2}, "algorithm": {}})
     assert saved.load("model") == {"a": 1}
     assert saved.load("model.old") == {"b": 2}
@@ -110,7 +110,7 @@ def test_sections_are_told_apart(tmp_path: Path):
 
 
 def test_a_view_is_saved_without_what_it_looks_into(tmp_path: Path):
-    """One row of a megabyte, and a part of another, transposed: a small file, and the right numbers."""
+    """One row of a megabyte, and a transposed part of another, make a small file with the right numbers."""
     tree = {"row": torch.arange(262144.0).view(-1, 4)[7], "turned": torch.arange(262144.0).view(-1, 4)[:3].T}
     saved = write(tmp_path, {"model": tree})
     assert (tmp_path / "a.safetensors").stat().st_size < 1000
@@ -118,7 +118,7 @@ def test_a_view_is_saved_without_what_it_looks_into(tmp_path: Path):
 
 
 def test_parts_are_merged(tmp_path: Path):
-    """What they divide is one tree again; what each of them calls its own can be told apart."""
+    """Divided leaves are one tree again; own leaves stay separate."""
     for name, value in (("a", 1), ("b", 2)):
         write_shard(tmp_path, Shard(name, ("a", "b"), "first"), {"model": {name: value}, "own": {"value": value}})
     saved = find_saved(tmp_path)
@@ -134,7 +134,7 @@ written = st.lists(st.tuples(st.sampled_from(three), st.sampled_from(["first", "
 @laws
 @given(written)
 def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, str]]):
-    """In whatever order two attempts write theirs, some of them over the other's: parts never mix."""
+    """Two attempts may write in any order, some over the other's files: parts never mix."""
     folder = tmp_path_factory.mktemp("whole")
     for name, attempt in order:
         write_shard(folder, Shard(name, three, attempt), {"section": {name: attempt}})
@@ -144,7 +144,7 @@ def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFa
 
 
 def test_other_parts_in_the_folder_are_left_alone(tmp_path: Path):
-    """A run of three replicas stopped here half-way; one of two goes on, and is whole without the third."""
+    """A run of three replicas has stopped here half-way; one of two is complete without the third."""
     for name in ("a", "c"):
         write_shard(tmp_path, Shard(name, three, "first"), {"section": {name: 1}})
     for name in ("b", "a"):
@@ -156,7 +156,7 @@ def test_other_parts_in_the_folder_are_left_alone(tmp_path: Path):
 
 @pytest.fixture
 def saved(tmp_path: Path) -> SavedState:
-    """A whole of two parts, to damage."""
+    """A tree of two parts, to damage."""
     for name in ("a", "b"):
         tree = {"model": {name: torch.linspace(-1, 1, 20)}, "progress": {name: 3}}
         write_shard(tmp_path, Shard(name, ("a", "b"), "first"), tree)
@@ -182,7 +182,7 @@ def test_nothing_is_not_whole(tmp_path: Path):
 
 
 def test_all_faults_are_said_at_once(saved: SavedState):
-    """A missing file and a damaged one, each with its path; ranks that divide the looking divide the faults."""
+    """A missing file and a damaged one are both named; ranks that divide the check divide the errors."""
     (saved.folder / "a.safetensors").unlink()
     (saved.folder / "b.safetensors").write_bytes(b"")
     missing, damaged = saved.errors()
@@ -193,7 +193,7 @@ def test_all_faults_are_said_at_once(saved: SavedState):
 
 @pytest.mark.parametrize("name", ["a.json", "b.json"])
 def test_every_flipped_bit_of_a_note_is_noticed(saved: SavedState, name: str):
-    """All of them, one after the other: a note that lies would lose a part in silence."""
+    """Each bit of the JSON file is flipped in turn, since a wrong one could lose a part silently."""
     own = (saved.folder / name).read_bytes()
     unnoticed = []
     for place in range(len(own)):
@@ -212,7 +212,7 @@ def test_every_truncation_of_a_note_is_noticed(saved: SavedState):
 
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A whole that a later version has written."""
+    """A later version has written the tree."""
     with monkeypatch.context() as later:
         later.setattr(checkpoint_format, "FORMAT", checkpoint_format.FORMAT + 1)
         write(tmp_path, {"model": {"a": 1}})
@@ -222,7 +222,10 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_note_comes_last(saved: SavedState, monkeypatch: pytest.MonkeyPatch):
-    """A part that is stopped after its tensors is not there: the whole of the next attempt neither, nor a mixed one."""
+    """A part that is interrupted after its tensors does not exist.
+
+    The next attempt is incomplete too, and never mixed.
+    """
 
     def stop(path: Path, text: str) -> None:
         raise KeyboardInterrupt
@@ -234,7 +237,7 @@ def test_a_note_comes_last(saved: SavedState, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_an_interrupted_write_left_is_harmless(tmp_path: Path):
-    """The next one writes over it, whatever it was."""
+    """The next write replaces it, whatever it is."""
     tmp_path.joinpath(".a.partial").write_bytes(b"half")
     assert find_saved(tmp_path) is None
     assert write(tmp_path, {"model": {"a": 1}}).load("model") == {"a": 1}
@@ -242,7 +245,7 @@ def test_what_an_interrupted_write_left_is_harmless(tmp_path: Path):
 
 
 def test_named_tensors_are_one_file_that_others_can_read(tmp_path: Path):
-    """Written over the one before; views as what they show."""
+    """It replaces the previous file; a view is written as its own values."""
     path = tmp_path / "model.safetensors"
     vector = torch.arange(6.0)
     write_tensors(path, {"old": vector})
@@ -253,7 +256,7 @@ def test_named_tensors_are_one_file_that_others_can_read(tmp_path: Path):
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """When the disk fails before the renaming, the old text stands, alone."""
+    """If the disk fails before the renaming, only the old text remains."""
     path = tmp_path / "best"
     write_text(path, "old")
 
@@ -268,7 +271,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def write_and_read(path: Path) -> set[str]:
-    """All that one reads of a text that two processes write."""
+    """Return all texts read while two processes write."""
     with distributed() as topology:
         seen = set()
         for _ in range(50):
@@ -278,7 +281,7 @@ def write_and_read(path: Path) -> set[str]:
 
 
 def test_two_processes_write_the_same_text(ranks, tmp_path: Path):
-    """Neither breaks the other: every reader sees one of the two texts whole, and no file is left aside."""
+    """Every reader sees one of the two texts complete, and no partial file remains."""
     seen = ranks(2).run(write_and_read, tmp_path / "state.json")
     assert seen[0] | seen[1] == set(TEXTS)
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

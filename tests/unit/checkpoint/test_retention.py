@@ -1,4 +1,4 @@
-"""What stays on disk: the newest borders, the best, the newest sections; and always something whole to go on from."""
+"""Retention: the newest round checkpoints, the best, and the newest sections stay, so that a run can always resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = (2, 1)  # of the silos that save
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process is all the ranks there are, on a disk that need not be waited for."""
+    """This process is a world of one rank, without waiting for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     with distributed():
         yield
@@ -39,10 +39,10 @@ def after(*rounds: int) -> list[str]:
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_and_the_best_stay(tmp_path: Path, keep: int):
-    """The best of rounds 1 to 8 are 2 and then 5: the file names it, and the one before goes."""
+    """The best of rounds 1 to 8 are 2 and then 5: the file names it, and the previous best is removed."""
     ranks = writers(tmp_path, SIZES, keep)
     for rounds in range(1, 9):
-        save_border(ranks[::-1], rounds, is_best=rounds in (2, 5))  # rank 0, which drops the old ones, is the last
+        save_border(ranks[::-1], rounds, is_best=rounds in (2, 5))  # rank 0, which removes old ones, is the last
         best = 5 if rounds >= 5 else 2
         expected = set(range(max(1, rounds - keep + 1), rounds + 1)) | ({best} if rounds >= best else set())
         assert names(tmp_path) == after(*sorted(expected))
@@ -58,7 +58,7 @@ def test_a_border_that_was_evaluated_follows_the_one_that_was_not(tmp_path: Path
 
 
 def test_a_round_is_saved_again(tmp_path: Path):
-    """By a run that went on from before: it replaces what was there."""
+    """A resumed run replaces the round checkpoint."""
     for keep in (2, 3):
         save_border(writers(tmp_path, SIZES, keep), 1)
     saved = newest_complete(tmp_path)
@@ -66,7 +66,7 @@ def test_a_round_is_saved_again(tmp_path: Path):
 
 
 def test_half_a_border_goes_when_a_newer_one_is_whole(tmp_path: Path):
-    """And not before; newer ones may still be written."""
+    """It stays until then; newer ones may still be in progress."""
     earlier = writers(tmp_path, SIZES)
     save_border(earlier, 1)
     save_border(earlier[:2], 2)
@@ -79,7 +79,7 @@ def test_half_a_border_goes_when_a_newer_one_is_whole(tmp_path: Path):
 
 
 def test_a_border_that_becomes_whole_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Slow ranks end their parts of it, and of the next, while the first one looks which are whole."""
+    """Slow ranks finish their parts, and those of the next one, while rank 0 lists the complete ones."""
     ranks, late = writers(tmp_path, SIZES, keep=2), [1, 2]
 
     def look(path: Path, passed: list[str]) -> SavedState | None:
@@ -95,7 +95,7 @@ def test_a_border_that_becomes_whole_meanwhile_stays(tmp_path: Path, monkeypatch
 
 
 def test_sections_go_with_their_round(tmp_path: Path):
-    """Of the border that is kept too: only those inside the round that follows the newest are of use."""
+    """This includes those of the best round: only sections after the newest round checkpoint are useful."""
     ranks = writers(tmp_path, SIZES)
     save_border(ranks[::-1], 1)
     for silo in (0, 1):
@@ -121,10 +121,10 @@ def test_the_newest_sections_stay(tmp_path: Path):
 
 
 def in_order(turns: Sequence[int], ranks: Sequence[Checkpointer]) -> Iterator[tuple[Checkpointer, int, int]]:
-    """Who writes its next save, which it is, and how many all have then ended.
+    """Draw which replica saves next, which save it is, and how many saves all have finished.
 
-    Nobody begins a save before all have ended the last but one: all of them have begun the last one, in a step or at
-    the end of a round which they left together, and that waited for the one before.
+    No replica begins a save before all have finished the last but one, since each has waited for that before the last,
+    and all have begun the last one, at a common step or at the end of a round.
     """
     ended = [0] * len(ranks)
     for turn in turns:
@@ -141,14 +141,14 @@ turns = st.lists(st.integers(0, sum(SIZES) - 1), max_size=30)
 def test_in_whatever_order_borders_are_written_the_newest_whole_one_stays(
     tmp_path_factory: pytest.TempPathFactory, turns: list[int], keep: int, best: set[int]
 ):
-    """And is the one that all have ended; so do those before it that are to be kept."""
+    """It is the one that all have finished; earlier ones that are to be kept stay too."""
     folder = tmp_path_factory.mktemp("borders")
     for one, rounds, whole in in_order(turns, writers(folder, SIZES, keep)):
         save_border([one], rounds, is_best=rounds in best)
         saved = newest_complete(folder)
         assert (saved.folder.name if saved else None) == (border_name(whole) if whole else None)
         assert set(names(folder)) >= set(after(*range(max(1, whole - keep + 1), whole + 1)))
-        assert len(names(folder)) <= keep + 1 + 2 + 1  # the best, two that are being written, one not yet dropped
+        assert len(names(folder)) <= keep + 1 + 2 + 1  # the best, two in progress, one not yet removed
 
 
 @settings(laws, max_examples=40)
@@ -170,7 +170,7 @@ def test_in_whatever_order_sections_are_written_the_newest_whole_one_stays(
 def test_what_an_earlier_start_did_not_finish_displaces_nothing(
     tmp_path_factory: pytest.TempPathFactory, unfinished: set[int], turns: list[int]
 ):
-    """It was killed when one replica had written later steps and the other had not; the run goes on from step 10."""
+    """It was killed when only one replica had written later steps; the run resumes from step 10."""
     folder = tmp_path_factory.mktemp("unfinished")
     earlier = writers(folder, (2,))
     save_section(earlier, 0, 0, 10)
@@ -185,7 +185,7 @@ def test_what_an_earlier_start_did_not_finish_displaces_nothing(
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize(("damaged", "following"), [(6, 5), (5, 6)])
 def test_what_is_damaged_displaces_nothing(tmp_path: Path, keep: int, damaged: int, following: int):
-    """The run goes on from the border before it, and saves the next before it comes to the same round, or after."""
+    """The run resumes from the previous round checkpoint, and saves the next one before or after that round."""
     for rounds in (4, damaged):
         save_border(writers(tmp_path, SIZES), rounds)
     path = tmp_path / border_name(damaged) / "silo-0.replica-0.safetensors"
@@ -199,7 +199,7 @@ def test_what_is_damaged_displaces_nothing(tmp_path: Path, keep: int, damaged: i
 
 
 def test_a_folder_that_a_peer_has_just_made_stays(tmp_path: Path):
-    """It has begun its fourth save, and written nothing there yet, when this replica ends its third."""
+    """The peer has begun its fourth save without a file yet when this replica finishes its third."""
     mine = writers(tmp_path, (2,))[0]
     for step in (10, 20):
         save_section([mine], 0, 0, step)
@@ -209,7 +209,7 @@ def test_a_folder_that_a_peer_has_just_made_stays(tmp_path: Path):
 
 
 def test_a_section_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp_path: Path):
-    """Told to leave again before its first step, a silo saves the step that it began with; and is killed on the way."""
+    """Preempted again before its first step, a silo saves the same step, and is killed meanwhile."""
     save_section(writers(tmp_path, (2,)), 0, 0, 10)
     again = writers(tmp_path, (2,))
     assert steps_of(again[0].latest()) == ("", {0: 10})
@@ -218,7 +218,7 @@ def test_a_section_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp
 
 
 def test_a_border_that_was_gone_on_from_is_whole_until_there_is_a_newer_one(tmp_path: Path):
-    """Told to leave again before it has evaluated, a run saves the border that it began with; and is killed."""
+    """Preempted again before its evaluation, a run saves the same round checkpoint, and is killed meanwhile."""
     save_border(writers(tmp_path, SIZES, keep=1), 3, is_evaluated=False)
     again = writers(tmp_path, SIZES, keep=1)
     assert steps_of(again[0].latest())[0] == border_name(3, False)

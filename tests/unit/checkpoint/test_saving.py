@@ -1,4 +1,4 @@
-"""Saves in flight: what is written is what was there at the call, one save waits for the other, and faults are told."""
+"""Asynchronous saves: they contain the state at the call, one waits for the other, and errors are raised."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SECONDS = 0.1
 
 @pytest.fixture(autouse=True)
 def world() -> Iterator[None]:
-    """This process is all the ranks there are."""
+    """This process is a world of one rank."""
     with distributed():
         yield
 
 
 class Disk:
-    """A disk that is slow: it writes when it is `let`, and notes what it begins and ends."""
+    """A slow disk that writes after `let`, and logs the begin and end of each write."""
 
     def __init__(self):
         self.let, self.log = Event(), []
@@ -62,7 +62,7 @@ def save_a_section(mine: Checkpointer, step: int, tree: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("save", "name"), [(save_a_border, border_name(7)), (save_a_section, section_name(0, 1, 7))])
 def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk, save: Save, name: str):
-    """Training goes on in the same tensors, views and parameters among them, while a thread writes."""
+    """Training continues in the same tensors, views and parameters among them, while a thread writes."""
     vector, parameter = torch.arange(10.0), torch.nn.Parameter(torch.ones(3))
     tree = {"model": {"head": vector[:4], "turned": vector.view(2, 5).T, "same": vector[:4], "weight": parameter}}
     expected = {name: leaf.detach().clone() for name, leaf in tree["model"].items()}
@@ -82,7 +82,7 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk,
 
 
 def test_each_save_is_of_its_own_time(tmp_path: Path):
-    """Though all are copied into the same memory; tensors may change their shapes and types, and come and go."""
+    """All are copied into the same memory; tensors may change shape and type, appear and disappear."""
     (mine,) = writers(tmp_path, keep=5)
     trees = [
         {"weight": torch.full((3,), 1.0), "old": torch.ones(2)},
@@ -101,7 +101,7 @@ def test_each_save_is_of_its_own_time(tmp_path: Path):
 
 @pytest.mark.parametrize(("first", "second"), [(save_a_border, save_a_section), (save_a_section, save_a_border)])
 def test_the_second_save_waits_for_the_first(tmp_path: Path, slow: Disk, first: Save, second: Save):
-    """The first does not wait for the disk; how long the second did is known once."""
+    """The first save does not wait for the disk; the waiting time of the second is reported once."""
     (mine,) = writers(tmp_path)
     first(mine, 1, {"a": {"b": 1}})
     assert len(slow.log) <= 1
@@ -115,7 +115,7 @@ def test_the_second_save_waits_for_the_first(tmp_path: Path, slow: Disk, first: 
 
 
 def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: Disk):
-    """Silo 1's section is on the disk before silo 0 alone writes the border that follows."""
+    """Silo 1's section is on the disk before silo 0 alone writes the next round checkpoint."""
     mine = writers(tmp_path, (1, 1))[1]
     save_a_section(mine, 5, {})
     Timer(SECONDS, slow.let.set).start()
@@ -125,7 +125,7 @@ def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: D
 
 
 def test_what_went_wrong_is_raised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """By the next save or by `wait`, which then begin anew."""
+    """The error is raised by the next save or by `wait`, after which saving works again."""
     (mine,) = writers(tmp_path)
 
     def fail(*arguments: Any) -> None:
@@ -157,7 +157,7 @@ def choose_a_type_without_a_format(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("prepare", [put_a_folder_in_the_way, choose_a_type_without_a_format])
 def test_whatever_goes_wrong_in_the_thread_is_raised(tmp_path: Path, prepare: Callable[[Path], dict[str, Any]]):
-    """Faults of the disk and our own: a run that cannot save must not go on as if it did."""
+    """A run that cannot save must not continue silently, whether the disk fails or our code."""
     (mine,) = writers(tmp_path)
     save_a_border(mine, 1, {"model": prepare(tmp_path)})
     with pytest.raises(Exception):  # noqa: B017, PT011 (of either type)
@@ -165,7 +165,7 @@ def test_whatever_goes_wrong_in_the_thread_is_raised(tmp_path: Path, prepare: Ca
 
 
 def test_a_section_that_nobody_needs_any_more_may_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Rank 0 drops the sections of a round when the next border is whole, if need be under the writer's feet."""
+    """Rank 0 removes the sections of a round after the next round checkpoint, even while one is written."""
     ranks = writers(tmp_path, (1, 1))
 
     def lose(*arguments: Any) -> None:
@@ -186,7 +186,7 @@ def test_a_section_that_nobody_needs_any_more_may_be_lost(tmp_path: Path, monkey
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A small file system in memory, with these options."""
+    """Mount a small file system in memory, with these options."""
     place = tmp_path / "disk"
 
     def mount(options: str) -> Path:
@@ -203,7 +203,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
             subprocess.run(["umount", str(place)], check=True)
 
 
-LARGE = {"model": {"weight": torch.zeros(1 << 18)}}  # a megabyte, and another of its own
+LARGE = {"model": {"weight": torch.zeros(1 << 18)}}  # a megabyte
 
 
 def newest(folder: Path) -> ResumePoint:
@@ -214,7 +214,7 @@ def newest(folder: Path) -> ResumePoint:
 
 @pytest.mark.parametrize("save", [save_a_border, save_a_section])
 def test_a_full_disk(mounted: Callable[[str], Path], save: Save):
-    """The fault names the folder and the free bytes; the checkpoint before stays; with room, saving works again."""
+    """The error has the folder and the free bytes; the previous checkpoint stays; with space, saving works again."""
     folder = mounted("size=3m") / "checkpoints"
     (mine,) = writers(folder)
     save_border([mine], 1)
@@ -238,7 +238,7 @@ def test_a_full_disk(mounted: Callable[[str], Path], save: Save):
 
 
 def test_a_quota_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As clusters have it: what is free may be another's."""
+    """Clusters have quotas, so free space may not be available."""
 
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
@@ -253,7 +253,7 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("left", range(3))
 def test_a_disk_without_room_for_another_file(mounted: Callable[[str], Path], left: int):
-    """Neither for the folder, or for it and the tensors, or for these and no note: told in the same way."""
+    """There is no inode for the folder, for the tensors or for the JSON file: the error is the same."""
     folder = mounted("size=2m,nr_inodes=20") / "checkpoints"
     (mine,) = writers(folder)
     save_border([mine], 1)

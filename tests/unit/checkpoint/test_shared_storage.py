@@ -1,4 +1,4 @@
-"""Who shares a run folder with whom is found by looking."""
+"""The ranks that share a run folder are detected by looking at the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.distributed.environment import ClusterEnvironment
 
 
 def look(folders: dict[int, Path], must_be_shared: bool) -> SharedStorage | str:
-    """What this rank, the only one of its node, finds out about its folder."""
+    """Return what this rank, the only one of its node, finds out about its folder."""
     rank, size = dist.get_rank(), dist.get_world_size()
     place = ClusterEnvironment(rank, size, 0, 1, node=rank)
     try:
@@ -26,7 +26,7 @@ SITES = {"one": (0, 0, 0, 0), "two": (0, 0, 1, 1), "mixed": (0, 1, 0, 1), "each 
 
 @pytest.mark.parametrize("sites", SITES.values(), ids=SITES)
 def test_ranks_of_a_site_share_a_disk(sites: tuple[int, ...], ranks, tmp_path: Path):
-    """Which need not be there yet, and has nothing on it afterwards."""
+    """The folder may not exist yet, and is empty afterwards."""
     folders = {rank: tmp_path / f"site-{site}" / "runs" / "run" for rank, site in enumerate(sites)}
     found = ranks(4).run(look, folders, False)
     expected = [tuple(rank for rank in range(4) if sites[rank] == site) for site in sites]
