@@ -96,7 +96,7 @@ def test_three_windows_are_the_most(ranks):
 
 
 def left_out(rounds: int, most: int) -> tuple[str, list[float]]:
-    """What ends a run in which a client's numbers are infinite in every round."""
+    """Return the error of a run in which one client's updates are infinite, and the left-out clients of each round."""
     with distributed(2) as topology:
         inputs, targets = tiny_data(EXAMPLES, torch.float32).train.fetch(torch.arange(EXAMPLES))
         inputs[:1] = float("inf")

@@ -1,4 +1,4 @@
-"""Run folders with given metrics, as a run would have written them."""
+"""Run folders with given metrics, as a run would write them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class RankPool:
         """End the ranks; the next call starts new ones."""
         for process, connection in self.workers:
             connection.close()
-            process.terminate()  # a signal that leaves time to save which lines have run
+            process.terminate()  # unlike SIGKILL, this leaves time to save the coverage
             process.join(1)
             process.kill()
             process.join()

@@ -1,4 +1,4 @@
-"""One place binds parameters to the flat vectors; the rest of the house is checked by ruff and import-linter."""
+"""One place binds parameters to the flat vectors; ruff and import-linter check the other rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe: how far optimizers go under a gradient of 1, in closed form; and which of them it cannot measure."""
+"""The displacement of optimizers under a constant gradient of 1, in closed form; some optimizers are refused."""
 
 from __future__ import annotations
 

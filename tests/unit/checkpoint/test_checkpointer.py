@@ -146,9 +146,9 @@ def chosen(folder: Path, passed: list[str]) -> list[str]:
 def test_the_newest_is_chosen(
     tmp_path_factory: pytest.TempPathFactory, kept: dict[str, str], sections: dict[tuple[str, str, str], str]
 ):
-    """The newest border that is whole, or inside whose round all silos have saved; and the silos' newest sections.
+    """A round checkpoint is chosen if it is complete, or if all silos have saved inside its round.
 
-    What is newer and not whole is told.
+    With it come the newest mid-round checkpoints of the silos. Newer ones that are incomplete are reported.
     """
     folder = tmp_path_factory.mktemp("choice")
     for place, amount in {**kept, **{"/".join(key): amount for key, amount in sections.items()}}.items():

@@ -1,4 +1,7 @@
-"""Arguments meet the annotations of their target, or its defaults; where there are neither, any value is valid."""
+"""Arguments must match the annotations of their target, or the types of its defaults.
+
+Without either, any value is valid.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def errors(target: Callable[..., Any], ours: tuple[str, ...] = (), **values: Any
 
 
 def taking(annotation: Any) -> Callable[..., Any]:
-    """A function of one argument `x` of this annotation."""
+    """Return a function of one argument `x` with this annotation."""
 
     def target(x: Any) -> None: ...
 
@@ -141,7 +144,7 @@ def outer(inner: Inner, count: int = 1) -> None: ...
 
 
 def nested(**inner: Any) -> list[str]:
-    """The errors of `outer` with an inner component of these arguments."""
+    """Return the errors of `outer` with an inner component of these arguments."""
     component = {"_target_": "outer", "inner": {"_target_": "Inner", **inner}}
     targets = {"outer": outer, "Inner": Inner}
 
@@ -169,6 +172,6 @@ def test_components_inside_a_component_are_checked_under_their_full_keys() -> No
 
 @given(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()))
 def test_a_whole_number_is_a_number(value: Any) -> None:
-    """Whatever an int takes a float takes, and a choice of both takes what either does."""
+    """A float accepts an int, and a union accepts the values of each member."""
     refused = [bool(errors(taking(annotation), x=value)) for annotation in (int, float, int | float, int | str)]
     assert refused[1] <= refused[0] and refused[2] == refused[1] and refused[3] <= refused[0]

@@ -19,12 +19,12 @@ def texts_of(texts: list[str]) -> tuple[list[str], str]:
     "texts", [["", ""], ["", "one"], ["a much longer text\nof two lines", ""], ["grün, 猫, 🐈", "x" * 70000]]
 )
 def test_texts_arrive_as_they_were(ranks, texts: list[str]):
-    """Texts of any length and script: all of them gathered in rank order, and the broadcast one of rank 0."""
+    """Texts of any length and script are gathered in rank order; the broadcast one is that of rank 0."""
     assert ranks(2).run(texts_of, texts) == [(texts, texts[0])] * 2
 
 
 def header_of(rank: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Two scalars, and tables, some of them empty."""
+    """Return two scalars, and tables, some of them empty."""
     generator = torch.Generator().manual_seed(rank)
     shapes = {"table": (3, 2), "empty": (0,), "empty_table": (0, 3), "vector": (4,)}
     tables = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
@@ -37,7 +37,7 @@ def sum_headers() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
 
 
 def test_scalars_and_tables_are_summed_by_entry(ranks):
-    """Scalars are exact in float64, tables keep their shapes, sums are those of numpy, the same bits on all ranks."""
+    """Scalars are exact in float64, tables keep their shapes, and sums are those of numpy on all ranks."""
     outcomes = ranks(3).run(sum_headers)
     for scalars, tables in outcomes:
         assert scalars == {"weight": 3 * 2.0**40 + 3, "steps": 3}
@@ -89,7 +89,7 @@ def sum_silos(silos: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("silos", [[3, 1], [1, 1, 2], [1, 1, 1, 1], [4]])
 def test_silos_count_once_whatever_their_ranks(ranks, silos: list[int]):
-    """The sum over silos, not over ranks; the same bits on every rank."""
+    """The sum is over silos, not over ranks, with the same bits on every rank."""
     outcomes = ranks(4).run(sum_silos, silos)
     expected = np.sum([vector_of(silo).double().numpy() for silo in range(len(silos))], 0)
     np.testing.assert_allclose(outcomes[0], expected, atol=1e-6)
@@ -97,13 +97,13 @@ def test_silos_count_once_whatever_their_ranks(ranks, silos: list[int]):
 
 
 def test_other_timeouts_are_not_those_of_collectives():
-    """Such as that of a data loader, whose traceback is shown."""
+    """An example is that of a data loader, whose traceback is shown."""
     assert not collectives.has_timed_out(RuntimeError("DataLoader timed out after 5 seconds"))
     assert collectives.has_timed_out(RuntimeError("[gloo/transport/tcp] Timed out waiting 5000ms for recv operation"))
 
 
 def test_a_lost_peer_is_distinguished_from_other_failures():
-    """By the message of gloo for a broken connection."""
+    """It is recognised by the message of gloo for a broken connection."""
     assert collectives.has_lost_peers(
         RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]")
     )

@@ -22,7 +22,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def with_gpus(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this number of GPUs visible, though there may be none."""
+    """Pretend that this number of GPUs is visible."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
@@ -86,7 +86,7 @@ def test_nccl_without_gpus_is_refused() -> None:
 
 
 def trained(device: str) -> list[Tensor]:
-    """The parameters after two rounds of two silos."""
+    """Return the parameters after two rounds of two silos."""
     with distributed(2, device=device) as topology:
         run = make_run(topology, [40, 30], algorithm=fedavg(), rounds=2)
         return [parameter.cpu() for parameter in parameters(fit(run).model)]

@@ -95,7 +95,7 @@ def test_with_launch_nodes_the_tasks_are_launchers() -> None:
 
 
 def compressed(counts: list[int]) -> str:
-    """The numbers in SLURM's notation: 2(x3),1."""
+    """Return the numbers in SLURM's notation: 2(x3),1."""
     groups: list[list[int]] = []
     for count in counts:
         if groups and groups[-1][0] == count:
@@ -176,13 +176,13 @@ def test_another_number_of_ranks_than_srun_has_started_is_refused() -> None:
 
 
 def test_ranks_that_alternate_between_nodes_are_no_silos_of_nodes() -> None:
-    """srun --distribution=cyclic."""
+    """An example is `srun --distribution=cyclic`."""
     assert silo_sizes("node", [0, 0, 1]) == (2, 1)
     assert "srun --distribution=block" in error_of(silo_sizes, "node", [0, 1, 0])
 
 
 def test_one_process_of_all_reports_errors() -> None:
-    """Not rank 0, because torchruns that do not know of each other all have one."""
+    """It is not rank 0, because independent torchruns have one each."""
     assert is_main_process({}) and is_main_process(BATCH) and is_main_process(A_NODE | {"SLURM_PROCID": "0"})
     assert not is_main_process(TASK) and not is_main_process(A_NODE | TORCHRUN)
     assert not is_main_process(A_NODE | TORCHRUN | {"SLURM_PROCID": "0"}), "its local rank 0 does"

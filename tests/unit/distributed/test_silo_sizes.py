@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from trainer.distributed.topology import silo_sizes
 
 few = st.integers(1, 12)
-nodes = st.lists(st.integers(1, 4), min_size=1, max_size=6)  # the ranks of each
+nodes = st.lists(st.integers(1, 4), min_size=1, max_size=6)  # ranks of each node
 
 
 @given(few, few, few)
 def test_a_resumed_run_has_the_most_silos_that_fit(configured: int, ranks: int, clients: int):
-    """At most the configured number, at most its clients, all of one size."""
+    """At most the configured number, at most one a client, all of one size."""
     sizes = silo_sizes(configured, [0] * ranks, clients)
     allowed = [count for count in range(1, min(configured, clients) + 1) if ranks % count == 0]
     assert len(sizes) == max(allowed)
@@ -23,7 +23,7 @@ def test_a_resumed_run_has_the_most_silos_that_fit(configured: int, ranks: int, 
 
 @given(nodes, few)
 def test_nodes_share_a_silo_if_there_are_more_than_clients(counts: list[int], clients: int):
-    """Each silo has equally many whole nodes, which are consecutive."""
+    """Each silo has the same number of whole, consecutive nodes."""
     sizes = silo_sizes("node", [node for node, count in enumerate(counts) for _ in range(count)], clients)
     assert len(sizes) == max(count for count in range(1, clients + 1) if len(counts) % count == 0)
     each = len(counts) // len(sizes)

@@ -21,7 +21,7 @@ histories = st.lists(st.dictionaries(client_keys, values), max_size=6)
 def test_evaluations_are_collected_with_all_finite_values(
     rounds: list[dict[tuple[int, str], float | None]],
 ) -> None:
-    """Every finite value of an evaluation is found, and nothing else; metrics of training are left out."""
+    """Exactly the finite values of evaluations are found; metrics of training are left out."""
     history = [
         {"round": 2 * index, "test/accuracy": 0.5}
         | {f"client/{client}/{name}": v for (client, name), v in each.items()}

@@ -25,7 +25,7 @@ from trainer.loggers.messages import number
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
@@ -70,7 +70,7 @@ def test_numbers_are_said(value: float, text: str) -> None:
 
 @pytest.fixture
 def tensorboard_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A tensorboard on the path of commands."""
+    """Put a `tensorboard` on the path of commands."""
     program = tmp_path / "tensorboard"
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -78,7 +78,7 @@ def tensorboard_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tensorboard_found")
 def test_the_lines_of_a_log() -> None:
-    """A round says the first of accuracy, perplexity, loss; the summary leaves single clients and lists to the file."""
+    """A round prints the first of accuracy, perplexity, loss; single clients and lists are only in the file."""
     stream = io.StringIO()
     console = ConsoleLogger(10, Path("outputs/my digits"), stream=stream)
     console.log_round(
@@ -123,7 +123,7 @@ def test_without_a_run_folder_the_summary_names_none() -> None:
 def test_tensorboard_is_named_where_it_is_when_a_shell_would_not_find_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Beside the running Python: a virtual environment works without being activated."""
+    """It is beside the running Python: a virtual environment need not be activated."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.chdir(tmp_path)
     for python, command in (
@@ -137,7 +137,10 @@ def test_tensorboard_is_named_where_it_is_when_a_shell_would_not_find_it(
 
 
 def test_a_log_gets_progress_only_after_ten_seconds_of_silence(clock: Clock) -> None:
-    """The rate counts the examples of all steps since the last progress, in all silos; ETA goes by the first step."""
+    """The rate counts the examples of all steps since the last progress, in all silos.
+
+    The ETA begins at the first step.
+    """
     stream = io.StringIO()
     console = ConsoleLogger(4, silos=2, stream=stream)
     clock.seconds += 1.0
@@ -171,7 +174,7 @@ def test_a_terminal_is_redrawn_twice_a_second(clock: Clock) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_step_that_shows_nothing_costs_next_to_nothing(terminal: bool) -> None:
-    """0.2 microseconds where it was measured; the bound leaves room for a busy machine."""
+    """It was measured at 0.2 microseconds; the limit leaves room for a busy machine."""
     console = ConsoleLogger(4, is_terminal=terminal, stream=io.StringIO())
     console.step(0.0, 1, lambda: 1.0)
     best = min(timeit.repeat(lambda: console.step(0.1, 1, never), number=1000, repeat=20)) / 1000
@@ -192,7 +195,7 @@ def test_a_bar_starts_no_thread_and_leaves_the_standard_streams_alone(capsys: py
 
 
 class Terminal:
-    """What a person sees: a pseudo terminal, and the lines that its control sequences leave on the screen."""
+    """A pseudo terminal, and the lines that its control sequences leave on the screen."""
 
     def __init__(self, columns: int = 100) -> None:
         self._master, slave = pty.openpty()
@@ -207,7 +210,7 @@ class Terminal:
             self.sent += os.read(self._master, 1024)
 
     def stop(self) -> str:
-        """All that was sent; the terminal is closed."""
+        """Close the terminal, and return everything that was sent."""
         print("\x00", end="", file=self.stream, flush=True)
         self._reader.join(timeout=10)
         self.stream.close()
@@ -216,7 +219,7 @@ class Terminal:
 
 
 def screen(sent: str) -> list[str]:
-    """The lines of the screen after carriage returns, line feeds, cursor up, and erase line; colours are dropped."""
+    """Return the lines on the screen after carriage returns, line feeds, cursor up, and erase line, without colours."""
     lines, row, column = [""], 0, 0
     for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|.", sent, flags=re.DOTALL):
         if token == "\r":

@@ -1,4 +1,4 @@
-"""Loggers that write files: JSON lines are read back byte by byte, TensorBoard's charts float by float."""
+"""Loggers that write files: JSON lines round-trip byte by byte, TensorBoard's charts float by float."""
 
 # The classes of protobuf's generated modules exist only at run time.
 # pyright: reportAttributeAccessIssue=false
@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbered(figures: list[Metrics], first: int = 1) -> list[Metrics]:
-    """Consecutive rounds of these figures."""
+    """Return consecutive rounds with these metrics."""
     return [{**each, "round": round} for round, each in enumerate(figures, start=first)]
 
 
@@ -128,7 +128,7 @@ def test_what_is_written_is_read_back_with_null_for_the_non_finite(folder: Path,
 def test_a_resumed_file_is_the_file_of_a_run_never_stopped(
     folder: Path, kept: list[Metrics], lost: list[Metrics], again: list[Metrics], torn: int
 ) -> None:
-    """Rounds after the checkpoint are cut off, also when a kill tore the last of them."""
+    """Rounds after the checkpoint are removed, also if a kill has cut the last line."""
     whole, resumed = folder / "whole.jsonl", folder / "resumed.jsonl"
     following = len(kept) + 1
     write(whole, numbered(kept) + numbered(again, following))
@@ -195,7 +195,7 @@ def read_events(folder: Path) -> EventAccumulator:
 
 
 def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, np.float32]]:
-    """Steps and values of a chart, in the order of the file."""
+    """Return steps and values of a chart, in the order of the file."""
     return [(event.step, np.float32(event.value)) for event in events.Scalars(tag)]
 
 
@@ -218,7 +218,7 @@ def test_the_charts_have_exactly_the_tags_and_values_given(tmp_path: Path) -> No
 
 
 def test_the_charts_of_single_clients_lie_beside_the_others(tmp_path: Path) -> None:
-    """The HParams tab has a column for every chart of the run's folder."""
+    """They have a separate folder, because the HParams tab has a column for every chart of the run's folder."""
     logger = TensorBoardLogger(tmp_path / "board", {})
     logger.log_round(ROUND)
     logger.log_round({"round": 4, "train/loss": 1.0})
@@ -309,9 +309,7 @@ def test_a_resumed_run_hides_the_rounds_it_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purge_round: int
 ) -> None:
     def run(now: float, first: int, last: int, loss: float, purge: int | None) -> None:
-        monkeypatch.setattr(
-            time, "time", lambda: now
-        )  # event files are read in the order of the seconds in their names
+        monkeypatch.setattr(time, "time", lambda: now)  # event files are read in the order of the times in their names
         logger = TensorBoardLogger(tmp_path, {"lr": loss}, purge)
         for index in range(first, last + 1):
             logger.log_round({"round": index, "train/loss": loss})
@@ -329,7 +327,7 @@ def test_a_resumed_run_hides_the_rounds_it_runs_again(
 
 
 def cells(confusion: list[list[int]], names: tuple[str, ...] = ()) -> tuple[np.ndarray, list[list[str]]]:
-    """The colors, uint8 [classes, classes, 3], and the texts of the cells."""
+    """Return the colors, uint8 [classes, classes, 3], and the texts of the cells."""
     axes = confusion_figure(torch.tensor(confusion), names).axes[0]
     (image,) = axes.images
     texts: list[list[str]] = [[""] * len(confusion) for _ in confusion]
@@ -340,7 +338,7 @@ def cells(confusion: list[list[int]], names: tuple[str, ...] = ()) -> tuple[np.n
 
 
 def test_a_cell_has_its_count_and_the_color_of_its_share_of_the_row() -> None:
-    """A rare class is shown as well as a common one; the row of a class without examples is white."""
+    """A rare class is as visible as a common one; the row of a class without examples is white."""
     confusion = [[3, 1, 0], [300, 100, 0], [0, 0, 0]]
     colors, texts = cells(confusion)
     assert texts == [[str(count) for count in row] for row in confusion]

@@ -1,4 +1,4 @@
-"""Contact and vote: replicas act on the same wish on the same step, and a process hears what it was told."""
+"""LoopControl: replicas take the same action on the same step, and signals and time limits are obeyed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.loop.control import CONSENSUS_INTERVAL_SECONDS, Action, ActionConse
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A clock that a test advances."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -45,7 +45,7 @@ def test_who_is_told_nothing_goes_on(clock: Clock):
 
 
 def test_it_is_time_to_save(clock: Clock):
-    """So many seconds after the start, and after every save."""
+    """A number of seconds after the start, and after every save."""
     mine = LoopControl(checkpoint_seconds=10)
     for began in (0, 11, 30):
         clock.seconds = began
@@ -57,7 +57,7 @@ def test_it_is_time_to_save(clock: Clock):
 
 
 def test_it_is_time_to_leave(clock: Clock):
-    """So many seconds after the start, whatever was saved; leaving comes before saving."""
+    """A number of seconds after the start, whatever was saved; stopping has priority over saving."""
     clock.seconds = 5
     mine = LoopControl(checkpoint_seconds=1, max_seconds=10)
     clock.seconds = 14.9
@@ -69,7 +69,7 @@ def test_it_is_time_to_leave(clock: Clock):
 
 
 def test_told_to_leave_by_a_thread(clock: Clock):
-    """Once is enough: it is not forgotten."""
+    """One request is enough, and is not forgotten."""
     mine = LoopControl()
     thread = Thread(target=mine.request_stop)
     thread.start()
@@ -79,7 +79,7 @@ def test_told_to_leave_by_a_thread(clock: Clock):
 
 
 def test_what_is_done_is_said():
-    """For people: the phase; while a client is trained also which, and at which step it is now."""
+    """The description has the phase, and during training the client and its current step."""
     mine, work = LoopControl(), ClientResult(client=3, weight=10, steps=17)
     assert mine.activity() == "starting"
     mine.set_activity("round 2: training", work)
@@ -90,7 +90,7 @@ def test_what_is_done_is_said():
 
 
 def test_a_single_replica_hears_at_once(clock: Clock):
-    """On every step, without a vote; a save is counted."""
+    """It acts on every step, without a vote; a save is counted."""
     with distributed() as topology:
         mine = LoopControl(checkpoint_seconds=10)
         vote = ActionConsensus(topology, mine)
@@ -105,13 +105,13 @@ def test_a_single_replica_hears_at_once(clock: Clock):
 
 STEPS = 60
 
-Told = dict[int, dict[int, str]]  # by replica and step: to "save" or to "leave"
+Told = dict[int, dict[int, str]]  # by replica and step: "save" or "leave"
 
 
 def votes(told: Told, milliseconds: list[float]) -> tuple[list[Action], list[int], float]:
-    """What this replica does after each step, the period after each, and when it last saved.
+    """Return the action of this replica after each step, the vote period after each, and the time of the last save.
 
-    Its steps take as many milliseconds as its entry says, by a clock of its own.
+    Its steps take as many milliseconds as its entry says, by its own clock.
     """
     with distributed() as topology, clock_by_hand() as clock:
         mine = LoopControl(checkpoint_seconds=1e6)
@@ -131,7 +131,7 @@ def votes(told: Told, milliseconds: list[float]) -> tuple[list[Action], list[int
 
 
 def agreed(pool, told: Told, milliseconds: list[float]) -> list[Action]:
-    """What all replicas do after each step; fails if they do not all do the same."""
+    """Return the actions after each step, after checking that all replicas take the same ones."""
     (wishes, periods, _), *others = pool.run(votes, told, milliseconds)
     assert all(other[:2] == (wishes, periods) for other in others)
     return wishes
@@ -140,7 +140,7 @@ def agreed(pool, told: Told, milliseconds: list[float]) -> list[Action]:
 @pytest.mark.parametrize("replicas", [2, 3])
 @pytest.mark.parametrize("told", [{0: {20: "leave"}}, {1: {20: "leave"}}, {0: {20: "leave"}, 1: {40: "leave"}}])
 def test_all_leave_on_the_same_step(ranks, replicas: int, told: Told):
-    """Whichever is told, soon after: when the vote that is under way and the next one have ended."""
+    """Any replica may be preempted; all stop soon after, when the pending vote and the next one have ended."""
     period = 5
     wishes = agreed(ranks(replicas), told, [1000 * CONSENSUS_INTERVAL_SECONDS / period] * replicas)
     first = wishes.index(Action.STOP)
@@ -150,7 +150,7 @@ def test_all_leave_on_the_same_step(ranks, replicas: int, told: Told):
 
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_all_save_once_on_the_same_step(ranks, replicas: int):
-    """One wish, one save; for all of them the time to the next one starts anew, those that wished nothing too."""
+    """One request is one save; all replicas then wait the full time until the next one."""
     outcomes = ranks(replicas).run(votes, {replicas - 1: {20: "save"}}, [50.0] * replicas)
     for wishes, _, saved_at in outcomes:
         assert wishes == outcomes[0][0] and wishes.count(Action.CHECKPOINT) == 1
@@ -160,14 +160,14 @@ def test_all_save_once_on_the_same_step(ranks, replicas: int):
 
 
 def test_leaving_comes_before_saving(ranks):
-    """Told in the same vote to save and to leave, by different replicas; whoever was told the less obeys too."""
+    """Different replicas request to save and to stop in the same vote; all stop."""
     wishes = agreed(ranks(2), {0: {20: "save"}, 1: {20: "leave"}}, [50.0, 50.0])
     assert Action.STOP in wishes and Action.CHECKPOINT not in wishes
 
 
 @pytest.mark.parametrize("milliseconds", [[1.0, 1.0], [25.0, 25.0], [25.0, 1.0], [10.0, 1000.0], [1000.0, 1.0]])
 def test_votes_are_a_quarter_of_a_second_apart(ranks, milliseconds: list[float]):
-    """By the clock of replica 0, whatever the others' say; where a step takes longer, every step."""
+    """The clock of replica 0 counts; if a step takes longer, there is a vote on every step."""
     outcomes = ranks(2).run(votes, {}, milliseconds)
     steps = max(1, round(1000 * CONSENSUS_INTERVAL_SECONDS / milliseconds[0]))
     for _, periods, _ in outcomes:
@@ -176,7 +176,7 @@ def test_votes_are_a_quarter_of_a_second_apart(ranks, milliseconds: list[float])
 
 
 def slower_for_a_while() -> list[int]:
-    """The periods at the end of steps that take an eightieth of a second, an eighth, and an eightieth again."""
+    """Return the periods after steps of an eightieth of a second, then an eighth, then an eightieth again."""
     with distributed() as topology, clock_by_hand() as clock:
         vote, periods = ActionConsensus(topology, LoopControl()), []
         for seconds in (0.0125, 0.125, 0.0125):
@@ -189,13 +189,13 @@ def slower_for_a_while() -> list[int]:
 
 
 def test_the_period_follows_the_steps(ranks):
-    """They become ten times slower, and then as fast as before."""
+    """The steps become ten times slower, and then as fast as before."""
     for outcome in ranks(2).run(slower_for_a_while):
         assert outcome == [20, 2, 20]
 
 
 def leave_apart(silos: int) -> tuple[int, list[Action]]:
-    """The silo, and what its replicas do, when rank 0 alone is told to leave."""
+    """Return the silo, and the actions of its replicas if only rank 0 is preempted."""
     with distributed(silos) as topology, clock_by_hand() as clock:
         mine = LoopControl()
         vote = ActionConsensus(topology, mine)
@@ -210,6 +210,6 @@ def leave_apart(silos: int) -> tuple[int, list[Action]]:
 
 
 def test_silos_do_not_vote_with_each_other(ranks):
-    """Each makes as many steps as it likes; only the silo of the one that was told leaves."""
+    """They take different numbers of steps; only the silo of the preempted rank stops."""
     for silo, wishes in ranks(4).run(leave_apart, 2):
         assert (Action.STOP in wishes) == (silo == 0)

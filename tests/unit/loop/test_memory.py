@@ -1,4 +1,4 @@
-"""Memory: algorithms without client state hold as much for a thousand clients as for ten, but for a count of each."""
+"""Memory: without client state, an algorithm uses as much for a thousand clients as for ten, except a counter each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.loop.train_state import TrainState
 
 FEW, MANY = 10, 1000
 COHORT_SIZE, CLIENT_EXAMPLES = 8, 2
-COUNT_BYTES = 8  # of the rounds that a client took part in
+COUNT_BYTES = 8  # the counter of a client's rounds
 
 STATEFUL = [name for name in FEDERATED if CASES[name].algorithm().keeps_client_state]
 STATELESS = [name for name in FEDERATED if name not in STATEFUL]
@@ -28,9 +28,9 @@ STATELESS = [name for name in FEDERATED if name not in STATEFUL]
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_tensors_do_not_grow_with_the_clients(name: str):
-    """Neither inside a round, after each step, nor after the last one: there is a count of each, and no byte more.
+    """They do not grow inside a round, after each step, nor after the last one, except for a counter of each client.
 
-    Less than a byte of each is left to chance: a thread of gloo's may not yet have let go of the last header.
+    Less than a byte of each is tolerated: a thread of gloo may still hold the last header.
     """
     few, many = tensor_bytes(name, FEW), tensor_bytes(name, MANY)
     assert len(few) == COHORT_SIZE + 1 and min(few) > 0
@@ -40,21 +40,24 @@ def test_tensors_do_not_grow_with_the_clients(name: str):
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_what_clients_keep_is_seen(name: str):
-    """By the same measure: of a thousand clients more have taken part than of ten."""
+    """The same measure shows the states of a thousand clients."""
     assert tensor_bytes(name, MANY)[-1] - tensor_bytes(name, FEW)[-1] > (MANY - FEW) * COUNT_BYTES
 
 
 def test_objects_do_not_grow_with_the_clients():
-    """Lists, arrays and texts of Python and numpy: two numbers for each client, and a little: a name is 50 bytes."""
-    tensor_bytes("fedavg", FEW)  # what is imported and cached at the first use is there now
+    """Lists, arrays and texts of Python and numpy hold little more than two numbers for each client.
+
+    A name has 50 bytes.
+    """
+    tensor_bytes("fedavg", FEW)  # imports and caches are filled now
     few, many = object_bytes("fedavg", FEW), object_bytes("fedavg", MANY)
     assert 0 < many < few + 24 * (MANY - FEW)
 
 
 def tensor_bytes(name: str, clients: int) -> list[int]:
-    """The bytes of the tensors that a run of so many clients has made: after each step of the last round, and after it.
+    """Return the bytes of the tensors of a run: after each step of the last round, and after it.
 
-    Clients' examples are not counted: they are there before.
+    Clients' examples are not counted, since they exist before.
     """
     held: list[int] = []
     with open_run(name, clients) as run, only_new_objects():
@@ -67,7 +70,7 @@ def tensor_bytes(name: str, clients: int) -> list[int]:
 
 
 def object_bytes(name: str, clients: int) -> int:
-    """The bytes that Python and numpy, not torch, hold for a run of so many clients after rounds of many of them."""
+    """Return the bytes that Python and numpy, not torch, hold for a run with this number of clients."""
     with open_run(name, clients) as run:
         tracemalloc.start()
         state = TrainState(run)
@@ -81,7 +84,7 @@ def object_bytes(name: str, clients: int) -> int:
 
 @contextmanager
 def open_run(name: str, clients: int) -> Iterator[Run]:
-    """A run of an algorithm of the table, over small clients of one size: a few a round, that do one step each."""
+    """Return a run of an algorithm of the table, over small equal clients: a few a round, one step each."""
     choices = {
         "sizes": [CLIENT_EXAMPLES] * clients,
         "batch_size": CLIENT_EXAMPLES,
@@ -94,7 +97,7 @@ def open_run(name: str, clients: int) -> Iterator[Run]:
 
 @contextmanager
 def only_new_objects() -> Iterator[None]:
-    """As long as it lasts, the collector knows only what was made in it."""
+    """Hide objects that exist already from the garbage collector, until the block is left."""
     gc.freeze()
     try:
         yield
@@ -103,7 +106,7 @@ def only_new_objects() -> Iterator[None]:
 
 
 def new_tensor_bytes() -> int:
-    """The bytes of all tensors that the collector knows; views of one memory count once."""
+    """Return the bytes of all tensors that the collector knows; views of one storage count once."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]

@@ -1,4 +1,4 @@
-"""How much a client does in a round, and which of its batches."""
+"""The length of a client's round, and its batches."""
 
 from __future__ import annotations
 

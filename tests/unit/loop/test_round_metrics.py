@@ -1,4 +1,4 @@
-"""From sums to figures: what is told of a round, against numpy."""
+"""The metrics of a round from sums, against numpy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALONE = Topology(0, 1, 0, 0, (1,), torch.device("cpu"), None, None)
 
 
 def header_sums(weights: np.ndarray, deltas: np.ndarray) -> dict[str, float]:
-    """The sums that the cosine needs."""
+    """Return the sums for the cosine."""
     norms = np.linalg.norm(deltas, axis=1)
     return {
         "weight": float(weights.sum()),
@@ -36,7 +36,7 @@ def header_sums(weights: np.ndarray, deltas: np.ndarray) -> dict[str, float]:
 @settings(deadline=None)
 @given(st.integers(2, 8), st.integers(1, 20), st.integers(0, 1000))
 def test_mean_cosine_is_that_of_all_pairs(clients: int, size: int, seed: int):
-    """sum over i != j of u_i u_j cos(d_i, d_j) / sum of u_i u_j, with u = w |d|: every pair, in numpy."""
+    """By numpy, for every pair: the sum over i != j of u_i u_j cos(d_i, d_j), over that of u_i u_j, with u = w |d|."""
     generator = np.random.default_rng(seed)
     weights, deltas = generator.integers(1, 100, clients).astype(float), generator.normal(size=(clients, size)) + 0.5
     norms = np.linalg.norm(deltas, axis=1)
@@ -66,12 +66,12 @@ def run_of(sizes: list[int], **choices: Any):
 
 
 def sums_of(table: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of two classes of which all examples were taken for the right one."""
+    """Return the sums of an evaluation with two classes, in which all examples were taken for the correct one."""
     return {"clients": table, "by_class": torch.full((2, 3), 20.0)}
 
 
 def test_evaluations_are_pooled_over_examples_and_told_by_client():
-    """Clients of 10, 30 and no test examples; the worst is named, and clients without examples are not judged."""
+    """Clients have 10, 30 and no test examples. The worst one is named, and those without examples have no metrics."""
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15], [0, 0, 0]], dtype=torch.float64)
     metrics = evaluation_metrics(run_of([4, 4, 4]), "test", sums_of(table))
     expected = {
@@ -116,7 +116,7 @@ def test_the_slowest_silo_is_the_one_with_most_seconds():
 
 
 def test_a_tally_is_exact_in_float64():
-    """Sums above 2^24, where float32 leaves out whole numbers, arrive in the clients' rows as they are."""
+    """Sums above 2^24, where float32 skips integers, arrive unchanged in the clients' rows."""
     run = run_of([4, 4])
     tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.model()).statistics)
     losses = [torch.tensor(2.0**24 + 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)]
@@ -127,7 +127,7 @@ def test_a_tally_is_exact_in_float64():
 
 
 def test_what_is_equal_in_a_silo_is_told_by_its_leader():
-    """Steps and examples of a replica that leads no silo are zeros; its part of the loss is its own."""
+    """Steps and examples of a replica that leads no silo are zeros, but not its part of the loss."""
     follower = Topology(1, 2, 0, 1, (2,), torch.device("cpu"), None, None)
     run = make_run(follower, [4, 4], algorithm=fedavg())
     tally = RoundAccumulator(run, Round(0, 0, (0, 1)), FlatModel(run.model()).statistics)

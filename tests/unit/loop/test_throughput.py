@@ -1,4 +1,4 @@
-"""How fast a round was, against the formula written out."""
+"""The throughput of a round, against its formula."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PEAK = 1e9
 
 
 def test_a_gpt_counts_six_operations_a_number_and_twelve_a_pair_of_tokens() -> None:
-    """6 N + 12 L T d of GPT-2: N by hand, 12 L d^2 in matrices, 13 L d in vectors, the last norm, the embedding."""
+    """6 N + 12 L T d for GPT-2: N by hand, 12 L d^2 in matrices, 13 L d in vectors, the last norm, the embedding."""
     layers, width, vocabulary = 12, 768, 50257
     with torch.device("meta"):
         model = GPT(vocabulary, 1024, layers, 12, width)
@@ -77,7 +77,7 @@ def test_the_tokens_of_any_task_are_counted() -> None:
 
 
 def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
-    """The figures of a round, and the result."""
+    """Return the metrics of a round, and the result."""
     with distributed(device="cpu") as topology:
         run = make_run(topology, [20], "gpt", metrics=MetricsOptions(peak_flops=PEAK))
         state = TrainState(run)
@@ -88,7 +88,7 @@ def told_by_a_rank() -> tuple[dict[str, float], dict[str, float]]:
 
 
 def test_ranks_bring_their_chips_together(ranks: Callable[[int], RankPool]) -> None:
-    """On two of them half as much of twice the peak is done, and all say the same."""
+    """On two ranks half of twice the peak is used, and all report the same."""
     (metrics, result), (others, _) = ranks(2).run(told_by_a_rank)
     assert metrics["round/units"] == 20 * 16
     assert metrics["memory/peak_bytes"] == others["memory/peak_bytes"] > 1e7

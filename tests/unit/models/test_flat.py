@@ -16,7 +16,7 @@ from trainer.models.flat import ALIGNMENT_BYTES, BufferStatistics, FlatModel
 
 
 def small(dtype: torch.dtype = torch.float32) -> Any:
-    """A model of odd sizes with batch statistics and a frozen layer."""
+    """Return a model of odd sizes with batch statistics and a frozen layer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 7), nn.Linear(7, 2)).to(dtype)
     model[2].requires_grad_(False)
@@ -29,7 +29,7 @@ def head_is_personal(name: str) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_parameters_are_aligned_views_of_the_vector(dtype: torch.dtype):
-    """Each starts at a multiple of 64 bytes, keeps its values, and changes with the vector; the padding is zero."""
+    """Each begins at a multiple of 64 bytes, keeps its values, and changes with the vector; the padding is zero."""
     before = {name: parameter.clone() for name, parameter in small(dtype).named_parameters()}
     module = small(dtype)
     model = FlatModel(module)
@@ -67,7 +67,7 @@ def test_training_through_the_views_is_bit_equal():
 
 
 def test_the_vectors_are_split_by_name():
-    """Shared, personal and frozen parameters: those that `is_shared` excludes are not in the shared vector."""
+    """Parameters that `is_shared` excludes, and frozen ones, are not in the shared vector."""
     module = small()
     model = FlatModel(module, head_is_personal)
     assert model.shared_names == ["0.weight", "0.bias", "1.weight", "1.bias"]
@@ -80,7 +80,7 @@ def test_the_vectors_are_split_by_name():
 
 
 def test_personal_state_is_saved_and_loaded():
-    """Two clients on one model: each gets its head and its batch statistics again."""
+    """Two clients use one model: each gets its head and its batch statistics again."""
     module = small()
     model = FlatModel(module, lambda name: not name.startswith(("1.running", "3.")))
     first = model.personal_state()
@@ -98,7 +98,7 @@ def test_personal_state_is_saved_and_loaded():
 
 
 def test_shared_state_round_trips():
-    """Loaded into another model, frozen parameters and buffers included, personal ones not."""
+    """Another model gets frozen parameters and buffers too, but no personal ones."""
     source, target = small(), small()
     model = FlatModel(source, head_is_personal)
     for tensor in source.state_dict().values():
@@ -117,7 +117,7 @@ def test_shared_state_round_trips():
 
 @pytest.mark.parametrize("change", ["a name more", "a name less"])
 def test_a_state_of_another_model_is_refused(change: str):
-    """A tensor that the model does not have, or a missing one; personal ones are not expected."""
+    """It has an unknown tensor, or lacks one; personal ones are not expected."""
     model = FlatModel(small(), head_is_personal)
     state = model.shared_state()
     if change == "a name more":
@@ -138,14 +138,14 @@ def test_tied_parameters_are_stored_once():
 
 
 def test_a_personal_tensor_is_personal_under_all_its_names():
-    """A GPT with a personal embedding, whose other name is that of the output."""
+    """The personal embedding of a GPT has a second name in its output layer."""
     model = FlatModel(GPT(vocabulary=16, length=4, layers=1, heads=1, width=16), lambda name: "blocks" in name)
     assert not {"tokens.weight", "output.weight"} & set(model.shared_state())
 
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_what_cannot_be_trained_is_refused(freeze: bool):
-    """No trainable parameter, or trainable parameters of two types."""
+    """There is no trainable parameter, or there are trainable parameters of two types."""
     module = small().requires_grad_(not freeze)
     if not freeze:
         module[0].double()
@@ -165,7 +165,7 @@ floats = st.floats(-50, 50, width=32)
 
 
 def buffers(mean: float, variance: float, plain: float, count: int) -> dict[str, torch.Tensor]:
-    """The buffers of BatchNorm, and a float buffer of another kind."""
+    """Return the buffers of BatchNorm, and a float buffer of another kind."""
     return {
         "n.running_mean": torch.tensor([mean]),
         "n.running_var": torch.tensor([variance]),
@@ -177,7 +177,7 @@ def buffers(mean: float, variance: float, plain: float, count: int) -> dict[str,
 @settings(deadline=None)
 @given(floats, st.floats(0, 100, width=32), floats, st.integers(0, 1 << 40))
 def test_statistics_round_trip(mean: float, variance: float, plain: float, count: int):
-    """Bit for bit, though variances are computed from moments: in float64."""
+    """They keep their bits, though variances are computed from moments, in float64."""
     before = buffers(mean, variance, plain, count)
     after = buffers(0.0, 1.0, 0.0, 0)
     source = BufferStatistics(before)
@@ -190,7 +190,7 @@ def test_statistics_round_trip(mean: float, variance: float, plain: float, count
 @settings(deadline=None)
 @given(st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1, max_size=5))
 def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
-    """Averages weighted by n are numpy's mean and variance of all numbers together; other buffers are averaged."""
+    """Weighted by n they are numpy's mean and variance of all numbers together; other buffers are averaged."""
     vectors, counts = [], []
     for number, group in enumerate(groups):
         statistics = BufferStatistics(buffers(float(np.mean(group)), float(np.var(group)), float(len(group)), number))
@@ -206,7 +206,7 @@ def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
 
 
 def test_statistics_of_a_real_layer():
-    """A BatchNorm2d with the names and shapes of torch, pooled with another one."""
+    """A BatchNorm2d with the names and shapes of torch is pooled with another one."""
     first, second, target = (dict(nn.BatchNorm2d(4).named_buffers()) for _ in range(3))
     for seed, kept in enumerate((first, second)):
         kept["running_mean"].copy_(torch.randn(4, generator=torch.Generator().manual_seed(seed)))

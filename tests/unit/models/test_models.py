@@ -64,7 +64,7 @@ def test_two_steps_lower_the_loss(name: str):
     assert losses[2] < losses[0]
 
 
-# Millions, He et al. 2016, table 6, which has two digits.
+# In millions: He et al. 2016, table 6, with two digits.
 RESNETS = {20: (269_722, 0.27), 32: (464_154, 0.46), 44: (658_586, 0.66), 56: (853_018, 0.85), 110: (1_727_962, 1.7)}
 
 
@@ -105,7 +105,7 @@ def test_inconsistent_sizes_are_refused(make: Callable[[], nn.Module], message: 
 
 
 def test_an_lstm_continues_its_text():
-    """Each byte is sampled from the logits of the whole text before it."""
+    """Each byte is sampled from the logits of the text before it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = LSTM(width=16).eval()

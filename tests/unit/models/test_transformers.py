@@ -1,4 +1,4 @@
-"""Models of the package transformers, if installed, and the error if not."""
+"""Models of the package transformers, if installed; if not, the error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BERT = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attenti
     ],
 )
 def test_a_model_follows_its_configuration(architecture: str, head: Any, config: dict[str, Any], inputs, shape):
-    """Every parameter has a gradient: one without would hang DistributedDataParallel."""
+    """Every parameter has a gradient; one without would hang DistributedDataParallel."""
     pytest.importorskip("transformers")
     module = Transformers(architecture, head, config)
     outputs = module(inputs)

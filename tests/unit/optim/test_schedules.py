@@ -44,7 +44,7 @@ def test_the_whole_run_may_be_warmup():
 @settings(deadline=None)
 @given(st.floats(0, 0.9), fractions, fractions)
 def test_cosine_follows_its_formula(warmup: float, final: float, progress: float):
-    """final + (1 - final) (1 + cos(pi t)) / 2, with t the progress of the decay."""
+    """It is final + (1 - final) (1 + cos(pi t)) / 2, with t the progress of the decay."""
     after = warmup + progress * (1 - warmup)
     t = (after - warmup) / (1 - warmup)
     expected = final + (1 - final) * (1 + math.cos(math.pi * t)) / 2
@@ -74,7 +74,7 @@ def test_linear_is_a_line_from_one_to_final(warmup: float, final: float, part: f
 @settings(deadline=None)
 @given(st.floats(0.01, 0.5), st.floats(0.01, 0.5), fractions, fractions)
 def test_warmup_stable_decay_has_three_phases(warmup: float, decay: float, final: float, part: float):
-    """progress / warmup, then 1, then linear to final."""
+    """It is progress / warmup, then 1, then linear to final."""
     schedule = WarmupStableDecay(warmup, decay, final)
     assert schedule(part * warmup) == pytest.approx(part, abs=1e-9)
     assert schedule(warmup + part * (1 - warmup - decay)) == pytest.approx(1.0, abs=1e-9)

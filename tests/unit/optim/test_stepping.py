@@ -1,4 +1,4 @@
-"""The step without torch's wrapper: the same bits, and hooks and profilers still see it."""
+"""The step without torch's wrapper: the same bits, and hooks and profilers still run."""
 
 from __future__ import annotations
 

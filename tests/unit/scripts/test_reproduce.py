@@ -1,4 +1,4 @@
-"""The published tables run again: rounds to a target, which runs there are, running them, and how they are told."""
+"""Reproduced tables: rounds to a target, the list of runs, their execution, and the output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY_TRIAL = [trial for module in evidence.TABLES.values() for trial in module.
 
 
 def write_rounds(folder: Path, accuracies: list[float], status: str = "preempted", **facts: object) -> None:
-    """A run folder with a round for each accuracy."""
+    """Write a run folder with a round for each accuracy."""
     folder.mkdir(parents=True)
     lines = [json.dumps({"round": i, "test/accuracy": value}) for i, value in enumerate(accuracies, 1)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
@@ -36,7 +36,7 @@ def write_rounds(folder: Path, accuracies: list[float], status: str = "preempted
 
 class TestRoundsToTarget:
     def test_the_curve_is_made_monotone_and_interpolated(self):
-        """By hand: best so far is .5 .9 .9 .95, and .925 is half way from the third round to the fourth."""
+        """By hand: the best so far is .5 .9 .9 .95, and .925 is half way from the third round to the fourth."""
         values = np.array([0.5, 0.9, 0.7, 0.95])
         assert rounds_to_target(np.arange(1, 5), values, 0.925) == pytest.approx(3.5)
         assert rounds_to_target(np.arange(1, 5), values, 0.9) == pytest.approx(2)
@@ -73,7 +73,7 @@ class TestCurves:
 
 
 def rivals(folder: Path, *rates: float, target: float | None = 0.9) -> Series:
-    """The trials of a cell at these learning rates."""
+    """Return the trials of a cell with these learning rates."""
     return Series([Trial("cell", lr, 0, (), target) for lr in rates], folder)
 
 
@@ -84,7 +84,7 @@ class TestSeries:
         write_rounds(both.of(one), [0.5, 0.7, 0.95], "running")
         write_rounds(both.of(other), [0.5, 0.6], "running")
         assert both.is_over(one) and both.best("cell", 0) == one
-        assert not both.is_over(other)  # it may still be there in round 3
+        assert not both.is_over(other)  # it may still reach the target in round 3
         write_rounds(tmp_path / "more" / other.name, [0.5, 0.6, 0.7], "running")
         write_rounds(tmp_path / "more" / one.name, [0.5, 0.7, 0.95], "running")
         assert Series(both.trials, tmp_path / "more").is_over(other)
@@ -144,7 +144,7 @@ class TestMarkdown:
         )
 
     def test_a_learning_rate_is_chosen_by_validation_and_never_by_test(self, tmp_path: Path):
-        """0.1 is best at testing; 0.03 at validating, until it diverges."""
+        """0.1 has the best test accuracy, 0.03 the best validation accuracy, until it diverges."""
         chosen = Series([trial for trial in fashion.trials((0,)) if trial.cell == "fedavg"], tmp_path)
         for trial, validation, test in zip(chosen.trials, (0.5, 0.7, 0.6), (0.8, 0.7, 0.9), strict=True):
             write_rounds(chosen.of(trial), [], "finished")
@@ -176,7 +176,7 @@ class TestTrials:
             assert len({cell for cell, _ in cells}) == len(cells)
 
     def test_overrides_compose(self, tmp_path: Path):
-        """One trial for each choice of groups: the others differ in numbers."""
+        """One trial for each choice of groups; the others differ only in numbers."""
         kinds = {tuple(o for o in trial.overrides if o.split("=")[1].isidentifier()): trial for trial in EVERY_TRIAL}
         for trial in kinds.values():
             tree = compose_tree(trial.arguments(tmp_path))
@@ -216,7 +216,7 @@ class TestTrials:
         assert {t["eval"]["every_rounds"] * t["round"]["steps"] for t in trees} == {100}
 
 
-# In place of the trainer: a run that gets 0.1 * lr better with every round, and leaves when it is told to.
+# In place of the trainer: a run that improves by 0.1 * lr with every round, and stops at SIGTERM.
 RUN = """
 import json, signal, sys, time
 from pathlib import Path
@@ -234,7 +234,7 @@ for round in range(1, 101):
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the script above, looked at often."""
+    """Return runs of the script above, which are polled often."""
     (tmp_path / "run.py").write_text(RUN)
     monkeypatch.setattr(series, "TRAINER", (sys.executable, str(tmp_path / "run.py")))
     monkeypatch.setattr(series, "POLL_INTERVAL_SECONDS", 0.02)
@@ -273,6 +273,6 @@ def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_client_that_has_all_test_examples_is_judged_on_all(ranks, tmp_path: Path):
-    """With one client its own kind of examples is the whole test set: both ways of judging must agree."""
+    """With one client its kind of examples is the whole test set, so both evaluations must agree."""
     ranks(2).run(work, ["algorithm=local", "clients=1", "rounds=1", f"run_dir={tmp_path / 'run'}"])
     assert accuracy_on_all(tmp_path / "run") == RunDir(tmp_path / "run").result()["test/accuracy"]

@@ -1,4 +1,4 @@
-"""Comparing tables: equal ones pass, each value that differs is named; every choice has a configuration."""
+"""Comparing tables: equal ones pass, each different value is named; every choice has a configuration."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TestDifferences:
 class TestCommand:
     @pytest.fixture
     def tables(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Runs) -> Path:
-        """A new table that differs in one hash, and the command that compares it with the old one."""
+        """Return a new table that differs in one hash, and the command that compares it with the old one."""
         new["sync"]["sha256"]["model.safetensors"] = "cd35"
         for name, runs in (("old.json", OLD), ("new.json", new)):
             (tmp_path / name).write_text(json.dumps({"machine": "here", "runs": runs}))
@@ -87,7 +87,7 @@ class TestCommand:
 
 @pytest.mark.parametrize("group", ["algorithm", "update_compression", "gradient_compression"])
 def test_every_choice_of_a_group_has_a_configuration(group: str):
-    """A new file of conf/ needs a new row; neither the default fp32 nor a custom one is written out."""
+    """A new file of conf/ needs a new row, except the default fp32 and custom choices."""
     overrides = {override for configuration in CONFIGURATIONS.values() for override in configuration.overrides}
     choices = {f"{group}={path.stem}" for path in (CONF / group).glob("*.yaml")}
     assert choices - overrides <= {f"{group}=fp32", f"{group}=custom"}

@@ -1,4 +1,4 @@
-"""The batch scripts of slurm/, without SLURM: what a shell, a linter and a user see of them."""
+"""The batch scripts of slurm/, without SLURM: shellcheck, the lines to edit, and the messages outside a job."""
 
 from __future__ import annotations
 

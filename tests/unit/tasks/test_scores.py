@@ -1,4 +1,4 @@
-"""Scores made from sums against scikit-learn, which sees all examples together."""
+"""Scores from sums against scikit-learn, which sees all examples together."""
 
 from __future__ import annotations
 

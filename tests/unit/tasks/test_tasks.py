@@ -118,7 +118,7 @@ def test_loss_sums_are_means_times_units(task: Task, make, units: int, mean_loss
 @settings(deadline=None, max_examples=10)
 @given(examples=st.integers(0, 20), cut=st.integers(0, 20))
 def test_any_split_adds_up(task: Task, make, units: int, mean_loss, examples: int, cut: int):
-    """Sums over two parts are the sums over the whole; a part may be empty, and its loss is 0 with a gradient."""
+    """Sums over two parts are those over the whole; a part may be empty, and its loss is 0 with a gradient."""
     outputs, targets = make(examples)
     outputs.requires_grad_()
     parts = [slice(cut), slice(cut, None)]
@@ -145,7 +145,7 @@ def test_accuracy_is_the_fraction_right(examples: int):
 
 
 def test_perplexity_is_the_exponential_of_the_loss():
-    """exp(6 / 4); losses above 700 are clipped to keep it finite."""
+    """It is exp(6 / 4); losses above 700 are clipped to keep it finite."""
     assert LanguageModelling().summary(torch.tensor([6.0]), 4)["perplexity"] == pytest.approx(math.exp(1.5))
     assert math.isfinite(LanguageModelling().summary(torch.tensor([1e6]), 1)["perplexity"])
 
@@ -169,7 +169,7 @@ def test_outputs_that_are_not_finite_have_a_loss(task: Task, make, units: int, m
 
 
 def test_half_precision_outputs_are_evaluated_in_float32():
-    """bfloat16 has 3 digits: the loss of its outputs is that of the same values in float32."""
+    """bfloat16 has 3 digits; the loss of its outputs is that of the same values in float32."""
     outputs, targets = images(20)
     half = outputs.bfloat16()
     expected = F.cross_entropy(half.float(), targets, reduction="sum").item()

@@ -38,7 +38,7 @@ def test_a_name_similar_to_a_known_one_has_none(name: str) -> None:
 
 
 def test_a_cpu_has_no_peak_but_can_be_measured() -> None:
-    """Between 10^8 and 10^15 FLOP/s, which holds for any CPU."""
+    """The limits, 10^8 and 10^15 FLOP/s, hold for any CPU."""
     assert math.isnan(peak_flops(CPU))
     assert 1e8 < measure_flops(CPU, torch.float32) < 1e15
 

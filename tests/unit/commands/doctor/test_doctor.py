@@ -120,7 +120,7 @@ def test_a_clock_that_is_off_has_a_note() -> None:
 
 
 def test_a_host_whose_name_resolves_to_its_loopback_is_given_the_interface() -> None:
-    """The hosts that fail to reach it are not listed as well: there is one cause."""
+    """The hosts that fail to reach it are not listed, since there is one cause."""
     survey = world(nodes=3, address="127.0.1.1", interface="lo", proposed="ib0")
     for node in (0, 1):
         survey.pings[node][-1] = PingResult(2, "Connection refused", 0.0)

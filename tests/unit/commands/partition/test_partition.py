@@ -19,7 +19,7 @@ def labelled(examples: int, classes: int) -> TensorSource:
 
 
 def inked(image: Image.Image) -> np.ndarray:
-    """Which pixels [rows, columns] are of dots or bars."""
+    """Return which pixels [rows, columns] belong to dots or bars."""
     return (np.asarray(image) == INK).all(2)
 
 
@@ -44,7 +44,7 @@ def test_many_clients_and_many_labels_fit(classes: int):
 
 
 def test_the_command_tells_and_draws(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Twice: the first picture stays."""
+    """It runs twice: the first picture is kept."""
     monkeypatch.chdir(tmp_path)
     overrides = ["partition", "algorithm=fedavg", "clients=5", "partition=dirichlet", "partition.alpha=0.1", "silos=2"]
     assert [main(overrides), main(overrides)] == [0, 0]

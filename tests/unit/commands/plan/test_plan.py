@@ -1,4 +1,4 @@
-"""The plan: its options, the cost model against numbers made by hand, its output and its measurements."""
+"""The plan: its options, the cost model against numbers computed by hand, its output and its measurements."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_all_errors_are_reported_at_once():
 
 
 def test_remote_ranks_fill_their_nodes():
-    """Two on each node; of an elastic number of nodes, the largest."""
+    """Two on each node; with an elastic number of nodes, the largest number."""
     options = PlanOptions(bandwidth=MB)
     assert remote_nodes(PlanOptions(ranks=5), launch(nproc_per_node=2)) == [0, 0, 1, 1, 2]
     assert remote_nodes(options, launch(nproc_per_node=2, nodes=3)) == [0, 0, 1, 1, 2, 2]
@@ -121,7 +121,7 @@ def test_as_many_workers_measure_as_would_train_on_a_node():
 
 
 def costs_of(sizes: tuple[int, ...], **changes: object) -> CostModel:
-    """Silos of these sizes, one client of 10 steps each; a vector of 1 MB, summed once a round."""
+    """Return the costs of silos of these sizes, with one client of 10 steps each and a vector of 1 MB a round."""
     vector = MB
     made = CostModel(
         loads=tuple(SiloLoad(replicas, clients=1, steps=10, examples=320) for replicas in sizes),
@@ -147,8 +147,10 @@ def test_bytes_of_silos_of_three_and_one():
 
 
 def test_seconds_of_a_round_of_two_silos_of_two():
-    """10 steps; 10 all-reduces of 1 ms and 1 MB at 100 MB/s; a client and the aggregation; then the header of 50 ms,
-    the vectors of 50 ms and 1 MB at 10 MB/s, half a vector at 100 MB/s and 2 ms.
+    """The parts of a round, computed by hand.
+
+    10 steps; 10 all-reduces of 1 ms and 1 MB at 100 MB/s; a client and the aggregation; then the header of 50 ms, the
+    vectors of 50 ms and 1 MB at 10 MB/s, half a vector at 100 MB/s and 2 ms.
     """
     round = estimate(costs_of((2, 2)))
     assert round.computing == pytest.approx(1.0)
@@ -159,7 +161,7 @@ def test_seconds_of_a_round_of_two_silos_of_two():
 
 
 def test_the_silo_that_takes_longest_counts():
-    """The silo of one replica takes 4 times as long for a step; only the other one averages."""
+    """The silo of one replica takes 4 times as long for a step; only the other one averages gradients."""
     costs = costs_of((3, 1))
     times = {3: costs.stage_times[3], 1: replace(costs.stage_times[1], step=0.4)}
     round = estimate(replace(costs, stage_times=times))
@@ -173,7 +175,7 @@ def test_a_single_rank_sends_nothing():
 
 
 def test_gradients_are_averaged_in_the_buckets_of_ddp():
-    """1 MiB, then 25 MiB at a time: 30 MiB are three all-reduces."""
+    """The buckets are 1 MiB, then 25 MiB each: 30 MiB are three all-reduces."""
     link = LinkSpeed(100 * MB, 0.001, True)
     assert averaging_seconds(1 << 20, 2, link) == pytest.approx(0.001 + (1 << 20) / (100 * MB))
     assert averaging_seconds(30 << 20, 4, link) == pytest.approx(0.003 + 1.5 * (30 << 20) / (100 * MB))
@@ -205,7 +207,7 @@ def test_ranks_that_wait_for_each_other_are_as_slow_as_the_slowest():
 
 
 def test_ranks_that_are_slow_in_turn_are_as_slow_as_the_slowest_of_each_round():
-    """Each is quick in two rounds of three, both at once in one: the last round is of one of them alone."""
+    """Each rank is quick in two rounds of three, both in one of them; in the last round one rank is alone."""
     quick, slow = StageTimes(1, 1, 1), StageTimes(4, 4, 4)
     assert slowest_stage_times([[quick, slow, quick, quick], [slow, quick, quick]]) == slow
 
@@ -260,8 +262,8 @@ def test_a_null_transport_that_compresses_returns_vectors_unchanged():
 
 
 def test_growth_is_what_was_held_at_once():
-    """256 MiB together, of pieces that each are a mapping: not what was held before, nor what is given back."""
-    piece = 2**24  # numbers, 64 MiB
+    """256 MiB are held at once, in pieces with a mapping each; memory held before, or freed again, does not count."""
+    piece = 2**24  # numbers: 64 MiB
     held = [torch.ones(piece)]
 
     def action() -> None:

@@ -48,7 +48,7 @@ def test_the_table_has_a_row_a_configuration_and_a_column_a_setting(sweep: Path)
 
 @pytest.mark.parametrize("width", [20, 50, 80, 120])
 def test_no_line_is_wider_than_the_console(sweep: Path, width: int) -> None:
-    """But for paths, which a terminal breaks itself so that they can be copied."""
+    """Paths are an exception: a terminal wraps them, so that they can be copied."""
     lines = [line for line in printed(sweep, width) if str(sweep) not in line]
     assert max(map(len, lines)) <= width
     assert width < 25 or any("0.8250 ± 0.1768" in line for line in lines)

@@ -1,4 +1,4 @@
-"""What a report draws, and its files: against numpy, and against what lies in the run folders."""
+"""The curves of a report and its files, against numpy and against the run folders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 def test_a_line_is_the_mean_over_seeds_by_round(tmp_path: Path) -> None:
-    """The second seed is a round ahead; the mean goes on with it alone."""
+    """The second seed has one more round, in which the mean is its value alone."""
     values = [[0.1, 0.4], [0.3, 0.5, 0.9]]
     for seed, accuracies in enumerate(values):
         write_run(tmp_path / str(seed), seed=seed, status="running", test_accuracy=accuracies)
@@ -59,7 +59,7 @@ def test_the_score_is_drawn_first_and_counts_not_at_all(tmp_path: Path) -> None:
 
 
 def client_rounds(clients: int, rounds: int) -> list[dict[str, float | int]]:
-    """Client k has k + round / 100."""
+    """Return metrics of rounds: client k has k + round / 100."""
     made = rounds_of({"test/accuracy": [0.5] * rounds})
     for metrics in made:
         metrics |= {f"client/{client}/test_accuracy": client + metrics["round"] / 100 for client in range(clients)}

@@ -1,4 +1,4 @@
-"""Runs read from their folders: found at any depth, each once, as far as they came."""
+"""Runs read from their folders: found at any depth, each once, with the rounds so far."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_finished_run_is_known_by_its_result(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["running", "preempted", "crashed"])
 def test_an_unfinished_run_is_known_by_what_it_measured_last(tmp_path: Path, status: str) -> None:
-    """The rate is that of all its rounds, evaluation excluded, as a result's is."""
+    """The rate is that of all its rounds without evaluation, as in a result."""
     run = write_run(tmp_path / "a", "rounds=9", status=status, test_accuracy=[0.5, 0.75], round_steps=[1, 1])
     (record,) = read_records([run])
     assert record.status_text == f"{status} 2/9"
@@ -71,7 +71,7 @@ def test_a_run_that_has_measured_nothing_is_there(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_that_goes_on_is_known_by_its_rounds(tmp_path: Path) -> None:
-    """result.json is of the rounds that it had been given at first."""
+    """result.json belongs to the smaller number of rounds of the first run."""
     run = write_run(tmp_path / "a", "rounds=9", test_accuracy=[0.5, 0.75])
     (run / "state.json").write_text(json.dumps({"status": "running"}))
     (run / "result.json").write_text(json.dumps({"round": 1, "test/accuracy": 0.1}))

@@ -32,7 +32,7 @@ def test_the_algorithm_comes_first_and_the_rest_in_the_order_of_the_configuratio
 
 
 def test_what_only_one_class_has_goes_with_the_class() -> None:
-    """FedOpt's rule and betas are said by `server`; its rate, which SGD has too, is not."""
+    """`server` implies FedOpt's rule and betas, but not its rate, which SGD has too."""
     runs = [composed("algorithm=fedavg"), composed("algorithm=fedadam")]
     assert differing(runs) == ["server._target_", "server.lr"]
 
@@ -82,7 +82,7 @@ SETTINGS = st.dictionaries(
 
 @given(st.lists(SETTINGS, min_size=1, max_size=5))
 def test_configurations_that_differ_can_be_told_by_the_differing_settings(runs: list[dict[str, int]]) -> None:
-    """Two runs have the same values of them exactly if they are the same configuration."""
+    """Two runs have equal values of them if and only if they are the same configuration."""
     names = differing(runs)
     columns = [setting_text(name, runs) for name in names]
     rows = list(zip(*columns, strict=True)) or [()] * len(runs)

@@ -129,7 +129,10 @@ SKEWED = ("silos=2", "partition=dirichlet", "partition.alpha=0.1")
 
 
 def test_baselines_are_of_the_same_data_and_the_best_of_each_counts(tmp_path: Path) -> None:
-    """Pooled data may be partitioned differently, those of clients alone may not. An unfinished run is no baseline."""
+    """Pooled data may be partitioned differently, the data of clients alone may not.
+
+    An unfinished run is not a baseline.
+    """
     write_run(tmp_path / "0", "algorithm=fedavg", *SKEWED, test_accuracy=[0.5])
     write_run(tmp_path / "1", "algorithm=local", *SKEWED, test_accuracy=[0.25])
     write_run(tmp_path / "2", "algorithm=local", *SKEWED, "optimizer.lr=0.3", test_accuracy=[0.125])
@@ -157,7 +160,7 @@ def test_as_many_clients_are_as_many_whether_they_were_named_or_counted(tmp_path
 
 
 def test_a_report_of_baselines_alone_compares_nothing(tmp_path: Path) -> None:
-    """Such as a sweep of synchronous runs."""
+    """An example is a sweep of synchronous runs."""
     write_run(tmp_path / "0", test_accuracy=[0.5])
     write_run(tmp_path / "1", "optimizer.lr=0.3", test_accuracy=[0.25])
     assert baselines(report_on(tmp_path)) == ["", ""]

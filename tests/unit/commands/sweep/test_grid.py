@@ -1,4 +1,4 @@
-"""What the values of a sweep stand for: the jobs that Hydra's own sweeper makes of them."""
+"""The values of a sweep stand for the jobs that Hydra's sweeper makes of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_jobs_are_those_of_hydras_sweeper(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
 def test_the_edges_hold_every_value(overrides: list[str]) -> None:
-    """In no more combinations than the longest list has values, each of them one of the jobs."""
+    """There are no more combinations than values in the longest list, and each is one of the jobs."""
     parsed = grid.parse(overrides)
     jobs, edges = grid.product(parsed), grid.edges(parsed)
     assert {value for job in edges for value in job} == {value for job in jobs for value in job}

@@ -1,4 +1,4 @@
-"""A machine divided among the jobs that run at a time, and a process that is told to leave."""
+"""A machine divided among concurrent jobs, and a preempted process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_gpus_are_divided_by_the_names_they_have(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a command that prints on what it runs, in place of the trainer."""
+    """Make a folder with a command that prints its resources, in place of the trainer."""
     (tmp_path / "trainer.py").write_text(MODULE)
     monkeypatch.setattr(subprocesses, "TRAINER", (str(tmp_path / "trainer.py"),))
     monkeypatch.chdir(tmp_path)
@@ -75,7 +75,7 @@ def test_a_command_runs_on_its_share(trainer: Path) -> None:
 
 
 def test_a_command_is_run_by_one_process_at_a_time(trainer: Path) -> None:
-    """The lock is that of whatever the command has started, and ends with it."""
+    """The lock is held by the started command, and released when it ends."""
     (trainer / "trainer.py").write_text("import time; time.sleep(60)")
     log, share = trainer / "job.log", ResourceSlot(frozenset(os.sched_getaffinity(0)))
     first = Command([], log, share)
@@ -88,7 +88,7 @@ def test_a_command_is_run_by_one_process_at_a_time(trainer: Path) -> None:
 
 
 def test_control_c_stays_control_c() -> None:
-    # Whatever a shell has told what it starts in the background.
+    # A shell may ignore signals in background processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         reraise_signal(signal.SIGINT)

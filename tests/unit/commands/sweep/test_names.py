@@ -1,4 +1,4 @@
-"""Names of jobs, and texts as overrides: readable, safe, and the same at every start."""
+"""Names of jobs, and values as overrides: readable, safe, and the same at every start."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_name_says_what_the_job_sets(overrides: list[str], name: str) -> None:
 
 
 def test_a_name_holds_what_the_sweep_varies() -> None:
-    """What is the same in all jobs may change, and the job stays the same: one more round, another folder."""
+    """Settings that all jobs share, such as rounds or the folder, do not change the name."""
     overrides = ["rounds=5", "seed=1", "run_dir=elsewhere", "optimizer.lr=0.1"]
     job = make_job(overrides, Path("sweep"), constant=["rounds"])
     assert job.folder == Path("sweep/seed=1,optimizer.lr=0.1")

@@ -18,7 +18,7 @@ BATCH = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, outside SLURM."""
+    """Change to an empty folder, outside SLURM."""
     for name in BATCH:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_under_slurm_the_folder_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_objective_is_the_tasks_own() -> None:
-    """Of the validation set: the test set selects nothing, where there is a choice."""
+    """It is a metric of the validation set, since the test set must select nothing."""
     assert make_plan(["seed=1,2"]).objective == "validation/accuracy"
     assert make_plan(["seed=1,2", "data.validation=0"]).objective == "test/accuracy"
     assert make_plan(["data=text", "data.path=a.txt", "seed=1,2"]).objective == "validation/perplexity"
@@ -66,7 +66,7 @@ def test_the_objective_is_the_tasks_own() -> None:
 
 
 def test_optuna_gets_the_direction_of_the_objective() -> None:
-    """Overrides of the user come later, and count."""
+    """Overrides of the user come later, and win."""
     chosen = make_plan(["hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.3)", "objective=test/loss"])
     assert chosen.jobs is None
     assert "hydra.sweeper.direction=minimize" in chosen.overrides and "hydra.sweeper.sampler.seed=0" in chosen.overrides
@@ -110,7 +110,7 @@ def test_an_error_of_all_jobs_is_reported_once(capsys: pytest.CaptureFixture[str
 
 
 def test_a_job_does_not_resume_another_run(here: Path) -> None:
-    """The folder of the second job holds what was trained with another batch size."""
+    """The folder of the second job has a run with another batch size."""
     folder = here / "sweep/seed=2"
     tree = compose_tree(["seed=2", "batch_size=16", assign("run_dir", str(folder))])
     RunDir(folder).create_or_check(tree)

@@ -21,7 +21,7 @@ lines = st.lists(
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that each example writes anew."""
+    """Return a path for a trace."""
     return tmp_path_factory.mktemp("trace") / "trace.csv"
 
 
@@ -33,7 +33,7 @@ def write(file: Path, events: Sequence[Line]) -> Path:
 
 
 def replayed(events: Sequence[Line], rounds: int) -> tuple[int, ...]:
-    """The clients of this round (from 1): all but those whose first event is a join, then event by event."""
+    """Return the clients of a round (from 1): all whose first event is not a join, then changed by each event."""
     first = {client: event for _, client, event in sorted(events, key=lambda event: event[0])[::-1]}
     available = {client for client in range(CLIENTS) if first.get(client) != "join"}
     for now in range(1, rounds + 1):
@@ -48,7 +48,7 @@ def replayed(events: Sequence[Line], rounds: int) -> tuple[int, ...]:
 @settings(deadline=None)
 @given(lines)
 def test_available_clients_are_those_of_a_replay(file: Path, events: list[Line]):
-    """In every round, for any order of lines of different rounds; lines of one round apply in their order."""
+    """Lines of different rounds may be in any order; lines of one round apply in their order."""
     trace = AvailabilityTrace(write(file, events))
     for index in range(ROUNDS + 2):
         assert trace.sample(CLIENTS, 0, index) == replayed(events, index + 1)
@@ -60,7 +60,10 @@ def test_available_clients_are_those_of_a_replay(file: Path, events: list[Line])
 @settings(deadline=None)
 @given(lines, st.integers(1, CLIENTS + 1), st.integers(0, 1000), st.integers(0, ROUNDS))
 def test_a_size_draws_among_the_members(file: Path, events: list[Line], size: int, seed: int, index: int):
-    """A number of them or all, ascending: a pure function of seed and round, whatever was drawn before."""
+    """The sample is ascending and a pure function of seed and round, whatever was drawn before.
+
+    A size may cover all members.
+    """
     trace, members = AvailabilityTrace(write(file, events), size), replayed(events, index + 1)
     drawn = trace.sample(CLIENTS, seed, index)
     assert len(drawn) == len(set(drawn)) == min(size, len(members))
@@ -78,7 +81,7 @@ def test_it_draws_others_in_other_rounds_and_with_other_seeds(file: Path):
 
 
 def test_where_nobody_moves_it_draws_what_a_sample_is(file: Path):
-    """Golden samples of the uniform sampler fix them for good."""
+    """The golden samples of the uniform sampler must never change."""
     trace = AvailabilityTrace(write(file, []), 3)
     assert all(trace.sample(10, 0, index) == UniformSampler(3).sample(10, 0, index) for index in range(10))
 
@@ -123,13 +126,13 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "place"), BAD.values(), ids=BAD.keys())
 def test_what_is_not_a_trace_is_refused(file: Path, text: str, place: str):
-    """With the key, the line of the file and what is valid."""
+    """The error has the key, the line of the file and the valid format."""
     file.write_text(text)
     assert_refused(file, [place])
 
 
 def test_a_file_of_another_code_is_refused(file: Path):
-    """As spreadsheets write it that call UTF-16 Unicode."""
+    """Some spreadsheets write UTF-16, and call it Unicode."""
     file.write_text(COLUMNS + "1,0,join", encoding="utf-16")
     assert_refused(file, [])
 
@@ -141,7 +144,7 @@ def test_a_file_that_is_missing_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_size_that_cannot_be_drawn_is_refused(file: Path, size: int):
-    """Like client_sampling=sample: a round would have no client."""
+    """As with client_sampling=sample, a round would have no client."""
     with pytest.raises(ValueError, match=rf"client_sampling\.clients_per_round={size}(.|\n)*valid: (.*from )?1"):
         AvailabilityTrace(write(file, []), size).sample(CLIENTS, 0, 0)
 

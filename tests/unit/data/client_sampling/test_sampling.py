@@ -20,7 +20,7 @@ silo_sizes = st.lists(st.integers(1, 4), min_size=1, max_size=6)
 @settings(deadline=None)
 @given(client_sizes, silo_sizes, st.data())
 def test_every_client_is_trained_once(sizes: list[int], silos: list[int], data: st.DataObject):
-    """The union of the silos' clients is the cohort, each in ascending order; a pure function."""
+    """The union of the silos' clients is the cohort, and each is ascending; the assignment is a pure function."""
     cohort = data.draw(st.sets(st.sampled_from(range(len(sizes)))))
     assigned = assign_clients(sorted(cohort), sizes, silos)
     assert len(assigned) == len(silos)
@@ -32,7 +32,7 @@ def test_every_client_is_trained_once(sizes: list[int], silos: list[int], data: 
 @settings(deadline=None)
 @given(client_sizes, silo_sizes)
 def test_silos_finish_within_one_client_of_each_other(sizes: list[int], silos: list[int]):
-    """Loads, in examples a replica, differ by at most what the largest client is to the silo that has most.
+    """Loads, in examples a replica, differ by at most the load of the largest client in the busiest silo.
 
     A silo that got a client was the first to be free; so without its last client it is not behind any other.
     """
@@ -46,7 +46,7 @@ def test_silos_finish_within_one_client_of_each_other(sizes: list[int], silos: l
 
 
 def test_a_larger_silo_gets_more():
-    """Six equal clients, silos of 2 and of 1: four and two."""
+    """Of six equal clients, silos of 2 and of 1 ranks get four and two."""
     assert [len(mine) for mine in assign_clients(range(6), [10] * 6, [2, 1])] == [4, 2]
 
 
@@ -65,7 +65,10 @@ def test_all_are_all():
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 1000), st.integers(0, 1000), st.data())
 def test_a_sample_is_a_pure_function_of_seed_and_round(clients: int, seed: int, index: int, data: st.DataObject):
-    """`size` different clients, ascending; torch's and numpy's global random states neither matter nor move."""
+    """It has `size` different clients, ascending.
+
+    The global random states of torch and numpy are neither used nor changed.
+    """
     size = data.draw(st.integers(1, clients))
     np.random.seed(0)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()  # pyright: ignore
@@ -80,13 +83,13 @@ def test_a_sample_is_a_pure_function_of_seed_and_round(clients: int, seed: int, 
 
 
 def test_golden_samples():
-    """Resumed runs must draw what the first one drew, in any later version too."""
+    """Resumed runs must draw the same samples in any later version."""
     drawn = [UniformSampler(3).sample(10, 0, index) for index in range(4)]
     assert drawn == [(0, 4, 5), (1, 3, 7), (0, 3, 4), (0, 5, 9)]
 
 
 def test_samples_are_uniform():
-    """Over 2000 rounds each of 10 clients comes 600 times, within 4 standard deviations of sqrt(2000 * .3 * .7)."""
+    """In 2000 rounds each of 10 clients is drawn 600 times, within 4 standard deviations of sqrt(2000 * .3 * .7)."""
     drawn = [client for index in range(2000) for client in UniformSampler(3).sample(10, 7, index)]
     counts = np.bincount(drawn, minlength=10)
     assert abs(counts - 600).max() < 4 * np.sqrt(2000 * 0.3 * 0.7)
@@ -99,7 +102,7 @@ def test_a_sample_that_cannot_be_drawn_is_refused(size: int):
 
 
 def test_a_rounds_streams_are_its_own():
-    """Streams differ by seed, round and tags, and are those that `derive` names."""
+    """Streams differ by seed, round and tags, and are those of `derive`."""
     one = Round(3, 5, (0, 1))
     assert one.seed_for("model", 2) == derive_seed(5, "round", 3, "model", 2)
     others = [one.seed_for("model", 1), Round(4, 5, ()).seed_for("model", 2), Round(3, 6, ()).seed_for("model", 2)]

@@ -1,4 +1,4 @@
-"""The batches of a client are those of its silo, cut: whatever the replicas, the same examples in one order."""
+"""The batches of a client are those of its silo, divided: the same examples in one order for any replicas."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stream(
     client: int = 3,
     seed: int = 0,
 ) -> ClientBatches:
-    """The stream of a client whose examples are 100, 101, ...: an input is its own id, a target ten times that."""
+    """Return the stream of a client with examples 100, 101, ...: an input is its id, a target ten times that."""
     numbers = torch.arange(FIRST_ID + examples)
     source = TensorSource(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
     ids = np.arange(FIRST_ID, FIRST_ID + examples)
@@ -40,7 +40,7 @@ def stream(
 
 
 def seen(batch: ReplicaBatch) -> list[int]:
-    """The ids of a batch, in order; inputs and targets must be of the same examples."""
+    """Return the ids of a batch, in order, after checking that inputs and targets belong together."""
     ids = []
     for inputs, targets in batch.micro_batches:
         assert inputs.shape == (len(targets), 3)
@@ -50,14 +50,14 @@ def seen(batch: ReplicaBatch) -> list[int]:
 
 
 def epoch(examples: int, batch_size: int | None, **choices) -> list[list[int]]:
-    """The batches of the first epoch."""
+    """Return the batches of the first epoch."""
     one = stream(examples, batch_size, **choices)
     return [seen(batch) for batch in one.batches(0, one.steps_per_epoch)]
 
 
 @contextmanager
 def fetched_at_once(block_bytes: int) -> Iterator[None]:
-    """Batches are fetched together up to so many bytes."""
+    """Limit the number of bytes that are fetched together."""
     before = loader.BLOCK_BYTES
     loader.BLOCK_BYTES = block_bytes
     try:
@@ -71,9 +71,9 @@ def fetched_at_once(block_bytes: int) -> Iterator[None]:
 def test_replicas_divide_the_batches_of_one_replica(
     examples: int, batch_size: int | None, replicas: int, micro: int | None, least: int, start: int, steps: int
 ):
-    """Joined in the order of the replicas, their parts are the batch that a single replica would have."""
+    """Joined in the order of the replicas, their parts are the batch of a single replica."""
     shares = [BatchShard(replica, replicas, micro, least) for replica in range(replicas)]
-    # A last batch joins the one before it by the number of replicas; the whole takes the same rule.
+    # Whether a small last batch joins the one before depends on the number of replicas, so both use the same rule.
     whole = BatchShard(0, 1, None, least * replicas)
     parts = [list(stream(examples, batch_size, share).batches(start, steps)) for share in shares]
     batches = list(stream(examples, batch_size, whole).batches(start, steps))
@@ -95,7 +95,7 @@ def test_replicas_divide_the_batches_of_one_replica(
 @laws
 @given(counts, batch_sizes, st.integers(0, 3), st.sampled_from([1, 100, 1 << 20]))
 def test_an_epoch_is_every_example_once(examples: int, batch_size: int | None, number: int, block_bytes: int):
-    """Batches are full but for the last, epochs do not mix, and how many are fetched together changes nothing."""
+    """Batches are full except the last, and epochs do not mix, whatever number of batches is fetched together."""
     with fetched_at_once(block_bytes):
         one = stream(examples, batch_size)
         batches = [seen(batch) for batch in one.batches(number * one.steps_per_epoch, one.steps_per_epoch)]
@@ -108,7 +108,7 @@ def test_an_epoch_is_every_example_once(examples: int, batch_size: int | None, n
 @laws
 @given(counts, batch_sizes, st.integers(0, 12), st.integers(1, 12), st.sampled_from([1, 100, 1 << 20]))
 def test_starting_later_is_skipping(examples: int, batch_size: int | None, start: int, steps: int, block_bytes: int):
-    """Batches start to start + steps are the same whether those before were drawn or not."""
+    """Batches start to start + steps are the same whether the earlier ones were drawn or not."""
     with fetched_at_once(block_bytes):
         late = [seen(batch) for batch in stream(examples, batch_size).batches(start, steps)]
         through = [seen(batch) for batch in stream(examples, batch_size).batches(0, start + steps)]
@@ -120,13 +120,13 @@ def test_starting_later_is_skipping(examples: int, batch_size: int | None, start
 def test_a_batch_begins_where_a_tensor_of_its_own_does(
     examples: int, batch_size: int | None, micro: int | None, start: int
 ):
-    """Wherever it lies in the block that was fetched: on some processors the bits of a product depend on that."""
+    """It is aligned like a new tensor, since the bits of a product may depend on the alignment."""
     for batch in stream(examples, batch_size, BatchShard(micro_batch_size=micro)).batches(start, 5):
         assert all(inputs.data_ptr() % 64 == 0 for inputs, _ in batch.micro_batches)
 
 
 def test_orders_differ_by_seed_client_and_epoch():
-    """And are the permutations that `randomness` gives for them."""
+    """They are the permutations of their random streams."""
     one = stream(30, None)
     orders = [seen(batch) for batch in one.batches(0, 2)]
     orders += [epoch(30, None, client=4)[0], epoch(30, None, seed=1)[0]]
@@ -136,7 +136,7 @@ def test_orders_differ_by_seed_client_and_epoch():
 
 
 def test_a_golden_order():
-    """The order in which old runs went through their examples, for they are to be resumed."""
+    """Old runs may be resumed, so their order of examples must never change."""
     assert epoch(8, 3, client=0) == [[102, 104, 107], [106, 101, 100], [103, 105]]
 
 
@@ -160,7 +160,7 @@ def test_a_last_batch_that_is_too_small_joins_the_one_before(examples: int, batc
 
 @pytest.mark.parametrize(("replicas", "parts"), [(1, [5]), (2, [2, 3]), (3, [1, 2, 2]), (7, [0, 1, 1, 0, 1, 1, 1])])
 def test_shares_are_consecutive(replicas: int, parts: list[int]):
-    """Of the batch [10, 15); a replica may have none."""
+    """They divide the batch [10, 15); a replica may have none."""
     edges = [BatchShard(replica, replicas).range_of(10, 15) for replica in range(replicas)]
     assert edges[0][0] == 10 and edges[-1][1] == 15
     assert all(before[1] == after[0] for before, after in pairwise(edges))
@@ -168,7 +168,7 @@ def test_shares_are_consecutive(replicas: int, parts: list[int]):
 
 
 def test_a_replica_without_examples_gets_an_empty_batch():
-    """One micro-batch of the right shape and type: the backward pass is a collective."""
+    """It is one micro-batch of the right shape and type, since the backward pass is a collective."""
     (batch,) = stream(2, None, BatchShard(0, 3)).batches(0, 1)
     ((inputs, targets),) = batch.micro_batches
     assert inputs.shape == (0, 3) and inputs.dtype == torch.float32
@@ -177,7 +177,7 @@ def test_a_replica_without_examples_gets_an_empty_batch():
 
 
 def test_memory_is_bounded_by_the_block():
-    """Together are fetched no more bytes than a block, and at least a batch."""
+    """Batches are fetched together up to the size of a block, and at least one."""
     taken: list[int] = []
 
     class Counted(TensorSource):

@@ -1,4 +1,4 @@
-"""Prefetching gives the same examples, wherever they are held and whenever they were fetched."""
+"""Prefetching gives the same examples on any device, and at any time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arrays() -> TensorSource:
 
 
 def windows() -> SequenceWindows:
-    """Rows that overlap, and begin in the middle of what is below them."""
+    """Rows that overlap in the storage below them, and begin in its middle."""
     return SequenceWindows(torch.arange(40, dtype=torch.uint8)[3:].unfold(0, 6, 2), 5, np.arange(16))
 
 
@@ -52,7 +52,7 @@ def test_a_source_that_is_moved_gives_the_same_examples_with_the_same_labels_and
 
 
 def test_rows_that_overlap_take_no_more_memory_when_they_are_moved() -> None:
-    """37 of 40 tokens lie below 16 rows of 6."""
+    """37 of 40 tokens are below 16 rows of 6."""
     source = windows()
     moved = source.to(torch.device("cpu"))
     assert source.nbytes == moved.nbytes == 40
@@ -71,7 +71,7 @@ def test_on_the_cpu_nothing_is_done() -> None:
 @laws
 @given(st.integers(1, 30), st.integers(1, 8))
 def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, batch_size: int) -> None:
-    """Blocks that are all made before the first is used give the batches of those that are made one by one."""
+    """All blocks are made before the first is used; the batches are those of blocks made one by one."""
 
     def at_once(blocks: Iterator[PrefetchBlock]) -> Iterator[PrefetchBlock]:
         return iter(list(blocks))
@@ -99,7 +99,7 @@ def test_what_cannot_be_held_on_a_gpu_is_said_before_it_starts() -> None:
 @needs_cuda
 @pytest.mark.parametrize("on_device", [True, False])
 def test_a_gpu_trains_on_the_same_examples_however_they_come(on_device: bool) -> None:
-    """Bit for bit what it trains on when they are copied before each step."""
+    """They have the same bits as examples that are copied before each step."""
 
     def trained(wish: bool, **choices: Any) -> list[Tensor]:
         with distributed() as topology:

@@ -1,4 +1,4 @@
-"""Laws of partitions: every example goes to one client, the same one every time, train and test alike."""
+"""Laws of partitions: every example goes to one client, the same in every run, for training and test data alike."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def ids(*values: int) -> np.ndarray:
 
 
 def balanced(examples: int) -> TensorSource:
-    """MNIST-like: ten labels, equally many, mixed."""
+    """Return ten equally frequent labels in random order, as in MNIST."""
     return arrays(np.random.default_rng(0).permutation(examples) % 10)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Labels in -1..6, some of them perhaps in train or in test alone; client ids 0, 3, 6, ... all of them in train."""
+    """Labels in -1..6, some of which may be only in train or in test; client ids 0, 3, 6, ..., all of them in train."""
     train = draw(st.lists(st.integers(-1, 6), min_size=1, max_size=120))
     test = draw(st.lists(st.integers(-1, 6), min_size=1, max_size=60))
     num_natural = draw(st.integers(1, len(train)))
@@ -80,7 +80,7 @@ partitions = st.one_of(
 
 
 def label_counts(labels: np.ndarray | None, clients: tuple[np.ndarray, ...]) -> np.ndarray:
-    """int64 [clients, labels]."""
+    """Return int64 [clients, labels]."""
     assert labels is not None
     return np.stack([np.bincount(labels[part], minlength=labels.max() + 1) for part in clients])
 
@@ -182,7 +182,7 @@ class TestShards:
         split = Shards(per_client).split(train, balanced(100), clients, 0)
         labels = (label_counts(train.labels, split.train) > 0).sum(axis=1)
         assert labels.max() <= 2 * per_client
-        assert labels.sum() <= clients * per_client + 9  # each of the 9 borders between labels cuts one shard at most
+        assert labels.sum() <= clients * per_client + 9  # each of 9 boundaries between labels cuts one shard at most
 
 
 class TestSimilarity:
@@ -206,7 +206,7 @@ class TestSimilarity:
 
     @pytest.mark.parametrize("similarity", [0.1, 0.5])
     def test_this_fraction_is_assigned_at_random(self, similarity: float) -> None:
-        """Of the labels that are not its own a client of 6000 examples has similarity * 600 each, give or take."""
+        """A client of 6000 examples has about similarity * 600 of each label that is not its own."""
         train = balanced(60000)
         clients = Similarity(similarity).split(train, balanced(10000), 10, 0)
         counts = np.sort(label_counts(train.labels, clients.train), axis=1)
@@ -391,7 +391,7 @@ class TestDescribe:
 
 
 def clients_of(partition: Partition, train: TensorSource, clients: int, seed: int = 0) -> np.ndarray:
-    """The client of every training example."""
+    """Return the client of every training example."""
     split, client_of = partition.split(train, train, clients, seed), np.empty(len(train), np.int64)
     for client, own in enumerate(split.train):
         client_of[own] = client
@@ -404,7 +404,7 @@ class TestHash:
     def test_a_client_that_joins_takes_its_own_share_and_moves_nothing_else(
         self, clients: int, seed: int, key: Any
     ) -> None:
-        """And one that leaves gives its own to the others: the same two states, the other way round."""
+        """A client that leaves gives its share to the others: the same two states, in reverse."""
         train = arrays(np.zeros(1500), np.arange(1500) // 3)
         few, more = (clients_of(Hash(key, points=64), train, number, seed) for number in (clients, clients + 1))
         has_moved = few != more

@@ -1,4 +1,4 @@
-"""CIFAR-10's binary files, written record by record as their page describes them."""
+"""CIFAR-10's binary files, written record by record as their page describes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bi
 
 
 def record(label: int, red: int, green: int, blue: int) -> bytes:
-    """An image of one colour, its first pixel black."""
+    """Return an image of one colour whose first pixel is black."""
     planes = (struct.pack("1024B", 0, *[level] * 1023) for level in (red, green, blue))
     return struct.pack("B", label) + b"".join(planes)
 

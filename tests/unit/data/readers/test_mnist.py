@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(path: Path, height: int = 6, width: int = 5) -> np.ndarray:
-    """An image of random pixels in a new file, and the pixels."""
+    """Write an image of random pixels, and return the pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = GENERATOR.integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -33,7 +33,7 @@ def write(path: Path, height: int = 6, width: int = 5) -> np.ndarray:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Eight images of cats and four of dogs, one of them deeper."""
+    """Write eight images of cats and four of dogs, one of them in a subfolder."""
     for number in range(8):
         write(tmp_path / f"images/cat/{number}.png")
     for name in ("0.png", "1.PNG", "2.png", "deeper/3.png"):

@@ -1,4 +1,4 @@
-"""Columns of a file as a data set, and numpy's .npz files, written by numpy itself."""
+"""Columns of a file as a data set, and .npz files written by numpy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refusal(path: Path, **keys: Any) -> str:
 
 
 def together(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and targets of the training and then the test set."""
+    """Return the inputs and targets of the training set followed by the test set."""
     parts = [all_of(splits.train), all_of(splits.test)]
     return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
@@ -70,7 +70,7 @@ class TestNpz:
 
     @pytest.mark.parametrize("pattern", ["{0}_{1}", "{1}_{0}"])
     def test_a_test_set_of_its_own_is_taken(self, tmp_path: Path, pattern: str) -> None:
-        """As keras calls its arrays, and as MedMNIST does, whose labels are [N, 1]."""
+        """The arrays are named as in keras, or as in MedMNIST, whose labels are [N, 1]."""
         images = GENERATOR.integers(0, 256, (7, 5, 4, 3), np.uint8)
         arrays = {pattern.format("images", "train"): images, pattern.format("images", "test"): images[:2]}
         arrays |= {pattern.format("labels", "train"): np.arange(7)[:, None] % 3}

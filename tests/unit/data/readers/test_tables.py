@@ -30,7 +30,7 @@ def quiet() -> None:
 
 
 def written(folder: Path, **columns: Any) -> Path:
-    """A Parquet file, in groups of few rows."""
+    """Write a Parquet file in groups of few rows."""
     pq.write_table(pa.table(columns), folder / "data.parquet", row_group_size=7)
     return folder / "data.parquet"
 
@@ -40,7 +40,7 @@ def all_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def together(splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and targets, sorted by the first number of an input."""
+    """Return the inputs and targets, sorted by the first number of an input."""
     inputs, targets = (torch.cat(pair).numpy() for pair in zip(all_of(splits.train), all_of(splits.test), strict=True))
     order = np.argsort(inputs.reshape(len(inputs), -1)[:, 0])
     return inputs[order], targets[order]
@@ -217,7 +217,7 @@ class TestTextTables:
             assert np.array_equal(source.client_ids, other.client_ids)
 
     def test_a_column_may_turn_from_integers_to_numbers_late(self, tmp_path: Path, read: Any, write: Any) -> None:
-        """Beyond the first block that the reader parses."""
+        """The first float is after the first block that the reader parses."""
         rows = [{"x": 1, "note": "n" * 50_000, "label": 0}] * 50 + [{"x": 0.5, "note": "n", "label": 1}]
         splits = read(write(tmp_path / "rows", rows), inputs="x", test_path=write(tmp_path / "test", rows[-1:]))
         assert all_of(splits.train)[0].flatten().tolist() == [1.0] * 50 + [0.5]
@@ -300,7 +300,7 @@ class TestSaved:
         assert message in refusal(saved_dataset, path)
 
     def test_unknown_labels_are_reported(self, tmp_path: Path) -> None:
-        """`datasets` gives -1 to test examples whose labels are secret."""
+        """Test examples with secret labels have -1 in `datasets`."""
         features = datasets.Features({"x": datasets.Value("float32"), "label": datasets.ClassLabel(names=["a", "b"])})
         path = save(tmp_path, {"x": [1.0, 2.0], "label": [1, -1]}, features=features)
         assert "label: 1 of 2 examples are outside 0..1, such as -1" in refusal(saved_dataset, path)

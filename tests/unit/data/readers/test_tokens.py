@@ -1,4 +1,4 @@
-"""Files of tokens: the content of windows, refusals, and that nothing else is read."""
+"""Files of tokens: the windows, refusals, and that nothing else is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TERABYTE = 1 << 40
 
 
 def written(folder: Path, values: list[int], code: str = "H") -> Path:
-    """A file that the standard library wrote, little-endian."""
+    """Write a little-endian file with the standard library."""
     (folder / "tokens.bin").write_bytes(struct.pack(f"<{len(values)}{code}", *values))
     return folder / "tokens.bin"
 
@@ -115,7 +115,7 @@ class TestRefusals:
 
 
 def test_a_file_larger_than_memory_takes_none(tmp_path: Path) -> None:
-    """A sparse terabyte with marks in it: they are read, and most of the memory are the ids of windows."""
+    """A sparse terabyte with marks in it: the marks are read, and most of the memory is for the ids of windows."""
     path, length = tmp_path / "sparse.bin", 1 << 18
     with path.open("wb") as file:
         file.truncate(TERABYTE)

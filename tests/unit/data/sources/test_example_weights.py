@@ -38,7 +38,7 @@ def as_saved(folder: Path, weights: Any) -> DataSplits:
 
 @pytest.mark.parametrize("read", [as_npz, as_parquet, as_saved])
 def test_weights_stay_with_their_examples(read: Any, tmp_path: Path) -> None:
-    """An example's only input is its weight; the test set needs none."""
+    """An example's only input is its weight; the test set needs no weights."""
     splits = read(tmp_path, WEIGHTS)
     inputs, _ = splits.train.fetch(torch.arange(len(splits.train)))
     assert splits.weights is not None and splits.weights.dtype == np.float32

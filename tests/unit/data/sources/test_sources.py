@@ -1,4 +1,4 @@
-"""Sources, the IDX reader and the data sets in packages."""
+"""Sources, the IDX reader, and data sets from packages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ARRAY_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x
 
 
 class Squares(Dataset[tuple[Tensor, int]]):
-    """Item i is ([i], i * i)."""
+    """A data set whose item i is ([i], i * i)."""
 
     def __len__(self) -> int:
         return 7
@@ -89,7 +89,7 @@ def idx_bytes(array: np.ndarray, code: int = 0x08) -> bytes:
 
 
 def write_mnist(folder: Path, train: int = 20, test: int = 10) -> np.ndarray:
-    """Four IDX files of random images, with the usual spellings of their names; return the training images."""
+    """Write four IDX files of random images, with the usual spellings of their names; return the training images."""
     generator = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     images = {part: generator.integers(0, 256, (n, 28, 28)) for part, n in (("train", train), ("t10k", test))}
@@ -345,7 +345,7 @@ class TestMnist:
         splits = mnist(MNIST)
         inputs = inputs_of(splits.train)
         assert inputs.shape == (60000, 1, 28, 28) and len(splits.test) == 10000
-        # The mean and standard deviation that every MNIST script normalises with.
+        # The usual mean and standard deviation of MNIST.
         assert inputs.mean().item() == pytest.approx(0.1307, abs=1e-4)
         assert inputs.std().item() == pytest.approx(0.3081, abs=1e-4)
         assert splits.train.fetch(torch.arange(5))[1].tolist() == [5, 0, 4, 1, 9]
@@ -439,7 +439,7 @@ class TestShakespeare:
         assert spoken == [
             b"To be,  or not\nto --b",
             b"Aye.\nN",
-        ]  # the last window is the test, the last byte its target
+        ]  # the last window is the test set, the last byte its target
 
     def test_has_the_roles_that_its_docstring_counts(self, plays: DataSplits) -> None:
         assert (len(plays.client_names), len(plays.train), len(plays.test)) == (1010, 30129, 3592)

@@ -1,4 +1,4 @@
-"""Shifts change a client's examples, the same way at every start, and leave those of others."""
+"""Shifts change a client's examples, the same way in every run, and no others."""
 
 from __future__ import annotations
 

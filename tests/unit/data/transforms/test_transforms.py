@@ -1,4 +1,4 @@
-"""Transforms: their results by numpy, and random numbers that depend on the example alone."""
+"""Transforms: their results by numpy, and random numbers that depend only on the example."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_draws_are_uniform():
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_what_is_random_is_of_seed_epoch_and_example(name: str):
-    """Not of the batch that an example is in."""
+    """It does not depend on the batch of an example."""
     transforms = {name: RANDOM[name]}
     ids = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))
     whole = trained(transforms, ids)
@@ -138,7 +138,7 @@ def test_a_turn_by_nothing_is_nothing_and_by_a_quarter_is_numpys():
 
 
 class _Always(RandomRotation):
-    """Rotates by exactly this many degrees."""
+    """Rotates by exactly this number of degrees."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         class Drawn(Batch):
@@ -149,7 +149,7 @@ class _Always(RandomRotation):
 
 
 def test_a_file_is_changed_alike_whatever_silo_has_it():
-    """Three clients' files on one rank, each on its own, and as one file: the same examples for each client."""
+    """Three clients' files on one rank, separately and as one file: the same examples for each client."""
     chain = Compose({"crop": RandomCrop(2), "flip": RandomFlip(), "mixup": MixUp()}, classes=CLASSES)
     inputs, targets = images().fetch(torch.arange(COUNT))
     sizes = [11, 20, COUNT - 31]
@@ -218,7 +218,7 @@ def test_given_numbers_normalise():
 @laws
 @given(st.integers(1, 5), st.integers(0, 10_000))
 def test_statistics_are_those_of_all_examples_together(parts: int, offset: int):
-    """However they are divided; to 1e-6 of float64's."""
+    """They do not depend on the division, to 1e-6 of those in float64."""
     source = TensorSource(images(3).inputs + offset, images(3).targets)
     split = torch.arange(COUNT).tensor_split(parts)
     sums = []
@@ -238,7 +238,7 @@ def test_a_channel_that_never_changes_is_centred():
     assert not chain.for_evaluation(source.fetch(torch.arange(4)), CPU)[0].any()
 
 
-# What cannot be
+# Refusals
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,14 @@ wide_vectors = arrays(
 
 
 def packed_by(codec: Codec, values: Tensor, seed: int = 0) -> Tensor:
-    """The encoded values, in memory that was not zero."""
+    """Return the encoded values, in memory that was not zero."""
     packed = torch.full((codec.encoded_size(len(values)),), 0xA5, dtype=torch.uint8)
     codec.encode(values, packed, seed)
     return packed
 
 
 def sent_by(codec: Codec, values: Tensor, seed: int = 0) -> Tensor:
-    """The decoded values, in their dtype."""
+    """Return the decoded values, in their dtype."""
     arrived = torch.full_like(values, 17.0)
     codec.decode(packed_by(codec, values, seed), arrived)
     return arrived
@@ -53,12 +53,12 @@ def clamped(values: Tensor, most: float) -> Tensor:
 
 
 def errors(codec: Codec, values: Tensor, most: float, seed: int = 0) -> Tensor:
-    """The absolute errors to the values, clamped to `most`."""
+    """Return the absolute errors, with values clamped to `most`."""
     return (sent_by(codec, values, seed).double() - clamped(values, most)).abs()
 
 
 def scales_of(values: Tensor, levels: int) -> Tensor:
-    """The largest magnitude / levels of each value's block."""
+    """Return the largest magnitude / levels of each value's block."""
     padded = torch.nn.functional.pad(clamped(values, 2.0**127).abs(), (0, -len(values) % BLOCK))
     return (padded.view(-1, BLOCK).amax(1) / levels).repeat_interleave(BLOCK)[: len(values)]
 
@@ -73,7 +73,7 @@ def test_bfloat16_has_8_bits(values: Tensor):
 @settings(deadline=None)
 @given(vectors)
 def test_float16_is_that_of_numpy(values: Tensor):
-    """Bit for bit, with the sign of zero; values out of range become the largest."""
+    """Bits and the sign of zero are equal; values out of range become the largest."""
     expected = values.numpy().clip(-65504, 65504).astype(np.float16).astype(np.float32)
     assert np.array_equal(sent_by(CODECS["fp16"], values).numpy().view(np.int32), expected.view(np.int32))
 
@@ -112,13 +112,13 @@ def test_topk_keeps_the_values_of_torch_topk(values: Tensor):
 
 
 def far_apart(count: int) -> Tensor:
-    """Values of all magnitudes."""
+    """Return values of all magnitudes."""
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, generator=generator) * 10 ** torch.empty(count).uniform_(-6, 3, generator=generator)
 
 
 def seen_where_sampled(count: int) -> Tensor:
-    """1 at the indices that are sampled for the threshold, with two large values at others."""
+    """Return 1 at the indices that are sampled for the threshold, with two large values at others."""
     values = torch.zeros(count)
     values[:: max(count // SAMPLE, 1) | 1] = 1.0
     values[1:3] = 5.0
@@ -149,7 +149,7 @@ def test_topk_finds_the_largest_though_the_sample_misleads(name: str, fraction: 
 @settings(deadline=None)
 @given(values=vectors | wide_vectors, seed=seeds)
 def test_the_size_is_known_before(codec: Codec, values: Tensor, seed: int):
-    """A multiple of 4 bytes, which are all written, the same for the same seed."""
+    """It is a multiple of 4 bytes, which are all written, and the same for the same seed."""
     packed = packed_by(codec, values, seed)
     assert len(packed) == codec.encoded_size(len(values)) and len(packed) % 4 == 0
     again = torch.zeros_like(packed)
@@ -161,7 +161,7 @@ def test_the_size_is_known_before(codec: Codec, values: Tensor, seed: int):
 @settings(deadline=None)
 @given(count=st.integers(0, 5 * BLOCK), places=st.sets(st.integers(0, 5 * BLOCK)), seed=seeds)
 def test_zeros_stay_zeros(codec: Codec, count: int, places: set[int], seed: int):
-    """Zeros of both signs, among other values."""
+    """They have both signs, among other values."""
     values = far_apart(count)
     zeros = [place for place in places if place < count]
     values[zeros] = torch.tensor([0.0, -0.0]).repeat(len(zeros))[: len(zeros)]
@@ -182,7 +182,7 @@ def test_decoded_values_are_float32_numbers_in_either_dtype(codec: Codec):
 @every_codec
 @pytest.mark.parametrize("count", [CPU_CHUNK_LENGTH - 1, CPU_CHUNK_LENGTH, 2 * CPU_CHUNK_LENGTH + BLOCK + 3])
 def test_chunks_make_no_difference(codec: Codec, count: int):
-    """Blocks are decoded as alone, except with stochastic rounding and the choice of the largest."""
+    """Blocks are decoded independently, except with stochastic rounding and the choice of the largest."""
     values = far_apart(count)
     sent = sent_by(codec, values)
     if isinstance(codec, Int4 | TopK):
@@ -197,7 +197,7 @@ def test_chunks_make_no_difference(codec: Codec, count: int):
 
 
 def test_int4_is_unbiased():
-    """The mean over 400 seeds; the standard deviation of a draw is at most half a step."""
+    """The mean over 400 seeds is tested; the standard deviation of a draw is at most half a step."""
     values, draws = far_apart(8 * BLOCK), 400
     mean = torch.stack([sent_by(CODECS["int4"], values, seed) for seed in range(draws)]).double().mean(0)
     deviations = (mean - values.double()).abs() / scales_of(values, 7)
@@ -215,7 +215,7 @@ def test_int4_draws_anew_for_every_seed_and_value():
 
 @every_codec
 def test_error_feedback_sends_everything_in_the_end(codec: Codec):
-    """200 rounds of random updates: the sum of what was sent and the residual is that of the updates.
+    """After 200 rounds of random updates, the sum of the sent vectors and the residual is that of the updates.
 
     If a codec's error is at most q times the norm, the residual is at most q / (1 - q) times the largest update.
     """

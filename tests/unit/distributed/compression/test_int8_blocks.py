@@ -13,18 +13,18 @@ from torch import Tensor
 from trainer.distributed.compression.int8 import LEVELS, SCALE_BYTES, dequantize, quantize
 
 BLOCK = 8
-ROUNDING = 0.01  # of a scale: the error of the division by it in float32
+ROUNDING = 0.01  # of a scale: the rounding error of the division in float32
 laws = settings(deadline=None, max_examples=50)
 vectors = arrays(np.float32, 3 * BLOCK, elements=st.floats(-(2.0**100), 2.0**100, width=32))
 
 
 def again(values: Tensor) -> Tensor:
-    """The values, quantized and dequantized."""
+    """Return the values, quantized and dequantized."""
     return dequantize(quantize(values, BLOCK), torch.empty_like(values))
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each value's block, in float64."""
+    """Return the largest magnitude of each value's block, in float64."""
     return np.abs(values.astype(np.float64)).reshape(-1, BLOCK).max(1).repeat(BLOCK)
 
 
@@ -52,7 +52,7 @@ def test_bytes_may_be_cut_between_blocks():
     packed = quantize(values, BLOCK)
     parts = [dequantize(part, torch.empty(3 * BLOCK)) for part in packed.chunk(2)]
     assert torch.equal(torch.cat(parts), again(values))
-    assert torch.equal(dequantize(packed, torch.empty(20)), again(values)[:20])  # padding is left out
+    assert torch.equal(dequantize(packed, torch.empty(20)), again(values)[:20])  # padding is removed
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**127])

@@ -29,25 +29,25 @@ REDUCERS: dict[str, GradientReducer] = {
 }
 WITH_FEEDBACK = ["int8", "powersgd"]
 U = {"bf16": 2**-8, "fp16": 2**-11}
-ROUNDING = 2e-6  # of float32, over some steps
+ROUNDING = 2e-6  # of float32, over several steps
 SIZES = [2, 3, 4]
 
 
 def averaged(topology: Topology, name: str, steps: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The mean of each step on this rank, and the residuals after it."""
+    """Return the mean of each step on this rank, and the residuals after it."""
     silo = Silo(REDUCERS[name], topology)
     pairs = [(silo.step(given), silo.residuals().clone()) for given in decreed(topology.replica, steps)]
     return [mean for mean, _ in pairs], [residuals for _, residuals in pairs]
 
 
 def given_to(size: int, steps: int) -> list[np.ndarray]:
-    """The gradients of all replicas in each step, [replicas, n] in float64."""
+    """Return the gradients of all replicas in each step, [replicas, n] in float64."""
     replicas = [decreed(replica, steps) for replica in range(size)]
     return [np.stack([flat(given[step]).double().numpy() for given in replicas]) for step in range(steps)]
 
 
 def all_averaged(pool, name: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The means [steps, n], with the same bits on all ranks, and the residuals [steps, replicas, n]; float64."""
+    """Return the means [steps, n], the same on all ranks, and the residuals [steps, replicas, n], in float64."""
     answers = pool.run(in_silo, averaged, name, steps)
     for means, _ in answers[1:]:
         assert all(map(torch.equal, means, answers[0][0]))
@@ -126,10 +126,10 @@ def test_the_mean_residual_of_powersgd_does_not_grow(ranks):
 
 
 def overflowing(topology: Topology, name: str, bad: float, halves: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The mean of a step in which one replica overflowed, the means after it, and those without that step.
+    """Return the mean of a step in which one replica overflowed, the means after it, and those without that step.
 
-    Such steps come before DDP has rebuilt its buckets, after that, and when there are residuals. If `halves` the loss
-    scale is halved after each.
+    Such steps come before DDP has rebuilt its buckets, after that, and when there are residuals. If `halves` is true,
+    the loss scale is halved after each.
     """
     loss = Loss(loss_scale=16.0, may_skip=True)
     one, other = Silo(REDUCERS[name], topology, loss), Silo(REDUCERS[name], topology)
@@ -151,7 +151,7 @@ def overflowing(topology: Topology, name: str, bad: float, halves: bool) -> tupl
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", REDUCERS)
 def test_an_overflow_is_seen_by_all_replicas(ranks, size: int, bad: float, name: str):
-    """At the same indices, so that all skip the step."""
+    """The same indices are infinite, so that all skip the step."""
     means = [mean for mean, _, _ in ranks(size).run(in_silo, overflowing, name, bad, False)]
     finite = [mean.isfinite() for mean in means]
     assert not finite[0].all()
@@ -161,13 +161,13 @@ def test_an_overflow_is_seen_by_all_replicas(ranks, size: int, bad: float, name:
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("halves", [False, True])
 def test_a_skipped_step_leaves_no_trace(ranks, size: int, halves: bool):
-    """int8: to the last bit, also if DDP has rebuilt its buckets, and under another loss scale, a power of two."""
+    """int8: to the last bit, also if DDP has rebuilt its buckets, and if the loss scale changes by a power of two."""
     for _, ours, theirs in ranks(size).run(in_silo, overflowing, "int8", float("inf"), halves):
         assert all(map(torch.equal, ours, theirs))
 
 
 def powersgd_overflows(topology: Topology, name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """The means with overflows before and after the first compressed step, and without."""
+    """Return the means with overflows before and after the first compressed step, and without."""
     loss = Loss(may_skip=True)
     one, other = Silo(REDUCERS[name], topology, loss), Silo(REDUCERS[name], topology)
     ours, theirs = [], []
@@ -186,7 +186,7 @@ def test_powersgd_resumes_after_a_skipped_step(ranks):
 
 
 def resumed(topology: Topology, name: str, saved_after: int, folder: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """The means of a state that is saved after some steps and loaded into a new reducer, and those without a break."""
+    """Return the means of a state that is saved and loaded into a new reducer, and the uninterrupted ones."""
     givens = decreed(topology.replica, 8)
     one = Silo(REDUCERS[name], topology)
     for given in givens[:saved_after]:
@@ -221,7 +221,7 @@ def assert_same_tree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
 def test_a_resumed_state_has_the_same_bits(ranks, name: str, size: int, saved_after: int, tmp_path: Path):
-    """Saved before DDP has rebuilt its buckets, and after; loaded tensors are not written to."""
+    """It is saved before or after DDP has rebuilt its buckets; loaded tensors are not modified."""
     for ours, theirs in ranks(size).run(in_silo, resumed, name, saved_after, tmp_path):
         assert all(map(torch.equal, ours, theirs))
 
@@ -235,7 +235,7 @@ def states_after(topology: Topology, name: str, steps: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
 def test_the_mean_residual_is_the_same_for_other_replicas(ranks, name: str):
-    """Of three saved states, each of any number of replicas gets the mean."""
+    """Of three saved states, any number of replicas gets the mean."""
     states = ranks(3).run(in_silo, states_after, name, 6)
     kind = "residuals" if name == "int8" else "errors"
     one = REDUCERS[name].reshard(states)
@@ -276,7 +276,7 @@ def test_the_size_of_a_matrix_of_20_times_30_and_a_vector_of_20(reducer: Gradien
 
 
 def numbers_sent(topology: Topology) -> tuple[int, int]:
-    """The bytes of the second compressed step by the count of torch's hook, in float32, and the expected bytes."""
+    """Return the bytes of the second compressed step as counted by torch's hook, in float32, and as expected."""
     reducer = PowerSGDReducer(rank=1, start=2)
     silo = Silo(reducer, topology)
     counted = []

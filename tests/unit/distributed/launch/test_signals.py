@@ -1,4 +1,4 @@
-"""Stop signals: when they are recorded, who is called, and that nothing is left of the handling afterwards."""
+"""Stop signals: when they are recorded, what is called, and that the handlers are restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.distributed.launch.signals import MIN_SECONDS_BETWEEN_SIGNALS, STOP
 
 @pytest.fixture(autouse=True)
 def default_handlers() -> Iterator[None]:
-    """A shell may have the process ignore SIGINT, and pytest handles it."""
+    """Install default handlers: a shell may have the process ignore SIGINT, and pytest handles it."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""CompressedAllReduce: nothing is lost, all ranks get the same bits, and the bytes sent are those that are counted."""
+"""CompressedAllReduce: nothing is lost, all ranks get the same bits, and the counted bytes are those sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CODECS: dict[str, Codec] = {
     "int4": Int4(64),
     "topk": TopK(0.25),
 }
-# The largest relative error, in the norm, of one vector of normal numbers.
+# The largest relative error, by the norm, of a vector of normal numbers.
 MAX_ERROR = {"bf16": 2**-8, "fp16": 2**-11, "int8": 0.02, "int4": 0.3, "topk": 0.8}
 LENGTH, ROUNDS = 1008, 3
 CHUNK_SIZE = 100  # so that there are several chunks
@@ -31,13 +31,13 @@ every_codec = pytest.mark.parametrize("codec", CODECS)
 
 
 def vector_of(silo: int, round: int, dtype: torch.dtype = torch.float32, length: int = LENGTH) -> Tensor:
-    """A silo's vector of a round."""
+    """Return a silo's vector of a round."""
     generator = torch.Generator().manual_seed(100 * round + silo)
     return torch.randn(length, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def total_of(transport: CompressedAllReduce, vector: Tensor, round: int, name: str = "delta") -> Tensor:
-    """The sum of a round, gathered in the silo."""
+    """Return the sum of a round, gathered in the silo."""
     transport.start_round(Round(round, 0, ()).seed_for)
     for part, total in transport.all_reduce_async(vector, name):
         vector[part] = total
@@ -45,7 +45,7 @@ def total_of(transport: CompressedAllReduce, vector: Tensor, round: int, name: s
 
 
 def unsent(states: Sequence[dict[str, Any]], name: str = "delta") -> Tensor:
-    """The sum of the residuals of these ranks."""
+    """Return the sum of the residuals of these ranks."""
     left = torch.zeros(LENGTH, dtype=torch.float64)
     for state in states:
         for pieces in state.get(name, {}).values():
@@ -60,7 +60,7 @@ Outcome = tuple[list[Tensor], dict[str, Any], int]
 def rounds_of(
     sizes: list[int], codec: str, chunk_size: int = CHUNK_SIZE, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> Outcome:
-    """The sums of some rounds on this rank, its state, and the bytes."""
+    """Return the sums of some rounds on this rank, its state, and the bytes."""
     with patch("trainer.distributed.transport.base.CHUNK_SIZE", chunk_size), distributed(sizes) as topology:
         transport = CompressedAllReduce(topology, CODECS[codec])
         totals = [total_of(transport, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
@@ -68,7 +68,7 @@ def rounds_of(
 
 
 def plain_sums(silos: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The sums without compression."""
+    """Return the sums without compression."""
     sums = ([vector_of(silo, round, dtype) for silo in range(silos)] for round in range(ROUNDS))
     return [torch.stack(vectors).double().sum(0) for vectors in sums]
 
@@ -116,7 +116,7 @@ def test_bytes_sent_are_counted(ranks, sizes: list[int], codec: str, sent: int):
 
 
 def two_kinds(sizes: list[int]) -> list[Tensor]:
-    """Two vectors under way at the same time, as with SCAFFOLD, and each in its own round."""
+    """Sum two vectors that are pending at the same time, as with SCAFFOLD, and each in a separate round."""
     with distributed(sizes) as topology:
         together, apart = CompressedAllReduce(topology, CODECS["int4"]), CompressedAllReduce(topology, CODECS["int4"])
         vectors = [vector_of(topology.silo, round) for round in range(2)]
@@ -144,7 +144,7 @@ def short_vectors(sizes: list[int], length: int) -> Tensor:
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1]], ids=str)
 def test_shares_may_be_empty(ranks, sizes: list[int], length: int):
-    """If there are fewer numbers than silos. A one is decoded as a one."""
+    """There are fewer numbers than silos. A one is decoded as a one."""
     for total in ranks(sum(sizes)).run(short_vectors, sizes, length):
         torch.testing.assert_close(total, torch.full((length,), float(len(sizes))))
 
@@ -153,7 +153,7 @@ States = dict[int, dict[str, Any]]  # by silo, of all its ranks
 
 
 def merged(sizes: list[int], states: Sequence[dict[str, Any]]) -> States:
-    """The states of all ranks, as in a checkpoint."""
+    """Return the states of all ranks, as in a checkpoint."""
     by_silo: States = {}
     silos = [silo for silo, size in enumerate(sizes) for _ in range(size)]
     for silo, state in zip(silos, states, strict=True):
@@ -162,14 +162,14 @@ def merged(sizes: list[int], states: Sequence[dict[str, Any]]) -> States:
 
 
 def grown(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A tree with the leaves of both trees."""
+    """Return a tree with the leaves of both trees."""
     return tree | {
         name: grown(tree.get(name, {}), value) if isinstance(value, dict) else value for name, value in other.items()
     }
 
 
 def resumed(sizes: list[int], states: States, before: list[int], codec: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The residuals of this rank with the loaded states, the sum of the next round, and the residuals after it."""
+    """Return this rank's residuals with the loaded states, the sum of the next round, and the residuals after it."""
     with patch("trainer.distributed.transport.base.CHUNK_SIZE", CHUNK_SIZE), distributed(sizes) as topology:
         transport = CompressedAllReduce(topology, CODECS[codec])
         own = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
@@ -182,7 +182,7 @@ def resumed(sizes: list[int], states: States, before: list[int], codec: str) -> 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
 @every_codec
 def test_a_resumed_transport_has_the_same_bits(ranks, codec: str, sizes: list[int]):
-    """Saved after three rounds and loaded in the same world, the fourth round is that of an uninterrupted transport."""
+    """Saved after three rounds and loaded in the same world, it continues like an uninterrupted transport."""
     pool = ranks(sum(sizes))
     states = merged(sizes, [state for _, state, _ in pool.run(rounds_of, sizes, codec)])
     outcomes = pool.run(resumed, sizes, states, sizes, codec)
@@ -195,7 +195,7 @@ def test_a_resumed_transport_has_the_same_bits(ranks, codec: str, sizes: list[in
 @pytest.mark.parametrize("after", [[1], [4], [1, 1], [2, 2], [3, 1], [1, 1, 1], [1, 1, 1, 1]], ids=str)
 @pytest.mark.parametrize("before", [[2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
 def test_nothing_is_lost_in_another_world(ranks, before: list[int], after: list[int]):
-    """The residuals of all ranks are those of other silos and replicas, number by number, which then send them."""
+    """The residuals are distributed to other silos and replicas, number by number, which then send them."""
     saved = [state for _, state, _ in ranks(sum(before)).run(rounds_of, before, "int8")]
     outcomes = ranks(sum(after)).run(resumed, after, merged(before, saved), before, "int8")
     taken, left = (torch.stack([outcome[index] for outcome in outcomes]).sum(0) for index in (0, 2))

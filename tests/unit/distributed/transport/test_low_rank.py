@@ -27,7 +27,7 @@ every_world = pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [1, 1, 1
 
 
 def views(vector: Tensor) -> list[Tensor]:
-    """The parameters of a vector, as views."""
+    """Return the parameters of a vector, as views."""
     return [vector[start : start + shape.numel()].view(shape) for start, shape in PLACES]
 
 
@@ -37,7 +37,7 @@ def vector_of(silo: int, round: int, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def total_of(transport: PowerSGDAllReduce, vector: Tensor, round: int) -> Tensor:
-    """The sum of a round, gathered in the silo."""
+    """Return the sum of a round, gathered in the silo."""
     transport.start_round(Round(round, 0, ()).seed_for)
     for part, total in transport.all_reduce_async(vector, "delta"):
         vector[part] = total
@@ -47,7 +47,7 @@ def total_of(transport: PowerSGDAllReduce, vector: Tensor, round: int) -> Tensor
 def rounds_of(
     sizes: list[int], chunk_size: int, rounds: int = ROUNDS, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], dict[str, Any], int]:
-    """The sums of some rounds on this rank, its state, and the bytes."""
+    """Return the sums of some rounds on this rank, its state, and the bytes."""
     with patch("trainer.distributed.transport.base.CHUNK_SIZE", chunk_size), distributed(sizes) as topology:
         transport = PowerSGDAllReduce(topology, RANK, PLACES)
         totals = [total_of(transport, vector_of(topology.silo, round, dtype), round) for round in range(rounds)]
@@ -55,7 +55,7 @@ def rounds_of(
 
 
 def given_to(silos: int, rounds: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The plain sum of all silos' vectors over some rounds."""
+    """Return the plain sum of all silos' vectors over some rounds."""
     return torch.stack([vector_of(silo, round, dtype) for silo in range(silos) for round in rounds]).double().sum(0)
 
 
@@ -68,7 +68,7 @@ def given_to(silos: int, rounds: Iterable[int], dtype: torch.dtype = torch.float
 def test_sums_and_residuals_add_up_to_the_vectors(
     ranks, sizes: list[int], chunk_size: int, dtype: torch.dtype, tolerance: float
 ):
-    """The same bits on all ranks; vectors are exact, and the sums of matrices have this rank."""
+    """All ranks have the same bits; vectors are exact, and the sums of matrices have this rank."""
     outcomes = ranks(sum(sizes)).run(rounds_of, sizes, chunk_size, ROUNDS, dtype)
     totals = outcomes[0][0]
     for others, _, _ in outcomes:
@@ -84,7 +84,7 @@ def test_sums_and_residuals_add_up_to_the_vectors(
 
 
 def thin_sum(sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """The sum of matrices whose rows are all in one plane, and the residuals."""
+    """Return the sum of matrices whose rows are all in one plane, and the residuals."""
     with distributed(sizes) as topology:
         transport = PowerSGDAllReduce(topology, RANK, PLACES)
         total = total_of(transport, thin_vector(topology.silo), 0)
@@ -109,7 +109,7 @@ def test_matrices_of_the_rank_are_exact(ranks, sizes: list[int]):
 
 
 def repeated(rounds: int) -> list[float]:
-    """The relative errors to the best approximation of that rank, over rounds with one vector and without residuals."""
+    """Return the errors relative to the best approximation of that rank, over rounds with one vector."""
     with distributed([1, 1]) as topology:
         transport, best = PowerSGDAllReduce(topology, RANK, PLACES), 2 * vector_of(0, 0, torch.float64)
         weight = views(best)[0]
@@ -130,14 +130,14 @@ def test_q_of_one_round_starts_the_next(ranks):
 
 
 def test_bytes_sent_are_counted(ranks):
-    """All-reduces of P with uncompressed values, and of Q, 2 (S - 1) times each; P once more from silo 0."""
+    """All-reduces of P with uncompressed values, and of Q, send 2 (S - 1) times each; silo 0 sends P once more."""
     for _, _, counted in ranks(3).run(rounds_of, [1, 1, 1], 1 << 22):
         columns, rows, rest = RANK * (20 + 12), RANK * (30 + 32), 24
         assert counted == ROUNDS * 2 * 4 * (2 * (columns + rest) + columns + 2 * rows)
 
 
 def resumed(sizes: list[int], states: dict[int, Any], before: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The residuals of this rank with the loaded states, the sum of the next round, and the residuals after it."""
+    """Return this rank's residuals with the loaded states, the sum of the next round, and the residuals after it."""
     with patch("trainer.distributed.transport.base.CHUNK_SIZE", 200), distributed(sizes) as topology:
         transport = PowerSGDAllReduce(topology, RANK, PLACES)
         own = [state for silo, state in states.items() if silo % len(sizes) == topology.silo]
@@ -148,7 +148,7 @@ def resumed(sizes: list[int], states: dict[int, Any], before: list[int]) -> tupl
 
 
 def saved_by(ranks: Any, sizes: list[int]) -> tuple[dict[int, Any], Tensor]:
-    """The states of three rounds, as in a checkpoint, and the sum of all residuals."""
+    """Return the states of three rounds, as in a checkpoint, and the sum of all residuals."""
     states = [state for _, state, _ in ranks(sum(sizes)).run(rounds_of, sizes, 200)]
     return merged(sizes, states), unsent([state["residuals"] for state in states])
 
@@ -176,7 +176,7 @@ def test_nothing_is_lost_in_another_world(ranks, after: list[int]):
 
 @drawn(st.integers(0, 100), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000), st.integers(0, 1000))
 def test_blocks_are_whole_rows_inside_the_part(start: int, rows: int, columns: int, first: int, length: int):
-    """All of them, if they send fewer numbers as a product."""
+    """They are sent as a product if that has fewer numbers."""
     part, matrix = slice(first, first + length), MatrixRows(start, rows, columns)
     inside = [row for row in range(rows) if start + row * columns >= first and start + (row + 1) * columns <= part.stop]
     worth = RANK * (len(inside) + columns) < len(inside) * columns

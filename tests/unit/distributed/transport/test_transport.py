@@ -22,14 +22,14 @@ def vector_of(silo: int, length: int) -> torch.Tensor:
 
 
 def topology_of(rank: int, sizes: tuple[int, ...]) -> Topology:
-    """The topology of a rank, without process groups."""
+    """Return the topology of a rank, without process groups."""
     silo = next(silo for silo in range(len(sizes)) if rank < sum(sizes[: silo + 1]))
     return Topology(rank, sum(sizes), silo, rank - sum(sizes[:silo]), sizes, torch.device("cpu"), None, None)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
 def test_shards_of_equal_silos_are_the_whole_vector(silos: int, replicas: int, width: int):
-    """Each replica of a silo has one, the same in every silo."""
+    """Each replica of a silo has a shard, the same in every silo."""
     sizes = (replicas,) * silos
     for silo in range(silos):
         topologies = [topology_of(silo * replicas + replica, sizes) for replica in range(replicas)]
@@ -44,7 +44,7 @@ def test_leaders_of_unequal_silos_have_the_whole_vector():
 
 
 def sum_by_chunks(sizes: list[int], length: int, chunk_size: int) -> tuple[torch.Tensor, float, int]:
-    """The sum of all silos' vectors, its squared norm summed over shards, and the bytes between silos."""
+    """Return the sum of all silos' vectors, its squared norm summed over shards, and the bytes between silos."""
     with patch("trainer.distributed.transport.base.CHUNK_SIZE", chunk_size), distributed(sizes) as topology:
         transport, vector = AllReduce(topology), vector_of(topology.silo, length)
         squares = 0.0
@@ -57,7 +57,7 @@ def sum_by_chunks(sizes: list[int], length: int, chunk_size: int) -> tuple[torch
 @pytest.mark.parametrize("chunk_size", [1 << 22, 100], ids=["one chunk", "chunks"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_sum_of_all_silos_is_on_every_rank(ranks, sizes: list[int], chunk_size: int):
-    """For silos of any sizes, in one chunk or several: the sum of numpy, and the same bits on all ranks."""
+    """For silos of any sizes, in one chunk or several, it is the sum of numpy, with the same bits on all ranks."""
     outcomes = ranks(sum(sizes)).run(sum_by_chunks, sizes, 1008, chunk_size)
     expected = np.sum([vector_of(silo, 1008).double().numpy() for silo in range(len(sizes))], 0)
     for total, squares, sent in outcomes:
@@ -68,7 +68,7 @@ def test_the_sum_of_all_silos_is_on_every_rank(ranks, sizes: list[int], chunk_si
 
 
 def sum_both_ways(sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum by shards, and that of one all-reduce between leaders and a broadcast."""
+    """Return the sum by shards, and that of one all-reduce between leaders and a broadcast."""
     with distributed(sizes) as topology:
         vector = vector_of(topology.silo, 1008)
         plain = vector.clone()
@@ -82,13 +82,13 @@ def sum_both_ways(sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_shards_of_two_silos_have_the_bits_of_the_whole_vector(ranks):
-    """Two silos can be summed in one order alone."""
+    """Two numbers can only be summed in one order."""
     for sharded, plain in ranks(4).run(sum_both_ways, [2, 2]):
         assert torch.equal(sharded, plain)
 
 
 def backends_of(backend: str) -> tuple[str, str]:
-    """The backends of the group inside the silo, and of that between silos."""
+    """Return the backends of the group inside the silo, and of that between silos."""
     with distributed(2, device="cpu", inter_silo_backend=backend) as topology:
         total = [total for _, total in AllReduce(topology).all_reduce_async(torch.ones(16), "delta")]
         assert torch.equal(total[0], torch.full((16,), 2.0))
