@@ -1,4 +1,4 @@
-"""Clients that train alone, each evaluated on the whole test set: the lower bracket of a federated result."""
+"""Clients that train alone, each evaluated on the whole test set: the lower baseline of a federated result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 10 clients of Dirichlet(0.1), 2NN: every algorithm between its two brackets.
+"""Fashion-MNIST, 10 clients of Dirichlet(0.1), 2NN: every algorithm between its two baselines.
 
 50 rounds of one local epoch with batch size 64, the same three learning rates for all, other settings as in conf/. The
 learning rate is chosen by the validation examples, a tenth of each client's training set, and never by the test set.
@@ -35,9 +35,9 @@ def _cell(name: str, seed: int) -> Iterator[Trial]:
 
 def text(series: Series) -> str:
     """Return the accuracies in percent over the last five rounds: mean and standard deviation over the seeds."""
-    alone = ["alone, on all test examples (lower bracket)", *_texts(series, "local", accuracy_on_all)[:2], "–"]
+    alone = ["alone, on all test examples (lower baseline)", *_texts(series, "local", accuracy_on_all)[:2], "–"]
     others = [[name, *_texts(series, name)] for name in FEDERATED]
-    pooled = ["pooled data (upper bracket)", *_texts(series, "sync")]
+    pooled = ["pooled data (upper baseline)", *_texts(series, "sync")]
     own = ["alone, each on its own kind of examples", *_texts(series, "local")]
     return table(["algorithm", "lr", "test accuracy", "worst client"], [alone, *others, pooled, own])
 

@@ -18,7 +18,7 @@ CHOICES = named_choices("algorithm")
 
 def documented() -> set[str]:
     """Return the names in the first column of the table of algorithms in docs/algorithms.md."""
-    section = (ROOT / "docs/algorithms.md").read_text().split("## What they compute")[1].split("\n## ")[0]
+    section = (ROOT / "docs/algorithms.md").read_text().split("## Formulas")[1].split("\n## ")[0]
     cells = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
@@ -31,4 +31,4 @@ def test_every_algorithm_has_a_row_in_the_laws():
 
 def test_every_algorithm_has_a_row_in_the_docs():
     """Every row is of an existing algorithm, too."""
-    assert documented() == set(CHOICES), "see What they compute in docs/algorithms.md"
+    assert documented() == set(CHOICES), "see Formulas in docs/algorithms.md"
