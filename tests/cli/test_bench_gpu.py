@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs where there is none: both sides of every model, and what it says of them."""
+"""The GPU benchmark runs without a GPU: both sides of every model, and its output."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ def test_without_a_case_it_says_which_there_are(capsys: pytest.CaptureFixture[st
 
 
 def test_the_network_of_18_layers_has_as_many_parameters_as_its_convolutions_norms_and_last_layer() -> None:
-    """By hand: convolutions of 3 to 64 channels and four of 64.
-
-    In each wider stage, one from half as many, and three.
-    """
+    """By hand: a convolution of 3 to 64, four of 64; in each wider stage, one from half as many channels and three."""
     wider = sum(9 * (width // 2 * width + 3 * width**2) + 4 * 2 * width for width in (128, 256, 512))
     first = 9 * 3 * 64 + 2 * 64 + 4 * (9 * 64**2 + 2 * 64)
     assert sum(parameter.numel() for parameter in resnet18().parameters()) == first + wider + 512 * 10 + 10

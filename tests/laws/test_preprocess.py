@@ -1,4 +1,4 @@
-"""Transforms depend on examples, not on ranks: the same results whatever rank has an example."""
+"""Transforms depend on examples, not on ranks: an example is transformed alike on any rank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chain() -> Compose:
 
 
 def trained(silos: SiloSpec) -> list[torch.Tensor]:
-    """The parameters after three epochs; the third rank's shard of the last batch is empty."""
+    """Return the parameters after three epochs; the third rank's shard of the last batch is empty."""
     with distributed(silos, device="cpu") as topology:
         run = make_run(topology, SIZES, algorithm=Sync(), rounds=1, round=RoundOptions(epochs=3), transforms=chain())
         state = TrainState(run)

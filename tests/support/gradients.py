@@ -90,7 +90,7 @@ def read(path: Path, name: str) -> dict[str, Any]:
 
 
 def decreed(replica: int, steps: int, spread: float = 1.0) -> Given:
-    """Return random gradients of a replica: a common part, and a part of its own, of very different magnitudes."""
+    """Return random gradients of a replica: a common part, and a separate one, of very different magnitudes."""
     own, common = (torch.Generator().manual_seed(seed) for seed in (100 + replica, 7))
 
     def draw(shape: tuple[int, ...]) -> Tensor:
