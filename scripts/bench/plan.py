@@ -2,9 +2,9 @@
 
     python -m scripts.bench.plan
 
-Each case is planned and run several times, alternating. The prediction is the median of the planned seconds of a round; the
-measurement is the median over all rounds of all runs, except the first round of each. Two ranks of one thread run on
-this machine. With --hosts each has its own network, joined by a link of 100 Mbit/s, which needs root.
+Each case is planned and run several times, alternating. The prediction is the median of the planned seconds of a round;
+the measurement is the median over all rounds of all runs, except the first round of each. Two ranks of one thread run
+on this machine. With --hosts each has its own network, joined by a link of 100 Mbit/s, which needs root.
 """
 
 from __future__ import annotations

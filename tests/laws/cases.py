@@ -208,7 +208,7 @@ def train(name: str, silos: SiloSpec, choices: Mapping[str, Any]) -> Outcome:
 
 
 def one_round(state: TrainState, index: int) -> Metrics:
-    """The figures of a round, evaluated if it is time."""
+    """Return the metrics of a round, with those of an evaluation if one is due."""
     metrics = train_round(state, state.run.sample_round(index))
     return metrics | evaluate(state) if state.run.evaluates(index) else metrics
 

@@ -38,7 +38,7 @@ from trainer.loop.options import RoundOptions
 EVERYONE = tuple(range(len(SIZES)))
 SLOW, OTHER = 5, 6  # the last client of each of two silos
 EDGES = np.cumsum([0, *SIZES])
-STEPS, DONE = 4, 2  # of a round, and those that a slow client has time for
+STEPS, DONE = 4, 2  # the steps of a round, and those for which a slow client has time
 DEADLINE = RoundOptions(steps=STEPS, deadline_seconds=DONE - 0.5)
 
 
@@ -83,7 +83,7 @@ def by_clock(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Planned(RoundOptions):
-    """Rounds in which some clients are to do as many steps as `steps_of` says, and have the time for it."""
+    """Rounds in which some clients take the number of steps in `steps_of`, without a deadline."""
 
     steps_of: dict[int, int] = field(default_factory=dict)
 

@@ -100,7 +100,7 @@ def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
 
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_that_agree_are_left_alone(ranks, name: str):
-    """Several rounds, with silos that have no client in some of them, and not all rounds evaluated."""
+    """Several rounds, in some of which a silo has no client, and not all of which are evaluated."""
     choices: dict[str, Any] = {"rounds": 4, "eval.every_rounds": 2}
     if name not in ("sync", "fedsgd"):
         choices |= {"client_sampling": UniformSampler(5 if name == "krum" else 1), "round": RoundOptions(steps=2)}

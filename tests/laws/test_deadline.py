@@ -85,7 +85,7 @@ def test_clients_that_were_not_begun_are_late_too(ranks, name: str):
 
 
 def test_a_client_that_ends_after_the_deadline_is_the_last(ranks):
-    """Rounds of one step, which takes twice the time: each silo trains its first client, the other five are late."""
+    """Rounds have one step, which takes twice the time: each silo trains its first client; the other five are late."""
     length = RoundOptions(steps=1, deadline_seconds=0.5)
     ours = ranks(2).run(by_clock, train, "fedavg", 2, slow_choices(*EVERYONE, round=length))
     assert told(ours, "clients/trained") == [2, 2] and told(ours, "clients/stragglers") == [5, 5]
@@ -93,7 +93,7 @@ def test_a_client_that_ends_after_the_deadline_is_the_last(ranks):
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
 def test_replicas_of_a_silo_stop_on_the_same_step(ranks, name: str):
-    """Of some batches only one has an example, so their clocks differ. The evaluation checks that they agree."""
+    """Some batches have examples on one replica only, so their clocks differ. The evaluation checks that they agree."""
     length = RoundOptions(steps=8, deadline_seconds=DONE - 0.5)
     ours = ranks(4).run(by_clock, train, name, [2, 2], slow_choices(SLOW, round=length, rounds=1))
     done = told(ours, "round/steps")[0] - 6 * 8
@@ -126,7 +126,7 @@ def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late:
 
 @pytest.mark.parametrize(("name", "late"), [("scaffold", "keep"), ("krum", "drop"), ("diloco", "drop")])
 def test_a_silo_that_was_late_stays_so_when_the_run_goes_on(ranks, name: str, late: Any, tmp_path: Path):
-    """The first silo has come to its deadline when the second is told to leave: both go on bit-equal, and as late."""
+    """The first silo has reached its deadline when the second is preempted: both resume bit-equal, and as late."""
     choices = slow_choices(3, round=replace(DEADLINE, stragglers=late), rounds=4)
     pool = SimpleNamespace(run=partial(ranks(2).run, by_clock))
     assert_left_and_bit_equal(pool, name, 2, choices, tmp_path, {1: (1, 2)})
@@ -148,7 +148,7 @@ def test_seconds_are_those_of_the_wall(ranks):
 
 
 def test_fednova_divides_by_the_steps_that_were_done(ranks):
-    """w <- w - a sum_k p_k (w - w_k) / a_k: two steps of the late client, four of the others."""
+    """The late client takes two steps, the others four: w <- w - a sum_k p_k (w - w_k) / a_k."""
     ours = ranks(2).run(by_clock, train, "fedavg", 2, point_choices(SLOW, algorithm=fednova(), round=DEADLINE))
     steps, place = [DONE if client == SLOW else STEPS for client in EVERYONE], START
     ways = np.array([way(number) for number in steps])

@@ -78,7 +78,7 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
 
 
 def combine_steps(sizes: list[int], clients: int) -> dict[str, Any]:
-    """Choices of one SGD step a round on all examples."""
+    """Return the choices of one SGD step a round on all examples."""
     choices = {"sizes": sizes, "data": tiny_data(sum(sizes)), "batch_size": "all", "round": RoundOptions(steps=1)}
     return choices | {"rounds": 5, "optimizer": partial(torch.optim.SGD, lr=0.5)}
 

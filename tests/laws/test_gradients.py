@@ -171,7 +171,7 @@ def test_a_client_that_is_left_out_leaves_nothing_to_others(ranks, way: str):
 
 
 def losses(batches: str, reducer: GradientReducerFactory) -> list[float]:
-    """The losses of a run of 12 rounds."""
+    """Return the losses of a run of 12 rounds."""
     with distributed(1) as topology:
         records = Records()
         choices = {"rounds": 12, "optimizer": partial(torch.optim.SGD, lr=0.5), "gradient_compression": reducer}

@@ -85,7 +85,7 @@ def test_a_resumed_run_finds_those_who_were_away(ranks, trace: AvailabilityTrace
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "diloco"])
 def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
-    """Of 5 of 7 clients; on 1, 2 and 4 processes, and in silos of 3 and 1, with one result."""
+    """With 5 of 7 clients, the result is the same on 1, 2 and 4 processes, and in silos of 3 and 1."""
     length, cohort = RoundOptions(epochs=(1, 3)), UniformSampler(5)
     choices = {"round": length, "client_sampling": cohort, "rounds": 4}
     drawn = [{k: length.num_steps(1, Round(i, 0, ()), k) for k in cohort.sample(7, 0, i)} for i in range(4)]

@@ -214,7 +214,7 @@ def test_fednova_of_some_clients_with_a_momentum_server_is_its_formula(ranks, na
 
 
 def test_fednova_of_equal_numbers_of_steps_is_fedavg(ranks):
-    """All a_k are one number, which cancels out."""
+    """All a_k are equal, and cancel out."""
     choices = bowl_choices(rounds=3, round=RoundOptions(steps=4))
     ours, theirs = (reached(ranks, algorithm, choices) for algorithm in (fednova, FedAvg))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -20,7 +20,7 @@ CLOSE = ["bounded", "scaffold", "fednova", "feddyn", "averaging"]
 
 
 def train_here(state: TrainState, client: int, index: int) -> tuple[RoundSession, float]:
-    """A round of one client, as the only silo that has it sees it: the session, and the weight of the round."""
+    """Train a round of one client as if its silo were alone; return the session and the weight of the round."""
     round = replace(state.run.sample_round(index), cohort=(client,))
     session = state.algorithm.start_round(round)
     training = state.trainer.start_client(session, client)

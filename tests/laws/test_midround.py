@@ -117,14 +117,14 @@ def test_told_between_the_steps(ranks, name: str, doing: str, tmp_path: Path):
 
 
 def test_borders_are_not_needed(ranks, tmp_path: Path):
-    """With a checkpoint every third round, what the silos save in the second is all there is."""
+    """With a round checkpoint every third round, only the mid-round checkpoints of the second round exist."""
     choices = noisy_choices("diloco") | {"checkpoint.every_rounds": 3}
     assert_left_and_bit_equal(ranks(2), "diloco", 2, choices, tmp_path, {0: (0, 1)})
 
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_replicas_leave_on_the_same_step(ranks, name: str, tmp_path: Path):
-    """Four ranks; one replica is told, all of its silo save the same step. Batch statistics differ between them."""
+    """Of four ranks one replica is preempted; all of its silo save at the same step. Their batch statistics differ."""
     choices = noisy_choices(name) | {"round": RoundOptions(steps=9)}
     assert_left_and_bit_equal(ranks(4), name, [2, 2], choices, tmp_path, {0: (0, 2)})
 
@@ -139,7 +139,7 @@ def test_a_gpt_with_dropout(ranks, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
 def test_scaled_losses(ranks, name: str, tmp_path: Path):
-    """float16: the scale, and how long it has been good, are state."""
+    """With float16, the loss scale and its growth counter are state."""
     choices = text_choices(0.2) | {"autocast": torch.float16, "round": RoundOptions(steps=4)}
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, 2)})
 

@@ -41,7 +41,7 @@ def estimated(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tup
 
 @pytest.mark.parametrize(("name", "silos"), [*((name, [2, 2]) for name in CASES), *OTHER_SILOS], ids=str)
 def test_bytes_and_steps_are_those_that_a_run_reports(ranks, name: str, silos: list[int]):
-    """Of all silos together, in a run of two rounds."""
+    """The sums over all silos in a run of two rounds."""
     choices = {"round": RoundOptions(epochs=2)} if name not in ("fedsgd", "scaffold") else {}
     (first, *_), *_ = [one.rounds for one in ranks(4 if sum(silos) > 2 else 2).run(train, name, silos, choices)]
     sizes = silo_sizes(silos_of(name, silos), [0] * sum(silos))

@@ -198,7 +198,7 @@ def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple
 
 @pytest.mark.parametrize("silos", [4, [3, 1]], ids=["4", "3+1"])
 def test_clipping_and_schedules(ranks, silos: SiloSpec):
-    """Two rounds of 3 steps. It is the gradient of the silo's batch that is clipped, not that of a replica's part."""
+    """Two rounds of 3 steps. The gradient of the silo's batch is clipped, not that of a replica's part."""
     choices = linear_choices("average") | {"rounds": 2, "round": RoundOptions(steps=STEPS)}
     choices |= {"clip": GradientClipper(CLIP_NORM), "schedule": Cosine()}
     ours = ranks(4).run(train, "fedavg", silos, choices)[0]

@@ -184,7 +184,7 @@ def resumed_elsewhere(name: str, silos: SiloSpec, choices: dict[str, Any], saved
 
 
 def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
-    """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos go on as the 2 would have, but for the order of sums."""
+    """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos continue as the 2 would, except for the order of sums."""
     choices: dict[str, Any] = {"client_sampling": UniformSampler(4), "round": RoundOptions(steps=3)}
     (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
     expected = leaves(border(through, ROUNDS).load("model"))

@@ -114,7 +114,7 @@ def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: S
     """With a NaN client and an absent one, the run is that of the other five: model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))
     pool = ranks(2 if silos == 2 else 4)
-    # `per_client` is off because the bad client's own row is about the only thing that should speak of it.
+    # `per_client` is off, since only the bad client's row may differ.
     choices = {"data": data, "rounds": 3, "metrics.per_client": "none"}
     speaking = Only((tuple(client for client in EVERYONE if client != SILENT),))
     ours = pool.run(train, name, silos, choices | {"client_sampling": speaking})
@@ -165,7 +165,7 @@ def test_a_round_of_nan_clients_moves_nothing(ranks, name: str):
 
 @pytest.mark.parametrize("length", [RoundOptions(epochs=2), RoundOptions(steps=5)], ids=["epochs", "steps"])
 def test_a_round_counts_what_went_through_the_model(ranks, length: RoundOptions):
-    """Examples and steps of all clients: ceil(n_k / batch) steps an epoch, or so many steps of a stream of epochs."""
+    """Examples and steps of all clients: ceil(n_k / batch) steps an epoch, or a number of steps across epochs."""
     sizes, batch_size = [5, 8, 3], 4
     (first, _) = ranks(2).run(train, "fedavg", 2, {"sizes": sizes, "round": length, "rounds": 1})
     batches = [[min(batch_size, size - start) for start in range(0, size, batch_size)] for size in sizes]

@@ -118,7 +118,7 @@ def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Path):
-    """No time at all: one round, evaluated and saved though none was due, the same as a run of one round."""
+    """A limit of 0 gives one round, evaluated and saved though not due, as in a run of one round."""
     choices = choices_of("mlp", **{"eval.every_rounds": ROUNDS, "checkpoint.every_rounds": ROUNDS})
     result, ours = ranks(2).run(
         run_until, name, 2, choices | {"stop": StopCriteria(max_training_seconds=0.0)}, tmp_path / "ours"

@@ -48,7 +48,7 @@ BATCHES = {
 
 
 def double_run(topology: Topology, model: str, batches: Batches, **choices: Any) -> Run:
-    """A float64 model over two epochs of its data, unless `choices` say otherwise."""
+    """Return a float64 run over two epochs, unless `choices` override it."""
     defaults: dict[str, Any] = {"batch_size": batches.batch_size, "rounds": 2, "eval.batch_size": 5}
     defaults |= {"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)} | batches.choices
     if model == "gpt":

@@ -36,7 +36,7 @@ def test_a_gpt_counts_six_operations_a_number_and_twelve_a_pair_of_tokens() -> N
 
 
 def figures_of(model: str, **choices: Any) -> dict[str, float]:
-    """Of a round of 20 examples in 2 seconds, on one rank."""
+    """Return the metrics of a round of 20 examples in 2 seconds, on one rank."""
     with distributed(device="cpu") as topology:
         run = make_run(topology, [20], model, **choices)
         return ThroughputMeter(run, run.model()).metrics(ROUND, 2.0)
