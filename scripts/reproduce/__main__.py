@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="workers at a time, each of one thread")
     parser.add_argument("--seeds", type=int, nargs="+", help="by default those of the table")
     parser.add_argument("--only", default="", help="run only those whose names contain this")
-    parser.add_argument("--show", action="store_true", help="only print the table")
+    parser.add_argument("--show", action="store_true", help="run nothing, and print the table")
     options = parser.parse_args()
     if options.data and options.table == "diloco":
         parser.error("--data has no effect on diloco: Shakespeare comes with a package")
