@@ -147,8 +147,8 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     shells = [new_shell(), new_shell()]
     run = ("rounds=12", "run_dir=run", where, *algorithm)
     stop(*[start(shell, "2", *run) for shell in shells])
-    for border in sorted((shells[1].folder / "run/checkpoints").glob("round-*"))[1:]:
-        shutil.rmtree(border)
+    for folder in sorted((shells[1].folder / "run/checkpoints").glob("round-*"))[1:]:
+        shutil.rmtree(folder)
     nodes = [start(shell, "2", *run) for shell in shells]
     assert [node.process.wait(90) for node in nodes] == [0, 0]
     said = [line for node in nodes for line in node.err.read_text().splitlines()]

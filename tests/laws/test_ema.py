@@ -27,7 +27,7 @@ from tests.laws.cases import (
 )
 from tests.laws.test_batch_statistics import norm_choices
 from tests.laws.test_midround import assert_left_and_bit_equal
-from tests.laws.test_resume import assert_bit_equal, border, noisy_choices, timeless
+from tests.laws.test_resume import assert_bit_equal, noisy_choices, round_checkpoint, timeless
 from trainer.algorithms import FedAvg
 from trainer.checkpoint import Checkpointer
 from trainer.distributed.topology import SiloSpec, distributed
@@ -50,7 +50,7 @@ def run_all(name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path) -
 
 def weights(folder: Path, rounds: int, section: str = "model") -> dict[str, Tensor]:
     """Return the tensors of a section by name; their order depends on which replica writes them."""
-    return dict(sorted(leaves(border(folder, rounds).load(section)).items()))
+    return dict(sorted(leaves(round_checkpoint(folder, rounds).load(section)).items()))
 
 
 def averaged_by_hand(first: dict[str, Tensor], moves: list[dict[str, Tensor]]) -> dict[str, Tensor]:

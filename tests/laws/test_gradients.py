@@ -14,7 +14,7 @@ import torch
 
 from tests.laws.cases import Records, assert_close, assert_same, case_run, leaves, one_round
 from tests.laws.test_midround import Orders, other_number_of_replicas, run_part
-from tests.laws.test_resume import ROUNDS, border, interrupted_and_not, noisy_choices, text_choices, timeless
+from tests.laws.test_resume import ROUNDS, interrupted_and_not, noisy_choices, round_checkpoint, text_choices, timeless
 from tests.laws.test_world_size import BATCHES, double_run
 from trainer.checkpoint.format import SavedState
 from trainer.data import DataSplits, TensorSource
@@ -63,7 +63,7 @@ def assert_same_run(ours: SavedState, theirs: SavedState) -> None:
 
 def assert_resumed(pool, name: str, silos: Any, choices: dict[str, Any], folder: Path) -> None:
     (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder)
-    assert_same_run(border(ours, ROUNDS), border(theirs, ROUNDS))
+    assert_same_run(round_checkpoint(ours, ROUNDS), round_checkpoint(theirs, ROUNDS))
     for one, other in zip(our_rounds, their_rounds, strict=True):
         assert_same(timeless(one), timeless(other))
 
@@ -75,18 +75,18 @@ def assert_left(
         assert pool.run(part, name, silos, choices, folder / "left", order)[0] is None
     pool.run(part, name, silos, choices, folder / "left", None)
     pool.run(part, name, silos, choices, folder / "alone", None)
-    assert_same_run(border(folder / "left", ROUNDS), border(folder / "alone", ROUNDS))
+    assert_same_run(round_checkpoint(folder / "left", ROUNDS), round_checkpoint(folder / "alone", ROUNDS))
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @ways
-def test_resumed_at_a_border(ranks, way: str, size: int, tmp_path: Path):
+def test_resumed_between_rounds(ranks, way: str, size: int, tmp_path: Path):
     assert_resumed(ranks(size), "sync", 1, choices_of(way, "sync"), tmp_path)
 
 
 @pytest.mark.parametrize("silos", [[2, 2], [2, 1]])
 @ways
-def test_resumed_at_a_border_with_clients_that_keep_their_state(ranks, way: str, silos: list[int], tmp_path: Path):
+def test_resumed_between_rounds_with_clients_that_keep_their_state(ranks, way: str, silos: list[int], tmp_path: Path):
     """Four of seven clients take part. A residual belongs to a replica and a client; a silo of one rank has none."""
     assert_resumed(ranks(sum(silos)), "diloco", silos, choices_of(way, "diloco"), tmp_path)
 
@@ -119,7 +119,7 @@ def test_left_while_steps_overflow(ranks, way: str, tmp_path: Path):
         "gradient_compression": WAYS[way],
     }
     assert_left(ranks(2), "sync", 1, choices, tmp_path, {0: (0, 2)}, {0: (0, 9)}, part=run_part_that_overflows)
-    saved = border(tmp_path / "left", ROUNDS)
+    saved = round_checkpoint(tmp_path / "left", ROUNDS)
     clients = leaves(saved.load("clients"))
     assert clients["0/scaler/scale"] < 2.0**40
     owned = [leaves(saved.load_shard(part, "own")) for part in saved.shards] + [clients]

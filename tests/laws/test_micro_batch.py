@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of, tiny_model
-from tests.laws.test_resume import border, noisy_choices, text_choices, timeless
+from tests.laws.test_resume import noisy_choices, round_checkpoint, text_choices, timeless
 from trainer.checkpoint import Checkpointer
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
@@ -73,7 +73,7 @@ def assert_found(
     pool.run(run_to, name, silos, auto, folder / "auto", 1, limits)
     found = pool.run(run_to, name, silos, auto, folder / "auto", ROUNDS, [99])[0]
     given = pool.run(run_to, name, silos, by_hand, folder / "hand", ROUNDS, [99])[0]
-    ours, theirs = border(folder / "auto", ROUNDS), border(folder / "hand", ROUNDS)
+    ours, theirs = round_checkpoint(folder / "auto", ROUNDS), round_checkpoint(folder / "hand", ROUNDS)
     for section in ("model", "algorithm", "clients"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
     for mine, yours in zip(found.rounds, given.rounds[1:], strict=True):

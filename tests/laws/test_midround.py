@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from tests.laws.cases import CASES, Records, assert_close, assert_same, case_run, leaves, silos_of
-from tests.laws.test_resume import ROUNDS, border, noisy_choices, other_algorithms_choices, text_choices, timeless
+from tests.laws.test_resume import (
+    ROUNDS,
+    noisy_choices,
+    other_algorithms_choices,
+    round_checkpoint,
+    text_choices,
+    timeless,
+)
 from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.distributed.topology import SiloSpec, Topology, distributed
 from trainer.loop import control
@@ -87,7 +94,7 @@ def assert_left_and_bit_equal(
         assert pool.run(run_part, name, silos, choices, folder / "left", order)[0] is None
     resumed = pool.run(run_part, name, silos, choices, folder / "left", None)[0]
     alone = pool.run(run_part, name, silos, choices, folder / "alone", None)[0]
-    ours, theirs = border(folder / "left", ROUNDS), border(folder / "alone", ROUNDS)
+    ours, theirs = round_checkpoint(folder / "left", ROUNDS), round_checkpoint(folder / "alone", ROUNDS)
     for section in ("model", "ema", "algorithm", "clients", "residuals"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
     for one, other in zip(resumed.rounds[::-1], alone.rounds[::-1], strict=False):
@@ -116,7 +123,7 @@ def test_told_between_the_steps(ranks, name: str, doing: str, tmp_path: Path):
     assert_left_and_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path, {0: doing})
 
 
-def test_borders_are_not_needed(ranks, tmp_path: Path):
+def test_round_checkpoints_are_not_needed(ranks, tmp_path: Path):
     """With a round checkpoint every third round, only the mid-round checkpoints of the second round exist."""
     choices = noisy_choices("diloco") | {"checkpoint.every_rounds": 3}
     assert_left_and_bit_equal(ranks(2), "diloco", 2, choices, tmp_path, {0: (0, 1)})

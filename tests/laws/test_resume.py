@@ -66,7 +66,7 @@ def interrupted_and_not(pool, name: str, silos: SiloSpec, choices: dict[str, Any
 def assert_bit_equal(pool, name: str, silos: SiloSpec, choices: dict[str, Any], folder: Path, runs=run_rounds) -> None:
     """Compare all saved sections except clock readings, and all metrics."""
     (ours, our_rounds), (theirs, their_rounds) = interrupted_and_not(pool, name, silos, choices, folder, runs)
-    saved, expected = (border(path, ROUNDS) for path in (ours, theirs))
+    saved, expected = (round_checkpoint(path, ROUNDS) for path in (ours, theirs))
     assert saved.shards == expected.shards
     for section in ("model", "ema", "algorithm", "clients", "residuals"):
         assert_same(leaves(saved.load(section)), leaves(expected.load(section)))
@@ -77,7 +77,7 @@ def assert_bit_equal(pool, name: str, silos: SiloSpec, choices: dict[str, Any], 
         assert our_round["bytes_between_silos"] == their_round["bytes_between_silos"]
 
 
-def border(folder: Path, rounds: int) -> SavedState:
+def round_checkpoint(folder: Path, rounds: int) -> SavedState:
     """Return the round checkpoint after this number of rounds."""
     saved = find_saved(folder / f"round-{rounds:06d}")
     assert saved and not saved.errors()
@@ -187,8 +187,8 @@ def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
     """DiLoCo, saved by 2 silos: 1 silo of 1 and 4 silos continue as the 2 would, except for the order of sums."""
     choices: dict[str, Any] = {"client_sampling": UniformSampler(4), "round": RoundOptions(steps=3)}
     (first, _), (through, _) = interrupted_and_not(ranks(2), "diloco", 2, choices, tmp_path)
-    expected = leaves(border(through, ROUNDS).load("model"))
-    saved = border(first, INTERRUPTED)
+    expected = leaves(round_checkpoint(through, ROUNDS).load("model"))
+    saved = round_checkpoint(first, INTERRUPTED)
     for size in (1, 4):
         assert_close(ranks(size).run(resumed_elsewhere, "diloco", size, choices, saved)[0], expected, 1e-11)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.laws.cases import CASES, SIZES, TEST_EXAMPLES, Records, assert_same, case_run, leaves, silos_of
 from tests.laws.test_midround import LeavesWhile
-from tests.laws.test_resume import border, text_choices, timeless
+from tests.laws.test_resume import round_checkpoint, text_choices, timeless
 from trainer.checkpoint import Checkpointer
 from trainer.data import Clients
 from trainer.distributed.topology import SiloSpec, distributed
@@ -80,7 +80,7 @@ def rounds_with_patience(scores: list[float], patience: int) -> int:
 
 def assert_is_the_beginning(folder: Path, whole: Path, rounds: int) -> None:
     """Assert that the last round checkpoint is that of the run that was not stopped."""
-    ours, theirs = border(folder, rounds), border(whole, rounds)
+    ours, theirs = round_checkpoint(folder, rounds), round_checkpoint(whole, rounds)
     for section in ("model", "clients"):
         assert_same(leaves(ours.load(section)), leaves(theirs.load(section)))
     assert not list(folder.glob(f"round-{rounds + 1:06d}*"))
@@ -147,12 +147,12 @@ def test_the_first_ranks_clock_is_everybodys(ranks, tmp_path: Path):
 def test_a_run_that_leaves_before_its_last_evaluation_stops_when_it_goes_on(ranks, tmp_path: Path):
     choices = choices_of("mlp", stop=StopCriteria(max_training_seconds=0.0), **{"eval.every_rounds": ROUNDS})
     assert ranks(2).run(run_until, "fedavg", 2, choices, tmp_path, None, "evaluating")[0][0] is None
-    assert border_is_unevaluated(tmp_path)
+    assert is_unevaluated(tmp_path)
     result, records = ranks(2).run(run_until, "fedavg", 2, choices, tmp_path)[0]
     assert result is not None and (result["round"], result["stopped"], len(records.rounds)) == (1, "seconds", 1)
 
 
-def border_is_unevaluated(folder: Path) -> bool:
+def is_unevaluated(folder: Path) -> bool:
     return [path.name for path in folder.glob("round-*")] == ["round-000001-unevaluated"]
 
 

@@ -13,7 +13,7 @@ import torch
 from tests.laws.cases import assert_same, case_run, leaves, train
 from tests.laws.quadratics import BOWLS, SIZES, bowl_choices, path
 from tests.laws.test_midround import assert_left_and_bit_equal
-from tests.laws.test_resume import INTERRUPTED, assert_bit_equal, border, noisy_choices, run_rounds
+from tests.laws.test_resume import INTERRUPTED, assert_bit_equal, noisy_choices, round_checkpoint, run_rounds
 from trainer.algorithms import FedAvg
 from trainer.checkpoint import ResumePoint
 from trainer.checkpoint.format import SavedState
@@ -53,7 +53,7 @@ def test_fragments_under_way_are_resumed(ranks, uplink: UpdateCompression, silos
     Of 4 silos some have no client in a round, but take part in the last stage of a pending sum.
     """
     choices = noisy_choices("streaming") | {"update_compression": uplink}
-    assert_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "border")
+    assert_bit_equal(ranks(4), "streaming", silos, choices, tmp_path / "rounds")
     everyone = choices | {"client_sampling": AllClients()}
     assert_left_and_bit_equal(ranks(4), "streaming", silos, everyone, tmp_path / "inside", {0: (0, 2)})
 
@@ -88,7 +88,7 @@ def test_what_is_still_to_be_sent_goes_on_elsewhere(ranks, name: str, after: Sil
     """Residuals that four silos have saved are distributed to other silos without loss."""
     choices = noisy_choices(name)
     ranks(4).run(run_rounds, name, 4, choices, tmp_path, INTERRUPTED, False)
-    saved = border(tmp_path, INTERRUPTED)
+    saved = round_checkpoint(tmp_path, INTERRUPTED)
     pool = ranks(4 if isinstance(after, list) else after)
     taken = pool.run(residuals_here, name, after, choices, saved)
     ours = added_up({f"{rank}/{name}": piece for rank, held in enumerate(taken) for name, piece in held.items()})

@@ -30,25 +30,25 @@ def writers(folder: Path, sizes: Sequence[int] = (1,), keep: int = 2) -> list[Ch
     return made
 
 
-def border_name(rounds: int, is_evaluated: bool = True) -> str:
+def round_name(rounds: int, is_evaluated: bool = True) -> str:
     """Return the name of the checkpoint after this number of rounds."""
     return f"round-{rounds:06d}" + ("" if is_evaluated else "-unevaluated")
 
 
-def section_name(silo: int, rounds: int, step: int) -> str:
+def mid_round_name(silo: int, rounds: int, step: int) -> str:
     """Return the name of a silo's mid-round checkpoint after this number of rounds, at this step."""
-    return f"{border_name(rounds)}/silo-{silo}-{LAYOUT}/step-{step:06d}"
+    return f"{round_name(rounds)}/silo-{silo}-{LAYOUT}/step-{step:06d}"
 
 
-def save_border(ranks: Sequence[Checkpointer], rounds: int, is_evaluated: bool = True, is_best: bool = False) -> None:
+def save_round(ranks: Sequence[Checkpointer], rounds: int, is_evaluated: bool = True, is_best: bool = False) -> None:
     """Write a round checkpoint, rank after rank."""
     for one in ranks:
         common = {"model": {"weight": torch.full((4,), rounds)}, "progress": {"rounds": rounds}}
-        one.save_round(border_name(rounds, is_evaluated), common, {}, {}, {}, True, is_best)
+        one.save_round(round_name(rounds, is_evaluated), common, {}, {}, {}, True, is_best)
         one.wait()
 
 
-def save_section(ranks: Sequence[Checkpointer], silo: int, rounds: int, step: int) -> None:
+def save_mid_round_checkpoint(ranks: Sequence[Checkpointer], silo: int, rounds: int, step: int) -> None:
     """Write a mid-round checkpoint, replica after replica of the silo."""
     for one in ranks:
         if one.topology.silo == silo:

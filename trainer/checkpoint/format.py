@@ -134,7 +134,7 @@ def write_shard(folder: Path, shard: Shard, tree: Tree) -> None:
         raise DiskFullError(
             errno.ENOSPC,
             f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
-            "it are whole.\n  make room, or set checkpoint.keep_last to less, and go on with the same run_dir",
+            "it are whole.\n  make room, or set checkpoint.keep_last to less, and resume with the same run_dir",
         ) from error
 
 

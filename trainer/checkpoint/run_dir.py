@@ -205,6 +205,4 @@ def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path
         and not (key == "rounds" and key not in old)
     ]
     if changed:
-        raise ValueError(
-            "\n".join(changed) + f"\n  go on with the run as it was, or choose another run_dir than {path}"
-        )
+        raise ValueError("\n".join(changed) + f"\n  resume the run as it was, or choose another run_dir than {path}")

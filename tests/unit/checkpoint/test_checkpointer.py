@@ -11,7 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.disk import LAYOUT, assert_trees_equal, border_name, save_border, section_name, steps_of, writers
+from tests.support.disk import (
+    LAYOUT,
+    assert_trees_equal,
+    mid_round_name,
+    round_name,
+    save_round,
+    steps_of,
+    writers,
+)
 from trainer.checkpoint import Checkpointer, ResumePoint, newest_complete
 from trainer.checkpoint.checkpointer import assign_leaves
 from trainer.checkpoint.format import SavedState, Shard, find_saved, iter_leaves, write_shard
@@ -58,7 +66,7 @@ def test_what_replicas_wrote_is_merged(tmp_path_factory: pytest.TempPathFactory,
     for replica, one in enumerate(ranks):
         one.save_mid_round(1, 5, {"model": tree, "empty": {}}, {}, {"replica": replica})
         one.wait()
-    saved = find_saved(folder / section_name(0, 1, 5))
+    saved = find_saved(folder / mid_round_name(0, 1, 5))
     assert saved is not None and not saved.errors()
     assert_trees_equal(saved.load("model"), tree)
     assert saved.load("empty") == {}
@@ -84,7 +92,7 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
 
 def test_what_is_loaded_is_not_what_is_on_disk(tmp_path: Path):
     """There are no aliases: training changes neither the file nor what is loaded from it again."""
-    save_border(writers(tmp_path), 1)
+    save_round(writers(tmp_path), 1)
     saved = newest_complete(tmp_path)
     assert saved is not None
     saved.load("model")["weight"].zero_()
@@ -114,13 +122,13 @@ def test_where_a_run_stands_is_said(tmp_path: Path):
 
 
 def test_the_figures_of_a_round_are_reported_when_it_is_evaluated(tmp_path: Path):
-    assert ResumePoint(3, SavedState(tmp_path / border_name(3), ())).logged_rounds == 3
-    assert ResumePoint(3, SavedState(tmp_path / border_name(3, False), ())).logged_rounds == 2
-    assert ResumePoint(3, None, {0: SavedState(tmp_path / section_name(0, 3, 1), ())}).logged_rounds == 3
+    assert ResumePoint(3, SavedState(tmp_path / round_name(3), ())).logged_rounds == 3
+    assert ResumePoint(3, SavedState(tmp_path / round_name(3, False), ())).logged_rounds == 2
+    assert ResumePoint(3, None, {0: SavedState(tmp_path / mid_round_name(0, 3, 1), ())}).logged_rounds == 3
 
 
 SILOS = (f"silo-0-{LAYOUT}", f"silo-1-{LAYOUT}")
-PLACES = (border_name(1), border_name(2, False), border_name(2), border_name(3))
+PLACES = (round_name(1), round_name(2, False), round_name(2), round_name(3))
 STEPS = ("step-000009", "step-000010", "step-000200")
 
 amounts = st.sampled_from(["none", "half", "whole", "whole"])
@@ -166,7 +174,7 @@ def test_the_newest_is_chosen(
     assert passed == [f"{folder / path} is not whole" for path in reversed(newer)]
 
 
-TWO = {place: [place, *(f"{place}/{silo}/{STEPS[0]}" for silo in SILOS)] for place in (border_name(1), border_name(2))}
+TWO = {place: [place, *(f"{place}/{silo}/{STEPS[0]}" for silo in SILOS)] for place in (round_name(1), round_name(2))}
 
 
 @pytest.fixture
@@ -191,15 +199,15 @@ def test_steps_are_compared_as_numbers(tmp_path: Path):
     """In a long round the millionth step comes after the one before."""
     for step in (999_999, 1_000_000):
         for silo in SILOS:
-            put(tmp_path / border_name(0) / silo / f"step-{step:06d}", "whole")
-    assert chosen(tmp_path, []) == [f"{border_name(0)}/{silo}/step-1000000" for silo in SILOS]
+            put(tmp_path / round_name(0) / silo / f"step-{step:06d}", "whole")
+    assert chosen(tmp_path, []) == [f"{round_name(0)}/{silo}/step-1000000" for silo in SILOS]
 
 
 def save_together(folder: Path) -> None:
     """Save a round checkpoint in two silos, and a mid-round checkpoint of each."""
     with distributed(2) as topology:
         mine = Checkpointer(folder, topology, lambda rounds: LAYOUT)
-        mine.save_round(border_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_ranks_write=True)
+        mine.save_round(round_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_ranks_write=True)
         mine.save_mid_round(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
         mine.wait()
 
@@ -218,19 +226,19 @@ def test_a_checkpoint_is_of_all_ranks(ranks, tmp_path: Path):
     ranks(2).run(save_together, tmp_path)
     saved = newest_complete(tmp_path)
     assert saved is not None and saved.load("silo") == {"0": 0, "1": 1}
-    assert ranks(2).run(go_on_together, tmp_path) == [((border_name(1), {0: 10, 1: 11}), ())] * 2
+    assert ranks(2).run(go_on_together, tmp_path) == [((round_name(1), {0: 10, 1: 11}), ())] * 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_one_rank_finds_all_know(ranks, tmp_path: Path, rank: int):
     """Any rank may read the damaged part; if nothing is left, all raise the same error."""
     ranks(2).run(save_together, tmp_path)
-    damaged = tmp_path / section_name(rank, 1, 10 + rank) / "replica-0.safetensors"
+    damaged = tmp_path / mid_round_name(rank, 1, 10 + rank) / "replica-0.safetensors"
     damaged.write_bytes(b"")
     (one, passed), other = ranks(2).run(go_on_together, tmp_path)
-    assert (one, passed) == other and one == (border_name(1), {1 - rank: 11 - rank})
+    assert (one, passed) == other and one == (round_name(1), {1 - rank: 11 - rank})
     assert len(passed) == 1 and str(damaged) in passed[0]
-    (tmp_path / border_name(1) / f"silo-{rank}.replica-0.safetensors").unlink()
+    (tmp_path / round_name(1) / f"silo-{rank}.replica-0.safetensors").unlink()
     raised = ranks(2).run(go_on_together, tmp_path)
     assert raised[0] == raised[1] and "run_dir" in raised[0] and str(damaged) in raised[0]
 
@@ -238,13 +246,13 @@ def test_what_one_rank_finds_all_know(ranks, tmp_path: Path, rank: int):
 def test_all_ranks_know_what_is_not_whole(ranks, tmp_path: Path):
     """Rank 0 searches for complete checkpoints, and all follow it: here to the first round checkpoint."""
     ranks(2).run(save_together, tmp_path)
-    save_border(writers(tmp_path, (1, 1))[:1], 2)
+    save_round(writers(tmp_path, (1, 1))[:1], 2)
     one, other = ranks(2).run(go_on_together, tmp_path)
-    assert one == other == ((border_name(1), {0: 10, 1: 11}), (f"{tmp_path / border_name(2)} is not whole",))
+    assert one == other == ((round_name(1), {0: 10, 1: 11}), (f"{tmp_path / round_name(2)} is not whole",))
 
 
 def test_all_ranks_raise_or_none_does(ranks, tmp_path: Path):
     """There is only half a round checkpoint: if some ranks raised, the others would wait for them."""
-    save_border(writers(tmp_path, (1, 1))[:1], 2)
+    save_round(writers(tmp_path, (1, 1))[:1], 2)
     one, other = ranks(2).run(go_on_together, tmp_path)
     assert one == other

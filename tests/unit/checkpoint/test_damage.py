@@ -9,7 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.disk import border_name, content, flipped, save_border, save_section, section_name, steps_of, writers
+from tests.support.disk import (
+    content,
+    flipped,
+    mid_round_name,
+    round_name,
+    save_mid_round_checkpoint,
+    save_round,
+    steps_of,
+    writers,
+)
 from trainer.checkpoint import ResumePoint
 from trainer.distributed.topology import distributed
 
@@ -28,10 +37,10 @@ def written(folder: Path) -> Path:
     """Two round checkpoints, and after the second two mid-round checkpoints of silo 0 and one of silo 1."""
     with distributed():
         ranks = writers(folder, SIZES)
-        save_border(ranks, 1)
-        save_border(ranks, 2)
+        save_round(ranks, 1)
+        save_round(ranks, 2)
         for silo, step in ((0, 100), (0, 200), (1, 50)):
-            save_section(ranks, silo, 2, step)
+            save_mid_round_checkpoint(ranks, silo, 2, step)
     return folder
 
 
@@ -56,17 +65,17 @@ def newest(folder: Path) -> ResumePoint:
 
 def test_undamaged_it_goes_on_from_the_newest(saved: Path):
     start = newest(saved)
-    assert steps_of(start) == (border_name(2), {0: 200, 1: 50})
+    assert steps_of(start) == (round_name(2), {0: 200, 1: 50})
     assert start.rejected == () and start.rounds == 2
 
 
 # By the folder with a damaged file: the round checkpoint and the silos' steps from which the run resumes instead.
 INSTEAD = {
-    border_name(2): ("", {0: 200, 1: 50}),
-    section_name(0, 2, 200): (border_name(2), {0: 100, 1: 50}),
-    section_name(1, 2, 50): (border_name(2), {0: 200}),
+    round_name(2): ("", {0: 200, 1: 50}),
+    mid_round_name(0, 2, 200): (round_name(2), {0: 100, 1: 50}),
+    mid_round_name(1, 2, 50): (round_name(2), {0: 200}),
 }
-folders = pytest.mark.parametrize("folder", INSTEAD, ids=["border", "section", "only section"])
+folders = pytest.mark.parametrize("folder", INSTEAD, ids=["round", "mid-round", "only mid-round"])
 suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 
 
@@ -109,21 +118,21 @@ def test_missing_tensors_are_noticed(saved_once: Path, folder: str):
         assert_noticed(saved_once, folder, path, None)
 
 
-def test_it_goes_on_from_the_border_before(saved: Path):
+def test_it_resumes_from_the_round_checkpoint_before(saved: Path):
     """The newest round checkpoint and the sections after it are damaged, each in another rank's part."""
-    damaged = [saved / border_name(2) / "silo-1.replica-0.safetensors"]
-    damaged += [saved / section_name(0, 2, step) / "replica-1.safetensors" for step in (100, 200)]
+    damaged = [saved / round_name(2) / "silo-1.replica-0.safetensors"]
+    damaged += [saved / mid_round_name(0, 2, step) / "replica-1.safetensors" for step in (100, 200)]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-1])
     start = newest(saved)
-    assert steps_of(start) == (border_name(1), {}) and start.rounds == 1
+    assert steps_of(start) == (round_name(1), {}) and start.rounds == 1
     assert all(any(str(path) in fault for fault in start.rejected) for path in damaged)
 
 
 def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
     """The error names each damaged file, and a remedy."""
     for rounds in (1, 2):
-        save_border(writers(tmp_path, SIZES), rounds)
+        save_round(writers(tmp_path, SIZES), rounds)
     damaged = sorted(tmp_path.rglob("*.safetensors"))
     assert len(damaged) == 2 * sum(SIZES)
     for path in damaged:
@@ -143,13 +152,13 @@ def test_another_version_is_not_gone_on_from(saved: Path, monkeypatch: pytest.Mo
 def test_a_run_that_was_killed_in_its_first_save_starts_anew(tmp_path: Path):
     """Nothing is damaged, but a part is missing: the same command starts again, and overwrites it."""
     ranks = writers(tmp_path, SIZES)
-    save_border(ranks[:1], 1)
+    save_round(ranks[:1], 1)
     assert writers(tmp_path, SIZES)[0].latest() is None
-    save_border(writers(tmp_path, SIZES), 1)
-    assert steps_of(newest(tmp_path)) == (border_name(1), {})
+    save_round(writers(tmp_path, SIZES), 1)
+    assert steps_of(newest(tmp_path)) == (round_name(1), {})
 
 
-def test_silos_that_were_killed_before_the_first_border_start_anew(tmp_path: Path):
+def test_silos_that_were_killed_before_the_first_checkpoint_start_anew(tmp_path: Path):
     """Silo 0 has saved inside the first round, silo 1 has not."""
-    save_section(writers(tmp_path, SIZES), 0, 0, 100)
+    save_mid_round_checkpoint(writers(tmp_path, SIZES), 0, 0, 100)
     assert writers(tmp_path, SIZES)[0].latest() is None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.disk import assert_trees_equal, border_name, save_border, section_name, steps_of, writers
+from tests.support.disk import assert_trees_equal, mid_round_name, round_name, save_round, steps_of, writers
 from trainer.checkpoint import Checkpointer, ResumePoint, checkpointer, newest_complete
 from trainer.checkpoint.format import find_saved, write_shard
 from trainer.distributed.topology import distributed
@@ -52,15 +52,15 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 Save = Callable[[Checkpointer, int, dict[str, Any]], None]
 
 
-def save_a_border(mine: Checkpointer, rounds: int, tree: dict[str, Any]) -> None:
-    mine.save_round(border_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_ranks_write=True)
+def save_a_round(mine: Checkpointer, rounds: int, tree: dict[str, Any]) -> None:
+    mine.save_round(round_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_ranks_write=True)
 
 
-def save_a_section(mine: Checkpointer, step: int, tree: dict[str, Any]) -> None:
+def save_a_mid_round(mine: Checkpointer, step: int, tree: dict[str, Any]) -> None:
     mine.save_mid_round(1, step, tree, {}, {"own": tree})
 
 
-@pytest.mark.parametrize(("save", "name"), [(save_a_border, border_name(7)), (save_a_section, section_name(0, 1, 7))])
+@pytest.mark.parametrize(("save", "name"), [(save_a_round, round_name(7)), (save_a_mid_round, mid_round_name(0, 1, 7))])
 def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk, save: Save, name: str):
     """Training continues in the same tensors, views and parameters among them, while a thread writes."""
     vector, parameter = torch.arange(10.0), torch.nn.Parameter(torch.ones(3))
@@ -91,15 +91,15 @@ def test_each_save_is_of_its_own_time(tmp_path: Path):
         {"weight": torch.full((4, 2), 4), "old": torch.zeros(2)},
     ]
     for rounds, tree in enumerate(trees):
-        save_a_border(mine, rounds, {"model": tree})
+        save_a_round(mine, rounds, {"model": tree})
     mine.wait()
     for rounds, tree in enumerate(trees):
-        saved = find_saved(tmp_path / border_name(rounds))
+        saved = find_saved(tmp_path / round_name(rounds))
         assert saved is not None and saved.errors() == []
         assert_trees_equal(saved.load("model"), tree)
 
 
-@pytest.mark.parametrize(("first", "second"), [(save_a_border, save_a_section), (save_a_section, save_a_border)])
+@pytest.mark.parametrize(("first", "second"), [(save_a_round, save_a_mid_round), (save_a_mid_round, save_a_round)])
 def test_the_second_save_waits_for_the_first(tmp_path: Path, slow: Disk, first: Save, second: Save):
     """The first save does not wait for the disk; the waiting time of the second is reported once."""
     (mine,) = writers(tmp_path)
@@ -117,11 +117,11 @@ def test_the_second_save_waits_for_the_first(tmp_path: Path, slow: Disk, first: 
 def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: Disk):
     """Silo 1's section is on the disk before silo 0 alone writes the next round checkpoint."""
     mine = writers(tmp_path, (1, 1))[1]
-    save_a_section(mine, 5, {})
+    save_a_mid_round(mine, 5, {})
     Timer(SECONDS, slow.let.set).start()
-    mine.save_round(border_name(2), {}, {}, {}, {}, all_ranks_write=False)
+    mine.save_round(round_name(2), {}, {}, {}, {}, all_ranks_write=False)
     assert slow.log == ["begins step-000005", "ends step-000005"]
-    assert not (tmp_path / border_name(2)).exists()
+    assert not (tmp_path / round_name(2)).exists()
 
 
 def test_what_went_wrong_is_raised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -133,21 +133,21 @@ def test_what_went_wrong_is_raised_once(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as broken:
         broken.setattr(checkpointer, "write_shard", fail)
-        save_a_border(mine, 1, {})
+        save_a_round(mine, 1, {})
         with pytest.raises(OSError, match="fire"):
-            save_a_border(mine, 2, {})
-        save_a_border(mine, 3, {})
+            save_a_round(mine, 2, {})
+        save_a_round(mine, 3, {})
         with pytest.raises(OSError, match="fire"):
             mine.wait()
         mine.wait()
-    save_a_border(mine, 4, {})
+    save_a_round(mine, 4, {})
     mine.wait()
     saved = newest_complete(tmp_path)
-    assert saved is not None and saved.folder.name == border_name(4)
+    assert saved is not None and saved.folder.name == round_name(4)
 
 
 def put_a_folder_in_the_way(folder: Path) -> dict[str, Any]:
-    (folder / border_name(1) / ".silo-0.replica-0.partial").mkdir(parents=True)
+    (folder / round_name(1) / ".silo-0.replica-0.partial").mkdir(parents=True)
     return {"a": torch.ones(1)}
 
 
@@ -159,7 +159,7 @@ def choose_a_type_without_a_format(folder: Path) -> dict[str, Any]:
 def test_whatever_goes_wrong_in_the_thread_is_raised(tmp_path: Path, prepare: Callable[[Path], dict[str, Any]]):
     """A run that cannot save must not continue silently, whether the disk fails or our code."""
     (mine,) = writers(tmp_path)
-    save_a_border(mine, 1, {"model": prepare(tmp_path)})
+    save_a_round(mine, 1, {"model": prepare(tmp_path)})
     with pytest.raises(Exception):  # noqa: B017, PT011 (of either type)
         mine.wait()
 
@@ -171,16 +171,16 @@ def test_a_section_that_nobody_needs_any_more_may_be_lost(tmp_path: Path, monkey
     def lose(*arguments: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "the folder is gone")
 
-    save_border(ranks, 1)
+    save_round(ranks, 1)
     with monkeypatch.context() as dropped:
         dropped.setattr(checkpointer, "write_shard", lose)
-        save_a_section(ranks[1], 5, {})
+        save_a_mid_round(ranks[1], 5, {})
         with pytest.raises(OSError, match="gone"):
             ranks[1].wait()
-    save_border(ranks, 2)
+    save_round(ranks, 2)
     with monkeypatch.context() as dropped:
         dropped.setattr(checkpointer, "write_shard", lose)
-        save_a_section(ranks[1], 6, {})
+        save_a_mid_round(ranks[1], 6, {})
         ranks[1].wait()
 
 
@@ -212,12 +212,12 @@ def newest(folder: Path) -> ResumePoint:
     return start
 
 
-@pytest.mark.parametrize("save", [save_a_border, save_a_section])
+@pytest.mark.parametrize("save", [save_a_round, save_a_mid_round])
 def test_a_full_disk(mounted: Callable[[str], Path], save: Save):
     """The error has the folder and the free bytes; the previous checkpoint stays; with space, saving works again."""
     folder = mounted("size=3m") / "checkpoints"
     (mine,) = writers(folder)
-    save_border([mine], 1)
+    save_round([mine], 1)
     other = folder.parent / "other"
     other.write_bytes(bytes(1 << 21))
     before = steps_of(newest(folder))
@@ -227,7 +227,7 @@ def test_a_full_disk(mounted: Callable[[str], Path], save: Save):
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     assert raised.value.errno == errno.ENOSPC
     assert str(folder) in str(raised.value) and f"{free:,} bytes" in str(raised.value)
-    assert steps_of(newest(folder)) == before == (border_name(1), {})
+    assert steps_of(newest(folder)) == before == (round_name(1), {})
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
     other.unlink()
     save(mine, 2, LARGE)
@@ -245,7 +245,7 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     (mine,) = writers(tmp_path)
     monkeypatch.setattr(os, "fsync", refuse)
-    save_a_border(mine, 1, {})
+    save_a_round(mine, 1, {})
     with pytest.raises(OSError, match=rf"(?s){tmp_path}.*make room") as raised:
         mine.wait()
     assert raised.value.strerror and str(tmp_path) in raised.value.strerror
@@ -256,18 +256,18 @@ def test_a_disk_without_room_for_another_file(mounted: Callable[[str], Path], le
     """There is no inode for the folder, for the tensors or for the JSON file: the error is the same."""
     folder = mounted("size=2m,nr_inodes=20") / "checkpoints"
     (mine,) = writers(folder)
-    save_border([mine], 1)
+    save_round([mine], 1)
     others = []
     while os.statvfs(folder).f_ffree > left:
         others.append(folder.parent / f"other-{len(others)}")
         others[-1].touch()
-    save_a_border(mine, 2, {"model": {"weight": torch.zeros(3)}})
+    save_a_round(mine, 2, {"model": {"weight": torch.zeros(3)}})
     with pytest.raises(OSError, match=rf"{folder}.*bytes are free"):
         mine.wait()
-    assert steps_of(newest(folder)) == (border_name(1), {})
+    assert steps_of(newest(folder)) == (round_name(1), {})
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
     for path in others:
         path.unlink()
-    save_a_border(mine, 2, {"model": {"weight": torch.zeros(3)}})
+    save_a_round(mine, 2, {"model": {"weight": torch.zeros(3)}})
     mine.wait()
-    assert steps_of(newest(folder)) == (border_name(2), {})
+    assert steps_of(newest(folder)) == (round_name(2), {})
