@@ -17,7 +17,7 @@ from tests.laws.cases import SIZES, Only, robust
 from tests.laws.quadratics import BOWLS, EVERYONE, START, Bowls, Walk, bowl_choices, path, trajectory
 from trainer.algorithms import FedAvg, Krum, Median, TrimmedMean
 from trainer.algorithms.aggregation_rule import AggregationRule
-from trainer.algorithms.robust import krum, trimmed_mean
+from trainer.algorithms.robust import trimmed_mean
 from trainer.distributed.topology import SiloSpec
 from trainer.loop.assignment import assign_clients
 
@@ -214,7 +214,7 @@ whole_numbers = st.integers(-9, 9).map(float)  # their distances are exact, so t
 @given(tables(whole_numbers), st.integers(0, 4), st.integers(1, 4))
 def test_krum_is_the_naive_one(rows: np.ndarray, byzantine: int, selected: int):
     """Rows or scores may be equal: the first of them is taken."""
-    ours = krum(torch.from_numpy(rows), lambda tensor: tensor, byzantine, selected).numpy()
+    ours = Krum(byzantine, selected).combine(torch.from_numpy(rows), lambda tensor: tensor).numpy()
     np.testing.assert_allclose(ours, naive_krum(rows, byzantine, selected), rtol=1e-14)
 
 
@@ -225,7 +225,7 @@ def test_krum_of_parts_is_the_parts_of_krum(rows: np.ndarray, cut: int, selected
     parts = [torch.from_numpy(part.copy()) for part in np.split(rows, [min(cut, rows.shape[1])], axis=1)]
     partial_sums: list[torch.Tensor] = []
     for part in parts:
-        krum(part, lambda tensor: partial_sums.append(tensor) or tensor, 1, selected)
+        Krum(1, selected).combine(part, lambda tensor: partial_sums.append(tensor) or tensor)
     total = torch.stack(partial_sums).sum(0)
-    joined = torch.cat([krum(part, lambda tensor: total, 1, selected) for part in parts])
+    joined = torch.cat([Krum(1, selected).combine(part, lambda tensor: total) for part in parts])
     np.testing.assert_allclose(joined, naive_krum(rows, 1, selected), rtol=1e-14)

@@ -6,7 +6,7 @@
     ClientSession  one client's local training in that round
 
 Each makes the next, so a wrong order of calls cannot be written. All ranks of a silo make the same calls with equal
-values, so their copies stay bit-equal without communication.
+values, so their copies stay bit-equal without communication. Where most algorithms do nothing, so do the methods here.
 """
 
 from __future__ import annotations
@@ -66,38 +66,25 @@ class Algorithm(Protocol):
         keeps_client_state: whether clients keep anything between rounds, and so have a home silo.
         moves_global_model: whether each local step moves the global model, as in data parallelism.
         skips_nonfinite_clients: whether a client whose update is not finite is left out of the round.
-        is_compressible: whether silos send sums of updates, which may be compressed.
         overlap_steps: steps of the next round during which communication may still be under way.
     """
 
-    @property
-    def client_optimizer_state(self) -> ClientOptimizerState: ...
-
-    @property
-    def batchnorm_stats(self) -> BatchNormReduction: ...
+    client_optimizer_state: ClientOptimizerState
+    batchnorm_stats: BatchNormReduction
+    moves_global_model: bool = False
+    skips_nonfinite_clients: bool = False
+    overlap_steps: int = 0
 
     @property
     def keeps_client_state(self) -> bool: ...
 
-    @property
-    def moves_global_model(self) -> bool: ...
-
-    @property
-    def skips_nonfinite_clients(self) -> bool: ...
-
-    @property
-    def is_compressible(self) -> bool: ...
-
-    @property
-    def overlap_steps(self) -> int: ...
-
     def is_shared(self, name: str) -> bool:
         """Return whether the parameter or buffer of this name is combined between the silos."""
-        ...
+        return True
 
     def merge_clients(self, values: Sequence[T], merge: Callable[[Sequence[T]], T]) -> Sequence[T]:
         """Return values by client; a single merged one if all clients' examples are trained as those of one client."""
-        ...
+        return values
 
     def validate(self, setting: Setting) -> None:
         """Raise ValueError, with all the reasons, if the algorithm cannot work with these choices."""
@@ -118,12 +105,13 @@ class Algorithm(Protocol):
 
 
 class RunSession(Protocol):
-    """An algorithm at work on one model: the global parameters, and what moves them."""
+    """An algorithm at work on one model: the global parameters, and what moves them.
 
-    @property
-    def parts(self) -> Sequence[slice]:
-        """The parts of the shared vector that this rank sums and moves."""
-        ...
+    Attributes:
+        parts: the parts of the shared vector that this rank sums and moves.
+    """
+
+    parts: Sequence[slice] = ()
 
     def start_round(self, round: Round) -> RoundSession:
         """Begin a round. Its clients begin at the global parameters of now."""
@@ -135,11 +123,9 @@ class RunSession(Protocol):
 
     def reset_model(self) -> None:
         """Copy the global parameters into the model."""
-        ...
 
     def flush(self) -> None:
         """Wait for, and apply, communication that is still under way, because the run ends. A collective."""
-        ...
 
     def global_state(self) -> dict[str, Tensor]:
         """Return the live vectors that clients begin a round with; `parameters` is among them."""
@@ -151,18 +137,17 @@ class RunSession(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that all ranks hold alike, but for what the model holds: a tree of tensors and numbers."""
-        ...
+        return {}
 
     def sharded_state_dict(self) -> dict[str, Any]:
         """Return the state of this rank's `parts`, under names that no other rank with other parts uses."""
-        ...
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict` and the `sharded_state_dict` of all parts, as one tree.
 
         The model must hold the global parameters already.
         """
-        ...
 
 
 class RoundSession(Protocol):
@@ -220,11 +205,9 @@ class ClientSession(Protocol):
 
     def before_step(self, step: int) -> None:
         """Apply what has come in from the other silos, if it is due before this step, counted from 0."""
-        ...
 
     def adjust_gradients(self) -> None:
         """Edit the gradients of a step in place, after the mean over the silo and before clipping."""
-        ...
 
     def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         """Add the trained model's update to the sums of the silo.

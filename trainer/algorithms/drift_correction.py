@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import ClientResult
+from trainer.utils.text import format_value
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
@@ -22,8 +23,7 @@ class DriftCorrection(Protocol):
         keeps_client_state: whether clients keep vectors of the correction between rounds.
     """
 
-    @property
-    def keeps_client_state(self) -> bool: ...
+    keeps_client_state: bool = False
 
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         """Return the reasons why the correction cannot work with these choices."""
@@ -35,7 +35,7 @@ class DriftCorrection(Protocol):
 
 
 class Corrector:
-    """A correction at work. Abstract: each overrides the places where it differs from plain averaging.
+    """A correction at work. Each overrides the places where it differs from plain averaging, which this one is.
 
     Attributes:
         vectors: global vectors [n] besides the parameters, by name; equal on all ranks, saved, and sent to new sites.
@@ -77,34 +77,31 @@ class Corrector:
         """Edit the mean update of a block in place, on the ranks that move it."""
 
 
-NO_CORRECTION = Corrector()
-
-
 def inexact_updates(name: str, algorithm: FedAvg) -> list[str]:
     """Return the error of a limit to the norm of updates, which this correction needs as they are."""
-    if algorithm.max_update_norm is None:
-        return []
-    return [
-        f"algorithm.max_update_norm={algorithm.max_update_norm} with algorithm={name}: it needs updates as they are.\n"
-        "  set algorithm.max_update_norm=null, or algorithm=fedavg"
-    ]
+    return _require(algorithm, "max_update_norm", None, f"with algorithm={name}: it needs updates as they are")
 
 
 def proximal_term(name: str, algorithm: FedAvg) -> list[str]:
     """Return the error of FedProx's term beside those of this correction."""
-    if not algorithm.proximal_mu:
-        return []
-    return [
-        f"algorithm.proximal_mu={algorithm.proximal_mu} with algorithm={name}, which has terms of its own.\n"
-        "  set algorithm.proximal_mu=0, or algorithm=fedprox"
-    ]
+    return _require(algorithm, "proximal_mu", 0, f"with algorithm={name}, which has terms of its own", "fedprox")
 
 
 def unequal_weights(name: str, algorithm: FedAvg) -> list[str]:
     """Return the error of weights, where all clients weigh the same."""
-    if algorithm.weighting == "equal":
+    return _require(algorithm, "weighting", "equal", f"with algorithm={name}, where all clients weigh the same")
+
+
+def kept_state(name: str, algorithm: FedAvg) -> list[str]:
+    """Return the error of clients that keep optimizer state, while their displacement is measured without."""
+    reason = f"with algorithm={name}: the displacement is measured with an optimizer without state"
+    return _require(algorithm, "client_optimizer_state", "reset", reason)
+
+
+def _require(algorithm: FedAvg, option: str, valid: Any, reason: str, other: str = "fedavg") -> list[str]:
+    """Return an error unless an option of the algorithm has the only valid value; `other` is an algorithm without."""
+    given = getattr(algorithm, option)
+    if given == valid:
         return []
-    return [
-        f"algorithm.weighting={algorithm.weighting} with algorithm={name}, where all clients weigh the same.\n"
-        "  set algorithm.weighting=equal, or algorithm=fedavg"
-    ]
+    way_out = f"set algorithm.{option}={format_value(valid)}, or algorithm={other}"
+    return [f"algorithm.{option}={given} {reason}.\n  {way_out}"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from trainer.algorithms.base import ClientOptimizerState
 from trainer.optim import GradientClipper, step
 from trainer.optim.optimizers import OptimizerFactory
 
@@ -68,17 +67,6 @@ def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: GradientCl
             "  set optimizer=sgd or optimizer=momentum, or algorithm=fedavg"
         )
     return errors
-
-
-def kept_state(name: str, client_optimizer_state: ClientOptimizerState) -> list[str]:
-    """Return the error of clients that keep optimizer state, while the measurement begins without."""
-    if client_optimizer_state == "reset":
-        return []
-    return [
-        f"algorithm.client_optimizer_state={client_optimizer_state} with algorithm={name}: the displacement "
-        "is measured with an optimizer without state.\n"
-        "  set algorithm.client_optimizer_state=reset, or algorithm=fedavg"
-    ]
 
 
 def _nonlinear_reason(optimizer: OptimizerFactory) -> str:

@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.aggregation_rule import Aggregated, AggregationRule, Mean
-from trainer.algorithms.base import ClientState, Metrics, Setting
+from trainer.algorithms.aggregation_rule import AggregationRule, Mean
+from trainer.algorithms.base import ClientSession, ClientState, Metrics, Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.drift_correction import NO_CORRECTION, Corrector, DriftCorrection
-from trainer.algorithms.global_model import GlobalModel
-from trainer.algorithms.options import FederatedOptions, raise_errors
+from trainer.algorithms.drift_correction import Corrector, DriftCorrection
+from trainer.algorithms.federated import (
+    FederatedOptions,
+    FederatedRound,
+    FederatedRun,
+    compression_error,
+    raise_errors,
+)
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
 from trainer.models.flat import FlatModel, difference, pad_or_trim
@@ -43,23 +48,12 @@ class FedAvg(FederatedOptions):
     max_update_norm: float | None = None
     drift_correction: DriftCorrection | None = None
     rule: AggregationRule = field(default_factory=Mean)
+    skips_nonfinite_clients = True
 
     @property
     def keeps_client_state(self) -> bool:
         corrected = self.drift_correction is not None and self.drift_correction.keeps_client_state
-        return self.client_optimizer_state == "keep" or self.has_personal or corrected
-
-    @property
-    def skips_nonfinite_clients(self) -> bool:
-        return True
-
-    @property
-    def is_compressible(self) -> bool:
-        return self.rule.is_sum
-
-    @property
-    def overlap_steps(self) -> int:
-        return 0
+        return super().keeps_client_state or corrected
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,7 +63,8 @@ class FedAvg(FederatedOptions):
             raise ValueError(f"algorithm.max_update_norm={self.max_update_norm}\n  valid: a number above 0, or null")
 
     def validate(self, setting: Setting) -> None:
-        errors = [*self.compression_error(setting, self.is_compressible), *self.rule.errors(self, setting)]
+        errors = [] if self.rule.is_sum else compression_error(setting)
+        errors += self.rule.errors(self, setting)
         if self.drift_correction:
             errors += self.drift_correction.errors(self, setting)
         raise_errors(errors)
@@ -80,15 +75,12 @@ class FedAvg(FederatedOptions):
         return FedAvgRun(self, model, optimizer, client_weights, transport)
 
 
-class FedAvgRun:
+class FedAvgRun(FederatedRun):
     """FedAvg at work on one model.
 
     Attributes:
         options: the choices.
-        model: what clients train.
         optimizer: makes the optimizer of the clients.
-        client_weights: n_k of all clients.
-        global_model: the global parameters, and what moves them.
         corrector: the drift correction at work.
     """
 
@@ -100,17 +92,10 @@ class FedAvgRun:
         client_weights: Sequence[float],
         transport: Transport,
     ):
-        self.options, self.model, self.optimizer, self.transport = options, model, optimizer, transport
-        self.client_weights = client_weights
-        self.global_model = GlobalModel(model, transport, options.server, transport.chunks(len(model.shared)))
+        super().__init__(options.server, model, client_weights, transport, transport.chunks(len(model.shared)))
+        self.options, self.optimizer = options, optimizer
         self.updates = options.rule.setup(transport)
-        self.corrector: Corrector = NO_CORRECTION
-        if options.drift_correction:
-            self.corrector = options.drift_correction.setup(self)
-
-    @property
-    def parts(self) -> Sequence[slice]:
-        return self.global_model.parts
+        self.corrector = options.drift_correction.setup(self) if options.drift_correction else Corrector()
 
     def start_round(self, round: Round) -> FedAvgRound:
         # Moved by what this silo's clients have done and compression has held back, or the next clients would do that
@@ -122,34 +107,22 @@ class FedAvgRun:
         self.global_model.set(state["parameters"])
         length = len(self.global_model.parameters)
         start = pad_or_trim(state["start"], length) if "start" in state else self.global_model.parameters
-        self.global_model.in_model = False
         session = FedAvgRound(self, round, start)
         session.load_state_dict(state)
         return session
 
-    def reset_model(self) -> None:
-        self.global_model.reset_model()
-
-    def flush(self) -> None:
-        pass
-
     def global_state(self) -> dict[str, Tensor]:
-        return {"parameters": self.global_model.parameters, **self.corrector.vectors}
+        return super().global_state() | self.corrector.vectors
 
     def load_global_state(self, state: dict[str, Tensor]) -> None:
-        self.global_model.set(state["parameters"])
+        super().load_global_state(state)
         self._load_vectors(state)
-        self.global_model.in_model = False
-        self.reset_model()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.global_model.state_dict(), **self.corrector.vectors}
-
-    def sharded_state_dict(self) -> dict[str, Any]:
-        return self.global_model.sharded_state_dict()
+        return super().state_dict() | self.corrector.vectors
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.global_model.load_state_dict(state)
+        super().load_state_dict(state)
         self._load_vectors(state)
 
     def _load_vectors(self, state: dict[str, Any]) -> None:
@@ -157,20 +130,17 @@ class FedAvgRun:
             vector.copy_(pad_or_trim(state[name], len(vector)))
 
 
-class FedAvgRound:
+class FedAvgRound(FederatedRound):
     """A round of FedAvg.
 
     Attributes:
         start: the parameters [n] that the clients of this silo begin with.
-        planned_weight: the weight of all clients of the round.
         sums: what the clients of this silo have added to each vector in the corrector's `summed`, by name.
     """
 
     def __init__(self, run: FedAvgRun, round: Round, start: Tensor):
+        super().__init__(run.options, run.client_weights, round)
         self.run, self.start = run, start
-        self.planned_weight = run.options.total_weight(run.client_weights[client] for client in round.cohort)
-        self.weights: list[float] = []
-        self.norms: list[float] = []
         self.measures: list[dict[str, float]] = []
         self.updates = run.updates
         self.updates.clear()
@@ -191,19 +161,15 @@ class FedAvgRound:
         return FedAvgClient(self, state["client"])
 
     def scalars(self) -> dict[str, float]:
-        pairs = list(zip(self.weights, self.norms, strict=True))
         names = self.run.corrector.measure(ClientResult(0, 0.0))
         measured = {
             name: math.fsum(w * one[name] for w, one in zip(self.weights, self.measures, strict=True)) for name in names
         }
-        return measured | {
-            "weight": math.fsum(self.weights),
-            "weighted_norms": math.fsum(w * d for w, d in pairs),
-            "squared_weighted_norms": math.fsum((w * d) ** 2 for w, d in pairs),
-        }
+        return measured | super().scalars()
 
     def aggregate(self, sums: dict[str, float]) -> Metrics:
-        run, corrector, aggregated = self.run, self.run.corrector, Aggregated()
+        run, corrector = self.run, self.run.corrector
+        norm = factor = 0.0
         if sums["weight"]:
             # All vectors are under way together.
             pending = {name: run.transport.all_reduce_async(vector, name) for name, vector in self.sums.items()}
@@ -215,9 +181,8 @@ class FedAvgRound:
                     corrector.vectors[name][part].add_(total)
             for vector in corrector.vectors.values():
                 run.transport.all_gather(vector)
-            aggregated = Aggregated(norm, factor)
         run.reset_model()
-        return run.options.rule.metrics(sums, aggregated)
+        return run.options.rule.metrics(sums, norm, factor)
 
     def contribution(self) -> dict[str, Tensor]:
         return {**self.updates.contribution(self.run.global_model.parameters), **self.sums}
@@ -243,7 +208,7 @@ class FedAvgRound:
             vector.copy_(pad_or_trim(state["sums"][name], len(vector)))
 
 
-class FedAvgClient:
+class FedAvgClient(ClientSession):
     """A client's local training in a round of FedAvg.
 
     Attributes:
@@ -271,9 +236,6 @@ class FedAvgClient:
         """Add a vector [n] times a factor to the gradients."""
         model = self.round.run.model
         self.terms.append((model.views(vector.to(model.shared.dtype)), factor))
-
-    def before_step(self, step: int) -> None:
-        pass
 
     def adjust_gradients(self) -> None:
         for tensors, factor in self.terms:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.drift_correction import Corrector, inexact_updates
-from trainer.algorithms.effective_steps import EffectiveSteps, kept_state, nonlinear_optimizer
+from trainer.algorithms.drift_correction import Corrector, DriftCorrection, inexact_updates, kept_state
+from trainer.algorithms.effective_steps import EffectiveSteps, nonlinear_optimizer
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgRun
 
 
 @dataclass(frozen=True)
-class FedNova:
+class FedNova(DriftCorrection):
     """w <- server(w, a sum_k p_k (w - w_k) / a_k), with p_k = n_k / n and a = sum_k p_k a_k.
 
     Wang et al. 2020 (arXiv 2007.07481). a_k is the distance that client k's optimizer covers under a gradient of 1, the
@@ -24,11 +24,9 @@ class FedNova:
     because a_k is measured that way.
     """
 
-    keeps_client_state = False
-
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         return [
-            *kept_state("fednova", algorithm.client_optimizer_state),
+            *kept_state("fednova", algorithm),
             *nonlinear_optimizer("fednova", setting.optimizer, setting.clip),
             *inexact_updates("fednova", algorithm),
         ]

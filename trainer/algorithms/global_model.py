@@ -84,8 +84,9 @@ class GlobalModel:
             self.in_model = True
 
     def set(self, parameters: Tensor) -> None:
-        """Copy other global parameters into place."""
+        """Copy other global parameters into place, and leave the model as it is."""
         self.parameters.copy_(pad_or_trim(parameters, len(self.parameters)))
+        self.in_model = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the parameters, unless a model of the same precision holds the same numbers."""
@@ -98,4 +99,5 @@ class GlobalModel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both. The model must hold the global parameters already."""
         self.set(state.get("parameters", self.model.shared))
+        self.in_model = True
         self.server.load_state_dict(state["server"])

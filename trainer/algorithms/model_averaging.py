@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.base import ClientState, Metrics, Setting
+from trainer.algorithms.base import ClientSession, ClientState, Metrics, RoundSession, RunSession, Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.options import FederatedOptions, raise_errors
+from trainer.algorithms.federated import FederatedOptions, compression_error, raise_errors
 from trainer.algorithms.round import Round
-from trainer.algorithms.running_sum import RunningSum
+from trainer.algorithms.updates import SummedUpdates
 from trainer.distributed.transport import Transport
 from trainer.models.flat import FlatModel, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
@@ -33,16 +33,8 @@ class ModelAveraging(FederatedOptions):
     The mean arrives in the model. A copy is kept only where a client might have to begin there after another one.
     """
 
-    skips_nonfinite_clients = False
-    is_compressible = False
-    overlap_steps = 0
-
-    @property
-    def keeps_client_state(self) -> bool:
-        return self.client_optimizer_state == "keep" or self.has_personal
-
     def validate(self, setting: Setting) -> None:
-        raise_errors(self.compression_error(setting, is_compressible=False))
+        raise_errors(compression_error(setting))
 
     def setup(
         self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
@@ -50,7 +42,7 @@ class ModelAveraging(FederatedOptions):
         return ModelAveragingRun(self, model, client_weights, transport)
 
 
-class ModelAveragingRun:
+class ModelAveragingRun(RunSession):
     """Model averaging at work on one model.
 
     Attributes:
@@ -67,7 +59,7 @@ class ModelAveragingRun:
         self.parts = transport.chunks(len(self.parameters))
         self.moves_all = sum(part.stop - part.start for part in self.parts) == len(self.parameters)
         self.is_kept = self.in_model = True
-        self.models = RunningSum()
+        self.models = SummedUpdates(transport)
 
     def start_round(self, round: Round) -> ModelAveragingRound:
         return ModelAveragingRound(self, round)
@@ -78,8 +70,7 @@ class ModelAveragingRun:
             self.parameters.copy_(pad_or_trim(state["parameters"], len(self.parameters)))
         session = ModelAveragingRound(self, round)
         session.weights = json.loads(state["json"])
-        if "sum" in state:
-            self.models.load(pad_or_trim(state["sum"], len(self.parameters)))
+        self.models.load_state_dict(state, len(self.parameters))
         return session
 
     def start_from_global(self, exclusive: bool) -> None:
@@ -106,9 +97,6 @@ class ModelAveragingRun:
         self.transport.all_gather(mean)
         self.in_model = not self.is_kept
 
-    def flush(self) -> None:
-        pass
-
     def global_state(self) -> dict[str, Tensor]:
         return {"parameters": self.parameters if self.is_kept else self.model.shared}
 
@@ -121,15 +109,12 @@ class ModelAveragingRun:
         # A model of the same precision holds the same numbers; one of a lower precision has rounded them.
         return {} if self.parameters.dtype == self.model.shared.dtype else {"parameters": self.parameters}
 
-    def sharded_state_dict(self) -> dict[str, Any]:
-        return {}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.parameters.copy_(pad_or_trim(state.get("parameters", self.model.shared), len(self.parameters)))
         self.is_kept = True
 
 
-class ModelAveragingRound:
+class ModelAveragingRound(RoundSession, ClientSession):
     """A round, and the training of its clients."""
 
     def __init__(self, run: ModelAveragingRun, round: Round):
@@ -146,18 +131,14 @@ class ModelAveragingRound:
     def load_client(self, state: dict[str, Any]) -> ModelAveragingRound:
         return self
 
-    def before_step(self, step: int) -> None:
-        pass
-
-    def adjust_gradients(self) -> None:
-        pass
-
     def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         run, local = self.run, self.run.model.shared
         weight = run.options.weight_of(result.weight)
-        out = local if run.parameters.dtype == local.dtype else None
+        share = run.models.share(weight, self.planned_weight)
         self.weights.append(weight)
-        run.models.add(torch.mul(local.to(run.parameters.dtype), weight / (self.planned_weight or 1.0), out=out))
+        # The local model is needed no more, and its share takes its place if that is precise enough.
+        out = local if run.parameters.dtype == local.dtype else None
+        run.models.add(torch.mul(local.to(run.parameters.dtype), share, out=out))
         return 0.0, {}
 
     def scalars(self) -> dict[str, float]:
@@ -165,25 +146,16 @@ class ModelAveragingRound:
 
     def aggregate(self, sums: dict[str, float]) -> Metrics:
         if sums["weight"]:
-            vector = self.run.models.value()
-            if vector is None:
-                vector = torch.zeros_like(self.run.parameters)
-            elif sums["weight"] != self.planned_weight:
-                vector.mul_(self.planned_weight / sums["weight"])
-            self.run.take(vector)
+            self.run.take(self.run.models.reduced(self.planned_weight, sums["weight"], 1.0, self.run.parameters))
         self.run.reset_model()
         return {}
 
     def contribution(self) -> dict[str, Tensor]:
-        vector = self.run.models.value()
-        return {"model": torch.zeros_like(self.run.parameters) if vector is None else vector}
+        return self.run.models.contribution(self.run.parameters)
 
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
-        self.run.models.add(contribution["model"] * (factor * weight / self.planned_weight))
+        self.run.models.merge(contribution, factor * weight / self.planned_weight)
 
     def state_dict(self) -> dict[str, Any]:
-        run = self.run
-        run.models.detach()
-        sums = {"sum": run.models.total} if run.models.has_total else {}
-        kept = {"parameters": run.parameters} if run.is_kept else {}
-        return {"json": json.dumps(self.weights), **sums, **kept}
+        kept = {"parameters": self.run.parameters} if self.run.is_kept else {}
+        return {"json": json.dumps(self.weights), **self.run.models.state_dict(), **kept}

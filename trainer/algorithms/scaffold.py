@@ -10,15 +10,15 @@ from torch import Tensor
 
 from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.drift_correction import Corrector, inexact_updates, proximal_term
-from trainer.algorithms.effective_steps import EffectiveSteps, kept_state, nonlinear_optimizer
+from trainer.algorithms.drift_correction import Corrector, DriftCorrection, inexact_updates, kept_state, proximal_term
+from trainer.algorithms.effective_steps import EffectiveSteps, nonlinear_optimizer
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
 
 
 @dataclass(frozen=True)
-class Scaffold:
+class Scaffold(DriftCorrection):
     """y <- y - eta (g_k(y) - c_k + c), then c_k <- c_k - c + (x - y) / a_k, and x and c by the means of the changes.
 
     Karimireddy et al. 2020 (arXiv 1910.06378), option II. a_k is K eta there; here it is the distance that the client's
@@ -32,7 +32,7 @@ class Scaffold:
 
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         return [
-            *kept_state("scaffold", algorithm.client_optimizer_state),
+            *kept_state("scaffold", algorithm),
             *nonlinear_optimizer("scaffold", setting.optimizer, setting.clip),
             *inexact_updates("scaffold", algorithm),
             *proximal_term("scaffold", algorithm),

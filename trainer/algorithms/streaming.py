@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.algorithms.aggregation_rule import SummedUpdates, mean_cosine
-from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting
+from trainer.algorithms.aggregation_rule import mean_cosine
+from trainer.algorithms.base import ClientOptimizerState, ClientSession, ClientState, Metrics, Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.global_model import GlobalModel
-from trainer.algorithms.options import FederatedOptions, Weighting, raise_errors
+from trainer.algorithms.federated import FederatedOptions, FederatedRound, FederatedRun, Weighting
 from trainer.algorithms.round import Round
 from trainer.algorithms.server_optimizer import extract_range, sorted_by_offset
+from trainer.algorithms.updates import SummedUpdates
 from trainer.distributed.transport import Transport
 from trainer.distributed.transport.base import ReducedChunks, shift_slice
 from trainer.models.flat import FlatModel, difference, pad_or_trim
@@ -45,9 +45,11 @@ class Streaming(FederatedOptions):
     fragments: int = 1
     overlap_steps: int = 0
     alpha: float = 0.0
-    keeps_client_state = True
     skips_nonfinite_clients = True
-    is_compressible = True
+
+    @property
+    def keeps_client_state(self) -> bool:
+        return True
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +61,7 @@ class Streaming(FederatedOptions):
             )
 
     def validate(self, setting: Setting) -> None:
-        raise_errors([])
+        pass
 
     def setup(
         self, model: FlatModel, optimizer: OptimizerFactory, client_weights: Sequence[float], transport: Transport
@@ -84,22 +86,16 @@ class InFlight:
     metrics: Metrics = field(default_factory=dict)
 
 
-class StreamingRun:
+class StreamingRun(FederatedRun):
     """Streaming at work on one model."""
 
     def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Transport):
-        self.options, self.model, self.transport = options, model, transport
-        self.client_weights = client_weights
-        self.length = len(model.shared)
+        self.options, self.transport, self.length = options, transport, len(model.shared)
         fragments = map(self.fragment, range(options.fragments))
         parts = [part for fragment in fragments for part in self.parts_of(fragment)] or [slice(0, 0)]
-        self.global_model = GlobalModel(model, transport, options.server, parts)
+        super().__init__(options.server, model, client_weights, transport, parts)
         self.updates = SummedUpdates(transport)
         self.in_flight = InFlight()
-
-    @property
-    def parts(self) -> Sequence[slice]:
-        return self.global_model.parts
 
     def fragment(self, round: int) -> slice:
         """Return the part of the parameters that the round of this index combines."""
@@ -118,13 +114,9 @@ class StreamingRun:
 
     def load_round(self, round: Round, state: dict[str, Any]) -> StreamingRound:
         self.global_model.set(state["parameters"])
-        self.global_model.in_model = False
         session = StreamingRound(self, round)
         session.load_state_dict(state)
         return session
-
-    def reset_model(self) -> None:
-        self.global_model.reset_model()
 
     def receive(self) -> None:
         """Move the global fragment by the sums that are under way; waits for them."""
@@ -139,21 +131,13 @@ class StreamingRun:
         self.receive()
         self.reset_model()
 
-    def global_state(self) -> dict[str, Tensor]:
-        return {"parameters": self.global_model.parameters}
-
-    def load_global_state(self, state: dict[str, Tensor]) -> None:
-        self.global_model.set(state["parameters"])
-        self.global_model.in_model = False
-        self.reset_model()
-
     def state_dict(self) -> dict[str, Any]:
         sent = self.in_flight
         numbers = {"sent_in": sent.round, "is_under_way": sent.chunks is not None}
-        return self.global_model.state_dict() | {"streaming": numbers | {"sums": sent.sums, "delta": sent.metrics}}
+        return super().state_dict() | {"streaming": numbers | {"sums": sent.sums, "delta": sent.metrics}}
 
     def sharded_state_dict(self) -> dict[str, Any]:
-        state, sent = self.global_model.sharded_state_dict(), self.in_flight
+        state, sent = super().sharded_state_dict(), self.in_flight
         if sent.chunks is None:
             return state
         arrived = list(sent.chunks)
@@ -161,7 +145,7 @@ class StreamingRun:
         return state | {"totals": {str(part.start): {"total": total} for part, total in arrived}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.global_model.load_state_dict(state)
+        super().load_state_dict(state)
         numbers = state["streaming"]
         self.in_flight = InFlight(numbers["sent_in"], None, numbers["sums"], numbers["delta"])
         if numbers["is_under_way"]:
@@ -169,7 +153,7 @@ class StreamingRun:
             self.in_flight.chunks = iter([(part, extract_range(saved, part)["total"]) for part in parts])
 
 
-class StreamingRound:
+class StreamingRound(FederatedRound):
     """A round, which combines one fragment.
 
     Attributes:
@@ -177,10 +161,8 @@ class StreamingRound:
     """
 
     def __init__(self, run: StreamingRun, round: Round):
+        super().__init__(run.options, run.client_weights, round)
         self.run, self.index, self.due = run, round.index, run.fragment(round.index)
-        self.planned_weight = run.options.total_weight(run.client_weights[client] for client in round.cohort)
-        self.weights: list[float] = []
-        self.norms: list[float] = []
         run.updates.clear()
 
     def start_client(self, state: ClientState, exclusive: bool = False) -> StreamingClient:
@@ -199,12 +181,7 @@ class StreamingRound:
     def scalars(self) -> dict[str, float]:
         # Some transports need every silo for their last stage, and one without clients has had no step to receive in.
         self.run.receive()
-        pairs = list(zip(self.weights, self.norms, strict=True))
-        return {
-            "weight": math.fsum(self.weights),
-            "weighted_norms": math.fsum(w * d for w, d in pairs),
-            "squared_weighted_norms": math.fsum((w * d) ** 2 for w, d in pairs),
-        }
+        return super().scalars()
 
     def aggregate(self, sums: dict[str, float]) -> Metrics:
         run, sent = self.run, self.run.in_flight
@@ -235,10 +212,11 @@ class StreamingRound:
         self.weights, self.norms = numbers["weights"], numbers["norms"]
         if "sum" in state:
             # Fragments of another number of replicas begin elsewhere.
-            self.run.updates.sum.load(extract_range([(numbers["due"], {"sum": state["sum"]})], self.due)["sum"])
+            entry = extract_range([(numbers["due"], {"sum": state["sum"]})], self.due)
+            self.run.updates.load_state_dict(entry, self.due.stop - self.due.start)
 
 
-class StreamingClient:
+class StreamingClient(ClientSession):
     """A client's local training, into which the fragment of the last round is merged.
 
     Attributes:
@@ -251,9 +229,6 @@ class StreamingClient:
     def before_step(self, step: int) -> None:
         if step >= self.round.run.options.overlap_steps and not self.is_merged:
             self._merge()
-
-    def adjust_gradients(self) -> None:
-        pass
 
     def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         round, run = self.round, self.round.run

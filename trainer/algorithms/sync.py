@@ -8,9 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.algorithms.base import ClientOptimizerState, ClientState, Metrics, Setting, T
+from trainer.algorithms.base import (
+    Algorithm,
+    ClientOptimizerState,
+    ClientSession,
+    ClientState,
+    Metrics,
+    RoundSession,
+    RunSession,
+    Setting,
+    T,
+)
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.options import raise_errors
+from trainer.algorithms.federated import raise_errors
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
 from trainer.models.flat import BatchNormReduction, FlatModel
@@ -18,7 +28,7 @@ from trainer.optim.optimizers import OptimizerFactory
 
 
 @dataclass(frozen=True)
-class Sync:
+class Sync(Algorithm):
     """The null algorithm of one silo, whose model is the global one. Clients, if there are several, train as one.
 
     It is a class of its own, and not FedAvg over one silo, because a - (a - p) is not p in floating point: only this
@@ -27,13 +37,10 @@ class Sync:
 
     client_optimizer_state: ClientOptimizerState = "keep"
     batchnorm_stats: BatchNormReduction = "pooled"
-    keeps_client_state = True
     moves_global_model = True
-    skips_nonfinite_clients = False
-    is_compressible = False
-    overlap_steps = 0
 
-    def is_shared(self, name: str) -> bool:
+    @property
+    def keeps_client_state(self) -> bool:
         return True
 
     def merge_clients(self, values: Sequence[T], merge: Callable[[Sequence[T]], T]) -> Sequence[T]:
@@ -75,10 +82,8 @@ class Sync:
         return SyncRun(model)
 
 
-class SyncRun:
+class SyncRun(RunSession):
     """The model itself: it is the global one at every moment."""
-
-    parts = ()
 
     def __init__(self, model: FlatModel):
         self.model = model
@@ -89,29 +94,14 @@ class SyncRun:
     def load_round(self, round: Round, state: dict[str, Any]) -> SyncRound:
         return SyncRound(self.model, state["weight"])
 
-    def reset_model(self) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
     def global_state(self) -> dict[str, Tensor]:
         return {"parameters": self.model.shared}
 
     def load_global_state(self, state: dict[str, Tensor]) -> None:
         self.model.shared.copy_(state["parameters"])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def sharded_state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class SyncRound:
+class SyncRound(RoundSession, ClientSession):
     """A round, and its only client's training: all is done in the steps."""
 
     def __init__(self, model: FlatModel, weight: float = 0):
@@ -122,12 +112,6 @@ class SyncRound:
 
     def load_client(self, state: dict[str, Any]) -> SyncRound:
         return self
-
-    def before_step(self, step: int) -> None:
-        pass
-
-    def adjust_gradients(self) -> None:
-        pass
 
     def finish(self, result: ClientResult) -> tuple[float, ClientState]:
         self.weight += result.weight
