@@ -92,7 +92,7 @@ class StreamingRun(FederatedRun):
     def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Transport):
         self.options, self.transport, self.length = options, transport, len(model.shared)
         fragments = map(self.fragment, range(options.fragments))
-        parts = [part for fragment in fragments for part in self.parts_of(fragment)] or [slice(0, 0)]
+        parts = [part for fragment in fragments for part in self.parts_of(fragment)]
         super().__init__(options.server, model, client_weights, transport, parts)
         self.updates = SummedUpdates(transport)
         self.in_flight = InFlight()
@@ -107,7 +107,7 @@ class StreamingRun(FederatedRun):
     def parts_of(self, fragment: slice) -> list[slice]:
         """Return the parts of a fragment that this rank moves."""
         parts = self.transport.chunks(fragment.stop - fragment.start)
-        return [shift_slice(part, fragment.start) for part in parts if part.stop > part.start]
+        return [shift_slice(part, fragment.start) for part in parts]
 
     def start_round(self, round: Round) -> StreamingRound:
         return StreamingRound(self, round)

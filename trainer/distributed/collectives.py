@@ -5,8 +5,9 @@ Every function is a collective over the ranks that it names. All of them must ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -132,7 +133,7 @@ def all_gather_shards(vector: Tensor, topology: Topology) -> Tensor:
     return vector
 
 
-# Between the silos
+# In a group, while this rank computes
 
 
 @dataclass(frozen=True)
@@ -146,42 +147,74 @@ class PendingCollective:
 
     output: Tensor
     input: Tensor
-    work: Work
+    work: Work | None
 
     def wait(self) -> Tensor:
         """Wait for the result, and return it."""
+        assert self.work is not None
         self.work.wait()
         return self.output
 
 
-def all_reduce_shard_async(part: Tensor, topology: Topology) -> PendingCollective:
-    """Start the sum over the silos of a part of this replica's shard, in place. For ranks with a shard."""
-    work = dist.all_reduce(part, group=topology.inter_silo_group, async_op=True)
-    assert work is not None
-    return PendingCollective(part, part, work)
+# A computation that yields each collective that it has started, gets the output of it, and yields its result at last.
+Task = Generator[Any, Tensor, None]
 
 
-def broadcast_shard_async(part: Tensor, topology: Topology) -> PendingCollective:
-    """Start the broadcast of a part of a shard from silo 0 to the others, in place. For ranks with a shard."""
-    work = dist.broadcast(part, src=topology.replica, group=topology.inter_silo_group, async_op=True)
-    assert work is not None
-    return PendingCollective(part, part, work)
+def all_reduce_async(tensor: Tensor, group: dist.ProcessGroup | None) -> PendingCollective:
+    """Start the sum of a tensor, in place."""
+    return PendingCollective(tensor, tensor, dist.all_reduce(tensor, group=group, async_op=True))
 
 
-def all_gather_between_silos_async(row: Tensor, topology: Topology) -> PendingCollective:
-    """Start gathering a row [n] of each silo into [S, n], in the order of silos. For ranks with a shard."""
-    rows = row.new_empty(topology.num_silos * len(row))
-    work = all_gather(rows, row, group=topology.inter_silo_group, async_op=True)
-    assert work is not None
-    return PendingCollective(rows.view(topology.num_silos, -1), row, work)
+def broadcast_async(tensor: Tensor, group: dist.ProcessGroup | None) -> PendingCollective:
+    """Start the broadcast of the tensor of the group's first rank, in place."""
+    return PendingCollective(tensor, tensor, dist.broadcast(tensor, group=group, group_src=0, async_op=True))
 
 
-def all_to_all_between_silos_async(rows: Tensor, topology: Topology) -> PendingCollective:
-    """Start the exchange of rows [S, n], one for each silo, for those [S, n] of each silo. For ranks with a shard."""
-    received = torch.empty_like(rows)
-    work = dist.all_to_all_single(received, rows, group=topology.inter_silo_group, async_op=True)
-    assert work is not None
-    return PendingCollective(received, rows, work)
+def all_gather_async(part: Tensor, group: dist.ProcessGroup | None) -> PendingCollective:
+    """Start to gather the parts [n, ...] of R ranks into [R, n, ...], in the order of ranks."""
+    parts = part.new_empty(dist.get_world_size(group), *part.shape)
+    return PendingCollective(parts, part, all_gather(parts.flatten(0, 1), part, group=group, async_op=True))
+
+
+def all_to_all_async(parts: Tensor, group: dist.ProcessGroup | None) -> PendingCollective:
+    """Start to exchange the R equal parts of a tensor [R n, ...], one for each rank, for one of each rank."""
+    received = torch.empty_like(parts)
+    return PendingCollective(received, parts, dist.all_to_all_single(received, parts, group=group, async_op=True))
+
+
+def finish_tasks(
+    started: Iterable[tuple[Task, PendingCollective]],
+    collectives: int,
+    wait: Callable[[PendingCollective], Tensor] = PendingCollective.wait,
+) -> Iterator[Any]:
+    """Yield the results of tasks, in their order. While a collective of one travels, another is computed.
+
+    All ranks start the collectives in the same order, which callbacks of gloo would not.
+
+    Args:
+        started: tasks, and the first collective of each, which is under way.
+        collectives: the number of collectives of each task.
+        wait: returns the output of a collective.
+    """
+
+    def advance(items: Iterable[tuple[Task, PendingCollective]]) -> Iterator[tuple[Task, Any]]:
+        return ((task, task.send(wait(pending))) for task, pending in items)
+
+    for _ in range(collectives - 1):
+        started = _one_ahead(advance(started))
+    return (result for _, result in advance(started))
+
+
+def _one_ahead(items: Iterable[tuple[Task, Any]]) -> Iterator[tuple[Task, Any]]:
+    """Yield each item once the next has been made, so that its collective travels meanwhile."""
+    last: list[tuple[Task, Any]] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last
+
+
+# Between the silos
 
 
 def all_reduce_between_silos(vector: Tensor, topology: Topology) -> Tensor:

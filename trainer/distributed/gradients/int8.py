@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
@@ -19,24 +17,6 @@ from trainer.distributed.compression.int8 import SCALE_BYTES, dequantize, quanti
 from trainer.distributed.gradients.error_feedback import ErrorFeedback, average_states
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
-
-
-@dataclass
-class InFlightBucket:
-    """A bucket under way.
-
-    gradients  DDP's buffer: the gradients as sent, and at last their mean
-    residual   the part of the gradients that was not sent
-    received   the bytes from the other replicas
-    work       of the collective that fills `received`
-    future     for DDP, which waits for the mean
-    """
-
-    gradients: Tensor
-    residual: Tensor
-    received: Tensor
-    work: dist.Work
-    future: torch.futures.Future[Tensor]
 
 
 class Int8Reducer:
@@ -67,7 +47,8 @@ class Int8Reducer:
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         self.topology = topology
         self.error_feedback = ErrorFeedback(ddp.module, scaler, self.block * topology.num_replicas)
-        self.in_flight: list[InFlightBucket] = []
+        self.started: list[tuple[collectives.Task, collectives.PendingCollective]] = []
+        self.futures: list[torch.futures.Future[Tensor]] = []
         ddp.register_comm_hook(None, lambda _, bucket: self._average(bucket))
 
     def encoded_size(self, gradients: Sequence[Tensor]) -> int:
@@ -87,62 +68,35 @@ class Int8Reducer:
         return average_states(states)
 
     def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """Start to send a bucket, while the backward pass computes the next."""
-        residual, gradients = self.error_feedback.compensate(bucket), bucket.buffer()
-        packed = quantize(residual, self.block)
-        residual[: len(gradients)].sub_(dequantize(packed, gradients))
-        received, work = self._all_to_all_async(packed)
+        """Start to send a bucket, while the backward pass computes the next. The last one finishes all of a step."""
+        gradients = bucket.buffer()
         future = torch.futures.Future(devices=[gradients.device] if gradients.is_cuda else [])
-        self.in_flight.append(InFlightBucket(gradients, residual, received, work, future))
+        task = self._average_bucket(bucket)
+        self.started.append((task, next(task)))
+        self.futures.append(future)
         if bucket.is_last():
-            self._finish_buckets()
+            means = list(collectives.finish_tasks(self.started, 1 if self.topology.num_replicas == 2 else 2))
+            for waiting, mean in zip(self.futures, means, strict=True):
+                waiting.set_result(mean)
+            self.started, self.futures = [], []
         return future
 
-    def _finish_buckets(self) -> None:
-        """Finish all buckets of a step, in their order.
-
-        Not in callbacks: gloo would run them in any order, so that replicas would call the second collective of one
-        bucket and the first of another in different orders.
-        """
-        buckets, self.in_flight = self.in_flight, []
-        if self.topology.num_replicas == 2:
-            for bucket in buckets:
-                self._average_with_peer(bucket)
+    def _average_bucket(self, bucket: GradBucket) -> collectives.Task:
+        """Average the gradients of a bucket in DDP's buffer, and yield that."""
+        residual, gradients = self.error_feedback.compensate(bucket), bucket.buffer()
+        replicas, replica, group = self.topology.num_replicas, self.topology.replica, self.topology.silo_group
+        packed = quantize(residual, self.block)
+        residual[: len(gradients)].sub_(dequantize(packed, gradients))
+        if replicas == 2:
+            received = yield collectives.all_gather_async(packed, group)
+            gradients.add_(dequantize(received[1 - replica], torch.empty_like(gradients))).mul_(0.5)
         else:
-            gathers = [self._all_gather_mean_async(bucket) for bucket in buckets]
-            for bucket, (received, work) in zip(buckets, gathers, strict=True):
-                work.wait()
-                dequantize(received, bucket.gradients)
-        for bucket in buckets:
-            bucket.future.set_result(bucket.gradients)
-
-    def _all_to_all_async(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
-        """Start to exchange bytes: all of them between two replicas, else those of the part that each replica sums."""
-        if self.topology.num_replicas == 2:
-            return self._all_gather_async(packed)
-        received = torch.empty_like(packed)
-        work = dist.all_to_all_single(received, packed, group=self.topology.silo_group, async_op=True)
-        assert work is not None
-        return received, work
-
-    def _average_with_peer(self, bucket: InFlightBucket) -> None:
-        """Average the gradients as this replica has sent them with those of the other replica, in place."""
-        bucket.work.wait()
-        other = bucket.received.chunk(2)[1 - self.topology.replica]
-        bucket.gradients.add_(dequantize(other, torch.empty_like(bucket.gradients))).mul_(0.5)
-
-    def _all_gather_mean_async(self, bucket: InFlightBucket) -> tuple[Tensor, dist.Work]:
-        """Start to send the mean of this replica's part to all, and add its quantization error to the residual."""
-        replicas, replica = self.topology.num_replicas, self.topology.replica
-        bucket.work.wait()
-        mean = dequantize(bucket.received, torch.empty_like(bucket.residual)).view(replicas, -1).mean(0)
-        packed = quantize(mean, self.block)
-        mean.sub_(dequantize(packed, torch.empty_like(mean)))
-        bucket.residual.view(replicas, -1)[replica].add_(mean, alpha=replicas)
-        return self._all_gather_async(packed)
-
-    def _all_gather_async(self, packed: Tensor) -> tuple[Tensor, dist.Work]:
-        received = packed.new_empty(self.topology.num_replicas * len(packed), packed.shape[1])
-        work = collectives.all_gather(received, packed, group=self.topology.silo_group, async_op=True)
-        assert work is not None
-        return received, work
+            received = yield collectives.all_to_all_async(packed, group)
+            mean = dequantize(received, torch.empty_like(residual)).view(replicas, -1).mean(0)
+            packed = quantize(mean, self.block)
+            # The quantization error of the mean of this replica's part.
+            mean.sub_(dequantize(packed, torch.empty_like(mean)))
+            residual.view(replicas, -1)[replica].add_(mean, alpha=replicas)
+            received = yield collectives.all_gather_async(packed, group)
+            dequantize(received.flatten(0, 1), gradients)
+        yield gradients

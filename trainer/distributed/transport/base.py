@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from torch import Tensor
 from trainer.distributed import collectives
 from trainer.distributed.compression import Codec
 from trainer.distributed.topology import Topology
-
-T = TypeVar("T")
 
 # From some columns [K, n] of the rows of all silos to one row [n]. The second argument sums a small tensor over the
 # ranks with the other columns, in place.
@@ -45,19 +43,17 @@ class Transport(Protocol):
     alignment: int
     bytes_sent: int
     stateful: bool
+    wait_seconds: float
 
     @property
     def codec(self) -> Codec | None: ...
-
-    @property
-    def wait_seconds(self) -> float: ...
 
     def start_round(self, seed_for: SeedFor) -> None:
         """Start a round, from which the seeds of random encodings are derived."""
         ...
 
     def chunks(self, length: int) -> list[slice]:
-        """Return the spans of a vector that this rank sends, in order; an empty one if it sends none."""
+        """Return the spans of a vector that this rank sends, in order."""
         ...
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
@@ -119,10 +115,11 @@ class Transport(Protocol):
 
 
 class AllReduce:
-    """Vectors without compression: an all-reduce of each chunk, or one exchange of columns."""
+    """Vectors without compression: an all-reduce of each chunk, or one exchange of columns. Base of the others."""
 
     stateful = False
-    codec = None
+    codec: Codec | None = None
+    collectives_per_chunk = 1
 
     def __init__(self, topology: Topology):
         self.topology = topology
@@ -134,22 +131,35 @@ class AllReduce:
         pass
 
     def chunks(self, length: int) -> list[slice]:
-        return chunks_of(self.topology.shard_of(length)) or [slice(0, 0)]
+        return chunks_of(self.topology.shard_of(length))
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
         return 2 * (self.topology.num_silos - 1) * vector.nbytes
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        silos, parts = self.topology.num_silos, [part for part in self.chunks(len(vector)) if part.stop > part.start]
-        chunks = [(shift_slice(part, offset), vector[part]) for part in parts]
-        if silos == 1:
-            return iter(chunks)
-        self.bytes_sent += self.all_reduce_bytes(vector)
-        sums = [collectives.all_reduce_shard_async(values, self.topology) for _, values in chunks]
-        return ((span, self.wait(pending)) for (span, _), pending in zip(chunks, sums, strict=True))
+        chunks = [(shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
+        if self.topology.num_silos == 1:
+            return ((span, self.flush(name, span, values)) for span, values in chunks)
+        self.bytes_sent += self.all_reduce_bytes(vector, offset)
+        tasks = [self.sum_chunk(name, span, values) for span, values in chunks]
+        return collectives.finish_tasks([(task, next(task)) for task in tasks], self.collectives_per_chunk, self._wait)
 
-    def wait(self, pending: collectives.PendingCollective) -> Tensor:
+    def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
+        """Sum a chunk over the silos, and yield its span and its sum.
+
+        Args:
+            name: of the vector
+            span: in the whole vector
+            values: the vector's memory at the span
+        """
+        yield span, (yield collectives.all_reduce_async(values, self.topology.inter_silo_group))
+
+    def flush(self, name: str, span: slice, values: Tensor) -> Tensor:
+        """Return the values of a chunk where there is a single silo, with what was not sent when there were more."""
+        return values
+
+    def _wait(self, pending: collectives.PendingCollective) -> Tensor:
         """Wait for a collective, and count the time."""
         began = perf_counter()
         output = pending.wait()
@@ -204,12 +214,3 @@ def shift_slice(part: slice, by: int) -> slice:
 def chunks_of(shard: slice) -> list[slice]:
     """Cut a shard into chunks of one collective each, in order."""
     return [slice(start, min(start + CHUNK_SIZE, shard.stop)) for start in range(shard.start, shard.stop, CHUNK_SIZE)]
-
-
-def pipelined(items: Iterable[T]) -> Iterator[T]:
-    """Yield each item once the next has been made, so that its collective travels meanwhile."""
-    last: list[T] = []
-    for item in items:
-        yield from last
-        last = [item]
-    yield from last

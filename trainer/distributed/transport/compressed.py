@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from trainer.distributed import collectives
-from trainer.distributed.collectives import PendingCollective
 from trainer.distributed.compression import Codec
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import ReducedChunks, chunks_of, pipelined, shift_slice
+from trainer.distributed.transport.base import chunks_of
 from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport, ResidualKind
 
 MAX_DIRECT_SILOS = 3  # up to which each silo sums what all others send
@@ -54,6 +53,7 @@ class CompressedAllReduce(ErrorFeedbackTransport):
     def __init__(self, topology: Topology, codec: Codec):
         super().__init__(topology)
         self.codec = codec
+        self.collectives_per_chunk = 2 if self._is_two_stage else 1
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         silos, shards = self.topology.num_silos, self.topology.num_shards
@@ -61,20 +61,32 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         rows = sum(self.codec.encoded_size(first.stop - first.start) for first in firsts)
         return silos * (silos - 1) * shards * rows * (2 if self._is_two_stage else 1)
 
-    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        chunks = [Chunk(name, shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
-        chunks = [chunk for chunk in chunks if len(chunk.values)]
-        if self.topology.num_silos == 1:
-            return ((chunk.span, self.residuals.flush(name, chunk.span.start, chunk.values)) for chunk in chunks)
-        self.bytes_sent += self.all_reduce_bytes(vector)
-        return self._reduce_scatter_chunks(chunks) if self._is_two_stage else self._all_gather_chunks(chunks)
+    def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
+        chunk, group = Chunk(name, span, values), self.topology.inter_silo_group
+        spans = self._encoded_spans(span)
+        encoded = self._encode(chunk, spans, "payload")
+        if not self._is_two_stage:
+            rows = yield collectives.all_gather_async(encoded.view(-1), group)
+            yield span, self._decode_and_sum(rows, values)
+            return
+        rows = yield collectives.all_to_all_async(encoded, group)
+        own = spans[self.topology.silo]
+        self._decode_and_sum(rows, chunk.values_at(own))
+        total = self._encode(chunk, [own], "total", rows.shape[1])
+        for row, of in zip((yield collectives.all_gather_async(total.view(-1), group)), spans, strict=True):
+            self._decode(row, chunk.values_at(of))
+        yield span, values
 
     def state_dict(self) -> dict[str, Any]:
         return self.residuals.state_dict()
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
         spans = [span for part in parts for span in self._encoded_spans(part)]
-        sums = [self._own_span(part) for part in parts] if same_world and self._is_two_stage else []
+        sums = (
+            [self._encoded_spans(part)[self.topology.silo] for part in parts]
+            if same_world and self._is_two_stage
+            else []
+        )
         for state in states:
             self.residuals.load(state, spans, sums, self.topology.device)
 
@@ -92,40 +104,6 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         width = -(-(part.stop - part.start) // self.topology.num_silos)
         starts = (part.start + width * silo for silo in range(self.topology.num_silos))
         return [slice(min(start, part.stop), min(start + width, part.stop)) for start in starts]
-
-    def _own_span(self, part: slice) -> slice:
-        """Return the span of a chunk that this silo sums."""
-        return self._encoded_spans(part)[self.topology.silo]
-
-    def _all_gather_chunks(self, chunks: Sequence[Chunk]) -> ReducedChunks:
-        """Send each chunk to all silos, and sum them; a chunk travels while the next is encoded."""
-        rows = (self._encode(chunk, [chunk.span], "payload") for chunk in chunks)
-        gathers = [collectives.all_gather_between_silos_async(row.view(-1), self.topology) for row in rows]
-        pairs = zip(chunks, gathers, strict=True)
-        return (
-            (chunk.span, self._decode_and_sum(self.all_reduce.wait(gather), chunk.values)) for chunk, gather in pairs
-        )
-
-    def _reduce_scatter_chunks(self, chunks: Sequence[Chunk]) -> ReducedChunks:
-        """Send a share of each chunk to the silo that sums it; a chunk travels while the next is encoded."""
-        rows = (self._encode(chunk, self._encoded_spans(chunk.span), "payload") for chunk in chunks)
-        exchanges = [collectives.all_to_all_between_silos_async(row, self.topology) for row in rows]
-        pairs = zip(chunks, exchanges, strict=True)
-        sums = ((chunk, self._all_gather_sum(chunk, exchange)) for chunk, exchange in pairs)
-        return (self._decode_sum(chunk, gather) for chunk, gather in pipelined(sums))
-
-    def _all_gather_sum(self, chunk: Chunk, exchange: PendingCollective) -> PendingCollective:
-        """Sum this silo's share of a chunk, and start to send it to all silos."""
-        span = self._own_span(chunk.span)
-        self._decode_and_sum(self.all_reduce.wait(exchange), chunk.values_at(span))
-        row = self._encode(chunk, [span], "total", exchange.output.shape[1])
-        return collectives.all_gather_between_silos_async(row.view(-1), self.topology)
-
-    def _decode_sum(self, chunk: Chunk, gather: PendingCollective) -> tuple[slice, Tensor]:
-        """Decode the shares of a chunk that all silos have summed."""
-        for row, span in zip(self.all_reduce.wait(gather), self._encoded_spans(chunk.span), strict=True):
-            self._decode(row, chunk.values_at(span))
-        return chunk.span, chunk.values
 
     def _encode(self, chunk: Chunk, spans: Sequence[slice], value_type: ResidualKind, size: int = 0) -> Tensor:
         """Encode values + residual. The values become those that are sent, and the residual the rest.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import AllReduce, ColumnReduction, SeedFor
+from trainer.distributed.transport.base import AllReduce, SeedFor
 
 ResidualKind = Literal["payload", "total"]
 
@@ -33,13 +33,6 @@ class Residuals:
         if key not in self.residuals:
             self.residuals[key] = torch.zeros_like(like)
         return self.residuals[key]
-
-    def flush(self, name: str, start: int, values: Tensor) -> Tensor:
-        """Move the residual of a payload into the values, in place. For a silo that is alone now."""
-        residual = self.residual(name, "payload", start, values)
-        values.add_(residual)
-        residual.zero_()
-        return values
 
     def subtract(self, name: str, vector: Tensor) -> Tensor:
         """Subtract all residuals of this name from a vector, in place."""
@@ -84,41 +77,25 @@ def _iter_residuals(tree: Mapping[str, Any]) -> Iterator[tuple[str, ResidualKind
                 yield name, kind, int(start), piece
 
 
-class ErrorFeedbackTransport:
-    """Base of transports with residuals. Vectors are cut, and gathered inside the silo, as by AllReduce."""
+class ErrorFeedbackTransport(AllReduce):
+    """Base of transports with residuals."""
 
     stateful = True
 
     def __init__(self, topology: Topology):
-        self.topology = topology
-        self.all_reduce = AllReduce(topology)
+        super().__init__(topology)
         self.residuals = Residuals()
-        self.alignment = self.all_reduce.alignment
-        self.bytes_sent = 0
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.all_reduce.wait_seconds
 
     def start_round(self, seed_for: SeedFor) -> None:
         self.seed_for = seed_for
 
-    def chunks(self, length: int) -> list[slice]:
-        return self.all_reduce.chunks(length)
+    def flush(self, name: str, span: slice, values: Tensor) -> Tensor:
+        residual = self.residuals.residual(name, "payload", span.start, values)
+        values.add_(residual)
+        residual.zero_()
+        return values
 
     def lookahead(self, vector: Tensor, name: str) -> Tensor:
         if self.topology.num_silos == 1:
             return vector
         return self.all_gather(self.residuals.subtract(name, vector.clone()))
-
-    def all_gather(self, vector: Tensor) -> Tensor:
-        return self.all_reduce.all_gather(vector)
-
-    def all_reduce_in_silo(self, value: float) -> float:
-        return self.all_reduce.all_reduce_in_silo(value)
-
-    def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
-        raise AssertionError("a Run compresses sums alone")
-
-    def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
-        raise AssertionError("a Run compresses sums alone")

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from trainer.distributed import collectives
-from trainer.distributed.collectives import PendingCollective
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import ReducedChunks, chunks_of, pipelined, shift_slice
+from trainer.distributed.transport.base import chunks_of
 from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport
 from trainer.utils.seeding import generator
 
@@ -52,28 +51,6 @@ def matrices_in_chunk(part: slice, matrices: Iterable[MatrixRows], rank: int) ->
     return blocks
 
 
-@dataclass
-class InFlightChunk:
-    """A chunk of a vector under way.
-
-    span          in the whole vector
-    values        the vector's memory at the span
-    compensated   vector + residual at the blocks, and at last the residual
-    blocks        the rows that are sent as P Q^T
-    uncompressed  the spans, relative to the chunk, that are sent as they are
-    pending       the collective under way
-    p_factors     P of each block
-    """
-
-    span: slice
-    values: Tensor
-    compensated: Tensor
-    blocks: list[MatrixRows]
-    uncompressed: list[slice]
-    pending: PendingCollective
-    p_factors: list[Tensor]
-
-
 class PowerSGDAllReduce(ErrorFeedbackTransport):
     """Sums over the silos in which each matrix is P Q^T, of a small rank, with error feedback.
 
@@ -94,7 +71,7 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
         layout: the start and the shape of each parameter in a vector
     """
 
-    codec = None
+    collectives_per_chunk = 3
 
     def __init__(self, topology: Topology, rank: int, layout: Sequence[tuple[int, torch.Size]]):
         super().__init__(topology)
@@ -114,17 +91,40 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
             numbers += 2 * (columns + rest) + columns + 2 * rows
         return (self.topology.num_silos - 1) * numbers * vector.element_size()
 
-    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        parts = [
-            (shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector)) if part.stop > part.start
+    def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
+        group, rank = self.topology.inter_silo_group, self.rank
+        compensated = self.residuals.residual(name, "payload", span.start, values).add_(values)
+        blocks = matrices_in_chunk(span, self.matrices, rank)
+        edges = [0, *(edge for block in blocks for edge in (block.start, block.stop)), len(compensated)]
+        uncompressed = [slice(first, last) for first, last in list(pairwise(edges))[::2]]
+        matrices = [block.of(compensated) for block in blocks]
+        # P = sum of M Q, beside the sums of what is sent as it is.
+        p_factors = [
+            matrix @ self._previous_q(name, span.start + block.start, matrix)
+            for matrix, block in zip(matrices, blocks, strict=True)
         ]
-        if self.topology.num_silos == 1:
-            return ((span, self.residuals.flush(name, span.start, values)) for span, values in parts)
-        self.bytes_sent += self.all_reduce_bytes(vector, offset)
-        chunks = [self._start_p_all_reduce(span, values, name) for span, values in parts]
-        with_p = pipelined(self._broadcast_p(chunk) for chunk in chunks)
-        with_q = pipelined(self._start_q_all_reduce(chunk) for chunk in with_p)
-        return (self._decode_sum(chunk, name) for chunk in with_q)
+        sent = _concatenate([*p_factors, *(compensated[rest] for rest in uncompressed)], values)
+        for rest in uncompressed:
+            compensated[rest] = 0
+        flat = yield collectives.all_reduce_async(sent, group)
+        *p_factors, sums = flat.split([*(rank * block.rows for block in blocks), sum(map(_length, uncompressed))])
+        for rest, total in zip(uncompressed, sums.split(list(map(_length, uncompressed))), strict=True):
+            values[rest] = total
+        # Silo 0 makes P orthonormal for all.
+        if self.topology.silo == 0:
+            p_factors = [torch.linalg.qr(total.view(-1, rank)).Q for total in p_factors]
+        flat = yield collectives.broadcast_async(_concatenate(p_factors, values), group)
+        p_factors = [p.view(-1, rank) for p in flat.split([rank * block.rows for block in blocks])]
+        # Q = sum of M^T P. The residual of this silo is M - P Q^T with its own Q.
+        q_factors = [matrix.T @ p for matrix, p in zip(matrices, p_factors, strict=True)]
+        for matrix, p, q in zip(matrices, p_factors, q_factors, strict=True):
+            matrix.addmm_(p, q.T, alpha=-1)
+        flat = yield collectives.all_reduce_async(_concatenate(q_factors, values), group)
+        q_factors = [q.view(-1, rank) for q in flat.split([rank * block.columns for block in blocks])]
+        for block, p, q in zip(blocks, p_factors, q_factors, strict=True):
+            self.q_factors[name, span.start + block.start] = q
+            multiply(p, q, block.of(values))
+        yield span, values
 
     def state_dict(self) -> dict[str, Any]:
         rows: dict[str, dict[str, Tensor]] = {}
@@ -140,59 +140,13 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
                 local = [row for row in rows if any(part.start <= row[1] < part.stop for part in parts)]
                 self.q_factors |= {(name, start): q.to(self.topology.device) for name, start, q in local}
 
-    def _start_p_all_reduce(self, span: slice, values: Tensor, name: str) -> InFlightChunk:
-        """Start the sum of P = M Q, and of uncompressed values."""
-        compensated = self.residuals.residual(name, "payload", span.start, values).add_(values)
-        blocks = matrices_in_chunk(span, self.matrices, self.rank)
-        edges = [0, *(edge for block in blocks for edge in (block.start, block.stop)), len(compensated)]
-        uncompressed = [slice(first, last) for first, last in list(pairwise(edges))[::2]]
-        p_factors = [block.of(compensated) @ self._previous_q(block, span, name, values) for block in blocks]
-        pending = self._all_reduce_tensors_async([*p_factors, *(compensated[rest] for rest in uncompressed)], values)
-        for rest in uncompressed:
-            compensated[rest] = 0
-        return InFlightChunk(span, values, compensated, blocks, uncompressed, pending, p_factors)
-
-    def _previous_q(self, block: MatrixRows, span: slice, name: str, like: Tensor) -> Tensor:
+    def _previous_q(self, name: str, start: int, matrix: Tensor) -> Tensor:
         """Return Q [m, r] of the last round, which has the directions of the updates; a random one at first."""
-        key = (name, span.start + block.start)
-        if key not in self.q_factors:
-            draw = generator(self.seed_for("uplink", *key))
-            random = torch.randn(block.columns, self.rank, generator=draw, dtype=torch.float64)
-            self.q_factors[key] = random.to(like)
-        return self.q_factors[key]
-
-    def _broadcast_p(self, chunk: InFlightChunk) -> InFlightChunk:
-        """Start to broadcast the orthonormal P from silo 0."""
-        lengths = [span.stop - span.start for span in chunk.uncompressed]
-        *summed, rest = self.all_reduce.wait(chunk.pending).split([*map(Tensor.numel, chunk.p_factors), sum(lengths)])
-        for span, values in zip(chunk.uncompressed, rest.split(lengths), strict=True):
-            chunk.values[span] = values
-        if self.topology.silo == 0:
-            chunk.p_factors = [torch.linalg.qr(total.view(-1, self.rank)).Q for total in summed]
-        chunk.pending = collectives.broadcast_shard_async(_concatenate(chunk.p_factors, chunk.values), self.topology)
-        return chunk
-
-    def _start_q_all_reduce(self, chunk: InFlightChunk) -> InFlightChunk:
-        """Start the sum of Q = M^T P, and leave the residual M - P Q^T of this silo."""
-        flat = self.all_reduce.wait(chunk.pending).split([p.numel() for p in chunk.p_factors])
-        chunk.p_factors = [p.view(-1, self.rank) for p in flat]
-        matrices = [block.of(chunk.compensated) for block in chunk.blocks]
-        q_factors = [matrix.T @ p for matrix, p in zip(matrices, chunk.p_factors, strict=True)]
-        for matrix, p, q in zip(matrices, chunk.p_factors, q_factors, strict=True):
-            matrix.addmm_(p, q.T, alpha=-1)
-        chunk.pending = self._all_reduce_tensors_async(q_factors, chunk.values)
-        return chunk
-
-    def _decode_sum(self, chunk: InFlightChunk, name: str) -> tuple[slice, Tensor]:
-        """Write P Q^T to the blocks, and return the span and its sum."""
-        q_factors = self.all_reduce.wait(chunk.pending).split([self.rank * block.columns for block in chunk.blocks])
-        for block, p, flat in zip(chunk.blocks, chunk.p_factors, q_factors, strict=True):
-            q = self.q_factors[name, chunk.span.start + block.start] = flat.view(-1, self.rank)
-            multiply(p, q, block.of(chunk.values))
-        return chunk.span, chunk.values
-
-    def _all_reduce_tensors_async(self, tensors: Sequence[Tensor], like: Tensor) -> PendingCollective:
-        return collectives.all_reduce_shard_async(_concatenate(tensors, like), self.topology)
+        if (name, start) not in self.q_factors:
+            draw = generator(self.seed_for("uplink", name, start))
+            random = torch.randn(matrix.shape[1], self.rank, generator=draw, dtype=torch.float64)
+            self.q_factors[name, start] = random.to(matrix)
+        return self.q_factors[name, start]
 
 
 def multiply(p: Tensor, q: Tensor, out: Tensor) -> None:
@@ -207,3 +161,7 @@ def multiply(p: Tensor, q: Tensor, out: Tensor) -> None:
 
 def _concatenate(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors] or [like[:0]])
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
