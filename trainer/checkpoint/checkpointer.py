@@ -22,7 +22,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Thread, get_native_id
@@ -38,7 +38,6 @@ from trainer.checkpoint.resume import (
     Inventory,
     ResumePoint,
     find_usable,
-    load_resume_point,
     local_inventory,
     merge_inventories,
     mid_round_folders,
@@ -190,17 +189,16 @@ class Checkpointer:
         """
         passed: list[str] = []
         while True:
-            choice = select_newest(self.folder, self._round_names(), partial(self._inventory, passed), passed)
-            if not choice:
+            start = select_newest(self.folder, self._round_names(), partial(self._inventory, passed), passed)
+            if not start:
                 break
-            start = load_resume_point(self.folder, choice)
             gathered = collectives.all_gather_texts("\n".join(self._errors(start)))
             found = [fault for text in gathered for fault in text.splitlines()]
             passed += found
             self._rejected = passed
             if not found:
                 self._resumed_from = {saved.folder for saved in start.states}
-                return ResumePoint(start.rounds, start.round_checkpoint, start.mid_round, tuple(passed))
+                return replace(start, rejected=tuple(passed))
         if any(not fault.endswith(IS_INCOMPLETE) for fault in passed):
             listed = "\n  ".join(passed)
             raise ValueError(f"No checkpoint in {self.folder} can be used:\n  {listed}\n  start in another run_dir")

@@ -89,9 +89,7 @@ def local_inventory(path: Path, silos: Sequence[str], rejected: Sequence[str]) -
 
 def merge_inventories(inventories: Sequence[Inventory]) -> Inventory:
     """Return what all storages hold together, each of them the silos that write there."""
-    silos = sorted(
-        {silo for holding in inventories for silo in holding.mid_round}, key=lambda silo: int(silo.split("-")[1])
-    )
+    silos = sorted({silo for holding in inventories for silo in holding.mid_round}, key=silo_number)
     sections = {}
     for silo in silos:
         there = [holding.mid_round[silo] for holding in inventories if silo in holding.mid_round]
@@ -102,37 +100,32 @@ def merge_inventories(inventories: Sequence[Inventory]) -> Inventory:
 
 def select_newest(
     folder: Path, names: Iterable[str], take_inventory: Callable[[str], Inventory], rejected: list[str]
-) -> str:
-    """Choose the newest states from which all silos can resume.
+) -> ResumePoint | None:
+    """Choose the newest states from which all silos can resume; None if there are none.
 
     Args:
         folder: the run's `checkpoints`.
         names: those of round checkpoints, newest first.
         take_inventory: returns what all storages hold of one.
         rejected: gets sentences that say why newer ones cannot be used.
-
-    Returns:
-        The names of the states, relative to the folder, one a line; empty if there are none.
     """
     for name in names:
-        holding = take_inventory(name)
+        holding, path = take_inventory(name), folder / name
         rejected += holding.errors
-        sections = [f"{name}/{silo}/{steps[0]}" for silo, steps in holding.mid_round.items() if steps]
-        if holding.has_round or len(sections) == len(holding.mid_round):
-            return "\n".join([*([name] if holding.has_round else []), *sections])
-        if not any(str(folder / name) in fault for fault in rejected):
-            rejected.append(f"{folder / name} {IS_INCOMPLETE}")
-    return ""
+        newest = {silo: path / silo / steps[0] for silo, steps in holding.mid_round.items() if steps}
+        if holding.has_round or len(newest) == len(holding.mid_round):
+            # What other silos have saved need not be on this storage.
+            saved = {silo_number(silo): find_saved(section) for silo, section in newest.items()}
+            mid_round = {silo: state for silo, state in saved.items() if state}
+            return ResumePoint(round_order(path)[0], find_saved(path) if holding.has_round else None, mid_round)
+        if not any(str(path) in fault for fault in rejected):
+            rejected.append(f"{path} {IS_INCOMPLETE}")
+    return None
 
 
-def load_resume_point(folder: Path, choice: str) -> ResumePoint:
-    """Return the ResumePoint of names that `select_newest` has returned."""
-    paths = [folder / name for name in choice.splitlines()]
-    found = {path: find_saved(path) for path in paths}
-    border = next((saved for path, saved in found.items() if path.parent == folder), None)
-    sections = {int(path.parent.name.split("-")[1]): saved for path, saved in found.items() if path.parent != folder}
-    round_folder = border.folder if border else paths[0].parent.parent
-    return ResumePoint(round_order(round_folder)[0], border, {silo: saved for silo, saved in sections.items() if saved})
+def silo_number(folder: str) -> int:
+    """Return the number of the silo that writes to the folder of this name."""
+    return int(folder.split("-")[1])
 
 
 def _usable_mid_round(silo: Path, rejected: list[str]) -> list[str]:

@@ -146,7 +146,8 @@ def put(folder: Path, amount: str) -> None:
 
 def chosen(folder: Path, passed: list[str]) -> list[str]:
     names = [path.name for path in reversed(round_folders(folder))]
-    return select_newest(folder, names, lambda name: local_inventory(folder / name, SILOS, passed), passed).splitlines()
+    start = select_newest(folder, names, lambda name: local_inventory(folder / name, SILOS, passed), passed)
+    return [str(saved.folder.relative_to(folder)) for saved in start.states] if start else []
 
 
 @settings(laws, max_examples=60)
