@@ -21,12 +21,12 @@ from trainer.algorithms.federated import (
     FederatedRound,
     FederatedRun,
     compression_error,
-    raise_errors,
 )
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
 from trainer.models.flat import FlatModel, difference, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
+from trainer.utils.text import raise_errors
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,3 @@ def compression_error(setting: Setting) -> list[str]:
         f"update_compression={setting.compression} with an algorithm that sends something else than sums of "
         "updates, such as median or averaging.\n  set update_compression=fp32, or algorithm=fedavg"
     ]
-
-
-def raise_errors(errors: list[Any]) -> None:
-    """Raise one ValueError for all errors, if there are any."""
-    if errors:
-        raise ValueError("\n".join(errors))

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from trainer.algorithms.base import ClientSession, ClientState, Metrics, RoundSession, RunSession, Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.federated import FederatedOptions, compression_error, raise_errors
+from trainer.algorithms.federated import FederatedOptions, compression_error
 from trainer.algorithms.round import Round
 from trainer.algorithms.updates import SummedUpdates
 from trainer.distributed.transport import Transport
 from trainer.models.flat import FlatModel, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
+from trainer.utils.text import raise_errors
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from trainer.algorithms.base import (
     T,
 )
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.federated import raise_errors
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
 from trainer.models.flat import BatchNormReduction, FlatModel
 from trainer.optim.optimizers import OptimizerFactory
+from trainer.utils.text import raise_errors
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,6 @@ def per_client_partition(data: DataSplits, partition: Partition, num_clients: in
     return Clients(tuple(map(train.ids, range(count))), none, tuple(map(test.ids, range(count))), train.homes)
 
 
-def raise_errors(errors: list[str]) -> None:
-    """Raise one ValueError with all errors, if there are any."""
-    if errors:
-        raise ValueError("\n".join(errors))
-
-
 def size_errors(partition: str, train: Source, clients: int, min_examples: int) -> list[str]:
     """Return what is wrong with these numbers of clients and examples."""
     errors = []

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.data.partition.base import column_errors, raise_errors, size_errors, smallest_errors
+from trainer.data.partition.base import column_errors, size_errors, smallest_errors
 from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import Source
 from trainer.utils.seeding import derive_seed
+from trainer.utils.text import raise_errors
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from math import inf
 import numpy as np
 
 from trainer.data.partition.allocation import allocate, count_labels, even_groups, merge_clients, scale_counts, top_up
-from trainer.data.partition.base import column_errors, raise_errors, size_errors, smallest_errors
+from trainer.data.partition.base import column_errors, size_errors, smallest_errors
 from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import Source
 from trainer.utils.seeding import numpy_generator
+from trainer.utils.text import raise_errors
 
 DIRICHLET_DRAWS = 100
 
@@ -35,59 +36,81 @@ class Iid:
         return Clients.of(train_clients, test_clients, clients)
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """Assign random examples to clients of unequal sizes, drawn from Dirichlet(alpha, ..., alpha).
+class LabelPartition:
+    """Base of partitions that draw how many examples of each label a client has. They override `draw`.
 
-    A small alpha gives a few clients nearly everything. Sizes are redrawn, up to 100 times, until every client has
-    `min_examples`. If that fails, the largest clients give examples away. Test examples are divided in the same
-    proportions. Li et al. 2022, Federated learning on non-IID data silos: an experimental study (arXiv 2102.02079).
+    The test examples of a label are divided in proportion to the clients' training examples of it.
+
+    Attributes:
+        has_labels: whether labels make a difference; otherwise all examples have the same one.
     """
 
-    alpha: float
-    min_examples: int = 1
+    min_examples: int
+    has_labels = True
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        errors = size_errors("quantity", train, clients, self.min_examples)
-        if not 0 < self.alpha < inf:
-            errors.append(f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes sizes more alike")
-        raise_errors(errors)
-        one_label = _Labels(np.zeros(len(train), np.int64), np.zeros(len(test), np.int64), 1)
-        generator = numpy_generator(seed, "partition", "quantity")
-        counts = Dirichlet(self.alpha, self.min_examples).draw(one_label.examples, clients, generator)
-        return one_label.allocate(counts, self.min_examples, generator)
+        name = type(self).__name__.lower()
+        errors = size_errors(name, train, clients, self.min_examples)
+        if self.has_labels:
+            errors += column_errors(name, "labels", train, test)
+        raise_errors(errors + self.errors())
+        labels = Labels.of(train, test) if self.has_labels else Labels.equal(train, test)
+        generator = numpy_generator(seed, "partition", name)
+        counts = top_up(self.draw(labels, clients, generator), self.min_examples)
+        test_counts = scale_counts(counts, np.bincount(labels.test, minlength=labels.number), generator)
+        train_clients = allocate(labels.train, counts, generator)
+        return Clients.of(train_clients, allocate(labels.test, test_counts, generator), clients)
+
+    def errors(self) -> list[str]:
+        """Return an error for each invalid choice."""
+        return []
+
+    def draw(self, labels: Labels, clients: int, generator: np.random.Generator) -> np.ndarray:
+        """Draw int64 [labels, clients], the training examples by label and client."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Dirichlet:
+class Labels:
+    """The labels of train and test, renumbered 0 to `number` - 1 over the values that occur in either."""
+
+    train: np.ndarray
+    test: np.ndarray
+    number: int
+
+    @staticmethod
+    def of(train: Source, test: Source) -> Labels:
+        assert train.labels is not None and test.labels is not None
+        values, labels = np.unique(np.concatenate([train.labels, test.labels]), return_inverse=True)
+        return Labels(labels[: len(train)], labels[len(train) :], len(values))
+
+    @staticmethod
+    def equal(train: Source, test: Source) -> Labels:
+        return Labels(np.zeros(len(train), np.int64), np.zeros(len(test), np.int64), 1)
+
+
+@dataclass(frozen=True)
+class Dirichlet(LabelPartition):
     """Divide each label's examples in proportions drawn from Dirichlet(alpha, ..., alpha).
 
     A small alpha gives clients few labels and unequal sizes, a large one makes them alike. Proportions are redrawn, up
-    to 100 times, until every client has `min_examples`. If that fails, the largest clients give examples away. Test
-    examples are divided like the training examples of their label. Yurochkin et al. 2019, Bayesian nonparametric
-    federated learning of neural networks.
+    to 100 times, until every client has `min_examples`. If that fails, the largest clients give examples away.
+    Yurochkin et al. 2019, Bayesian nonparametric federated learning of neural networks.
     """
 
     alpha: float
     min_examples: int = 1
 
-    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        errors = size_errors("dirichlet", train, clients, self.min_examples)
-        errors += column_errors("dirichlet", "labels", train, test)
-        if not 0 < self.alpha < inf:
-            errors.append(
-                f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes clients more alike"
-            )
-        raise_errors(errors)
-        labels = _Labels.of(train, test)
-        generator = numpy_generator(seed, "partition", "dirichlet")
-        return labels.allocate(self.draw(labels.examples, clients, generator), self.min_examples, generator)
+    def errors(self) -> list[str]:
+        if 0 < self.alpha < inf:
+            return []
+        return [f"partition.alpha={self.alpha}: a number above 0, such as 0.5; larger makes clients more alike"]
 
-    def draw(self, examples: np.ndarray, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """Draw int64 [labels, clients], the training examples by label and client, from their number by label."""
-        counts = np.zeros((len(examples), clients), np.int64)
+    def draw(self, labels: Labels, clients: int, generator: np.random.Generator) -> np.ndarray:
+        examples = np.bincount(labels.train, minlength=labels.number)
+        counts = np.zeros((labels.number, clients), np.int64)
         for _ in range(DIRICHLET_DRAWS):
-            proportions = generator.dirichlet(np.full(clients, self.alpha), size=len(examples))
+            proportions = generator.dirichlet(np.full(clients, self.alpha), size=labels.number)
             ends = np.rint(proportions.cumsum(axis=1) * examples[:, None]).astype(np.int64)
             counts = np.diff(ends, prepend=0)
             if counts.sum(axis=0).min() >= self.min_examples:
@@ -96,57 +119,62 @@ class Dirichlet:
 
 
 @dataclass(frozen=True)
-class Shards:
+class Quantity(Dirichlet):
+    """Assign random examples to clients of unequal sizes, drawn from Dirichlet(alpha, ..., alpha).
+
+    A small alpha gives a few clients nearly everything. Sizes are redrawn, up to 100 times, until every client has
+    `min_examples`. If that fails, the largest clients give examples away. Li et al. 2022, Federated learning on non-IID
+    data silos: an experimental study (arXiv 2102.02079).
+    """
+
+    has_labels = False
+
+
+@dataclass(frozen=True)
+class Shards(LabelPartition):
     """Sort the examples by label, cut clients * per_client equal shards, and give each client `per_client` of them.
 
-    A client sees about `per_client` labels. The test examples of a label are divided in proportion to the clients'
-    training examples of it. McMahan et al. 2017, Communication-efficient learning of deep networks from decentralized
-    data: 100 clients with 2 shards of 300 digits each.
+    A client sees about `per_client` labels. McMahan et al. 2017, Communication-efficient learning of deep networks from
+    decentralized data: 100 clients with 2 shards of 300 digits each.
     """
 
     per_client: int = 2
     min_examples: int = 1
 
-    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        errors = size_errors("shards", train, clients, self.min_examples)
-        errors += column_errors("shards", "labels", train, test)
-        if self.per_client < 1:
-            errors.append(f"partition.per_client={self.per_client}: a client needs at least 1 shard")
-        raise_errors(errors)
-        labels = _Labels.of(train, test)
-        generator = numpy_generator(seed, "partition", "shards")
+    def errors(self) -> list[str]:
+        if self.per_client >= 1:
+            return []
+        return [f"partition.per_client={self.per_client}: a client needs at least 1 shard"]
+
+    def draw(self, labels: Labels, clients: int, generator: np.random.Generator) -> np.ndarray:
         shards = clients * self.per_client
         client_of_shard = generator.permutation(even_groups(shards, clients))
-        client_of_sorted = client_of_shard[even_groups(len(train), shards)]
-        counts = count_labels(np.sort(labels.train), client_of_sorted, labels.number, clients)
-        return labels.allocate(counts, self.min_examples, generator)
+        client_of_sorted = client_of_shard[even_groups(len(labels.train), shards)]
+        return count_labels(np.sort(labels.train), client_of_sorted, labels.number, clients)
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(LabelPartition):
     """Assign the fraction `similarity` at random; sort the rest by label and cut it into one piece per client.
 
-    At 0 a client sees one or two labels, at 1 clients are alike. Client sizes differ by at most two. The test examples
-    of a label are divided in proportion to the clients' training examples of it. Karimireddy et al. 2020, SCAFFOLD:
-    stochastic controlled averaging for federated learning.
+    At 0 a client sees one or two labels, at 1 clients are alike. Client sizes differ by at most two. Karimireddy et al.
+    2020, SCAFFOLD: stochastic controlled averaging for federated learning.
     """
 
     similarity: float
     min_examples: int = 1
 
-    def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
-        errors = size_errors("similarity", train, clients, self.min_examples)
-        errors += column_errors("similarity", "labels", train, test)
-        if not 0 <= self.similarity <= 1:
-            errors.append(f"partition.similarity={self.similarity}: the fraction assigned at random, from 0 to 1")
-        raise_errors(errors)
-        labels = _Labels.of(train, test)
-        generator = numpy_generator(seed, "partition", "similarity")
-        mixed, rest = np.split(generator.permutation(labels.train), [round(self.similarity * len(train))])
+    def errors(self) -> list[str]:
+        if 0 <= self.similarity <= 1:
+            return []
+        return [f"partition.similarity={self.similarity}: the fraction assigned at random, from 0 to 1"]
+
+    def draw(self, labels: Labels, clients: int, generator: np.random.Generator) -> np.ndarray:
+        shuffled = generator.permutation(labels.train)
+        mixed, rest = np.split(shuffled, [round(self.similarity * len(shuffled))])
         counts = count_labels(mixed, even_groups(len(mixed), clients), labels.number, clients)
         client_of_sorted = generator.permutation(clients)[even_groups(len(rest), clients)]
-        counts += count_labels(np.sort(rest), client_of_sorted, labels.number, clients)
-        return labels.allocate(counts, self.min_examples, generator)
+        return counts + count_labels(np.sort(rest), client_of_sorted, labels.number, clients)
 
 
 @dataclass(frozen=True)
@@ -179,35 +207,6 @@ def count_natural_clients(train: Source) -> int:
     raise_errors(column_errors("natural", "client_ids", train))
     assert train.client_ids is not None
     return len(np.unique(train.client_ids))
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """The labels of train and test, renumbered 0 to `number` - 1 over the values that occur in either."""
-
-    train: np.ndarray
-    test: np.ndarray
-    number: int
-
-    @staticmethod
-    def of(train: Source, test: Source) -> _Labels:
-        assert train.labels is not None and test.labels is not None
-        values, labels = np.unique(np.concatenate([train.labels, test.labels]), return_inverse=True)
-        return _Labels(labels[: len(train)], labels[len(train) :], len(values))
-
-    @property
-    def examples(self) -> np.ndarray:
-        """Number of training examples of each label, int64 [number]."""
-        return np.bincount(self.train, minlength=self.number)
-
-    def allocate(self, counts: np.ndarray, min_examples: int, generator: np.random.Generator) -> Clients:
-        """Make clients with these training examples by label and client, and test examples in proportion."""
-        counts = top_up(counts, min_examples)
-        test_examples = np.bincount(self.test, minlength=self.number)
-        test_counts = scale_counts(counts, test_examples, generator)
-        train_clients = allocate(self.train, counts, generator)
-        test_clients = allocate(self.test, test_counts, generator)
-        return Clients.of(train_clients, test_clients, counts.shape[1])
 
 
 def _client_id_errors(train: Source, test: Source, clients: int) -> list[str]:

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
-from trainer.data.readers.columns import Classes, ExampleColumns, make_splits
+from trainer.data.readers.columns import Classes, Columns, make_splits
 from trainer.data.readers.image_decoding import decode, shape_of
-from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
-from trainer.data.sources.base import DataSplits, SequenceWindows
-from trainer.data.sources.column import INTEGERS, NUMBERS, NamedColumn, as_tensor
-from trainer.data.sources.example_weights import parse_weights
+from trainer.data.sources.base import DataSplits
+from trainer.data.sources.column import NUMBERS, NamedColumn
 
 Names = str | list[str] | None
 DECODING_THREADS = 4
-
-
-@dataclass(frozen=True)
-class ColumnNames:
-    """The columns of a table to read.
-
-    Attributes:
-        inputs: one column, or several columns of numbers to stack; None for all columns with no other role.
-        targets: None if the inputs are tokens and the targets the same tokens shifted by one.
-        client_ids: the natural clients; None if there are none.
-        weights: the weights of the training examples; None for equal weights.
-    """
-
-    inputs: Names = None
-    targets: str | None = None
-    client_ids: str | None = None
-    weights: str | None = None
 
 
 def pyarrow() -> Any:
@@ -51,7 +30,7 @@ def pyarrow() -> Any:
     return pyarrow
 
 
-def make_splits_from_tables(train: Any, test: Any | float, wanted: ColumnNames, classes: Classes) -> DataSplits:
+def make_splits_from_tables(train: Any, test: Any | float, wanted: Mapping[str, Names], classes: Classes) -> DataSplits:
     """Make a data set of the wanted columns of Arrow tables.
 
     Columns are numbers; lists of numbers, nested or not, of the same lengths in every row; texts; or encoded images, as
@@ -60,54 +39,34 @@ def make_splits_from_tables(train: Any, test: Any | float, wanted: ColumnNames, 
     Args:
         train: the table of the training examples.
         test: the table of the test examples, or the fraction of `train` to hold out.
-        wanted: the columns to read.
+        wanted: the names of the columns of each role; of the inputs several columns of numbers to stack, or None for
+            all columns with no other role.
         classes: number or names of the classes, or size of the vocabulary; None for those that occur.
 
     Raises:
         ValueError: lists every problem: missing columns, nulls, unequal lists, and the errors of `make_splits`.
     """
     errors: list[str] = []
-    tables = [train] if isinstance(test, float | int) else [train, test]
-    inputs = [_read_inputs(table, wanted, errors) for table in tables]
-    weights = _read_weights(train, wanted, errors)
-    if wanted.targets is None:
-        return _make_windows(inputs, weights, test, classes, errors)
-    targets = [_read_column(table, wanted.targets, errors) for table in tables]
-    client_ids = [_read_column(table, wanted.client_ids, errors) if wanted.client_ids else None for table in tables]
-    parts = [ExampleColumns(*part) for part in zip(inputs, targets, client_ids, strict=True)]
-    parts[0] = replace(parts[0], weights=weights)
-    return make_splits(parts[0], test if isinstance(test, float | int) else parts[1], classes, errors)
+    columns = _read_columns(train, wanted, errors)
+    if not isinstance(test, float | int):
+        test = _read_columns(test, {**wanted, "weights": None}, errors)
+    return make_splits(columns, test, classes, errors)
 
 
-def _make_windows(
-    parts: Sequence[NamedColumn], weights: NamedColumn | None, test: Any | float, classes: Classes, errors: list[str]
-) -> DataSplits:
-    """Make windows of rows of tokens; a window is one token shorter than its row."""
-    invalid = [column for column in parts if not column.has_kind(INTEGERS) or column.values.ndim != 2]
-    errors += [f"{column.description}: tokens must be a list of integers in each row" for column in invalid]
-    largest = max(int(column.values.max(initial=0)) for column in parts) if not invalid else 0
-    vocabulary = classes if isinstance(classes, int) else largest + 1
-    for column in parts if not invalid else ():
-        bad = np.asarray(((column.values < 0) | (column.values >= vocabulary)).any(1))
-        if bad.any():
-            errors.append(column.error(bad, f"with a token outside 0..{vocabulary - 1}"))
-    if isinstance(test, float | int):
-        errors += test_fraction_errors(test)
-    parsed_weights = parse_weights(weights, errors)
-    if errors:
-        raise ValueError("\n".join(errors))
-    rows = [as_tensor(column.values) for column in parts]
-    if isinstance(test, float | int):
-        is_test = torch.from_numpy(draw_test_mask(len(rows[0]), test))
-        rows = [rows[0][~is_test], rows[0][is_test]]
-        parsed_weights = parsed_weights[(~is_test).numpy()] if parsed_weights is not None else None
-    train_windows, test_windows = (SequenceWindows(part, part.shape[1] - 1) for part in rows)
-    return DataSplits(train_windows, test_windows, vocabulary, weights=parsed_weights)
+def _read_columns(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> Columns:
+    columns = {"inputs": _read_inputs(table, wanted, errors)}
+    for role in ("targets", "client_ids", "weights"):
+        before = len(errors)
+        if name := wanted[role]:
+            columns[role] = _read_column(table, str(name), errors)
+        if role == "weights" and len(errors) > before:
+            del columns[role]  # weights of 0 would be an error, too
+    return columns
 
 
-def _read_inputs(table: Any, wanted: ColumnNames, errors: list[str]) -> NamedColumn:
-    others = {wanted.targets, wanted.client_ids, wanted.weights}
-    names = wanted.inputs or [name for name in table.column_names if name not in others]
+def _read_inputs(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> NamedColumn:
+    others = [wanted[role] for role in ("targets", "client_ids", "weights")]
+    names = wanted["inputs"] or [name for name in table.column_names if name not in others]
     if isinstance(names, str):
         return _read_column(table, names, errors)
     if len(names) == 1:
@@ -122,13 +81,6 @@ def _read_inputs(table: Any, wanted: ColumnNames, errors: list[str]) -> NamedCol
         else:
             columns.append(np.nan_to_num(column.as_float32(errors)))
     return NamedColumn("inputs", np.stack(columns, axis=1) if columns else np.zeros((len(table), 1)))
-
-
-def _read_weights(table: Any, wanted: ColumnNames, errors: list[str]) -> NamedColumn | None:
-    """Return the weights; None if there are none, or if they cannot be read, which appends an error."""
-    before = len(errors)
-    column = _read_column(table, wanted.weights, errors) if wanted.weights else None
-    return column if len(errors) == before else None
 
 
 def _read_column(table: Any, name: str, errors: list[str]) -> NamedColumn:

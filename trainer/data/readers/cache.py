@@ -12,28 +12,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-
-def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of the cached file `name`; make and write them first if it is missing.
-
-    Ranks may race: each writes a temporary file and renames it, so that every rank reads a complete file.
-    """
-    path = cache_folder() / name
-    if not path.exists():
-        _write(path, save(make()))
-    return load_file(path)
 
 
 def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
     """Return the uint8 array of the cached file `name`, memory-mapped; fill it with `fill` first if it is missing.
 
     One rank of a machine fills it while the others wait. The array is copy-on-write: writing to it changes no file.
+
+    Raises:
+        ValueError: the file cannot be written.
     """
     path = cache_folder() / name
-    with _name_cache_in_errors(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or when the process ends
@@ -43,6 +33,10 @@ def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray],
                     fill(array)
                     array.flush()
                     (Path(temporary) / name).replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a writable folder"
+        ) from error
     return np.load(path, mmap_mode="c")
 
 
@@ -77,23 +71,3 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError("\n  ".join([f"data.path={path} cannot be used:", *str(error).split("\n")])) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _name_cache_in_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as temporary, (Path(temporary) / path.name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-
-
-@contextmanager
-def _name_cache_in_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a writable folder"
-        ) from error

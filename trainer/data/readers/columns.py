@@ -8,23 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
-from trainer.data.sources.base import DataSplits, Source, TensorSource
+from trainer.data.sources.base import DataSplits, SequenceWindows, Source, TensorSource
 from trainer.data.sources.column import INTEGERS, NUMBERS, TEXTS, NamedColumn, as_tensor
 from trainer.data.sources.example_weights import parse_weights
 from trainer.data.sources.pixels import ImageSource, as_channels_first
+from trainer.utils.text import raise_errors
 
 Classes = int | list[str] | None  # their number, or their names, or None for those that occur
-Part = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # inputs, targets, client ids
 
+Part = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # inputs, targets, client ids
 
-@dataclass(frozen=True)
-class ExampleColumns:
-    """The columns of one part of a file. Targets, client ids and weights may be [N, 1] for [N]."""
-
-    inputs: NamedColumn
-    targets: NamedColumn
-    client_ids: NamedColumn | None = None
-    weights: NamedColumn | None = None
+# The columns of one part of a file, by role: inputs, targets, client_ids, weights. All but the inputs may be [N, 1] for
+# [N]. Without targets, the inputs are tokens.
+Columns = dict[str, NamedColumn]
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class EncodedColumns:
 
 
 def make_splits(
-    train: ExampleColumns, test: ExampleColumns | float, classes: Classes = None, found: Sequence[str] = ()
+    train: Columns, test: Columns | float, classes: Classes = None, found: Sequence[str] = ()
 ) -> DataSplits:
     """Make a data set of columns.
 
@@ -45,56 +41,78 @@ def make_splits(
     float32 [N, C, H, W] in [0, 1]. One number per example, [N], becomes float32 [N, 1].
 
     Targets: integers or texts [N] are labels. Integers are in 0 to classes - 1. Texts become their index in `classes`,
-    or among the sorted texts that occur. Other numbers become float32.
+    or among the sorted texts that occur. Other numbers become float32. Without targets, inputs are rows of tokens below
+    `classes`; they become windows that are one token shorter.
 
     Client ids are integers or texts. Weights are numbers from 0, not all of them 0, read from `train` alone.
 
     Args:
         train: the columns of the training examples.
         test: the columns of the test examples, or the fraction of `train` to hold out.
-        classes: number or names of the classes; None for those that occur.
+        classes: number or names of the classes, or size of the vocabulary; None for those that occur.
         found: errors found before, reported with the others.
 
     Raises:
         ValueError: lists every problem with kinds, shapes, lengths, labels out of range, NaN and infinity.
     """
-    parts = [train, test] if isinstance(test, ExampleColumns) else [train]
+    parts = [train, test] if isinstance(test, dict) else [train]
     errors = [*found, *(error for part in parts for error in _length_errors(part))]
-    inputs = [_parse_inputs(part.inputs, errors) for part in parts]
-    if len({array.shape[1:] for array in inputs}) > 1:
-        errors.append(f"the examples have different shapes: {', '.join(part.inputs.description for part in parts)}")
-    targets = _parse_targets([part.targets for part in parts], classes, errors)
-    client_ids = _parse_client_ids([part.client_ids for part in parts if part.client_ids], errors)
-    weights = parse_weights(train.weights, errors)
-    if not isinstance(test, ExampleColumns):
+    columns = [part["inputs"] for part in parts]
+    if "targets" in train:
+        inputs = [_parse_inputs(column, errors) for column in columns]
+        if len({array.shape[1:] for array in inputs}) > 1:
+            errors.append(f"the examples have different shapes: {', '.join(column.description for column in columns)}")
+        encoded = _parse_targets([part["targets"] for part in parts], classes, errors)
+        targets = encoded.parts
+    else:
+        encoded = _parse_tokens(columns, classes, errors)
+        inputs, targets = encoded.parts, [None] * len(parts)
+    client_ids = _parse_client_ids([part["client_ids"] for part in parts if "client_ids" in part], errors)
+    weights = parse_weights(train.get("weights"), errors)
+    if not isinstance(test, dict):
         errors += test_fraction_errors(test)
-    if errors:
-        raise ValueError("\n".join(errors))
-    arrays = list(zip(inputs, targets.parts, client_ids.parts or [None] * len(parts), strict=True))
-    if not isinstance(test, ExampleColumns):
+    raise_errors(errors)
+    arrays = list(zip(inputs, targets, client_ids.parts or [None] * len(parts), strict=True))
+    if not isinstance(test, dict):
         is_test = draw_test_mask(len(inputs[0]), test, arrays[0][2])
-        arrays = [_select(arrays[0], ~is_test), _select(arrays[0], is_test)]
+        arrays = [_select(arrays[0], rows) for rows in (~is_test, is_test)]
         weights = weights[~is_test] if weights is not None else None
     train_source, test_source = (_make_source(*part) for part in arrays)
-    return DataSplits(train_source, test_source, targets.number, client_ids.names, targets.names, weights)
+    return DataSplits(train_source, test_source, encoded.number, client_ids.names, encoded.names, weights)
 
 
 def _select(part: Part, rows: np.ndarray) -> Part:
-    inputs, targets, client_ids = part
-    return inputs[rows], targets[rows], client_ids[rows] if client_ids is not None else None
+    inputs, *others = part
+    targets, client_ids = (None if column is None else column[rows] for column in others)
+    return inputs[rows], targets, client_ids
 
 
-def _make_source(inputs: np.ndarray, targets: np.ndarray, client_ids: np.ndarray | None) -> Source:
+def _make_source(inputs: np.ndarray, targets: np.ndarray | None, client_ids: np.ndarray | None) -> Source:
+    if targets is None:
+        return SequenceWindows(as_tensor(inputs), inputs.shape[1] - 1, client_ids)
     kind = ImageSource if inputs.dtype == np.uint8 else TensorSource
     return kind(as_tensor(inputs), as_tensor(targets), client_ids)
 
 
-def _length_errors(part: ExampleColumns) -> Iterator[str]:
-    columns = [part.inputs, part.targets, *filter(None, (part.client_ids, part.weights))]
-    if len({len(column.values) for column in columns}) > 1:
-        yield "lengths differ: " + ", ".join(f"{len(column.values)} {column.name}" for column in columns)
-    elif len(part.inputs.values) == 0:
-        yield f"{part.inputs.name}: there are no examples"
+def _length_errors(part: Columns) -> Iterator[str]:
+    if len({len(column.values) for column in part.values()}) > 1:
+        yield "lengths differ: " + ", ".join(f"{len(column.values)} {column.name}" for column in part.values())
+    elif len(part["inputs"].values) == 0:
+        yield f"{part['inputs'].name}: there are no examples"
+
+
+def _parse_tokens(columns: Sequence[NamedColumn], classes: Classes, errors: list[str]) -> EncodedColumns:
+    """Check the tokens of each part, integers [N, length + 1]."""
+    if invalid := [column for column in columns if not column.has_kind(INTEGERS) or column.values.ndim != 2]:
+        errors += [f"{column.description}: tokens must be a list of integers in each row" for column in invalid]
+        return EncodedColumns([])
+    largest = max(int(column.values.max(initial=0)) for column in columns)
+    vocabulary = classes if isinstance(classes, int) else largest + 1
+    for column in columns:
+        bad = np.asarray(((column.values < 0) | (column.values >= vocabulary)).any(1))
+        if bad.any():
+            errors.append(column.error(bad, f"with a token outside 0..{vocabulary - 1}"))
+    return EncodedColumns([column.values for column in columns], vocabulary)
 
 
 def _parse_inputs(column: NamedColumn, errors: list[str]) -> np.ndarray:

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.data.readers.arrow_tables import ColumnNames, Names, make_splits_from_tables, pyarrow
+from trainer.data.readers.arrow_tables import Names, make_splits_from_tables, pyarrow
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes
 from trainer.data.sources.base import DataSplits
+from trainer.utils.text import raise_errors
 
 TEST_NAMES = ("test", "validation", "valid", "val")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -45,7 +46,8 @@ def saved_dataset(
         train, test_folder = _split_folders(path)
         classes = _class_names(train, targets) if classes is None else classes
         tables = _read_table(train), _read_table(test_folder) if test_folder else test
-        return make_splits_from_tables(*tables, ColumnNames(inputs, targets, client_ids, weights), classes)
+        wanted = {"inputs": inputs, "targets": targets, "client_ids": client_ids, "weights": weights}
+        return make_splits_from_tables(*tables, wanted, classes)
 
 
 def _split_folders(path: Path) -> tuple[Path, Path | None]:
@@ -75,8 +77,7 @@ def _read_table(folder: Path) -> Any:
             tables.append(arrow.ipc.open_stream(arrow.memory_map(str(folder / name))).read_all())
         except (OSError, ValueError, arrow.ArrowException) as error:
             errors.append(f"{folder.name}/{name}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}")
-    if errors:
-        raise ValueError("\n".join(errors))
+    raise_errors(errors)
     return arrow.concat_tables(tables)
 
 

@@ -18,6 +18,7 @@ from trainer.data.readers.image_decoding import Channels, Size, decode, shape_of
 from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.pixels import ImageSource
+from trainer.utils.text import raise_errors
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -58,8 +59,7 @@ def image_folder(
             errors.append(f"data.workers={workers}\n  valid: a whole number from 1")
         train, test_files, names = _list_files(path, test, errors)
         images = {str(file.relative_to(path)): file for file, _ in [*train, *test_files]}
-        if errors:
-            raise ValueError("\n".join(errors))
+        raise_errors(errors)
         shape = (len(images), *shape_of(images, size, channels))
         fill = partial(decode, images, is_resized=size is not None, workers=workers)
         if cache == "disk":

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from trainer.data.readers.cache import cached, package_folder
+from trainer.data.readers.cache import package_folder
 from trainer.data.readers.idx import read_idx
 from trainer.data.sources.base import DataSplits, TensorSource
 from trainer.utils.seeding import numpy_generator
@@ -45,14 +44,16 @@ def digits() -> DataSplits:
     """Read the 1797 digits of scikit-learn: 1438 training and 359 test examples, always the same ones.
 
     Inputs are float32 [N, 1, 8, 8] in [0, 1], targets int64 in 0..9. They are read from the installed package, without
-    importing it, and cached. Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    importing it. Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository 1998.
 
     Raises:
         ValueError: scikit-learn is not installed.
     """
-    stored = cached("digits-v1.safetensors", _read_digits)
-    images, labels = stored["images"].float().div_(16).unsqueeze(1), stored["labels"].long()
+    folder = package_folder("scikit-learn", install="pip install scikit-learn")
+    with gzip.open(folder / "sklearn/datasets/data/digits.csv.gz") as file:
+        table = torch.from_numpy(np.loadtxt(file, dtype=np.uint8, delimiter=","))
+    images, labels = table[:, :-1].reshape(-1, 1, 8, 8).float().div_(16), table[:, -1].long()
     order = torch.from_numpy(numpy_generator("digits", "split").permutation(len(labels)))
     test, train = order.tensor_split([int(DIGITS_TEST_FRACTION * len(labels))])
     return DataSplits(
@@ -82,14 +83,6 @@ def fashion_mnist(root: str | Path = "auto") -> DataSplits:
     """
     folder = Path(FASHION_FOLDER if root == "auto" else root).expanduser()
     return _read_splits("Fashion-MNIST", root, folder, FASHION_HELP, FASHION_NAMES)
-
-
-def _read_digits() -> dict[str, Tensor]:
-    """Return images, uint8 [1797, 8, 8] in 0..16, and labels, uint8 [1797]."""
-    folder = package_folder("scikit-learn", install="pip install scikit-learn")
-    with gzip.open(folder / "sklearn/datasets/data/digits.csv.gz") as file:
-        table = torch.from_numpy(np.loadtxt(file, dtype=np.uint8, delimiter=","))
-    return {"images": table[:, :-1].contiguous().view(-1, 8, 8), "labels": table[:, -1].contiguous()}
 
 
 def _read_splits(name: str, root: str | Path, folder: Path, help: str, label_names: tuple[str, ...]) -> DataSplits:

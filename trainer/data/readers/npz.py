@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from trainer.data.readers.cache import name_file_in_errors
-from trainer.data.readers.columns import Classes, ExampleColumns, make_splits
+from trainer.data.readers.columns import Classes, Columns, make_splits
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.column import NamedColumn
 
@@ -66,7 +66,7 @@ def _open(path: Path) -> Iterator[NpzFile]:
         raise ValueError(f"{path.absolute()} cannot be read: {error.strerror or error}") from error
 
 
-def _read_columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, part: str) -> ExampleColumns:
+def _read_columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, part: str) -> Columns:
     """Read the arrays of a part; raise ValueError with every missing or damaged one."""
     errors, columns = [], {}
     for role, name in wanted.items():
@@ -82,4 +82,4 @@ def _read_columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, pa
     if errors:
         valid = f"valid: {', '.join(file.files)}\nset data.inputs= and data.targets= to names of this file"
         raise ValueError("\n".join([*errors, valid]))
-    return ExampleColumns(**columns)
+    return columns

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.data.readers.arrow_tables import ColumnNames, Names, make_splits_from_tables, pyarrow
+from trainer.data.readers.arrow_tables import Names, make_splits_from_tables, pyarrow
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes
 from trainer.data.sources.base import DataSplits
+
+Wanted = Mapping[str, Names]  # the names of the columns of each role
 
 JSON_BLOCK_BYTES = 1 << 26  # a line must fit into a block of pyarrow's reader
 
@@ -29,7 +31,7 @@ ARGUMENTS = """
     """
 
 
-def _splits_reader(read_table: Callable[[Path, ColumnNames], Any]):
+def _splits_reader(read_table: Callable[[Path, Wanted], Any]):
     """Decorate a function that reads a table to read a data set, with the arguments above."""
 
     def read_splits(
@@ -42,7 +44,8 @@ def _splits_reader(read_table: Callable[[Path, ColumnNames], Any]):
         test: float = 0.1,
         test_path: str | Path | None = None,
     ) -> DataSplits:
-        path, wanted = Path(path).expanduser(), ColumnNames(inputs, targets, client_ids, weights)
+        path = Path(path).expanduser()
+        wanted = {"inputs": inputs, "targets": targets, "client_ids": client_ids, "weights": weights}
         with name_file_in_errors(path):
             test_table = _read(read_table, Path(test_path).expanduser(), wanted) if test_path is not None else test
             return make_splits_from_tables(_read(read_table, path, wanted), test_table, wanted, classes)
@@ -52,7 +55,7 @@ def _splits_reader(read_table: Callable[[Path, ColumnNames], Any]):
     return read_splits
 
 
-def _read(read_table: Callable[[Path, ColumnNames], Any], path: Path, wanted: ColumnNames) -> Any:
+def _read(read_table: Callable[[Path, Wanted], Any], path: Path, wanted: Wanted) -> Any:
     arrow = pyarrow()
     try:
         return read_table(path, wanted)
@@ -62,24 +65,25 @@ def _read(read_table: Callable[[Path, ColumnNames], Any], path: Path, wanted: Co
 
 
 @_splits_reader
-def parquet(path: Path, wanted: ColumnNames) -> Any:
+def parquet(path: Path, wanted: Wanted) -> Any:
     """Read columns of a Parquet file, or of all Parquet files in a folder, into memory."""
     parquet = pyarrow().parquet
-    inputs = [wanted.inputs] if isinstance(wanted.inputs, str) else wanted.inputs
-    names = [*inputs, *filter(None, [wanted.targets, wanted.client_ids, wanted.weights])] if inputs else None
-    # Read the wanted columns alone. Missing ones are reported later, with all other problems.
+    if wanted["inputs"] is None:
+        return parquet.read_table(path)
+    # Missing columns are reported later, with all other problems.
+    names = {name for each in wanted.values() for name in ([each] if isinstance(each, str) else each or [])}
     present = parquet.ParquetDataset(path).schema.names
-    return parquet.read_table(path, columns=names and [name for name in names if name in present])
+    return parquet.read_table(path, columns=[name for name in present if name in names])
 
 
 @_splits_reader
-def csv(path: Path, wanted: ColumnNames) -> Any:
+def csv(path: Path, wanted: Wanted) -> Any:
     """Read columns of a CSV file, whose first line names them, into memory."""
     return pyarrow().csv.read_csv(path)
 
 
 @_splits_reader
-def jsonl(path: Path, wanted: ColumnNames) -> Any:
+def jsonl(path: Path, wanted: Wanted) -> Any:
     """Read fields of a JSON lines file, one object per line, into memory."""
     json = pyarrow().json
     return json.read_json(path, json.ReadOptions(block_size=JSON_BLOCK_BYTES))

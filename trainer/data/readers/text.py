@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.data.readers.cache import package_folder
 from trainer.data.readers.test_split import test_fraction_errors
 from trainer.data.sources.base import DataSplits, SequenceWindows
+from trainer.utils.text import raise_errors
 
 BYTES = 256
 
@@ -79,8 +80,7 @@ def _check(length: int, test: float) -> None:
     if length < 1:
         errors.append(f"data.length={length}: a window needs at least 1 token")
     errors += test_fraction_errors(test)
-    if errors:
-        raise ValueError("\n".join(errors))
+    raise_errors(errors)
 
 
 def _read_utf8(path: Path) -> bytes:

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.test_split import test_fraction_errors
 from trainer.data.sources.base import DataSplits
+from trainer.utils.text import raise_errors
 
 MAX_WINDOWS, MAX_TOKENS = 1024, 1 << 20  # checked before training; every window is checked when it is fetched
 
@@ -82,10 +83,9 @@ def tokens(
         ValueError: the size is not a whole number of tokens, there are too few windows, or a token is outside the
             vocabulary.
     """
-    errors = test_fraction_errors(test)
     given = {"length": length, "vocabulary": vocabulary}
-    if errors := errors + [f"data.{key}={value}\n  valid: at least 1" for key, value in given.items() if value < 1]:
-        raise ValueError("\n".join(errors))
+    errors = [f"data.{key}={value}\n  valid: at least 1" for key, value in given.items() if value < 1]
+    raise_errors(test_fraction_errors(test) + errors)
     train_tokens = _map(Path(path).expanduser(), dtype, length, vocabulary, 2 if test_path is None else 1)
     if test_path is not None:
         test_tokens = _map(Path(test_path).expanduser(), dtype, length, vocabulary, 1)

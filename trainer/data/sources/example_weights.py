@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from trainer.data.sources.column import NUMBERS, NamedColumn
+from trainer.utils.text import raise_errors
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,5 @@ def validate_weights(weights: np.ndarray | None, examples: int) -> np.ndarray | 
     if len(column.values) != examples:
         errors.append(f"{column.description} for {examples} training examples: each needs one weight")
     values = parse_weights(column, errors)
-    if errors:
-        raise ValueError("\n".join(errors))
+    raise_errors(errors)
     return values

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
+from trainer.utils.text import raise_errors
 
 MIN_COMPRESSION_RATE = 2  # below which a matrix is sent as it is
 EPSILON = 1e-8  # added to the norm of a column, so that a matrix of zeros is not divided by zero
@@ -42,8 +43,7 @@ class PowerSGDReducer:
     def __init__(self, rank: int = 4, start: int = 10):
         errors = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
         errors += [f"gradient_compression.start={start}\n  valid: a whole number from 2"] if start < 2 else []
-        if errors:
-            raise ValueError("\n".join(errors))
+        raise_errors(errors)
         self.rank, self.start = rank, start
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:

@@ -6,7 +6,6 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from itertools import count
 from pathlib import Path
@@ -255,7 +254,6 @@ def no_package(name: str) -> None:
     raise PackageNotFoundError(name)
 
 
-@pytest.mark.usefixtures("cache")
 class TestDigits:
     def test_are_the_1797_of_scikit_learn(self) -> None:
         splits = digits()
@@ -270,34 +268,14 @@ class TestDigits:
         counts = np.bincount(np.concatenate([splits.train.labels, splits.test.labels]))
         assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
-    def test_are_always_the_same_and_written_once(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = digits()
-        monkeypatch.setattr("trainer.data.readers.cache.distribution", no_package)
-        assert torch.equal(inputs_of(digits().test), inputs_of(first.test))
-        assert [path.name for path in cache.iterdir()] == ["digits-v1.safetensors"]
-
-    def test_ranks_may_race_for_the_cache(self, cache: Path) -> None:
-        with ThreadPoolExecutor(8) as ranks:
-            found = [rank.result() for rank in [ranks.submit(digits) for _ in range(8)]]
-        assert all(torch.equal(inputs_of(splits.train), inputs_of(found[0].train)) for splits in found)
-        assert [path.name for path in cache.iterdir()] == ["digits-v1.safetensors"]
+    def test_are_always_the_same(self) -> None:
+        first, second = digits(), digits()
+        assert torch.equal(inputs_of(first.test), inputs_of(second.test))
 
     def test_name_the_install_command_of_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("trainer.data.readers.cache.distribution", no_package)
         with pytest.raises(ValueError, match=r"scikit-learn, which is not installed\.\n  pip install scikit-learn"):
             digits()
-
-    def test_name_a_cache_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "file").write_text("not a folder")
-        monkeypatch.setenv("SILOTRAIN_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(ValueError, match="set SILOTRAIN_CACHE to a writable folder"):
-            digits()
-
-    def test_are_kept_in_the_users_cache_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("SILOTRAIN_CACHE")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        digits()
-        assert (tmp_path / "xdg" / "silotrain" / "digits-v1.safetensors").is_file()
 
 
 class TestMnist:
