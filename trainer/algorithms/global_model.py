@@ -36,29 +36,17 @@ class GlobalModel:
         self.server = ServerOptimizer(server, self.parameters, parts)
         self.in_model = True
 
-    def move(self, chunks: ReducedChunks, correct: Correction | None = None) -> float:
+    def move(self, chunks: ReducedChunks, correct: Correction | None = None, fragment: slice | None = None) -> float:
         """Move the global parameters, and the model, by mean updates as they come in. A collective.
 
         Args:
             chunks: parts of the vector and the mean update there, in the order of their arrival.
             correct: edits the update of a block in place before the server optimizer takes it.
+            fragment: is moved alone, and the model stays as it is; None: all.
 
         Returns:
             The 2-norm of the mean update, uncorrected.
         """
-        norm = self._move(chunks, correct, into_model=True)
-        self.transport.all_gather(self.parameters)
-        self.in_model = self.moves_all
-        return math.sqrt(self.transport.all_reduce_in_silo(norm))
-
-    def move_fragment(self, chunks: ReducedChunks, fragment: slice) -> float:
-        """Move a fragment of the global parameters as `move` does, and leave the model as it is. A collective."""
-        norm = self._move(chunks, None, into_model=False)
-        self.transport.all_gather(self.parameters[fragment])
-        self.in_model = False
-        return math.sqrt(self.transport.all_reduce_in_silo(norm))
-
-    def _move(self, chunks: ReducedChunks, correct: Correction | None, into_model: bool) -> float:
         squares = 0.0
         for part, total in chunks:
             for block in blocks_of(self.parameters, part):  # each while it is in the processor's cache
@@ -67,9 +55,11 @@ class GlobalModel:
                 if correct:
                     correct(block, update)
                 self.server.step(block, update)
-                if into_model:
+                if fragment is None:
                     self.model.shared[block].copy_(self.parameters[block])
-        return squares
+        self.transport.all_gather(self.parameters if fragment is None else self.parameters[fragment])
+        self.in_model = self.moves_all and fragment is None
+        return math.sqrt(self.transport.all_reduce_in_silo(squares))
 
     def load_into_model(self, start: Tensor) -> None:
         """Copy the parameters that a client begins with into the model, which it is about to change."""

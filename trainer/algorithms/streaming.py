@@ -123,7 +123,7 @@ class StreamingRun(FederatedRun):
         sent = self.in_flight
         if sent.chunks is None:
             return
-        norm = self.global_model.move_fragment(sent.chunks, self.fragment(sent.round))
+        norm = self.global_model.move(sent.chunks, fragment=self.fragment(sent.round))
         sent.chunks = None
         sent.metrics = {"norm": norm, "cosine": mean_cosine(sent.sums, norm)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport.base import AllReduce, SeedFor
+from trainer.utils.trees import flatten
 
 ResidualKind = Literal["payload", "total"]
 
@@ -60,21 +61,15 @@ class Residuals:
                 are then added to those of payloads. Values after the last span are padding, and zero.
             device: of the vectors
         """
-        for name, kind, start, saved in _iter_residuals(tree):
-            is_total = kind == "total" and bool(sums)
+        for path, saved in flatten(tree).items():
+            name, kind, offset = path.rsplit(".", 2)
+            start, is_total = int(offset), kind == "total" and bool(sums)
             for span in sums if is_total else spans:
                 first, last = max(start, span.start), min(start + len(saved), span.stop)
                 if first < last:
                     like = saved.new_empty(span.stop - span.start, device=device)
                     piece = self.residual(name, "total" if is_total else "payload", span.start, like)
                     piece[first - span.start : last - span.start] += saved[first - start : last - start].to(device)
-
-
-def _iter_residuals(tree: Mapping[str, Any]) -> Iterator[tuple[str, ResidualKind, int, Tensor]]:
-    for name, kinds in tree.items():
-        for kind, pieces in kinds.items():
-            for start, piece in pieces.items():
-                yield name, kind, int(start), piece
 
 
 class ErrorFeedbackTransport(AllReduce):

@@ -15,6 +15,7 @@ from trainer.distributed.topology import Topology
 from trainer.distributed.transport.base import chunks_of
 from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport
 from trainer.utils.seeding import generator
+from trainer.utils.trees import flatten
 
 CACHE_SIZE = 1 << 16  # numbers: several operations go over them while they are in the cache
 
@@ -136,9 +137,10 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
         for state in states:
             self.residuals.load(state["residuals"], parts, [], self.topology.device)
             if same_world:  # in another one the blocks differ, and Q starts at random
-                rows = [(name, int(start), q) for name, rows in state["rows"].items() for start, q in rows.items()]
-                local = [row for row in rows if any(part.start <= row[1] < part.stop for part in parts)]
-                self.q_factors |= {(name, start): q.to(self.topology.device) for name, start, q in local}
+                for path, q in flatten(state["rows"]).items():
+                    name, start = path.rsplit(".", 1)
+                    if any(part.start <= int(start) < part.stop for part in parts):
+                        self.q_factors[name, int(start)] = q.to(self.topology.device)
 
     def _previous_q(self, name: str, start: int, matrix: Tensor) -> Tensor:
         """Return Q [m, r] of the last round, which has the directions of the updates; a random one at first."""
