@@ -10,7 +10,7 @@ import numpy as np
 from trainer.data.partition.base import column_errors, size_errors, smallest_errors
 from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import Source
-from trainer.utils.seeding import derive_seed
+from trainer.utils.seeding import derive_seed, hash_numbers
 from trainer.utils.text import raise_errors
 
 
@@ -43,7 +43,7 @@ class Hash:
             errors.append(f"partition.points={self.points}\n  valid: a whole number from 1")
         raise_errors(errors)
         ring = np.concatenate(
-            [hash_keys(np.arange(self.points), derive_seed(seed, "client", c)) for c in range(clients)]
+            [hash_numbers(np.arange(self.points), derive_seed(seed, "client", c)) for c in range(clients)]
         )
         order = ring.argsort(kind="stable")
         ring, client_of_node = ring[order], np.repeat(np.arange(clients), self.points)[order]
@@ -52,16 +52,8 @@ class Hash:
             keys = source.client_ids if self.key == "client_id" else np.arange(len(source))
             assert keys is not None
             salt = derive_seed(seed, "owner") if self.key == "client_id" else derive_seed(seed, "example", part)
-            return client_of_node[np.searchsorted(ring, hash_keys(keys, salt)) % len(ring)]
+            return client_of_node[np.searchsorted(ring, hash_numbers(keys, salt)) % len(ring)]
 
         split = Clients.of(assign(train, "train"), assign(test, "test"), clients)
         raise_errors(smallest_errors("hash", split, self.min_examples, "set fewer clients=, or more partition.points="))
         return split
-
-
-def hash_keys(keys: np.ndarray, salt: int) -> np.ndarray:
-    """Return uint64 [n] by the finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection for each salt."""
-    mixed = (keys.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

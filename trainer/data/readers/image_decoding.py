@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from trainer.utils.text import first_few
+
 Encoded = Path | bytes
 Channels = Literal[1, 3]
 Size = int | list[int] | None  # of both sides, or [height, width], or None for the size of the images
@@ -58,8 +60,7 @@ def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, wo
                 else:
                     into[row] = pixels
     if errors:
-        more = [f"and {len(errors) - MAX_NAMED} more"] if len(errors) > MAX_NAMED else []
-        raise ValueError("\n".join([f"{len(errors)} of {len(names)} images:", *errors[:MAX_NAMED], *more]))
+        raise ValueError("\n".join([f"{len(errors)} of {len(names)} images:", *first_few(errors, MAX_NAMED)]))
 
 
 def _decode_one(name: str, image: Encoded, shape: tuple[int, int, int], is_resized: bool) -> np.ndarray | str:

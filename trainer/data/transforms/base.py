@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.utils.hardware import to_device
-from trainer.utils.seeding import derive_seed
+from trainer.utils.seeding import derive_seed, hash_numbers
 
 Examples = tuple[Tensor, Tensor]
 
@@ -79,25 +80,6 @@ def random_key(seed: int, epoch: int, name: str) -> int:
 
 
 def uniform(key: int, numbers: Tensor, count: int) -> Tensor:
-    """Draw float64 [len(numbers), count] in [0, 1), each a hash of the key, the example's number and the column.
-
-    SplitMix64 (Steele, Lea and Flood 2014) gives any number of its sequence directly. There is no state, and it does
-    not matter which rank draws in which order.
-    """
+    """Draw float64 [len(numbers), count] in [0, 1), each a hash of the key, the example's number and the column."""
     counters = numbers.cpu().long()[:, None] * count + torch.arange(count)
-    # int64 arithmetic wraps around, like that of uint64, which torch lacks.
-    mixed = (counters + 1) * _signed(0x9E3779B97F4A7C15) + _signed(key)
-    mixed = (mixed ^ _shift_right(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ _shift_right(mixed, 27)) * _signed(0x94D049BB133111EB)
-    mixed = mixed ^ _shift_right(mixed, 31)
-    return _shift_right(mixed, 11).double() * 2.0**-53
-
-
-def _signed(value: int) -> int:
-    """Return the int64 with the bits of a uint64."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _shift_right(values: Tensor, bits: int) -> Tensor:
-    """Shift as unsigned numbers, with zeros from the left."""
-    return (values >> bits) & (2 ** (64 - bits) - 1)
+    return torch.from_numpy((hash_numbers(counters.numpy(), key) >> np.uint64(11)) * 2.0**-53)
