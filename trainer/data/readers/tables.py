@@ -70,10 +70,10 @@ def parquet(path: Path, wanted: Wanted) -> Any:
     parquet = pyarrow().parquet
     if wanted["inputs"] is None:
         return parquet.read_table(path)
+    names = [name for each in wanted.values() for name in ([each] if isinstance(each, str) else each or [])]
     # Missing columns are reported later, with all other problems.
-    names = {name for each in wanted.values() for name in ([each] if isinstance(each, str) else each or [])}
     present = parquet.ParquetDataset(path).schema.names
-    return parquet.read_table(path, columns=[name for name in present if name in names])
+    return parquet.read_table(path, columns=[name for name in names if name in present])
 
 
 @_splits_reader

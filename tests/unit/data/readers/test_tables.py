@@ -109,6 +109,15 @@ class TestParquet:
         inputs, targets = together(splits)
         assert splits.classes == 60 and np.array_equal(inputs, rows[:, :-1]) and np.array_equal(targets, rows[:, 1:])
 
+    def test_rows_of_tokens_may_have_natural_clients(self, tmp_path: Path) -> None:
+        rows, sites = np.arange(60).reshape(12, 5), ["a", "b", "c"] * 4
+        path = written(tmp_path, ids=rows.tolist(), site=sites)
+        splits = parquet(path, targets=None, inputs="ids", client_ids="site", test=0.25)
+        assert splits.client_names == ("a", "b", "c")
+        for source, each in ((splits.train, 3), (splits.test, 1)):
+            assert source.client_ids is not None and np.bincount(source.client_ids).tolist() == [each] * 3
+            assert np.array_equal(all_of(source)[0][:, 0] // 5 % 3, source.client_ids)
+
     def test_a_folder_of_files_and_a_test_file(self, tmp_path: Path) -> None:
         (tmp_path / "train").mkdir()
         for number in range(3):
