@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from trainer.distributed.transport import Transport
-from trainer.distributed.transport.base import ColumnReduction, ReducedChunks, SeedFor, columns_per_silo, shift_slice
+from trainer.distributed.transport.base import ColumnReduction, ReducedChunks, columns_per_silo, shift_slice
 from trainer.distributed.transport.compressed import MAX_DIRECT_SILOS
 
 
-class NullTransport:
+class NullTransport(Transport):
     """Transport that returns its input, and counts the bytes that another would send.
 
     Attributes:
@@ -23,7 +20,6 @@ class NullTransport:
         bytes_held: size of the rows where they are reduced.
     """
 
-    stateful = False
     wait_seconds = 0.0
 
     def __init__(self, transport: Transport, num_silos: int, rows: int):
@@ -36,9 +32,6 @@ class NullTransport:
         """Reset the counters."""
         self.bytes_sent = self.bytes_all_gathered = 0
 
-    def start_round(self, seed_for: SeedFor) -> None:
-        pass
-
     def chunks(self, length: int) -> list[slice]:
         return self.transport.chunks(length)
 
@@ -47,8 +40,7 @@ class NullTransport:
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
         self.bytes_sent += self.all_reduce_bytes(vector, offset)
-        chunks = [chunk for chunk in self.chunks(len(vector)) if chunk.stop > chunk.start]
-        return ((shift_slice(chunk, offset), self._compress(vector[chunk])) for chunk in chunks)
+        return ((shift_slice(part, offset), self._compress(vector[part])) for part in self.chunks(len(vector)))
 
     def _compress(self, values: Tensor) -> Tensor:
         """Return the values, after the work of their codec for all silos."""
@@ -79,9 +71,3 @@ class NullTransport:
         received = rows[torch.arange(self.rows) % len(rows), : columns_per_silo(rows.shape[1], self.num_silos)]
         self.bytes_held = received.nbytes
         return rule(received, lambda tensor: tensor).repeat(self.num_silos)[: rows.shape[1]]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
-        pass

@@ -1,10 +1,10 @@
-"""The interface of transports, which combine vectors of the silos, and the one without compression."""
+"""The base of transports, which combine vectors of the silos, and the one without compression."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,95 +27,20 @@ SHARD_ALIGNMENT = 16  # numbers: shards start on cache lines
 CHUNK_SIZE = 1 << 22  # numbers of a collective: while one chunk travels, another is encoded or decoded
 
 
-class Transport(Protocol):
-    """Abstract: combines one vector, or several rows, of each silo.
+class Transport:
+    """Base of transports: combines one vector, or several rows, of each silo.
 
     Methods that return a vector or a sum are collectives: all ranks call them, in the same order. If all silos are of
-    one size each replica sends its own shard of a vector, else the leaders send all.
+    one size each replica sends its own shard of a vector, else the leaders send all. A subclass sums chunks of vectors;
+    rows are combined without compression.
 
-    alignment     the lengths of vectors must be multiples of it
-    bytes_sent    between the silos, by all of them, since the start of the run
-    wait_seconds  for which this rank has waited for sums
-    stateful      whether ranks have a state between rounds
-    codec         encodes what silos send; None if it needs no codec
+    alignment              the lengths of vectors must be multiples of it
+    bytes_sent             between the silos, by all of them, since the start of the run
+    wait_seconds           for which this rank has waited for sums
+    stateful               whether ranks have a state between rounds
+    codec                  encodes what silos send; None if it needs no codec
+    collectives_per_chunk  between the silos
     """
-
-    alignment: int
-    bytes_sent: int
-    stateful: bool
-    wait_seconds: float
-
-    @property
-    def codec(self) -> Codec | None: ...
-
-    def start_round(self, seed_for: SeedFor) -> None:
-        """Start a round, from which the seeds of random encodings are derived."""
-        ...
-
-    def chunks(self, length: int) -> list[slice]:
-        """Return the spans of a vector that this rank sends, in order."""
-        ...
-
-    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        """Return the bytes that all silos together send for the sum of such a vector, or fragment at `offset`."""
-        ...
-
-    def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
-        """Start the sum of a vector over the silos.
-
-        Args:
-            vector: must not be touched until all sums have arrived, which may use its memory
-            name: of the residuals: vectors of one name add up over the rounds
-            offset: of the vector in a longer one, if it is a fragment
-
-        Returns:
-            the spans of this rank, shifted by the offset, and their sums, with the same bits on all ranks
-        """
-        ...
-
-    def lookahead(self, vector: Tensor, name: str) -> Tensor:
-        """Return a vector less the residuals of this silo for this name, the same on all its ranks.
-
-        It is the vector itself if the transport has no residuals, and a new one otherwise.
-        """
-        ...
-
-    def all_gather(self, vector: Tensor) -> Tensor:
-        """Complete a vector, of which each rank of this silo has the spans that it sends, in place."""
-        ...
-
-    def all_reduce_in_silo(self, value: float) -> float:
-        """Sum a number over the ranks of this silo."""
-        ...
-
-    def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
-        """Return the bytes that all silos together send to combine `count` such rows [., n] of all silos by columns."""
-        ...
-
-    def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
-        """Combine the rows [k, n] of each silo, k of its own, to one row [n] with the same bits on all ranks.
-
-        Each silo applies the rule to a part of the columns, so that no silo holds all rows.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of this rank, as a tree of live tensors; no two ranks use the same names."""
-        ...
-
-    def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
-        """Load the states of all ranks of some silos.
-
-        Args:
-            states: of this silo if it is the same world; else the state of each silo goes to one of the silos now
-            parts: the spans that this rank sends
-            same_world: whether the sizes of the silos are those of the states
-        """
-        ...
-
-
-class AllReduce:
-    """Vectors without compression: an all-reduce of each chunk, or one exchange of columns. Base of the others."""
 
     stateful = False
     codec: Codec | None = None
@@ -128,16 +53,27 @@ class AllReduce:
         self.wait_seconds = 0.0
 
     def start_round(self, seed_for: SeedFor) -> None:
-        pass
+        """Start a round, from which the seeds of random encodings are derived."""
 
     def chunks(self, length: int) -> list[slice]:
+        """Return the spans of a vector that this rank sends, in order."""
         return chunks_of(self.topology.shard_of(length))
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
-        return 2 * (self.topology.num_silos - 1) * vector.nbytes
+        """Return the bytes that all silos together send for the sum of such a vector, or fragment at `offset`."""
+        raise NotImplementedError
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
+        """Start the sum of a vector over the silos.
+
+        Args:
+            vector: must not be touched until all sums have arrived, which may use its memory
+            name: of the residuals: vectors of one name add up over the rounds
+            offset: of the vector in a longer one, if it is a fragment
+
+        Returns:
+            the spans of this rank, shifted by the offset, and their sums, with the same bits on all ranks
+        """
         chunks = [(shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
         if self.topology.num_silos == 1:
             return ((span, self.flush(name, span, values)) for span, values in chunks)
@@ -153,34 +89,38 @@ class AllReduce:
             span: in the whole vector
             values: the vector's memory at the span
         """
-        yield span, (yield collectives.all_reduce_async(values, self.topology.inter_silo_group))
+        raise NotImplementedError
 
     def flush(self, name: str, span: slice, values: Tensor) -> Tensor:
         """Return the values of a chunk where there is a single silo, with what was not sent when there were more."""
         return values
 
-    def _wait(self, pending: collectives.PendingCollective) -> Tensor:
-        """Wait for a collective, and count the time."""
-        began = perf_counter()
-        output = pending.wait()
-        self.wait_seconds += perf_counter() - began
-        return output
-
     def lookahead(self, vector: Tensor, name: str) -> Tensor:
+        """Return a vector less the residuals of this silo for this name, the same on all its ranks.
+
+        It is the vector itself if the transport has no residuals, and a new one otherwise.
+        """
         return vector
 
     def all_gather(self, vector: Tensor) -> Tensor:
+        """Complete a vector, of which each rank of this silo has the spans that it sends, in place."""
         return collectives.all_gather_shards(vector, self.topology)
 
     def all_reduce_in_silo(self, value: float) -> float:
+        """Sum a number over the ranks of this silo."""
         return float(collectives.all_reduce_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
 
     def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
+        """Return the bytes that all silos together send to combine `count` such rows [., n] of all silos by columns."""
         # All but one of S parts of each row leave their silo, and each part of the result goes to all other silos.
         silos = self.topology.num_silos
         return (count + silos) * (silos - 1) * columns_per_silo(rows.shape[1], silos) * rows.element_size()
 
     def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+        """Combine the rows [k, n] of each silo, k of its own, to one row [n] with the same bits on all ranks.
+
+        Each silo applies the rule to a part of the columns, so that no silo holds all rows.
+        """
         silos = self.topology.num_silos
         if silos == 1:
             return rule(rows, lambda tensor: tensor)
@@ -195,10 +135,35 @@ class AllReduce:
         return collectives.all_gather_between_silos(columns, self.topology)[: rows.shape[1]]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of this rank, as a tree of live tensors; no two ranks use the same names."""
         return {}
 
     def load_state_dicts(self, states: Iterable[Mapping[str, Any]], parts: Sequence[slice], same_world: bool) -> None:
-        pass
+        """Load the states of all ranks of some silos.
+
+        Args:
+            states: of this silo if it is the same world; else the state of each silo goes to one of the silos now
+            parts: the spans that this rank sends
+            same_world: whether the sizes of the silos are those of the states
+        """
+
+    def _wait(self, pending: collectives.PendingCollective) -> Tensor:
+        """Wait for a collective, and count the time."""
+        began = perf_counter()
+        output = pending.wait()
+        self.wait_seconds += perf_counter() - began
+        return output
+
+
+class AllReduce(Transport):
+    """Vectors without compression: an all-reduce of each chunk."""
+
+    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
+        # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
+        return 2 * (self.topology.num_silos - 1) * vector.nbytes
+
+    def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
+        yield span, (yield collectives.all_reduce_async(values, self.topology.inter_silo_group))
 
 
 def columns_per_silo(columns: int, silos: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import AllReduce, SeedFor
+from trainer.distributed.transport.base import SeedFor, Transport
 from trainer.utils.trees import flatten
 
 ResidualKind = Literal["payload", "total"]
@@ -72,7 +72,7 @@ class Residuals:
                     piece[first - span.start : last - span.start] += saved[first - start : last - start].to(device)
 
 
-class ErrorFeedbackTransport(AllReduce):
+class ErrorFeedbackTransport(Transport):
     """Base of transports with residuals."""
 
     stateful = True
