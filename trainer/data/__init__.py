@@ -1,42 +1,74 @@
 """Sources of examples, readers of files, and partitions of examples among clients."""
 
-from trainer.data.loading.fingerprint import checksum as checksum
-from trainer.data.loading.fingerprint import fingerprint as fingerprint
-from trainer.data.partition.base import Partition as Partition
-from trainer.data.partition.base import per_client_partition as per_client_partition
-from trainer.data.partition.clients import Clients as Clients
-from trainer.data.partition.clients import describe as describe
-from trainer.data.partition.consistent_hashing import Hash as Hash
-from trainer.data.partition.partition import Dirichlet as Dirichlet
-from trainer.data.partition.partition import Iid as Iid
-from trainer.data.partition.partition import Natural as Natural
-from trainer.data.partition.partition import Quantity as Quantity
-from trainer.data.partition.partition import Shards as Shards
-from trainer.data.partition.partition import Similarity as Similarity
-from trainer.data.partition.partition import count_natural_clients as count_natural_clients
-from trainer.data.readers.cifar import cifar10 as cifar10
-from trainer.data.readers.huggingface import saved_dataset as saved_dataset
-from trainer.data.readers.idx import read_idx as read_idx
-from trainer.data.readers.image_folder import image_folder as image_folder
-from trainer.data.readers.mnist import digits as digits
-from trainer.data.readers.mnist import fashion_mnist as fashion_mnist
-from trainer.data.readers.mnist import mnist as mnist
-from trainer.data.readers.npz import npz as npz
-from trainer.data.readers.tables import csv as csv
-from trainer.data.readers.tables import jsonl as jsonl
-from trainer.data.readers.tables import parquet as parquet
-from trainer.data.readers.text import BYTES as BYTES
-from trainer.data.readers.text import shakespeare as shakespeare
-from trainer.data.readers.text import text as text
-from trainer.data.readers.tokens import TokenSource as TokenSource
-from trainer.data.readers.tokens import tokens as tokens
-from trainer.data.sources.base import DataSplits as DataSplits
-from trainer.data.sources.base import SequenceWindows as SequenceWindows
-from trainer.data.sources.base import Source as Source
-from trainer.data.sources.base import TensorSource as TensorSource
-from trainer.data.sources.base import as_source as as_source
-from trainer.data.sources.example_weights import ExampleWeights as ExampleWeights
-from trainer.data.sources.per_client import PerClientSource as PerClientSource
-from trainer.data.sources.torch_datasets import IterableSource as IterableSource
-from trainer.data.sources.torch_datasets import MapDatasetSource as MapDatasetSource
-from trainer.data.sources.torch_datasets import is_sequential as is_sequential
+from __future__ import annotations
+
+from trainer.data.loading.fingerprint import checksum, fingerprint
+from trainer.data.partition.base import Partition, per_client_partition
+from trainer.data.partition.clients import Clients, describe, label_columns
+from trainer.data.partition.consistent_hashing import Hash
+from trainer.data.partition.partition import (
+    Dirichlet,
+    Iid,
+    Natural,
+    Quantity,
+    Shards,
+    Similarity,
+    count_natural_clients,
+)
+from trainer.data.readers.cifar import cifar10
+from trainer.data.readers.huggingface import saved_dataset
+from trainer.data.readers.idx import read_idx
+from trainer.data.readers.image_folder import image_folder
+from trainer.data.readers.mnist import digits, fashion_mnist, mnist
+from trainer.data.readers.npz import npz
+from trainer.data.readers.tables import csv, jsonl, parquet
+from trainer.data.readers.text import BYTES, shakespeare, text
+from trainer.data.readers.tokens import TokenSource, tokens
+from trainer.data.sources.base import DataSplits, SequenceWindows, Source, TensorSource, as_source
+from trainer.data.sources.example_weights import ExampleWeights
+from trainer.data.sources.per_client import PerClientSource
+from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, is_sequential
+
+__all__ = [
+    "BYTES",
+    "Clients",
+    "DataSplits",
+    "Dirichlet",
+    "ExampleWeights",
+    "Hash",
+    "Iid",
+    "IterableSource",
+    "MapDatasetSource",
+    "Natural",
+    "Partition",
+    "PerClientSource",
+    "Quantity",
+    "SequenceWindows",
+    "Shards",
+    "Similarity",
+    "Source",
+    "TensorSource",
+    "TokenSource",
+    "as_source",
+    "checksum",
+    "cifar10",
+    "count_natural_clients",
+    "csv",
+    "describe",
+    "digits",
+    "fashion_mnist",
+    "fingerprint",
+    "image_folder",
+    "is_sequential",
+    "jsonl",
+    "label_columns",
+    "mnist",
+    "npz",
+    "parquet",
+    "per_client_partition",
+    "read_idx",
+    "saved_dataset",
+    "shakespeare",
+    "text",
+    "tokens",
+]

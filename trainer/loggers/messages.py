@@ -42,9 +42,12 @@ def progress(fraction: float, examples_per_second: float, loss: float, seconds_l
 
 
 def round_line(metrics: Mapping[str, float | int], rounds: int) -> list[Span]:
-    """Format the metrics of a round that were measured in it."""
+    """Format the metrics of a round that were measured in it: of each set of examples the first of `HEADLINES`."""
     width = len(str(rounds))
-    parts = [f"{label} {number(metrics[key])}" for key, label in _headlines(metrics)]
+    parts = []
+    for split, names in (("train", ("loss",)), ("validation", HEADLINES), ("test", HEADLINES)):
+        if name := next((name for name in names if f"{split}/{name}" in metrics), None):
+            parts.append(f"{split} {name} {number(metrics[f'{split}/{name}'])}")
     if unit := next((unit for unit in ("tokens", "examples") if f"{unit}_per_second" in metrics), None):
         parts.append(f"{number(metrics[f'{unit}_per_second'])} {unit}/s")
     if math.isfinite(metrics.get("mfu", math.nan)):
@@ -52,25 +55,12 @@ def round_line(metrics: Mapping[str, float | int], rounds: int) -> list[Span]:
     if "seconds" in metrics:
         parts.append(f"{number(metrics['seconds'])} s")
     head = (f"round {metrics['round']:>{width}}/{rounds}", NAME_STYLE)
-    return [head, *("  " + part for part in parts), *_slowest(metrics)]
-
-
-def _slowest(metrics: Mapping[str, float | int]) -> list[Span]:
-    """Format the silo that the others waited for, and the longer of its activities."""
-    if "slowest/silo" not in metrics:
-        return []
-    activity = max(("data", "compute"), key=lambda name: metrics[f"slowest/{name}"])
-    seconds = number(metrics[f"slowest/{activity}"])
-    return [(f"  slowest silo {metrics['slowest/silo']}: {activity} {seconds} s", NOTE_STYLE)]
-
-
-def _headlines(metrics: Mapping[str, float | int]) -> list[tuple[str, str]]:
-    """Return keys and labels of the training loss and of the first of `HEADLINES` for validation and test."""
-    found = [("train/loss", "train loss")] if "train/loss" in metrics else []
-    for split in ("validation", "test"):
-        present = [metric for metric in HEADLINES if f"{split}/{metric}" in metrics]
-        found += [(f"{split}/{metric}", f"{split} {metric}") for metric in present[:1]]
-    return found
+    spans: list[Span] = [head, *("  " + part for part in parts)]
+    if "slowest/silo" in metrics:  # for which the others waited, with the longer of its activities
+        activity = max(("data", "compute"), key=lambda name: metrics[f"slowest/{name}"])
+        seconds = number(metrics[f"slowest/{activity}"])
+        spans.append((f"  slowest silo {metrics['slowest/silo']}: {activity} {seconds} s", NOTE_STYLE))
+    return spans
 
 
 def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
@@ -78,7 +68,11 @@ def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:
 
     Lists, mappings and metrics of single clients, of which there may be thousands, are only in the result's file.
     """
-    rows = {key: _format_value(value) for key, value in result.items() if _is_shown(key, value)}
+    rows = {
+        key: str(value) if isinstance(value, str | bool) else number(value)
+        for key, value in result.items()
+        if isinstance(value, str | int | float) and not key.startswith("client/")
+    }
     if folder:
         rows["run folder"] = str(folder)
         rows["TensorBoard"] = f"{_tensorboard()} --logdir {shlex.quote(str(folder))}"
@@ -92,11 +86,3 @@ def _tensorboard() -> str:
         return "tensorboard"
     beside = Path(sys.executable).with_name("tensorboard")
     return shlex.quote(str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside))
-
-
-def _is_shown(key: str, value: object) -> bool:
-    return isinstance(value, str | int | float) and not key.startswith("client/")
-
-
-def _format_value(value: str | float | int) -> str:
-    return str(value) if isinstance(value, str | bool) else number(value)

@@ -1,8 +1,13 @@
 """Charts of a run in TensorBoard."""
 
+# The classes of protobuf's generated modules exist only at run time.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
+import math
 import textwrap
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
@@ -13,10 +18,11 @@ from trainer.loggers.base import FinalArtifacts, Metrics
 
 if TYPE_CHECKING:  # tensorboard and matplotlib are imported when there is something to write
     from matplotlib.figure import Figure
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
-    from trainer.loggers.tensorboard_hparams import Scalar
+Scalar = str | bool | int | float | None
 
 MAX_CLASSES_WITH_COUNTS = 40  # in a confusion matrix; the cells of more classes are too small for numbers
 
@@ -41,10 +47,12 @@ class TensorBoardLogger:
 
     @cached_property
     def _writer(self) -> SummaryWriter:
-        from trainer.loggers.tensorboard_hparams import session_start
+        from tensorboard.plugins.hparams import summary_v2
 
         writer = self._open(self._folder)
-        writer._get_file_writer().add_summary(session_start(self._hyperparameters), 0)
+        # torch's add_hparams would fix the tab's columns by this run: TensorBoard infers them from all runs together.
+        start = summary_v2.hparams_pb({name: _readable(value) for name, value in self._hyperparameters.items()}, "")
+        writer._get_file_writer().add_summary(start, 0)
         return writer
 
     @cached_property
@@ -72,8 +80,6 @@ class TensorBoardLogger:
         Scores are the numbers with a group in their names, such as `test/accuracy`, that differ from the last round's.
         A name without a group, such as `seconds`, means a round in the charts and the whole run in the result.
         """
-        from trainer.loggers.tensorboard_hparams import session_end
-
         step = int(self._last["round"])
         for tag, value in result.items():
             if "/" in tag and _is_number(value) and self._last.get(tag) != value:
@@ -85,7 +91,7 @@ class TensorBoardLogger:
             # TensorBoard renders Markdown, in which an indent of four spaces means verbatim text.
             verbatim = textwrap.indent(artifacts.sample, "    ", predicate=lambda line: True)
             self._writer.add_text("test/sample", verbatim, step)
-        self._writer._get_file_writer().add_summary(session_end(), step)
+        self._writer._get_file_writer().add_summary(_end_of_session(), step)
         self._flush()
 
     def close(self) -> None:
@@ -132,6 +138,23 @@ def confusion_figure(confusion: Tensor, label_names: tuple[str, ...] = ()) -> Fi
             count = str(int(confusion[row, column]))
             axes.text(column, row, count, color=color, fontsize="small", ha="center", va="center")
     return figure
+
+
+def _end_of_session() -> Summary:
+    """Make the summary that ends a successful run in the HParams tab."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    data = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    return Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=data, tensor=metadata.NULL_TENSOR)])
+
+
+def _readable(value: Scalar) -> str | bool | int | float:
+    """Return the value, None and what is not finite as text: the page's JSON has neither."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return "null" if value is None else value
 
 
 def _is_number(value: object) -> bool:

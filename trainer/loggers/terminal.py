@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from time import monotonic
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from trainer.loggers.messages import Span
 
@@ -13,47 +13,33 @@ SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_REFRESHES = 0.5
 
 
-class Terminal(Protocol):
-    """A stream with permanent lines and transient progress.
+class Terminal:
+    """A stream with permanent lines and progress. In a log there are no styles, and progress is a line like any other.
 
-    next_refresh: earliest time.monotonic() at which an update of the progress is worthwhile.
+    Attributes:
+        next_refresh: earliest time.monotonic() at which an update of the progress is worthwhile. In a log that is 10
+            seconds after the last line.
     """
-
-    next_refresh: float
-
-    def line(self, *spans: Span) -> None:
-        """Print a line."""
-        ...
-
-    def progress(self, fraction: float, text: str) -> None:
-        """Display the fraction done, 0 to 1, and schedule the next refresh."""
-        ...
-
-    def close(self) -> None:
-        """Remove the progress display. The stream stays open, and further lines may follow."""
-        ...
-
-
-class PlainTerminal:
-    """Terminal for logs: no styles, and progress only after 10 seconds without a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.next_refresh = 0.0
 
     def line(self, *spans: Span) -> None:
+        """Print a line."""
         text = "".join(span if isinstance(span, str) else span[0] for span in spans)
         print(text.rstrip(), file=self._stream, flush=True)
         self.next_refresh = monotonic() + SECONDS_BETWEEN_LINES
 
     def progress(self, fraction: float, text: str) -> None:
+        """Display the fraction done, 0 to 1, and schedule the next refresh."""
         self.line(text)
 
     def close(self) -> None:
-        """Do nothing: plain lines leave nothing to remove."""
+        """Remove the progress display. The stream stays open, and further lines may follow."""
 
 
-class ProgressBarTerminal:
+class ProgressBarTerminal(Terminal):
     """Terminal with a progress bar in the last row, redrawn at most twice a second."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -61,6 +47,7 @@ class ProgressBarTerminal:
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
 
+        super().__init__(stream)
         is_stdout = stream is sys.stdout
         self._progress = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -74,7 +61,6 @@ class ProgressBarTerminal:
             redirect_stderr=is_stdout and sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("", total=1.0)
-        self.next_refresh = 0.0
 
     def line(self, *spans: Span) -> None:
         from rich.text import Text
@@ -92,7 +78,7 @@ class ProgressBarTerminal:
 
 
 def make_terminal(stream: TextIO, is_terminal: bool | None = None) -> Terminal:
-    """Return a progress bar terminal if the stream can show one, else a plain one.
+    """Return a terminal with a progress bar if the stream can show one, else a plain one.
 
     Args:
         stream: where to write.
@@ -100,4 +86,4 @@ def make_terminal(stream: TextIO, is_terminal: bool | None = None) -> Terminal:
     """
     if is_terminal is None:
         is_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return ProgressBarTerminal(stream) if is_terminal else PlainTerminal(stream)
+    return ProgressBarTerminal(stream) if is_terminal else Terminal(stream)

@@ -9,12 +9,12 @@ import torch
 
 from trainer.commands.exit_codes import FINISHED
 from trainer.commands.partition.plot import draw
-from trainer.commands.plan.target_world import leader_topology
+from trainer.commands.plan.options import PlanOptions
+from trainer.commands.plan.target_world import leader_topology, remote_nodes
 from trainer.config.build import build_clients
 from trainer.config.compose import compose_tree, unused_path
 from trainer.config.schema import Config, read_config
 from trainer.data import Clients, describe
-from trainer.distributed.launch.processes import choose_nproc
 from trainer.distributed.topology import silo_sizes
 
 USAGE = """\
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     splits, clients = build_clients(config, leader_topology(0, _sizes(config), torch.device("cpu")))
     print(describe(clients, splits.train, splits.label_names, most=len(clients)))
     print(_summary(clients))
-    draw(clients, splits.train.labels, splits.label_names).save(path)
+    draw(clients, splits.train, splits.label_names).savefig(path)
     print(f"picture  {path}")
     return FINISHED
 
@@ -60,10 +60,7 @@ def _sizes(config: Config) -> tuple[int, ...]:
         return (1,) * config.silos  # the partition does not depend on the number of ranks
     if isinstance(config.silos, list):
         return tuple(config.silos)
-    launch = config.launch
-    nodes = launch.nodes if isinstance(launch.nodes, int) else launch.nodes[1]
-    ranks = choose_nproc(launch.nproc_per_node, launch.device)
-    return silo_sizes(config.silos, [node for node in range(nodes) for _ in range(ranks)])
+    return silo_sizes(config.silos, remote_nodes(PlanOptions(), config.launch))
 
 
 def _summary(clients: Clients) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from trainer.commands.report.client_metrics import ClientMetric
 from trainer.commands.report.run_records import RunRecord
 from trainer.commands.report.summary import Configuration, Report, spread_of
-from trainer.loggers import HEADLINES, Metrics
-from trainer.loggers.client_history import ClientMetric
+from trainer.loggers import HEADLINES, Metrics, higher_is_better
 
 AXES = {
     "round": "round",
@@ -106,7 +106,7 @@ def _heat_map(metric: ClientMetric, max_cells: int) -> PlotData:
         "clients": metric.clients,
         "rounds": [metric.rounds[index] for index in kept],
         "values": [[_plain(value) for value in row] for row in metric.values[:, kept].tolist()],
-        "best": "high" if metric.higher_is_better else "low",
+        "best": "high" if higher_is_better(metric.name) else "low",
     }
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from trainer.checkpoint.run_dir import RunDir
+from trainer.commands.report.client_metrics import ClientMetric, client_metrics
 from trainer.loggers import Metrics, read_jsonl
-from trainer.loggers.client_history import ClientMetric, client_metrics
 from trainer.utils.trees import flatten
 
 ROUND_METRICS = ("client/", "slowest/", "seconds/", "delta/", "round/")  # not in result.json

@@ -65,7 +65,7 @@ def describe(clients: Clients, train: Source, label_names: tuple[str, ...] = (),
     The columns are the numbers of examples and, of up to 20 classes, of training labels. Only the first `most` clients
     are shown. A last line counts the rest.
     """
-    labels, names = _label_columns(train, label_names)
+    labels, names = label_columns(train, label_names)
     rows = [["client", "train", "validation", "test", *names]]
     for client in range(min(most, len(clients))):
         parts = (clients.train[client], clients.validation[client], clients.test[client])
@@ -92,7 +92,7 @@ def _split_validation(ids: np.ndarray, fraction: float, seed: int, client: int) 
     return ids[~is_moved], ids[is_moved]
 
 
-def _label_columns(train: Source, label_names: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
+def label_columns(train: Source, label_names: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
     """Return labels numbered from 0 and the names of their columns; no names for no or too many labels."""
     if train.labels is None:
         return np.empty(0, np.int64), []

@@ -8,39 +8,41 @@ import torch
 from PIL import Image
 
 from trainer.commands.main import main
-from trainer.commands.partition.plot import INK, MAX_DOT, draw
+from trainer.commands.partition.plot import draw
 from trainer.data import Iid, Shards, TensorSource
-
-ROW = MAX_DOT + 2
 
 
 def labelled(examples: int, classes: int) -> TensorSource:
     return TensorSource(torch.zeros(examples, 1), torch.arange(examples) % classes)
 
 
-def inked(image: Image.Image) -> np.ndarray:
-    """Return which pixels [rows, columns] belong to dots or bars."""
-    return (np.asarray(image) == INK).all(2)
-
-
 def test_areas_are_numbers_of_examples():
-    source = labelled(600, 3)
-    clients = Shards(per_client=1).split(source, source, 3, 0)
-    image = draw(clients, source.labels, ("a", "b", "c"))
-    ink = inked(image)
-    area = np.pi * (MAX_DOT / 2) ** 2
-    assert ink.sum() == pytest.approx(3 * area, rel=0.1)
-    per_row = [ink[10 + ROW * label : 10 + ROW * (label + 1)].sum() for label in range(3)]
-    assert per_row == [pytest.approx(area, rel=0.1)] * 3
+    """Of a few clients the largest dot is as wide as a column."""
+    source = TensorSource(torch.zeros(7, 1), torch.tensor([0, 0, 0, 0, 2, 2, 1]))
+    clients = Shards(per_client=1).split(source, source, 2, 0)
+    counts = np.stack([np.bincount(source.labels[ids], minlength=3) for ids in clients.train])
+    axes = draw(clients, source, ("a", "b", "c")).axes[0]
+    (dots,) = axes.collections
+    drawn = np.zeros((2, 3))
+    for (client, label), area in zip(np.asarray(dots.get_offsets()).astype(int), dots.get_sizes(), strict=True):
+        drawn[client, label] = area
+    assert drawn == pytest.approx(counts / counts.max() * drawn.max())
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    lower, upper = axes.get_ylim()
+    assert lower > upper, "the first label is the upper one"
 
 
 @pytest.mark.parametrize("classes", [30, 1])
 def test_many_clients_and_many_labels_fit(classes: int):
     source = labelled(4000, classes)
     clients = Iid().split(source, source, 1000, 0)
-    image = draw(clients, source.labels)
-    assert image.width < 4200 and inked(image).any()
-    assert inked(draw(clients, None)).any()
+    figure = draw(clients, source)
+    assert figure.get_figwidth() <= 42
+    if classes == 1:
+        (dots,) = figure.axes[0].collections
+        assert np.sqrt(dots.get_sizes().max()) <= 72 * figure.get_figwidth() / 1000, "dots do not overlap"
+    else:
+        assert [bar.get_height() for bar in figure.axes[0].patches] == clients.sizes.tolist()  # pyright: ignore
 
 
 def test_the_command_tells_and_draws(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -55,7 +57,7 @@ def test_the_command_tells_and_draws(tmp_path, monkeypatch: pytest.MonkeyPatch, 
     assert lines[6].startswith(expected) and lines[7] == "picture  partition.png"
     pictures = sorted(tmp_path.glob("*.png"))
     assert [path.name for path in pictures] == ["partition-2.png", "partition.png"]
-    assert all(inked(Image.open(path)).any() for path in pictures)
+    assert all(np.ptp(np.asarray(Image.open(path))) > 100 for path in pictures)
 
 
 @pytest.mark.parametrize("wish", ["picture=partition.jpg", "picture=no/such/partition.png"])
