@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import yaml
 
@@ -15,13 +12,9 @@ from trainer import __version__
 from trainer.commands.exit_codes import BAD_INPUT, CODES, FINISHED
 from trainer.distributed.environment import check_launcher, check_world, detect_environment, is_main_process, is_worker
 
-# Imported when they are typed: each has a function `main` that takes the other arguments and returns the exit code.
-COMMANDS = {
-    "report": "trainer.commands.report.main",
-    "doctor": "trainer.commands.doctor.main",
-    "partition": "trainer.commands.partition.main",
-    "plan": "trainer.commands.plan.main",
-}
+# Packages, imported when they are typed. The module `main` of each has USAGE, and a function `main` that takes the
+# other arguments and returns the exit code.
+COMMANDS = ("report", "doctor", "partition", "plan")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from trainer.commands.options import expand_config_options
 
         if arguments and arguments[0] in COMMANDS:
-            return import_module(COMMANDS[arguments[0]]).main(expand_config_options(arguments[1:]))
+            command = import_module(f"trainer.commands.{arguments[0]}.main")
+            if "--help" in arguments or "-h" in arguments:
+                print(command.USAGE)
+                return FINISHED
+            return command.main(expand_config_options(arguments[1:]))
         return _run(expand_config_options(arguments))
     except ValueError as error:
         return _print_error(error)
@@ -52,7 +49,7 @@ def _run(arguments: list[str]) -> int:
     if options.multirun:
         if options.cfg or options.help is not None:
             raise ValueError("--cfg and --help cannot be combined with -m\n  leave -m out")
-        from trainer.commands import sweep
+        from trainer.commands.sweep import main as sweep
 
         return sweep.main([*search_path_overrides(), *overrides])
     if is_worker(overrides):
@@ -77,13 +74,14 @@ def _run(arguments: list[str]) -> int:
 def _run_worker(overrides: list[str]) -> int:
     """Run a worker. Under torchrun its exit code is always 0: torchrun would restart a failed one, and report all."""
     from trainer.commands.train import worker
+    from trainer.commands.train.launcher import resolved_tree
 
     try:
         check_world()
     except ValueError as error:
         _print_error(error)
         return FINISHED
-    status = worker.main(lambda: _compose(overrides))
+    status = worker.main(lambda: resolved_tree(overrides))
     return CODES[status] if detect_environment().launched_by == "srun" else FINISHED
 
 
@@ -92,10 +90,3 @@ def _print_error(error: ValueError) -> int:
     if is_main_process():
         print(error, file=sys.stderr, flush=True)
     return BAD_INPUT
-
-
-def _compose(overrides: list[str]) -> dict[str, Any]:
-    from trainer.commands.train.launcher import RESOLVED
-    from trainer.config.compose import compose_tree
-
-    return json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)

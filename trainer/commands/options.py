@@ -18,9 +18,14 @@ SEARCH_KEY = "hydra.searchpath="
 LEVELS = ("debug", "info", "warning", "error")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are ValueErrors. It prints no help, and knows options by their whole names alone."""
+
+    def __init__(self, command: str = "python -m trainer"):
+        super().__init__(command, add_help=False, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}\n  see python -m trainer --help")
+        raise ValueError(f"{message}\n  see {self.prog} --help")
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -29,7 +34,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         ValueError: an option has no value, or an invalid one.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("-h", "--help", nargs="?", const="", metavar="GROUP")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")
@@ -53,7 +58,7 @@ def expand_config_options(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a file or a folder does not exist, or the file is no YAML mapping.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR")
     options, others = parser.parse_known_args(arguments)

@@ -154,7 +154,7 @@ def distributed(
     clients: int | None = None,
     backend: str = "auto",
 ) -> Iterator[Topology]:
-    """Open the process groups of this rank's Topology, and close them with the block. A collective over the world.
+    """Open the process groups of this rank's Topology, and close them with the block. All ranks must call it.
 
     A default process group that the caller has opened is used, and stays open.
 

@@ -1,5 +1,1 @@
 """`python -m trainer doctor`: examines the machines of a run."""
-
-from trainer.commands.doctor.main import main
-
-__all__ = ["main"]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.doctor.examine import HostSurvey
 from trainer.commands.probe.host_facts import HostFacts
-from trainer.commands.probe.network_interfaces import LOOPBACK
+from trainer.commands.probe.network import LOOPBACK
 from trainer.config.schema import Config
 from trainer.utils.text import first_few
 

@@ -1,4 +1,4 @@
-"""Survey of the hosts by all ranks, gathered on rank 0.
+"""Survey of the hosts by all ranks.
 
 Each rank collects facts, and the first rank of each node pings the others.
 
@@ -8,21 +8,21 @@ nodes have reached each other: torch waits for minutes for connections that cann
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from trainer.commands.doctor.run_dir_check import RunDirView, inspect_run_dir, marker_file
-from trainer.commands.probe.connectivity import PingResult, ping_all, serve_pings
+from trainer.checkpoint.shared_storage import visible_nodes
 from trainer.commands.probe.host_facts import HostFacts, collect_host_facts
 from trainer.commands.probe.link_bandwidth import Link, measure_links
-from trainer.commands.probe.network_interfaces import gloo_interface
-from trainer.commands.probe.watchdog import watchdog
+from trainer.commands.probe.network import PingResult, gloo_interface, ping_all, serve_pings
+from trainer.commands.probe.peers import Peers, watchdog
 from trainer.config.schema import Config
-from trainer.distributed.environment import ClusterEnvironment
-from trainer.distributed.topology import broadcast_via_store, distributed
+from trainer.distributed.topology import distributed
 
 RESPONSE_TIMEOUT_SECONDS = 60  # for the facts of all ranks
 LINK_TIMEOUT_SECONDS = 120
@@ -31,7 +31,7 @@ COLLECTIVE_TIMEOUT_SECONDS = 30  # of a single collective
 
 @dataclass
 class HostSurvey:
-    """Results of a survey, complete on rank 0.
+    """Results of a survey.
 
     Attributes:
         facts: of all ranks.
@@ -40,7 +40,7 @@ class HostSurvey:
         links: None if they were not measured; `links_error` tells why a connection failed.
     """
 
-    facts: list[HostFacts] = field(default_factory=list)
+    facts: list[HostFacts]
     pings: dict[int, list[PingResult]] = field(default_factory=dict)
     views: dict[int, RunDirView] = field(default_factory=dict)
     links: list[Link] | None = None
@@ -63,74 +63,43 @@ class HostSurvey:
         ]
 
 
-def survey_hosts(config: Config, environment: ClusterEnvironment, store: Any) -> HostSurvey:
-    """Survey the hosts. Every rank calls this; the survey is complete on rank 0.
+def survey_hosts(config: Config, peers: Peers) -> HostSurvey:
+    """Survey the hosts. All ranks must call it.
 
     Raises:
         ValueError: bad input on any rank. It is raised on all of them.
     """
-    survey = HostSurvey()
-    late = f"rank {environment.rank}: the ranks have not answered in {RESPONSE_TIMEOUT_SECONDS} s"
+    environment, run_dir = peers.environment, Path(str(config.run_dir))
+
+    def collect() -> dict[str, object]:
+        port = 0 if environment.local_rank else serve_pings(gloo_interface().address, environment.node)
+        return asdict(collect_host_facts(config, environment, port))
+
+    def view() -> tuple[list[PingResult], RunDirView] | None:
+        if environment.local_rank:
+            return None
+        others = [facts for facts in survey.first_ranks if facts.node != environment.node]
+        pings = ping_all({facts.node: (facts.address, facts.port) for facts in others})
+        return pings, inspect_run_dir(run_dir, marker)
+
+    late = f"rank {peers.rank}: the ranks have not answered in {RESPONSE_TIMEOUT_SECONDS} s"
     with ExitStack() as stack, watchdog(RESPONSE_TIMEOUT_SECONDS, late):
-
-        def plan_pings() -> str:
-            return json.dumps(_plan_pings(survey, config, environment, store, stack))
-
-        store.set(f"facts/{environment.rank}", _collect_facts(config, environment))
-        plan = json.loads(broadcast_via_store(store, "plan", environment, plan_pings))
-        if "errors" in plan:
-            raise ValueError(plan["errors"])
-        if environment.local_rank == 0:
-            others = {int(node): address for node, address in plan["nodes"].items() if int(node) != environment.node}
-            view = inspect_run_dir(Path(str(config.run_dir)), plan["marker"])
-            store.set(f"view/{environment.node}", json.dumps([ping_all(others), view]))
-        connected = broadcast_via_store(
-            store, "connected", environment, lambda: _gather_views(survey, plan["nodes"], store)
-        )
-    if connected == "yes":
-        _measure_links(survey, config, environment, store)
+        survey = HostSurvey([HostFacts(**facts) for facts in peers.all_gather("facts", collect)])
+        marker = peers.broadcast("marker", lambda: stack.enter_context(marker_file(run_dir)))
+        views = peers.all_gather("views", view)
+    for facts in survey.first_ranks:
+        pings, seen = views[facts.rank]
+        survey.pings[facts.node] = [PingResult(*result) for result in pings]
+        survey.views[facts.node] = RunDirView(*seen)
+    if not survey.unreachable:
+        _measure_links(survey, config, peers)
     return survey
 
 
-def _collect_facts(config: Config, environment: ClusterEnvironment) -> str:
-    try:
-        port = serve_pings(gloo_interface().address, environment.node) if environment.local_rank == 0 else 0
-        return json.dumps(asdict(collect_host_facts(config, environment, port)))
-    except ValueError as error:
-        return json.dumps({"error": str(error)})
-
-
-def _plan_pings(
-    survey: HostSurvey, config: Config, environment: ClusterEnvironment, store: Any, stack: ExitStack
-) -> dict[str, Any]:
-    """Gather the facts on rank 0.
-
-    Returns where each node listens, and the name of the marker file beside the run folder.
-    """
-    ranks = [json.loads(store.get(f"facts/{rank}")) for rank in range(environment.world_size)]
-    if errors := dict.fromkeys(facts["error"] for facts in ranks if "error" in facts):
-        return {"errors": "\n".join(errors)}
-    survey.facts = [HostFacts(**facts) for facts in ranks]
-    marker = stack.enter_context(marker_file(Path(str(config.run_dir))))
-    return {"nodes": {facts.node: (facts.address, facts.port) for facts in survey.first_ranks}, "marker": marker}
-
-
-def _gather_views(survey: HostSurvey, nodes: dict[str, Any], store: Any) -> str:
-    """Gather the views of the nodes on rank 0.
-
-    Returns whether all nodes have reached each other.
-    """
-    for node in map(int, nodes):
-        results, view = json.loads(store.get(f"view/{node}"))
-        survey.pings[node] = [PingResult(*result) for result in results]
-        survey.views[node] = RunDirView(*view)
-    return "no" if survey.unreachable else "yes"
-
-
-def _measure_links(survey: HostSurvey, config: Config, environment: ClusterEnvironment, store: Any) -> None:
+def _measure_links(survey: HostSurvey, config: Config, peers: Peers) -> None:
     """Measure the links of the process groups that a run would open."""
-    stuck = f"rank {environment.rank}: the connections between the ranks are stuck after {LINK_TIMEOUT_SECONDS} s"
-    launch = config.launch
+    stuck = f"rank {peers.rank}: the connections between the ranks are stuck after {LINK_TIMEOUT_SECONDS} s"
+    launch, environment, store = config.launch, peers.environment, peers.store
     limits = (COLLECTIVE_TIMEOUT_SECONDS, COLLECTIVE_TIMEOUT_SECONDS, launch.inter_silo_backend)
     try:
         with (
@@ -141,3 +110,50 @@ def _measure_links(survey: HostSurvey, config: Config, environment: ClusterEnvir
             survey.links = measure_links(silos, hosts)
     except RuntimeError as error:
         survey.links_error = str(error).splitlines()[0]
+
+
+class RunDirView(NamedTuple):
+    """A node's view of the run folder: is it that of rank 0, and can it be written?
+
+    `error` tells why it cannot be written; it is empty if it can.
+    """
+
+    is_same: bool
+    error: str
+
+
+@contextmanager
+def marker_file(folder: Path) -> Iterator[str]:
+    """Create a file beside the folder, yield its name, and remove it at the end.
+
+    The name is empty if the file cannot be created.
+    """
+    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
+    marker = folder.absolute().parent / f".{folder.name}-{uuid.uuid4().hex}"
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        name = marker.name
+    except OSError:
+        name = ""
+    try:
+        yield name
+    finally:
+        with suppress(OSError):  # it could not be created
+            marker.unlink()
+        for parent in missing:
+            with suppress(OSError):  # it could not be created, or others have written there meanwhile
+                parent.rmdir()
+
+
+def inspect_run_dir(folder: Path, marker: str) -> RunDirView:
+    """Return this node's view of the folder, beside which rank 0 has left a marker."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    error_text = ""
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        error_text = f"{existing}: {error.strerror}"
+    is_same = bool(marker and visible_nodes({0: folder.absolute().parent / marker}))
+    return RunDirView(is_same, error_text)

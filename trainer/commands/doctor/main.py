@@ -11,10 +11,11 @@ from trainer.commands.doctor.checks import diagnose
 from trainer.commands.doctor.console import show
 from trainer.commands.doctor.examine import survey_hosts
 from trainer.commands.exit_codes import FAILED, FINISHED
+from trainer.commands.probe.peers import Peers
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
 from trainer.config.schema import Config, read_config
-from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
+from trainer.distributed.environment import check_launcher, is_worker
 from trainer.distributed.launch.processes import TRAINER
 
 USAGE = """\
@@ -33,22 +34,18 @@ def main(arguments: Sequence[str]) -> int:
     Raises ValueError for bad input that the launcher finds.
     """
     arguments = list(arguments)
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE)
-        return FINISHED
     if is_worker(arguments):
-        check_world()
         return run_worker(arguments, _examine)
     tree = compose_tree(arguments)
     check_launcher(tree["launch"]["nodes"])
     return launch_workers(tree, read_config(tree).launch, (*TRAINER, "doctor"))
 
 
-def _examine(tree: dict[str, Any], environment: ClusterEnvironment, store: Any) -> int:
+def _examine(tree: dict[str, Any], peers: Peers) -> int:
     """Survey the hosts, and print the results on rank 0; the exit code."""
     config: Config = read_config(tree)
-    survey = survey_hosts(config, environment, store)
-    if environment.rank:
+    survey = survey_hosts(config, peers)
+    if peers.rank:
         return FINISHED
     diagnoses = diagnose(survey, config, tree)
     show(survey, diagnoses, Console())

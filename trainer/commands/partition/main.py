@@ -9,7 +9,6 @@ import torch
 
 from trainer.commands.exit_codes import FINISHED
 from trainer.commands.partition.plot import draw
-from trainer.commands.plan.options import PlanOptions
 from trainer.commands.plan.target_world import leader_topology, remote_nodes
 from trainer.config.build import build_clients
 from trainer.config.compose import compose_tree, unused_path
@@ -32,9 +31,6 @@ PICTURE = "picture="
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit code. Raises ValueError for bad input."""
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE)
-        return FINISHED
     pictures = [argument.removeprefix(PICTURE) for argument in arguments if argument.startswith(PICTURE)]
     config = read_config(compose_tree([argument for argument in arguments if not argument.startswith(PICTURE)]))
     path = _plot_path(pictures[-1] if pictures else None)
@@ -60,7 +56,7 @@ def _sizes(config: Config) -> tuple[int, ...]:
         return (1,) * config.silos  # the partition does not depend on the number of ranks
     if isinstance(config.silos, list):
         return tuple(config.silos)
-    return silo_sizes(config.silos, remote_nodes(PlanOptions(), config.launch))
+    return silo_sizes(config.silos, remote_nodes(config.launch))
 
 
 def _summary(clients: Clients) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trainer.data import Clients, Source, label_columns
 
@@ -21,6 +22,7 @@ def draw(clients: Clients, train: Source, label_names: tuple[str, ...] = ()) -> 
     figure = Figure((2 + column * len(clients), 1 + COLUMN * (len(names) or 10)), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="client", xlim=(-0.6, len(clients) - 0.4))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:
         counts = np.stack([np.bincount(labels[ids], minlength=len(names)) for ids in clients.train])
         owners, rows = np.nonzero(counts)

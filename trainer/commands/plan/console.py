@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from trainer.commands.plan.cost_model import CostModel, LinkSpeed, estimate
+from trainer.commands.plan.cost_model import CostModel, estimate
 from trainer.commands.plan.measure import RunPlan
-from trainer.commands.plan.memory import MemoryLines
 from trainer.utils.tables import make_table
 from trainer.utils.text import format_bytes, format_seconds
 
@@ -26,15 +25,20 @@ def show(plan: RunPlan, console: Console) -> None:
     """Print the plan."""
     for label, text in _facts(plan):
         console.print(Text.assemble((label.ljust(LABEL_WIDTH), "bold"), text), soft_wrap=True)
-    for heading, rows in {
-        "a round": _seconds(plan.costs),
-        "sent in a round": _traffic(plan.costs),
-        "memory of a rank": _memory(plan.memory),
-    }.items():
-        if rows:
-            columns = Column(heading, min_width=FIRST_WIDTH), Column("", justify="right"), Column("", justify="right")
-            console.print()
-            console.print(make_table(columns, rows))
+    _show_table("a round", _seconds(plan.costs), console)
+    _show_table("sent in a round", _sizes(_traffic(plan.costs)), console)
+    _show_table("memory of a rank", _sizes({**plan.memory, "all": sum(plan.memory.values())}), console)
+
+
+def _show_table(heading: str, rows: Sequence[Row], console: Console) -> None:
+    if rows:
+        columns = Column(heading, min_width=FIRST_WIDTH), Column("", justify="right"), Column("", justify="right")
+        console.print()
+        console.print(make_table(columns, rows))
+
+
+def _sizes(sizes: Mapping[str, float]) -> list[Row]:
+    return [(name, format_bytes(size), "") for name, size in sizes.items() if size]
 
 
 def _facts(plan: RunPlan) -> Iterator[tuple[str, str]]:
@@ -52,7 +56,8 @@ def _facts(plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "the run", f"{costs.rounds:,} rounds, {steps} steps of a silo, {seconds} without evaluation"
     for label, link in {"inside": costs.intra_silo, "between": costs.inter_silo}.items():
         if link:
-            yield label, _link(link)
+            speed = f"{format_bytes(link.bandwidth)}/s, {format_seconds(link.latency)} for a small all-reduce"
+            yield label, f"{speed}, {'measured' if link.is_measured else 'as given'}"
 
 
 def _step(plan: RunPlan) -> str:
@@ -63,11 +68,6 @@ def _step(plan: RunPlan) -> str:
     micro_batches = [-(-size // micro_batch_size) if isinstance(micro_batch_size, int) else 1 for size in per_rank]
     accumulation = f", in {_range(micro_batches)} micro-batches" if max(micro_batches) > 1 else ""
     return f"{batch_size} examples of a silo, {_range(per_rank)} of a rank{accumulation}"
-
-
-def _link(link: LinkSpeed) -> str:
-    source = "measured" if link.is_measured else "as given"
-    return f"{format_bytes(link.bandwidth)}/s, {format_seconds(link.latency)} for a small all-reduce, {source}"
 
 
 def _seconds(costs: CostModel) -> list[Row]:
@@ -83,21 +83,15 @@ def _seconds(costs: CostModel) -> list[Row]:
     return [(name, f"{took:,.4f} s", f"{took / round.seconds:.1%}") for name, took in parts.items() if took]
 
 
-def _traffic(costs: CostModel) -> list[Row]:
+def _traffic(costs: CostModel) -> dict[str, float]:
     """Return the bytes that are sent in a round, and between the silos in the run."""
     all_silos = costs.traffic.inter_silo
-    sent = {
+    return {
         "inside silos, by a rank": costs.intra_silo_bytes,
         "between silos, by a silo": all_silos / len(costs.loads),
         "between silos, by all": all_silos,
         "between silos, by all in the run": all_silos * costs.rounds,
     }
-    return [(name, format_bytes(size), "") for name, size in sent.items() if size]
-
-
-def _memory(memory: MemoryLines) -> list[Row]:
-    """Return the bytes that a rank holds."""
-    return [(name, format_bytes(size), "") for name, size in {**memory, "all": sum(memory.values())}.items()]
 
 
 def _range(values: Iterable[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, replace
 from statistics import median
 
 from trainer.distributed.topology import count_shards
@@ -26,9 +26,6 @@ class StageTimes:
     step: float
     client: float
     aggregation: float
-
-
-STAGES = [stage.name for stage in fields(StageTimes)]
 
 
 @dataclass(frozen=True)
@@ -129,11 +126,6 @@ class Estimate:
     def seconds(self) -> float:
         return self.computing + self.averaging + self.updating + self.sending
 
-    @property
-    def utilisation(self) -> float:
-        """Share of the round in which ranks compute."""
-        return self.computing / self.seconds
-
 
 def estimate(costs: CostModel) -> Estimate:
     """Estimate the seconds of a round."""
@@ -199,5 +191,6 @@ def slowest_stage_times(ranks: Iterable[Iterable[StageTimes]]) -> StageTimes:
     Args:
         ranks: times of each rank, round by round.
     """
-    rounds = list(zip(*ranks, strict=False))
-    return StageTimes(*(median(max(getattr(times, stage) for times in round) for round in rounds) for stage in STAGES))
+    rounds = zip(*ranks, strict=False)
+    slowest = [[max(stage) for stage in zip(*map(astuple, times), strict=True)] for times in rounds]
+    return StageTimes(*map(median, zip(*slowest, strict=True)))

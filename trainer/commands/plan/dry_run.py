@@ -134,7 +134,7 @@ class DryRun:
 def measure_step_seconds(run: Run, topology: Topology, seconds: float) -> float:
     """Measure the median step of this rank's silo, whose replicas train together.
 
-    A collective.
+    All ranks must call it.
 
     Args:
         run: planned by `DryRun`, for silos of these sizes.

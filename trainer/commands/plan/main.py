@@ -12,12 +12,13 @@ from rich.console import Console
 from trainer.commands.exit_codes import FINISHED
 from trainer.commands.plan.console import show
 from trainer.commands.plan.measure import Planner
-from trainer.commands.plan.options import PlanOptions, parse_options, split_arguments
+from trainer.commands.plan.options import PREFIX, PlanOptions, parse_options
 from trainer.commands.plan.target_world import check_links, count_local_workers, is_remote_run, remote_nodes
+from trainer.commands.probe.peers import Peers
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
-from trainer.distributed.environment import ClusterEnvironment, check_launcher, check_world, is_worker
+from trainer.distributed.environment import check_launcher, is_worker
 from trainer.distributed.launch.processes import TRAINER
 from trainer.distributed.topology import silo_sizes
 from trainer.utils.errors import ErrorCollector
@@ -38,22 +39,17 @@ the memory of a rank. docs/plan.md explains how they are estimated.
 
 Exit codes: 0 the plan is printed, 1 failed, 2 bad input."""
 
-COMMAND = (*TRAINER, "plan")
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run the launcher or one worker, and return its exit code.
 
     Raises ValueError for bad input that the launcher finds.
     """
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE)
-        return FINISHED
-    plan_arguments, overrides = split_arguments(arguments)
+    plan_arguments = [argument for argument in arguments if argument.startswith(PREFIX)]
+    overrides = [argument for argument in arguments if not argument.startswith(PREFIX)]
     errors = ErrorCollector()
     options = errors.collect(lambda: parse_options(plan_arguments))
     if is_worker(overrides):
-        check_world()
         errors.raise_any()
         return run_worker(overrides, partial(_plan, options))
     tree = errors.collect(lambda: compose_tree(overrides))
@@ -62,15 +58,15 @@ def main(arguments: Sequence[str]) -> int:
     check_launcher(config.launch.nodes)
     launch = replace(config.launch, nproc_per_node=count_local_workers(options, config.launch))
     if is_remote_run(options, config.launch):
-        sizes = silo_sizes(config.silos, remote_nodes(options, config.launch))
+        sizes = silo_sizes(config.silos, remote_nodes(config.launch, options.ranks))
         check_links(options, sizes, True, int(launch.nproc_per_node))
         launch = replace(launch, nodes=1, rdzv_endpoint=None)
-    return launch_workers(tree, launch, (*COMMAND, *plan_arguments))
+    return launch_workers(tree, launch, (*TRAINER, "plan", *plan_arguments))
 
 
-def _plan(options: PlanOptions, tree: dict[str, Any], environment: ClusterEnvironment, store: Any) -> int:
+def _plan(options: PlanOptions, tree: dict[str, Any], peers: Peers) -> int:
     """Measure, and print the plan on rank 0; the exit code."""
-    plan = Planner(read_config(tree), options, environment, store).plan()
-    if environment.rank == 0:
+    plan = Planner(read_config(tree), options, peers).plan()
+    if peers.rank == 0:
         show(plan, Console())
     return FINISHED

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
 
 import torch
 
@@ -16,15 +13,12 @@ from trainer.commands.plan.memory import MemoryLines
 from trainer.commands.plan.options import PlanOptions
 from trainer.commands.plan.target_world import check_links, is_remote_run, leader_topology, remote_nodes
 from trainer.commands.probe.link_bandwidth import Link, measure_links
-from trainer.commands.probe.watchdog import watchdog
+from trainer.commands.probe.peers import Peers, watchdog
 from trainer.commands.train.torch_settings import configure_torch
 from trainer.config.build import build
 from trainer.config.schema import Config
-from trainer.distributed.environment import ClusterEnvironment
-from trainer.distributed.topology import Topology, broadcast_via_store, distributed, silo_sizes
+from trainer.distributed.topology import Topology, distributed, silo_sizes
 from trainer.loop.run import Run
-
-T = TypeVar("T")
 
 SECONDS = 3.0  # of each measurement
 LINK_TIMEOUT_SECONDS = 300
@@ -60,21 +54,23 @@ class DryRunResult:
 class Planner:
     """One of the workers that measure, for a run in their own world or in another one."""
 
-    def __init__(self, config: Config, options: PlanOptions, environment: ClusterEnvironment, store: Any):
-        self.config, self.options, self.environment, self.store = config, options, environment, store
-        self.is_remote = is_remote_run(options, config.launch, environment.launched_by == "launcher")
-        self.threads = configure_torch(config, environment)
+    def __init__(self, config: Config, options: PlanOptions, peers: Peers):
+        self.config, self.options, self.peers = config, options, peers
+        self.is_remote = is_remote_run(options, config.launch, peers.environment.launched_by == "launcher")
 
     def plan(self) -> RunPlan:
-        """Measure. Every rank calls this; the plan is complete on rank 0.
+        """Measure. All ranks must call it; the plan is complete on rank 0.
 
         Raises:
             ValueError: bad input on any rank. It is raised on all of them.
         """
-        sizes = silo_sizes(self.config.silos, self._target_nodes())
-        check_links(self.options, sizes, self.is_remote, self.environment.world_size)
-        alone = replace(self.environment, rank=0, world_size=1, host=None)
-        with distributed(1, alone, device=self.config.launch.device, backend=self.config.launch.backend) as one:
+        config, environment = self.config, self.peers.environment
+        threads = configure_torch(config, environment)
+        here = self.peers.all_gather("nodes", lambda: environment.node)
+        sizes = silo_sizes(config.silos, remote_nodes(config.launch, self.options.ranks) if self.is_remote else here)
+        check_links(self.options, sizes, self.is_remote, environment.world_size)
+        alone = replace(environment, rank=0, world_size=1, host=None)
+        with distributed(1, alone, device=config.launch.device, backend=config.launch.backend) as one:
             results = {size: self._dry_run(size, sizes, one.device) for size in dict.fromkeys(sizes)}
         largest = max(results.values(), key=lambda result: sum(result.memory.values()))
         links, averaging = self._measure_peers(sizes, results)
@@ -89,20 +85,14 @@ class Planner:
             averaging=averaging,
             overlap=largest.run.algorithm.overlap_steps,
         )
-        return RunPlan(largest.run, largest.model, self.threads, costs, largest.memory)
-
-    def _target_nodes(self) -> list[int]:
-        """Return the node of each rank of the run."""
-        if self.is_remote:
-            return remote_nodes(self.options, self.config.launch)
-        return self._all_gather("nodes", self.environment.node)
+        return RunPlan(largest.run, largest.model, threads, costs, largest.memory)
 
     def _dry_run(self, size: int, sizes: tuple[int, ...], device: torch.device) -> DryRunResult:
         """Measure rounds of the first silo of this size."""
         topology = leader_topology(sizes.index(size), sizes, device)
-        dry_run = self._on_all_ranks(f"dry run of {size}", lambda: DryRun(build(self.config, topology)))
+        dry_run = self.peers.on_all_ranks(f"dry run of {size}", lambda: DryRun(build(self.config, topology)))
         rounds = [asdict(times) for times in dry_run.stage_times(SECONDS)]
-        ranks = self._all_gather(f"stage times of {size}", rounds)
+        ranks = self.peers.all_gather(f"stage times of {size}", lambda: rounds)
         times = slowest_stage_times([StageTimes(**times) for times in rounds] for rounds in ranks)
         if self.options.seconds_per_step:
             times = replace(times, step=self.options.seconds_per_step)
@@ -136,10 +126,10 @@ class Planner:
         if not needs_intra_silo and (len(sizes) == 1 or self.options.bandwidth):
             return [], {}
         silos = 1 if self.is_remote else self.config.silos
-        launch = self.config.launch
+        launch, peers = self.config.launch, self.peers
         limits = (COLLECTIVE_TIMEOUT_SECONDS, COLLECTIVE_TIMEOUT_SECONDS, launch.inter_silo_backend)
-        stuck = f"rank {self.environment.rank}: the links between the ranks are stuck after {LINK_TIMEOUT_SECONDS} s"
-        world = distributed(silos, self.environment, self.store, launch.device, *limits, backend=launch.backend)
+        stuck = f"rank {peers.rank}: the links between the ranks are stuck after {LINK_TIMEOUT_SECONDS} s"
+        world = distributed(silos, peers.environment, peers.store, launch.device, *limits, backend=launch.backend)
         with ExitStack() as stack:
             with watchdog(LINK_TIMEOUT_SECONDS, stuck):
                 topology = stack.enter_context(world)
@@ -153,27 +143,6 @@ class Planner:
         Returns seconds by size of silo.
         """
         seconds = measure_step_seconds(results[topology.num_replicas].run, topology, SECONDS)
-        steps = self._all_gather("seconds of a step", (topology.num_replicas, seconds))
+        steps = self.peers.all_gather("seconds of a step", lambda: (topology.num_replicas, seconds))
         slowest = {size: max(took for replicas, took in steps if replicas == size) for size in results if size > 1}
         return {size: max(took - results[size].stage_times.step, 0.0) for size, took in slowest.items()}
-
-    def _all_gather(self, name: str, value: Any) -> list[Any]:
-        """Return the values of all ranks, on all of them, through the store."""
-        self.store.set(f"{name}/{self.environment.rank}", json.dumps(value))
-
-        def gather() -> str:
-            ranks = range(self.environment.world_size)
-            return json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in ranks])
-
-        return json.loads(broadcast_via_store(self.store, name, self.environment, gather))
-
-    def _on_all_ranks(self, name: str, make: Callable[[], T]) -> T:
-        """Call `make`; if it raises ValueError on any rank, raise it on all."""
-        made, error_text = None, ""
-        try:
-            made = make()
-        except ValueError as error:
-            error_text = str(error)
-        if errors := [text for text in self._all_gather(name, error_text) if text]:
-            raise ValueError("\n".join(dict.fromkeys(errors)))
-        return made  # pyright: ignore[reportReturnType] (made, where no rank raised)

@@ -37,13 +37,6 @@ class PlanOptions:
     seconds_per_step: float | None = None
 
 
-def split_arguments(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split the arguments into the plan's options and the run's overrides."""
-    arguments = list(arguments)
-    options = [argument for argument in arguments if argument.startswith(PREFIX)]
-    return options, [argument for argument in arguments if argument not in options]
-
-
 def parse_options(arguments: Iterable[str]) -> PlanOptions:
     """Parse arguments of the form plan.key=value.
 

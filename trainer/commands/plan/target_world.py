@@ -33,14 +33,18 @@ def count_local_workers(options: PlanOptions, launch: LaunchConfig) -> int:
     return nproc if options.seconds_per_step is None else min(nproc, MAX_UNTIMED_WORKERS)
 
 
-def remote_nodes(options: PlanOptions, launch: LaunchConfig) -> list[int]:
+def remote_nodes(launch: LaunchConfig, ranks: int | None = None) -> list[int]:
     """Return the node of each rank of a remote run.
 
     For `launch.nodes=[min,max]` the number of nodes is the largest.
+
+    Args:
+        launch: numbers of nodes and workers.
+        ranks: number of ranks; None for those of all nodes.
     """
     nproc = choose_nproc(launch.nproc_per_node, launch.device)
     nodes = launch.nodes if isinstance(launch.nodes, int) else launch.nodes[1]
-    return [rank // nproc for rank in range(options.ranks or nodes * nproc)]
+    return [rank // nproc for rank in range(ranks or nodes * nproc)]
 
 
 def check_links(options: PlanOptions, sizes: Sequence[int], is_remote: bool, workers: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch.cuda import nccl
 
 from trainer import __version__
-from trainer.commands.probe.network_interfaces import gloo_interface, interface_towards
+from trainer.commands.probe.network import gloo_interface, interface_towards
 from trainer.config.schema import Config
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.launch.processes import choose_threads
@@ -63,7 +63,7 @@ def collect_host_facts(config: Config, environment: ClusterEnvironment, port: in
     Raises:
         ValueError: GLOO_SOCKET_IFNAME names an interface that this host does not have.
     """
-    interface, proposed = gloo_interface(), interface_towards(environment.host)
+    interface = gloo_interface()
     gpu, gpu_memory = _gpu(config, environment)
     return HostFacts(
         rank=environment.rank,
@@ -72,7 +72,7 @@ def collect_host_facts(config: Config, environment: ClusterEnvironment, port: in
         interface=interface.name,
         address=interface.address,
         port=port,
-        proposed=proposed.name if proposed else "",
+        proposed=interface_towards(environment.host),
         versions=_versions(),
         threads=choose_threads(config.launch.threads_per_worker, environment.local_world_size),
         cores=sorted(os.sched_getaffinity(0)),

@@ -40,7 +40,7 @@ class Link:
 
 
 def measure_links(silos: Topology, hosts: Topology) -> list[Link]:
-    """Measure all kinds of links that a run uses. A collective over the world.
+    """Measure all kinds of links that a run uses. All ranks must call it.
 
     Args:
         silos: the run's topology.

@@ -10,11 +10,10 @@ from typing import Any
 
 from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.commands.probe.host_facts import USER_OMP_VARIABLE
-from trainer.commands.probe.watchdog import watchdog
-from trainer.commands.train.launcher import RESOLVED, RESTART
-from trainer.config.compose import compose_tree
+from trainer.commands.probe.peers import Peers, watchdog
+from trainer.commands.train.launcher import RESOLVED, RESTART, resolved_tree
 from trainer.config.schema import LaunchConfig
-from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment
+from trainer.distributed.environment import ClusterEnvironment, check_ranks, check_world, detect_environment
 from trainer.distributed.launch.processes import (
     WorkerFailure,
     choose_nproc,
@@ -25,16 +24,12 @@ from trainer.distributed.launch.reachability import connection_error, is_local_h
 from trainer.distributed.launch.rendezvous import open_rendezvous
 from trainer.distributed.launch.signals import handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError
-from trainer.distributed.topology import broadcast_via_store, open_store
+from trainer.distributed.topology import open_store
 
 CONNECT_TIMEOUT_SECONDS = 20  # for the rendezvous to answer
 RENDEZVOUS_TIMEOUT_SECONDS = 60  # for all ranks to come: torch takes long to load from a cold file system
 
 Tree = dict[str, Any]
-
-# The work of a rank, from the resolved configuration, its environment and the store to an exit code. Raises ValueError,
-# on all ranks, for bad input.
-WorkerFunction = Callable[[Tree, ClusterEnvironment, Any], int]
 
 
 def launch_workers(tree: Tree, launch: LaunchConfig, arguments: Sequence[str]) -> int:
@@ -49,15 +44,14 @@ def launch_workers(tree: Tree, launch: LaunchConfig, arguments: Sequence[str]) -
         print(error, file=sys.stderr)
         return FAILED
     nproc = choose_nproc(launch.nproc_per_node, launch.device)
-    own = {RESTART: "0", USER_OMP_VARIABLE: os.environ.get("OMP_NUM_THREADS", "")}
+    threads = choose_threads(launch.threads_per_worker, nproc)
+    environment = {RESTART: "0", USER_OMP_VARIABLE: os.environ.get("OMP_NUM_THREADS", "")}
     with handle_stop_signals() as stop:
         try:
             with open_rendezvous(launch.nodes, launch.rdzv_endpoint, lambda: stop.signal) as nodes:
                 world = nodes.next_world(nproc, 0, lambda: stop.signal)
-                environment = {RESOLVED: nodes.broadcast("config", lambda: json.dumps(tree)), **own}
-                with start_workers(
-                    world, choose_threads(launch.threads_per_worker, nproc), stop, environment, arguments
-                ) as workers:
+                environment[RESOLVED] = nodes.broadcast("config", lambda: json.dumps(tree))
+                with start_workers(world, threads, stop, environment, arguments) as workers:
                     ended = workers.wait()
         except (NodesUnreachableError, Interrupted) as error:
             print(error or "stopped before the other nodes had joined", file=sys.stderr)
@@ -67,8 +61,15 @@ def launch_workers(tree: Tree, launch: LaunchConfig, arguments: Sequence[str]) -
     return max(ended.code, FAILED) if isinstance(ended, WorkerFailure) else FINISHED
 
 
-def run_worker(overrides: list[str], function: WorkerFunction) -> int:
-    """Run one worker; the exit code of rank 0, on all ranks."""
+def run_worker(overrides: list[str], function: Callable[[Tree, Peers], int]) -> int:
+    """Run one worker; the exit code of rank 0, on all ranks.
+
+    Args:
+        overrides: of the run.
+        function: the work of a rank, from the resolved configuration to an exit code. For bad input it raises
+            ValueError on all ranks.
+    """
+    check_world()
     environment = detect_environment()
     rank, host, port = environment.rank, environment.host, environment.port
     if rank and host and (error := connection_error(host, port, CONNECT_TIMEOUT_SECONDS)):
@@ -83,14 +84,23 @@ def run_worker(overrides: list[str], function: WorkerFunction) -> int:
         f"within {RENDEZVOUS_TIMEOUT_SECONDS} s"
     )
     with watchdog(RENDEZVOUS_TIMEOUT_SECONDS, late):
-        store = open_store(environment)
-        composed = broadcast_via_store(
-            store, "config", environment, lambda: json.dumps(_compose(overrides, environment))
-        )
-    code = _call(json.loads(composed), function, environment, store)
-    code = int(broadcast_via_store(store, "code", environment, lambda: str(code)))
-    _exit_barrier(environment, store)
+        peers = Peers(environment, open_store(environment))
+    try:
+        tree = peers.broadcast("config", lambda: _checked_tree(overrides, environment))
+        code = function(tree, peers)
+    except ValueError as error:
+        if rank == 0:
+            print(error, file=sys.stderr)
+        code = BAD_INPUT
+    code = peers.broadcast("code", lambda: code)
+    peers.leave()
     return code
+
+
+def _checked_tree(overrides: list[str], environment: ClusterEnvironment) -> Tree:
+    tree = resolved_tree(overrides)
+    check_ranks(environment, tree["launch"]["nproc_per_node"])
+    return tree
 
 
 def _rendezvous_error(nodes: int | tuple[int, int], endpoint: str | None) -> str:
@@ -101,31 +111,3 @@ def _rendezvous_error(nodes: int | tuple[int, int], endpoint: str | None) -> str
     error = connection_error(host, int(port), CONNECT_TIMEOUT_SECONDS)
     remedy = "start the command on that host first, and open the port between the hosts"
     return f"launch.rdzv_endpoint={endpoint} cannot be reached from this host: {error}\n  {remedy}" if error else ""
-
-
-def _compose(overrides: list[str], environment: ClusterEnvironment) -> dict[str, Any]:
-    try:
-        tree = json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)
-        check_ranks(environment, tree["launch"]["nproc_per_node"])
-    except ValueError as error:
-        return {"error": str(error)}
-    return {"tree": tree}
-
-
-def _call(composed: dict[str, Any], function: WorkerFunction, environment: ClusterEnvironment, store: Any) -> int:
-    try:
-        if "error" in composed:
-            raise ValueError(composed["error"])
-        return function(composed["tree"], environment, store)
-    except ValueError as error:
-        if environment.rank == 0:
-            print(error, file=sys.stderr)
-        return BAD_INPUT
-
-
-def _exit_barrier(environment: ClusterEnvironment, store: Any) -> None:
-    """Let rank 0, which may hold the store, exit last."""
-    store.set(f"left/{environment.rank}", "")
-    if environment.rank == 0:
-        for rank in range(environment.world_size):
-            store.get(f"left/{rank}")

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from trainer.commands.report import csv_export
-from trainer.commands.report.console import show
-from trainer.commands.report.output_files import OutputFile, check
+from trainer.commands.options import Parser
+from trainer.commands.report.output_files import ROUND, RUN, OutputFile, curves_csv, runs_csv, write_all
 from trainer.commands.report.page import GENERATOR, page
 from trainer.commands.report.run_records import RunRecord, read_records
 from trainer.commands.report.summary import summarize
+from trainer.commands.report.table import show
 
-PAGE = "report.html"
-NAMES = {"--html": "page", "--csv": "runs", "--curves": "curves"}
+USAGE = """\
+python -m trainer report FOLDER ... [OPTION ...]     compare the runs in these folders, at any depth
 
-DESCRIPTION = """\
-Compare runs: a table with a row for each configuration, the settings that differ, and the mean and standard deviation
-over seeds, the best first; and a page that needs no network, with curves by round, examples, seconds and bytes.
-Unfinished runs are read as far as they got."""
+Prints a table with a row for each configuration, the settings that differ, and the mean and standard deviation over
+seeds, the best first. Writes a page that needs no network, with curves by round, examples, seconds and bytes.
+Unfinished runs are read as far as they got.
 
-EXAMPLES = """\
-examples:
+  --by METRIC      orders the configurations; default: test/accuracy, else test/perplexity, else test/loss
+  --html FILE      the page; default: report.html in the first FOLDER
+  --csv FILE       a row for each run: settings, status, all metrics
+  --curves FILE    a row for each round of each run
+
   python -m trainer report outputs
   python -m trainer report multirun/lr outputs/digits-sync --by validation/accuracy
   python -m trainer report outputs --html page.html --csv runs.csv --curves curves.csv
 
-docs/reports.md explains the report."""
+docs/reports.md explains the report. Exit codes: 0 finished, 2 bad input."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,48 +39,29 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises ValueError for bad input.
     """
-    options = _parser().parse_args(arguments)
+    parser = Parser("python -m trainer report")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--by", metavar="METRIC")
+    for option in ("--html", "--csv", "--curves"):
+        parser.add_argument(option, type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
     records = read_records(options.folders)
     report = summarize(records, options.by)
-    target = OutputFile("--html", options.html or _default_page(options.folders[0], records), GENERATOR)
-    texts: dict[OutputFile, Callable[[], str]] = {target: lambda: page(report, target.path.parent)}
+    path = options.html or _default_page(options.folders[0], records)
+    files = {"page": OutputFile("--html", path, GENERATOR, page(report, path.parent))}
     if options.csv:
-        texts[OutputFile("--csv", options.csv, ",".join(csv_export.RUN))] = lambda: csv_export.runs_csv(report)
+        files["runs"] = OutputFile("--csv", options.csv, ",".join(RUN), runs_csv(report))
     if options.curves:
-        texts[OutputFile("--curves", options.curves, ",".join(csv_export.ROUND))] = lambda: csv_export.curves_csv(
-            report
-        )
-    check(texts)
-    for written, text in texts.items():
-        written.write(text())
+        files["curves"] = OutputFile("--curves", options.curves, ",".join(ROUND), curves_csv(report))
+    write_all(files.values())
     console = Console()
     show(report, console)
-    for written in texts:
-        console.print(Text(f"{NAMES[written.option]:<7} {written.path}"), soft_wrap=True)
+    for name, file in files.items():
+        console.print(Text(f"{name:<7} {file.path}"), soft_wrap=True)
     return 0
 
 
 def _default_page(folder: Path, records: Sequence[RunRecord]) -> Path:
     """Return report.html in this folder, or in the run's if it holds a single run."""
     within = [record.folder for record in records if record.folder.resolve().is_relative_to(folder.resolve())]
-    return (within[0] if len(within) == 1 else folder) / PAGE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m trainer report",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="a run folder, or a folder that holds run folders"
-    )
-    by = "orders the configurations; default: test/accuracy, else test/perplexity, else test/loss"
-    parser.add_argument("--by", metavar="METRIC", help=by)
-    html = f"the page; default: {PAGE} in the first FOLDER"
-    parser.add_argument("--html", type=Path, metavar="FILE", help=html)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="a row for each run: settings, status, all metrics")
-    parser.add_argument("--curves", type=Path, metavar="FILE", help="a row for each round of each run")
-    return parser
+    return (within[0] if len(within) == 1 else folder) / "report.html"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from trainer.checkpoint.run_dir import RunDir
-from trainer.commands.report.client_metrics import ClientMetric, client_metrics
 from trainer.loggers import Metrics, read_jsonl
 from trainer.utils.trees import flatten
 
@@ -52,6 +52,11 @@ class RunRecord:
         return self.settings["seed"]
 
     @property
+    def error(self) -> str:
+        """First line of the reason for which it has failed; empty without one."""
+        return str(self.state.get("error", "")).partition("\n")[0]
+
+    @property
     def status_text(self) -> str:
         """Status, such as `finished`, or `crashed 3/20` after 3 of 20 rounds."""
         done = int(self.metrics.get("round", 0))
@@ -64,7 +69,7 @@ def read_records(folders: Sequence[Path]) -> list[RunRecord]:
     Raises:
         ValueError: a folder has no runs, or a run is damaged.
     """
-    errors: list[str] = []
+    errors = []
     found: dict[Path, Path] = {}
     for folder in folders:
         runs = list(_run_folders(folder))
@@ -72,9 +77,8 @@ def read_records(folders: Sequence[Path]) -> list[RunRecord]:
         if not folder.is_dir():
             errors.append(f"{folder} is not a folder.\n  name run folders, or folders that hold some, such as outputs")
         elif not runs:
-            errors.append(
-                f"{folder} holds no runs.\n  name a folder with config.yaml and state.json, or one that holds some"
-            )
+            remedy = "name a folder with config.yaml and state.json, or one that holds some"
+            errors.append(f"{folder} holds no runs.\n  {remedy}")
     if errors:
         raise ValueError("\n".join(errors))
     return [_read(run) for run in sorted(found.values())]
@@ -92,22 +96,16 @@ def _read(path: Path) -> RunRecord:
     try:
         settings = flatten(yaml.safe_load((path / "config.yaml").read_text()))
         state = folder.state()
-        metrics = _numeric_results(folder.result()) if state["status"] == "finished" else None
+        result = folder.result() if state["status"] == "finished" else {}
         history = read_jsonl(folder.metrics) if folder.metrics.exists() else []
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or do not include it") from error
-    rounds = [_without_clients(metrics) for metrics in history]
+    rounds = [
+        {key: math.nan if value is None else value for key, value in metrics.items() if not key.startswith("client/")}
+        for metrics in history
+    ]
+    metrics = {name: value for name, value in result.items() if isinstance(value, int | float)}
     return RunRecord(path, settings, state, rounds, client_metrics(history), metrics or _latest_metrics(rounds))
-
-
-def _numeric_results(result: dict[str, Any]) -> Metrics:
-    return {name: value for name, value in result.items() if isinstance(value, int | float)}
-
-
-def _without_clients(metrics: dict[str, Any]) -> Metrics:
-    return {
-        name: math.nan if value is None else value for name, value in metrics.items() if not name.startswith("client/")
-    }
 
 
 def _latest_metrics(rounds: Sequence[Metrics]) -> Metrics:
@@ -117,3 +115,45 @@ def _latest_metrics(rounds: Sequence[Metrics]) -> Metrics:
         seconds = sum(metrics["seconds/round"] for metrics in rounds)
         last["examples_per_second"] = last["examples"] / max(seconds, 1e-9)
     return last
+
+
+EVALUATIONS = ("test_", "global_", "personal_")  # prefixes; the other metrics of clients describe their training
+
+
+class ClientMetric(NamedTuple):
+    """One metric of all clients over a run.
+
+    Attributes:
+        name: the metric without its client, such as `test_accuracy`.
+        clients: client numbers, ascending.
+        rounds: the rounds in which the metric was measured, ascending.
+        values: float64 [clients, rounds], NaN where a value is missing or not finite.
+    """
+
+    name: str
+    clients: list[int]
+    rounds: list[int]
+    values: np.ndarray
+
+
+def client_metrics(history: Sequence[Mapping[str, Any]]) -> list[ClientMetric]:
+    """Collect the evaluation metrics of clients from the metrics of a run's rounds.
+
+    Args:
+        history: the metrics of each round, in order; a value may be None.
+
+    Returns:
+        The metrics that have at least one finite value, sorted by name. Each has a row for every client that occurs in
+        the history, including clients without test examples.
+    """
+    keys = {tuple(key.split("/")) for metrics in history for key in metrics if key.startswith("client/")}
+    clients = sorted({int(client) for _, client, _ in keys})
+    collected = []
+    for name in sorted({name for _, _, name in keys if name.startswith(EVALUATIONS)}):
+        rows = [f"client/{client}/{name}" for client in clients]
+        measured = [metrics for metrics in history if any(key in metrics for key in rows)]
+        values = np.array([[metrics.get(key) for metrics in measured] for key in rows], np.float64)  # None becomes NaN
+        values[~np.isfinite(values)] = np.nan
+        if not np.isnan(values).all():
+            collected.append(ClientMetric(name, clients, [metrics["round"] for metrics in measured], values))
+    return collected

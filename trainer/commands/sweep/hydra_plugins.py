@@ -14,9 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.commands.sweep.job import assign, lower_is_better
+from trainer.commands.sweep.job import assign
 from trainer.config.compose import COMPOSITION_ERRORS, CONF
 from trainer.distributed.launch.subprocesses import command_output
+from trainer.loggers import higher_is_better
 from trainer.utils.text import suggest
 
 # Hydra looks for plugins in the namespace package hydra_plugins only; this folder has a part of it.
@@ -153,7 +154,7 @@ def defaults(settings: DictConfig, sweep: Path, objective: str, constant: Sequen
 
 
 def _of_optuna(settings: DictConfig, objective: str) -> list[str]:
-    direction = "minimize" if lower_is_better(objective) else "maximize"
+    direction = "maximize" if higher_is_better(objective) else "minimize"
     # A failed job counts as a failed trial, and does not end the study.
     chosen = [f"hydra.sweeper.direction={direction}", "hydra.sweeper.max_failure_rate=1.0"]
     if settings.launcher._target_ == LOCAL:

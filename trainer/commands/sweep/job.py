@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.run_dir import RunDir
-from trainer.config.compose import compose_tree
+from trainer.config.compose import compose_tree, literal
 from trainer.distributed.launch.subprocesses import PROMPT
-from trainer.loggers import higher_is_better
 
 MAX_NAME_LENGTH = 120  # file systems take 255 bytes
 MAX_LOG_TAIL_LINES = 3
@@ -131,13 +130,5 @@ def key_of(override: str) -> str:
 
 def assign(key: str, text: str) -> str:
     """Return the override that sets a key to a text, quoted where needed."""
-    if re.fullmatch(PLAIN, text, re.ASCII) and text.lower() not in WORDS:
-        return f"{key}={text}"
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)  # these precede the closing quote
-    return f'{key}="{escaped}"'
-
-
-def lower_is_better(objective: str) -> bool:
-    """Return whether the smaller value of this metric is the better one."""
-    return not higher_is_better(objective)
+    is_plain = re.fullmatch(PLAIN, text, re.ASCII) and text.lower() not in WORDS
+    return f"{key}={text if is_plain else literal(text)}"

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.commands.exit_codes import PREEMPTED
-from trainer.commands.sweep import messages
 from trainer.commands.sweep.job import Job, Outcome
+from trainer.commands.sweep.messages import ended
 from trainer.distributed.launch.signals import SignalHandler, handle_stop_signals, reraise_signal
 from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot
 from trainer.loggers import make_terminal
+from trainer.utils.text import first_few
 
 POLL_INTERVAL_SECONDS = 0.05
+MAX_NAMED = 4  # running jobs on one line
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class JobQueue:
             self._report(job, Outcome("running", reason="running in another process"), None)
             return
         self._running.append(RunningJob(job, self._free.pop(0), command, time.monotonic()))
-        names = [running.job.name for running in self._running]
+        names = "; ".join(first_few((running.job.name for running in self._running), MAX_NAMED))
         done = self._before + len(self._outcomes)
-        self._terminal.progress(done / self._total, messages.progress(done, self._total, names))
+        self._terminal.progress(done / self._total, f"{done} of {self._total} jobs done; running: {names}")
 
     def _forward_stop(self, signals: SignalHandler, forwarded: int) -> int:
         """Forward new stop signals, at most two, and return how many have been."""
@@ -109,5 +111,5 @@ class JobQueue:
 
     def _report(self, job: Job, outcome: Outcome, seconds: float | None) -> None:
         self._outcomes[job] = outcome
-        for spans in messages.ended(job, outcome, self._objective, seconds):
+        for spans in ended(job, outcome, self._objective, seconds):
             self._terminal.line(*spans)

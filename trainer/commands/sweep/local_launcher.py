@@ -1,4 +1,4 @@
-"""Launcher for this machine: one job at a time, or several on disjoint parts.
+"""Jobs on this machine: one at a time, or several on disjoint parts.
 
 hydra.launcher.jobs: number of jobs at a time, each on its own part of the cores and GPUs.
 hydra.launcher.part: [2,8] is the third of eight parts of the jobs, for machines that share one sweep.
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from trainer.commands.sweep.job import Job, make_job
 from trainer.commands.sweep.job_queue import JobQueue
+from trainer.distributed.environment import detect_environment
 from trainer.distributed.launch.subprocesses import ResourceSlot
 
 T = TypeVar("T")
@@ -39,6 +41,17 @@ def launch(
     queue = JobQueue(list(queued), resource_slots(jobs), config.objective, before, config.hydra.sweeper.get("n_trials"))
     outcomes = queue.run()
     return [outcomes[job].objective if job in outcomes else None for job in proposed]
+
+
+def run_job(config: DictConfig) -> float | None:
+    """Run a job as the task function of Hydra's other launchers; its objective, None if it failed.
+
+    On a stop signal, the run saves first. Then the earlier signal handler is called: that of submitit requeues the job
+    in SLURM, and the job resumes from its run folder.
+    """
+    hydra = HydraConfig.get()
+    job = make_job_from_hydra(list(hydra.overrides.task), config, hydra)
+    return JobQueue([job], resource_slots(1), config.objective, rank=detect_environment().rank).run()[job].objective
 
 
 def make_job_from_hydra(overrides: Sequence[str], config: DictConfig, hydra: Any) -> Job:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException
 
-from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
+from trainer.commands.exit_codes import FAILED, FINISHED, PREEMPTED
 from trainer.commands.sweep import hydra_plugins, messages
-from trainer.commands.sweep.array_task import run_job
 from trainer.commands.sweep.job import assign, find_jobs
+from trainer.commands.sweep.local_launcher import run_job
 from trainer.commands.sweep.sweep_plan import SweepPlan, make_plan
 from trainer.distributed.environment import is_worker
 from trainer.distributed.launch.signals import Terminated, raise_on_stop_signal
@@ -24,43 +24,29 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str]) -> int:
     """Run a sweep and return its exit code.
 
-    0: all jobs have finished, 1: some failed, 2: bad input, 75 or 130: interrupted.
+    0: all jobs have finished, 1: some failed, 75 or 130: interrupted. Raises ValueError for bad input.
     """
+    if is_worker(arguments):
+        raise ValueError(
+            "a sweep starts its own workers\n  start it without torchrun or srun: python -m trainer -m ..."
+        )
+    plan = make_plan(arguments)
+    logging.disable(logging.WARNING)  # of Hydra and its plugins
+    if plan.launcher != "local":
+        print(hydra_plugins.launcher_note(plan.launcher, plan.folder), flush=True)
     try:
-        if is_worker(arguments):
-            raise ValueError(
-                "a sweep starts its own workers\n  start it without torchrun or srun: python -m trainer -m ..."
-            )
-        plan = make_plan(arguments)
-    except ValueError as error:
-        print(error, file=sys.stderr, flush=True)
-        return BAD_INPUT
-    try:
-        is_complete = _sweep(plan)
+        with raise_on_stop_signal():
+            hydra_plugins.hydra_context().multirun("sweep", run_job, list(plan.overrides))
     except (Terminated, KeyboardInterrupt) as error:
         again = [argument for argument in arguments if not argument.startswith("run_dir=")]
         command = shlex.join(["python", "-m", "trainer", "-m", *again, assign("run_dir", str(plan.folder))])
         print(f"interrupted; continue with\n  {command}", file=sys.stderr, flush=True)
         return PREEMPTED if isinstance(error, Terminated) else INTERRUPTED
-    code = _conclude(plan)
-    return code if is_complete else FAILED
-
-
-def _sweep(plan: SweepPlan) -> bool:
-    """Run the jobs by Hydra, and return whether all were run.
-
-    An error of a sweeper or launcher is printed.
-    """
-    logging.disable(logging.WARNING)  # of Hydra and its plugins
-    if plan.launcher != "local":
-        print(hydra_plugins.launcher_note(plan.launcher, plan.folder), flush=True)
-    with raise_on_stop_signal():
-        try:
-            hydra_plugins.hydra_context().multirun("sweep", run_job, list(plan.overrides))
-        except (HydraException, ValueError, RuntimeError) as error:
-            print(f"the sweep has ended early: {error}", file=sys.stderr, flush=True)
-            return False
-    return True
+    except (HydraException, ValueError, RuntimeError) as error:
+        print(f"the sweep has ended early: {error}", file=sys.stderr, flush=True)
+        _conclude(plan)
+        return FAILED
+    return _conclude(plan)
 
 
 def _conclude(plan: SweepPlan) -> int:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.commands.sweep.job import Job, Outcome, lower_is_better
+from trainer.commands.sweep.job import Job, Outcome
+from trainer.loggers import higher_is_better
 from trainer.loggers.messages import NAME_STYLE, NOTE_STYLE, Span, number
-from trainer.utils.text import first_few
 
-MAX_NAMED = 4  # running jobs on one line
 MAX_LISTED = 20  # finished jobs in the table
 
 TextLine = list[Span]
 
 
-def progress(done: int, total: int, names: Sequence[str]) -> str:
-    """Return the line of the sweep's progress and of the running jobs."""
-    return f"{done} of {total} jobs done; running: {'; '.join(first_few(names, MAX_NAMED))}"
-
-
 def ended(job: Job, outcome: Outcome, objective: str, seconds: float | None) -> list[TextLine]:
-    """Return the lines of a job's outcome.
+    """Return the lines of a job's outcome: of a failed job its log, and the end of it.
 
     `seconds` is None if there was nothing left to do.
     """
@@ -31,11 +24,6 @@ def ended(job: Job, outcome: Outcome, objective: str, seconds: float | None) -> 
         return [[(job.name, NAME_STYLE), f"  {objective} {number(outcome.objective)}{took}"]]
     if outcome.status == "preempted":
         return [[(job.name, NAME_STYLE), f"  saved and stopped{took}"]]
-    return failed(job, outcome)
-
-
-def failed(job: Job, outcome: Outcome) -> list[TextLine]:
-    """Return the lines of a failed job: its log, and the end of it."""
     head: TextLine = [(job.name, NAME_STYLE), (f"  {outcome.status}", NOTE_STYLE), f"  see {job.log}"]
     return [head, *([f"  {line}"] for line in outcome.reason.splitlines())]
 
@@ -43,7 +31,7 @@ def failed(job: Job, outcome: Outcome) -> list[TextLine]:
 def table(outcomes: dict[Job, Outcome], objective: str, folder: Path) -> list[TextLine]:
     """Return the table of a sweep: finished jobs, best first, then the others."""
     values = {job: outcome.objective for job, outcome in outcomes.items() if outcome.objective is not None}
-    order = sorted(values, key=lambda job: values[job], reverse=not lower_is_better(objective))
+    order = sorted(values, key=lambda job: values[job], reverse=higher_is_better(objective))
     others = [(job, outcome) for job, outcome in outcomes.items() if job not in values]
     shown = [number(values[job]) for job in order[:MAX_LISTED]]
     width = max(map(len, [objective, *shown]))

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -16,6 +17,7 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.sweep import grid, hydra_plugins, local_launcher
 from trainer.commands.sweep.job import Job, assign, make_job
 from trainer.config.compose import COMPOSITION_ERRORS, Tree, compose_tree, is_hydra_override, new_sweep_dir
+from trainer.utils.errors import ErrorCollector
 from trainer.utils.text import suggest
 
 OTHER_METRICS = ("seconds", "examples_per_second", "tokens_per_second", "mfu", "bytes_between_silos")
@@ -111,14 +113,10 @@ def _jobs(combinations: list[grid.Overrides], trees: list[Tree], folder: Path, c
         print(f"checking {len(combinations)} jobs", flush=True)
         trees = _compose_all(combinations)
     jobs = tuple(make_job(overrides, folder, constant) for overrides in combinations)
-    errors: list[str] = []
+    errors = ErrorCollector()
     for job, tree in zip(jobs, trees, strict=True):
-        try:
-            RunDir(job.folder).check({**tree, "run_dir": str(job.folder)})
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+        errors.collect(partial(RunDir(job.folder).check, {**tree, "run_dir": str(job.folder)}))
+    errors.raise_any()
     return jobs
 
 

@@ -7,6 +7,7 @@ or that they were preempted before they had begun.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.exit_codes import CODES, FAILED, PREEMPTED
+from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
 from trainer.distributed.launch.processes import (
     TRAINER,
@@ -34,6 +36,11 @@ RESOLVED, RESTART = "SILOTRAIN_CONFIG", "SILOTRAIN_RESTART"
 RESTART_NOTICE_SECONDS = 3  # for another node to announce a restart
 
 RunState = dict[str, Any]  # the content of state.json
+
+
+def resolved_tree(overrides: list[str]) -> dict[str, Any]:
+    """Return the configuration that a launcher has resolved for this worker; without one, that of the overrides."""
+    return json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)
 
 
 def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
@@ -93,7 +100,8 @@ class _Launcher:
 
     def _start(self) -> tuple[RunState, WorkerFailure | MembershipChanged | None]:
         """Start the workers once; return the state of the run when they have ended, and why they ended early."""
-        _clear_status(self.folder, self.rounds)
+        if self.folder.status() not in ("", "bad_input") and not self.folder.has_finished(self.rounds):
+            self.folder.set_status("running")  # that of an earlier start is not to be taken for that of this one
         environment = {RESOLVED: json.dumps(self.tree), RESTART: str(self.world.restart)}
         changed = self.rendezvous.membership_changed
         with start_workers(self.world, self.threads, self.signals, environment, self.arguments, changed) as workers:
@@ -108,7 +116,8 @@ class _Launcher:
         ):
             state, ended = {}, MembershipChanged()  # preempted by the workers of a node that restarts
         state = _resolve_status(state, ended, self.signals)
-        _write_status(self.folder, state)
+        if self.folder.path.exists() and self.folder.state() != state:
+            self.folder.set_status(**state)
         return state, ended
 
 
@@ -123,12 +132,6 @@ def _validated(tree: dict[str, Any], world: World) -> dict[str, Any]:
     return {"config": tree}
 
 
-def _clear_status(folder: RunDir, rounds: int) -> None:
-    """Reset state.json, so that the status of an earlier start is not taken for that of this one."""
-    if folder.status() not in ("", "bad_input") and not folder.has_finished(rounds):
-        folder.set_status("running")
-
-
 def _resolve_status(
     state: RunState, ended: WorkerFailure | MembershipChanged | None, signals: SignalHandler
 ) -> RunState:
@@ -141,15 +144,8 @@ def _resolve_status(
         return {"status": "bad_input"}  # the workers found and printed it before there was a folder
     if state.get("status") == "crashed":
         return state
-    return {"status": "crashed", "error": str(ended)} | (
-        {"rank": ended.rank} if isinstance(ended, WorkerFailure) else {}
-    )
-
-
-def _write_status(folder: RunDir, state: RunState) -> None:
-    """Write state.json, unless it holds this state already or there is no run folder."""
-    if folder.path.exists() and folder.state() != state:
-        folder.set_status(**state)
+    rank = {"rank": ended.rank} if isinstance(ended, WorkerFailure) else {}
+    return {"status": "crashed", "error": str(ended), **rank}
 
 
 def _report_status(folder: RunDir, state: RunState, ended: WorkerFailure | MembershipChanged | None) -> None:

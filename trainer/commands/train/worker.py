@@ -1,4 +1,4 @@
-"""One worker: gets its place and the configuration, builds the run, trains, and shuts down.
+"""One worker: gets its rank and the configuration, builds the run, trains, and shuts down.
 
 A worker with a bad configuration prints the errors, writes `bad_input` to state.json and exits with code 0: torchrun
 would restart one that failed, and report every rank. A preempted one writes `preempted`, and exits with code 0 too.
@@ -116,8 +116,8 @@ class Worker:
         with ExitStack() as stack:
             stack.enter_context(handle_stop_signals(self.control.request_stop, hard_exit))
             stack.enter_context(self.heartbeat.running(lambda: self.control.stop_requested, self.control.request_stop))
-            place = (self.config.silos, self.environment, self.store, launch.device)
-            world = distributed(*place, *between, self.clients, launch.backend)
+            position = (self.config.silos, self.environment, self.store, launch.device)
+            world = distributed(*position, *between, self.clients, launch.backend)
             try:
                 topology = stack.enter_context(world)
             except ValueError as error:
@@ -128,13 +128,7 @@ class Worker:
         """Train to the end, or until preempted; return the status, and write it to state.json."""
         must_be_shared = self.config.require_shared_run_dir is True
         self.storage = _on_all_ranks(lambda: detect_shared_storage(self.folder.path, self.environment, must_be_shared))
-        _on_all_ranks(
-            lambda: (
-                self.folder.create_or_check(self.tree, is_restart=restart_count() > 0)
-                if self.writes_to_storage
-                else None
-            )
-        )
+        _on_all_ranks(self._create_or_check_folder)
         self.folder.start_log(topology.rank)
         logging.getLogger().setLevel(os.environ.get(LOG_LEVEL, "INFO"))
         if collectives.broadcast_text(
@@ -160,9 +154,13 @@ class Worker:
         """Whether this rank writes the files that one rank of each disk writes."""
         return self.environment.rank == self.storage.first_rank
 
-    def _set_status(self, status: Any, **facts: Any) -> None:
+    def _create_or_check_folder(self) -> None:
         if self.writes_to_storage:
-            self.folder.set_status(status, **facts)
+            self.folder.create_or_check(self.tree, is_restart=restart_count() > 0)
+
+    def _set_status(self, status: Status) -> None:
+        if self.writes_to_storage:
+            self.folder.set_status(status)
 
     def _train(self, topology: Topology) -> None:
         run = _on_all_ranks(lambda: build(self.config, topology))
@@ -216,17 +214,15 @@ class Worker:
 
     def _announce_start(self, resume_point: ResumePoint | None) -> None:
         """Print where the run continues; raise DivergedError on all ranks if the last starts came no further."""
-        place = resume_point.description if resume_point else "the beginning"
+        start = resume_point.description if resume_point else "the beginning"
         fruitless = ""
         if self.is_first:
             for reason in resume_point.rejected if resume_point else ():
                 print(f"passed over: {reason}", file=sys.stderr, flush=True)
             if resume_point and self.prints:
-                print(f"continues from {place}", flush=True)
-            if self.folder.count_start(place, restart_count()) >= MAX_STARTS_WITHOUT_PROGRESS:
-                fruitless = (
-                    f"{MAX_STARTS_WITHOUT_PROGRESS} starts in a row came no further than {place}: not restarted."
-                )
+                print(f"continues from {start}", flush=True)
+            if (starts := self.folder.count_start(start, restart_count())) >= MAX_STARTS_WITHOUT_PROGRESS:
+                fruitless = f"{starts} starts in a row came no further than {start}: not restarted."
         if fruitless := collectives.broadcast_text(fruitless):
             raise DivergedError(fruitless)
 
@@ -237,11 +233,13 @@ class Worker:
             key: value if isinstance(value, str | int | float) else str(value)
             for key, value in flatten(self.tree).items()
         }
-        purge_round = rounds + 1 if resume_point else None
         compared = {key: value for key, value in scalars.items() if not key.startswith(CHANGEABLE_KEYS)}
-        tensorboard = TensorBoardLogger(self.folder.tensorboard, compared, purge_round)
-        others = build_loggers(self.config, self.folder.path, scalars)
-        return [JsonLinesLogger(self.folder.metrics, rounds), tensorboard, *others, *([console] if self.prints else [])]
+        return [
+            JsonLinesLogger(self.folder.metrics, rounds),
+            TensorBoardLogger(self.folder.tensorboard, compared, rounds + 1 if resume_point else None),
+            *build_loggers(self.config, self.folder.path, scalars),
+            *([console] if self.prints else []),
+        ]
 
 
 def _ignore_step(done: float, examples: int, loss: Callable[[], float]) -> None:

@@ -16,12 +16,10 @@ from rich.console import Console
 from tests.support.folders import composed_tree, write_run
 from trainer.commands.doctor.checks import Diagnosis, diagnose
 from trainer.commands.doctor.console import ranges, show
-from trainer.commands.doctor.examine import HostSurvey
-from trainer.commands.doctor.run_dir_check import RunDirView, inspect_run_dir, marker_file
-from trainer.commands.probe.connectivity import PingResult, ping_all, serve_pings
+from trainer.commands.doctor.examine import HostSurvey, RunDirView, inspect_run_dir, marker_file
 from trainer.commands.probe.host_facts import HostFacts, collect_host_facts
 from trainer.commands.probe.link_bandwidth import Link
-from trainer.commands.probe.network_interfaces import gloo_interface, list_interfaces
+from trainer.commands.probe.network import PingResult, gloo_interface, list_interfaces, ping_all, serve_pings
 from trainer.config.schema import read_config
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.launch.reachability import connection_error, is_local_host

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.commands.report.client_metrics import client_metrics
+from trainer.commands.report.run_records import client_metrics
 
 names = st.sampled_from(["test_accuracy", "personal_accuracy", "global_loss", "train_loss", "delta_norm"])
 client_keys = st.tuples(st.integers(0, 12), names)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.support.folders import write_run
-from trainer.commands.report.console import fitting_table, show
 from trainer.commands.report.run_records import read_records
 from trainer.commands.report.summary import Spread, summarize
-from trainer.commands.report.table import Cell, TableColumn, columns, spread_text
+from trainer.commands.report.table import Cell, TableColumn, columns, fitting_table, show, spread_text
 from trainer.utils.text import format_bytes
 
 

@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 
 from tests.support.folders import EXAMPLES, SECONDS, rounds_of, write_rounds, write_run
-from trainer.commands.report import plot_data
-from trainer.commands.report.csv_export import curves_csv, runs_csv
-from trainer.commands.report.output_files import OutputFile, check
-from trainer.commands.report.page import page
-from trainer.commands.report.plot_data import curves, drawn_names, heat_maps, last_of_clients
+from trainer.commands.report.output_files import OutputFile, curves_csv, runs_csv, write_all
+from trainer.commands.report.page import curves, drawn_names, heat_maps, last_of_clients, page
 from trainer.commands.report.run_records import read_records
 from trainer.commands.report.summary import Report, summarize
 
@@ -88,7 +85,7 @@ def test_a_heat_map_holds_all_values(tmp_path: Path) -> None:
 
 
 def test_large_heat_maps_leave_out_rounds_but_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot_data, "MAX_CELLS", 10)
+    monkeypatch.setattr("trainer.commands.report.page.MAX_CELLS", 10)
     write_rounds(tmp_path / "0", (), 0, client_rounds(3, rounds=8), "finished")
     (drawn,) = heat_maps(report_on(tmp_path))
     figure = drawn["figures"]["test_accuracy"]
@@ -133,9 +130,13 @@ def test_only_reports_of_ours_are_overwritten(tmp_path: Path) -> None:
     ours, other = tmp_path / "ours.csv", tmp_path / "other.csv"
     ours.write_text("run,configuration\n1,2\n")
     other.write_text("name,age\n1,2\n")
-    check([OutputFile("--csv", ours, "run,configuration"), OutputFile("--csv", tmp_path / "new.csv", "run")])
+    text = "run,configuration\n"
     with pytest.raises(ValueError, match=r"other\.csv exists and is not such a report") as error:
-        check(OutputFile("--csv", path, "run,configuration") for path in (other, tmp_path, tmp_path / "no/file"))
+        write_all(
+            OutputFile("--csv", path, "run,configuration", text)
+            for path in (ours, other, tmp_path, tmp_path / "no/file")
+        )
     assert f"{tmp_path} is a folder" in str(error.value) and "no such folder" in str(error.value)
-    OutputFile("--csv", ours, "run,configuration").write("run,configuration\n")
-    assert ours.read_text() == "run,configuration\n" and sorted(tmp_path.iterdir()) == [other, ours]
+    assert ours.read_text() != text, "all or none"
+    write_all(OutputFile("--csv", path, "run,configuration", text) for path in (ours, tmp_path / "new.csv"))
+    assert ours.read_text() == text and sorted(tmp_path.iterdir()) == [tmp_path / "new.csv", other, ours]

@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.commands.sweep.job import MAX_NAME_LENGTH, assign, job_name, lower_is_better, make_job
+from trainer.commands.sweep.job import MAX_NAME_LENGTH, assign, job_name, make_job
+from trainer.loggers import higher_is_better
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
 
@@ -57,9 +58,9 @@ def test_hydra_reads_the_text_that_was_assigned(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["test/accuracy", "validation/accuracy", "examples_per_second", "test/f1"])
 def test_of_these_more_is_better(name: str) -> None:
-    assert not lower_is_better(name)
+    assert higher_is_better(name)
 
 
 @pytest.mark.parametrize("name", ["test/loss", "test/perplexity", "seconds"])
 def test_of_these_less_is_better(name: str) -> None:
-    assert lower_is_better(name)
+    assert not higher_is_better(name)

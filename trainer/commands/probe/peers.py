@@ -1,0 +1,84 @@
+"""Values that workers exchange before their process groups are open, and a limit for the time that it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
+from typing import Any, TypeVar
+
+from trainer.distributed.environment import ClusterEnvironment
+from trainer.distributed.topology import broadcast_via_store
+
+T = TypeVar("T")
+
+
+class Peers:
+    """This worker and the others, which exchange values through the store that the launcher opened.
+
+    All of them must call the same methods, in the same order.
+    """
+
+    def __init__(self, environment: ClusterEnvironment, store: Any):
+        self.environment, self.store = environment, store
+        self.rank = environment.rank
+
+    def all_gather(self, name: str, make: Callable[[], Any]) -> list[Any]:
+        """Return what `make` returns on each rank, as JSON keeps it, on all ranks.
+
+        Raises:
+            ValueError: `make` raised it on some ranks; has the errors of all.
+        """
+        ranks = range(self.environment.world_size)
+        try:
+            answer = {"value": make()}
+        except ValueError as error:
+            answer = {"error": str(error)}
+        self.store.set(f"{name}/{self.rank}", json.dumps(answer))
+        gathered = broadcast_via_store(
+            self.store,
+            name,
+            self.environment,
+            lambda: json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in ranks]),
+        )
+        answers = json.loads(gathered)
+        if errors := dict.fromkeys(answer["error"] for answer in answers if "error" in answer):
+            raise ValueError("\n".join(errors))
+        return [answer["value"] for answer in answers]
+
+    def broadcast(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns on rank 0, as JSON keeps it, on all ranks; raise its ValueError on all."""
+        return self.all_gather(name, lambda: None if self.rank else make())[0]
+
+    def on_all_ranks(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` returns on this rank; if it raises ValueError on some ranks, raise their errors on all."""
+        made: list[T] = []
+        self.all_gather(name, lambda: made.append(make()))
+        return made[0]
+
+    def leave(self) -> None:
+        """Let rank 0, which may hold the store, exit last."""
+        self.store.set(f"left/{self.rank}", "")
+        if self.rank == 0:
+            for rank in range(self.environment.world_size):
+                self.store.get(f"left/{rank}")
+
+
+@contextmanager
+def watchdog(seconds: float, message: str) -> Iterator[None]:
+    """Exit with code 1 and a message, unless the block ends within `seconds`."""
+
+    def give_up() -> None:
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
