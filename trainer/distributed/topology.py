@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +20,7 @@ from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyrig
 
 from trainer.distributed.device import check_nccl, choose_device, count_ranks_on_device
 from trainer.distributed.environment import ClusterEnvironment, detect_environment, launch_hint
+from trainer.distributed.peers import Peers
 
 SiloSpec = int | Sequence[int] | str  # their number, their sizes, or "node" for one each node
 
@@ -229,29 +230,15 @@ def restart_count() -> int:
     return int(os.environ.get("SILOTRAIN_RESTART") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def broadcast_via_store(store: Store, key: str, environment: ClusterEnvironment, make: Callable[[], str]) -> str:
-    """Return the text of rank 0, which calls `make`, on every rank. No process group is needed."""
-    if environment.rank == 0:
-        store.set(key, make())
-    return store.get(key).decode()
-
-
 def _choose_devices(device: str, environment: ClusterEnvironment, store: Store, backend: str) -> torch.device:
     """Return this rank's device; raise ValueError on every rank if one of them cannot have its own."""
-    chosen, error_text = None, ""
-    try:
+
+    def choose() -> torch.device:
         chosen = choose_device(device, environment, backend)
         check_nccl("launch.backend", backend, chosen)
-    except ValueError as error:
-        error_text = str(error)
-    store.set(f"error/{environment.rank}", error_text)
-    texts = (store.get(f"error/{rank}").decode() for rank in range(environment.world_size))
-    if errors := broadcast_via_store(
-        store, "errors", environment, lambda: "\n".join(dict.fromkeys(filter(None, texts)))
-    ):
-        raise ValueError(errors)
-    assert chosen
-    return chosen
+        return chosen
+
+    return Peers(environment, store).on_all_ranks("device", choose)
 
 
 def _init_process_group(

@@ -20,8 +20,9 @@ from trainer.checkpoint.shared_storage import visible_nodes
 from trainer.commands.probe.host_facts import HostFacts, collect_host_facts
 from trainer.commands.probe.link_bandwidth import Link, measure_links
 from trainer.commands.probe.network import PingResult, gloo_interface, ping_all, serve_pings
-from trainer.commands.probe.peers import Peers, watchdog
+from trainer.commands.probe.watchdog import watchdog
 from trainer.config.schema import Config
+from trainer.distributed.peers import Peers
 from trainer.distributed.topology import distributed
 
 RESPONSE_TIMEOUT_SECONDS = 60  # for the facts of all ranks

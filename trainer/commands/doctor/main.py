@@ -11,12 +11,12 @@ from trainer.commands.doctor.checks import diagnose
 from trainer.commands.doctor.console import show
 from trainer.commands.doctor.examine import survey_hosts
 from trainer.commands.exit_codes import FAILED, FINISHED
-from trainer.commands.probe.peers import Peers
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
 from trainer.config.schema import Config, read_config
 from trainer.distributed.environment import check_launcher, is_worker
 from trainer.distributed.launch.processes import TRAINER
+from trainer.distributed.peers import Peers
 
 USAGE = """\
 python -m trainer doctor [key=value ...]                        examine the machines of a run with these overrides

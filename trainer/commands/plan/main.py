@@ -14,12 +14,12 @@ from trainer.commands.plan.console import show
 from trainer.commands.plan.measure import Planner
 from trainer.commands.plan.options import PREFIX, PlanOptions, parse_options
 from trainer.commands.plan.target_world import check_links, count_local_workers, is_remote_run, remote_nodes
-from trainer.commands.probe.peers import Peers
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
 from trainer.distributed.environment import check_launcher, is_worker
 from trainer.distributed.launch.processes import TRAINER
+from trainer.distributed.peers import Peers
 from trainer.distributed.topology import silo_sizes
 from trainer.utils.errors import ErrorCollector
 

@@ -13,10 +13,11 @@ from trainer.commands.plan.memory import MemoryLines
 from trainer.commands.plan.options import PlanOptions
 from trainer.commands.plan.target_world import check_links, is_remote_run, leader_topology, remote_nodes
 from trainer.commands.probe.link_bandwidth import Link, measure_links
-from trainer.commands.probe.peers import Peers, watchdog
+from trainer.commands.probe.watchdog import watchdog
 from trainer.commands.train.torch_settings import configure_torch
 from trainer.config.build import build
 from trainer.config.schema import Config
+from trainer.distributed.peers import Peers
 from trainer.distributed.topology import Topology, distributed, silo_sizes
 from trainer.loop.run import Run
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
-from trainer.utils.timing import synchronized_time
+from trainer.utils.timing import median_seconds
 
 LARGE = 4 * 2**20  # floats, 16 MiB
 SMALL_REPETITIONS, LARGE_REPETITIONS = 20, 3
@@ -46,50 +46,28 @@ def measure_links(silos: Topology, hosts: Topology) -> list[Link]:
         silos: the run's topology.
         hosts: a topology with a silo for each host.
     """
-    kinds = [("inside silos", "between silos", silos)]
-    if hosts.silo_sizes != silos.silo_sizes:
-        kinds.append(("inside hosts", "between hosts", hosts))
+    kinds = {"silos": silos} if hosts.silo_sizes == silos.silo_sizes else {"silos": silos, "hosts": hosts}
     links = []
-    for inside, between, topology in kinds:
-        if max(topology.silo_sizes) > 1:
-            links.append(_measure_inside(inside, topology))
-        if topology.num_silos > 1:
-            links.append(_measure_between(between, topology))
+    for kind, topology in kinds.items():
+        sizes, replicas = topology.silo_sizes, topology.num_replicas
+        if max(sizes) > 1:
+            took = _measure(collectives.all_reduce_mean_in_silo, topology, replicas > 1)
+            links.append(_gather_link(f"inside {kind}", took, replicas, len(sizes)))
+        if len(sizes) > 1:
+            took = _measure(collectives.all_reduce_between_leaders, topology, topology.is_leader)
+            links.append(_gather_link(f"between {kind}", took, len(sizes), 1))
     return links
 
 
-def _measure_inside(name: str, topology: Topology) -> Link:
-    seconds = _measure(
-        lambda values: collectives.all_reduce_mean_in_silo(values, topology), topology, topology.num_replicas > 1
-    )
-    return _gather_link(name, seconds, topology.num_replicas, len(topology.silo_sizes))
-
-
-def _measure_between(name: str, topology: Topology) -> Link:
-    seconds = _measure(
-        lambda values: collectives.all_reduce_between_leaders(values, topology), topology, topology.is_leader
-    )
-    return _gather_link(name, seconds, topology.num_silos, 1)
-
-
-def _measure(reduce: Callable[[Tensor], Tensor], topology: Topology, takes_part: bool) -> tuple[float, float]:
-    """Return this rank's seconds of a small and of a large all-reduce.
-
-    They are zero if it does not take part.
-    """
-    measured = []
+def _measure(reduce: Callable[[Tensor, Topology], Tensor], topology: Topology, takes_part: bool) -> tuple[float, float]:
+    """Return this rank's seconds of a small and of a large all-reduce; zero if it does not take part."""
+    seconds = []
     for size, repetitions in ((1, SMALL_REPETITIONS), (LARGE, LARGE_REPETITIONS)):
         values = torch.zeros(size, device=topology.device)
         collectives.barrier()
-        times = [_seconds(reduce, values) for _ in range(repetitions + 1)] if takes_part else [0.0]
-        measured.append(median(times[1:] or times))  # the first one opens the connections
-    return measured[0], measured[1]
-
-
-def _seconds(reduce: Callable[[Tensor], Tensor], values: Tensor) -> float:
-    began = synchronized_time(values.device)
-    reduce(values)
-    return synchronized_time(values.device) - began
+        timed = partial(reduce, values, topology)
+        seconds.append(median_seconds(timed, topology.device, repetitions) if takes_part else 0.0)
+    return seconds[0], seconds[1]
 
 
 def _gather_link(name: str, seconds: tuple[float, float], ranks: int, groups: int) -> Link:

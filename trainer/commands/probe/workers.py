@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.commands.probe.host_facts import USER_OMP_VARIABLE
-from trainer.commands.probe.peers import Peers, watchdog
+from trainer.commands.probe.watchdog import watchdog
 from trainer.commands.train.launcher import RESOLVED, RESTART, resolved_tree
 from trainer.config.schema import LaunchConfig
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, check_world, detect_environment
@@ -24,6 +24,7 @@ from trainer.distributed.launch.reachability import connection_error, is_local_h
 from trainer.distributed.launch.rendezvous import open_rendezvous
 from trainer.distributed.launch.signals import handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError
+from trainer.distributed.peers import Peers
 from trainer.distributed.topology import open_store
 
 CONNECT_TIMEOUT_SECONDS = 20  # for the rendezvous to answer

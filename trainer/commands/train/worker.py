@@ -7,7 +7,6 @@ would restart one that failed, and report every rank. A preempted one writes `pr
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -28,7 +27,8 @@ from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment
 from trainer.distributed.launch.heartbeat import Heartbeat
 from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
-from trainer.distributed.topology import Topology, broadcast_via_store, distributed, open_store, restart_count
+from trainer.distributed.peers import Peers
+from trainer.distributed.topology import Topology, distributed, open_store, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
 from trainer.loop.checkpointing import make_checkpointer, validate_resume
 from trainer.loop.control import LoopControl
@@ -56,13 +56,12 @@ def main(compose: Callable[[], Tree]) -> Status:
     """
     environment, worker = detect_environment(), None
     try:
-        store = open_store(environment)
-        composed = json.loads(
-            broadcast_via_store(store, "config", environment, lambda: json.dumps(_composed(compose, environment)))
-        )
-        if "errors" in composed:
-            raise UserInputError(composed["errors"])
-        worker = Worker(**composed, environment=environment, store=store)
+        peers = Peers(environment, open_store(environment))
+        try:
+            composed = peers.broadcast("config", lambda: _composed(compose, environment))
+        except ValueError as error:
+            raise UserInputError(str(error)) from error
+        worker = Worker(**composed, environment=environment, store=peers.store)
         with worker.topology() as topology:
             return worker.work(topology)
     except UserInputError as error:
@@ -74,13 +73,10 @@ def main(compose: Callable[[], Tree]) -> Status:
 
 
 def _composed(compose: Callable[[], Tree], environment: ClusterEnvironment) -> dict[str, Any]:
-    """Return the configuration, and the number of clients of the run it continues; or the errors in it."""
-    try:
-        tree = compose()
-        check_ranks(environment, tree["launch"]["nproc_per_node"])
-        clients = RunDir(Path(tree["run_dir"])).num_clients()
-    except ValueError as error:
-        return {"errors": str(error)}
+    """Return the configuration, and the number of clients of the run it continues; raise ValueError for its errors."""
+    tree = compose()
+    check_ranks(environment, tree["launch"]["nproc_per_node"])
+    clients = RunDir(Path(tree["run_dir"])).num_clients()
     if tree["clients"] == "auto" and clients:
         tree["clients"] = clients
     return {"tree": tree, "clients": clients}

@@ -1,28 +1,25 @@
-"""Values that workers exchange before their process groups are open, and a limit for the time that it takes."""
+"""Values that ranks exchange before their process groups are open."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Timer
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+
 from trainer.distributed.environment import ClusterEnvironment
-from trainer.distributed.topology import broadcast_via_store
 
 T = TypeVar("T")
 
 
 class Peers:
-    """This worker and the others, which exchange values through the store that the launcher opened.
+    """This rank and the others, which exchange values through the store that the launcher has opened.
 
     All of them must call the same methods, in the same order.
     """
 
-    def __init__(self, environment: ClusterEnvironment, store: Any):
+    def __init__(self, environment: ClusterEnvironment, store: Store):
         self.environment, self.store = environment, store
         self.rank = environment.rank
 
@@ -32,19 +29,15 @@ class Peers:
         Raises:
             ValueError: `make` raised it on some ranks; has the errors of all.
         """
-        ranks = range(self.environment.world_size)
         try:
             answer = {"value": make()}
         except ValueError as error:
             answer = {"error": str(error)}
         self.store.set(f"{name}/{self.rank}", json.dumps(answer))
-        gathered = broadcast_via_store(
-            self.store,
-            name,
-            self.environment,
-            lambda: json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in ranks]),
-        )
-        answers = json.loads(gathered)
+        if self.rank == 0:
+            ranks = range(self.environment.world_size)
+            self.store.set(name, json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in ranks]))
+        answers = json.loads(self.store.get(name))
         if errors := dict.fromkeys(answer["error"] for answer in answers if "error" in answer):
             raise ValueError("\n".join(errors))
         return [answer["value"] for answer in answers]
@@ -65,20 +58,3 @@ class Peers:
         if self.rank == 0:
             for rank in range(self.environment.world_size):
                 self.store.get(f"left/{rank}")
-
-
-@contextmanager
-def watchdog(seconds: float, message: str) -> Iterator[None]:
-    """Exit with code 1 and a message, unless the block ends within `seconds`."""
-
-    def give_up() -> None:
-        print(message, file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
