@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ class Diagnosis(NamedTuple):
 
 def diagnose(survey: HostSurvey, config: Config, tree: dict[str, object]) -> list[Diagnosis]:
     """Return the diagnoses of a survey for a run's configuration, errors first."""
-    diagnoses = [diagnosis for check in CHECKS for diagnosis in check(survey, config)]
+    checks = (_network, _gpus, _run_dir, _free_space, _versions, _clocks, _threads)
+    diagnoses = [diagnosis for check in checks for diagnosis in check(survey, config)]
     try:
         RunDir(Path(str(config.run_dir))).check(tree)
     except ValueError as error:
@@ -101,15 +103,15 @@ def _clocks(survey: HostSurvey, config: Config) -> Iterator[Diagnosis]:
 
 
 def _threads(survey: HostSurvey, config: Config) -> Iterator[Diagnosis]:
-    for node in survey.first_ranks:
-        ranks = [facts for facts in survey.facts if facts.node == node.node]
+    for first in survey.first_ranks:
+        ranks = [facts for facts in survey.facts if facts.node == first.node]
         threads, cores = sum(facts.threads for facts in ranks), len({core for facts in ranks for core in facts.cores})
         if threads > max(cores, len(ranks)) or len(ranks) > cores:
-            setting = f"launch.threads_per_worker={ranks[0].threads}"
-            remedy = f"set launch.threads_per_worker={max(1, cores // len(ranks))}"
+            setting = f"launch.threads_per_worker={first.threads}"
+            remedy = f"set launch.threads_per_worker={cores // len(ranks)}"
             if len(ranks) > cores:
                 remedy = "start fewer ranks on that host, or give it more cores"
-            yield Diagnosis(False, f"{node.host}: {len(ranks)} ranks with {setting} share {cores} cores", remedy)
+            yield Diagnosis(False, f"{first.host}: {len(ranks)} ranks with {setting} share {cores} cores", remedy)
     ignored = [facts for facts in survey.facts if facts.omp and facts.omp != str(facts.threads)]
     if ignored:
         omp, threads = ignored[0].omp, ignored[0].threads
@@ -138,20 +140,18 @@ def _gpus(survey: HostSurvey, config: Config) -> Iterator[Diagnosis]:
 
 
 def _free_space(survey: HostSurvey, config: Config) -> Iterator[Diagnosis]:
-    nodes = survey.first_ranks
+    nodes, ranks = survey.first_ranks, Counter(facts.node for facts in survey.facts)
     if full := [facts for facts in nodes if facts.disk < MIN_DISK]:
-        least = min(facts.disk for facts in full)
-        text = f"{_hosts(full)}: only {least:.2f} GiB of disk are free for run_dir={config.run_dir}"
-        yield Diagnosis(True, text, "choose a run_dir with more space; checkpoint.keep_last=1 keeps fewer checkpoints")
-    ranks_on = {node.node: sum(facts.node == node.node for facts in survey.facts) for node in nodes}
-    if short := [facts for facts in nodes if facts.memory < MIN_MEMORY * ranks_on[facts.node]]:
-        text = f"{_hosts(short)}: only {min(facts.memory for facts in short):.2f} GiB of memory are free for the ranks"
-        yield Diagnosis(True, text, "start fewer ranks on that host, or end other processes")
+        text = f"only {min(facts.disk for facts in full):.2f} GiB of disk are free for run_dir={config.run_dir}"
+        remedy = "choose a run_dir with more space; checkpoint.keep_last=1 keeps fewer checkpoints"
+        yield Diagnosis(True, f"{_hosts(full)}: {text}", remedy)
+    if short := [facts for facts in nodes if facts.memory < MIN_MEMORY * ranks[facts.node]]:
+        text = f"only {min(facts.memory for facts in short):.2f} GiB of memory are free for the ranks"
+        yield Diagnosis(True, f"{_hosts(short)}: {text}", "start fewer ranks on that host, or end other processes")
     if small := [facts for facts in nodes if facts.shm < MIN_SHM and facts.gpu]:
-        text = (
-            f"{_hosts(small)}: only {min(facts.shm for facts in small):.2f} GiB are free in /dev/shm, which NCCL uses"
-        )
-        yield Diagnosis(True, text, "enlarge it, as by docker run --shm-size=1g, or set NCCL_SHM_DISABLE=1")
+        text = f"only {min(facts.shm for facts in small):.2f} GiB are free in /dev/shm, which NCCL uses"
+        remedy = "enlarge it, as by docker run --shm-size=1g, or set NCCL_SHM_DISABLE=1"
+        yield Diagnosis(True, f"{_hosts(small)}: {text}", remedy)
 
 
 def _run_dir(survey: HostSurvey, config: Config) -> Iterator[Diagnosis]:
@@ -166,9 +166,3 @@ def _run_dir(survey: HostSurvey, config: Config) -> Iterator[Diagnosis]:
             yield Diagnosis(True, text, f"{remedy}, or set require_shared_run_dir=false")
         else:
             yield Diagnosis(False, f"{text}: each host keeps checkpoints of its own", remedy)
-
-
-CHECKS: tuple[Callable[[HostSurvey, Config], Iterator[Diagnosis]], ...] = (
-    *(_network, _gpus, _run_dir, _free_space),
-    *(_versions, _clocks, _threads),
-)

@@ -131,19 +131,15 @@ def marker_file(folder: Path) -> Iterator[str]:
     """
     missing = [parent for parent in folder.absolute().parents if not parent.exists()]
     marker = folder.absolute().parent / f".{folder.name}-{uuid.uuid4().hex}"
-    try:
+    with suppress(OSError):
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
-        name = marker.name
-    except OSError:
-        name = ""
     try:
-        yield name
+        yield marker.name if marker.exists() else ""
     finally:
-        with suppress(OSError):  # it could not be created
-            marker.unlink()
-        for parent in missing:
-            with suppress(OSError):  # it could not be created, or others have written there meanwhile
+        with suppress(OSError):  # it could not be created, or others have written there meanwhile
+            marker.unlink(missing_ok=True)
+            for parent in missing:
                 parent.rmdir()
 
 

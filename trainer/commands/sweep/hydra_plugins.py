@@ -52,7 +52,7 @@ def read_settings(overrides: Sequence[str]) -> DictConfig:
             raise ValueError(f"{override} needs a package that is not installed\n  pip install 'silotrain[sweep]'")
     try:
         settings = _composed(overrides)
-    except COMPOSITION_ERRORS as error:
+    except ValueError as error:
         raise ValueError(_unknown_keys(overrides) or str(error)) from error
     if settings.launcher._target_ == LOCAL:
         _check_local(settings)
@@ -62,7 +62,10 @@ def read_settings(overrides: Sequence[str]) -> DictConfig:
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    return hydra_context().compose_config("sweep", list(overrides), RunMode.MULTIRUN).hydra
+    try:
+        return hydra_context().compose_config("sweep", list(overrides), RunMode.MULTIRUN).hydra
+    except COMPOSITION_ERRORS as error:
+        raise ValueError(str(error)) from error
 
 
 def _unknown_keys(overrides: Sequence[str]) -> str:
@@ -71,10 +74,7 @@ def _unknown_keys(overrides: Sequence[str]) -> str:
     Raises:
         ValueError: there is no such sweeper or launcher.
     """
-    try:
-        settings = _composed([override for override in overrides if override.startswith("hydra/")])
-    except COMPOSITION_ERRORS as error:
-        raise ValueError(str(error)) from error
+    settings = _composed([override for override in overrides if override.startswith("hydra/")])
     errors = []
     for key in (override.partition("=")[0] for override in overrides):
         section, _, name = key.rpartition(".")
@@ -117,14 +117,6 @@ def _check_slurm(partition: str | None, name: str) -> None:
         errors.append(f"hydra.launcher.name has {len(name)} characters\n  valid: {MAX_NAME_LENGTH} at most")
     if errors:
         raise ValueError("\n".join(errors))
-
-
-def launcher_note(launcher: str, folder: Path) -> str:
-    """Return the note that is printed before another launcher runs the jobs."""
-    note = f"{launcher} runs the jobs; their output: {folder / 'logs'}"
-    if launcher == "submitit_slurm" and command_output("sacct", "--noheader") is None:
-        note += "\nsacct does not answer: the sweep cannot notice cancelled jobs, and waits for them until interrupted"
-    return note
 
 
 def defaults(settings: DictConfig, sweep: Path, objective: str, constant: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = make_plan(arguments)
     logging.disable(logging.WARNING)  # of Hydra and its plugins
     if plan.launcher != "local":
-        print(hydra_plugins.launcher_note(plan.launcher, plan.folder), flush=True)
+        print(f"{plan.launcher} runs the jobs; their output: {plan.folder / 'logs'}", flush=True)
     try:
         with raise_on_stop_signal():
             hydra_plugins.hydra_context().multirun("sweep", run_job, list(plan.overrides))
