@@ -14,7 +14,7 @@ TARGET = "._target_"
 
 
 def configuration_of(settings: Settings) -> Hashable:
-    """Return a key that is equal for runs that differ only in seed, place and launch."""
+    """Return a key that is equal for runs that differ only in seed, folder and launch."""
     return frozenset((name, _hashable(value)) for name, value in settings.items() if _is_setting(name))
 
 

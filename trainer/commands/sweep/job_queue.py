@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from trainer.commands.exit_codes import PREEMPTED
 from trainer.commands.sweep.job import Job, Outcome
@@ -17,16 +16,6 @@ from trainer.utils.text import first_few
 
 POLL_INTERVAL_SECONDS = 0.05
 MAX_NAMED = 4  # running jobs on one line
-
-
-@dataclass(frozen=True)
-class RunningJob:
-    """A running job, and the slot of the machine that it uses."""
-
-    job: Job
-    slot: ResourceSlot
-    command: Command
-    begun: float
 
 
 class JobQueue:
@@ -54,7 +43,7 @@ class JobQueue:
         self._objective, self._rank = objective, rank
         self._before, self._total = before, total or before + len(jobs)
         self._terminal = make_terminal(sys.stdout)
-        self._running: list[RunningJob] = []
+        self._running: dict[Job, Command] = {}
         self._outcomes: dict[Job, Outcome] = {}
 
     def run(self) -> dict[Job, Outcome]:
@@ -69,8 +58,8 @@ class JobQueue:
                     self._begin(self._waiting.pop(0))
                 time.sleep(POLL_INTERVAL_SECONDS)
                 forwarded = self._forward_stop(stop, forwarded)
-                for running in [job for job in self._running if job.command.exit_code() is not None]:
-                    self._finish(running)
+                for job in [job for job, command in self._running.items() if command.exit_code() is not None]:
+                    self._finish(job)
         self._terminal.close()
         if stop.signal:
             reraise_signal(stop.signal)
@@ -81,12 +70,12 @@ class JobQueue:
             self._report(job, job.outcome(self._objective), None)
             return
         try:
-            command = Command(job.arguments, job.log_of(self._rank), self._free[0])
+            self._running[job] = Command(job.arguments, job.log_of(self._rank), self._free[0])
         except CommandBusyError:
             self._report(job, Outcome("running", reason="running in another process"), None)
             return
-        self._running.append(RunningJob(job, self._free.pop(0), command, time.monotonic()))
-        names = "; ".join(first_few((running.job.name for running in self._running), MAX_NAMED))
+        self._free.pop(0)
+        names = "; ".join(first_few((running.name for running in self._running), MAX_NAMED))
         done = self._before + len(self._outcomes)
         self._terminal.progress(done / self._total, f"{done} of {self._total} jobs done; running: {names}")
 
@@ -96,18 +85,17 @@ class JobQueue:
         if due > forwarded:
             if not forwarded:
                 self._terminal.line("the jobs save and stop; a second signal ends them at once")
-            for running in self._running:
-                running.command.terminate()
+            for command in self._running.values():
+                command.terminate()
         return due
 
-    def _finish(self, running: RunningJob) -> None:
-        self._running.remove(running)
-        self._free.append(running.slot)
-        outcome = running.job.outcome(self._objective)
-        code = running.command.exit_code()
+    def _finish(self, job: Job) -> None:
+        command = self._running.pop(job)
+        self._free.append(command.slot)
+        outcome, code = job.outcome(self._objective), command.exit_code()
         if code and outcome.status in ("finished", "running"):  # state.json is of an earlier start
-            outcome = Outcome("preempted" if code == PREEMPTED else "failed", reason=running.job.log_tail())
-        self._report(running.job, outcome, time.monotonic() - running.begun)
+            outcome = Outcome("preempted" if code == PREEMPTED else "failed", reason=job.log_tail())
+        self._report(job, outcome, time.monotonic() - command.begun)
 
     def _report(self, job: Job, outcome: Outcome, seconds: float | None) -> None:
         self._outcomes[job] = outcome

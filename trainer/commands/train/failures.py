@@ -31,7 +31,7 @@ def exit_on_failure(
 
     Args:
         error: what ended the worker.
-        environment: the place of this rank.
+        environment: the position of this rank.
         folder: the run folder; None if it is not known yet.
         heartbeat: asks for the activities of the other ranks; None before there is one.
     """

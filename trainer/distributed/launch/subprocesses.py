@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class CommandBusyError(Exception):
 class Command:
     """A running `python -m trainer`, whose output is appended to a log.
 
+    slot   the part of the machine that it may use
+    begun  when it was started, by the monotonic clock
+
     Args:
         arguments: of the command line
         log: the file for its output, locked until the command and all that it has started have ended
@@ -51,6 +55,7 @@ class Command:
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, slot: ResourceSlot):
+        self.slot, self.begun = slot, time.monotonic()
         command = [sys.executable, *TRAINER, *arguments]
         gpus = {} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus}
         log.parent.mkdir(parents=True, exist_ok=True)
