@@ -30,6 +30,16 @@ LINK_TIMEOUT_SECONDS = 120
 COLLECTIVE_TIMEOUT_SECONDS = 30  # of a single collective
 
 
+class RunDirView(NamedTuple):
+    """A node's view of the run folder: is it that of rank 0, and can it be written?
+
+    `error` tells why it cannot be written; it is empty if it can.
+    """
+
+    is_same: bool
+    error: str
+
+
 @dataclass
 class HostSurvey:
     """Results of a survey.
@@ -111,16 +121,6 @@ def _measure_links(survey: HostSurvey, config: Config, peers: Peers) -> None:
             survey.links = measure_links(silos, hosts)
     except RuntimeError as error:
         survey.links_error = str(error).splitlines()[0]
-
-
-class RunDirView(NamedTuple):
-    """A node's view of the run folder: is it that of rank 0, and can it be written?
-
-    `error` tells why it cannot be written; it is empty if it can.
-    """
-
-    is_same: bool
-    error: str
 
 
 @contextmanager

@@ -67,6 +67,10 @@ class LinkSpeed:
     latency: float
     is_measured: bool
 
+    def seconds(self, size: float, messages: int = 1) -> float:
+        """Return the seconds in which one end sends `size` bytes, in a number of messages one after another."""
+        return messages * self.latency + size / self.bandwidth
+
 
 @dataclass(frozen=True)
 class CostModel:
@@ -161,14 +165,14 @@ def averaging_seconds(gradients: int, replicas: int, link: LinkSpeed | None) -> 
         return 0.0
     assert link
     buckets = 1 + math.ceil(max(gradients - FIRST_BUCKET, 0) / BUCKET)
-    return buckets * link.latency + ring_bytes(gradients, replicas) / link.bandwidth
+    return link.seconds(ring_bytes(gradients, replicas), buckets)
 
 
 def _inter_silo_seconds(costs: CostModel) -> float:
     """Return the seconds in which silos exchange their vectors."""
     if costs.inter_silo is None or not costs.traffic.inter_silo:
         return 0.0
-    return costs.inter_silo.latency + costs.traffic.inter_silo / len(costs.loads) / costs.inter_silo.bandwidth
+    return costs.inter_silo.seconds(costs.traffic.inter_silo / len(costs.loads))
 
 
 def _all_gather_seconds(costs: CostModel) -> float:
@@ -179,8 +183,9 @@ def _all_gather_seconds(costs: CostModel) -> float:
     assert costs.intra_silo
     # Replicas gather each other's shards; where silos differ in size, the leader broadcasts along a tree.
     share = (most - 1) / most if count_shards(costs.silo_sizes) > 1 else math.ceil(math.log2(most))
-    # Two latencies: the norm of the update is summed as well.
-    return 2 * costs.intra_silo.latency + share * costs.traffic.all_gathered / costs.intra_silo.bandwidth
+    return costs.intra_silo.seconds(
+        share * costs.traffic.all_gathered, messages=2
+    )  # of which the second sums the norm of the update
 
 
 def slowest_stage_times(ranks: Iterable[Iterable[StageTimes]]) -> StageTimes:

@@ -16,6 +16,10 @@ import psutil
 
 LOOPBACK = "127."
 
+CONNECT_TIMEOUT_SECONDS = 3
+PINGS = 8  # the fastest of which determines the clock offset
+MAX_CONCURRENT_PINGS = 32
+
 
 class Interface(NamedTuple):
     """A network interface and its IPv4 address."""
@@ -49,11 +53,12 @@ def gloo_interface() -> Interface:
     wanted = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if not wanted:
         return _interface_of(_host_address())
-    interfaces = {interface.name: interface for interface in reversed(list_interfaces())}  # the first address counts
-    if wanted not in interfaces:
-        names = ", ".join(reversed(interfaces))
+    interfaces = list_interfaces()
+    found = next((interface for interface in interfaces if interface.name == wanted), None)
+    if found is None:
+        names = ", ".join(interface.name for interface in interfaces)
         raise ValueError(f"GLOO_SOCKET_IFNAME={wanted}: {socket.gethostname()} has none\n  valid on that host: {names}")
-    return interfaces[wanted]
+    return found
 
 
 def interface_towards(host: str | None) -> str:
@@ -88,11 +93,6 @@ def _interface_of(address: str) -> Interface:
     if not same and address.startswith(LOOPBACK):
         same = [interface for interface in interfaces if interface.is_loopback]
     return Interface(same[0].name if same else "?", address)
-
-
-CONNECT_TIMEOUT_SECONDS = 3
-PINGS = 8  # the fastest of which determines the clock offset
-MAX_CONCURRENT_PINGS = 32
 
 
 class PingResult(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 from trainer.commands.report.settings import Settings, configuration_of
 from trainer.commands.report.summary import Configuration, Report
+from trainer.loggers import higher_is_better
 from trainer.loggers.messages import number
 
 # Classes are compared by name: what a file of a run folder names is not imported.
@@ -46,9 +47,10 @@ def _verdict(configuration: Configuration, report: Report) -> str:
         comparable = kind and _problem(other.settings, kind) == _problem(configuration.settings, kind)
         if comparable and other.has_finished and not math.isnan(result):
             found[kind].append(result)
-    best = max if report.higher_is_better else min
+    is_higher_better = higher_is_better(report.score)
+    best = max if is_higher_better else min
     alone, pooled = (best(found[kind], default=None) for kind in ("alone", "pooled"))
-    return compare_to_baselines(alone, score, pooled, report.higher_is_better)
+    return compare_to_baselines(alone, score, pooled, is_higher_better)
 
 
 def compare_to_baselines(lower: float | None, score: float, upper: float | None, higher_is_better: bool) -> str:

@@ -15,6 +15,10 @@ from trainer.commands.report.summary import Report
 
 SEARCH_LENGTH = 1000  # characters
 
+# First columns of the CSV files.
+RUN = ("run", "configuration", "status", "seed")
+ROUND = ("run", "configuration", "seed", *AXES)
+
 
 @dataclass(frozen=True)
 class OutputFile:
@@ -58,10 +62,6 @@ def write_all(files: Iterable[OutputFile]) -> None:
         except OSError as error:
             reason = f"{file.option} {file.path} cannot be written: {error.strerror}"
             raise ValueError(f"{reason}\n  name another file with {file.option}") from error
-
-
-RUN = ("run", "configuration", "status", "seed")
-ROUND = ("run", "configuration", "seed", *AXES)
 
 
 def runs_csv(report: Report) -> str:

@@ -23,6 +23,27 @@ from trainer.loggers import HEADLINES, Metrics, higher_is_better
 PACKAGE_DIR = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="silotrain report">'  # marks a file as a report
 
+AXES = {
+    "round": "round",
+    "examples": "examples seen",
+    "seconds": "seconds",
+    "bytes_between_silos": "bytes between silos",
+}
+GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "ema/", "clients/", "delta/")
+COUNTS = ("clients/trained", "clients/nonfinite", "clients/stragglers")
+SCORES = [name for name in HEADLINES if name != "loss"]
+FIRST = (
+    *(f"test/{name}" for name in SCORES),
+    *("train/loss", "test/loss"),
+    *(f"clients/worst_{name}" for name in SCORES),
+    *(f"validation/{name}" for name in SCORES),
+)
+
+MAX_CELLS = 500_000  # of all heat maps of a page, so that it opens quickly
+SIGNIFICANT_DIGITS = 7
+
+PlotData = dict[str, Any]  # JSON for the page's script
+
 
 def page(report: Report, folder: Path) -> str:
     """Return the page. Its links to the runs are relative to `folder`."""
@@ -90,28 +111,6 @@ def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], links
 def _data(cell: Cell, link: str | None) -> str:
     text = f'<a href="{escape(link)}/">{escape(cell.text)}</a>' if link else escape(cell.text)
     return f"<td>{text}</td>" if cell.value is None else f'<td class="number" data-value="{cell.value!r}">{text}</td>'
-
-
-AXES = {
-    "round": "round",
-    "examples": "examples seen",
-    "seconds": "seconds",
-    "bytes_between_silos": "bytes between silos",
-}
-GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "ema/", "clients/", "delta/")
-COUNTS = ("clients/trained", "clients/nonfinite", "clients/stragglers")
-SCORES = [name for name in HEADLINES if name != "loss"]
-FIRST = (
-    *(f"test/{name}" for name in SCORES),
-    *("train/loss", "test/loss"),
-    *(f"clients/worst_{name}" for name in SCORES),
-    *(f"validation/{name}" for name in SCORES),
-)
-
-MAX_CELLS = 500_000  # of all heat maps of a page, so that it opens quickly
-SIGNIFICANT_DIGITS = 7
-
-PlotData = dict[str, Any]  # JSON for the page's script
 
 
 def drawn_names(report: Report) -> list[str]:

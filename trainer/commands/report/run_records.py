@@ -16,7 +16,24 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.loggers import Metrics, read_jsonl
 from trainer.utils.trees import flatten
 
+EVALUATIONS = ("test_", "global_", "personal_")  # prefixes; the other metrics of clients describe their training
 ROUND_METRICS = ("client/", "slowest/", "seconds/", "delta/", "round/")  # not in result.json
+
+
+class ClientMetric(NamedTuple):
+    """One metric of all clients over a run.
+
+    Attributes:
+        name: the metric without its client, such as `test_accuracy`.
+        clients: client numbers, ascending.
+        rounds: the rounds in which the metric was measured, ascending.
+        values: float64 [clients, rounds], NaN where a value is missing or not finite.
+    """
+
+    name: str
+    clients: list[int]
+    rounds: list[int]
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -115,25 +132,6 @@ def _latest_metrics(rounds: Sequence[Metrics]) -> Metrics:
         seconds = sum(metrics["seconds/round"] for metrics in rounds)
         last["examples_per_second"] = last["examples"] / max(seconds, 1e-9)
     return last
-
-
-EVALUATIONS = ("test_", "global_", "personal_")  # prefixes; the other metrics of clients describe their training
-
-
-class ClientMetric(NamedTuple):
-    """One metric of all clients over a run.
-
-    Attributes:
-        name: the metric without its client, such as `test_accuracy`.
-        clients: client numbers, ascending.
-        rounds: the rounds in which the metric was measured, ascending.
-        values: float64 [clients, rounds], NaN where a value is missing or not finite.
-    """
-
-    name: str
-    clients: list[int]
-    rounds: list[int]
-    values: np.ndarray
 
 
 def client_metrics(history: Sequence[Mapping[str, Any]]) -> list[ClientMetric]:

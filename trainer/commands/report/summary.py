@@ -93,14 +93,6 @@ class Report:
     configurations: tuple[Configuration, ...]
     score: str
 
-    @property
-    def higher_is_better(self) -> bool:
-        return higher_is_better(self.score)
-
-    def has(self, name: str) -> bool:
-        """Return whether any run has this metric."""
-        return any(name in record.metrics for record in self.records)
-
 
 def summarize(records: Sequence[RunRecord], by: str | None = None) -> Report:
     """Group runs by configuration and order them.
@@ -146,5 +138,4 @@ def _score(records: Sequence[RunRecord], by: str | None) -> str:
 def _sort_key(configuration: Configuration, score: str) -> tuple[bool, bool, float]:
     """Sort the best first, unfinished ones last, and without a score last of each."""
     mean = configuration.spread(score).mean
-    has_none = math.isnan(mean)
-    return (not configuration.has_finished, has_none, 0.0 if has_none else -mean if higher_is_better(score) else mean)
+    return not configuration.has_finished, math.isnan(mean), -mean if higher_is_better(score) else mean

@@ -57,7 +57,8 @@ def columns(report: Report) -> list[TableColumn]:
         add(heading, [Cell(spread_text(spread), _finite(spread.mean)) for spread in spreads])
 
     add_spread(report.score, report.score)
-    worst = next((name for name in WORST if report.has(name)), report.score)
+    measured = {name for record in report.records for name in record.metrics}
+    worst = next((name for name in WORST if name in measured), report.score)
     if worst != report.score:
         add_spread("worst client", worst)
     add("seeds", [Cell(group.seeds, len(group.counted)) for group in groups])

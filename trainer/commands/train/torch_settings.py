@@ -17,13 +17,8 @@ def configure_torch(config: Config, environment: ClusterEnvironment) -> int:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if config.precision.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.precision.tf32  # torch's own default is True, for convolutions alone
-    if config.deterministic:
-        enable_determinism()
+    if config.deterministic:  # the same bits in every run on GPUs, or RuntimeError where an operation cannot give them
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     return threads
-
-
-def enable_determinism() -> None:
-    """Make operations on GPUs give the same bits in every run, or raise RuntimeError where they cannot."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
