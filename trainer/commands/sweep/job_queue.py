@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from trainer.commands.exit_codes import PREEMPTED
 from trainer.commands.sweep.job import Job, Outcome
-from trainer.commands.sweep.messages import ended
 from trainer.distributed.launch.signals import SignalHandler, handle_stop_signals, reraise_signal
 from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot
 from trainer.loggers import make_terminal
+from trainer.loggers.messages import NAME_STYLE, NOTE_STYLE, number
 from trainer.utils.text import first_few
 
 POLL_INTERVAL_SECONDS = 0.05
@@ -98,6 +98,15 @@ class JobQueue:
         self._report(job, outcome, time.monotonic() - command.begun)
 
     def _report(self, job: Job, outcome: Outcome, seconds: float | None) -> None:
+        """Record and print the outcome of a job. `seconds` is None if there was nothing left to do."""
         self._outcomes[job] = outcome
-        for spans in ended(job, outcome, self._objective, seconds):
-            self._terminal.line(*spans)
+        name = (job.name, NAME_STYLE)
+        took = f"  {number(seconds)} s" if seconds is not None else "  already finished"
+        if outcome.objective is not None:
+            self._terminal.line(name, f"  {self._objective} {number(outcome.objective)}{took}")
+        elif outcome.status == "preempted":
+            self._terminal.line(name, f"  saved and stopped{took}")
+        else:
+            self._terminal.line(name, (f"  {outcome.status}", NOTE_STYLE), f"  see {job.log}")
+            for line in outcome.reason.splitlines():
+                self._terminal.line(f"  {line}")

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from hydra.errors import HydraException
 
 from trainer.commands.exit_codes import FAILED, FINISHED, PREEMPTED
-from trainer.commands.sweep import hydra_plugins, messages
-from trainer.commands.sweep.job import assign, find_jobs
+from trainer.commands.sweep import hydra_plugins
+from trainer.commands.sweep.job import Job, Outcome, assign, find_jobs
 from trainer.commands.sweep.local_launcher import run_job
 from trainer.commands.sweep.sweep_plan import SweepPlan, make_plan
 from trainer.distributed.environment import is_worker
 from trainer.distributed.launch.signals import Terminated, raise_on_stop_signal
-from trainer.loggers import make_terminal
+from trainer.loggers import higher_is_better, make_terminal
+from trainer.loggers.messages import NAME_STYLE, NOTE_STYLE, number
 
 INTERRUPTED = 130
+MAX_LISTED = 20  # finished jobs in the table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,10 +55,28 @@ def _conclude(plan: SweepPlan) -> int:
     """Print the table; the exit code for it."""
     jobs = find_jobs(plan.folder) if plan.jobs is None else plan.jobs
     outcomes = {job: job.outcome(plan.objective) for job in jobs}
-    terminal = make_terminal(sys.stdout)
-    for spans in messages.table(outcomes, plan.objective, plan.folder):
-        terminal.line(*spans)
+    _print_table(outcomes, plan)
     unfinished = {outcome.status for outcome in outcomes.values() if not outcome.is_finished}
     if unfinished <= {"preempted", "running", "waiting"}:
         return PREEMPTED if unfinished else FINISHED
     return FAILED
+
+
+def _print_table(outcomes: dict[Job, Outcome], plan: SweepPlan) -> None:
+    """Print the finished jobs, best first, then the others."""
+    values = {job: outcome.objective for job, outcome in outcomes.items() if outcome.objective is not None}
+    order = sorted(values, key=lambda job: values[job], reverse=higher_is_better(plan.objective))
+    shown = [number(values[job]) for job in order[:MAX_LISTED]]
+    width = max(map(len, [plan.objective, *shown]))
+    terminal = make_terminal(sys.stdout)
+    terminal.line()
+    terminal.line((plan.objective.rjust(width), NAME_STYLE), f"  {len(order)} of {len(outcomes)} jobs, best first")
+    for text, job in zip(shown, order, strict=False):
+        terminal.line(text.rjust(width), f"  {job.name}")
+    if len(order) > MAX_LISTED:
+        terminal.line("more".rjust(width), f"  {len(order) - MAX_LISTED}")
+    for job, outcome in outcomes.items():
+        if job not in values:
+            terminal.line((outcome.status.rjust(width), NOTE_STYLE), f"  {job.name}  see {job.log}")
+    terminal.line()
+    terminal.line(f"more:  python -m trainer report {shlex.quote(str(plan.folder))}")
