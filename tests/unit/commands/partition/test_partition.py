@@ -17,7 +17,7 @@ def labelled(examples: int, classes: int) -> TensorSource:
 
 
 def test_areas_are_numbers_of_examples():
-    """Of a few clients the largest dot is as wide as a column."""
+    """Each dot is at its client and label, the first label at the top."""
     source = TensorSource(torch.zeros(7, 1), torch.tensor([0, 0, 0, 0, 2, 2, 1]))
     clients = Shards(per_client=1).split(source, source, 2, 0)
     counts = np.stack([np.bincount(source.labels[ids], minlength=3) for ids in clients.train])
