@@ -96,7 +96,7 @@ def test_remote_ranks_fill_their_nodes():
     """Two on each node; with an elastic number of nodes, the largest number."""
     assert remote_nodes(launch(nproc_per_node=2), 5) == [0, 0, 1, 1, 2]
     assert remote_nodes(launch(nproc_per_node=2, nodes=3)) == [0, 0, 1, 1, 2, 2]
-    assert remote_nodes(launch(nproc_per_node=1, nodes=[1, 4])) == [0, 1, 2, 3]
+    assert remote_nodes(launch(nproc_per_node=1, nodes=(1, 4))) == [0, 1, 2, 3]
     assert silo_sizes("node", remote_nodes(launch(nproc_per_node=2), 5)) == (2, 2, 1)
 
 
@@ -219,7 +219,7 @@ def plan_of(costs: CostModel) -> RunPlan:
     run = make_run(
         leader_topology(0, sizes, torch.device("cpu")), [320] * len(sizes), algorithm=fedavg(), batch_size=32
     )
-    return RunPlan(run, 1, costs, {"parameters and buffers": 1_200_000, "gradients": 1_200_000})
+    return RunPlan(run, "MLP", 1, costs, {"parameters and buffers": 1_200_000, "gradients": 1_200_000})
 
 
 @pytest.mark.parametrize("sizes", [(1,), (2,), (2, 2), (3, 1), (8,) * 64], ids=str)
