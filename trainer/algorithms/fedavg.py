@@ -112,14 +112,14 @@ class FedAvgRun(FederatedRun):
         return session
 
     def global_state(self) -> dict[str, Tensor]:
-        return super().global_state() | self.corrector.vectors
+        return {**super().global_state(), **self.corrector.vectors}
 
     def load_global_state(self, state: dict[str, Tensor]) -> None:
         super().load_global_state(state)
         self._load_vectors(state)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | self.corrector.vectors
+        return {**super().state_dict(), **self.corrector.vectors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

@@ -89,7 +89,11 @@ def broadcast(tensor: Tensor) -> Tensor:
 
 def broadcast_text(text: str) -> str:
     """Broadcast the text of rank 0 to the world."""
-    return all_gather_texts(text)[0]
+    encoded = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+    length = broadcast(torch.tensor([len(text.encode())]))
+    if dist.get_rank() != 0:
+        encoded = torch.empty(max(int(length), 1), dtype=torch.uint8)
+    return bytes(broadcast(encoded)[: int(length)].tolist()).decode()
 
 
 def barrier() -> None:

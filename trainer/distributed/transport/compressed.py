@@ -50,6 +50,8 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         codec: encodes vectors and sums
     """
 
+    codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride] (it is not changed)
+
     def __init__(self, topology: Topology, codec: Codec):
         super().__init__(topology)
         self.codec = codec
