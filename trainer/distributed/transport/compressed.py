@@ -50,11 +50,9 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         codec: encodes vectors and sums
     """
 
-    codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride] (it is not changed)
-
     def __init__(self, topology: Topology, codec: Codec):
         super().__init__(topology)
-        self.codec = codec
+        self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride] (nobody changes it)
         self.collectives_per_chunk = 2 if self._is_two_stage else 1
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
