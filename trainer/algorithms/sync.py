@@ -24,7 +24,7 @@ from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
 from trainer.models.flat import BatchNormReduction, FlatModel
 from trainer.optim.optimizers import OptimizerFactory
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -22,5 +22,10 @@ class ErrorCollector:
 
     def raise_any(self) -> None:
         """Raise a ValueError with all messages, if there are any."""
-        if self.messages:
-            raise ValueError("\n".join(self.messages))
+        raise_errors(self.messages)
+
+
+def raise_errors(errors: Sequence[str]) -> None:
+    """Raise one ValueError with all errors, if there are any."""
+    if errors:
+        raise ValueError("\n".join(errors))

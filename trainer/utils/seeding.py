@@ -36,7 +36,7 @@ def hash_numbers(numbers: np.ndarray, salt: int) -> np.ndarray:
     It is SplitMix64 (Steele, Lea and Flood 2014), which gives any number of its sequence directly. There is no state,
     and it does not matter who draws in which order.
     """
-    mixed = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+    mixed = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

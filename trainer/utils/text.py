@@ -1,4 +1,4 @@
-"""Text for messages: values in the syntax of the command line, suggestions of names, and errors as one."""
+"""Text for messages: values in the syntax of the command line, and suggestions of names."""
 
 from __future__ import annotations
 
@@ -59,9 +59,3 @@ def first_few(items: Iterable[object], limit: int) -> list[str]:
     """
     texts = list(map(str, items))
     return texts[:limit] + [f"and {len(texts) - limit:,} more"] * (len(texts) > limit)
-
-
-def raise_errors(errors: Sequence[str]) -> None:
-    """Raise one ValueError with all errors, if there are any."""
-    if errors:
-        raise ValueError("\n".join(errors))

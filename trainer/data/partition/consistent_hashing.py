@@ -10,8 +10,8 @@ import numpy as np
 from trainer.data.partition.base import column_errors, size_errors, smallest_errors
 from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import Source
+from trainer.utils.errors import raise_errors
 from trainer.utils.seeding import derive_seed, hash_numbers
-from trainer.utils.text import raise_errors
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from trainer.data.partition.allocation import allocate, count_labels, even_group
 from trainer.data.partition.base import column_errors, size_errors, smallest_errors
 from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import Source
+from trainer.utils.errors import raise_errors
 from trainer.utils.seeding import numpy_generator
-from trainer.utils.text import raise_errors
 
 DIRICHLET_DRAWS = 100
 

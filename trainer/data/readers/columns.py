@@ -12,7 +12,7 @@ from trainer.data.sources.base import DataSplits, SequenceWindows, Source, Tenso
 from trainer.data.sources.column import INTEGERS, NUMBERS, TEXTS, NamedColumn, as_tensor
 from trainer.data.sources.example_weights import parse_weights
 from trainer.data.sources.pixels import ImageSource, as_channels_first
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 Classes = int | list[str] | None  # their number, or their names, or None for those that occur
 

@@ -10,7 +10,7 @@ from trainer.data.readers.arrow_tables import Names, make_splits_from_tables, py
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes
 from trainer.data.sources.base import DataSplits
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 TEST_NAMES = ("test", "validation", "valid", "val")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"

@@ -18,7 +18,7 @@ from trainer.data.readers.image_decoding import Channels, Size, decode, shape_of
 from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.pixels import ImageSource
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.data.readers.cache import package_folder
 from trainer.data.readers.test_split import test_fraction_errors
 from trainer.data.sources.base import DataSplits, SequenceWindows
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 BYTES = 256
 

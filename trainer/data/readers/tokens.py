@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.test_split import test_fraction_errors
 from trainer.data.sources.base import DataSplits
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 MAX_WINDOWS, MAX_TOKENS = 1024, 1 << 20  # checked before training; every window is checked when it is fetched
 

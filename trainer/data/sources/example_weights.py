@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from trainer.data.sources.column import NUMBERS, NamedColumn
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 
 @dataclass(frozen=True)

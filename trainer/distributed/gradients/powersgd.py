@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
-from trainer.utils.text import raise_errors
+from trainer.utils.errors import raise_errors
 
 MIN_COMPRESSION_RATE = 2  # below which a matrix is sent as it is
 EPSILON = 1e-8  # added to the norm of a column, so that a matrix of zeros is not divided by zero
