@@ -224,8 +224,9 @@ def test_statistics_are_those_of_all_examples_together(parts: int, offset: int):
     sums = []
     for ids in split:
         Compose({"s": Standardise()}).fit(source, ids, lambda own: sums.append(own) or own + 0, CPU)
-    together = Standardise()
-    Compose({"s": together}).fit(source, split[0], lambda own: torch.stack(sums).sum(0), CPU)
+    chain = Compose({"s": Standardise()}).fit(source, split[0], lambda own: torch.stack(sums).sum(0), CPU)
+    together = chain.transforms["s"]
+    assert isinstance(together, Standardise)
     columns = source.inputs.double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     np.testing.assert_allclose(together.mean, columns.mean(1), rtol=1e-6)
     np.testing.assert_allclose(together.std, columns.std(1), rtol=1e-6)
@@ -233,8 +234,7 @@ def test_statistics_are_those_of_all_examples_together(parts: int, offset: int):
 
 def test_a_channel_that_never_changes_is_centred():
     source = TensorSource(torch.full((COUNT, 1), 3.0), torch.zeros(COUNT, dtype=torch.int64))
-    chain = Compose({"s": Standardise()})
-    chain.fit(source, torch.arange(COUNT), lambda own: own, CPU)
+    chain = Compose({"s": Standardise()}).fit(source, torch.arange(COUNT), lambda own: own, CPU)
     assert not chain.for_evaluation(source.fetch(torch.arange(4)), CPU)[0].any()
 
 
