@@ -214,7 +214,7 @@ class Worker:
         fruitless = ""
         if self.is_first:
             for reason in resume_point.rejected if resume_point else ():
-                print(f"passed over: {reason}", file=sys.stderr, flush=True)
+                print(f"skipped: {reason}", file=sys.stderr, flush=True)
             if resume_point and self.prints:
                 print(f"continues from {start}", flush=True)
             if (starts := self.folder.count_start(start, restart_count())) >= MAX_STARTS_WITHOUT_PROGRESS:
