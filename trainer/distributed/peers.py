@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from trainer.distributed.environment import ClusterEnvironment
+from trainer.utils.errors import raise_errors
 
 T = TypeVar("T")
 
@@ -29,22 +30,17 @@ class Peers:
         Raises:
             ValueError: `make` raised it on some ranks; has the errors of all.
         """
-        try:
-            answer = {"value": make()}
-        except ValueError as error:
-            answer = {"error": str(error)}
-        self.store.set(f"{name}/{self.rank}", json.dumps(answer))
+        self.store.set(f"{name}/{self.rank}", json.dumps(_answer(make)))
         if self.rank == 0:
             ranks = range(self.environment.world_size)
             self.store.set(name, json.dumps([json.loads(self.store.get(f"{name}/{rank}")) for rank in ranks]))
-        answers = json.loads(self.store.get(name))
-        if errors := dict.fromkeys(answer["error"] for answer in answers if "error" in answer):
-            raise ValueError("\n".join(errors))
-        return [answer["value"] for answer in answers]
+        return _values(json.loads(self.store.get(name)))
 
     def broadcast(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` returns on rank 0, as JSON keeps it, on all ranks; raise its ValueError on all."""
-        return self.all_gather(name, lambda: None if self.rank else make())[0]
+        if self.rank == 0:
+            self.store.set(name, json.dumps([_answer(make)]))
+        return _values(json.loads(self.store.get(name)))[0]
 
     def on_all_ranks(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` returns on this rank; if it raises ValueError on some ranks, raise their errors on all."""
@@ -58,3 +54,17 @@ class Peers:
         if self.rank == 0:
             for rank in range(self.environment.world_size):
                 self.store.get(f"left/{rank}")
+
+
+def _answer(make: Callable[[], Any]) -> dict[str, Any]:
+    """Return the value that `make` returns, or the text of its ValueError."""
+    try:
+        return {"value": make()}
+    except ValueError as error:
+        return {"error": str(error)}
+
+
+def _values(answers: list[dict[str, Any]]) -> list[Any]:
+    """Return the values of answers; raise a ValueError with their errors if there are any."""
+    raise_errors(list(dict.fromkeys(answer["error"] for answer in answers if "error" in answer)))
+    return [answer["value"] for answer in answers]
