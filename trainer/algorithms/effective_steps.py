@@ -49,7 +49,7 @@ class EffectiveSteps:
 
 def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: GradientClipper) -> list[str]:
     """Return the errors of choices with which a client's displacement is not linear in its gradients."""
-    errors = []
+    errors: list[str] = []
     if clip.settings:
         nulls = " ".join(f"{setting.split('=')[0]}=null" for setting in clip.settings)
         errors.append(

@@ -47,7 +47,7 @@ class Sync(Algorithm):
         return (merge(values),)
 
     def validate(self, setting: Setting) -> None:
-        errors = []
+        errors: list[str] = []
         if setting.silos > 1:
             errors.append(
                 f"silos={setting.silos} with algorithm=sync: it keeps one silo in step and combines nothing.\n"

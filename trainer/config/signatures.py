@@ -42,7 +42,7 @@ def argument_errors(
     named = {item.name: item for item in parameters if item.kind in KEYWORD and item.name not in reserved_args}
     given = {name: value for name, value in component.items() if not name.startswith("_")}
     is_open = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
-    errors = []
+    errors: list[str] = []
     for name, value in given.items():
         if name not in named and not is_open:
             errors.append(_unknown(f"{key}.{name}", value, component, [f"{key}.{name}" for name in named]))

@@ -36,9 +36,10 @@ def refuse(peers: Peers) -> int:
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_all_gather_returns_the_values_in_the_order_of_ranks(size: int) -> None:
-    assert on_ranks(size, lambda peers: peers.all_gather("x", lambda: peers.rank * 2)) == [
-        [rank * 2 for rank in range(size)]
-    ] * size
+    assert (
+        on_ranks(size, lambda peers: peers.all_gather("x", lambda: peers.rank * 2))
+        == [[rank * 2 for rank in range(size)]] * size
+    )
 
 
 def test_errors_are_raised_on_all_ranks_each_once() -> None:

@@ -44,7 +44,7 @@ def parse_options(arguments: Iterable[str]) -> PlanOptions:
         ValueError: lists everything that is wrong with them.
     """
     values: dict[str, Any] = {}
-    errors = []
+    errors: list[str] = []
     for argument in arguments:
         key, _, text = argument.partition("=")
         if key not in PARSERS:

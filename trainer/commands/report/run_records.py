@@ -86,7 +86,7 @@ def read_records(folders: Sequence[Path]) -> list[RunRecord]:
     Raises:
         ValueError: a folder has no runs, or a run is damaged.
     """
-    errors = []
+    errors: list[str] = []
     found: dict[Path, Path] = {}
     for folder in folders:
         runs = list(_run_folders(folder))

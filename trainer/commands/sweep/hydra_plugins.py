@@ -75,7 +75,7 @@ def _unknown_keys(overrides: Sequence[str]) -> str:
         ValueError: there is no such sweeper or launcher.
     """
     settings = _composed([override for override in overrides if override.startswith("hydra/")])
-    errors = []
+    errors: list[str] = []
     for key in (override.partition("=")[0] for override in overrides):
         section, _, name = key.rpartition(".")
         siblings = OmegaConf.select(OmegaConf.create({"hydra": settings}), section) if section else None
@@ -87,7 +87,7 @@ def _unknown_keys(overrides: Sequence[str]) -> str:
 
 def _check_local(settings: DictConfig) -> None:
     jobs, part = settings.launcher.jobs, settings.launcher.part
-    errors = []
+    errors: list[str] = []
     if type(jobs) is not int or jobs < 1:
         errors.append(f"hydra.launcher.jobs={jobs}\n  valid: a whole number from 1")
     if part is not None:
@@ -109,7 +109,7 @@ def _check_slurm(partition: str | None, name: str) -> None:
             "  start the sweep on a node of the cluster, or leave this out to run the jobs on this machine"
         )
     valid = list(dict.fromkeys(output.split()))
-    errors = []
+    errors: list[str] = []
     for wanted in partition.split(",") if partition else ():
         if wanted not in valid:
             errors.append(f"hydra.launcher.partition={wanted}: no such partition{suggest(wanted, valid)}")

@@ -125,7 +125,8 @@ class AvailabilityTrace(ClientSampler):
         return sorted(_read_events(Path(self.file)), key=lambda event: event.round)
 
     def _available(self, clients: int, index: int) -> tuple[int, ...]:
-        available, seen = set(range(clients)), set()
+        available: set[int] = set(range(clients))
+        seen: set[int] = set()
         for event in self.events:
             if event.client >= clients:
                 raise ValueError(

@@ -57,7 +57,7 @@ def per_client_partition(data: DataSplits, partition: Partition, num_clients: in
 
 def size_errors(partition: str, train: Source, clients: int, min_examples: int) -> list[str]:
     """Return what is wrong with these numbers of clients and examples."""
-    errors = []
+    errors: list[str] = []
     if clients < 1:
         errors.append(f"clients={clients}: there must be at least 1 client")
     if min_examples < 1:

@@ -76,7 +76,7 @@ def shakespeare(length: int = 128, test: float = 0.1) -> DataSplits:
 
 
 def _check(length: int, test: float) -> None:
-    errors = []
+    errors: list[str] = []
     if length < 1:
         errors.append(f"data.length={length}: a window needs at least 1 token")
     errors += test_fraction_errors(test)

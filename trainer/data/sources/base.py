@@ -189,7 +189,7 @@ class DataSplits:
         return getattr(self.train, "homes", None)
 
 
-def as_source(dataset: Source | Dataset[Any]) -> Source:
+def as_source(dataset: object) -> Source:
     """Convert a data set to a Source.
 
     Args:
