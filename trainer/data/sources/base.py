@@ -199,6 +199,7 @@ def as_source(dataset: object) -> Source:
     Raises:
         ValueError: it is anything else.
     """
+    kind = type(dataset).__name__
     if isinstance(dataset, Source):
         return dataset
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
@@ -208,7 +209,7 @@ def as_source(dataset: object) -> Source:
     if isinstance(dataset, IterableDataset) and isinstance(dataset, SeekableDataset):
         return IterableSource(dataset)
     raise ValueError(
-        f"not a data set: got {type(dataset).__name__}.\n"
+        f"not a data set: got {kind}.\n"
         "  valid: a Source (__len__, fetch, labels, client_ids), a TensorDataset of two tensors,\n"
         "  or a map-style torch Dataset (__len__, __getitem__) of (input, target) pairs.\n"
         "  An IterableDataset needs __len__() and examples(start), an iterator from that example on:\n"
