@@ -180,6 +180,15 @@ SLOTS = {
         [*FEDAVG, "update_compression=powersgd", "update_compression.rank=0"],
         ["update_compression.rank=0", "a whole number from 1"],
     ),
+    "a server for none": (
+        ["algorithm=averaging", "silos=2", "server=adam"],
+        [
+            "server=torch.optim.Adam with algorithm=trainer.algorithms.ModelAveraging",
+            "server.lr=0.01",
+            "algorithm=fedavg",
+        ],
+    ),
+    "a server for one silo": (["server.lr=0.5"], ["server=torch.optim.SGD with algorithm=trainer.algorithms.Sync"]),
     "a server's rule": (
         [*FEDAVG, "server=fedadam", "server.rule=unknown"],
         ["server.rule=unknown", "valid: adagrad or adam or yogi"],

@@ -72,42 +72,44 @@ class Case:
 
 CASES = {
     "sync": Case(Sync, {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}),
-    "fedavg": Case(partial(FedAvg, average)),
-    "fedavg_momentum": Case(partial(FedAvg, momentum)),
-    "fedavg_adam": Case(partial(FedAvg, adam)),
+    "fedavg": Case(partial(FedAvg, server=average)),
+    "fedavg_momentum": Case(partial(FedAvg, server=momentum)),
+    "fedavg_adam": Case(partial(FedAvg, server=adam)),
     "diloco": Case(
-        partial(FedAvg, nesterov, weighting="equal", client_optimizer_state="keep"),
+        partial(FedAvg, server=nesterov, weighting="equal", client_optimizer_state="keep"),
         {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
     ),
-    "fedsgd": Case(partial(FedAvg, average), {"batch_size": "all", "round": RoundOptions(steps=1)}),
-    "fedadam": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adam"))),
-    "fedyogi": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="yogi"))),
-    "fedadagrad": Case(partial(FedAvg, partial(FedOpt, lr=0.05, rule="adagrad", betas=(0.0, 0.0)))),
-    "fedprox": Case(partial(FedAvg, average, proximal_mu=0.5, weighting="capped", max_weight=10)),
-    "bounded": Case(partial(FedAvg, average, max_update_norm=0.1)),
+    "fedsgd": Case(partial(FedAvg, server=average), {"batch_size": "all", "round": RoundOptions(steps=1)}),
+    "fedadam": Case(partial(FedAvg, server=partial(FedOpt, lr=0.05, rule="adam"))),
+    "fedyogi": Case(partial(FedAvg, server=partial(FedOpt, lr=0.05, rule="yogi"))),
+    "fedadagrad": Case(partial(FedAvg, server=partial(FedOpt, lr=0.05, rule="adagrad", betas=(0.0, 0.0)))),
+    "fedprox": Case(partial(FedAvg, server=average, proximal_mu=0.5, weighting="capped", max_weight=10)),
+    "bounded": Case(partial(FedAvg, server=average, max_update_norm=0.1)),
     "averaging": Case(ModelAveraging),
     "streaming": Case(
-        partial(Streaming, nesterov, fragments=2, overlap_steps=1, alpha=0.5),
+        partial(Streaming, server=nesterov, fragments=2, overlap_steps=1, alpha=0.5),
         {"optimizer": partial(torch.optim.AdamW, lr=0.01)},
     ),
     "delayed": Case(
-        partial(Streaming, average, weighting="examples", client_optimizer_state="reset", overlap_steps=2, alpha=0.25)
+        partial(
+            Streaming, server=average, weighting="examples", client_optimizer_state="reset", overlap_steps=2, alpha=0.25
+        )
     ),
     "scaffold": Case(scaffold, {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
-    "fednova": Case(partial(fednova, momentum), {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
+    "fednova": Case(partial(fednova, server=momentum), {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.5)}),
     "feddyn": Case(feddyn),
     "median": Case(robust(Median())),
     "trimmed_mean": Case(robust(TrimmedMean(0.2))),
     "krum": Case(robust(Krum(1, 2))),
-    "int8": Case(partial(FedAvg, momentum), {"update_compression": Int8(8)}),
+    "int8": Case(partial(FedAvg, server=momentum), {"update_compression": Int8(8)}),
     "topk": Case(
-        partial(FedAvg, average, weighting="equal", client_optimizer_state="keep"),
+        partial(FedAvg, server=average, weighting="equal", client_optimizer_state="keep"),
         {"update_compression": TopK(0.5), "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     ),
     "int4_scaffold": Case(scaffold, {"update_compression": Int4(8)}),
-    "powersgd": Case(partial(FedAvg, average), {"update_compression": PowerSGD(1)}),
+    "powersgd": Case(partial(FedAvg, server=average), {"update_compression": PowerSGD(1)}),
     "local": Case(
-        partial(FedAvg, average, shared_params="$^", client_optimizer_state="keep"),
+        partial(FedAvg, server=average, shared_params="$^", client_optimizer_state="keep"),
         {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     ),
 }

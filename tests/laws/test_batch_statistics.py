@@ -114,7 +114,7 @@ def test_statistics_are_pooled_over_replicas_and_silos(ranks, silos: SiloSpec):
 
 def test_the_servers_optimizer_does_not_touch_them(ranks):
     """A server with learning rate 0 moves no parameter, and the statistics are the same as with any other."""
-    still = FedAvg(partial(torch.optim.SGD, lr=0.0))
+    still = FedAvg(server=partial(torch.optim.SGD, lr=0.0))
     ours = ranks(2).run(train, "fedavg", 2, norm_choices(rounds=2, algorithm=still))[0]
     assert_statistics(ours.model, expected(dict.fromkeys(range(len(BIG)), 1), 2))
     start = norm_first().state_dict()

@@ -117,7 +117,7 @@ def test_it_does_so_from_the_middle_of_a_round(ranks, name: str, tmp_path: Path)
 
 def test_statistics_are_the_models_own_and_personal_layers_too(ranks, tmp_path: Path):
     """In FedBN personal tensors have no average. Clients are evaluated with the average and their personal layers."""
-    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params=r"^[04]\.")
+    algorithm = FedAvg(server=partial(torch.optim.SGD, lr=1.0), shared_params=r"^[04]\.")
     records = ranks(2).run(run_all, "fedavg", 2, noisy_choices("fedavg") | {"algorithm": algorithm}, tmp_path)[0]
     assert set(weights(tmp_path, ROUNDS, "ema")) == {"0.weight", "0.bias", "4.weight", "4.bias"}
     assert {f"client/{client}/ema_accuracy" for client in range(len(SIZES))} <= set(records.rounds[-1])

@@ -196,7 +196,7 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
         "task": HalfSquares(),
         "data": DataSplits(source, source, None),
         "optimizer": partial(torch.optim.SGD, lr=0.25),
-        "algorithm": FedAvg(partial(torch.optim.SGD, lr=1.0), weighting=weight),
+        "algorithm": FedAvg(server=partial(torch.optim.SGD, lr=1.0), weighting=weight),
         "batch_size": "all",
         "rounds": 1,
     }

@@ -75,7 +75,7 @@ def test_clients_that_train_alone_are_judged_by_their_own_models(ranks, silos: S
 
 def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
     """With a personal output layer, 2 silos and 4 have the same metrics for every client."""
-    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params=r"^0\.")
+    algorithm = FedAvg(server=partial(torch.optim.SGD, lr=1.0), shared_params=r"^0\.")
     two, four = (ranks(n).run(train, "fedavg", n, {"algorithm": algorithm})[0].rounds[-1] for n in (2, 4))
     told = [key for key in two if key.startswith("client/") or key.startswith("test/")]
     assert {key: four[key] for key in told} == pytest.approx({key: two[key] for key in told}, rel=1e-9)

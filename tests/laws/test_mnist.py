@@ -39,7 +39,7 @@ def train_2nn(folder: Path) -> Metrics:
             task=Classification(),
             data=data,
             clients=Iid().split(data.train, data.test, 100, seed=0),
-            algorithm=FedAvg(average),
+            algorithm=FedAvg(server=average),
             optimizer=partial(torch.optim.SGD, lr=0.1),
             rounds=ROUNDS,
             training=TrainingOptions(batch_size=10),

@@ -100,7 +100,7 @@ def step_together(silos: list[int], slow: int) -> float:
         module = make_model("mlp")
         if topology.rank == slow:
             module.register_forward_pre_hook(lambda *_: time.sleep(SLEEP))
-        run = make_run(topology, [16] * topology.num_silos, algorithm=FedAvg(average), module=module)
+        run = make_run(topology, [16] * topology.num_silos, algorithm=FedAvg(server=average), module=module)
         return measure_step_seconds(run, topology, seconds=0.05)
 
 

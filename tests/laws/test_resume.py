@@ -195,7 +195,7 @@ def test_kept_states_find_their_clients_in_other_silos(ranks, tmp_path: Path):
 
 def other_algorithms_choices() -> dict[str, Any]:
     """Return choices with a personal output layer, which is state of the clients."""
-    algorithm = FedAvg(partial(torch.optim.SGD, lr=1.0), shared_params="^0\\.", client_optimizer_state="keep")
+    algorithm = FedAvg(server=partial(torch.optim.SGD, lr=1.0), shared_params="^0\\.", client_optimizer_state="keep")
     return noisy_choices("fedavg") | {"algorithm": algorithm, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
 
 

@@ -54,7 +54,7 @@ def told(server: Any, weight: str) -> list[tuple[np.ndarray, dict[str, float]]]:
 @pytest.mark.parametrize("name", CHOICES)
 def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
     """Five rounds of two epochs: 7 clients on 2 silos, batches of 4 and ragged ones."""
-    algorithm = FedAvg(partial(FedOpt, **CHOICES[name]), weighting=weight)
+    algorithm = FedAvg(server=partial(FedOpt, **CHOICES[name]), weighting=weight)
     ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"algorithm": algorithm})[0]
     assert_is_reference(ours, told(partial(fedopt, **CHOICES[name]), weight))
     server = {key.removeprefix("server/0/") for key in ours.algorithm}
@@ -64,7 +64,7 @@ def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
 @pytest.mark.parametrize("silos", [[3, 1], [2, 1, 1]], ids=["3+1", "2+1+1"])
 def test_fedopt_on_silos_of_any_sizes(ranks, silos: list[int]):
     """All ranks have the same bits, and the numbers of the reference."""
-    algorithm = FedAvg(partial(FedOpt, **CHOICES["yogi"]))
+    algorithm = FedAvg(server=partial(FedOpt, **CHOICES["yogi"]))
     outcomes = ranks(4).run(train, "fedavg", silos, linear_choices("average") | {"algorithm": algorithm})
     assert_is_reference(outcomes[0], told(partial(fedopt, **CHOICES["yogi"]), "examples"))
     assert all(torch.equal(one.model["weight"], outcomes[0].model["weight"]) for one in outcomes)

@@ -21,6 +21,7 @@ from trainer.algorithms.federated import (
     FederatedRound,
     FederatedRun,
     compression_error,
+    mean,
 )
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
@@ -37,6 +38,7 @@ class FedAvg(FederatedOptions):
     2003.00295); with inner AdamW kept and a Nesterov server: DiLoCo, Douillard et al. 2023 (arXiv 2311.08105).
 
     Attributes:
+        server: makes the server optimizer, an elementwise torch optimizer, for the vector of global parameters.
         proximal_mu: mu of FedProx, Li et al. 2020 (arXiv 1812.06127): adds mu (w_k - w) to the clients' gradients.
         max_update_norm: the largest 2-norm of a client's update; a longer one is scaled down, Sun et al. 2019 (arXiv
             1911.07963). None: no limit.
@@ -44,6 +46,7 @@ class FedAvg(FederatedOptions):
         rule: how the clients' updates become one: their mean, or a robust rule such as Median.
     """
 
+    server: OptimizerFactory = mean
     proximal_mu: float = 0.0
     max_update_norm: float | None = None
     drift_correction: DriftCorrection | None = None

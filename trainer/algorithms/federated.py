@@ -29,7 +29,6 @@ class FederatedOptions(Algorithm):
     """Choices of federated algorithms. Abstract: it has no training of its own.
 
     Attributes:
-        server: makes the server optimizer, an elementwise torch optimizer, for the vector of global parameters.
         weighting: of a client in the mean. `examples`: n_k, its number of training examples or the sum of their
             weights; `equal`: 1; `capped`: n_k, but at most `max_weight`.
         shared_params: regular expression; parameters and buffers whose names it finds are combined, the others are
@@ -38,7 +37,6 @@ class FederatedOptions(Algorithm):
         batchnorm_stats: combine BatchNorm's statistics `pooled` as those of all examples, or as their plain `mean`.
     """
 
-    server: OptimizerFactory = mean
     weighting: Weighting = "examples"
     max_weight: int | None = None
     shared_params: str = ".*"

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.algorithms.aggregation_rule import mean_cosine
 from trainer.algorithms.base import ClientOptimizerState, ClientSession, ClientState, Metrics, Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.federated import FederatedOptions, FederatedRound, FederatedRun, Weighting
+from trainer.algorithms.federated import FederatedOptions, FederatedRound, FederatedRun, Weighting, mean
 from trainer.algorithms.round import Round
 from trainer.algorithms.server_optimizer import extract_range, sorted_by_offset
 from trainer.algorithms.updates import SummedUpdates
@@ -35,6 +35,7 @@ class Streaming(FederatedOptions):
     the global parameters. A checkpoint contains what is under way, and waits for it: save rarely what must not wait.
 
     Attributes:
+        server: makes the server optimizer, an elementwise torch optimizer, for each fragment of the global parameters.
         fragments: P, of equal lengths.
         overlap_steps: 0: training waits for the sum.
         alpha: weight of a client's own fragment; 0 with one fragment and no overlap is FedAvg.
@@ -42,6 +43,7 @@ class Streaming(FederatedOptions):
 
     weighting: Weighting = "equal"
     client_optimizer_state: ClientOptimizerState = "keep"
+    server: OptimizerFactory = mean
     fragments: int = 1
     overlap_steps: int = 0
     alpha: float = 0.0

@@ -21,7 +21,7 @@ from trainer.config.instantiate import (
     instantiate,
     instantiate_all,
 )
-from trainer.config.schema import ComponentConfig, Config
+from trainer.config.schema import ComponentConfig, Config, typed_overrides
 from trainer.data import Clients, DataSplits, count_natural_clients, per_client_partition
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.silo_files import load_silo_files
@@ -41,6 +41,8 @@ from trainer.utils.text import format_value
 
 # Components that a Run takes as they are instantiated.
 COMPONENTS = ("schedule", "client_sampling", "update_compression")
+# conf/server/average.yaml: the server of algorithms that have none to choose.
+MEAN = {"_target_": "torch.optim.SGD", "lr": 1.0, "fused": True}
 TRAINING = [option.name for option in fields(TrainingOptions)]
 
 
@@ -205,6 +207,12 @@ def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
 def _algorithm(config: Config) -> Algorithm:
     make = annotate_errors("algorithm", config.algorithm, lambda: import_target(config.algorithm))
     if "server" not in signature(make).parameters:
+        if config.server != MEAN:
+            raise ValueError(
+                f"server={config.server['_target_']} with algorithm={config.algorithm['_target_']}: it has no server "
+                f"optimizer.{typed_overrides('server', config.server)}\n"
+                "  leave server= out, or set algorithm=fedavg"
+            )
         return instantiate("algorithm", config.algorithm)
     if declares(config.server["_target_"], "needs_matrices"):
         raise ValueError(

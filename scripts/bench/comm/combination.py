@@ -42,8 +42,8 @@ nesterov = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=T
 # The limit of each case, in bare all-reduces.
 ALGORITHMS: dict[str, tuple[Callable[[], Algorithm], float]] = {
     "averaging": (ModelAveraging, 1.3),
-    "fedavg": (partial(FedAvg, average), 1.8),
-    "fedavg, nesterov server": (partial(FedAvg, nesterov), 2.4),
+    "fedavg": (partial(FedAvg, server=average), 1.8),
+    "fedavg, nesterov server": (partial(FedAvg, server=nesterov), 2.4),
 }
 
 

@@ -64,9 +64,9 @@ class Case:
 CASES = {
     "sync": Case(Sync, silos=1),
     "fedavg": Case(FedAvg),
-    "diloco": Case(partial(FedAvg, nesterov, weighting="equal", client_optimizer_state="keep")),
+    "diloco": Case(partial(FedAvg, server=nesterov, weighting="equal", client_optimizer_state="keep")),
     "delayed": Case(partial(Streaming, overlap_steps=8)),
-    "streaming": Case(partial(Streaming, nesterov, fragments=2, overlap_steps=8, alpha=0.5), parts=2),
+    "streaming": Case(partial(Streaming, server=nesterov, fragments=2, overlap_steps=8, alpha=0.5), parts=2),
 }
 UPLINKS: dict[str, tuple[UpdateCompression, GradientReducerFactory]] = {
     "fp32": (Uncompressed(), FullPrecisionReducer),
