@@ -134,11 +134,11 @@ def test_all_ranks_end_when_one_has_no_room_for_an_example(ranks, tmp_path: Path
     assert all("micro_batch_size=auto" in said for said in ranks(2).run(no_room_at_all, tmp_path))
 
 
-@pytest.mark.parametrize("batch_size", [4, 10, None])
-def test_the_share_is_that_of_the_largest_batch(batch_size: int | None):
+@pytest.mark.parametrize(("batch_size", "share"), [(4, 4), (10, 10), ("all", 20)])
+def test_the_share_is_that_of_the_largest_batch(batch_size: int | str, share: int):
     with distributed() as topology:
         run = case_run(topology, "fedavg", {"batch_size": batch_size})
-        assert max_replica_batch_size(run) == (batch_size or 20)
+        assert max_replica_batch_size(run) == share
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ from trainer.distributed.topology import distributed
 torch.set_num_threads(1)
 wide = nn.Sequential(nn.Linear(6, 1 << 18), nn.Tanh(), nn.Linear(1 << 18, 3))
 choices = dict(sizes=[512], module=wide, data=tiny_data(512, torch.float32), batch_size=512, rounds=1)
-choices |= {"clients": make_clients([512], 21), "eval.batch_size": 4}
+choices |= {{"clients": make_clients([512], 21), "eval.batch_size": 4}}
 with distributed() as topology:
     fit(case_run(topology, "sync", choices | dict(batch_size=2)))  # what PyTorch needs at the first use
     pages = int(open("/proc/self/statm").read().split()[0])

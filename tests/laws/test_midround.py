@@ -105,7 +105,7 @@ def assert_left_and_bit_equal(
 def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
     """Silo 0 stops in the middle of a client, silo 1 at the end of the round."""
     choices = noisy_choices(name)
-    steps = choices["length"].steps
+    steps = choices["round"].steps
     assert_left_and_bit_equal(ranks(2), name, 2, choices, tmp_path, {0: (0, max(1, steps - 1))})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class Batches:
     """The number of examples, and the batch sizes."""
 
     examples: int
-    batch_size: int | None
+    batch_size: int | Literal["all"]
     choices: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,7 +39,7 @@ BATCHES = {
     # The last batch has 2 examples: of 3 ranks one has none of them, of 4 two.
     "ragged": Batches(26, 12),
     "one_left": Batches(25, 12),
-    "all": Batches(25, None),
+    "all": Batches(25, "all"),
     # 4 ranks get 2, 3, 2, 3 examples: one micro-batch and two.
     "micro": Batches(26, 10, {"micro_batch_size": 2}),
     "micro_of_one": Batches(23, 11, {"micro_batch_size": 1}),
@@ -78,27 +78,27 @@ def test_ranks_are_one_rank(ranks, size: int, model: str, batches: str):
             assert figures(our_round) == pytest.approx(figures(their_round), rel=1e-8, nan_ok=True)
 
 
-def by_hand(size: int | None) -> dict[str, Any]:
+def by_hand(size: int | Literal["all"]) -> dict[str, Any]:
     """Train one epoch of plain torch over 26 examples with the GPT, in the loader's order, with mean losses."""
     model = make_model("gpt").double()
     inputs, targets = make_data("gpt", 26).train.fetch(torch.arange(26))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    for ids in torch.randperm(26, generator=generator(0, "order", 0, 0)).split(size or 26):
+    for ids in torch.randperm(26, generator=generator(0, "order", 0, 0)).split(26 if size == "all" else size):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs[ids]).flatten(0, 1), targets[ids].flatten()).backward()
         optimizer.step()
     return leaves(model.state_dict())
 
 
-def one_epoch(size: int | None, micro: int | None) -> dict[str, Any]:
+def one_epoch(size: int | Literal["all"], micro: int | None) -> dict[str, Any]:
     with distributed() as topology:
         optimizer = partial(torch.optim.SGD, lr=0.2)
         run = double_run(topology, "gpt", Batches(26, size), rounds=1, micro_batch_size=micro, optimizer=optimizer)
         return leaves(fit(run).model.state_dict())
 
 
-@pytest.mark.parametrize(("size", "micro"), [(12, None), (12, 2), (None, 3)])
-def test_ragged_batches_and_accumulation_are_exact(ranks, size: int | None, micro: int | None):
+@pytest.mark.parametrize(("size", "micro"), [(12, None), (12, 2), ("all", 3)])
+def test_ragged_batches_and_accumulation_are_exact(ranks, size: int | Literal["all"], micro: int | None):
     """Three ranks equal a loop that knows neither ranks nor micro-batches."""
     for ours in ranks(3).run(one_epoch, size, micro):
         assert_close(ours, by_hand(size), 1e-10)

@@ -32,11 +32,16 @@ def stream(
     client: int = 3,
     seed: int = 0,
 ) -> ClientBatches:
-    """Return the stream of a client with examples 100, 101, ...: an input is its id, a target ten times that."""
+    """Return the stream of a client with examples 100, 101, ...: an input is its id, a target ten times that.
+
+    Without a batch size a batch has all of them.
+    """
     numbers = torch.arange(FIRST_ID + examples)
     source = TensorSource(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
     ids = np.arange(FIRST_ID, FIRST_ID + examples)
-    return ClientBatches(lambda some, _: source.fetch(some), ids, client, batch_size, share or BatchShard(), seed)
+    return ClientBatches(
+        lambda some, _: source.fetch(some), ids, client, batch_size or examples, share or BatchShard(), seed
+    )
 
 
 def seen(batch: ReplicaBatch) -> list[int]:
