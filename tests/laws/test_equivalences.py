@@ -26,8 +26,7 @@ from tests.laws.cases import (
 from trainer.algorithms import FedAvg
 from trainer.data import Clients, DataSplits, TensorSource
 from trainer.data.client_sampling.sampling import UniformSampler
-from trainer.loop.options import RoundOptions
-from trainer.optim import GradientClipper
+from trainer.loop.options import ClipOptions, RoundOptions
 from trainer.utils.seeding import generator
 
 
@@ -61,7 +60,7 @@ def test_any_number_of_processes_is_one_process(ranks, name: str):
 
     So do silos of 3 and 1 ranks, where a client's batch is divided.
     """
-    clip = GradientClipper(None if name in ("scaffold", "fednova") else 1.0)  # these refuse clipping
+    clip = ClipOptions(None if name in ("scaffold", "fednova") else 1.0)  # these refuse clipping
     choices: dict[str, Any] = {"rounds": 4, "client_sampling": UniformSampler(5), "clip": clip}
     if name != "fedsgd":
         choices |= {"round": RoundOptions(steps=4)}

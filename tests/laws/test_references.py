@@ -15,8 +15,7 @@ from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data,
 from trainer.algorithms import FedAvg
 from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.topology import SiloSpec
-from trainer.loop.options import RoundOptions
-from trainer.optim import GradientClipper
+from trainer.loop.options import ClipOptions, RoundOptions
 from trainer.optim.schedules import Cosine
 from trainer.utils.seeding import generator
 
@@ -200,7 +199,7 @@ def clipped_and_scheduled(weights: np.ndarray, client: int, round: int) -> tuple
 def test_clipping_and_schedules(ranks, silos: SiloSpec):
     """Two rounds of 3 steps. The gradient of the silo's batch is clipped, not that of a replica's part."""
     choices = linear_choices("average") | {"rounds": 2, "round": RoundOptions(steps=STEPS)}
-    choices |= {"clip": GradientClipper(CLIP_NORM), "schedule": Cosine()}
+    choices |= {"clip": ClipOptions(CLIP_NORM), "schedule": Cosine()}
     ours = ranks(4).run(train, "fedavg", silos, choices)[0]
     weights, shares = start(), np.array(SIZES) / sum(SIZES)
     for round, metrics in enumerate(ours.rounds):

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.runs import SGD, make_run
 from trainer.data.transforms import Compose, CutOut, RandomCrop, RandomFlip, RandomRotation
 from trainer.distributed.topology import Topology, distributed
+from trainer.loop.options import ClipOptions
 from trainer.loop.round import train_round
 from trainer.loop.step import TrainStep
 from trainer.loop.train_state import TrainState
-from trainer.optim import GradientClipper
 
 # Operations that return a number to the host, or whose shape depends on values on the device.
 WAITING = {
@@ -36,10 +36,10 @@ PREPROCESS = Compose({"crop": RandomCrop(2), "flip": RandomFlip(), "turn": Rando
 CHOICES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"autocast": torch.bfloat16},
-    "clipped": {"clip": GradientClipper(max_norm=1.0)},
-    "clipped_bf16": {"clip": GradientClipper(max_norm=1.0), "autocast": torch.bfloat16},
-    "clipped_by_largest": {"clip": GradientClipper(max_norm=1.0, norm_type=float("inf"))},
-    "clipped_by_value": {"clip": GradientClipper(max_norm=1.0, max_value=0.1)},
+    "clipped": {"clip": ClipOptions(max_norm=1.0)},
+    "clipped_bf16": {"clip": ClipOptions(max_norm=1.0), "autocast": torch.bfloat16},
+    "clipped_by_largest": {"clip": ClipOptions(max_norm=1.0, norm_type=float("inf"))},
+    "clipped_by_value": {"clip": ClipOptions(max_norm=1.0, max_value=0.1)},
     "momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
     "fused_adamw": {"optimizer": partial(torch.optim.AdamW, lr=0.001, fused=True)},
     "accumulated": {"micro_batch_size": 3},

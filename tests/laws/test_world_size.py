@@ -20,8 +20,8 @@ from trainer.data import DataSplits
 from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
+from trainer.loop.options import ClipOptions
 from trainer.loop.run import Run
-from trainer.optim import GradientClipper
 from trainer.utils.seeding import generator
 
 
@@ -43,7 +43,7 @@ BATCHES = {
     # 4 ranks get 2, 3, 2, 3 examples: one micro-batch and two.
     "micro": Batches(26, 10, {"micro_batch_size": 2}),
     "micro_of_one": Batches(23, 11, {"micro_batch_size": 1}),
-    "clipped": Batches(26, 12, {"clip": GradientClipper(0.05)}),
+    "clipped": Batches(26, 12, {"clip": ClipOptions(0.05)}),
 }
 
 

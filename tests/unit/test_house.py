@@ -1,8 +1,10 @@
-"""One place binds parameters to the flat vectors; ruff and import-linter check the other rules."""
+"""Rules of the house that ruff and import-linter do not check."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 TRAINER = Path(__file__).parents[2] / "trainer"
@@ -19,3 +21,9 @@ def test_parameters_are_bound_to_the_vectors_in_one_place():
         and ast.unparse(node.targets[0]) != "self.data"
     }
     assert binding == {"models/flat.py"}
+
+
+def test_the_command_line_reads_a_configuration_without_torch():
+    """Importing it takes longer than all else that `--help`, an error or the launcher does."""
+    program = "import sys, trainer.commands.main, trainer.config.compose; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=TRAINER.parent, check=False).returncode == 0

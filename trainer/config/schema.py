@@ -168,9 +168,4 @@ def _section_errors(section: Any, values: Mapping[str, Any], prefix: str) -> lis
         else:
             keys = ", ".join(f"{key}.{name}" for name in get_type_hints(annotation))
             errors.append(f"{key}={format_value(value)}\n  valid: {keys}")
-    if not errors and section is not Config:  # each value is valid, but perhaps not all of them together
-        try:
-            TypeAdapter(section).validate_json(json.dumps(values))
-        except ValidationError as error:
-            errors += [str(each.get("ctx", {}).get("error", each["msg"])) for each in error.errors()]
     return errors

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from trainer.algorithms.round import Round
-from trainer.optim import GradientClipper
-from trainer.utils.annotations import OPTIONS, Count, Fraction, PositiveInt, Seconds, Span
+from trainer.utils.annotations import (
+    OPTIONS,
+    Count,
+    Fraction,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Span,
+    predicate,
+)
+
+if TYPE_CHECKING:  # the command line reads the options without importing torch
+    import torch
+
+    from trainer.algorithms.round import Round
+
+NormType = Annotated[
+    float, Field(allow_inf_nan=True, description="1 or 2 or inf"), predicate(lambda order: order in (1, 2, math.inf))
+]
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class ClipOptions:
+    """Limits to a step's gradient: of each element, then of the norm of all together.
+
+    Attributes:
+        max_norm: largest norm of the gradient; None: any.
+        norm_type: p of the p-norm: 1, 2 or infinity.
+        max_value: largest magnitude of an element; None: any.
+    """
+
+    max_norm: PositiveFloat | None = None
+    norm_type: NormType = 2.0
+    max_value: PositiveFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=OPTIONS)
@@ -29,7 +60,7 @@ class TrainingOptions:
 
     batch_size: PositiveInt | Literal["all"] = 32
     micro_batch_size: PositiveInt | Literal["auto", None] = None
-    clip: GradientClipper = GradientClipper()
+    clip: ClipOptions = ClipOptions()
     ema_decay: Fraction | None = None
     compile_backend: Literal["inductor", "aot_eager", None] = None
     max_nonfinite_rounds: PositiveInt = 3

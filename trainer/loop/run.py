@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,7 @@ from trainer.distributed.topology import Topology
 from trainer.loop.assignment import assign_clients
 from trainer.loop.options import CheckpointOptions, EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
 from trainer.loop.stopping import StopCriteria
-from trainer.optim import Constant, Schedule
+from trainer.optim import Constant, GradientClipper, Schedule
 from trainer.optim.optimizers import OptimizerFactory
 from trainer.tasks import Task
 from trainer.utils.errors import ErrorCollector
@@ -100,6 +100,11 @@ class Run:
         errors.collect(self._check_sync_rounds)
         errors.raise_any()
 
+    @cached_property
+    def clipper(self) -> GradientClipper:
+        """What limits a step's gradient."""
+        return GradientClipper(**asdict(self.training.clip))
+
     def make_model(self) -> nn.Module:
         """Make the initial model, with PyTorch's generators seeded by the run's seed: the same in each call."""
         seed_default_generators(self.topology.device, self.seed, "initial parameters")
@@ -127,7 +132,7 @@ class Run:
         """Return the choices that the algorithm may be unable to work with."""
         return Setting(
             optimizer=self.optimizer,
-            clip=self.training.clip,
+            clip=self.clipper,
             silos=self.topology.num_silos,
             clients_per_round=self.client_sampling.round_size(len(self.clients)),
             sampling=None if self.client_sampling.takes_all else self.client_sampling.name,

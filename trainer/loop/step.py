@@ -68,7 +68,7 @@ class TrainStep:
         loss_sum, units = self._accumulate_gradients(batch, seed)
         self.scaler.unscale(self.optimizer)
         session.adjust_gradients()
-        result.gradient_norm = self.run.training.clip(self.model.trainable, measure=measure_norm)
+        result.gradient_norm = self.run.clipper(self.model.trainable, measure=measure_norm)
         if self.scaler.step(self.optimizer):
             result.lr_factors.append(self.lr_factor)
             if self.ema:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
-from trainer.utils.annotations import OPTIONS, PositiveFloat, predicate
 
-NormType = Annotated[
-    float, Field(allow_inf_nan=True, description="1 or 2 or inf"), predicate(lambda order: order in (1, 2, math.inf))
-]
-
-
-@dataclass(frozen=True, config=OPTIONS)
+@dataclass(frozen=True)
 class GradientClipper:
     """Clips the gradient of all parameters, first by value, then by norm.
 
@@ -30,9 +21,9 @@ class GradientClipper:
         ValueError: norm_type is set without max_norm.
     """
 
-    max_norm: PositiveFloat | None = None
-    norm_type: NormType = 2.0
-    max_value: PositiveFloat | None = None
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    max_value: float | None = None
 
     def __post_init__(self):
         if self.max_norm is None and self.norm_type != 2:

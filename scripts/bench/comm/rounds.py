@@ -36,12 +36,11 @@ from trainer.distributed.compression import Int8, Uncompressed, UpdateCompressio
 from trainer.distributed.gradients import FullPrecisionReducer
 from trainer.distributed.gradients import Int8Reducer as Int8Gradients
 from trainer.distributed.topology import Topology, distributed
-from trainer.loop.options import EvalOptions, RoundOptions, TrainingOptions
+from trainer.loop.options import ClipOptions, EvalOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import train_round
 from trainer.loop.run import GradientReducerFactory, Run
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT
-from trainer.optim import GradientClipper
 from trainer.tasks import LanguageModelling
 
 LENGTH = 128  # tokens in a window
@@ -87,7 +86,7 @@ def make_run(topology: Topology, case: Case, uplink: str, steps: int) -> Run:
         algorithm=case.algorithm(),
         optimizer=adamw,
         rounds=10**6,
-        training=TrainingOptions(batch_size=SEQUENCES * topology.num_replicas, clip=GradientClipper(1.0)),
+        training=TrainingOptions(batch_size=SEQUENCES * topology.num_replicas, clip=ClipOptions(1.0)),
         round=RoundOptions(steps=steps),
         update_compression=Uncompressed() if case.silos == 1 else between,
         gradient_compression=inside,
