@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +25,8 @@ class MixUp:
         self.alpha = alpha
 
     def __call__(self, batch: Batch) -> Examples:
+        from scipy.special import betaincinv  # takes longer to import than the rest of the package
+
         drawn = uniform(batch.key, batch.numbers, 2)
         others = batch.members[(drawn[:, 0] * len(batch.members)).long()]
         inputs, targets = batch.fetch(others)
