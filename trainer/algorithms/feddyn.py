@@ -10,20 +10,14 @@ from torch import Tensor
 
 from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import ClientResult
-from trainer.algorithms.drift_correction import (
-    Corrector,
-    DriftCorrection,
-    inexact_updates,
-    proximal_term,
-    unequal_weights,
-)
+from trainer.algorithms.drift_correction import Corrector, inexact_updates, proximal_term, unequal_weights
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
 
 
 @dataclass(frozen=True)
-class FedDyn(DriftCorrection):
+class FedDyn:
     """g_k <- g_k - l_k + alpha (w_k - w), then l_k <- l_k - alpha (w_k - w), and w <- mean_k w_k - h.
 
     Acar et al. 2021 (arXiv 2111.04263), algorithm 1; h here is the paper's h / alpha, summed by the server:

@@ -1,4 +1,4 @@
-"""What federated algorithms share: choices, the global parameters of a run, and the weights of a round's clients."""
+"""Shared by federated algorithms: choices, the global parameters of a run, and the weights of a round's clients."""
 
 from __future__ import annotations
 

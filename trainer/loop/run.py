@@ -102,7 +102,7 @@ class Run:
 
     @cached_property
     def clipper(self) -> GradientClipper:
-        """What limits a step's gradient."""
+        """The limits to a step's gradient, at work."""
         return GradientClipper(**asdict(self.training.clip))
 
     def make_model(self) -> nn.Module:
