@@ -209,7 +209,7 @@ def test_fednova_of_some_clients_with_a_momentum_server_is_its_formula(ranks, na
     walk, members = NORMS[name][0], (0, 2, 3, 6)
     server = partial(torch.optim.SGD, lr=1.0, momentum=0.5)
     choices = bowl_choices(walk, rounds=3, client_sampling=Only((members,)))
-    ours = ranks(2).run(path, 2, partial(fednova, server, proximal_mu=walk.pull), choices)[0]
+    ours = ranks(2).run(path, 2, partial(fednova, server=server, proximal_mu=walk.pull), choices)[0]
     np.testing.assert_allclose(ours, list(fednova_by_hand(name, members, "examples", 0.5)), rtol=1e-12, atol=1e-12)
 
 

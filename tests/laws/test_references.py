@@ -126,7 +126,7 @@ def reached(model: dict[str, Any]) -> np.ndarray:
 
 
 def linear_choices(server: str, weight: str = "examples") -> dict[str, Any]:
-    algorithm = FedAvg(SERVERS[server][0], weighting=weight)  # pyright: ignore[reportArgumentType]
+    algorithm = FedAvg(server=SERVERS[server][0], weighting=weight)  # pyright: ignore[reportArgumentType]
     choices = {"module": linear_model(), "algorithm": algorithm, "rounds": ROUNDS, "batch_size": BATCH_SIZE}
     return choices | {"optimizer": partial(torch.optim.SGD, lr=RATE), "round": RoundOptions(epochs=EPOCHS)}
 

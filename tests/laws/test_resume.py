@@ -132,7 +132,7 @@ def test_it_is_so_in_several_blocks(ranks, name: str, tmp_path: Path):
 @pytest.mark.parametrize("server", [adam, partial(FedOpt, lr=0.05, rule="adam")], ids=["adam", "fedadam"])
 def test_it_is_so_where_fragments_have_moved_differently_often(ranks, server: Any, tmp_path: Path):
     """Of three fragments two have moved when the run is interrupted."""
-    algorithm = Streaming(server, fragments=3, overlap_steps=1)
+    algorithm = Streaming(server=server, fragments=3, overlap_steps=1)
     assert_bit_equal(ranks(2), "streaming", 2, {"algorithm": algorithm}, tmp_path, run_rounds_in_blocks)
 
 

@@ -81,7 +81,7 @@ def test_the_deltas_of_these_runs_take_yogi_both_ways():
 def test_adagrad_of_a_large_tau_is_fedavg(ranks):
     """With sqrt(v) = tau to rounding and no momentum, w moves by lr d / (2 tau): at lr = 2 tau, by d."""
     servers = [partial(FedOpt, rule="adagrad", lr=2e9, betas=(0.0, 0.0), tau=1e9), partial(torch.optim.SGD, lr=1.0)]
-    choices = [linear_choices("average") | {"algorithm": FedAvg(server)} for server in servers]
+    choices = [linear_choices("average") | {"algorithm": FedAvg(server=server)} for server in servers]
     ours, theirs = (ranks(2).run(train, "fedavg", 2, of)[0] for of in choices)
     torch.testing.assert_close(ours.model["weight"], theirs.model["weight"], rtol=1e-12, atol=1e-12)
 
