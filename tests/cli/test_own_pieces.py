@@ -45,7 +45,7 @@ class Net(nn.Module):
         return self.layers(points)
 
 def averaging(server, weighting):
-    return FedAvg(server, weighting)
+    return FedAvg(server=server, weighting=weighting)
 
 def fading(last):
     return lambda progress: 1.0 if progress < 0.5 else last
