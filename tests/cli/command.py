@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -34,8 +34,13 @@ def named_choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if path.stem != "custom")
 
 
-def work(overrides: list[str]) -> None:
-    """Run a worker with these overrides on live ranks. This takes milliseconds; starting processes takes seconds."""
+def work(overrides: list[str], folder: str = ".") -> None:
+    """Run a worker with these overrides on live ranks. This takes milliseconds; starting processes takes seconds.
+
+    Args:
+        overrides: of the configuration
+        folder: the working directory, from which modules of the user are imported
+    """
     import torch.distributed as dist
 
     from trainer.commands.train import worker
@@ -45,13 +50,18 @@ def work(overrides: list[str]) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     place = worker.ClusterEnvironment(rank, size, rank, size)
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as temporary,
+        chdir(folder),
+        patch.object(sys, "path", [folder, *sys.path]),
         patch.object(worker, "detect_environment", lambda: place),
         patch.object(worker, "open_store", lambda place: dist.FileStore(path, size)),  # pyright: ignore
     ):
-        path = collectives.broadcast_text(f"{folder}/store")
+        path = collectives.broadcast_text(f"{temporary}/store")
         worker.main(lambda: compose_tree(["launch.threads_per_worker=1", "launch.device=cpu", *overrides]))
         collectives.barrier()  # all ranks use rank 0's folder
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+            del sys.modules[name]  # another test has a module of this name
 
 
 class Shell:

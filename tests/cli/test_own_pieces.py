@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.command import Ended, Shell
+from tests.cli.command import Ended, Shell, work
 
 OWN = """
 import torch
@@ -140,10 +140,9 @@ def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, ended: Ended) -> 
     assert refused.code == 2 and "loggers.lines.word has no value" in refused.err
 
 
-def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ended: Ended, shell: Shell) -> None:
+def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ranks, ended: Ended, shell: Shell) -> None:
     for run_dir, choices in (("own", OWN_CHOICES), ("same", SAME_CHOICES)):
-        trained = shell.train(*ROUNDS, *choices, f"run_dir={run_dir}")
-        assert (trained.code, trained.err) == (0, "")
+        ranks(2).run(work, [*ROUNDS, *choices, f"run_dir={run_dir}"], str(shell.folder))
     ours, theirs = (load_file(shell.folder / run_dir / "model.safetensors") for run_dir in ("own", "same"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     stored = yaml.safe_load((shell.folder / "own/config.yaml").read_text())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.command import Shell
+from tests.cli.command import Shell, work
 from trainer.checkpoint import newest_complete
 from trainer.checkpoint.resume import round_folders
 from trainer.loggers.jsonl import read_jsonl
@@ -70,9 +70,10 @@ def told(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def alone(shell: Shell) -> Path:
+def alone(ranks, shell: Shell) -> Path:
     """Train an undisturbed run of two silos."""
-    assert shell.train(*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "rounds=3", "run_dir=alone").code == 0
+    overrides = [*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "rounds=3", "run_dir=alone"]
+    ranks(2).run(work, overrides, str(shell.folder))
     return shell.folder / "alone"
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.command import Ended, Shell
+from tests.cli.command import Ended, Shell, work
 from tests.support import browser
 from tests.support.browser import Browser, new_browser, until
+from trainer.commands import main as cli
 
 RATES = ("0.1", "0.03")
 SEEDS = (1, 2)
@@ -39,13 +40,12 @@ return {
 
 
 @pytest.fixture(scope="module")
-def sweep(shell: Shell) -> Path:
+def sweep(ranks, shell: Shell) -> Path:
     """Two learning rates with two seeds each."""
     for rate in RATES:
         for seed in SEEDS:
-            choices = (f"rounds={ROUNDS}", "launch.nproc_per_node=1", f"optimizer.lr={rate}", f"seed={seed}")
-            ended = shell.train(*choices, f"run_dir=sweep/{rate}-{seed}")
-            assert ended.code == 0, ended.err
+            choices = [f"rounds={ROUNDS}", "launch.nproc_per_node=1", f"optimizer.lr={rate}", f"seed={seed}"]
+            ranks(1).run(work, [*choices, f"run_dir=sweep/{rate}-{seed}"], str(shell.folder))
     return shell.folder / "sweep"
 
 
@@ -160,13 +160,13 @@ def test_every_run_is_listed_with_a_link_to_its_folder(opened: Browser, sweep: P
 
 
 @pytest.mark.long
-def test_single_clients_are_drawn(window: Browser, shell: Shell) -> None:
+def test_single_clients_are_drawn(ranks, window: Browser, shell: Shell) -> None:
     """There is a point for each client, and a heat map of clients and rounds.
 
     A single run is reported in its folder.
     """
-    federated = ("algorithm=fedavg", "clients=3", "rounds=3", "launch.nproc_per_node=1", "run_dir=federated")
-    assert shell.train(*federated).code == 0
+    federated = ["algorithm=fedavg", "clients=3", "rounds=3", "launch.nproc_per_node=1", "run_dir=federated"]
+    ranks(1).run(work, federated, str(shell.folder))
     ended = report(shell, "federated")
     assert ended.code == 0 and "page    federated/report.html" in ended.out
     window.open((shell.folder / "federated/report.html").as_uri())
@@ -189,16 +189,25 @@ def test_single_clients_are_drawn(window: Browser, shell: Shell) -> None:
         (("sweep", "--html", "no/such/page.html"), "no such folder: no/such"),
     ],
 )
-def test_bad_input_is_one_message(sweep: Path, shell: Shell, arguments: tuple[str, ...], said: str) -> None:
-    ended = report(shell, *arguments)
-    assert (ended.code, ended.out) == (2, "")
-    assert said in ended.err and "Traceback" not in ended.err
+def test_bad_input_is_one_message(
+    arguments: tuple[str, ...],
+    said: str,
+    sweep: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(sweep.parent)
+    assert cli.main(["report", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and said in printed.err
 
 
-def test_the_help_names_every_option(shell: Shell) -> None:
-    ended = report(shell, "--help")
-    assert ended.code == 0 and ended.err == ""
-    assert all(option in ended.out for option in ("FOLDER", "--by", "--html", "--csv", "--curves"))
+def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "--help"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and all(
+        option in printed.out for option in ("FOLDER", "--by", "--html", "--csv", "--curves")
+    )
 
 
 # TensorBoard

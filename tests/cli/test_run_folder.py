@@ -77,6 +77,7 @@ def test_the_folder_holds_what_scripts_look_for_and_nothing_else(trained: Traine
     assert {path.name for path in trained.folder.iterdir()} == files | folders
     assert {path.name for path in (trained.folder / "logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
     assert len(list((trained.folder / "tensorboard").iterdir())) == 1
+    assert "DEBUG" not in (trained.folder / "logs/rank-0.log").read_text()
 
 
 def test_the_configuration_is_the_resolved_one(trained: Trained) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.command import ROOT, Ended, Shell
+from tests.cli.command import ROOT, Ended, Shell, work
 from trainer.commands.main import main
 
 PAGES = ROOT / "docs/extending"
@@ -70,11 +70,17 @@ def start(shell: Shell, command: list[str], code: int = 0) -> Ended:
     return ended
 
 
-def test_algorithm(shell: Shell):
+def train(ranks, shell: Shell, command: list[str]) -> None:
+    """Run `python -m trainer ...` on two live ranks."""
+    assert command[:3] == ["python", "-m", "trainer"]
+    ranks(2).run(work, command[3:], str(shell.folder))
+
+
+def test_algorithm(ranks, shell: Shell):
     """A user's file of FedDyn trains to the bits of `algorithm=feddyn`."""
     example = Example("algorithm.md", shell.folder)
     for command in example.commands:
-        start(shell, command)
+        train(ranks, shell, command)
     ours, theirs = (load_file(shell.folder / f"runs/{name}/model.safetensors") for name in ("mine", "theirs"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -103,10 +109,10 @@ def test_model(shell: Shell):
     assert json.loads((shell.folder / "runs/residual/result.json").read_text())["test/accuracy"] > 0.5
 
 
-def test_codec(shell: Shell):
+def test_codec(ranks, shell: Shell):
     example = Example("codec.md", shell.folder)
     (command,) = example.commands
-    start(shell, command)
+    train(ranks, shell, command)
     rounds = [json.loads(line) for line in (shell.folder / "runs/sign/metrics.jsonl").read_text().splitlines()]
     assert [one["bytes_between_silos"] for one in rounds] == [2 * 5388, 4 * 5388]
     codec = runpy.run_path(str(shell.folder / "my_codec.py"))["Sign"]()

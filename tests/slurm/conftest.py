@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.command import work
 from tests.support.cluster import Cluster, Job, new_cluster, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +107,7 @@ def new_project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> C
     return make
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def limited(new_project: Callable[[], Project]) -> tuple[Project, str]:
     """A job with 45 seconds of work, which SLURM warns when the cluster is half a minute old.
 
@@ -118,11 +119,19 @@ def limited(new_project: Callable[[], Project]) -> tuple[Project, str]:
     return project, project.submit("train.sbatch", *overrides, options=limits)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def begin_early(request: pytest.FixtureRequest) -> None:
+    """Submit the job that waits for SLURM's clock before the first test, if one of them needs it."""
+    if any("limited" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("limited")
+
+
 @pytest.fixture(scope="session")
-def alone(limited: tuple[Project, str]) -> bytes:
+def alone(ranks, new_project: Callable[[], Project]) -> bytes:
     """Return the weights of an undisturbed run of two workers without SLURM."""
-    project, _ = limited
-    return project.weights(project.train(*WORK, "launch.nproc_per_node=2"))
+    project = new_project()
+    ranks(2).run(work, [*WORK, "run_dir=alone"], str(project.folder))
+    return project.weights(project.folder / "alone")
 
 
 @pytest.fixture(scope="module")
