@@ -30,7 +30,7 @@ from trainer.optim.optimizers import OptimizerFactory
 from trainer.utils.errors import raise_errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FedAvg(FederatedOptions):
     """w <- server(w, sum_k (n_k / n) (w - w_k)): the weighted mean of the clients' updates, as the server's gradient.
 

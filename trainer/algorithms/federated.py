@@ -24,7 +24,7 @@ Weighting = Literal["examples", "equal", "capped"]
 mean: OptimizerFactory = partial(torch.optim.SGD, lr=1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FederatedOptions(Algorithm):
     """Choices of federated algorithms. Abstract: it has no training of its own.
 

@@ -22,7 +22,7 @@ from trainer.optim.optimizers import OptimizerFactory
 from trainer.utils.errors import raise_errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelAveraging(FederatedOptions):
     """w <- sum_k (n_k / n) w_k, McMahan et al. 2017 (arXiv 1602.05629), with one pass over the memory before the sum.
 

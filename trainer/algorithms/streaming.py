@@ -24,7 +24,7 @@ from trainer.models.flat import FlatModel, difference, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Streaming(FederatedOptions):
     """FedAvg and DiLoCo by fragments: round r combines fragment r mod P, and clients keep the rest of their models.
 
