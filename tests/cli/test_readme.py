@@ -36,7 +36,14 @@ def start(command: str, folder: Path) -> subprocess.Popen[str]:
 
 def outputs(*processes: subprocess.Popen[str]) -> str:
     """Return the joint output of the processes, which must all succeed."""
-    printed = "\n".join(process.communicate(timeout=120)[0] for process in processes)
+    try:
+        printed = "\n".join(process.communicate(timeout=120)[0] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()  # if it still runs; its workers end with it
+            process.wait()
+            assert process.stdout
+            process.stdout.close()
     assert [process.returncode for process in processes] == [0] * len(processes), printed
     return printed
 
