@@ -9,7 +9,8 @@ import pytest
 from trainer.config.build import build
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
-from trainer.distributed.topology import Topology, silo_sizes
+from trainer.distributed.silos import silo_sizes
+from trainer.distributed.topology import Topology
 
 
 def composing(overrides: list[str]) -> str:

@@ -17,7 +17,8 @@ from trainer.commands import main as cli
 from trainer.config.compose import compose_tree
 from trainer.distributed.device import choose_device
 from trainer.distributed.environment import ClusterEnvironment
-from trainer.distributed.topology import distributed, silo_sizes
+from trainer.distributed.silos import silo_sizes
+from trainer.distributed.topology import distributed
 
 # Overrides, and the parts of the message.
 UNKNOWN = {

@@ -34,7 +34,8 @@ from trainer.algorithms.aggregation_rule import AggregationRule
 from trainer.data import DataSplits, TensorSource
 from trainer.data.client_sampling.sampling import ClientSampler
 from trainer.distributed.compression import Int4, Int8, PowerSGD, TopK
-from trainer.distributed.topology import SiloSpec, Topology, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import FinalArtifacts, Metrics
 from trainer.loop.evaluate import evaluate
 from trainer.loop.options import RoundOptions

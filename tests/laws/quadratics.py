@@ -19,7 +19,8 @@ from tests.laws.cases import SIZES, Outcome, case_run, one_round, outcome
 from tests.laws.test_equivalences import HalfSquares
 from trainer.algorithms import Algorithm
 from trainer.data import DataSplits, TensorSource
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.options import RoundOptions
 from trainer.loop.train_state import TrainState
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from tests.laws.cases import CASES, assert_same, case_run, leaves, silos_of, tiny_model
 from trainer.data.client_sampling.sampling import UniformSampler
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop import round as loop_round
 from trainer.loop.fit import fit

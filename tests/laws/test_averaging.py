@@ -13,7 +13,7 @@ from tests.laws.cases import Only, Outcome, assert_close, figures, tiny_data, ti
 from tests.laws.heterogeneity import DEADLINE, by_clock, slow_choices
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import noisy_choices
-from trainer.distributed.topology import SiloSpec
+from trainer.distributed.silos import SiloSpec
 
 # The clients of two silos: one each, then two in one of them, none in one of them, and one each again.
 COHORTS = Only(((0, 1), (2, 3, 4), (5,), (6, 0)))

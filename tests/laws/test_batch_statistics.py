@@ -20,7 +20,8 @@ from tests.laws.cases import SIZES, assert_same, case_run, leaves, silos_of, tin
 from trainer.algorithms import FedAvg
 from trainer.checkpoint import Checkpointer
 from trainer.data import DataSplits, TensorSource
-from trainer.distributed.topology import SiloSpec, distributed, silo_sizes
+from trainer.distributed.silos import SiloSpec, silo_sizes
+from trainer.distributed.topology import distributed
 from trainer.loop.assignment import assign_clients
 from trainer.loop.fit import fit
 from trainer.utils.seeding import generator

@@ -9,7 +9,8 @@ import torch
 
 from tests.support.runs import make_run, parameters
 from trainer.algorithms import Algorithm, FedAvg, Sync
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round

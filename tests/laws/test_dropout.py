@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.laws.cases import case_run, silos_of
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 from trainer.loop.options import RoundOptions
 

@@ -30,7 +30,8 @@ from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_resume import assert_bit_equal, noisy_choices, round_checkpoint, timeless
 from trainer.algorithms import FedAvg
 from trainer.checkpoint import Checkpointer
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 from trainer.loop.options import RoundOptions
 from trainer.models.flat import FlatModel

@@ -24,7 +24,8 @@ from tests.laws.cases import (
 )
 from trainer.algorithms import FedAvg
 from trainer.data import Clients
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 
 

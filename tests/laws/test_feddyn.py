@@ -12,7 +12,7 @@ from tests.laws.cases import SIZES, assert_close, every_client
 from tests.laws.quadratics import BOWLS, DIMENSIONS, START, Walk, bowl_choices, path, trajectory
 from trainer.algorithms import FedAvg, FedDyn
 from trainer.data.client_sampling.sampling import ClientSampler, UniformSampler
-from trainer.distributed.topology import SiloSpec
+from trainer.distributed.silos import SiloSpec
 
 ALPHA, CLIENTS, ROUNDS = 1.5, 3, 6
 

@@ -11,7 +11,8 @@ from tests.laws.cases import CASES, Records, assert_same, case_run, leaves, silo
 from tests.laws.test_resume import noisy_choices, timeless
 from trainer.data.transforms import Compose, Standardise
 from trainer.distributed.gradients import Int8Reducer
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
 

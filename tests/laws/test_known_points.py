@@ -28,7 +28,7 @@ from tests.laws.quadratics import (
 )
 from trainer.algorithms import Algorithm, FedAvg
 from trainer.data.client_sampling.sampling import AllClients, ClientSampler, UniformSampler
-from trainer.distributed.topology import SiloSpec
+from trainer.distributed.silos import SiloSpec
 from trainer.loop.options import RoundOptions
 from trainer.optim.schedules import Constant, Cosine, Schedule
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tests.laws.cases import Records, assert_same, case_run, leaves, silos_of, tiny_model
 from tests.laws.test_resume import noisy_choices, round_checkpoint, text_choices, timeless
 from trainer.checkpoint import Checkpointer
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
 from trainer.loop.micro_batch_size import max_replica_batch_size, optimizer_numbers_per_parameter
 from trainer.optim import GroupedOptimizerFactory, Muon

@@ -20,7 +20,8 @@ from tests.laws.test_resume import (
     timeless,
 )
 from trainer.checkpoint import Checkpointer, ResumePoint
-from trainer.distributed.topology import SiloSpec, Topology, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import Topology, distributed
 from trainer.loop import control
 from trainer.loop.control import Action, LoopControl
 from trainer.loop.fit import fit

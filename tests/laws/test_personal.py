@@ -15,7 +15,8 @@ from tests.laws.cases import SIZES, Only, Records, assert_close, assert_same, ca
 from trainer.algorithms import FedAvg
 from trainer.checkpoint import Checkpointer
 from trainer.data import DataSplits
-from trainer.distributed.topology import SiloSpec, Topology, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import Metrics
 from trainer.loop.evaluate import evaluate
 from trainer.loop.fit import fit

@@ -17,7 +17,8 @@ from trainer.commands.plan.dry_run import DryRun, measure_step_seconds
 from trainer.commands.plan.memory import MemoryLines
 from trainer.commands.plan.target_world import leader_topology
 from trainer.distributed.gradients import HalfPrecisionReducer, PowerSGDReducer
-from trainer.distributed.topology import distributed, silo_sizes
+from trainer.distributed.silos import silo_sizes
+from trainer.distributed.topology import distributed
 from trainer.loop.options import RoundOptions
 from trainer.loop.run import GradientReducerFactory
 

@@ -9,7 +9,8 @@ import torch
 from tests.support.runs import make_data, make_run, parameters
 from trainer.algorithms import FedAvg, Sync
 from trainer.data.transforms import Compose, CutOut, MixUp, RandomCrop, RandomFlip, Standardise
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round
 from trainer.loop.train_state import TrainState

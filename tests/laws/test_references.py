@@ -14,7 +14,7 @@ from torch import nn
 from tests.laws.cases import CLASSES, FEATURES, SIZES, TEST_EXAMPLES, tiny_data, train
 from trainer.algorithms import FedAvg
 from trainer.data.client_sampling.sampling import UniformSampler
-from trainer.distributed.topology import SiloSpec
+from trainer.distributed.silos import SiloSpec
 from trainer.loop.options import ClipOptions, RoundOptions
 from trainer.optim.schedules import Cosine
 from trainer.utils.seeding import generator

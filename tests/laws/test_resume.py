@@ -30,7 +30,8 @@ from trainer.algorithms import FedAvg, FedOpt, Streaming
 from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.checkpoint.format import SavedState, find_saved
 from trainer.data.client_sampling.sampling import UniformSampler
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop.fit import fit
 from trainer.loop.options import RoundOptions

@@ -18,7 +18,7 @@ from tests.laws.quadratics import BOWLS, EVERYONE, START, Bowls, Walk, bowl_choi
 from trainer.algorithms import FedAvg, Krum, Median, TrimmedMean
 from trainer.algorithms.aggregation_rule import AggregationRule
 from trainer.algorithms.robust import trimmed_mean
-from trainer.distributed.topology import SiloSpec
+from trainer.distributed.silos import SiloSpec
 from trainer.loop.assignment import assign_clients
 
 ROUNDS, BAD = 3, 2

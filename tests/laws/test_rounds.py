@@ -31,7 +31,8 @@ from tests.laws.cases import (
     train,
 )
 from trainer.data import DataSplits, TensorSource
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.evaluate import evaluate
 from trainer.loop.options import RoundOptions
 from trainer.loop.round import train_round

@@ -45,7 +45,8 @@ from tests.laws.test_batch_statistics import (
 from tests.laws.test_equivalences import batch_of
 from trainer.algorithms import FedAvg
 from trainer.data import DataSplits, TensorSource
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
 from trainer.loop.train_state import TrainState
 from trainer.utils.seeding import generator

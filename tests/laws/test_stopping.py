@@ -22,7 +22,8 @@ from tests.laws.test_midround import LeavesWhile
 from tests.laws.test_resume import round_checkpoint, text_choices, timeless
 from trainer.checkpoint import Checkpointer
 from trainer.data import Clients
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop import round
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit

@@ -19,7 +19,8 @@ from trainer.checkpoint import ResumePoint
 from trainer.checkpoint.format import SavedState
 from trainer.data.client_sampling.sampling import AllClients
 from trainer.distributed.compression import Cast, Codec, Int4, Int8, PowerSGD, TopK, UpdateCompression
-from trainer.distributed.topology import SiloSpec, distributed
+from trainer.distributed.silos import SiloSpec
+from trainer.distributed.topology import distributed
 from trainer.loop.checkpointing import restore
 from trainer.loop.options import RoundOptions
 from trainer.loop.train_state import TrainState

@@ -13,7 +13,7 @@ import torch
 from trainer.algorithms.client_result import client_result_from_state, merge_client_results
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
-from trainer.distributed.topology import count_shards
+from trainer.distributed.silos import count_shards
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.progress import Progress
 from trainer.loop.round_metrics import RoundAccumulator

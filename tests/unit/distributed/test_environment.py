@@ -16,7 +16,7 @@ from trainer.distributed.environment import (
     is_main_process,
     is_worker,
 )
-from trainer.distributed.topology import silo_sizes
+from trainer.distributed.silos import silo_sizes
 
 # As set by SLURM 22.05 in a batch script, in a step of `srun --ntasks=1`, and in task 3 of `srun --ntasks=4`.
 BATCH = {

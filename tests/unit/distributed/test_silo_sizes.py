@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.distributed.topology import silo_sizes
+from trainer.distributed.silos import silo_sizes
 
 few = st.integers(1, 12)
 nodes = st.lists(st.integers(1, 4), min_size=1, max_size=6)  # ranks of each node

@@ -14,7 +14,7 @@ from trainer.config.build import build_clients
 from trainer.config.compose import compose_tree, unused_path
 from trainer.config.schema import Config, read_config
 from trainer.data import Clients, describe
-from trainer.distributed.topology import silo_sizes
+from trainer.distributed.silos import silo_sizes
 
 USAGE = """\
 python -m trainer partition [key=value ...] [picture=partition.png]     how the examples are partitioned

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, replace
 from statistics import median
 
-from trainer.distributed.topology import count_shards
+from trainer.distributed.silos import count_shards
 
 # Bytes that DistributedDataParallel averages at once: its first bucket, and the others.
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20

@@ -20,7 +20,7 @@ from trainer.config.schema import read_config
 from trainer.distributed.environment import check_launcher, is_worker
 from trainer.distributed.launch.processes import TRAINER
 from trainer.distributed.peers import Peers
-from trainer.distributed.topology import silo_sizes
+from trainer.distributed.silos import silo_sizes
 from trainer.utils.errors import ErrorCollector
 
 USAGE = """\

@@ -18,7 +18,8 @@ from trainer.commands.train.torch_settings import configure_torch
 from trainer.config.build import build
 from trainer.config.schema import Config
 from trainer.distributed.peers import Peers
-from trainer.distributed.topology import Topology, distributed, silo_sizes
+from trainer.distributed.silos import silo_sizes
+from trainer.distributed.topology import Topology, distributed
 from trainer.loop.run import Run
 
 SECONDS = 3.0  # of each measurement

@@ -28,7 +28,7 @@ from trainer.distributed.launch.processes import (
 from trainer.distributed.launch.rendezvous import open_rendezvous
 from trainer.distributed.launch.signals import STOP_SIGNALS, SignalHandler, handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
-from trainer.distributed.topology import silo_sizes
+from trainer.distributed.silos import silo_sizes
 
 # Environment variables of the workers: the resolved configuration as JSON, and the number of restarts so far.
 RESOLVED, RESTART = "SILOTRAIN_CONFIG", "SILOTRAIN_RESTART"

@@ -32,7 +32,7 @@ from trainer.commands.plan.options import PlanOptions, parse_options, rate
 from trainer.commands.plan.target_world import count_local_workers, is_remote_run, leader_topology, remote_nodes
 from trainer.config.schema import LaunchConfig, read_config
 from trainer.distributed.compression import Int8
-from trainer.distributed.topology import silo_sizes
+from trainer.distributed.silos import silo_sizes
 from trainer.distributed.transport import AllReduce, CompressedAllReduce
 
 MB = 10**6
