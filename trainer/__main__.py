@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from trainer.distributed.environment import is_worker
+from trainer.distributed.environment import LAUNCHER_PID, is_worker
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -27,8 +27,8 @@ def run() -> int:
 
 def _main_of_launcher() -> Callable[[], int]:
     """Import the command line. Meanwhile Control-C ends the process: imports may swallow a KeyboardInterrupt."""
-    if "SILOTRAIN_SWEPT" in os.environ:
-        _leave_with_parent()
+    if sweep := os.environ.get("SILOTRAIN_SWEPT"):
+        _leave_with_parent(int(sweep))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from trainer.commands.main import main
 
@@ -38,17 +38,20 @@ def _main_of_launcher() -> Callable[[], int]:
 
 def _become_worker() -> None:
     """Set the signals of a worker until it handles them itself: it ends with its launcher, and silently."""
-    if "SILOTRAIN_RESTART" not in os.environ:
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # our launcher passes it on as SIGTERM
-    _leave_with_parent()
+    _leave_with_parent(int(launcher))
 
 
-def _leave_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when the one that started it dies."""
+def _leave_with_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM to this process when the one that started it dies; end now if it is dead."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel knew
+        os._exit(os.EX_TEMPFAIL)
 
 
 if __name__ == "__main__":

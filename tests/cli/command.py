@@ -46,6 +46,7 @@ def work(overrides: list[str], folder: str = ".") -> None:
     from trainer.commands.train import worker
     from trainer.config.compose import compose_tree
     from trainer.distributed import collectives
+    from trainer.distributed.store import SignedStore
 
     rank, size = dist.get_rank(), dist.get_world_size()
     place = worker.ClusterEnvironment(rank, size, rank, size)
@@ -54,10 +55,11 @@ def work(overrides: list[str], folder: str = ".") -> None:
         chdir(folder),
         patch.object(sys, "path", [folder, *sys.path]),
         patch.object(worker, "detect_environment", lambda: place),
-        patch.object(worker, "open_store", lambda place: dist.FileStore(path, size)),  # pyright: ignore
+        patch.object(worker, "open_store", lambda *_: SignedStore(dist.FileStore(path, size), b"")),  # pyright: ignore
     ):
         path = collectives.broadcast_text(f"{temporary}/store")
-        worker.main(lambda: compose_tree(["launch.threads_per_worker=1", "launch.device=cpu", *overrides]))
+        own = ["launch.threads_per_worker=1", "launch.device=cpu", *overrides]
+        worker.main(lambda: compose_tree(own), own)
         collectives.barrier()  # all ranks use rank 0's folder
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
@@ -112,6 +114,7 @@ class Started:
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         # Without this, torchrun prints a long warning that it chooses one thread.
         environment = kept | {"PYTHONPATH": str(ROOT), "SILOTRAIN_CACHE": str(shell.cache), "OMP_NUM_THREADS": "1"}
+        environment["XDG_CONFIG_HOME"] = str(shell.cache)  # of the token
         number = len(list(shell.folder.glob("*.out")))
         self.out, self.err = shell.folder / f"{number}.out", shell.folder / f"{number}.err"
         with self.out.open("w") as out, self.err.open("w") as err:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from trainer.checkpoint.direct_io import DirectFile
+from trainer.checkpoint.files import sync_folder, write_text
 
 FORMAT = 2
 TENSORS, MANIFEST = ".safetensors", ".json"
@@ -143,22 +144,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     aside = path.with_name(f".{path.name}.partial")
     _write_tree(aside, tensors)
     os.rename(aside, path)
-    _sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, sync it to the disk, and rename it, so that readers see the old one or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(aside, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def iter_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -249,15 +235,6 @@ def _checksum(path: Path) -> tuple[int, int]:
         while block := file.read(1 << 20):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return size, crc
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the entries of a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _insert(tree: dict[str, Any], name: str, value: Any) -> None:

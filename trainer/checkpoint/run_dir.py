@@ -24,8 +24,7 @@ from typing import Any, Literal
 
 import yaml
 
-from trainer.checkpoint import newest_complete
-from trainer.checkpoint.format import write_tensors, write_text
+from trainer.checkpoint.files import write_text
 from trainer.utils.targets import declares
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
@@ -78,6 +77,8 @@ class RunDir:
 
     def _check_source(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError if a run that `config` describes cannot start from the checkpoints in this directory."""
+        from trainer.checkpoint.resume import newest_complete  # with torch, which the launcher does not import
+
         if newest_complete(self.checkpoints) is None or not self.config.exists():
             raise ValueError(
                 f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
@@ -152,6 +153,9 @@ class RunDir:
 
         Also write ema.safetensors, the same model with the average of its weights, if the run has one.
         """
+        from trainer.checkpoint.format import write_tensors
+        from trainer.checkpoint.resume import newest_complete
+
         saved = newest_complete(self.checkpoints)
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
@@ -195,7 +199,7 @@ def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path
     old, new = flatten(stored), flatten(config)
     if new["clients"] == "auto":
         new["clients"] = old["clients"]  # fixed when the run was begun
-    if declares(new["schedule._target_"], "is_constant") and new["rounds"] >= old["rounds"]:
+    if new["rounds"] > old["rounds"] and declares(new["schedule._target_"], "is_constant"):
         old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
     changed = [
         f"{key}={format_value(new.get(key))}, but the run in this folder has {format_value(old.get(key))}"

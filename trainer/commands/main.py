@@ -74,14 +74,14 @@ def _run(arguments: list[str]) -> int:
 def _run_worker(overrides: list[str]) -> int:
     """Run a worker. Under torchrun its exit code is always 0: torchrun would restart a failed one, and report all."""
     from trainer.commands.train import worker
-    from trainer.commands.train.launcher import resolved_tree
+    from trainer.commands.train.launcher import own_texts, resolved_tree
 
     try:
         check_world()
     except ValueError as error:
         _print_error(error)
         return FINISHED
-    status = worker.main(lambda: resolved_tree(overrides))
+    status = worker.main(lambda: resolved_tree(overrides), own_texts(overrides))
     return CODES[status] if detect_environment().launched_by == "srun" else FINISHED
 
 

@@ -79,6 +79,7 @@ class LaunchConfig:
     nproc_per_node: PositiveInt | Literal["auto"]
     nodes: PositiveInt | Span
     rdzv_endpoint: str | None
+    token_file: str | None
     threads_per_worker: PositiveInt | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]
     max_restarts: Count

@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+# Variables of workers that our launcher has started: its process id, and for rank 0 the descriptor of a socket that
+# listens at MASTER_PORT.
+LAUNCHER_PID, LISTENER = "SILOTRAIN_LAUNCHER_PID", "SILOTRAIN_LISTENER"
+
 LauncherName = Literal["shell", "launcher", "torchrun", "srun"]
 
 PORTS = range(20000, 32768)  # below the ephemeral ports of Linux
@@ -42,6 +46,11 @@ class ClusterEnvironment:
     port: int = 0
     launched_by: LauncherName = "shell"
     gpus: int | None = None
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all ranks are on this node."""
+        return self.local_world_size == self.world_size
 
 
 def detect_environment(env: Mapping[str, str] = os.environ) -> ClusterEnvironment:
@@ -143,9 +152,9 @@ def _from_torchrun(env: Mapping[str, str]) -> ClusterEnvironment:
         local_rank=read("LOCAL_RANK", 0),
         local_world_size=read("LOCAL_WORLD_SIZE", 1),
         node=read("GROUP_RANK", 0),
-        host=env.get("MASTER_ADDR"),
+        host=_without_brackets(env.get("MASTER_ADDR")),
         port=read("MASTER_PORT", 0),
-        launched_by="launcher" if "SILOTRAIN_RESTART" in env else "torchrun",
+        launched_by="launcher" if LAUNCHER_PID in env else "torchrun",
     )
 
 
@@ -158,11 +167,16 @@ def _from_srun(env: Mapping[str, str]) -> ClusterEnvironment:
         local_rank=int(env["SLURM_LOCALID"]),
         local_world_size=_expand_task_counts(env["SLURM_STEP_TASKS_PER_NODE"])[node],
         node=node,
-        host=env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"]),
+        host=_without_brackets(env.get("MASTER_ADDR")) or _first_host(env["SLURM_STEP_NODELIST"]),
         port=int(env.get("MASTER_PORT") or port),
         launched_by="srun",
         gpus=int(env["SLURM_GPUS_ON_NODE"]) if "SLURM_GPUS_ON_NODE" in env else None,
     )
+
+
+def _without_brackets(host: str | None) -> str | None:
+    """Return a host; an IPv6 address without the brackets of a URL."""
+    return host and host.removeprefix("[").removesuffix("]")
 
 
 def _in_srun_step(env: Mapping[str, str]) -> bool:

@@ -6,21 +6,20 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
-
 from trainer.distributed.environment import ClusterEnvironment
+from trainer.distributed.store import SignedStore
 from trainer.utils.errors import raise_errors
 
 T = TypeVar("T")
 
 
 class Peers:
-    """This rank and the others, which exchange values through the store that the launcher has opened.
+    """This rank and the others, which exchange values through the store of rank 0.
 
     All of them must call the same methods, in the same order.
     """
 
-    def __init__(self, environment: ClusterEnvironment, store: Store):
+    def __init__(self, environment: ClusterEnvironment, store: SignedStore):
         self.environment, self.store = environment, store
         self.rank = environment.rank
 
@@ -49,7 +48,7 @@ class Peers:
         return made[0]
 
     def leave(self) -> None:
-        """Let rank 0, which may hold the store, exit last."""
+        """Let rank 0, which holds the store, exit last."""
         self.store.set(f"left/{self.rank}", "")
         if self.rank == 0:
             for rank in range(self.environment.world_size):

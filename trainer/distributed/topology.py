@@ -7,8 +7,7 @@ with distributed(silos=2) as topology:
 from __future__ import annotations
 
 import os
-import time
-import uuid
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # pyright: ignore
 
 from trainer.distributed.device import check_nccl, choose_device, count_ranks_on_device
 from trainer.distributed.environment import ClusterEnvironment, detect_environment
 from trainer.distributed.peers import Peers
 from trainer.distributed.silos import SiloSpec, count_shards, silo_sizes
-
-POLL_INTERVAL_SECONDS = 0.05
+from trainer.distributed.store import SignedStore, open_store
+from trainer.distributed.token import find_token
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Topology:
 def distributed(
     silos: SiloSpec = 1,
     environment: ClusterEnvironment | None = None,
-    store: Store | None = None,
+    store: SignedStore | None = None,
     device: str = "auto",
     silo_timeout_seconds: float = 1800,
     inter_silo_timeout_seconds: float = 1800,
@@ -117,7 +115,7 @@ def distributed(
     environment = environment or detect_environment()
     owned = not dist.is_initialized()
     if owned:
-        store = store or open_store(environment)
+        store = store or open_store(environment, find_token())
         target = _choose_devices(device, environment, store, backend)
         _init_process_group(environment, store, target, backend, timedelta(seconds=inter_silo_timeout_seconds))
     else:
@@ -135,42 +133,12 @@ def distributed(
                 dist.destroy_process_group(group)
 
 
-def open_store(environment: ClusterEnvironment) -> Store:
-    """Open the store of this start of the world, at the address of the environment."""
-    if environment.host:
-        host = f"[{environment.host}]" if ":" in environment.host else environment.host
-        store = next(rendezvous(f"tcp://{host}:{environment.port}", environment.rank, environment.world_size))[0]
-        return PrefixStore(_start_prefix(store, environment), store)
-    assert environment.world_size == 1, "a world of several ranks needs a launcher: MASTER_ADDR is not set"
-    return HashStore()
-
-
-def _start_prefix(store: Store, environment: ClusterEnvironment) -> str:
-    """Return a prefix of keys for this start of the world, the same on all ranks.
-
-    torchrun's store keeps the keys of earlier starts. Rank 0 draws a prefix; the others accept what they read when
-    rank 0 has answered under it, because it may be of an earlier start.
-    """
-    drawn = uuid.uuid4().hex
-    if environment.rank == 0:
-        store.set("start", drawn)
-        for rank in range(1, environment.world_size):
-            store.set(f"{drawn}/{rank}/{store.get(f'{drawn}/{rank}').decode()}", "")
-        return drawn
-    while True:
-        start = store.get("start").decode()
-        store.set(f"{start}/{environment.rank}", drawn)
-        if store.check([f"{start}/{environment.rank}/{drawn}"]):
-            return start
-        time.sleep(POLL_INTERVAL_SECONDS)
-
-
 def restart_count() -> int:
     """Return how often the launcher, or torchrun, has restarted the workers of this run."""
     return int(os.environ.get("SILOTRAIN_RESTART") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _choose_devices(device: str, environment: ClusterEnvironment, store: Store, backend: str) -> torch.device:
+def _choose_devices(device: str, environment: ClusterEnvironment, store: SignedStore, backend: str) -> torch.device:
     """Return this rank's device; raise ValueError on every rank if one of them cannot have its own."""
 
     def choose() -> torch.device:
@@ -182,14 +150,20 @@ def _choose_devices(device: str, environment: ClusterEnvironment, store: Store, 
 
 
 def _init_process_group(
-    environment: ClusterEnvironment, store: Store, device: torch.device, backend: str, timeout: timedelta
+    environment: ClusterEnvironment, store: SignedStore, device: torch.device, backend: str, timeout: timedelta
 ) -> None:
+    if environment.is_one_machine:  # where gloo and NCCL listen; both read the environment
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback_interface()
     # Round metrics are reduced as float64 vectors on the CPU, so gloo is needed beside NCCL.
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and backend != "gloo" else "gloo"
-    world = PrefixStore("world", store)
+    world = store.unsigned("world")
     dist.init_process_group(
         backends, store=world, rank=environment.rank, world_size=environment.world_size, timeout=timeout
     )
+
+
+def _loopback_interface() -> str:
+    return next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
 
 
 def _build_topology(

@@ -67,7 +67,7 @@ def test_a_shell_a_batch_script_and_a_single_task_make_no_world(env: dict[str, s
 def test_torchrun_has_precedence_over_srun() -> None:
     expected = ClusterEnvironment(3, 4, 1, 2, 1, "host", 5, "torchrun")
     assert detect_environment(TORCHRUN) == detect_environment(TASK | TORCHRUN) == expected
-    assert detect_environment(TORCHRUN | {"SILOTRAIN_RESTART": "0"}).launched_by == "launcher"
+    assert detect_environment(TORCHRUN | {"SILOTRAIN_LAUNCHER_PID": "7"}).launched_by == "launcher"
 
 
 def test_the_tasks_of_srun_are_ranks() -> None:
@@ -152,7 +152,7 @@ def test_torchruns_that_do_not_know_of_each_other_are_refused() -> None:
 def test_one_torchrun_per_node_is_accepted() -> None:
     for env in ({}, BATCH | TORCHRUN, ONE_TASK | TORCHRUN, A_NODE | TORCHRUN, TASK):
         check_world(env)
-    check_world(TASK | TORCHRUN | {"SILOTRAIN_RESTART": "0", "GROUP_WORLD_SIZE": "1"})
+    check_world(TASK | TORCHRUN | {"SILOTRAIN_LAUNCHER_PID": "7", "GROUP_WORLD_SIZE": "1"})
 
 
 def test_several_launchers_on_a_node_are_refused() -> None:

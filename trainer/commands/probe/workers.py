@@ -11,8 +11,9 @@ from typing import Any
 from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.commands.probe.host_facts import USER_OMP_VARIABLE
 from trainer.commands.probe.watchdog import watchdog
-from trainer.commands.train.launcher import RESOLVED, RESTART, resolved_tree
+from trainer.commands.train.launcher import RESOLVED, RESTART, own_texts, resolved_tree
 from trainer.config.schema import LaunchConfig
+from trainer.config.targets import check_targets
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, check_world, detect_environment
 from trainer.distributed.launch.processes import (
     WorkerFailure,
@@ -20,12 +21,13 @@ from trainer.distributed.launch.processes import (
     choose_threads,
     start_workers,
 )
-from trainer.distributed.launch.reachability import connection_error, is_local_host
+from trainer.distributed.launch.reachability import connection_error, is_local_host, parse_endpoint
 from trainer.distributed.launch.rendezvous import open_rendezvous
 from trainer.distributed.launch.signals import handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError
 from trainer.distributed.peers import Peers
-from trainer.distributed.topology import open_store
+from trainer.distributed.store import open_store
+from trainer.distributed.token import find_token, token_file
 
 CONNECT_TIMEOUT_SECONDS = 20  # for the rendezvous to answer
 RENDEZVOUS_TIMEOUT_SECONDS = 60  # for all ranks to come: torch takes long to load from a cold file system
@@ -49,10 +51,11 @@ def launch_workers(tree: Tree, launch: LaunchConfig, arguments: Sequence[str]) -
     environment = {RESTART: "0", USER_OMP_VARIABLE: os.environ.get("OMP_NUM_THREADS", "")}
     with handle_stop_signals() as stop:
         try:
-            with open_rendezvous(launch.nodes, launch.rdzv_endpoint, lambda: stop.signal) as nodes:
+            where = (launch.nodes, launch.rdzv_endpoint, launch.token_file)
+            with open_rendezvous(*where, lambda world: json.dumps(tree), lambda: stop.signal) as nodes:
                 world = nodes.next_world(nproc, 0, lambda: stop.signal)
-                environment[RESOLVED] = nodes.broadcast("config", lambda: json.dumps(tree))
-                with start_workers(world, threads, stop, environment, arguments) as workers:
+                environment[RESOLVED] = nodes.agreed
+                with start_workers(world, nodes.token, threads, stop, environment, arguments) as workers:
                     ended = workers.wait()
         except (NodesUnreachableError, Interrupted) as error:
             print(error or "stopped before the other nodes had joined", file=sys.stderr)
@@ -85,9 +88,10 @@ def run_worker(overrides: list[str], function: Callable[[Tree, Peers], int]) -> 
         f"within {RENDEZVOUS_TIMEOUT_SECONDS} s"
     )
     with watchdog(RENDEZVOUS_TIMEOUT_SECONDS, late):
-        peers = Peers(environment, open_store(environment))
+        peers = Peers(environment, open_store(environment, find_token(token_file(overrides))))
     try:
         tree = peers.broadcast("config", lambda: _checked_tree(overrides, environment))
+        peers.on_all_ranks("targets", lambda: check_targets(tree, own_texts(overrides)))
         code = function(tree, peers)
     except ValueError as error:
         if rank == 0:
@@ -106,9 +110,9 @@ def _checked_tree(overrides: list[str], environment: ClusterEnvironment) -> Tree
 
 def _rendezvous_error(nodes: int | tuple[int, int], endpoint: str | None) -> str:
     """Return why this node cannot reach the rendezvous; empty if it can, or holds it."""
-    host, _, port = (endpoint or "").rpartition(":")
-    if nodes == 1 or not host or not port.isdigit() or is_local_host(host):
+    if nodes == 1:
         return ""
-    error = connection_error(host, int(port), CONNECT_TIMEOUT_SECONDS)
+    host, port = parse_endpoint(endpoint)
+    error = "" if is_local_host(host) else connection_error(host, port, CONNECT_TIMEOUT_SECONDS)
     remedy = "start the command on that host first, and open the port between the hosts"
     return f"launch.rdzv_endpoint={endpoint} cannot be reached from this host: {error}\n  {remedy}" if error else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from trainer.checkpoint.format import write_text
+from trainer.checkpoint.files import write_text
 from trainer.commands.report.page import AXES, drawn_names
 from trainer.commands.report.settings import title
 from trainer.commands.report.summary import Report

@@ -17,6 +17,7 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.exit_codes import CODES, FAILED, PREEMPTED
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
+from trainer.config.targets import check_targets
 from trainer.distributed.launch.processes import (
     TRAINER,
     MembershipChanged,
@@ -43,6 +44,11 @@ def resolved_tree(overrides: list[str]) -> dict[str, Any]:
     return json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)
 
 
+def own_texts(overrides: list[str]) -> list[str]:
+    """Return the overrides of this worker, and the configuration that a launcher has given it."""
+    return [*overrides, os.environ.get(RESOLVED, "")]
+
+
 def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
     """Run a resolved configuration in workers on this node.
 
@@ -59,7 +65,8 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
     settings = read_config(tree).launch
     with handle_stop_signals() as stop:
         try:
-            with open_rendezvous(settings.nodes, settings.rdzv_endpoint, lambda: stop.signal) as nodes:
+            where = (settings.nodes, settings.rdzv_endpoint, settings.token_file)
+            with open_rendezvous(*where, lambda world: _validated(tree, world), lambda: stop.signal) as nodes:
                 return _Launcher(tree, nodes, stop, arguments).run()
         except Interrupted:
             print("stopped before the other nodes had joined", file=sys.stderr, flush=True)
@@ -70,7 +77,7 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
 
 
 class _Launcher:
-    """The launcher of one node. The first node to join decides the configuration of all."""
+    """The launcher of one node. The node of `launch.rdzv_endpoint` decides the configuration of all."""
 
     def __init__(self, tree: dict[str, Any], rendezvous: Rendezvous, signals: SignalHandler, arguments: Sequence[str]):
         launch = read_config(tree).launch
@@ -78,10 +85,11 @@ class _Launcher:
         self.nproc = choose_nproc(launch.nproc_per_node, launch.device)
         self.threads, self.restarts = choose_threads(launch.threads_per_worker, self.nproc), launch.max_restarts
         self.world = rendezvous.next_world(self.nproc, 0, lambda: signals.signal)
-        validated = json.loads(rendezvous.broadcast("config", lambda: json.dumps(_validated(tree, self.world))))
-        if "errors" in validated:
-            raise ValueError(validated["errors"])
-        self.tree = validated["config"]
+        agreed = json.loads(rendezvous.agreed)
+        if "errors" in agreed:
+            raise ValueError(agreed["errors"])
+        self.tree = agreed["config"]
+        check_targets(self.tree, [json.dumps(tree)])
         self.rounds, self.folder = self.tree["rounds"], RunDir(Path(self.tree["run_dir"]))
 
     def run(self) -> int:
@@ -104,7 +112,8 @@ class _Launcher:
             self.folder.set_status("running")  # that of an earlier start is not to be taken for that of this one
         environment = {RESOLVED: json.dumps(self.tree), RESTART: str(self.world.restart)}
         changed = self.rendezvous.membership_changed
-        with start_workers(self.world, self.threads, self.signals, environment, self.arguments, changed) as workers:
+        start = (self.world, self.rendezvous.token, self.threads, self.signals, environment, self.arguments, changed)
+        with start_workers(*start) as workers:
             ended = workers.wait()
             state = self.folder.state()  # before the other workers, which are terminated now, write theirs
             if ended:
@@ -121,15 +130,15 @@ class _Launcher:
         return state, ended
 
 
-def _validated(tree: dict[str, Any], world: World) -> dict[str, Any]:
-    """Return the configuration that all nodes run, or the errors in it."""
+def _validated(tree: dict[str, Any], world: World) -> str:
+    """Return the configuration that all nodes run, or the errors in it, as JSON."""
     config, folder = read_config(tree), RunDir(Path(tree["run_dir"]))
     try:
         folder.check(tree)
         silo_sizes(config.silos, world.nodes, folder.num_clients())
     except ValueError as error:
-        return {"errors": str(error)}
-    return {"config": tree}
+        return json.dumps({"errors": str(error)})
+    return json.dumps({"config": tree})
 
 
 def _resolve_status(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +23,15 @@ from trainer.commands.train.failures import exit_on_failure
 from trainer.commands.train.torch_settings import configure_torch
 from trainer.config.build import build, build_loggers
 from trainer.config.schema import Config, read_config
+from trainer.config.targets import check_targets
 from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment
 from trainer.distributed.launch.heartbeat import Heartbeat
 from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
 from trainer.distributed.peers import Peers
-from trainer.distributed.topology import Topology, distributed, open_store, restart_count
+from trainer.distributed.store import SignedStore, open_store, print_on_node
+from trainer.distributed.token import find_token, token_file
+from trainer.distributed.topology import Topology, distributed, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
 from trainer.loop.checkpointing import make_checkpointer, validate_resume
 from trainer.loop.control import LoopControl
@@ -48,17 +51,24 @@ class UserInputError(Exception):
     """An error for the user to correct, found before training, and raised on every rank."""
 
 
-def main(compose: Callable[[], Tree]) -> Status:
+def main(compose: Callable[[], Tree], own: Sequence[str]) -> Status:
     """Work until the run is finished or preempted, or its input is found bad. A failure ends the process with code 1.
 
     Args:
         compose: makes the resolved configuration. Rank 0 calls it, and the others receive its result.
+        own: overrides of this rank, and the configuration that its launcher has given it, see `check_targets`.
     """
     environment, worker = detect_environment(), None
     try:
-        peers = Peers(environment, open_store(environment))
+        token = find_token(token_file(own))
+    except ValueError as error:  # without it the other ranks cannot be reached
+        print_on_node(environment, str(error))
+        return "bad_input"
+    try:
+        peers = Peers(environment, open_store(environment, token))
         try:
             composed = peers.broadcast("config", lambda: _composed(compose, environment))
+            peers.on_all_ranks("targets", lambda: check_targets(composed, own))
         except ValueError as error:
             raise UserInputError(str(error)) from error
         worker = Worker(**composed, environment=environment, store=peers.store)
@@ -92,7 +102,7 @@ class Worker:
         storage: which ranks share the run folder.
     """
 
-    def __init__(self, tree: Tree, clients: int | None, environment: ClusterEnvironment, store: Any):
+    def __init__(self, tree: Tree, clients: int | None, environment: ClusterEnvironment, store: SignedStore):
         self.tree, self.clients, self.environment, self.store = tree, clients, environment, store
         self.config: Config = read_config(tree)
         configure_torch(self.config, environment)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
-from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from trainer.distributed.store import SignedStore
 
 HEARTBEAT_INTERVAL_SECONDS = 0.5
 HEARTBEAT_TIMEOUT_SECONDS = 5  # after which a rank is taken to be stopped
@@ -26,7 +26,7 @@ class Heartbeat:
         activity: a few words about what this rank is doing
     """
 
-    def __init__(self, store: Store, rank: int, activity: Callable[[], str]):
+    def __init__(self, store: SignedStore, rank: int, activity: Callable[[], str]):
         self.store, self.rank, self.activity = store, rank, activity
         self.stopped = Event()
 
@@ -47,9 +47,9 @@ class Heartbeat:
                     if stop_requested() and not announced:
                         self.store.set("leave", "")
                         announced = True
-                    elif not stop_requested() and self.store.check(["leave"]):
+                    elif not stop_requested() and self.store.read("leave") is not None:
                         request_stop()
-                except RuntimeError:  # the store is gone, and so is its launcher: the others get signals
+                except RuntimeError:  # the store is gone with rank 0: the launchers, or the collectives, notice
                     return
 
         thread = Thread(target=beat, daemon=True)
@@ -72,15 +72,16 @@ class Heartbeat:
         thread = Thread(target=ask, daemon=True)
         thread.start()
         thread.join(RESPONSE_TIMEOUT_SECONDS)
-        return answers[0] if answers else "what the others do is not known: the host of rank 0 does not answer"
+        return answers[0] if answers else "what the others do is not known: rank 0 does not answer"
 
     def _describe(self, world_size: int) -> str:
         now, silent, others = time.time(), [], {}
         for rank in range(world_size):
-            if not self.store.check([f"beat/{rank}"]):
+            beat = self.store.read(f"beat/{rank}")
+            if beat is None:
                 silent.append(f"rank {rank} was never heard from")
                 continue
-            moment, activity = self.store.get(f"beat/{rank}").decode().split(" ", 1)
+            moment, activity = beat.split(" ", 1)
             if now - float(moment) > HEARTBEAT_TIMEOUT_SECONDS:
                 silent.append(f"rank {rank} has not been heard from for {now - float(moment):.0f} s; {activity}")
             else:

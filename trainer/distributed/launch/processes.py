@@ -2,11 +2,12 @@
 
 torchrun's own agent is not used. It waits 30 seconds for a worker that does not end. It leaves its workers behind at a
 signal that it does not know, and kills them 30 seconds after one that it knows, saved or not. The workers get here what
-they get from it: its environment variables, and a store on a free port.
+they get from it: its environment variables. Rank 0 also gets a socket that listens, for the store of all ranks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
+from trainer.distributed.environment import LAUNCHER_PID, LISTENER
 from trainer.distributed.launch.signals import SignalHandler
 from trainer.distributed.launch.world import World
+from trainer.distributed.token import TOKEN
 
 # The command line as arguments of Python: by its path, because -m prefers a user's own trainer.py.
 TRAINER = (str(Path(__file__).parents[2] / "commands" / "silotrain.py"),)
@@ -32,7 +34,27 @@ def choose_nproc(nproc: int | str, device: str) -> int:
     """Return the number of workers of a node; `auto` is one for each visible GPU, else 2."""
     if nproc != "auto":
         return int(nproc)
-    return (torch.cuda.device_count() if device != "cpu" else 0) or 2
+    return (_count_gpus() if device != "cpu" else 0) or 2
+
+
+def _count_gpus() -> int:
+    """Return `torch.cuda.device_count()`. NVIDIA's driver is asked, because importing torch takes a second."""
+    torch = find_spec("torch")
+    assert torch and torch.origin
+    libraries = Path(torch.origin).parent / "lib"
+    if (libraries / "libtorch_hip.so").exists():
+        import torch
+
+        return torch.cuda.device_count()
+    if not (libraries / "libtorch_cuda.so").exists():
+        return 0
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
 
 
 def choose_threads(threads: int | str, workers: int) -> int:
@@ -82,11 +104,12 @@ class Workers:
         self._was_terminated = False
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start the next rank: Python with these arguments."""
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str], sockets: Sequence[int] = ()) -> None:
+        """Start the next rank: Python with these arguments, which inherits these sockets."""
         command = [sys.executable, "-u", *arguments]
         # In a session of its own: signals of a terminal reach this process alone, which passes them on.
-        self._processes.append(subprocess.Popen(command, env={**environment}, start_new_session=True))
+        process = subprocess.Popen(command, env={**environment}, pass_fds=sockets, start_new_session=True)
+        self._processes.append(process)
 
     def wait(self) -> WorkerFailure | MembershipChanged | None:
         """Wait until all workers have ended, one has failed, or the nodes have changed; None if all went well."""
@@ -139,6 +162,7 @@ class Workers:
 @contextmanager
 def start_workers(
     world: World,
+    token: bytes,
     threads: int,
     signals: SignalHandler,
     environment: Mapping[str, str],
@@ -149,6 +173,7 @@ def start_workers(
 
     Args:
         world: the nodes of this start
+        token: of the launch
         threads: the CPU threads of each worker
         signals: the stop signals of this process, which are passed on to the workers
         environment: variables of the workers, beside those of this process
@@ -165,13 +190,20 @@ def start_workers(
         "GROUP_WORLD_SIZE": str(len(world.workers)),
         "MASTER_ADDR": world.host,
         "MASTER_PORT": str(world.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is open already: rank 0 has none to open
+        TOKEN: token.decode(),
+        LAUNCHER_PID: str(os.getpid()),
     }
     workers = Workers(signals, world.first_rank, membership_changed)
     try:
         for local_rank in range(world.workers[world.node]):
             rank = world.first_rank + local_rank
-            workers.start(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(local_rank)})
+            own, sockets = {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}, []
+            if world.listener and rank == 0:
+                sockets = [world.listener.fileno()]
+                own[LISTENER] = str(sockets[0])
+            workers.start(arguments, {**shared, **own}, sockets)
+        if world.listener:
+            world.listener.close()  # rank 0 has it: when that ends, nothing listens
         yield workers
     finally:
         workers.terminate()

@@ -1,252 +1,381 @@
 """The rendezvous of several nodes: their launchers find each other, and notice that one is lost or waits to join.
 
-torch.distributed.elastic.rendezvous keeps the list of nodes, with shorter times than its defaults: those are 30 seconds
-until a late node is accepted, and 15 until a dead one is given up.
+The launcher at the endpoint decides who takes part. Each other one keeps a connection to it: whoever is silent on it
+for `SILENCE_SECONDS` is lost. All messages are signed JSON, of one key:
+
+    offer    workers, restarts and port of a node that wants to take part in the next world
+    world    its nodes, from the host to each of them
+    restart  a node of the world of this number is lost or starts again, or another one waits to join
+    left     the run has ended on a node, and so for all
+    beat     once a second, with an answer
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from threading import Event, Thread
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event, RLock, Thread
 from typing import Any
 
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousTimeoutError
-from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousHandler, RendezvousInfo
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
-
-from trainer.distributed.launch.reachability import connection_error, is_local_host
+from trainer.distributed.launch.channel import Channel, Message, UntrustedError
+from trainer.distributed.launch.reachability import connection_error, is_local_host, listen, parse_endpoint
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, SingleNode, World
+from trainer.distributed.token import draw_token, find_token
 
 POLL_INTERVAL_SECONDS = 0.05
 HEARTBEAT_INTERVAL_SECONDS = 1
-MAX_MISSED_HEARTBEATS = 4  # by a node that is taken to be lost
 MAX_NODES_TIMEOUT_SECONDS = 15  # for the largest number of nodes, at the first start
 LAST_CALL_SECONDS = 1  # for more than the smallest number, at each start
 JOIN_TIMEOUT_SECONDS = 600  # for the smallest number of nodes
-RESPONSE_TIMEOUT_SECONDS = 30  # for the store
-SHUTDOWN_TIMEOUT_SECONDS = 10  # for the other nodes, when the run has ended
-
-FIRST = "first/"
+RECONNECT_TIMEOUT_SECONDS = 30  # for a host that was lost
 
 
-class ElasticRendezvous:
-    """The rendezvous of `min_nodes` to `max_nodes` nodes.
+@dataclass(frozen=True)
+class Offer:
+    """A node that is ready to start.
 
-    Args:
-        store: of the run, which outlives its starts
-        holds_store: whether the store's server is in this process
-        min_nodes: the smallest number that starts
-        max_nodes: the largest number
+    name     its host name and process id, by which nodes are ordered
+    workers  the number of its workers
+    restart  how often they were started before
+    port     at which it would listen for the store of rank 0
+    address  at which the others reach it
     """
 
-    def __init__(self, store: TCPStore, holds_store: bool, min_nodes: int, max_nodes: int):
-        self._store, self._holds_store, self._min_nodes, self._max_nodes = store, holds_store, min_nodes, max_nodes
-        self._num_nodes = 0  # of the last world
-        self._handler = self._make_handler()
-        self._heartbeat: NodeHeartbeat | None = None
+    name: tuple[str, int]
+    workers: int
+    restart: int
+    port: int
+    address: str
 
-    def _make_handler(self) -> RendezvousHandler:
-        # Otherwise node 0 of an earlier world does not publish the workers' address again, and a new node waits for it.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        backend = C10dRendezvousBackend(self._store, "nodes")
-        settings: dict[str, Any] = {
-            "join_timeout": JOIN_TIMEOUT_SECONDS,
-            "last_call_timeout": LAST_CALL_SECONDS,
-            "keep_alive_interval": HEARTBEAT_INTERVAL_SECONDS,
-            "keep_alive_max_attempt": MAX_MISSED_HEARTBEATS,
-        }
-        where = f"{self._store.host}:{self._store.port}"
-        parameters = RendezvousParameters("c10d", where, "nodes", self._min_nodes, self._max_nodes, **settings)
-        return create_handler(self._store, backend, parameters)
+
+class HostRendezvous:
+    """The rendezvous on the node whose launcher decides.
+
+    Args:
+        listener: of the endpoint
+        host: at which the other nodes reach this one
+        token: of the launch
+        nodes: the smallest number that starts, and the largest
+        agree: makes the text on which all nodes agree
+    """
+
+    def __init__(
+        self, listener: socket.socket, host: str, token: bytes, nodes: tuple[int, int], agree: Callable[[World], str]
+    ):
+        self.agreed, self.token = "", token
+        self._listener, self._host, self._agree = listener, host, agree
+        self._min_nodes, self._max_nodes = nodes
+        self._lock = RLock()
+        self._offers: dict[Channel | None, Offer | None] = {None: None}  # of the nodes that are connected; None: ours
+        self._world: list[Channel | None] = []
+        self._number = 0  # of the world
+        self._refused: set[str] = set()
+        self._changed, self._ended = Event(), Event()
+        Thread(target=self._accept, daemon=True).start()
 
     def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
-        self.stop_heartbeat()
-        if not self._num_nodes:
-            self._wait_for_max_nodes(stop_requested)
-        info = self._join(stop_requested)
-        store, nodes = info.store, info.world_size
-        self._num_nodes = nodes
-        store.set(f"node/{info.rank}", json.dumps([workers, restart]))
-        per_node = [json.loads(store.get(f"node/{node}")) for node in range(nodes)]
-        waiting = self._handler.num_nodes_waiting
-        self._heartbeat = NodeHeartbeat(PrefixStore("pulse", store), info.rank, nodes, lambda: waiting() > 0)
-        counts, restarts = zip(*per_node, strict=True)
-        return World(info.rank, tuple(counts), self._store.host, self._store.port, max(restarts))
+        listener = listen()
+        with self._lock:
+            self._world = []
+            offer = Offer(_own_name(), workers, restart, listener.getsockname()[1], self._host)
+            self._offers[None] = offer
+        try:
+            offers = self._gather(stop_requested)
+        except (Interrupted, NodesUnreachableError):
+            listener.close()
+            raise
+        nodes = sorted(offers.values(), key=lambda offer: offer.name)
+        restart = max(offer.restart for offer in nodes)
 
-    def _wait_for_max_nodes(self, stop_requested: Callable[[], object]) -> None:
-        """Give the largest number of nodes some time to come, unless the run was started without them."""
-        deadline = time.monotonic() + MAX_NODES_TIMEOUT_SECONDS
-        self._store.add("came", 1)
-        while self._store.add("came", 0) < self._max_nodes and not self._store.add(FIRST + "config", 0):
-            if time.monotonic() > deadline or stop_requested():
-                return
-            time.sleep(POLL_INTERVAL_SECONDS)
+        def world_of(offer: Offer) -> tuple[Any, ...]:
+            return nodes.index(offer), [other.workers for other in nodes], nodes[0].address, nodes[0].port, restart
 
-    def _join(self, stop_requested: Callable[[], object]) -> RendezvousInfo:
-        """Wait until enough nodes have come."""
-        # In a thread, because torch's call cannot be interrupted.
-        outcome: list[RendezvousInfo | Exception] = []
+        world = _make_world(listener, *world_of(offer))
+        self.agreed = self.agreed or self._agree(world)
+        for channel, other in offers.items():
+            if channel:
+                with suppress(OSError):  # it is lost, which its thread notices
+                    channel.send({"world": [self._number, self.agreed, *world_of(other)]})
+        return world
 
-        def join() -> None:
-            try:
-                outcome.append(self._handler.next_rendezvous())
-            except Exception as error:
-                outcome.append(error)
-
-        Thread(target=join, daemon=True).start()
-        while not outcome:
+    def _gather(self, stop_requested: Callable[[], object]) -> dict[Channel | None, Offer]:
+        """Wait for enough nodes, and return what they offer."""
+        begun = time.monotonic()
+        patience = LAST_CALL_SECONDS if self._number else MAX_NODES_TIMEOUT_SECONDS
+        while True:
+            waited = time.monotonic() - begun
+            with self._lock:
+                ready = {channel: offer for channel, offer in self._offers.items() if offer}
+                are_all = len(ready) == len(self._offers) and waited > patience  # others may still end their workers
+                if len(ready) >= self._max_nodes or (len(ready) >= self._min_nodes and are_all):
+                    chosen = dict(list(ready.items())[: self._max_nodes])
+                    self._offers |= dict.fromkeys(chosen)
+                    self._world, self._number = list(chosen), self._number + 1
+                    self._changed.clear()
+                    return chosen
+            if self._ended.is_set():
+                raise NodesUnreachableError(f"the run at {self._where} has ended on another node")
             if stop_requested():
                 raise Interrupted
+            if waited > JOIN_TIMEOUT_SECONDS:
+                raise NodesUnreachableError(
+                    f"{self._where}: fewer than {self._min_nodes} nodes came within {JOIN_TIMEOUT_SECONDS} s"
+                )
             time.sleep(POLL_INTERVAL_SECONDS)
-        if isinstance(outcome[0], RendezvousInfo):
-            return outcome[0]
-        raise NodesUnreachableError(self._reason(outcome[0])) from outcome[0]
 
-    def _reason(self, error: Exception) -> str:
-        where = f"launch.rdzv_endpoint={self._store.host}:{self._store.port}"
-        if isinstance(error, RendezvousClosedError):
-            return f"the run at {where} has ended on another node"
-        if isinstance(error, RendezvousTimeoutError):
-            return f"{where}: fewer than {self._min_nodes} nodes came within {JOIN_TIMEOUT_SECONDS} s"
-        return f"{where}: the node that holds the store is lost ({str(error).splitlines()[0]})"
-
-    def broadcast(self, key: str, make: Callable[[], str]) -> str:
-        if self._store.add(FIRST + key, 1) == 1:
-            self._store.set(key, make())
-        return self._store.get(key).decode()
+    @property
+    def _where(self) -> str:
+        return f"launch.rdzv_endpoint={self._host}:{self._listener.getsockname()[1]}"
 
     def announce_restart(self) -> None:
-        assert self._heartbeat, "no world was gathered"
-        self._heartbeat.announce_restart()
+        with self._lock:
+            self._changed.set()
+            self._send_all({"restart": self._number}, self._world)
 
     def membership_changed(self, patience: float = 0) -> bool:
-        assert self._heartbeat, "no world was gathered"
-        return self._heartbeat.membership_changed(patience)
-
-    def stop_heartbeat(self) -> None:
-        """Stop the heartbeat of this node."""
-        if self._heartbeat:
-            self._heartbeat.stop()
-
-    def close(self) -> None:
-        """End the rendezvous, which no node can join any more."""
-        if self._heartbeat:
-            self._heartbeat.leave()
-        with suppress(Exception):  # the store may be gone with its node
-            self._handler.shutdown()
-            self._store.set(f"left/{self._store.add('left', 1)}", "")
-            if self._holds_store and self._num_nodes:
-                # The others still need the store of this process.
-                self._store.wait([f"left/{self._num_nodes}"], timedelta(seconds=SHUTDOWN_TIMEOUT_SECONDS))
-
-
-class NodeHeartbeat:
-    """Publishes a beat of this node once a second. Node 0 watches all nodes, and all watch node 0.
-
-    Args:
-        store: of this start of the world
-        node: the index of this node
-        nodes: the number of nodes
-        has_waiting_nodes: whether a node waits to join
-    """
-
-    def __init__(self, store: Store, node: int, nodes: int, has_waiting_nodes: Callable[[], bool]):
-        self._store, self._node, self._has_waiting_nodes = store, node, has_waiting_nodes
-        self._watched = range(1, nodes) if node == 0 else range(1)
-        self._last_beats: dict[int, tuple[int, float]] = {}
-        self._changed, self._ended = Event(), Event()
-        Thread(target=self._beat, daemon=True).start()
-
-    def membership_changed(self, patience: float) -> bool:
         return self._changed.wait(patience)
 
-    def announce_restart(self) -> None:
-        with suppress(RuntimeError):  # the store is gone with its node, which the next rendezvous reports
-            self._store.set("changed", "")
+    def close(self) -> None:
+        """End the run for all nodes; nothing listens any more."""
+        self._end()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
+        with self._lock:
+            for channel in filter(None, self._offers):
+                channel.close()
 
-    def leave(self) -> None:
-        """Stop the heartbeat, and let the other nodes know that this is because the run has ended."""
-        with suppress(RuntimeError):
-            self._store.set("left", "")
-        self.stop()
+    def _end(self) -> None:
+        with self._lock:
+            self._ended.set()
+            self._send_all({"left": True}, list(self._offers))
 
-    def stop(self) -> None:
-        self._ended.set()
+    def _send_all(self, message: Message, channels: list[Channel | None]) -> None:
+        for channel in filter(None, channels):
+            with suppress(OSError):  # it is lost, which its thread notices
+                channel.send(message)
 
-    def _beat(self) -> None:
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            try:
+                connection, address = self._listener.accept()
+            except OSError:  # closed; or too many files are open
+                time.sleep(POLL_INTERVAL_SECONDS)
+                continue
+            Thread(target=self._serve, args=(connection, address[0].removeprefix("::ffff:")), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, address: str) -> None:
+        """Handle the messages of a node until it is lost."""
+        channel = None
         try:
-            while not self._ended.wait(HEARTBEAT_INTERVAL_SECONDS) and not self._changed.is_set():
-                self._store.add(f"beat/{self._node}", 1)
-                if self._has_lost_node() or self._has_waiting_nodes():
-                    self.announce_restart()
-                if self._store.check(["changed"]):
-                    self._changed.set()
-                elif self._store.check(["left"]):
-                    return  # nodes that fall silent now have left, too
-        except Exception:  # the store is gone
-            self._changed.set()
+            channel = Channel(connection, self.token, is_caller=False)
+            while True:
+                self._handle(channel, address, channel.receive())
+        except UntrustedError:
+            if address not in self._refused:
+                self._refused.add(address)
+                print(f"refused {address}: it does not hold the token of this run", file=sys.stderr, flush=True)
+        except OSError:
+            pass
+        finally:
+            connection.close()
+            if channel:
+                self._remove(channel)
 
-    def _has_lost_node(self) -> bool:
-        """Whether a watched node has missed too many beats."""
-        now = time.monotonic()
-        for node in self._watched:
-            beats = self._store.add(f"beat/{node}", 0)
-            if node not in self._last_beats or self._last_beats[node][0] != beats:
-                self._last_beats[node] = beats, now
-        return any(
-            now - moment > MAX_MISSED_HEARTBEATS * HEARTBEAT_INTERVAL_SECONDS for _, moment in self._last_beats.values()
-        )
+    def _handle(self, channel: Channel, address: str, message: Message) -> None:
+        if "beat" in message:
+            channel.send(message)  # without the lock: a node that takes nothing must not silence the others
+            return
+        with self._lock:
+            match message:
+                case {"offer": [name, workers, restart, port]}:
+                    self._offers[channel] = Offer(tuple(name), workers, restart, port, address)
+                    if self._world and channel not in self._world and len(self._world) < self._max_nodes:
+                        self.announce_restart()
+                case {"restart": self._number}:
+                    self.announce_restart()
+                case {"left": True} if channel in self._world or not self._world:
+                    self._end()
+                case _:
+                    pass
+
+    def _remove(self, channel: Channel) -> None:
+        with self._lock:
+            self._offers.pop(channel, None)
+            if channel in self._world and not self._ended.is_set():
+                self.announce_restart()
+
+
+class MemberRendezvous:
+    """The rendezvous on a node that asks the host.
+
+    Args:
+        host: and
+        port: of the endpoint
+        token: of the launch
+    """
+
+    def __init__(self, host: str, port: int, token: bytes):
+        self.agreed, self.token = "", token
+        self._host, self._port = host, port
+        self._where = f"launch.rdzv_endpoint={host}:{port}"
+        self._channel: Channel | None = None  # to the host; None if it is not connected
+        self._worlds: SimpleQueue[list[Any] | None] = SimpleQueue()  # None: the host is lost
+        self._number = 0
+        self._is_trusted = False  # whether the host has proved that it holds the token
+        self._changed, self._ended = Event(), Event()
+
+    def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
+        channel = self._channel or self._connect(stop_requested)
+        listener = listen()
+        with suppress(OSError):  # the host is lost, which the thread that listens to it notices
+            channel.send({"offer": [_own_name(), workers, restart, listener.getsockname()[1]]})
+        try:
+            self._number, self.agreed, *facts = self._wait_for_world(stop_requested)
+        except (Interrupted, NodesUnreachableError):
+            listener.close()
+            raise
+        return _make_world(listener, *facts)
+
+    def _wait_for_world(self, stop_requested: Callable[[], object]) -> list[Any]:
+        while True:
+            with suppress(Empty):
+                if world := self._worlds.get(timeout=POLL_INTERVAL_SECONDS):
+                    return world
+                if self._ended.is_set():
+                    raise NodesUnreachableError(f"the run at {self._where} has ended on another node")
+                if not self._is_trusted:
+                    raise NodesUnreachableError(
+                        f"{self._where} was not answered by a launcher that holds our token.\n"
+                        "  set launch.token_file= to a file with the same secret on all nodes"
+                    )
+                raise NodesUnreachableError(f"{self._where}: the node that decides is lost")
+            if stop_requested():
+                raise Interrupted
+
+    def _connect(self, stop_requested: Callable[[], object]) -> Channel:
+        if self._ended.is_set():
+            raise NodesUnreachableError(f"the run at {self._where} has ended on another node")
+        patience = RECONNECT_TIMEOUT_SECONDS if self._number else JOIN_TIMEOUT_SECONDS
+        error = connection_error(self._host, self._port, patience, stop_requested)
+        if stop_requested():
+            raise Interrupted
+        if error:
+            raise NodesUnreachableError(f"{self._where}: no answer for {patience} s ({error})")
+        try:
+            connection = socket.create_connection((self._host, self._port), RECONNECT_TIMEOUT_SECONDS)
+            channel = Channel(connection, self.token, is_caller=True)
+        except OSError as lost:
+            raise NodesUnreachableError(f"{self._where}: {lost.strerror or lost}") from lost
+        self._channel, self._worlds, self._is_trusted = channel, SimpleQueue(), False
+        Thread(target=self._listen, args=(channel, self._worlds), daemon=True).start()
+        Thread(target=self._beat, args=(channel,), daemon=True).start()
+        return channel
+
+    def announce_restart(self) -> None:
+        self._tell({"restart": self._number})
+
+    def membership_changed(self, patience: float = 0) -> bool:
+        return self._changed.wait(patience)
+
+    def close(self) -> None:
+        """End the run for all nodes."""
+        self._tell({"left": True})
+        if channel := self._channel:
+            channel.close()
+
+    def _tell(self, message: Message) -> None:
+        if channel := self._channel:
+            with suppress(OSError):  # the host is lost, which the thread that listens to it notices
+                channel.send(message)
+
+    def _listen(self, channel: Channel, worlds: SimpleQueue[list[Any] | None]) -> None:
+        """Take the messages of the host until it is lost."""
+        number = 0
+        try:
+            while True:
+                message, self._is_trusted = channel.receive(), True
+                match message:
+                    case {"world": [number, *_]}:
+                        self._changed.clear()
+                        worlds.put(message["world"])
+                    case {"restart": restarted} if restarted == number:
+                        self._changed.set()
+                    case {"left": True}:
+                        self._ended.set()
+                    case _:
+                        pass
+        except OSError:
+            self._channel = None
+            channel.close()
+            worlds.put(None)
+            if not self._ended.is_set():
+                self._changed.set()
+
+    def _beat(self, channel: Channel) -> None:
+        with suppress(OSError):
+            while True:
+                channel.send({"beat": True})
+                time.sleep(HEARTBEAT_INTERVAL_SECONDS)
+
+
+def _own_name() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def _make_world(listener: socket.socket, node: int, workers: list[int], host: str, port: int, restart: int) -> World:
+    """Return a world. The listener is closed if rank 0 is on another node."""
+    if node:
+        listener.close()
+    return World(node, tuple(workers), host, port, restart, None if node else listener)
 
 
 @contextmanager
 def open_rendezvous(
-    nodes: int | tuple[int, int], endpoint: str | None, stop_requested: Callable[[], object]
+    nodes: int | tuple[int, int],
+    endpoint: str | None,
+    token_file: str | None,
+    agree: Callable[[World], str],
+    stop_requested: Callable[[], object],
 ) -> Iterator[Rendezvous]:
     """Open the rendezvous of the nodes of a run, and close it with the block.
 
     Args:
         nodes: how many, or the smallest and the largest number
-        endpoint: host:port of one of them, which holds the store; not needed for a single node
+        endpoint: host:port of one of them, which decides; not needed for a single node
+        token_file: see `find_token`; not needed for a single node
+        agree: makes the text on which all nodes agree; called on one of them, with the first world
         stop_requested: whether this process was asked to stop
 
     Raises:
-        ValueError: the endpoint is not host:port
+        ValueError: the endpoint is not host:port, or there is no token
         Interrupted: this process was asked to stop while it waited for the endpoint
         NodesUnreachableError: the endpoint has not answered
     """
     min_nodes, max_nodes = (nodes, nodes) if isinstance(nodes, int) else nodes
     if max_nodes == 1:
-        yield SingleNode(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        yield SingleNode(draw_token(), agree)
         return
-    elastic = ElasticRendezvous(*_open_store(endpoint, stop_requested), min_nodes, max_nodes)
-    try:
-        yield elastic
-    finally:
-        elastic.close()
-
-
-def _open_store(endpoint: str | None, stop_requested: Callable[[], object]) -> tuple[TCPStore, bool]:
-    """Return the store at host:port, and whether this process holds it."""
-    host, _, port = (endpoint or "").rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(
-            f"launch.rdzv_endpoint={endpoint or 'null'}\n"
-            "  valid: host:port of one of the nodes, the same on all of them"
-        )
-    patience = timedelta(seconds=RESPONSE_TIMEOUT_SECONDS)
+    host, port = parse_endpoint(endpoint)
+    token, listener = find_token(token_file), None
     if is_local_host(host):
-        with suppress(RuntimeError):  # another launcher on this machine was first
-            return TCPStore(host, int(port), is_master=True, wait_for_workers=False, timeout=patience), True
-    if error := connection_error(host, int(port), JOIN_TIMEOUT_SECONDS, stop_requested):
-        if stop_requested():
-            raise Interrupted
-        late = f"no answer for {JOIN_TIMEOUT_SECONDS} s ({error})"
-        raise NodesUnreachableError(f"launch.rdzv_endpoint={endpoint}: {late}")
-    return TCPStore(host, int(port), is_master=False, timeout=patience), False
+        try:
+            listener = listen(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # otherwise another launcher on this machine was first
+                raise ValueError(f"launch.rdzv_endpoint={endpoint}: {error.strerror}\n  choose another port") from error
+    if listener:
+        rendezvous = HostRendezvous(listener, host, token, (min_nodes, max_nodes), agree)
+    else:
+        rendezvous = MemberRendezvous(host, port, token)
+    try:
+        yield rendezvous
+    finally:
+        rendezvous.close()

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from trainer.distributed.launch.processes import TRAINER
 
-# Set for a command that is to stop when the process that started it is killed.
+# The process id of a sweep, in the environment of its commands: they stop when it is killed.
 SWEPT = "SILOTRAIN_SWEPT"
 
 PROMPT = "$ python -m trainer"  # at the beginning of a command's output
@@ -65,7 +65,7 @@ class Command:
             output.flush()
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **gpus, SWEPT: "1"},
+                env={**os.environ, **gpus, SWEPT: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from trainer.distributed.launch.reachability import LOOPBACK, listen
 
 
 class Interrupted(Exception):
@@ -21,10 +22,11 @@ class NodesUnreachableError(Exception):
 class World:
     """The nodes of one start of the workers.
 
-    node     the index of this node
-    workers  the number of workers of each node
-    host     and `port`: of the store through which the workers find each other
-    restart  how often the workers were started before
+    node      the index of this node
+    workers   the number of workers of each node
+    host      and `port`: of the store through which the workers find each other
+    restart   how often the workers were started before
+    listener  the socket of that port, if rank 0 is on this node, which takes it over
     """
 
     node: int
@@ -32,6 +34,7 @@ class World:
     host: str
     port: int
     restart: int
+    listener: socket.socket | None = None
 
     @property
     def size(self) -> int:
@@ -48,7 +51,14 @@ class World:
 
 
 class Rendezvous(Protocol):
-    """The launchers of a run, one a node: how they agree on a world, and notice that it changes."""
+    """The launchers of a run, one a node: how they agree on a world, and notice that it changes.
+
+    agreed  the text that one of them has made for all, known after the first world
+    token   of the launch
+    """
+
+    agreed: str
+    token: bytes
 
     def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
         """Wait for the other nodes, and return the world that starts next.
@@ -64,10 +74,6 @@ class Rendezvous(Protocol):
         """
         ...
 
-    def broadcast(self, key: str, make: Callable[[], str]) -> str:
-        """Return the text of the first node that asks for this key; `make` is called on that node alone."""
-        ...
-
     def announce_restart(self) -> None:
         """Let the other nodes know that this one starts its workers again."""
         ...
@@ -78,16 +84,21 @@ class Rendezvous(Protocol):
 
 
 class SingleNode:
-    """The rendezvous of a run on this machine alone."""
+    """The rendezvous of a run on this machine alone. Nothing of it can be reached from another one.
 
-    def __init__(self, store: TCPStore):
-        self._store = store
+    Args:
+        token: of the launch
+        agree: makes the text on which all nodes agree
+    """
+
+    def __init__(self, token: bytes, agree: Callable[[World], str]):
+        self.agreed, self.token, self._agree = "", token, agree
 
     def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
-        return World(0, (workers,), self._store.host, self._store.port, restart)
-
-    def broadcast(self, key: str, make: Callable[[], str]) -> str:
-        return make()
+        listener = listen(host=LOOPBACK)
+        world = World(0, (workers,), LOOPBACK, listener.getsockname()[1], restart, listener)
+        self.agreed = self.agreed or self._agree(world)
+        return world
 
     def announce_restart(self) -> None:
         pass
