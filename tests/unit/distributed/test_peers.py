@@ -11,11 +11,12 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.peers import Peers
+from trainer.distributed.store import SignedStore
 
 
 def on_ranks(size: int, work: Callable[[Peers], Any]) -> list[Any]:
     """Return what the work returns on each of these ranks, which share a store; or the text of its ValueError."""
-    store = HashStore()
+    store = SignedStore(HashStore(), b"token")
 
     def answer(rank: int) -> Any:
         try:
@@ -50,7 +51,9 @@ def test_errors_are_raised_on_all_ranks_each_once() -> None:
 def test_a_broadcast_is_that_of_rank_0_alone() -> None:
     """The others do not make the value, and rank 0 does not wait for them."""
     assert on_ranks(4, lambda peers: peers.broadcast("x", lambda: {"rank": peers.rank})) == [{"rank": 0}] * 4
-    assert Peers(ClusterEnvironment(0, 2), HashStore()).broadcast("x", lambda: "alone") == "alone"
+    assert (
+        Peers(ClusterEnvironment(0, 2), SignedStore(HashStore(), b"token")).broadcast("x", lambda: "alone") == "alone"
+    )
 
     def fail() -> None:
         raise ValueError("bad input")

@@ -71,6 +71,7 @@ class HostRendezvous:
     ):
         self.agreed, self.token = "", token
         self._listener, self._host, self._agree = listener, host, agree
+        self._where = f"launch.rdzv_endpoint={host}:{listener.getsockname()[1]}"
         self._min_nodes, self._max_nodes = nodes
         self._lock = RLock()
         self._offers: dict[Channel | None, Offer | None] = {None: None}  # of the nodes that are connected; None: ours
@@ -129,10 +130,6 @@ class HostRendezvous:
                     f"{self._where}: fewer than {self._min_nodes} nodes came within {JOIN_TIMEOUT_SECONDS} s"
                 )
             time.sleep(POLL_INTERVAL_SECONDS)
-
-    @property
-    def _where(self) -> str:
-        return f"launch.rdzv_endpoint={self._host}:{self._listener.getsockname()[1]}"
 
     def announce_restart(self) -> None:
         with self._lock:
