@@ -29,6 +29,10 @@ gpus=${SLURM_GPUS_ON_NODE:-0}
 read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 meet=$first_node:$((20000 + SLURM_JOB_ID % 12768))
 
+# The token that proves to the processes of this job that they speak to each other: srun hands it to all of them.
+SILOTRAIN_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export SILOTRAIN_TOKEN
+
 # SLURM sends SIGUSR1 to this shell before the time limit (--signal=B:USR1@...). The shell forwards it to the step, which
 # saves and stops. SIGTERM comes when the job is cancelled or preempted, and SLURM sends that to the step itself.
 stopping=

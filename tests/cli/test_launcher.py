@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -261,16 +263,35 @@ def test_a_second_signal_ends_the_workers_at_once(saved: bool, code: int, shell:
     assert ended.code == code and ended.err.endswith(f"continue with run_dir={run_dir}\n")
 
 
+def listening(pids: list[int]) -> set[str]:
+    """Return the addresses, as the kernel writes them, at which these processes listen for TCP connections."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it was closed meanwhile
+                sockets.add(os.readlink(descriptor))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
 def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
-    """They save first, as after a preemption."""
-    started = shell.start_training("rounds=2000", "run_dir=orphans")
+    """They save first, as after a preemption. Before, nothing of the run listens beyond this machine."""
+    started = shell.start_training("rounds=2000", "run_dir=orphans", "algorithm=fedavg", "silos=2")
     started.wait_for("round    1/2000")
+    assert listening(shell.running()) == {"0100007F"}, "127.0.0.1"
     started.process.kill()
     deadline = time.monotonic() + SECONDS_TO_END
     while shell.running() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert started.end().code == -signal.SIGKILL
     assert state_of(shell.folder / "orphans")["status"] == "preempted"
+
+
+def test_a_worker_whose_launcher_has_died_before_it_ends_at_once(tmp_path: Path) -> None:
+    """The kernel sends a signal only for parents that die later. The one of this worker is another process."""
+    environment = {**os.environ, "RANK": "0", "SILOTRAIN_LAUNCHER_PID": str(os.getppid())}
+    worker = subprocess.run([sys.executable, *processes.TRAINER], env=environment, cwd=tmp_path, timeout=30)
+    assert worker.returncode == 75 and not [*tmp_path.iterdir()]
 
 
 def test_the_command_is_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

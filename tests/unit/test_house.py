@@ -27,3 +27,20 @@ def test_the_command_line_reads_a_configuration_without_torch():
     """Importing it takes longer than all else that `--help`, an error or the launcher does."""
     program = "import sys, trainer.commands.main, trainer.config.compose; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=TRAINER.parent, check=False).returncode == 0
+
+
+LAUNCH = """
+import sys
+from trainer.commands.train.launcher import launch
+from trainer.config.compose import compose_tree
+
+tree = compose_tree(["run_dir=" + sys.argv[1], "launch.nproc_per_node=2"])
+assert launch(tree, ["-c", "import os, sys; sys.exit(3)"]) == 1
+sys.exit("torch" in sys.modules)
+"""
+
+
+def test_the_launcher_of_one_machine_never_imports_torch(tmp_path: Path):
+    """Workers start a second sooner. Here they fail, and are started again, three times."""
+    command = [sys.executable, "-c", LAUNCH, str(tmp_path / "run")]
+    assert subprocess.run(command, cwd=TRAINER.parent, check=False, stderr=subprocess.DEVNULL).returncode == 0

@@ -46,7 +46,9 @@ def _targets(tree: Any) -> Iterator[str]:
 
 
 def _unnamed(targets: set[str], text: str) -> set[str]:
-    return {target for target in targets if not re.search(rf"(?<![\w.]){re.escape(target)}(?![\w.])", text)}
+    """Return those that the text, of YAML, JSON or overrides, gives to no `_target_`."""
+    named = set(re.findall(r"_target_['\"]?\s*[:=]\s*['\"]?([\w.]+)", text))
+    return targets - named
 
 
 def _files() -> Iterator[Path]:
