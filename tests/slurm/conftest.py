@@ -93,6 +93,7 @@ def new_project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> C
     cluster.environment |= {
         "PYTHONPATH": str(ROOT),
         "SILOTRAIN_CACHE": str(tmp_path_factory.getbasetemp() / "cache"),
+        "XDG_CONFIG_HOME": str(tmp_path_factory.getbasetemp() / "config"),
         "OMP_NUM_THREADS": "1",
     }
 

@@ -24,16 +24,22 @@ EVIL = [
 ]
 
 
-def test_what_this_process_would_have_composed_is_accepted() -> None:
-    tree = compose_tree(OVERRIDES)
+@pytest.fixture(scope="module")
+def composed() -> str:
+    """Return the configuration of these overrides as JSON."""
+    return json.dumps(compose_tree(OVERRIDES))
+
+
+def test_what_this_process_would_have_composed_is_accepted(composed: str) -> None:
+    tree = json.loads(composed)
     check_targets(tree, OVERRIDES)
-    check_targets(tree, [json.dumps(tree)])
+    check_targets(tree, [composed])
 
 
 @pytest.mark.parametrize("target", EVIL)
 @pytest.mark.parametrize("place", ["a component", "an argument", "a list"])
-def test_a_target_that_nobody_has_named_here_is_refused(target: str, place: str) -> None:
-    tree: dict[str, Any] = compose_tree(OVERRIDES)
+def test_a_target_that_nobody_has_named_here_is_refused(composed: str, target: str, place: str) -> None:
+    tree: dict[str, Any] = json.loads(composed)
     evil = {"_target_": target, "_args_": [["sh", "-c", "id"]]}
     match place:
         case "a component":
@@ -42,15 +48,17 @@ def test_a_target_that_nobody_has_named_here_is_refused(target: str, place: str)
             tree["model"]["width"] = evil
         case _:
             tree["data"]["files"] = [[evil]]
-    for own in (OVERRIDES, [json.dumps(compose_tree(OVERRIDES))]):
+    for own in (OVERRIDES, [composed]):
         with pytest.raises(ValueError, match=rf"names {target}, which neither the arguments nor .* refused"):
             check_targets(tree, own)
 
 
-def test_files_of_the_users_folders_belong_to_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_the_users_folders_belong_to_this_process(
+    composed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine.yaml").write_text("_target_: own.Mine\n")
-    tree = compose_tree([]) | {"model": {"_target_": "own.Mine"}}
+    tree = json.loads(composed) | {"model": {"_target_": "own.Mine"}}
     with pytest.raises(ValueError, match=r"own\.Mine"):
         check_targets(tree, ["model=mine"])
     monkeypatch.setenv(SEARCH_PATH, f"'file://{tmp_path}'")
