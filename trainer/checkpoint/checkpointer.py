@@ -302,7 +302,9 @@ class Checkpointer:
 def _lower_priority() -> None:
     """Give way to the training, where the system has a priority for each thread."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
+        thread = get_native_id()
+        # Only root may raise it again, if the whole run has a lower one.
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def shard_name(replica: int, num_replicas: int, peers: Sequence[int]) -> str:

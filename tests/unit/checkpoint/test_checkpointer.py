@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from threading import get_native_id
 
 import pytest
 import torch
@@ -20,7 +24,7 @@ from tests.support.disk import (
     steps_of,
     writers,
 )
-from trainer.checkpoint import Checkpointer, ResumePoint, newest_complete
+from trainer.checkpoint import Checkpointer, ResumePoint, checkpointer, newest_complete
 from trainer.checkpoint.checkpointer import assign_leaves
 from trainer.checkpoint.format import SavedState, Shard, find_saved, iter_leaves, write_shard
 from trainer.checkpoint.resume import local_inventory, round_folders, select_newest
@@ -257,3 +261,16 @@ def test_all_ranks_raise_or_none_does(ranks, tmp_path: Path):
     save_round(writers(tmp_path, (1, 1))[:1], 2)
     one, other = ranks(2).run(go_on_together, tmp_path)
     assert one == other
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_the_writing_thread_never_asks_for_a_higher_priority():
+    """Regression: only root may have it, so a run under `nice -n 19` wrote no checkpoint."""
+
+    def write() -> int:
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
+        checkpointer._lower_priority()
+        return os.getpriority(os.PRIO_PROCESS, get_native_id())
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(write).result() == 19
