@@ -24,5 +24,6 @@ def ranks() -> Iterator[Callable[[int], RankPool]]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cache data sets in a folder of the session, not in the user's home."""
+    """Cache data sets, and keep a token, in folders of the session, not in the user's home."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
     monkeypatch.setenv("SILOTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

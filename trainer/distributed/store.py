@@ -14,7 +14,7 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright
 
 from trainer.distributed.environment import LISTENER, ClusterEnvironment
 from trainer.distributed.launch.reachability import LOOPBACK, connection_error, listen
-from trainer.distributed.token import sign
+from trainer.distributed.token import draw_token, find_token, sign
 from trainer.utils.text import first_few
 
 POLL_INTERVAL_SECONDS = 0.05
@@ -77,19 +77,21 @@ class SignedStore:
         return None
 
 
-def open_store(environment: ClusterEnvironment, token: bytes) -> SignedStore:
+def open_store(environment: ClusterEnvironment, token: bytes | None = None) -> SignedStore:
     """Open the store of this start of the world, at the address of the environment.
 
     Args:
         environment: the position of this process
-        token: of the launch
+        token: of the launch; None: see `find_token`
 
     Raises:
         TimeoutError: not all ranks have come
+        ValueError: there is no token
     """
     if environment.host is None:
         assert environment.world_size == 1, "a world of several ranks needs a launcher: MASTER_ADDR is not set"
-        return SignedStore(HashStore(), token)
+        return SignedStore(HashStore(), draw_token())
+    token = token or find_token()
     store = SignedStore(_connect(environment), token)
     return store.below(_start_prefix(store, environment))
 

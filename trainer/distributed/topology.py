@@ -21,7 +21,6 @@ from trainer.distributed.environment import ClusterEnvironment, detect_environme
 from trainer.distributed.peers import Peers
 from trainer.distributed.silos import SiloSpec, count_shards, silo_sizes
 from trainer.distributed.store import SignedStore, open_store
-from trainer.distributed.token import find_token
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def distributed(
     environment = environment or detect_environment()
     owned = not dist.is_initialized()
     if owned:
-        store = store or open_store(environment, find_token())
+        store = store or open_store(environment)
         target = _choose_devices(device, environment, store, backend)
         _init_process_group(environment, store, target, backend, timedelta(seconds=inter_silo_timeout_seconds))
     else:
