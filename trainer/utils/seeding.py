@@ -6,6 +6,9 @@ resumed run, or one with another number of ranks, therefore draws the same numbe
 
 from __future__ import annotations
 
+import random  # noqa: TID251 (users draw from it, and their draws are seeded here)
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 import numpy as np
@@ -57,3 +60,36 @@ def seed_default_generators(device: torch.device, *tags: Tag) -> None:
     """Seed the default generators by `derive_seed(*tags)`."""
     for generator in default_generators(device):
         generator.manual_seed(derive_seed(*tags))
+
+
+_BIT_GENERATOR = np.random.MT19937(0)  # of numpy's functions in `separate_generators`: swapping is faster than copying
+
+
+@contextmanager
+def separate_generators() -> Iterator[None]:
+    """Let the block seed and use the default generators of torch on the CPU, numpy and random; restore them after it.
+
+    They are what a user's code draws from where it has no generator of its own.
+    """
+    # Numpy's stubs lack both functions.
+    get_bit_generator, set_bit_generator = np.random.get_bit_generator, np.random.set_bit_generator  # pyright: ignore
+    before = torch.default_generator.get_state(), get_bit_generator(), random.getstate()
+    set_bit_generator(_BIT_GENERATOR)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before[0])
+        set_bit_generator(before[1])
+        random.setstate(before[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the three generators by a 64-bit seed: torch and numpy by halves of it, as equal ones draw equal bits."""
+    torch.default_generator.manual_seed(seed & 0xFFFFFFFF)
+    np.random.seed(seed >> 32)  # noqa: TID251 (that of `separate_generators`)
+    random.seed(seed)
+
+
+def draw_from_generators() -> tuple[float, float, float]:
+    """Draw a number from each of the three generators."""
+    return torch.rand(()).item(), np.random.random_sample(), random.random()

@@ -15,13 +15,15 @@ from trainer.data.sources.column import check_not_empty, integer_column, label_c
 from trainer.data.sources.example_weights import validate_weights
 from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, SeekableDataset
 from trainer.utils.hardware import to_device
+from trainer.utils.seeding import Tag, derive_seed
 
 
 @runtime_checkable
 class Source(Protocol):
     """Examples numbered 0 to N - 1, fetched a batch at a time.
 
-    A source that must be read in order has an attribute `is_sequential = True`.
+    A source that must be read in order has an attribute `is_sequential = True`. One that draws random numbers has a
+    method `fetch_seeded(ids, seed)`, whose result is a function of both; `fetch` is that of one seed.
     """
 
     def __len__(self) -> int:
@@ -187,6 +189,12 @@ class DataSplits:
     def homes(self) -> tuple[int, ...] | None:
         """Silo of every client, where each client brings its own files; None for pooled data."""
         return getattr(self.train, "homes", None)
+
+
+def fetch_seeded(source: Source, ids: Tensor, *tags: Tag) -> tuple[Tensor, Tensor]:
+    """Fetch examples; what the source draws at random for each, if anything, is a function of the tags."""
+    fetch = getattr(source, "fetch_seeded", None)
+    return source.fetch(ids) if fetch is None else fetch(ids, derive_seed(*tags))
 
 
 def as_source(dataset: object) -> Source:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.sources.base import Source
+from trainer.data.sources.base import Source, fetch_seeded
 from trainer.data.sources.torch_datasets import is_sequential
 
 
@@ -54,12 +54,16 @@ class PerClientSource:
         return ids + self.offsets[torch.searchsorted(self.ends, ids, right=True)]
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fetch_seeded(ids, 0)
+
+    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the examples as `fetch` does; what their sources draw for each is a function of the seed."""
         client_of = self.clients[torch.searchsorted(self.ends, ids, right=True)]
         clients = client_of.unique().tolist() or [next(iter(self.local))]
         if len(clients) == 1:
-            return self._fetch_from(clients[0], ids)
+            return self._fetch_from(clients[0], ids, seed)
         rows = [(client_of == client).nonzero().flatten() for client in clients]
-        parts = [self._fetch_from(client, ids[row]) for client, row in zip(clients, rows, strict=True)]
+        parts = [self._fetch_from(client, ids[row], seed) for client, row in zip(clients, rows, strict=True)]
         inverse = torch.cat(rows).argsort()
         inputs, targets = (torch.cat(column)[inverse] for column in zip(*parts, strict=True))
         return inputs, targets
@@ -67,6 +71,6 @@ class PerClientSource:
     def fingerprint_data(self) -> list[np.ndarray]:
         return [np.array(self.checksums), np.array(self.sizes)]
 
-    def _fetch_from(self, client: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _fetch_from(self, client: int, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         assert client in self.local, f"the examples of client {client} are in silo {self.homes[client]}"
-        return self.local[client].fetch(ids - self.starts[client])
+        return fetch_seeded(self.local[client], ids - self.starts[client], seed, client)

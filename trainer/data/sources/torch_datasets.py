@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from trainer.data.sources.column import check_not_empty, integer_column, label_column
+from trainer.utils.seeding import draw_from_generators, hash_numbers, seed_generators, separate_generators
 
 LABELS_COMPARED = 8
 
@@ -28,7 +29,62 @@ class SeekableDataset(Protocol):
         ...
 
 
-class MapDatasetSource:
+class DatasetSource:
+    """Base of the sources that read the items of a user's dataset.
+
+    If the dataset draws from the default generators of torch, numpy or random, its draws are a pure function of a seed
+    and the number of the example: the same on any number of ranks and after any restart. Items are then read one at a
+    time, each with generators of its own seed.
+
+    Args:
+        dataset: its length is the number of examples.
+
+    Raises:
+        ValueError: there are no examples. `fetch` raises it for items that are not pairs.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        check_not_empty(len(dataset))
+        self.dataset = dataset
+        self._is_random = False  # as far as known
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fetch_seeded(ids, 0)
+
+    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the examples as `fetch` does; what the dataset draws for each is a function of the seed."""
+        # A replica may have no example of a batch. It still needs an empty batch of the right shape.
+        inputs, targets = _collate(self.dataset, self._read(ids.tolist() or [0], seed))
+        return inputs[: len(ids)], targets[: len(ids)]
+
+    def _read(self, numbers: list[int], seed: int) -> list[Any]:
+        with separate_generators():
+            if not self._is_random:
+                seed_generators(0)
+                unused = draw_from_generators()
+                seed_generators(0)
+                items = self._get_items(numbers)
+                self._is_random = draw_from_generators() != unused
+                if not self._is_random:
+                    return items
+            items = []
+            for number, item_seed in zip(numbers, hash_numbers(np.array(numbers), seed).tolist(), strict=True):
+                self._seek(number)
+                seed_generators(item_seed)
+                items += self._get_items([number])
+            return items
+
+    def _seek(self, number: int) -> None:
+        """Go to the example, if the dataset has a position."""
+
+    def _get_items(self, numbers: list[int]) -> list[Any]:
+        raise NotImplementedError
+
+
+class MapDatasetSource(DatasetSource):
     """Source of a map-style torch Dataset of (input, target) pairs.
 
     A batch is `dataset.__getitems__(ids)` where the dataset has that method, else one item at a time. Items are
@@ -41,23 +97,13 @@ class MapDatasetSource:
         client_ids: natural client of every example, int64 [N].
 
     Raises:
-        ValueError: there are no examples, or a column has another length. `fetch` raises it for items that are not
-            pairs.
+        ValueError: there are no examples, or a column has another length.
     """
 
     def __init__(self, dataset: Any, labels: np.ndarray | None = None, client_ids: np.ndarray | None = None) -> None:
-        check_not_empty(len(dataset))
-        self.dataset = dataset
+        super().__init__(dataset)
         self.client_ids = integer_column("client_ids", client_ids, len(dataset))
         self.labels = self._find_labels() if labels is None else integer_column("labels", labels, len(dataset))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        # A replica may have no example of a batch. It still needs an empty batch of the right shape.
-        inputs, targets = _collate(self.dataset, self._get_items(ids.tolist() or [0]))
-        return inputs[: len(ids)], targets[: len(ids)]
 
     def _find_labels(self) -> np.ndarray | None:
         for name in ("targets", "labels"):
@@ -72,13 +118,13 @@ class MapDatasetSource:
         labels = label_column(self.fetch(torch.from_numpy(some))[1])
         return np.array_equal(labels, column[some]) if labels is not None else False
 
-    def _get_items(self, ids: list[int]) -> list[Any]:
+    def _get_items(self, numbers: list[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(ids)
-        return [self.dataset[i] for i in ids]
+            return self.dataset.__getitems__(numbers)
+        return [self.dataset[number] for number in numbers]
 
 
-class IterableSource:
+class IterableSource(DatasetSource):
     """Source of a dataset that is read in order.
 
     Ids requested in ascending order are read in one pass. Skipped examples are read and dropped. A smaller id opens a
@@ -93,29 +139,34 @@ class IterableSource:
     is_sequential = True
 
     def __init__(self, dataset: SeekableDataset) -> None:
-        check_not_empty(len(dataset))
-        self.dataset = dataset
+        super().__init__(dataset)
         self._iterator: Iterator[Any] = iter(())
         self._position = len(dataset)  # id of the next example of the iterator
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         ascending, inverse = ids.unique(return_inverse=True)
-        # A replica may have no example of a batch. It still needs an empty batch of the right shape.
-        inputs, targets = _collate(self.dataset, [self._read(number) for number in ascending.tolist() or [0]])
+        inputs, targets = super().fetch_seeded(ascending, seed)
         return inputs[inverse], targets[inverse]
 
-    def _read(self, number: int) -> Any:
+    def _get_items(self, numbers: list[int]) -> list[Any]:
+        items = []
+        for number in numbers:
+            self._seek(number)
+            items.append(self._next())
+        return items
+
+    def _seek(self, number: int) -> None:
         if number < self._position:
             self._iterator, self._position = self.dataset.examples(number), number
+        while self._position < number:
+            self._next()
+
+    def _next(self) -> Any:
         for example in self._iterator:
             self._position += 1
-            if self._position > number:
-                return example
+            return example
         raise ValueError(
-            f"{type(self.dataset).__name__} ended before example {number}, and its length is {len(self)}.\n"
+            f"{type(self.dataset).__name__} ended before example {self._position}, and its length is {len(self)}.\n"
             "  examples(start) must yield all examples from start on, the same ones at every call"
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.data.sources.base import Source
+from trainer.data.sources.base import Source, fetch_seeded
 from trainer.data.sources.per_client import PerClientSource
 from trainer.data.transforms.base import Batch, Examples, FittedTransform, Transform, random_key
 from trainer.utils.hardware import to_device
@@ -94,7 +94,7 @@ class Compose:
         epoch: int,
         device: torch.device,
     ) -> Examples:
-        examples = _to_device(source.fetch(ids), device)
+        examples = _to_device(fetch_seeded(source, ids, seed, "examples", epoch), device)
         if not names:
             return examples
         numbers = source.global_positions(ids) if isinstance(source, PerClientSource) else ids
