@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from trainer.data.transforms.base import Batch, Examples
+
+ROUNDING_UNITS = 8  # of the precision of inputs, relative to the mean: a channel of a smaller spread is constant
 
 
 def _per_channel(values: Sequence[float] | Tensor, inputs: Tensor) -> Tensor:
@@ -21,11 +24,19 @@ def _channel_error(inputs: Tensor) -> str:
     return ""
 
 
-def _sums(inputs: Tensor) -> Tensor:
-    """Return n, sum x and sum x^2 of each channel, float64 [3, C] on the CPU."""
+def _moments(inputs: Tensor) -> Tensor:
+    """Return n, the mean and the sum of squared deviations from it of each channel, float64 [3, C] on the CPU."""
     columns = inputs.transpose(0, 1).flatten(1).double()
-    count = torch.full_like(columns[:, 0], columns.shape[1])
-    return torch.stack((count, columns.sum(1), columns.square().sum(1))).cpu()
+    mean = columns.mean(1)
+    return torch.stack((torch.full_like(mean, columns.shape[1]), mean, (columns - mean[:, None]).square().sum(1))).cpu()
+
+
+def _merge(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the moments of two sets of examples together (Chan, Golub and LeVeque 1979)."""
+    (count, mean, squares), (others, other_mean, other_squares) = ours, theirs
+    total, difference = count + others, other_mean - mean
+    squares = squares + other_squares + difference.square() * count * others / total
+    return torch.stack((total, mean + difference * others / total, squares))
 
 
 class Normalise:
@@ -54,8 +65,9 @@ class Normalise:
 class Standardise:
     """Compute (x - mean) / std with the statistics of each channel over the training examples.
 
-    The statistics follow from n, sum x and sum x^2 in float64, which are summed over the silos: no example leaves its
-    silo. A constant channel is only centered.
+    Deviations are squared, not the numbers themselves, whose squares hide a small deviation from a large mean. Of each
+    rank's examples n, n times the mean and the squared deviations are summed in float64: no example leaves its silo. A
+    channel that is constant up to rounding is only centered.
     """
 
     is_random = False
@@ -72,8 +84,24 @@ class Standardise:
         return _channel_error(inputs)
 
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
-        """Compute the statistics of these batches [B, C, ...], at least one, and those of other ranks."""
-        count, first, second = total(torch.stack([_sums(inputs) for inputs in batches]).sum(0))
-        self.mean = first / count
-        variance = (second / count - self.mean.square()).clamp_(min=0)
-        self.std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
+        """Compute the statistics of these batches [B, C, ...], at least one, and those of other ranks.
+
+        Raises:
+            ValueError: a number of a channel, on any rank, is not finite.
+        """
+        batches = iter(batches)
+        first = next(batches)
+        count, mean, squares = reduce(_merge, map(_moments, batches), _moments(first))
+        count_of_all, sum_of_all = total(torch.stack((count, count * mean)))
+        self.mean = sum_of_all / count_of_all
+        squares_of_all = total(squares + count * (mean - self.mean).square())
+        self.std = (squares_of_all / count_of_all).sqrt()
+        if not (is_finite := self.std.isfinite()).all():
+            channel = int(is_finite.int().argmin())
+            raise ValueError(
+                f"transforms=standardise: numbers of channel {channel} are not finite.\n"
+                "  leave the examples out that have them, or set transforms=normalise"
+            )
+        # A spread of a few units in the last place of the mean is rounding, and dividing by it would make noise large.
+        precision = torch.finfo(first.dtype)
+        self.std[self.std <= (ROUNDING_UNITS * precision.eps * self.mean.abs()).clamp_(min=precision.tiny)] = 1.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -215,18 +216,48 @@ def test_given_numbers_normalise():
     np.testing.assert_allclose(inputs.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+class Ranks:
+    """Sums over ranks that fit one after the other, again and again until each has had all sums."""
+
+    def __init__(self) -> None:
+        self.sums: list[torch.Tensor] = []
+        self.parts: list[torch.Tensor] = []
+
+    def __call__(self, own: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls <= len(self.sums):
+            return self.sums[self.calls - 1]
+        if self.calls == len(self.sums) + 1:
+            self.parts.append(own)
+        return own + 0
+
+    def begin(self) -> Ranks:
+        self.calls = 0
+        return self
+
+
+def standardised_by(source: TensorSource, shards: Sequence[torch.Tensor]) -> Standardise:
+    """Return the transform as fitted by ranks that have these examples."""
+    ranks = Ranks()
+    for _ in range(3):
+        fitted = [Compose({"s": Standardise()}).fit(source, ids, ranks.begin(), CPU) for ids in shards]
+        if ranks.parts:
+            ranks.sums.append(torch.stack(ranks.parts).sum(0))
+            ranks.parts.clear()
+    for chain in fitted:
+        standardise, first = chain.transforms["s"], fitted[0].transforms["s"]
+        assert isinstance(standardise, Standardise) and isinstance(first, Standardise)
+        assert torch.equal(standardise.mean, first.mean) and torch.equal(standardise.std, first.std)
+    assert isinstance(standardise, Standardise)
+    return standardise
+
+
 @laws
 @given(st.integers(1, 5), st.integers(0, 10_000))
 def test_statistics_are_those_of_all_examples_together(parts: int, offset: int):
     """They do not depend on the division, to 1e-6 of those in float64."""
     source = TensorSource(images(3).inputs + offset, images(3).targets)
-    split = torch.arange(COUNT).tensor_split(parts)
-    sums = []
-    for ids in split:
-        Compose({"s": Standardise()}).fit(source, ids, lambda own: sums.append(own) or own + 0, CPU)
-    chain = Compose({"s": Standardise()}).fit(source, split[0], lambda own: torch.stack(sums).sum(0), CPU)
-    together = chain.transforms["s"]
-    assert isinstance(together, Standardise)
+    together = standardised_by(source, torch.arange(COUNT).tensor_split(parts))
     columns = source.inputs.double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     np.testing.assert_allclose(together.mean, columns.mean(1), rtol=1e-6)
     np.testing.assert_allclose(together.std, columns.std(1), rtol=1e-6)
@@ -236,6 +267,52 @@ def test_a_channel_that_never_changes_is_centred():
     source = TensorSource(torch.full((COUNT, 1), 3.0), torch.zeros(COUNT, dtype=torch.int64))
     chain = Compose({"s": Standardise()}).fit(source, torch.arange(COUNT), lambda own: own, CPU)
     assert not chain.for_evaluation(source.fetch(torch.arange(4)), CPU)[0].any()
+
+
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize(
+    ("values", "std"),
+    [
+        (torch.full((1000,), 0.1), 1),
+        (torch.full((1000,), -1.7e9), 1),
+        (torch.full((1000,), 1e-42), 1),
+        (torch.tensor([0.1] * 999 + [0.1 * (1 + EPS)]), 1),  # one number is off by rounding
+        (100 * (1 + EPS * (torch.arange(1000) % 3)), 1),
+        (1.7e9 + 86_400 * (torch.arange(1000.0) % 7), 172_800),  # seconds of a week's days
+        (1e30 * (torch.arange(1000.0) % 2), 5e29),
+        (1e-30 * (torch.arange(1000.0) % 2), 5e-31),
+        (1000 + 0.01 * (torch.arange(1000.0) % 2), 0.005),
+        (torch.tensor([0.0] * 999 + [1.0]), math.sqrt(0.999 * 0.001)),
+    ],
+)
+def test_constant_near_constant_and_large_columns(values: torch.Tensor, std: float, shards: int):
+    """A spread that is rounding is not divided by; any other is as numpy has it in float64."""
+    source = TensorSource(torch.stack((values, torch.arange(1000.0)), 1), torch.zeros(1000, dtype=torch.int64))
+    found = standardised_by(source, torch.arange(1000).tensor_split(shards))
+    columns = source.inputs.double().numpy()
+    np.testing.assert_allclose(found.mean, columns.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std, [1 if std == 1 else columns[:, 0].std(), columns[:, 1].std()], rtol=1e-9)
+    assert found.std[0].item() == pytest.approx(std, rel=0.01)
+
+
+def test_precision_of_the_inputs_decides_what_is_rounding():
+    """A spread of 1e-9 of the mean can be real in float64."""
+    inputs = (1 + 1e-9 * (torch.arange(1000) % 2).double())[:, None]
+    source = TensorSource(inputs, torch.zeros(1000, dtype=torch.int64))
+    assert standardised_by(source, [torch.arange(1000)]).std.item() == pytest.approx(5e-10, rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused_by_their_channel(number: float):
+    """One rank has the bad number, and all refuse: each channel's statistics would be it."""
+    inputs = torch.randn(10, 3)
+    inputs[7, 1] = number
+    source, ranks = TensorSource(inputs, torch.zeros(10, dtype=torch.int64)), Ranks()
+    with pytest.raises(ValueError, match="numbers of channel 1 are not finite"):
+        Compose({"s": Standardise()}).fit(source, torch.arange(10), ranks.begin(), CPU)
 
 
 # Refusals
