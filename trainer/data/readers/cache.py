@@ -30,12 +30,15 @@ def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray],
             if not path.exists():
                 with TemporaryDirectory(dir=path.parent) as temporary:
                     array = open_memmap(Path(temporary) / name, "w+", np.uint8, shape)
+                    with (Path(temporary) / name).open("rb+") as file:
+                        # On a full disk, writing to a mapped file that has no room kills the process.
+                        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
                     fill(array)
                     array.flush()
                     (Path(temporary) / name).replace(path)
     except OSError as error:
         raise ValueError(
-            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a writable folder"
+            f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a writable folder with room for it"
         ) from error
     return np.load(path, mmap_mode="c")
 

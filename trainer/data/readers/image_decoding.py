@@ -18,8 +18,22 @@ Encoded = Path | bytes
 Channels = Literal[1, 3]
 Size = int | list[int] | None  # of both sides, or [height, width], or None for the size of the images
 
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised for damaged files
+# Raised for damaged files.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Others are refused whatever a file is named: for some of them Pillow starts programs, such as Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 89_478_485  # of an image, as Pillow has it: a header of a few bytes may claim any number
 MODES = {1: "L", 3: "RGB"}
+ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of EXIF and of TIFF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_NAMED = 5  # images named in a message
 CHUNK = 1024  # images submitted to the threads at once
 
@@ -34,8 +48,8 @@ def shape_of(images: Mapping[str, Encoded], size: Size, channels: Channels) -> t
     first_error = ""
     for name, image in images.items():
         try:
-            with Image.open(_as_file(image)) as opened:
-                return channels, opened.height, opened.width
+            upright = _open_upright(image)
+            return channels, upright.height, upright.width
         except PILLOW_ERRORS as error:
             first_error = first_error or f"{name}: {_reason(error)}"
     raise ValueError(f"none of {len(images)} images can be read, such as {first_error}")
@@ -67,8 +81,7 @@ def _decode_one(name: str, image: Encoded, shape: tuple[int, int, int], is_resiz
     """Return uint8 [C, H, W], or an error message."""
     channels, height, width = shape
     try:
-        with Image.open(_as_file(image)) as opened:
-            decoded = opened.convert(MODES[channels])
+        decoded = _to_eight_bits(_open_upright(image)).convert(MODES[channels])
     except PILLOW_ERRORS as error:
         return f"{name}: {_reason(error)}"
     if is_resized:
@@ -79,8 +92,32 @@ def _decode_one(name: str, image: Encoded, shape: tuple[int, int, int], is_resiz
     return np.asarray(decoded).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _as_file(image: Encoded) -> Path | BytesIO:
-    return BytesIO(image) if isinstance(image, bytes) else image
+def _open_upright(image: Encoded) -> Image.Image:
+    """Return the image as it was seen: a camera that was held sideways says so in the EXIF tag, and turns no pixel."""
+    with Image.open(BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.height} x {opened.width} pixels, and {MAX_PIXELS} are allowed. Scale it down")
+        opened.load()
+    method = UPRIGHT.get(_orientation(opened))
+    return opened if method is None else opened.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever Pillow raises for damaged EXIF, which says nothing of the pixels
+        return 1
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return the upper eight bits of grey images of 9 to 16 bits, which `convert` would clip to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        numbers = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"its pixels are {numbers}, which have no white. Save it with 8 or 16 bits")
+    return image
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import compress
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 from zlib import crc32
 
 import numpy as np
@@ -15,13 +18,20 @@ import torch
 
 from trainer.data.readers.cache import cached_array, name_file_in_errors
 from trainer.data.readers.image_decoding import Channels, Size, decode, shape_of
+from trainer.data.readers.limits import check_unpacked_size
 from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.pixels import ImageSource
 from trainer.utils.errors import raise_errors
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+# Names of folders of training, test and validation images: train, Training, training_set, seg_train, images-test.
+_WORDS = "(?:data|dataset|images?|imgs?|seg|set|split)"
+SPLIT_NAMES = [
+    re.compile(rf"(?:{_WORDS}[-_ ]?)?(?:{names})(?:[-_ ]?{_WORDS})?[-_ ]?\d*")
+    for names in ("train|training", "test|testing", "val|valid|validation|eval|evaluation|dev")
+]
 
 LabelledFile = tuple[Path, int]
 
@@ -36,8 +46,10 @@ def image_folder(
 ) -> DataSplits:
     """Read images in folders named like their classes.
 
-    The files are <path>/<class>/*.png, or <path>/train/<class>/*.png and <path>/test/<class>/*.png. Inputs are float32
-    [N, C, H, W] in [0, 1], stored as uint8. Labels are indices into the sorted names of the classes.
+    The files are <path>/<class>/*.png, or <path>/train/<class>/*.png and <path>/test/<class>/*.png, where `Training`,
+    `training_set` and the like are names of train/, and without test/ those of validation are of test/. Hidden files
+    are skipped. Inputs are float32 [N, C, H, W] in [0, 1], stored as uint8. Images are turned as EXIF tells, and grey
+    ones of 16 bits are divided by 256. Labels are indices into the sorted names of the classes.
 
     Args:
         path: the folder.
@@ -65,6 +77,7 @@ def image_folder(
         if cache == "disk":
             pixels = cached_array(_cache_name(images, shape), shape, fill)
         else:
+            check_unpacked_size("images", math.prod(shape))
             fill(pixels := np.empty(shape, np.uint8))
     checksum = crc32("\n".join(f"{name} {file.stat().st_size}" for name, file in images.items()).encode())
     inputs, labels = torch.from_numpy(pixels), torch.tensor([label for _, label in [*train, *test_files]])
@@ -82,36 +95,97 @@ def _list_files(path: Path, test: float, errors: list[str]) -> tuple[list[Labell
     if not path.is_dir():
         errors.append(f"there is no folder {path.absolute()}")
         return [], [], []
-    test_folder = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
-    if not (path / "train").is_dir() or test_folder is None:
-        names = _class_names(path)
-        files = _label_files(path, names, errors)
+    train_folder, test_folder = _split_folders(path, errors)
+    classes = _class_folders(train_folder)
+    names = list(classes)
+    files = _label_files(train_folder, classes, names, errors)
+    if test_folder is None:
         labels = np.array([label for _, label in files], np.int64)
         mask = draw_test_mask(len(files), test, labels) if not errors else np.zeros(len(files), bool)
         return list(compress(files, ~mask)), list(compress(files, mask)), names
-    names = _class_names(path / "train")
-    if unknown := sorted(set(_class_names(test_folder)) - set(names)):
-        errors.append(f"{test_folder.name}/ has classes that train/ lacks: {', '.join(unknown)}")
-    tested = [name for name in names if (test_folder / name).is_dir()]
-    test_files = [(file, names.index(tested[label])) for file, label in _label_files(test_folder, tested, errors)]
-    return _label_files(path / "train", names, errors), test_files, names
+    tested = _class_folders(test_folder)
+    if unknown := sorted(tested.keys() - classes.keys()):
+        errors.append(f"{test_folder.name}/ has classes that {train_folder.name}/ lacks: {', '.join(unknown)}")
+        tested = {name: folders for name, folders in tested.items() if name in classes}
+    return files, _label_files(test_folder, tested, names, errors), names
 
 
-def _class_names(path: Path) -> list[str]:
-    return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+def _split_folders(path: Path, errors: list[str]) -> tuple[Path, Path | None]:
+    """Return the folders that hold those of the classes: of training, and of testing if there is one.
+
+    Folders of a class each, in `path` itself or in a training folder alone, are both.
+    """
+    path = _enter(path)
+    folders = _visible_folders(path)
+    train, test, validation = (
+        [folder for folder in folders if pattern.fullmatch(folder.name.casefold())] for pattern in SPLIT_NAMES
+    )
+    if train and (test or validation):
+        tests = test or validation
+        if len(train) > 1 or len(tests) > 1:
+            found = ", ".join(f"{folder.name}/" for folder in (*train, *tests))
+            errors.append(f"{path}: {found}: there must be one folder of training and one of test images")
+        return _enter(train[0]), _enter(tests[0])
+    if folders and len(train) == len(folders) == 1:
+        return _enter(train[0]), None
+    if folders and len(test) + len(validation) == len(folders):
+        names = ", ".join(f"{folder.name}/" for folder in folders)
+        errors.append(f"{path}: {names} without train/. Set data.path= to the folder of both, or rename one to train/")
+    return path, None
 
 
-def _label_files(path: Path, names: Sequence[str], errors: list[str]) -> list[LabelledFile]:
-    """Return the images below the folders of these names, sorted, with the index of their folder."""
-    if not names:
+def _enter(path: Path) -> Path:
+    """Return the folder, or the one inside it that is all it holds, as archives unpack, if that one holds folders."""
+    inner = _visible_folders(path)
+    while len(inner) == 1 and not _holds_images(path) and _visible_folders(inner[0]) and not _holds_images(inner[0]):
+        path, inner = inner[0], _visible_folders(inner[0])
+    return path
+
+
+def _visible_folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not _is_hidden(folder.name))
+
+
+def _holds_images(path: Path) -> bool:
+    return any(file.suffix.lower() in SUFFIXES and not _is_hidden(file.name) for file in path.iterdir())
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's: notebooks and macOS leave copies and metadata."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _class_folders(path: Path) -> dict[str, list[Path]]:
+    """Return the folders of each class, sorted by name.
+
+    Names are compared in the composed form of Unicode: macOS decomposes letters such as é, so that a copied folder
+    may be there in both spellings.
+    """
+    folders: dict[str, list[Path]] = {}
+    for folder in _visible_folders(path):
+        folders.setdefault(normalize("NFC", folder.name), []).append(folder)
+    return dict(sorted(folders.items()))
+
+
+def _label_files(
+    path: Path, classes: dict[str, list[Path]], names: Sequence[str], errors: list[str]
+) -> list[LabelledFile]:
+    """Return the images below the folders of each class, sorted, with the index of the class among the names."""
+    if not classes:
         errors.append(f"{path}: no folders; images must be in folders named like their classes")
     labelled: list[LabelledFile] = []
-    for label, name in enumerate(names):
-        files = sorted(file for file in (path / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+    for name, folders in classes.items():
+        files = [file for folder in folders for file in sorted(_images_below(folder))]
         if not files:
-            errors.append(f"{path / name}: no images ({', '.join(sorted(SUFFIXES))})")
-        labelled += [(file, label) for file in files]
+            errors.append(f"{folders[0]}: no images ({', '.join(sorted(SUFFIXES))})")
+        labelled += [(file, names.index(name)) for file in files]
     return labelled
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in SUFFIXES and not any(map(_is_hidden, file.relative_to(folder).parts)):
+            yield file
 
 
 def _cache_name(images: dict[str, Path], shape: tuple[int, ...]) -> str:
@@ -120,4 +194,4 @@ def _cache_name(images: dict[str, Path], shape: tuple[int, ...]) -> str:
     for name, file in images.items():
         stat = file.stat()
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return f"images-v1-{digest.hexdigest()}.npy"
+    return f"images-v2-{digest.hexdigest()}.npy"

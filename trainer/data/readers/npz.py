@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +10,18 @@ from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.lib.npyio import NpzFile
 
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes, Columns, make_splits
+from trainer.data.readers.limits import check_unpacked_size
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.column import NamedColumn
+from trainer.utils.text import format_bytes
 
 PATTERNS = ("{0}_{1}", "{1}_{0}")  # x_train, train_x
+HEADER_READERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 
 
 def npz(
@@ -74,7 +79,7 @@ def _read_columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, pa
             continue
         name = pattern.format(name, part)
         try:
-            columns[role] = NamedColumn(name, np.atleast_1d(file[name]))
+            columns[role] = NamedColumn(name, np.atleast_1d(_read_array(file, name)))
         except KeyError:
             errors.append(f"{name}: there is no such array")
         except (BadZipFile, EOFError, OSError, ValueError, zlib.error) as error:
@@ -83,3 +88,28 @@ def _read_columns(file: NpzFile, wanted: dict[str, str | None], pattern: str, pa
         valid = f"valid: {', '.join(file.files)}\nset data.inputs= and data.targets= to names of this file"
         raise ValueError("\n".join([*errors, valid]))
     return columns
+
+
+def _read_array(file: NpzFile, name: str) -> np.ndarray:
+    """Return an array, for which memory is taken by its header: one that claims more than the file has is refused."""
+    if (size := _claimed_size(file, name)) is not None:
+        check_unpacked_size("the array", size)
+    return file[name]
+
+
+def _claimed_size(file: NpzFile, name: str) -> int | None:
+    """Return the bytes of the numbers of an array; None if it holds something else, which numpy refuses."""
+    assert file.zip is not None  # the file is open
+    if f"{name}.npy" not in file.zip.namelist():
+        return None
+    entry = file.zip.getinfo(f"{name}.npy")
+    with file.zip.open(entry) as content:
+        read_header = HEADER_READERS.get(read_magic(content))
+        if read_header is None:
+            return None
+        shape, _, dtype = read_header(content)
+    if dtype.hasobject:
+        return None
+    if (size := math.prod(shape) * dtype.itemsize) > entry.file_size:
+        raise ValueError(f"its header claims {dtype} {list(shape)}, and it has {format_bytes(entry.file_size)}")
+    return size
