@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from tests.cli.refusals import assert_says, building
 from trainer.config.build import build
+from trainer.config.compatibility import check_labels
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
-from trainer.data import DataSplits, TensorSource
+from trainer.data import DataSplits, SequenceWindows, TensorSource
 from trainer.distributed.topology import Topology, distributed
 
 
@@ -280,6 +281,74 @@ def own_dataset(labels: list[int]) -> DataSplits:
 def test_a_label_outside_the_classes_of_a_custom_dataset_is_refused(topology: Topology) -> None:
     own = ["data=custom", f"data._target_={__name__}.own_dataset", "+data.labels=[0,5]", "model.classes=3"]
     assert_says(building(own, topology), ["data", "label 5", "test examples", "3 classes"])
+
+
+def own_sequences(bad: int) -> DataSplits:
+    """Return custom data of sequences of labels of three classes, with this one in the last of many examples."""
+    targets = torch.arange(200)[:, None].repeat(1, 4) % 3
+    targets[199, 2] = bad
+    part = TensorSource(torch.zeros(200, 4), targets)
+    return DataSplits(part, part, 3)
+
+
+@pytest.mark.parametrize("bad", [3, -1])
+def test_a_late_label_of_a_sequence_is_refused_by_its_example(bad: int) -> None:
+    with pytest.raises(ValueError, match=f"label {bad} in example 199 of its training examples, but 3 classes"):
+        check_labels(own_sequences(bad))
+
+
+def test_labels_that_losses_leave_out_and_labels_of_several_per_example_are_no_classes() -> None:
+    check_labels(own_sequences(-100))
+    several = TensorSource(torch.zeros(8, 4), torch.arange(8)[:, None] % 2)
+    check_labels(DataSplits(several, several, 1))
+
+
+def test_a_late_token_outside_the_vocabulary_is_refused_by_its_window() -> None:
+    rows = torch.zeros(200, 9, dtype=torch.uint8)
+    rows[150, 4] = 70
+    windows = SequenceWindows(rows, 8)
+    with pytest.raises(ValueError, match="label 70 in example 150 of its training examples, but 64 classes"):
+        check_labels(DataSplits(windows, windows, 64))
+
+
+POINTS = ["data=npz", "data.path=points.npz", "model=mlp", "model.inputs=20", "model.classes=3", "model.hidden=8"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "keys", "said"),
+    [
+        # A column of pandas that once had a gap is of floats.
+        ("float32", "float32", [], ["targets are torch.float32", "labels are integers", "data.classes=3"]),
+        ("float32", "float64", ["data.classes=3"], []),
+        ("float32", "int8", [], []),
+        ("float32", "uint16", [], []),
+        ("float32", "bool", ["model.classes=2"], []),
+        ("float64", "int64", [], []),
+        ("int16", "int64", [], ["inputs are torch.int64, as of tokens", "x.astype('float32')"]),
+        ("uint8", "int64", [], ["inputs are torch.int64, as of tokens", "x.astype('float32')"]),
+    ],
+)
+def test_dtypes_of_files_are_taken_or_refused(
+    folder: Path, topology: Topology, inputs: str, targets: str, keys: list[str], said: list[str]
+) -> None:
+    np.savez("points.npz", x=np.arange(800).reshape(40, 20).astype(inputs), y=(np.arange(40) % 3).astype(targets))
+    if said:
+        assert_says(building([*POINTS, *keys], topology), said)
+    else:
+        data = build(read_config(compose_tree([*POINTS, *keys])), topology).data
+        assert [column.dtype for column in data.train.fetch(torch.arange(2))] == [torch.float32, torch.int64]
+
+
+def own_numbers(dtype: str) -> DataSplits:
+    """Return custom data of three classes with inputs of this dtype."""
+    part = TensorSource(torch.zeros(6, 20, dtype=getattr(torch, dtype)), torch.arange(6) % 3)
+    return DataSplits(part, part, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "uint8"])
+def test_custom_inputs_of_another_dtype_are_refused_with_the_way_out(dtype: str, topology: Topology) -> None:
+    own = ["data=custom", f"data._target_={__name__}.own_numbers", f"+data.dtype={dtype}", *POINTS[2:]]
+    assert_says(building(own, topology), [f"the inputs are torch.{dtype}", "convert them to float32"])
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "fashion_mnist"])

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from trainer.algorithms import Algorithm
 from trainer.config.instantiate import class_name
 from trainer.config.schema import ComponentConfig, typed_overrides
-from trainer.data import DataSplits, TensorSource
+from trainer.data import DataSplits, Source
+from trainer.data.sources.column import first_outside
 from trainer.optim import GroupedOptimizerFactory
 from trainer.tasks import Task
 
-MAX_CHECKED_EXAMPLES = 64  # of data without a column of labels
+MAX_CHECKED_EXAMPLES = 64  # of data that is not in memory
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
         outputs = module.eval()(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shape, reason = list(inputs.shape[1:]), str(error).split("\n")[0]
-        way_out = _model_for(inputs, data.classes, component)
+        way_out = _inputs_for(module, inputs) or _model_for(inputs, data.classes, component)
         raise ValueError(
             f"model={class_name(module)} cannot take examples of shape {shape}: {reason}\n  {way_out}"
         ) from error
@@ -41,6 +42,20 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
         module.train()
     if fault := task.mismatch(outputs, targets, data.classes):
         raise ValueError(f"model={class_name(module)} does not fit task={class_name(task)}: {fault}")
+
+
+def _inputs_for(module: nn.Module, inputs: Tensor) -> str:
+    """Describe how to convert the inputs, if the model takes them in the dtype of its parameters."""
+    dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), inputs.dtype)
+    try:
+        if dtype == inputs.dtype:
+            return ""
+        module.eval()(inputs.to(dtype))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    kind = "" if inputs.is_floating_point() else ", as of tokens"
+    return f"the inputs are {inputs.dtype}{kind}: convert them to {name}, in a .npz file by x.astype('{name}')"
 
 
 def _model_for(inputs: Tensor, classes: int | None, component: ComponentConfig) -> str:
@@ -57,24 +72,30 @@ def _model_for(inputs: Tensor, classes: int | None, component: ComponentConfig) 
 
 
 def check_labels(data: DataSplits) -> None:
-    """Check that the labels are below the number of classes.
-
-    Of data without a column of labels only the first examples are checked.
+    """Check that integer targets are below the number of classes: of data in memory all, of other data the first.
 
     Raises:
-        ValueError: a label is outside the classes.
+        ValueError: a target is outside the classes; names its example.
     """
     if not data.classes:
         return
     for part, source in (("training", data.train), ("test", data.test)):
-        first = torch.arange(min(MAX_CHECKED_EXAMPLES, len(source)))
-        labels = TensorSource(*source.fetch(first)).labels if source.labels is None else source.labels
-        if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < data.classes:
-            outside = labels.min() if labels.min() < 0 else labels.max()
+        targets = getattr(source, "targets", None)
+        if not isinstance(targets, Tensor):
+            targets = _first_targets(source, part) if source.labels is None else torch.from_numpy(source.labels)
+        if outside := first_outside(targets, data.classes):
+            example, label = outside
             raise ValueError(
-                f"data= has label {outside} among its {part} examples, but {data.classes} classes.\n"
+                f"data= has label {label} in example {example} of its {part} examples, but {data.classes} classes.\n"
                 f"  valid: 0 to {data.classes - 1}"
             )
+
+
+def _first_targets(source: Source, part: str) -> Tensor:
+    try:
+        return source.fetch(torch.arange(min(MAX_CHECKED_EXAMPLES, len(source))))[1]
+    except ValueError as error:
+        raise ValueError(f"data=, the {part} examples: {error}") from error
 
 
 def check_shared_params(algorithm: Algorithm, module: nn.Module, component: ComponentConfig) -> None:

@@ -87,6 +87,11 @@ class Classification:
             )
         if classes and outputs.shape[1] != classes:
             return f"{outputs.shape[1]} outputs, but the data has {classes} classes: set model.classes={classes}"
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            return (
+                f"the targets are {targets.dtype}, and labels are integers: set data.classes={outputs.shape[1]}, by "
+                "which whole numbers of a file are labels, or convert them by .long()"
+            )
         return ""
 
 

@@ -195,6 +195,8 @@ def test_outputs_that_fit_have_no_mismatch(task: Task, make, units: int, mean_lo
 def test_outputs_that_do_not_fit_are_named():
     outputs, targets = images(3)
     assert "model.classes=10" in Classification().mismatch(outputs, targets, 10)
+    for dtype in (torch.float32, torch.float64, torch.bool):
+        assert "data.classes=5" in Classification().mismatch(outputs, targets.to(dtype), 5)
     assert "[3, 5, 1]" in Classification().mismatch(outputs[..., None], targets, 5)
     assert "[batch, labels]" in MultiLabel().mismatch(outputs, targets, 5)
     assert "[3, 5]" in Regression().mismatch(outputs, targets, None)

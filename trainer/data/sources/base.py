@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from trainer.data.sources.column import check_not_empty, integer_column, label_column
+from trainer.data.sources.column import as_targets, check_not_empty, integer_column, label_column
 from trainer.data.sources.example_weights import validate_weights
 from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, SeekableDataset
 from trainer.utils.hardware import to_device
@@ -69,7 +69,7 @@ class DeviceMovable(Source, Protocol):
 class TensorSource:
     """Source of tensors in memory: inputs [N, ...] and targets [N, ...].
 
-    Targets that are a vector of integers are the labels as well.
+    Integer targets are fetched as int64; a vector of them is the labels as well.
 
     Raises:
         ValueError: there are no examples, or inputs, targets and client ids differ in length.
@@ -83,7 +83,7 @@ class TensorSource:
             )
         check_not_empty(len(inputs))
         self.inputs = inputs
-        self.targets = targets
+        self.targets = as_targets(targets) if targets.ndim == 1 else targets  # larger ones when they are fetched
         self.labels = label_column(targets)
         self.client_ids = integer_column("client_ids", client_ids, len(inputs))
 
@@ -92,7 +92,7 @@ class TensorSource:
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         ids = to_device(ids, self.inputs.device)
-        return self.inputs.index_select(0, ids), self.targets.index_select(0, ids)
+        return self.inputs.index_select(0, ids), as_targets(self.targets.index_select(0, ids))
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +141,11 @@ class SequenceWindows:
         return rows[:, :-1].long(), rows[:, 1:].long()
 
     @property
+    def targets(self) -> Tensor:
+        """The targets of all windows."""
+        return self.tokens[:, 1:]
+
+    @property
     def nbytes(self) -> int:
         return self.tokens.untyped_storage().nbytes()
 
@@ -179,7 +184,7 @@ class DataSplits:
         label_names: tuple[str, ...] = (),
         weights: np.ndarray | None = None,
     ) -> None:
-        self.train, self.test = as_source(train), as_source(test)
+        self.train, self.test = as_source(train, classes), as_source(test, classes)
         self.weights = validate_weights(weights, len(self.train))
         self.classes = classes
         self.client_names = client_names
@@ -197,12 +202,13 @@ def fetch_seeded(source: Source, ids: Tensor, *tags: Tag) -> tuple[Tensor, Tenso
     return source.fetch(ids) if fetch is None else fetch(ids, derive_seed(*tags))
 
 
-def as_source(dataset: object) -> Source:
+def as_source(dataset: object, classes: int | None = None) -> Source:
     """Convert a data set to a Source.
 
     Args:
         dataset: a Source (returned unchanged), a TensorDataset of two tensors, a map-style Dataset, or an
             IterableDataset that is a `SeekableDataset`.
+        classes: number of classes; None for targets that are no labels.
 
     Raises:
         ValueError: it is anything else.
@@ -213,9 +219,9 @@ def as_source(dataset: object) -> Source:
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         return TensorSource(*dataset.tensors)
     if isinstance(dataset, Dataset) and isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
-        return MapDatasetSource(dataset)
+        return MapDatasetSource(dataset, classes=classes)
     if isinstance(dataset, IterableDataset) and isinstance(dataset, SeekableDataset):
-        return IterableSource(dataset)
+        return IterableSource(dataset, classes)
     raise ValueError(
         f"not a data set: got {kind}.\n"
         "  valid: a Source (__len__, fetch, labels, client_ids), a TensorDataset of two tensors,\n"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from torch import Tensor
 
 INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy dtypes
+IGNORED = -100  # the target that torch's losses leave out by default
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class NamedColumn:
         return values
 
 
+def compose_texts(texts: np.ndarray) -> np.ndarray:
+    """Return texts in the composed form of Unicode, in which é is one character however it was written."""
+    distinct, inverse = np.unique(texts, return_inverse=True)
+    return np.array([normalize("NFC", text) for text in distinct.tolist()], np.str_)[inverse]
+
+
 def as_tensor(values: np.ndarray) -> Tensor:
     """Return the array as a tensor; copy it only if it is read-only."""
     return torch.from_numpy(np.require(values, requirements="W"))
@@ -69,7 +77,32 @@ def integer_column(name: str, values: np.ndarray | None, examples: int) -> np.nd
     return column.astype(np.int64)
 
 
+def as_targets(targets: Tensor) -> Tensor:
+    """Return integers of any width as int64, which losses take; other targets unchanged."""
+    return targets.long() if is_integer(targets) else targets
+
+
+def is_integer(values: Tensor) -> bool:
+    """Return whether the values are integers, other than booleans."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
+def first_outside(targets: Tensor, classes: int) -> tuple[int, int] | None:
+    """Return the row and the value of the first integer target [N, ...] outside the classes; None without one.
+
+    Of several targets of an example, -100 marks those that torch's losses leave out, and 0 and 1 may stand for absent
+    and present.
+    """
+    values, limit = targets.numpy(), classes if targets.ndim == 1 else max(classes, 2)
+    if not is_integer(targets) or not values.size or (values.min() >= 0 and values.max() < limit):
+        return None
+    is_outside = (values < 0) | (values >= limit)
+    if values.ndim > 1:
+        is_outside &= values != IGNORED
+    index = np.unravel_index(is_outside.argmax(), is_outside.shape)
+    return (int(index[0]), int(values[index])) if is_outside[index] else None
+
+
 def label_column(targets: Tensor) -> np.ndarray | None:
     """Return the targets as labels, int64 [N], if they are a vector of integers."""
-    integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    return targets.to("cpu", torch.int64).numpy() if integers and targets.ndim == 1 else None
+    return targets.to("cpu", torch.int64).numpy() if is_integer(targets) and targets.ndim == 1 else None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.sources.column import check_not_empty, integer_column, label_column
+from trainer.data.sources.column import as_targets, check_not_empty, integer_column, label_column
 
 CHANNELS = (1, 3, 4)
 
@@ -34,7 +34,7 @@ class ImageSource:
             raise ValueError(f"{len(images)} images and {len(targets)} targets: every example needs one of each")
         check_not_empty(len(images))
         self.images = images
-        self.targets = targets
+        self.targets = as_targets(targets) if targets.ndim == 1 else targets  # larger ones when they are fetched
         self.checksum = checksum
         self.labels = label_column(targets)
         self.client_ids = integer_column("client_ids", client_ids, len(images))
@@ -43,7 +43,7 @@ class ImageSource:
         return len(self.images)
 
     def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images.index_select(0, ids).float().div_(255), self.targets.index_select(0, ids)
+        return self.images.index_select(0, ids).float().div_(255), as_targets(self.targets.index_select(0, ids))
 
     def fingerprint_data(self) -> list[np.ndarray]:
         images = self.images.numpy() if self.checksum is None else np.array([self.checksum, *self.images.shape])

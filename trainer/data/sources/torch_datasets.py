@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from trainer.data.sources.column import check_not_empty, integer_column, label_column
+from trainer.data.sources.column import as_targets, check_not_empty, first_outside, integer_column, label_column
 from trainer.utils.seeding import draw_from_generators, hash_numbers, seed_generators, separate_generators
 
 LABELS_COMPARED = 8
@@ -38,14 +38,16 @@ class DatasetSource:
 
     Args:
         dataset: its length is the number of examples.
+        classes: number of classes; None for targets that are no labels.
 
     Raises:
-        ValueError: there are no examples. `fetch` raises it for items that are not pairs.
+        ValueError: there are no examples. `fetch` raises it for items that are not pairs, and labels outside the
+            classes.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, classes: int | None = None) -> None:
         check_not_empty(len(dataset))
-        self.dataset = dataset
+        self.dataset, self.classes = dataset, classes
         self._is_random = False  # as far as known
 
     def __len__(self) -> int:
@@ -57,7 +59,14 @@ class DatasetSource:
     def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Return the examples as `fetch` does; what the dataset draws for each is a function of the seed."""
         # A replica may have no example of a batch. It still needs an empty batch of the right shape.
-        inputs, targets = _collate(self.dataset, self._read(ids.tolist() or [0], seed))
+        numbers = ids.tolist() or [0]
+        inputs, targets = _collate(self.dataset, self._read(numbers, seed))
+        if self.classes and (outside := first_outside(targets, self.classes)):
+            row, label = outside
+            raise ValueError(
+                f"{type(self.dataset).__name__} gives label {label} in example {numbers[row]}, "
+                f"but there are {self.classes} classes: 0 to {self.classes - 1}"
+            )
         return inputs[: len(ids)], targets[: len(ids)]
 
     def _read(self, numbers: list[int], seed: int) -> list[Any]:
@@ -95,13 +104,20 @@ class MapDatasetSource(DatasetSource):
         labels: int64 [N]. By default `dataset.targets` or `dataset.labels`, as torchvision calls them, if the items
             have the same labels.
         client_ids: natural client of every example, int64 [N].
+        classes: number of classes, outside of which `fetch` refuses integer targets; None for other targets.
 
     Raises:
         ValueError: there are no examples, or a column has another length.
     """
 
-    def __init__(self, dataset: Any, labels: np.ndarray | None = None, client_ids: np.ndarray | None = None) -> None:
-        super().__init__(dataset)
+    def __init__(
+        self,
+        dataset: Any,
+        labels: np.ndarray | None = None,
+        client_ids: np.ndarray | None = None,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__(dataset, classes)
         self.client_ids = integer_column("client_ids", client_ids, len(dataset))
         self.labels = self._find_labels() if labels is None else integer_column("labels", labels, len(dataset))
 
@@ -138,8 +154,8 @@ class IterableSource(DatasetSource):
     client_ids: np.ndarray | None = None
     is_sequential = True
 
-    def __init__(self, dataset: SeekableDataset) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: SeekableDataset, classes: int | None = None) -> None:
+        super().__init__(dataset, classes)
         self._iterator: Iterator[Any] = iter(())
         self._position = len(dataset)  # id of the next example of the iterator
 
@@ -183,7 +199,7 @@ def _collate(dataset: Any, items: list[Any]) -> tuple[Tensor, Tensor]:
             f"{type(dataset).__name__} gives items that are not (input, target) pairs.\n"
             "  wrap it in a Dataset whose items are pairs"
         )
-    return batch[0], batch[1]
+    return batch[0], as_targets(batch[1])
 
 
 def _integer_vector(values: Any) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import tracemalloc
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from itertools import count
@@ -33,6 +34,7 @@ from trainer.data import (
     shakespeare,
     text,
 )
+from trainer.data.sources.pixels import ImageSource
 
 MNIST = Path(os.environ.get("SILOTRAIN_MNIST") or Path(__file__).parents[5] / "shared" / "data" / "mnist")
 ARRAY_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -125,6 +127,28 @@ class TestSources:
             assert found is None
         else:
             assert found is not None and found.dtype == np.int64 and found.tolist() == labels
+
+    @pytest.mark.parametrize("shape", [(3,), (3, 2)])
+    @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"])
+    def test_integer_targets_are_fetched_as_int64(self, dtype: str, shape: tuple[int, ...]) -> None:
+        """Losses take no narrower ones."""
+        targets = torch.from_numpy(np.arange(np.prod(shape)).reshape(shape).astype(dtype))
+        images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+        dataset = TensorDataset(images, targets)
+        for source in (TensorSource(images, targets), ImageSource(images, targets), MapDatasetSource(dataset)):
+            found = source.fetch(torch.tensor([2, 0]))[1]
+            assert found.dtype == torch.int64 and torch.equal(found, targets.long()[[2, 0]])
+
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64])
+    def test_other_targets_stay_as_they_are(self, dtype: torch.dtype) -> None:
+        assert TensorSource(torch.zeros(3, 1), torch.ones(3).to(dtype)).fetch(torch.tensor([0]))[1].dtype == dtype
+
+    def test_a_dataset_names_the_example_of_a_label_outside_the_classes(self) -> None:
+        """A loss would name neither, and on a GPU end the process."""
+        splits = DataSplits(Squares(), Squares(), 30)
+        assert splits.train.fetch(torch.tensor([5, 1]))[1].tolist() == [25, 1]
+        with pytest.raises(ValueError, match="Squares gives label 36 in example 6, but there are 30 classes: 0 to 29"):
+            splits.train.fetch(torch.tensor([1, 6, 2]))
 
     def test_arrays_refuse_unequal_lengths_no_examples_and_wrong_client_ids(self) -> None:
         with pytest.raises(ValueError, match="3 inputs and 2 targets"):
@@ -232,7 +256,10 @@ class TestIdx:
             (b"\0\0\x08\x00\5", "a header of 0 dimensions"),
             (b"\0\0\x08\x03\0\0\0\1", "a header of 3 dimensions in an IDX file of 8 bytes"),
             (idx_bytes(np.zeros((2, 3)))[:-1], r"shape \[2, 3\] takes 18 bytes, the file has 17: it is cut short"),
-            (idx_bytes(np.zeros((2, 3))) + b"\0", "18 bytes, the file has 19: it is followed by trailing bytes"),
+            (
+                idx_bytes(np.zeros((2, 3))) + b"\0",
+                "the file has 19 or more: it is followed by trailing bytes",
+            ),
             (gzip.compress(idx_bytes(np.zeros((2, 3))), mtime=0)[:-9], "cannot be read"),
             (gzip.compress(idx_bytes(np.zeros((2, 3))), mtime=0)[:-8] + bytes(8), "cannot be read: CRC check failed"),
         ],
@@ -242,6 +269,34 @@ class TestIdx:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"broken-idx: .*{message}"):
             read_idx(path)
+
+
+def gzip_of(header: bytes, zeros: int) -> bytes:
+    """Return a gzipped header with many zeros, a thousandth of their size."""
+    return gzip.compress(header + bytes(zeros), compresslevel=9)
+
+
+class TestIdxLimits:
+    def test_no_more_is_unpacked_than_the_header_claims(self, tmp_path: Path) -> None:
+        """A file of 0.1 MB unpacks to 100 MB, of which one number is claimed."""
+        (tmp_path / "bomb").write_bytes(gzip_of(idx_bytes(np.zeros(1)), 100 << 20))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"bomb: .*followed by trailing bytes"):
+            read_idx(tmp_path / "bomb")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 16 << 20
+
+    @pytest.mark.parametrize("zip_", [gzip.compress, bytes])
+    def test_a_header_of_more_than_the_memory(self, tmp_path: Path, zip_: Any) -> None:
+        (tmp_path / "claims").write_bytes(zip_(b"\0\0\x0e\4" + b"\xff" * 16 + bytes(99)))
+        with pytest.raises(ValueError, match=r"claims: .* unpacked, and this machine has .* of memory"):
+            read_idx(tmp_path / "claims")
+
+    def test_a_header_of_more_than_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "claims").write_bytes(gzip.compress(b"\0\0\x08\1\x10\0\0\0" + bytes(99)))
+        with pytest.raises(ValueError, match=r"claims: .*takes 268435464 bytes, the file has 107: it is cut short"):
+            read_idx(tmp_path / "claims")
 
 
 @pytest.fixture
@@ -346,6 +401,14 @@ class TestText:
         last = splits.test.fetch(torch.tensor([len(splits.test) - 1]))[1]
         assert last[0, -1].item() == content[windows * length]
 
+    @pytest.mark.parametrize("content", [b"\xef\xbb\xbfabc\r\ndef\r\n", b"a\0b\0c\0d\0e\0", "e\u0301é".encode() * 3])
+    def test_bytes_are_kept_as_they_are(self, tmp_path: Path, content: bytes) -> None:
+        """A byte order mark, Windows line ends and zeros are part of the text."""
+        (tmp_path / "text").write_bytes(content)
+        splits = text(tmp_path / "text", length=1)
+        read = torch.cat([inputs_of(splits.train), inputs_of(splits.test)]).flatten().tolist()
+        assert bytes(read) == content[:-1]
+
     def test_tokens_are_the_bytes_of_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "text").write_text("größer € grün", encoding="utf-8")
         splits = text(tmp_path / "text", length=4)
@@ -358,6 +421,7 @@ class TestText:
             ("größer".encode("latin1") * 20, {}, "not UTF-8: byte 2 is 0xf6"),
             (b"x" * 256, {}, "256 bytes are too few for a training and a test window(.|\n)*They need 257"),
             (b"", {}, "0 bytes are too few"),
+            ("größer".encode("utf-16") * 20, {}, "not UTF-8: byte 0 is 0xff"),
             (None, {}, "data.path=.* cannot be read: No such file"),
             (b"x" * 999, {"length": 0, "test": 1.0}, "data.length=0: (.|\n)*data.test=1.0: "),
         ],
