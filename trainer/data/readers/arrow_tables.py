@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +11,13 @@ import numpy as np
 
 from trainer.data.readers.columns import Classes, Columns, make_splits
 from trainer.data.readers.image_decoding import decode, shape_of
+from trainer.data.readers.limits import check_unpacked_size
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.column import NUMBERS, NamedColumn
 
 Names = str | list[str] | None
 DECODING_THREADS = 4
+PANDAS_INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # the first two of to_csv
 
 
 def pyarrow() -> Any:
@@ -40,7 +44,7 @@ def make_splits_from_tables(train: Any, test: Any | float, wanted: Mapping[str, 
         train: the table of the training examples.
         test: the table of the test examples, or the fraction of `train` to hold out.
         wanted: the names of the columns of each role; of the inputs several columns of numbers to stack, or None for
-            all columns with no other role.
+            all columns with no other role but the index of pandas.
         classes: number or names of the classes, or size of the vocabulary; None for those that occur.
 
     Raises:
@@ -66,11 +70,13 @@ def _read_columns(table: Any, wanted: Mapping[str, Names], errors: list[str]) ->
 
 def _read_inputs(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> NamedColumn:
     others = [wanted[role] for role in ("targets", "client_ids", "weights")]
-    names = wanted["inputs"] or [name for name in table.column_names if name not in others]
+    names = wanted["inputs"] or [name for name in _data_columns(table) if name not in others]
     if isinstance(names, str):
         return _read_column(table, names, errors)
     if len(names) == 1:
         return _read_column(table, names[0], errors)
+    if not names:
+        errors.append(f"there is no column of inputs; its columns: {', '.join(table.column_names)}")
     columns = []
     for column in [_read_column(table, name, errors) for name in names]:
         if column.values.ndim != 1 or not column.has_kind(NUMBERS):
@@ -81,6 +87,12 @@ def _read_inputs(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> 
         else:
             columns.append(np.nan_to_num(column.as_float32(errors)))
     return NamedColumn("inputs", np.stack(columns, axis=1) if columns else np.zeros((len(table), 1)))
+
+
+def _data_columns(table: Any) -> list[str]:
+    """Return the names of the columns without those that pandas writes for its index: they number the examples."""
+    stored = (table.schema.pandas_metadata or {}).get("index_columns", [])
+    return [name for name in table.column_names if name not in stored and not PANDAS_INDEX.fullmatch(name)]
 
 
 def _read_column(table: Any, name: str, errors: list[str]) -> NamedColumn:
@@ -134,6 +146,8 @@ def _decode_images(name: str, values: Any) -> np.ndarray:
     encoded = {f"{name} of example {row}": value for row, value in enumerate(values.to_pylist())}
     if missing := [label for label, value in encoded.items() if value is None]:
         raise ValueError(f"{missing[0]} has no bytes: save the images themselves, not their paths")
-    pixels = np.empty((len(encoded), *shape_of(encoded, None, 3)), np.uint8)
+    shape = (len(encoded), *shape_of(encoded, None, 3))
+    check_unpacked_size(name, math.prod(shape))
+    pixels = np.empty(shape, np.uint8)
     decode(encoded, pixels, False, DECODING_THREADS)
     return pixels

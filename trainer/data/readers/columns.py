@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import numpy as np
 
 from trainer.data.readers.test_split import draw_test_mask, test_fraction_errors
 from trainer.data.sources.base import DataSplits, SequenceWindows, Source, TensorSource
-from trainer.data.sources.column import INTEGERS, NUMBERS, TEXTS, NamedColumn, as_tensor
+from trainer.data.sources.column import INTEGERS, NUMBERS, TEXTS, NamedColumn, as_tensor, compose_texts
 from trainer.data.sources.example_weights import parse_weights
 from trainer.data.sources.pixels import ImageSource, as_channels_first
 from trainer.utils.errors import raise_errors
@@ -140,7 +141,10 @@ def _parse_targets(columns: Sequence[NamedColumn], classes: Classes, errors: lis
     columns = [column.squeeze() for column in columns]
     names = tuple(classes) if isinstance(classes, list) else ()
     if all(column.has_kind(TEXTS) for column in columns):
-        names = names or tuple(np.unique(np.concatenate([column.values for column in columns])).tolist())
+        columns = [NamedColumn(column.name, compose_texts(column.values)) for column in columns]
+        names = tuple(normalize("NFC", name) for name in names) or tuple(
+            np.unique(np.concatenate([column.values for column in columns])).tolist()
+        )
         return EncodedColumns([_index_texts(column, names, errors) for column in columns], len(names), names)
     if invalid := [column for column in columns if not column.has_kind(NUMBERS)]:
         errors += [f"{column.description}: targets must be numbers or texts" for column in invalid]
@@ -159,7 +163,8 @@ def _parse_client_ids(columns: Sequence[NamedColumn], errors: list[str]) -> Enco
     errors += [f"{column.description}: client ids must be integers or texts, one per example" for column in invalid]
     if invalid or not columns:
         return EncodedColumns([])
-    names, numbers = np.unique(np.concatenate([column.values for column in columns]), return_inverse=True)
+    ids = [compose_texts(column.values) if column.has_kind(TEXTS) else column.values for column in columns]
+    names, numbers = np.unique(np.concatenate(ids), return_inverse=True)
     ends = np.cumsum([len(column.values) for column in columns])[:-1]
     return EncodedColumns(np.split(numbers.astype(np.int64), ends), len(names), tuple(map(str, names.tolist())))
 

@@ -80,8 +80,8 @@ def tokens(
         test_path: a file of test tokens instead.
 
     Raises:
-        ValueError: the size is not a whole number of tokens, there are too few windows, or a token is outside the
-            vocabulary.
+        ValueError: the size is not a whole number of tokens, the tokens seem to be wider than `dtype`, there are too
+            few windows, or a token is outside the vocabulary.
     """
     given = {"length": length, "vocabulary": vocabulary}
     errors = [f"data.{key}={value}\n  valid: at least 1" for key, value in given.items() if value < 1]
@@ -101,7 +101,7 @@ def _map(path: Path, dtype: Dtype, length: int, vocabulary: int, windows: int) -
     """Memory-map the tokens of a file, and check a sample of them; there must be `windows` windows."""
     with name_file_in_errors(path):
         try:
-            vector = _map_npy(path) if path.suffix == ".npy" else _map_raw(path, dtype)
+            vector = _map_npy(path) if path.suffix == ".npy" else _map_raw(path, dtype, vocabulary)
         except OSError as error:
             raise ValueError(f"{path.absolute()} cannot be read: {error.strerror or error}") from error
         if len(vector) < windows * length + 1:
@@ -112,14 +112,27 @@ def _map(path: Path, dtype: Dtype, length: int, vocabulary: int, windows: int) -
         ids, rows = TokenSource(vector, length, vocabulary).sample()
         if rows.max() >= vocabulary:
             raise ValueError(_out_of_vocabulary(rows, ids * length, vocabulary))
+        if path.suffix != ".npy" and _is_every_second_zero(rows, ids * length):
+            raise ValueError(
+                f"every second {dtype} is 0, as in a file of wider numbers.\n"
+                "set data.dtype=uint32, or save the tokens as uint16, uint32, or .npy, which knows its dtype"
+            )
         return vector
 
 
-def _map_raw(path: Path, dtype: Dtype) -> np.ndarray:
+def _map_raw(path: Path, dtype: Dtype, vocabulary: int) -> np.ndarray:
     kind, size = np.dtype(dtype).newbyteorder("<"), path.stat().st_size
+    if vocabulary > (limit := np.iinfo(kind).max + 1):
+        raise ValueError(f"data.vocabulary={vocabulary}, and {dtype} has only {limit}: set data.dtype=uint32")
     if size % kind.itemsize:
         raise ValueError(f"{size} bytes are not a whole number of {dtype} tokens: cut short, or of another data.dtype")
     return np.memmap(path, kind, "r") if size else np.empty(0, kind)
+
+
+def _is_every_second_zero(rows: np.ndarray, starts: np.ndarray) -> bool:
+    """Return whether the windows have zeros at all odd positions of the file, as the upper halves of small numbers."""
+    is_odd = (starts[:, None] + np.arange(rows.shape[1])) % 2 == 1
+    return bool(rows.any()) and not rows[is_odd].any()
 
 
 def _map_npy(path: Path) -> np.ndarray:

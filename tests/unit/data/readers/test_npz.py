@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data import DataSplits, Source, npz
+from trainer.data import DataSplits, Iid, Source, npz
 from trainer.data.readers.test_split import draw_test_mask
 
 GENERATOR = np.random.default_rng(0)
@@ -121,6 +123,63 @@ class TestNpz:
         assert npz(path).classes is None
         splits = npz(path, classes=5)
         assert splits.classes == 5 and splits.train.labels is not None
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda array: array.astype(array.dtype.newbyteorder(">")),
+            np.asfortranarray,
+            lambda array: array.astype(np.float16) if array.dtype.kind == "f" else array.astype(np.int8),
+        ],
+        ids=["big-endian", "Fortran order", "half precision and int8"],
+    )
+    def test_layouts_of_arrays(self, tmp_path: Path, change: Any) -> None:
+        features, labels = np.round(FEATURES * 8) / 8, np.arange(40) % 4
+        splits = npz(written(tmp_path, x=change(features), y=change(labels)))
+        inputs, targets = together(splits)
+        wanted = features.astype(np.float32)
+        order, expected = np.lexsort(inputs.T), np.lexsort(wanted.T)
+        assert np.array_equal(inputs[order], wanted[expected])
+        assert np.array_equal(np.bincount(targets), np.bincount(labels)) and splits.classes == 4
+
+    def test_labels_may_have_gaps_and_occur_in_the_test_alone(self, tmp_path: Path) -> None:
+        arrays = {"x_train": np.ones((4, 2)), "y_train": [0, 2, 2, 5], "x_test": np.ones((2, 2)), "y_test": [7, 0]}
+        splits = npz(written(tmp_path, **arrays))
+        assert splits.classes == 8 and all_of(splits.test)[1].tolist() == [7, 0]
+        clients = Iid().split(splits.train, splits.test, 4, 0)
+        assert sorted(np.concatenate(clients.train).tolist()) == [0, 1, 2, 3]
+
+    def test_texts_in_either_form_of_unicode_are_one_class(self, tmp_path: Path) -> None:
+        """The decomposed form is that of macOS, and of tables written on it."""
+        arrays = {"x_train": np.ones((2, 1)), "y_train": ["café", "tea"], "x_test": np.ones((2, 1))}
+        path = written(tmp_path, **arrays, y_test=["cafe\u0301", "tea"])
+        splits = npz(path)
+        assert splits.label_names == ("café", "tea") and all_of(splits.test)[1].tolist() == [0, 1]
+        assert npz(path, classes=["tea", "cafe\u0301"]).label_names == ("tea", "café")
+        arrays |= {"site_train": ["é", "e\u0301"], "site_test": ["e\u0301", "é"], "y_test": ["tea", "tea"]}
+        assert npz(written(tmp_path, **arrays), client_ids="site").client_names == ("é",)
+
+
+class TestLimits:
+    """The few bytes of a header may claim any number of bytes of memory."""
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    @pytest.mark.parametrize("claimed", ["(9999999999999999,)", "(99999,)"])
+    def test_a_header_that_claims_more_than_the_file(self, tmp_path: Path, save: Any, claimed: str) -> None:
+        save(tmp_path / "whole.npz", x=np.zeros(40), y=np.zeros(40))
+        with ZipFile(tmp_path / "whole.npz") as whole, ZipFile(tmp_path / "data.npz", "w") as claims:
+            for name in whole.namelist():
+                content = whole.read(name)
+                place, end = content.index(b"(40,)"), content.index(b"\n")
+                header = content[:place] + claimed.encode() + b", }"
+                claims.writestr(name, header.ljust(end) + content[end:])
+        assert re.search(r"x: its header claims float64 \[9+\], and it has \d+ B", refusal(tmp_path / "data.npz"))
+
+    def test_an_array_of_more_than_the_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        np.savez_compressed(tmp_path / "data.npz", x=np.zeros(40), y=np.zeros(40, int))
+        assert len(npz(tmp_path / "data.npz").train) == 36
+        monkeypatch.setattr("trainer.data.readers.limits.psutil.virtual_memory", lambda: SimpleNamespace(total=319))
+        assert "x: the array: 320 B unpacked, and this machine has 319 B of memory" in refusal(tmp_path / "data.npz")
 
 
 class TestRefusals:

@@ -128,6 +128,80 @@ class TestParquet:
         splits = parquet(tmp_path / "train", test_path=path, classes=None, targets="label")
         assert (len(splits.train), len(splits.test), splits.classes) == (120, 9, None)
 
+    @pytest.mark.parametrize("column", ["__index_level_0__", "__index_level_12__", "Unnamed: 0", ""])
+    def test_the_index_of_pandas_is_no_input(self, tmp_path: Path, column: str) -> None:
+        """It numbers the examples, so that a sorted table would tell its labels."""
+        path = written(
+            tmp_path, **{column: np.arange(40), "x": POINTS[:, 0], "y": POINTS[:, 1], "label": np.arange(40) % 2}
+        )
+        assert together(parquet(path))[0].shape == (40, 2)
+        assert together(parquet(path, inputs=[column, "x"]))[0].shape == (40, 2)
+        assert len(together(parquet(path, inputs=[column]))[0]) == 40
+
+    def test_an_index_with_a_name_is_no_input(self, tmp_path: Path) -> None:
+        """Pandas keeps the names of index columns, and the range of an index that is no column, with the table."""
+        index = json.dumps({"index_columns": ["patient", {"kind": "range", "start": 0}], "columns": []})
+        table = pa.table({"patient": np.arange(40), "x": POINTS[:, 0], "label": np.arange(40) % 2})
+        pq.write_table(table.replace_schema_metadata({"pandas": index}), tmp_path / "named.parquet")
+        assert together(parquet(tmp_path / "named.parquet"))[0].shape == (40, 1)
+
+    def test_a_table_of_targets_alone(self, tmp_path: Path) -> None:
+        message = refusal(parquet, written(tmp_path, __index_level_0__=np.arange(4), label=[0, 1, 0, 1]))
+        assert "there is no column of inputs; its columns: __index_level_0__, label" in message
+
+    def test_folders_as_spark_and_hive_write_them(self, tmp_path: Path) -> None:
+        """Marks and checksums are no tables, a file may have int32 where another has int64, and folders are columns."""
+        for number, dtype in enumerate((np.int32, np.int64)):
+            (tmp_path / f"data/year={2020 + number}").mkdir(parents=True)
+            table = pa.table({"x": np.arange(20, dtype=dtype) + number / 2, "label": np.arange(20, dtype=dtype) % 2})
+            pq.write_table(table, tmp_path / f"data/year={2020 + number}/part-0.parquet")
+        (tmp_path / "data/_SUCCESS").touch()
+        (tmp_path / "data/year=2020/.part-0.parquet.crc").write_bytes(b"crc")
+        inputs, targets = together(parquet(tmp_path / "data", inputs=["x", "year"]))
+        assert inputs.shape == (40, 2) and set(inputs[:, 1].tolist()) == {2020, 2021} and targets.sum() == 20
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array(["a", "b"] * 20, pa.large_string()),
+            pa.array(["a", "b"] * 20).dictionary_encode(),
+            pa.array(["a", "b"] * 20, pa.string()),
+        ],
+        ids=["large", "dictionary", "string"],
+    )
+    def test_texts_of_every_kind_are_labels(self, tmp_path: Path, values: pa.Array) -> None:
+        splits = parquet(written(tmp_path, x=POINTS[:, 0], label=values))
+        assert splits.label_names == ("a", "b") and np.bincount(together(splits)[1]).tolist() == [20, 20]
+
+    def test_half_precision(self, tmp_path: Path) -> None:
+        halves = POINTS[:, 0].astype(np.float16)
+        inputs, _ = together(parquet(written(tmp_path, x=halves, label=np.arange(40) % 2)))
+        assert np.array_equal(inputs[:, 0], np.sort(halves).astype(np.float32))
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (pa.array([1, 2], pa.decimal128(5, 2)), "x: decimal128"),
+            (pa.array([1, 2], pa.date32()), "x: date32"),
+            (pa.array([1, None], pa.int64()), "x: 1 of 2 examples are missing"),
+            (pa.array([1.0, None], pa.float16()), "x: 1 of 2 examples are missing"),
+            (pa.array([[1.0], []]), "x: 1 of 2 examples are lists of another length than the first, 1, such as 0"),
+        ],
+    )
+    def test_kinds_that_are_no_numbers(self, tmp_path: Path, values: pa.Array, message: str) -> None:
+        assert message in refusal(parquet, written(tmp_path, x=values, label=[0, 1]), inputs="x")
+
+    @pytest.mark.parametrize(
+        "name", ["a=b", "a,b", "a#b", "100%", "a b", "größe", "[a]", "{a}", "a'b", 'a"b', "~a", "é"]
+    )
+    def test_any_name_of_a_file(self, tmp_path: Path, name: str) -> None:
+        """Glob and Hive's syntax among them."""
+        for path in (tmp_path / f"{name}.parquet", tmp_path / name / "0.parquet"):
+            path.parent.mkdir(exist_ok=True)
+            written(tmp_path, x=POINTS[:, 0], label=np.arange(40) % 2).rename(path)
+            assert len(together(parquet(path, inputs="x"))[0]) == 40
+        assert len(together(parquet(tmp_path / name, inputs="x"))[0]) == 40
+
     def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
         holed = [None if row == 7 else float(row) for row in range(40)]
         lists = [[1, 2]] * 39 + [[1]]

@@ -95,6 +95,33 @@ class TestRefusals:
             (tmp_path / "tokens.bin").write_bytes(content)
         assert message in refusal(tmp_path / "tokens.bin", 300, 8)
 
+    @pytest.mark.parametrize(("wide", "dtype"), [("uint32", "uint16"), ("int64", "uint16"), ("int64", "uint32")])
+    @pytest.mark.parametrize("length", [7, 16])
+    def test_wider_tokens_than_described_are_noticed(self, tmp_path: Path, wide: str, dtype: Any, length: int) -> None:
+        """Numpy's default is int64: read as uint16, three tokens of four would be 0."""
+        np.random.default_rng(0).integers(0, 300, 2000).astype(wide).tofile(tmp_path / "wide.bin")
+        said = refusal(tmp_path / "wide.bin", 300, length, dtype)
+        assert f"every second {dtype} is 0, as in a file of wider numbers" in said and "set data.dtype=uint32" in said
+        if wide == "uint32":
+            assert tokens(tmp_path / "wide.bin", 300, length, "uint32").train.fetch(torch.arange(9))[0].any()
+
+    def test_narrower_tokens_than_described_are_outside_the_vocabulary(self, tmp_path: Path) -> None:
+        np.random.default_rng(0).integers(0, 300, 2000).astype("<u2").tofile(tmp_path / "narrow.bin")
+        assert "outside data.vocabulary=300" in refusal(tmp_path / "narrow.bin", 300, 16, "uint32")
+
+    def test_a_vocabulary_needs_a_dtype_that_has_it(self, tmp_path: Path) -> None:
+        path = written(tmp_path, [*range(400)])
+        assert len(tokens(path, 65_536, 16).train) == 22
+        assert "data.vocabulary=65537, and uint16 has only 65536: set data.dtype=uint32" in refusal(path, 65_537, 16)
+
+    def test_zeros_may_be_tokens(self, tmp_path: Path) -> None:
+        """A padded file ends with them, and a .npy file knows its dtype."""
+        assert tokens(written(tmp_path, [5, 6, 7] + [0] * 397), 8, 16)
+        np.save(
+            tmp_path / "every-second.npy", np.arange(400, dtype=np.uint16) * (np.arange(400, dtype=np.uint16) % 2 == 0)
+        )
+        assert tokens(tmp_path / "every-second.npy", 400, 16)
+
     @pytest.mark.parametrize("values", [np.zeros((9, 9), np.uint16), np.zeros(99), np.zeros(99, np.int64)])
     def test_arrays_of_something_else(self, tmp_path: Path, values: np.ndarray) -> None:
         np.save(tmp_path / "tokens.npy", values)
