@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -185,6 +186,67 @@ def test_a_schedule_states_itself_that_it_is_constant(tmp_path: Path, monkeypatc
     extend("steady")
     with pytest.raises(ValueError, match="rounds=2, but the run in this folder has 1"):
         extend("Constant")
+
+
+TRACE = ["client_sampling=trace"]
+SMALL_MLP = ["model=mlp", "model.inputs=3", "model.hidden=8", "model.classes=2", "batch_size=8"]
+
+
+def write_points(path: Path, seed: int) -> Path:
+    generator = np.random.default_rng(seed)
+    np.savez(path, x=generator.normal(size=(40, 3)), y=np.arange(40) % 2)
+    return path
+
+
+def test_data_may_move_and_not_change(ranks, tmp_path: Path) -> None:
+    """A run resumes with a copy of its file, is refused with another file, and when finished reads no file at all."""
+    first, copy = (write_points(tmp_path / name, 0) for name in ("first.npz", "copy.npz"))
+    other, run_dir = write_points(tmp_path / "other.npz", 1), tmp_path / "run"
+    common = ["data=npz", *SMALL_MLP, f"run_dir={run_dir}"]
+    ranks(1).run(work, [*common, f"data.path={first}", "rounds=1"])
+    ranks(1).run(work, [*common, f"data.path={copy}", "rounds=2"])
+    assert [metrics["round"] for metrics in read_jsonl(run_dir / "metrics.jsonl")] == [1, 2]
+    ranks(1).run(work, [*common, f"data.path={other}", "rounds=3"])
+    assert RunDir(run_dir).status() == "bad_input"
+    assert [metrics["round"] for metrics in read_jsonl(run_dir / "metrics.jsonl")] == [1, 2]
+    ranks(1).run(work, [*common, f"data.path={copy}", "rounds=3"])
+    assert RunDir(run_dir).status() == "finished"
+    with pytest.raises(ValueError, match=r"data\.path=.*other\.npz, but the run in this folder has .*copy\.npz"):
+        RunDir(run_dir).check(compose_tree([*common, f"data.path={other}", "rounds=3"]))
+
+
+@pytest.mark.parametrize(
+    ("begun", "moved", "is_free"),
+    [
+        (["data=parquet", "data.path=a"], ["data=parquet", "data.path=b", "data.test_path=c"], True),
+        (["data=npz", "data.files=[a,b]"], ["data=npz", "data.files=[c,d]"], True),
+        (["data=npz", "data.files=[a]"], ["data=npz", "data.path=a"], True),
+        (
+            ["client_sampling=trace", "client_sampling.file=a"],
+            ["client_sampling=trace", "client_sampling.file=b"],
+            True,
+        ),
+        (["data=npz", "data.path=a"], ["data=npz", "data.path=a", "data.inputs=z"], False),
+        (["data=npz", "data.path=a"], ["data=csv", "data.path=a"], False),
+        (
+            ["data=custom", "data._target_=my_module.load", "+data.path=a"],
+            ["data=custom", "data._target_=my_module.load", "+data.path=b"],
+            False,
+        ),
+    ],
+)
+def test_files_that_have_a_fingerprint_may_move(
+    tmp_path: Path, begun: list[str], moved: list[str], is_free: bool
+) -> None:
+    """Those of a reader of one's own may not: it may return a Dataset, of which no example is compared."""
+    folder = RunDir(tmp_path)
+    folder.create_or_check(compose_tree([*begun, f"run_dir={tmp_path}"]))
+    folder.set_status("preempted")
+    if is_free:
+        folder.check(compose_tree([*moved, f"run_dir={tmp_path}"]))
+    else:
+        with pytest.raises(ValueError, match="but the run in this folder has"):
+            folder.check(compose_tree([*moved, f"run_dir={tmp_path}"]))
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,9 @@ CHANGEABLE_KEYS = (
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
     "objective",
 )
+
+# Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
+FILE_KEYS = ("data.path", "data.files", "data.test_path", "client_sampling.file")
 
 
 class RunDir:
@@ -64,7 +67,8 @@ class RunDir:
         if not self.config.exists():
             raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
         if self._has_started():
-            _check_same(_read_yaml(self.config), config, self.path)
+            # Of a finished run nothing is read again, so that nothing would compare the data.
+            _check_same(_read_yaml(self.config), config, self.path, lambda: not self.has_finished(config["rounds"]))
 
     def _has_started(self) -> bool:
         """Return whether a run has started here, and not only been refused."""
@@ -83,7 +87,7 @@ class RunDir:
             raise ValueError(
                 f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
             )
-        _check_same(_read_yaml(self.config), config, self.path)
+        _check_same(_read_yaml(self.config), config, self.path, lambda: True)
 
     def create_or_check(self, config: Mapping[str, Any], is_restart: bool = False) -> None:
         """Create the directory, or check that the run in it is the one that `config` describes.
@@ -190,7 +194,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path} is damaged.\n  restore it from a copy, or choose another run_dir") from error
 
 
-def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+def _check_same(
+    stored: Mapping[str, Any], config: Mapping[str, Any], path: Path, reads_data: Callable[[], bool]
+) -> None:
     if unknown := sorted(stored.keys() - config.keys()):
         raise ValueError(
             f"{path} was written by an older version: its config.yaml has {', '.join(unknown)}.\n"
@@ -201,11 +207,18 @@ def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path
         new["clients"] = old["clients"]  # fixed when the run was begun
     if new["rounds"] > old["rounds"] and declares(new["schedule._target_"], "is_constant"):
         old.pop("rounds")  # more rounds change nothing in those that were run, if no schedule counts them
+
+    def may_move(key: str) -> bool:
+        # The fingerprint covers all that these readers return; of what a user's own returns it may cover less.
+        is_ours = key in FILE_KEYS and new[f"{key.partition('.')[0]}._target_"].startswith("trainer.data.")
+        return is_ours and reads_data()
+
     changed = [
         f"{key}={format_value(new.get(key))}, but the run in this folder has {format_value(old.get(key))}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
         and not key.startswith(CHANGEABLE_KEYS)
+        and not may_move(key)
         and not (key == "rounds" and key not in old)
     ]
     if changed:
