@@ -18,7 +18,7 @@ from trainer.distributed.token import draw_token, find_token, sign
 from trainer.utils.text import first_few
 
 POLL_INTERVAL_SECONDS = 0.05
-NOTICE_SECONDS = 5  # after which a rank says for whom it waits
+NOTICE_SECONDS = 5  # after which a rank under srun says for whom it waits
 JOIN_TIMEOUT_SECONDS = 1800  # for all ranks
 
 log = logging.getLogger("trainer")
@@ -123,7 +123,8 @@ def _start_prefix(store: SignedStore, environment: ClusterEnvironment) -> str:
     drawn = uuid.uuid4().hex
     if environment.rank == 0:
         store.set("start", drawn)
-        begun, noticed = time.monotonic(), False
+        begun = time.monotonic()
+        noticed = environment.launched_by != "srun"  # other launchers end the ranks if one of them does not come
         for rank in range(1, environment.world_size):
             while (answer := store.read(f"{drawn}/{rank}")) is None:
                 waited = time.monotonic() - begun

@@ -35,6 +35,7 @@ MAX_NODES_TIMEOUT_SECONDS = 15  # for the largest number of nodes, at the first 
 LAST_CALL_SECONDS = 1  # for more than the smallest number, at each start
 JOIN_TIMEOUT_SECONDS = 600  # for the smallest number of nodes
 RECONNECT_TIMEOUT_SECONDS = 30  # for a host that was lost
+FAREWELL_SECONDS = 1  # for the host to answer that the run has ended
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,7 @@ class MemberRendezvous:
     def close(self) -> None:
         """End the run for all nodes."""
         self._tell({"left": True})
+        self._ended.wait(FAREWELL_SECONDS if self._number and self._channel else 0)
         if channel := self._channel:
             channel.close()
 
