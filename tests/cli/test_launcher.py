@@ -287,6 +287,14 @@ def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
     assert state_of(shell.folder / "orphans")["status"] == "preempted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_workers_that_have_just_begun_end_with_their_launcher(number: signal.Signals, shell: Shell) -> None:
+    """They have no handler yet. SIGHUP is that of a terminal that is closed."""
+    began = "from trainer.__main__ import _become_worker\n_become_worker()"
+    ended = send(start(shell, began, f"run_dir=begun-{number.name}"), number)
+    assert ended.code == -number, "no process was left after two seconds"
+
+
 def test_a_worker_whose_launcher_has_died_before_it_ends_at_once(tmp_path: Path) -> None:
     """The kernel sends a signal only for parents that die later. The one of this worker is another process."""
     environment = {**os.environ, "RANK": "0", "SILOTRAIN_LAUNCHER_PID": str(os.getppid())}
