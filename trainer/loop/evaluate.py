@@ -138,8 +138,8 @@ def evaluation_batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]
     """This replica's examples of these clients, with the client of each, some at a time."""
     topology = run.topology
     mine = [torch.from_numpy(ids[client][topology.replica :: topology.num_replicas]) for client in clients]
-    if not mine:
-        return
+    if not any(map(len, mine)):
+        return  # splitting nothing makes a part without examples
     owners = torch.repeat_interleave(torch.tensor(clients), torch.tensor([len(part) for part in mine]))
     size = run.eval.batch_size
     yield from zip(owners.split(size), torch.cat(mine).split(size), strict=True)

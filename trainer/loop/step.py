@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -120,11 +121,14 @@ class TrainStep:
         """Add the gradient of the mean loss over the silo's batch; return this replica's loss sum and units."""
         *earlier, last = batch.micro_batches
         units = self.run.task.units(last[1])
-        scale = self.scaler.scale(self.loss_normalizer[batch.weight * units])
+        counted = batch.replica_weight * units
+        # A replica whose examples weigh nothing takes part in the collective, and adds nothing.
+        scale = self.scaler.scale(self.loss_normalizer[batch.weight * units if counted else math.inf])
         losses = [self._forward_backward_no_sync(examples, scale, seed + 1 + i) for i, examples in enumerate(earlier)]
-        # Only the last micro-batch is a collective. Every replica runs one, of no examples if it has none.
+        # Only the last micro-batch is a collective.
         loss_sum = self._forward_backward(last, scale, seed)
-        return sum(losses, start=loss_sum) if losses else loss_sum, batch.replica_weight * units
+        loss_sum = sum(losses, start=loss_sum) if losses else loss_sum
+        return loss_sum if counted else torch.zeros_like(loss_sum), counted
 
     def _forward_backward_no_sync(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:
         with self.no_sync():

@@ -52,6 +52,12 @@ class BatchShard:
         first, last = ((stop - start) * edge // self.num_replicas for edge in (self.replica, self.replica + 1))
         return start + first, start + last
 
+    def fetched_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Return this replica's range of the batch, or if that is empty, the range of an example next to it."""
+        first, last = self.range_of(start, stop)
+        first = min(first, stop - 1)
+        return first, max(last, first + 1)
+
     def bounds(self, examples: int, batch_size: int) -> list[int]:
         """Return the boundaries of the batches of an epoch: [0, batch_size, ..., examples]."""
         bounds = [*range(0, examples, batch_size), examples]
@@ -65,7 +71,8 @@ class ReplicaBatch:
     """A replica's share of a batch.
 
     Attributes:
-        micro_batches: at least one, which may be empty.
+        micro_batches: at least one. No user's code can be expected to take an empty one, so a replica without examples
+            gets another's, at a `replica_weight` of 0.
         examples: number of examples of the silo's whole batch.
         weight: their number, or the sum of their weights; equal on all replicas.
         replica_weight: likewise of this replica's examples.
@@ -127,11 +134,10 @@ class ClientBatches:
 
     def _epoch_batches(self, epoch: int, bounds: list[int]) -> Iterator[ReplicaBatch]:
         order = self._order(epoch)
-        ranges = [self.shard.range_of(begin, end) for begin, end in pairwise(bounds)]
-        fetched = self._fetch(order, epoch, ranges)
-        for (begin, end), (first, last), columns in zip(pairwise(bounds), ranges, fetched, strict=True):
-            weight, replica_weight = self._weight(order, begin, end), self._weight(order, first, last)
-            yield ReplicaBatch(self._micro_batches(columns, last - first), end - begin, weight, replica_weight)
+        fetched = self._fetch(order, epoch, [self.shard.fetched_range(begin, end) for begin, end in pairwise(bounds)])
+        for (begin, end), columns in zip(pairwise(bounds), fetched, strict=True):
+            weight, replica_weight = self._weight(order, begin, end), self._weight(order, *self.shard.range_of(begin, end))
+            yield ReplicaBatch(self._micro_batches(columns), end - begin, weight, replica_weight)
 
     def _order(self, epoch: int) -> Tensor:
         if self.is_sequential:
@@ -165,9 +171,9 @@ class ClientBatches:
         examples = self.fetch(self.ids[positions], epoch)
         return examples if self.weights is None else (*examples, self.weights[positions].to(examples[0].device))
 
-    def _micro_batches(self, columns: MicroBatch, examples: int) -> list[MicroBatch]:
+    def _micro_batches(self, columns: MicroBatch) -> list[MicroBatch]:
         size = self.shard.micro_batch_size
-        if size is None or examples <= size:
+        if size is None or len(columns[0]) <= size:
             return [_align(columns)]
         return [_align(part) for part in zip(*(column.split(size) for column in columns), strict=True)]
 

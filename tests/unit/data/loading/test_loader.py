@@ -85,16 +85,16 @@ def test_replicas_divide_the_batches_of_one_replica(
     assert [len(mine) for mine in parts] == [steps] * replicas
     for number, batch in enumerate(batches):
         mine = [part[number] for part in parts]
-        assert [example for one in mine for example in seen(one)] == seen(batch)
-        assert all(one.examples == len(seen(batch)) for one in mine)
         sizes = [one.replica_weight for one in mine]
-        assert sizes == [len(seen(one)) for one in mine]
+        counted = [one for one in mine if one.replica_weight]
+        assert [example for one in counted for example in seen(one)] == seen(batch)
+        assert all(one.examples == len(seen(batch)) for one in mine)
+        assert [max(size, 1) for size in sizes] == [len(seen(one)) for one in mine]
         assert max(sizes) - min(sizes) <= 1
         for one in mine:
             cut = [len(targets) for _, targets in one.micro_batches]
-            assert cut
+            assert cut and 0 not in cut
             assert micro is None or max(cut) <= micro
-            assert 0 not in cut or one.replica_weight == 0
 
 
 @laws
@@ -172,13 +172,16 @@ def test_shares_are_consecutive(replicas: int, parts: list[int]):
     assert [last - first for first, last in edges] == parts
 
 
-def test_a_replica_without_examples_gets_an_empty_batch():
-    """It is one micro-batch of the right shape and type, since the backward pass is a collective."""
-    (batch,) = stream(2, None, BatchShard(0, 3)).batches(0, 1)
-    ((inputs, targets),) = batch.micro_batches
-    assert inputs.shape == (0, 3) and inputs.dtype == torch.float32
-    assert targets.shape == (0,) and targets.dtype == torch.int64
-    assert (batch.examples, batch.replica_weight) == (2, 0)
+@pytest.mark.parametrize(("replicas", "without"), [(3, [0]), (7, [0, 1, 2, 4, 5]), (2, [])])
+def test_a_replica_without_examples_gets_one_of_another(replicas: int, without: list[int]):
+    """It weighs nothing. The backward pass is a collective, and an empty batch is more than a model has to take."""
+    (whole,) = stream(2, None, BatchShard()).batches(0, 1)
+    for replica in range(replicas):
+        (batch,) = stream(2, None, BatchShard(replica, replicas)).batches(0, 1)
+        ((inputs, targets),) = batch.micro_batches
+        assert len(inputs) == len(targets) == 1
+        assert inputs[0].tolist() in whole.micro_batches[0][0].tolist()
+        assert (batch.examples, batch.weight, batch.replica_weight) == (2, 2, 0 if replica in without else 1)
 
 
 def test_memory_is_bounded_by_the_block():
