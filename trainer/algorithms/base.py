@@ -67,6 +67,7 @@ class Algorithm(Protocol):
         moves_global_model: whether each local step moves the global model, as in data parallelism.
         skips_nonfinite_clients: whether a client whose update is not finite is left out of the round.
         overlap_steps: steps of the next round during which communication may still be under way.
+        adds_to_gradients: whether clients' sessions add terms to the gradients of their steps.
     """
 
     client_optimizer_state: ClientOptimizerState
@@ -74,6 +75,10 @@ class Algorithm(Protocol):
     moves_global_model: bool = False
     skips_nonfinite_clients: bool = False
     overlap_steps: int = 0
+
+    @property
+    def adds_to_gradients(self) -> bool:
+        return False
 
     @property
     def keeps_client_state(self) -> bool: ...

@@ -58,6 +58,10 @@ class FedAvg(FederatedOptions):
         corrected = self.drift_correction is not None and self.drift_correction.keeps_client_state
         return super().keeps_client_state or corrected
 
+    @property
+    def adds_to_gradients(self) -> bool:
+        return self.proximal_mu > 0 or self.drift_correction is not None
+
     def __post_init__(self):
         super().__post_init__()
         if self.proximal_mu < 0:

@@ -35,7 +35,7 @@ Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 CHANGEABLE_KEYS = (
     *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
-    "objective",
+    *("objective", "allow_unused"),
 )
 
 # Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
@@ -125,13 +125,22 @@ class RunDir:
         """Write state.json, from which scripts learn the status of the run."""
         write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
 
-    def count_start(self, place: str, restarts: int) -> int:
-        """Count a start of the workers; return how many in a row, of one launch, have begun at this place."""
-        path = self.path / "logs" / "starts.json"
+    def count_start(self, restarts: int) -> int:
+        """Count a start of the workers; return how many in a row, of one launch, have found the same checkpoints."""
+        path, found = self.path / "logs" / "starts.json", self._checkpoint_names()
         last = json.loads(path.read_text()) if restarts and path.exists() else {}
-        starts = last["starts"] + 1 if last.get("place") == place else 1
-        write_text(path, json.dumps({"place": place, "starts": starts}) + "\n")
+        starts = last["starts"] + 1 if last.get("checkpoints") == found else 1
+        write_text(path, json.dumps({"checkpoints": found, "starts": starts}) + "\n")
         return starts
+
+    def newest_checkpoint(self) -> str:
+        """Return the name of the newest checkpoint, for people."""
+        return max(self._checkpoint_names(), default="the beginning")
+
+    def _checkpoint_names(self) -> list[str]:
+        """Return the names of the round and mid-round checkpoints, complete or not."""
+        found = (path for pattern in ("round-*", "round-*/silo-*/step-*") for path in self.checkpoints.glob(pattern))
+        return sorted(str(path.relative_to(self.checkpoints)) for path in found)
 
     def claim_failure(self, scope: str) -> bool:
         """Return whether this process is the first of this start to fail on its node, or in the run, by `scope`."""

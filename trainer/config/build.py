@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields
 from functools import partial
 from inspect import signature
@@ -28,11 +29,14 @@ from trainer.data.loading.silo_files import load_silo_files
 from trainer.data.transforms import Compose, shift_clients
 from trainer.distributed.topology import Topology
 from trainer.loggers import Logger
+from trainer.loop.dry_pass import dry_pass
 from trainer.loop.options import TrainingOptions
 from trainer.loop.run import GradientReducerFactory, Run
+from trainer.models.outputs import SelectOutput
 from trainer.models.pretrained import freeze, load_pretrained
 from trainer.optim import GroupedOptimizerFactory
 from trainer.optim.optimizers import OptimizerFactory, has_fused_step
+from trainer.optim.validation import VECTOR, validate_optimizer
 from trainer.tasks import REQUIRED_METHODS, Task
 from trainer.utils.errors import ErrorCollector
 from trainer.utils.seeding import seed_default_generators
@@ -95,6 +99,7 @@ def build(config: Config, topology: Topology) -> Run:
         )
     _check_together(errors, config, run, algorithm, optimizer, model and model.module, splits, task)
     errors.raise_any()
+    dry_pass(run, model.copy)
     assert run
     return run
 
@@ -121,13 +126,21 @@ class InitialModel:
     """
 
     def __init__(self, config: Config, device: torch.device):
-        self.config = config
+        self.config, self.device = config, device
         seed_default_generators(device, config.seed, "initial parameters")
         self.module: nn.Module | None = _model(config)
 
     def __call__(self) -> nn.Module:
         module, self.module = self.module, None
         return _model(self.config) if module is None else module
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the module that the first call returns."""
+        try:
+            return deepcopy(self.module)  # pyright: ignore[reportReturnType] (it is called before the first call)
+        except Exception:  # of modules that cannot be copied, such as those that hold a torch.Generator
+            seed_default_generators(self.device, self.config.seed, "initial parameters")
+            return _model(self.config)
 
 
 def build_clients(config: Config, topology: Topology) -> tuple[DataSplits, Clients]:
@@ -220,9 +233,8 @@ def _algorithm(config: Config) -> Algorithm:
             "  set server=average, momentum, nesterov or adam"
         )
     server = _optimizer("server", config.server)
-    return instantiate(
-        "algorithm", config.algorithm, ("server",), server=_try_optimizer("server", config.server, server)
-    )
+    annotate_errors("server", config.server, lambda: validate_optimizer(server, VECTOR))
+    return instantiate("algorithm", config.algorithm, ("server",), server=server)
 
 
 def _inner_optimizer(component: ComponentConfig, device: torch.device) -> GroupedOptimizerFactory:
@@ -231,18 +243,12 @@ def _inner_optimizer(component: ComponentConfig, device: torch.device) -> Groupe
     if not {"fused", "foreach"} & component.keys() and has_fused_step(import_target(component), device):
         step = partial(step, fused=True)
     make = GroupedOptimizerFactory(step, component.get("exclude_norm_bias_decay", False), multipliers)
-    _try_optimizer("optimizer", component, make)
+    annotate_errors("optimizer", component, lambda: validate_optimizer(make))  # its errors now, and not in training
     return make
 
 
 def _optimizer(key: str, component: ComponentConfig) -> OptimizerFactory:
     return instantiate(key, component, ("params",), _partial_=True)
-
-
-def _try_optimizer(key: str, component: ComponentConfig, make: OptimizerFactory) -> OptimizerFactory:
-    # Check its arguments now, on a dummy parameter, and not when training starts.
-    annotate_errors(key, component, lambda: make([nn.Parameter(torch.zeros(1))]))
-    return make
 
 
 def _gradient_reducer(config: Config) -> GradientReducerFactory:
@@ -256,6 +262,8 @@ def _model(config: Config) -> nn.Module:
     module = instantiate("model", config.model)
     if not isinstance(module, nn.Module):
         raise ValueError(f"model={config.model['_target_']} gave a {class_name(module)}.\n  valid: a torch.nn.Module")
+    if (output := config.task["output"]) is not None:
+        module.register_forward_hook(SelectOutput(output))
     errors = ErrorCollector()
     if (path := config.model.get("init")) is not None:
         errors.collect(lambda: load_pretrained(module, Path(path)))

@@ -10,8 +10,10 @@ from trainer.config.instantiate import class_name
 from trainer.config.schema import ComponentConfig, typed_overrides
 from trainer.data import DataSplits, Source
 from trainer.data.sources.column import first_outside
+from trainer.models.outputs import describe_outputs, named_outputs
 from trainer.optim import GroupedOptimizerFactory
 from trainer.tasks import Task
+from trainer.utils.user_code import user_location
 
 MAX_CHECKED_EXAMPLES = 64  # of data that is not in memory
 
@@ -32,14 +34,23 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
     inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
     try:
         outputs = module.eval()(inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shape, reason = list(inputs.shape[1:]), str(error).split("\n")[0]
+    except Exception as error:
+        shape, reason, location = list(inputs.shape[1:]), str(error).split("\n")[0], user_location(error)
+        if reason.startswith("task.output="):
+            raise
+        where = f" ({type(error).__name__})\n  in {location}" if location else ""
         way_out = _inputs_for(module, inputs) or _model_for(inputs, data.classes, component)
         raise ValueError(
-            f"model={class_name(module)} cannot take examples of shape {shape}: {reason}\n  {way_out}"
+            f"model={class_name(module)} cannot take examples of shape {shape}: {reason}{where}\n  {way_out}"
         ) from error
     finally:
         module.train()
+    if not isinstance(outputs, Tensor):
+        names = " or ".join(f"task.output={name}" for name in named_outputs(outputs))
+        raise ValueError(
+            f"model={class_name(module)} gives {describe_outputs(outputs)}, and a task takes one tensor.\n"
+            f"  {f'set {names}' if names else 'return a tensor'}"
+        )
     if fault := task.mismatch(outputs, targets, data.classes):
         raise ValueError(f"model={class_name(module)} does not fit task={class_name(task)}: {fault}")
 
@@ -51,7 +62,7 @@ def _inputs_for(module: nn.Module, inputs: Tensor) -> str:
         if dtype == inputs.dtype:
             return ""
         module.eval()(inputs.to(dtype))
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except Exception:
         return ""
     name = str(dtype).removeprefix("torch.")
     kind = "" if inputs.is_floating_point() else ", as of tokens"

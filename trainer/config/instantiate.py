@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from trainer.config.schema import ComponentConfig, target_arguments, typed_overrides
 from trainer.config.signatures import argument_errors
 from trainer.utils.errors import ErrorCollector
+from trainer.utils.user_code import user_location
 
 
 def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, ...] = (), **options: Any) -> Any:
@@ -57,13 +58,21 @@ def instantiate_all(key: str, components: dict[str, ComponentConfig], **reserved
 
 
 def annotate_errors(key: str, component: ComponentConfig, make: Callable[[], Any]) -> Any:
-    """Return the result of `make`; raise its errors as ValueErrors that name the key and values of the component."""
+    """Return the result of `make`; raise its errors as ValueErrors that name the key and values of the component.
+
+    An error inside the user's own code is described by its class, and by the file and the line.
+    """
     try:
         return make()
-    except (ImportError, InstantiationException, TypeError, ValueError) as error:
+    except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        reason = " ".join(str(cause).split())
-        if isinstance(cause, TypeError) and "argument" not in reason:
+        reason, location = " ".join(str(cause).split()), user_location(cause)
+        if location:
+            kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}{': ' * bool(reason)}"
+            reason = f"{kind}{reason}\n  in {location}"
+        elif not isinstance(error, ImportError | InstantiationException | TypeError | ValueError):
+            raise
+        elif isinstance(cause, TypeError) and "argument" not in reason:
             reason = "a value is of the wrong type"
         elif isinstance(cause, ValueError) and (f"{key}=" in reason or f"{key}." in reason):
             raise ValueError(str(cause)) from error

@@ -48,7 +48,7 @@ class LoopControl:
         self.checkpointed_at = began
         self.round_deadline = self.training_deadline = float("inf")
         self.stop_requested = False
-        self.phase, self.result = "starting", None
+        self.phase, self.result, self.clients_begun = "starting", None, 0
 
     def request_stop(self) -> None:
         """Ask to stop at the next opportunity. Safe in any thread."""
@@ -70,6 +70,12 @@ class LoopControl:
     def set_activity(self, phase: str, result: ClientResult | None = None) -> None:
         """Set what is being done, for the heartbeat."""
         self.phase, self.result = phase, result
+        self.clients_begun += result is not None
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether this process has made a step."""
+        return self.clients_begun > (self.result is not None and self.result.steps == 0)
 
     def activity(self) -> str:
         """Return what is being done, for people, such as "round 3: training client 1, step 17"."""

@@ -55,6 +55,7 @@ class TrainingOptions:
         clip: limits to a step's gradient.
         ema_decay: of the exponential moving average of the weights; None: there is none.
         compile_backend: torch.compile's for the model; None: it is not compiled.
+        allow_unused: whether a batch may leave trainable parameters without a gradient.
         max_nonfinite_rounds: consecutive rounds with nonfinite clients that end the run.
     """
 
@@ -63,6 +64,7 @@ class TrainingOptions:
     clip: ClipOptions = ClipOptions()
     ema_decay: Fraction | None = None
     compile_backend: Literal["inductor", "aot_eager", None] = None
+    allow_unused: bool = False
     max_nonfinite_rounds: PositiveInt = 3
 
     def batch_size_of(self, examples: int) -> int:

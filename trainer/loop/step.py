@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.algorithms.base import ClientSession
 from trainer.algorithms.client_result import ClientResult
 from trainer.data.loading.loader import MicroBatch, ReplicaBatch
-from trainer.distributed.gradients.ddp import no_sync, wrap_ddp
+from trainer.distributed.gradients.ddp import no_sync, raise_if_unused, wrap_ddp
 from trainer.loop.loss_normalizer import LossNormalizer
 from trainer.loop.run import Run
 from trainer.models.flat import FlatModel
@@ -40,7 +40,8 @@ class TrainStep:
         self.run, self.model, self.ema = run, model, ema
         device = run.topology.device
         self.scaler: LossScaler = DynamicLossScaler(device) if run.autocast == torch.float16 else IdentityLossScaler()
-        wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, run.gradient_compression(), self.scaler)
+        reducer, allow_unused = run.gradient_compression(), run.training.allow_unused
+        wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, reducer, self.scaler, allow_unused)
         self.no_sync = partial(no_sync, wrapped)
         self.ddp_model = compile_module(wrapped, run.training.compile_backend)
         self.forward = compile_module(model.module, run.training.compile_backend)
@@ -145,6 +146,7 @@ class TrainStep:
             loss_sum.backward(scale)
         except (RuntimeError, MemoryError) as error:
             raise_if_oom(error, "micro_batch_size", self.run.training.micro_batch_size, count)
+            raise_if_unused(error, self.model.module)
             raise
         return loss_sum.detach_()
 

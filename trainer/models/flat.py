@@ -12,9 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.utils.text import first_few
+
 BatchNormReduction = Literal["pooled", "mean"]
 
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as separately allocated tensors do
+
+NAMES_SHOWN = 4  # parameters of each type in a message
 
 BLOCK = 1 << 19  # elements; a block stays in the CPU cache while several operations pass over it
 
@@ -31,6 +35,33 @@ def share_all(name: str) -> bool:
     return True
 
 
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name, which are of one dtype, so that one vector can hold them.
+
+    Raises:
+        ValueError: there are none, or they are of several dtypes, or not of real numbers.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    by_type: dict[torch.dtype, list[str]] = {}
+    for name, parameter in trainable.items():
+        by_type.setdefault(parameter.dtype, []).append(name)
+    if len(by_type) == 1 and next(iter(by_type)).is_floating_point:
+        return trainable
+    shown = [
+        f"{dtype} ({', '.join(first_few(names, NAMES_SHOWN))})" for dtype, names in sorted(by_type.items(), key=str)
+    ]
+    if len(by_type) > 1:
+        found, way_out = (
+            f"trainable parameters of several types: {', '.join(shown)}",
+            "convert them, such as by .float()",
+        )
+    elif by_type:
+        found, way_out = f"trainable parameters of {shown[0]}", "train torch.view_as_real(parameter) in its place"
+    else:
+        found, way_out = "no trainable parameter", "set requires_grad=True"
+    raise ValueError(f"model= has {found}.\n  valid: trainable parameters of one floating point type; {way_out}")
+
+
 class FlatModel:
     """A module whose trainable parameters are views into the vectors `shared` and `personal`.
 
@@ -42,7 +73,7 @@ class FlatModel:
     alignment: the length of `shared` is a multiple of it.
 
     Raises:
-        ValueError: the module has no trainable parameters, or ones of several dtypes.
+        ValueError: see `trainable_parameters`.
     """
 
     def __init__(
@@ -53,11 +84,7 @@ class FlatModel:
         alignment: int = 1,
     ):
         self.module = module
-        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        dtypes = sorted({str(p.dtype) for p in trainable.values()})
-        if len(dtypes) != 1:
-            found = f"trainable parameters of several types: {dtypes}" if dtypes else "no trainable parameter"
-            raise ValueError(f"model= has {found}.\n  valid: trainable parameters of one floating point type")
+        trainable = trainable_parameters(module)
         self.named_trainable = list(trainable.items())
         self.trainable = list(trainable.values())
         self.shared_names = [name for name in trainable if is_shared(name)]

@@ -47,7 +47,7 @@ class GradientClipper:
             return clip_grad_norm_(parameters, self.max_norm, self.norm_type)
         norm = 0.0
         if measure:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            gradients = [_values(parameter.grad) for parameter in parameters if parameter.grad is not None]
             norm = get_total_norm(gradients, self.norm_type)
         if self.max_value is not None:
             clip_grad_value_(parameters, self.max_value)
@@ -60,3 +60,8 @@ class GradientClipper:
         """The limits in the syntax of the command line; empty if nothing is clipped."""
         limits = {"clip.max_norm": self.max_norm, "clip.max_value": self.max_value}
         return [f"{name}={limit:g}" for name, limit in limits.items() if limit is not None]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Return the elements of a gradient that are not left out as zeros."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

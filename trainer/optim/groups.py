@@ -32,7 +32,7 @@ class GroupedOptimizerFactory:
         """Make the optimizer of these parameters.
 
         Raises:
-            ValueError: exclude_norm_bias_decay with an optimizer without weight decay.
+            ValueError: exclude_norm_bias_decay with an optimizer without weight decay, or one without learning rates.
         """
         groups: dict[tuple[float, bool], list[Named]] = {(1.0, True): []}
         for name, parameter in map(_named, parameters):
@@ -46,6 +46,8 @@ class GroupedOptimizerFactory:
             ]
         )
         for group in optimizer.param_groups:
+            if "lr" not in group:
+                raise ValueError("it has no lr in its groups, which the schedule and train/learning_rate go by")
             group["lr"] *= group.pop("factor")
             if not group.pop("decays"):
                 if "weight_decay" not in group:

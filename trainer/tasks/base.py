@@ -92,6 +92,22 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights.view(-1, *[1] * (losses.dim() - 1))).sum()
 
 
+LABEL_TYPES = (torch.int64, torch.uint8)  # those that torch's cross-entropy takes
+
+
+def type_mismatch(outputs: Tensor, targets: Tensor, are_labels: bool = False) -> str:
+    """Return why outputs, or targets that are labels, cannot be of this type; empty if they can."""
+    if not outputs.is_floating_point():
+        return f"outputs are {_short(outputs.dtype)}; a loss takes floating-point numbers"
+    if are_labels and targets.dtype not in LABEL_TYPES:
+        return f"targets are {_short(targets.dtype)}; labels are int64: convert them in data=, such as by .long()"
+    return ""
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def shape_mismatch(outputs: Tensor, targets: Tensor, expected: str) -> str:
     """Describe shapes that are not the expected ones."""
     return f"outputs of shape {list(outputs.shape)} for targets of shape {list(targets.shape)}; {expected}"

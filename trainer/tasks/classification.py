@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
 from trainer.tasks.metrics import auc, macro_f1, mean, score_histogram
 
 TOP = 5
@@ -92,7 +92,7 @@ class Classification:
                 f"the targets are {targets.dtype}, and labels are integers: set data.classes={outputs.shape[1]}, by "
                 "which whole numbers of a file are labels, or convert them by .long()"
             )
-        return ""
+        return type_mismatch(outputs, targets, are_labels=True)
 
 
 def _are_weights(numbers: list[float]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
 
 
 class LanguageModelling:
@@ -48,4 +48,4 @@ class LanguageModelling:
             return shape_mismatch(outputs, targets, expected)
         if classes and outputs.shape[2] != classes:
             return f"{outputs.shape[2]} outputs, but the vocabulary has {classes}: set model.vocabulary={classes}"
-        return ""
+        return type_mismatch(outputs, targets, are_labels=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
 from trainer.tasks.metrics import BINS, auc, f1, macro_f1, score_histogram
 
 
@@ -73,7 +73,7 @@ class MultiLabel:
             return f"{outputs.shape[1]} outputs, but the data has {labels} labels: set model.classes={labels}"
         if not bool(((targets == 0) | (targets == 1)).all()):
             return "targets must be 0 or 1"
-        return ""
+        return type_mismatch(outputs, targets)
 
 
 def _positives(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import shape_mismatch, to_full_precision, weighted_sum
+from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
 from trainer.tasks.metrics import r2
 
 
@@ -62,7 +62,7 @@ class Regression:
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.shape not in (targets.shape, (*targets.shape, 1)):
             return shape_mismatch(outputs, targets, "regression expects as many outputs as targets per example")
-        return ""
+        return type_mismatch(outputs, targets)
 
     def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         if self.huber is None:

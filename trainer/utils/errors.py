@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
+class InputError(ValueError):
+    """An error for the user to correct; its message is complete. It ends a run that is not started again."""
+
+
 class ErrorCollector:
     """Collects errors, so that a user sees all of them at once."""
 

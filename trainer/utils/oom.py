@@ -6,10 +6,11 @@ import re
 
 import torch
 
+from trainer.utils.errors import InputError
 from trainer.utils.text import format_value
 
 
-class OutOfMemoryError(ValueError):
+class OutOfMemoryError(InputError):
     """A batch does not fit in memory; the message has the key to change."""
 
 

@@ -83,6 +83,18 @@ def separate_generators() -> Iterator[None]:
         random.setstate(before[2])
 
 
+@contextmanager
+def preserve_random_states(device: torch.device) -> Iterator[None]:
+    """Restore the generators of `separate_generators` after the block, and that of the GPU."""
+    states = [(generator, generator.get_state()) for generator in default_generators(device)]
+    with separate_generators():
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+
 def seed_generators(seed: int) -> None:
     """Seed the three generators by a 64-bit seed: torch and numpy by halves of it, as equal ones draw equal bits."""
     torch.default_generator.manual_seed(seed & 0xFFFFFFFF)

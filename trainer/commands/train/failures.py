@@ -14,8 +14,10 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.launch.heartbeat import Heartbeat
+from trainer.loop.control import LoopControl
 from trainer.loop.stopping import DivergedError
-from trainer.utils.oom import OutOfMemoryError
+from trainer.utils.errors import InputError
+from trainer.utils.user_code import user_location
 
 log = logging.getLogger("trainer")
 log.addHandler(logging.NullHandler())  # until the run folder is known, failures are printed only
@@ -25,7 +27,11 @@ ROOT_CAUSE_GRACE_SECONDS = 3
 
 
 def exit_on_failure(
-    error: BaseException, environment: ClusterEnvironment, folder: RunDir | None, heartbeat: Heartbeat | None
+    error: BaseException,
+    environment: ClusterEnvironment,
+    folder: RunDir | None,
+    heartbeat: Heartbeat | None,
+    control: LoopControl | None,
 ) -> NoReturn:
     """Report why this rank failed, and end the process at once: its peers may be waiting in a collective.
 
@@ -34,6 +40,7 @@ def exit_on_failure(
         environment: the position of this rank.
         folder: the run folder; None if it is not known yet.
         heartbeat: asks for the activities of the other ranks; None before there is one.
+        control: knows whether this rank has made a step; None before there is one.
     """
     if isinstance(error, KeyboardInterrupt):
         os._exit(130)
@@ -44,10 +51,13 @@ def exit_on_failure(
             print(error, file=sys.stderr, flush=True)
         time.sleep(0 if environment.rank == 0 else ROOT_CAUSE_GRACE_SECONDS)
         os._exit(1)
-    description = _describe(error, environment, heartbeat)
-    status = "bad_input" if isinstance(error, OutOfMemoryError) else "crashed"
+    location = "" if control and control.has_stepped else user_location(error)
+    description = _describe(error, environment, heartbeat, location)
+    is_bad_input = isinstance(error, InputError) or (location and not _is_of_peers(error))
     if folder and folder.path.exists() and folder.claim_failure("run"):
-        folder.set_status(status, rank=environment.rank, error=f"{type(error).__name__}: {error}")
+        where = f" ({location})" if location else ""
+        status = "bad_input" if is_bad_input else "crashed"
+        folder.set_status(status, rank=environment.rank, error=f"{type(error).__name__}: {error}{where}")
     if folder and not folder.claim_failure(f"node-{environment.node}"):
         time.sleep(ROOT_CAUSE_GRACE_SECONDS)  # another rank of this node prints its own
     else:
@@ -55,8 +65,19 @@ def exit_on_failure(
     os._exit(1)
 
 
-def _describe(error: BaseException, environment: ClusterEnvironment, heartbeat: Heartbeat | None) -> str:
-    """Describe a failure. A rank that lost a peer waits first, so that the peer can report the cause."""
+def _is_of_peers(error: BaseException) -> bool:
+    return collectives.has_timed_out(error) or collectives.has_lost_peers(error)
+
+
+def _describe(error: BaseException, environment: ClusterEnvironment, heartbeat: Heartbeat | None, location: str) -> str:
+    """Describe a failure. A rank that lost a peer waits first, so that the peer can report the cause.
+
+    Args:
+        error: what ended the worker.
+        environment: the position of this rank.
+        heartbeat: asks for the activities of the other ranks.
+        location: the line of the user's code that failed before the first step; empty if none did.
+    """
     rank = f"rank {environment.rank}"
     if heartbeat and collectives.has_timed_out(error):
         activities = heartbeat.activities(environment.world_size)
@@ -64,8 +85,10 @@ def _describe(error: BaseException, environment: ClusterEnvironment, heartbeat: 
     if collectives.has_lost_peers(error):
         time.sleep(ROOT_CAUSE_GRACE_SECONDS)
         return f"{rank} lost its peers: {str(error).splitlines()[0]}"
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, InputError):
         return f"{rank}: {error}"
     if isinstance(error, DiskFullError):
         return f"{rank}: {error.strerror}"
+    if location:
+        return f"{rank}: {type(error).__name__}: {error}\n  in {location}"
     return f"{rank} failed:\n{''.join(traceback.format_exception(error))}"

@@ -79,7 +79,8 @@ def main(compose: Callable[[], Tree], own: Sequence[str]) -> Status:
             print(error, file=sys.stderr, flush=True)
         return "bad_input"
     except BaseException as error:
-        exit_on_failure(error, environment, worker and worker.folder, worker and worker.heartbeat)
+        known = (worker.folder, worker.heartbeat, worker.control) if worker else (None, None, None)
+        exit_on_failure(error, environment, *known)
 
 
 def _composed(compose: Callable[[], Tree], environment: ClusterEnvironment) -> dict[str, Any]:
@@ -136,6 +137,7 @@ class Worker:
         self.storage = _on_all_ranks(lambda: detect_shared_storage(self.folder.path, self.environment, must_be_shared))
         _on_all_ranks(self._create_or_check_folder)
         self.folder.start_log(topology.rank)
+        self._check_starts()
         logging.getLogger().setLevel(os.environ.get(LOG_LEVEL, "INFO"))
         if collectives.broadcast_text(
             "finished" if self.is_first and self.folder.has_finished(self.config.rounds) else ""
@@ -163,6 +165,13 @@ class Worker:
     def _create_or_check_folder(self) -> None:
         if self.writes_to_storage:
             self.folder.create_or_check(self.tree, is_restart=restart_count() > 0)
+
+    def _check_starts(self) -> None:
+        """Count this start; raise DivergedError on all ranks if the ones before have all come no further."""
+        failed = self.folder.count_start(restart_count()) - 1 if self.is_first else 0
+        fruitless = f"{failed} starts in a row came no further than {self.folder.newest_checkpoint()}: not restarted."
+        if fruitless := collectives.broadcast_text(fruitless if failed >= MAX_STARTS_WITHOUT_PROGRESS else ""):
+            raise DivergedError(fruitless)
 
     def _set_status(self, status: Status) -> None:
         if self.writes_to_storage:
@@ -219,18 +228,13 @@ class Worker:
         return make_checkpointer(run, elsewhere, self.storage).latest()
 
     def _announce_start(self, resume_point: ResumePoint | None) -> None:
-        """Print where the run continues; raise DivergedError on all ranks if the last starts came no further."""
-        start = resume_point.description if resume_point else "the beginning"
-        fruitless = ""
-        if self.is_first:
-            for reason in resume_point.rejected if resume_point else ():
-                print(f"skipped: {reason}", file=sys.stderr, flush=True)
-            if resume_point and self.prints:
-                print(f"continues from {start}", flush=True)
-            if (starts := self.folder.count_start(start, restart_count())) >= MAX_STARTS_WITHOUT_PROGRESS:
-                fruitless = f"{starts} starts in a row came no further than {start}: not restarted."
-        if fruitless := collectives.broadcast_text(fruitless):
-            raise DivergedError(fruitless)
+        """Print where the run continues."""
+        if not (self.is_first and resume_point):
+            return
+        for reason in resume_point.rejected:
+            print(f"skipped: {reason}", file=sys.stderr, flush=True)
+        if self.prints:
+            print(f"continues from {resume_point.description}", flush=True)
 
     def _loggers(self, console: ConsoleLogger, resume_point: ResumePoint | None) -> list[Logger]:
         """Make rank 0's loggers. Those that write files cut off the rounds after the checkpoint."""

@@ -136,7 +136,10 @@ class ClientBatches:
         order = self._order(epoch)
         fetched = self._fetch(order, epoch, [self.shard.fetched_range(begin, end) for begin, end in pairwise(bounds)])
         for (begin, end), columns in zip(pairwise(bounds), fetched, strict=True):
-            weight, replica_weight = self._weight(order, begin, end), self._weight(order, *self.shard.range_of(begin, end))
+            weight, replica_weight = (
+                self._weight(order, begin, end),
+                self._weight(order, *self.shard.range_of(begin, end)),
+            )
             yield ReplicaBatch(self._micro_batches(columns), end - begin, weight, replica_weight)
 
     def _order(self, epoch: int) -> Tensor:

@@ -17,7 +17,12 @@ class GradientReducer(Protocol):
 
     The state is that of a replica and a client, like that of an optimizer: the part of the client's gradients that was
     not sent yet. Gradients that are not finite stay so, on all replicas.
+
+    Attributes:
+        takes_sparse: whether gradients may be sparse tensors.
     """
+
+    takes_sparse: bool = False
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         """Register the reducer as the module's communication hook, with an empty state."""
@@ -47,6 +52,8 @@ class GradientReducer(Protocol):
 class StatelessReducer:
     """Base of reducers without a state."""
 
+    takes_sparse = False
+
     def rollback(self) -> None:
         pass
 
@@ -62,6 +69,8 @@ class StatelessReducer:
 
 class FullPrecisionReducer(StatelessReducer):
     """The all-reduce of DistributedDataParallel itself."""
+
+    takes_sparse = True
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         pass

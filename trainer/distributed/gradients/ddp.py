@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
 from trainer.distributed.topology import Topology
 from trainer.optim import LossScaler
+from trainer.utils.errors import InputError
+from trainer.utils.text import first_few
 
 # torch 2.13 deprecates the older name of the option.
 SYNC_BUFFERS = next(
@@ -22,7 +25,7 @@ SYNC_BUFFERS = next(
 
 
 def wrap_ddp(
-    module: nn.Module, topology: Topology, reducer: GradientReducer, scaler: LossScaler
+    module: nn.Module, topology: Topology, reducer: GradientReducer, scaler: LossScaler, allow_unused: bool = False
 ) -> tuple[nn.Module, GradientReducer]:
     """Wrap a module so that its gradients are averaged over the silo.
 
@@ -31,6 +34,7 @@ def wrap_ddp(
         topology: of this rank
         reducer: averages the gradients
         scaler: of the loss
+        allow_unused: whether parameters may be left without a gradient; DDP then looks for them in every step
 
     Returns:
         the module to train with, and the reducer that it uses
@@ -40,11 +44,25 @@ def wrap_ddp(
         return module, FullPrecisionReducer()
     # Each replica has its own batch statistics, which are pooled once a round.
     options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+    options["find_unused_parameters"] = allow_unused
     if topology.device.type == "cuda":
         options["device_ids"] = [topology.device]
     wrapped = DistributedDataParallel(module, process_group=topology.silo_group, **options)
     reducer.attach(wrapped, topology, scaler)
     return wrapped, reducer
+
+
+def raise_if_unused(error: RuntimeError, module: nn.Module) -> None:
+    """Raise InputError if `error` is DDP's, for parameters that the last batch left without a gradient; else return."""
+    if "finished reduction in the prior iteration" not in str(error):
+        return
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    indices = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+    names = [trainable[int(index)] for index in indices[1].split()] if indices else ["some parameters"]
+    raise InputError(
+        f"model={type(module).__name__}: the loss of a batch does not depend on {', '.join(first_few(names, 8))}, and "
+        "the replicas of a silo wait for all gradients.\n  set allow_unused=true, which costs some time; or use them"
+    ) from error
 
 
 def no_sync(wrapped: nn.Module) -> AbstractContextManager[None]:

@@ -40,6 +40,8 @@ class Int8Reducer:
         ValueError: the block is not a multiple of 8
     """
 
+    takes_sparse = False
+
     def __init__(self, block: int = 256):
         validate_block_size("gradient_compression", block)
         self.block = block

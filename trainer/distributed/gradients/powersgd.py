@@ -40,6 +40,8 @@ class PowerSGDReducer:
         ValueError: `rank` or `start` is too small
     """
 
+    takes_sparse = False
+
     def __init__(self, rank: int = 4, start: int = 10):
         errors = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []
         errors += [f"gradient_compression.start={start}\n  valid: a whole number from 2"] if start < 2 else []

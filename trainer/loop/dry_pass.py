@@ -1,0 +1,174 @@
+"""The dry pass before training: what a run does with a model, done once with two examples, on a copy of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoint.format import iter_leaves
+from trainer.loop.run import Run
+from trainer.models.flat import trainable_parameters
+from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state, step
+from trainer.utils.hardware import to_device
+from trainer.utils.oom import raise_if_oom
+from trainer.utils.seeding import preserve_random_states
+from trainer.utils.text import first_few
+from trainer.utils.user_code import user_location
+
+EXAMPLES = 2  # with fewer, layers that normalize by the statistics of their batch cannot be trained
+NAMES_SHOWN = 8  # parameters in a message
+
+
+def dry_pass(run: Run, copy_model: Callable[[], nn.Module]) -> None:
+    """Try a step of training, saving and restoring of its state, and an evaluation; on this rank alone.
+
+    Nothing of it remains: random generators are restored, and the model is a copy. It takes the memory of a training
+    step of two examples, and a copy of the parameters.
+
+    Args:
+        run: the choices.
+        copy_model: returns a copy of the initial model.
+
+    Raises:
+        ValueError: a run with this model would fail. A sentence says why, with the line of the user's code if the error
+            comes from there.
+    """
+    with preserve_random_states(run.topology.device):
+        module = copy_model()
+        run.validate_model(module)
+        _DryPass(run, module.to(run.topology.device)).run_all()
+
+
+class _DryPass:
+    """The parts of the dry pass, in their order."""
+
+    def __init__(self, run: Run, module: nn.Module):
+        self.run, self.module = run, module
+        self.model, self.task = f"model={type(module).__name__}", f"task={type(run.task).__name__}"
+        self.parameters = trainable_parameters(module)
+        ids = torch.arange(min(EXAMPLES, len(run.data.train)))
+        self.inputs, self.targets = (to_device(part, run.topology.device) for part in run.data.train.fetch(ids))
+        self.weights = () if run.weights is None else (to_device(run.weights.examples[ids], run.topology.device),)
+
+    def run_all(self) -> None:
+        self.module.train(len(self.inputs) > 1)
+        self._backward(self._loss_sum())
+        self._check_gradients()
+        self._step()
+        self._evaluate()
+
+    def _forward(self) -> Tensor:
+        with _named(f"{self.model} failed in its forward pass"), self._autocast(), self._in_memory():
+            return self.module(self.inputs)
+
+    def _loss_sum(self) -> Tensor:
+        outputs = self._forward()
+        with _named(f"{self.task}: the loss failed"), self._autocast():
+            loss_sum = self.run.task.loss_sum(outputs, self.targets, *self.weights)
+        if not isinstance(loss_sum, Tensor) or loss_sum.dim():
+            raise ValueError(f"{self.task}: loss_sum gave {_described(loss_sum)}\n  valid: a tensor of no dimensions")
+        if not loss_sum.requires_grad:
+            raise ValueError(
+                f"{self.model}: the loss has no gradient.\n"
+                "  do not detach the outputs, convert them to numbers, or compute them under torch.no_grad()"
+            )
+        return loss_sum
+
+    def _backward(self, loss_sum: Tensor) -> None:
+        with _named(f"{self.model} failed in its backward pass"), self._in_memory():
+            loss_sum.backward()
+
+    def _check_gradients(self) -> None:
+        unused = [name for name, parameter in self.parameters.items() if parameter.grad is None]
+        if unused and max(self.run.topology.silo_sizes) > 1 and not self.run.training.allow_unused:
+            raise ValueError(
+                f"{self.model}: the loss does not depend on {', '.join(first_few(unused, NAMES_SHOWN))}, and the "
+                "replicas of a silo wait for all gradients.\n"
+                f"  set allow_unused=true, which costs some time; or model.freeze='^{unused[0]}$'; or use them"
+            )
+        sparse = [name for name, parameter in self.parameters.items() if _is_sparse(parameter.grad)]
+        if sparse and (obstacles := self._needs_dense_gradients()):
+            raise ValueError(
+                f"{self.model}: the gradients of {', '.join(first_few(sparse, NAMES_SHOWN))} are sparse, which "
+                f"{' and '.join(obstacles)} cannot take.\n  make the embedding with sparse=False"
+            )
+
+    def _needs_dense_gradients(self) -> list[str]:
+        """Return the choices that cannot work with sparse gradients."""
+        run, has_replicas = self.run, max(self.run.topology.silo_sizes) > 1
+        obstacles = list(run.clipper.settings)
+        if run.algorithm.adds_to_gradients:
+            obstacles.append(f"algorithm={type(run.algorithm).__name__} with its terms of the gradient")
+        if has_replicas and not run.gradient_compression().takes_sparse:
+            obstacles.append("gradient_compression=")
+        if has_replicas and run.topology.device.type == "cuda":
+            obstacles.append("NCCL")
+        return obstacles
+
+    def _step(self) -> None:
+        """Clip the gradients, step, and then save and restore the state of the optimizer."""
+        self.run.clipper(list(self.parameters.values()), measure=True)
+        with _named("optimizer: it cannot be made for this model"):
+            optimizer = self.run.optimizer(list(self.parameters.items()))
+        name = f"optimizer={type(optimizer).__name__}"
+        with _named(f"{name} failed in its step"), self._in_memory():
+            step(optimizer)
+        with _named(f"{name}: its state cannot be restored"):
+            state = clone_state(optimizer_state(optimizer))
+            restore_optimizer_state(optimizer, state)
+        for leaf, value in iter_leaves(state):
+            if not isinstance(value, Tensor | int | float | str | None):
+                raise ValueError(
+                    f"{name}: {leaf.split('/')[-1]} of its state is {_described(value)}, which no checkpoint can hold."
+                    "\n  valid: tensors, numbers and texts; set another optimizer="
+                )
+        self.module.zero_grad()
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        task = self.run.task
+        self.module.eval()
+        outputs = self._forward()
+        with _named(f"{self.task}: the evaluation failed"):
+            rows, pooled = task.score_sums(outputs, self.targets), task.pooled_sums(outputs, self.targets)
+            if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != len(self.inputs):
+                raise ValueError(f"score_sums gave {_described(rows)}; valid: a tensor [{len(self.inputs)}, k]")
+            task.summary(rows.double().sum(0).cpu(), len(self.inputs) * task.units(self.targets))
+            task.pooled_summary({key: part.double().cpu() for key, part in pooled.items()})
+
+    def _autocast(self) -> torch.autocast | nullcontext[None]:
+        run = self.run
+        return torch.autocast(run.topology.device.type, run.autocast) if run.autocast else nullcontext()
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            raise_if_oom(error, "micro_batch_size", self.run.training.micro_batch_size, len(self.inputs))
+            raise
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Raise the errors of the block as ValueErrors that begin like this, and name the line of the user's code."""
+    try:
+        yield
+    except Exception as error:
+        location = user_location(error)
+        where = f"\n  in {location}" if location else ""
+        raise ValueError(f"{what}: {type(error).__name__}: {error}{where}") from error
+
+
+def _is_sparse(gradient: Tensor | None) -> bool:
+    return gradient is not None and gradient.layout != torch.strided
+
+
+def _described(value: object) -> str:
+    """Describe a value of the wrong kind."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return f"a {type(value).__name__}"

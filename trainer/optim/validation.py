@@ -1,0 +1,54 @@
+"""A trial of an optimizer on small parameters, before a run is built on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from inspect import Parameter, signature
+
+import torch
+from torch import nn
+
+from trainer.optim.optimizers import OptimizerFactory, clone_state, optimizer_state, restore_optimizer_state, step
+
+MATRIX_AND_VECTOR = ((3, 2), (3,))
+VECTOR = ((3,),)
+
+
+def validate_optimizer(make: OptimizerFactory, shapes: Sequence[tuple[int, ...]] = MATRIX_AND_VECTOR) -> None:
+    """Check that an optimizer can be made, steps by gradients alone, and goes on with the same bits from saved state.
+
+    Args:
+        make: makes it.
+        shapes: those of the parameters to try it on.
+
+    Raises:
+        ValueError: it does not, or making it raised this.
+    """
+    parameters = [nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).view(shape)) for shape in shapes]
+    optimizer = make(parameters)
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure and closure.default is Parameter.empty:
+        raise ValueError("its step calls a closure, which computes the loss again; a run computes it once a step")
+    with torch.random.fork_rng(devices=[]):  # of optimizers that add noise
+        try:
+            _step(optimizer, parameters, 1)
+            resumed_parameters = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+            resumed = make(resumed_parameters)
+            restore_optimizer_state(resumed, clone_state(optimizer_state(optimizer)))
+            _step(optimizer, parameters, 2)
+            _step(resumed, resumed_parameters, 2)
+        except Exception as error:
+            raise ValueError(f"its step failed: {type(error).__name__}: {error}") from error
+    if not all(map(torch.equal, parameters, resumed_parameters)):
+        raise ValueError(
+            "restored from its saved state, it takes another step: some of what it knows is not in its state, which "
+            "checkpoints and clients keep"
+        )
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], number: int) -> None:
+    torch.default_generator.manual_seed(number)
+    for parameter in parameters:
+        parameter.grad = torch.arange(1.0, parameter.numel() + 1).view_as(parameter) / number
+    step(optimizer)
