@@ -72,8 +72,7 @@ def assert_as_expected(kind: str, choices: dict[str, Any], model: dict[str, Tens
     with torch.no_grad():
         theirs = expected(kind, module(inputs).numpy(), targets.numpy())
     for name, value in theirs.items():
-        tolerance = 0.01 if name == "auc" else 1e-9  # one of 90 pairs may share a bin
-        assert told[f"test/{name}"] == pytest.approx(value, abs=tolerance), name
+        assert told[f"test/{name}"] == pytest.approx(value, abs=1e-9), name
 
 
 @pytest.mark.parametrize("kind", ["many_classes", "two_classes", "multi_label", "regression"])

@@ -51,9 +51,14 @@ RENAMED = {
     "algorithm.trim": "algorithm.rule.trim",
     "algorithm.byzantine": "algorithm.rule.byzantine",
     "algorithm.selected": "algorithm.rule.selected",
+    "task.auc_bins": "task.auc",
 }
 # Values that had another name too.
-VALUES = {"round.late": {"count": "keep"}, "run_dir_shared": {"auto": "false"}}
+VALUES = {
+    "round.late": {"count": "keep"},
+    "run_dir_shared": {"auto": "false"},
+    "task.auc_bins": {"0": "false", "1024": "true"},
+}
 
 
 def renamed(override: str) -> str | None:

@@ -16,6 +16,7 @@ from trainer.loggers import Metrics
 from trainer.loop.consistency import check_consistency
 from trainer.loop.control import Action
 from trainer.loop.local_trainer import LocalTrainer
+from trainer.loop.pooled_sums import PooledSums
 from trainer.loop.round_metrics import evaluation_metrics
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
@@ -104,19 +105,18 @@ def evaluation_sums(
     """
     trainer.model.module.eval()
     # A rank without examples learns from one of another's what is summed.
-    rows, pooled = _evaluate_batch(trainer, source, torch.zeros(1, dtype=torch.int64))
-    sums = {"clients": rows.new_zeros(len(ids), rows.shape[1])}
-    sums |= {name: torch.zeros_like(part, dtype=torch.float64) for name, part in pooled.items()}
+    rows, like = _evaluate_batch(trainer, source, torch.zeros(1, dtype=torch.int64))
+    table, pooled = rows.new_zeros(len(ids), rows.shape[1]), PooledSums(like)
     for group in models(trainer):
         trainer.model.module.eval()
         for clients, examples in evaluation_batches(trainer.run, ids, group):
             if trainer.control.requested_action() is Action.STOP:
                 break
-            rows, pooled = _evaluate_batch(trainer, source, examples)
-            sums["clients"].index_add_(0, clients, rows)
-            for name, part in pooled.items():
-                sums[name] += part
-    return sums
+            rows, parts = _evaluate_batch(trainer, source, examples)
+            table.index_add_(0, clients, rows)
+            pooled.add(parts)
+    topology = trainer.run.topology
+    return {"clients": table, **pooled.tables(topology.rank, topology.world_size)}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
 from trainer.algorithms.round import Round
 from trainer.loggers import Metrics, higher_is_better
+from trainer.loop.pooled_sums import totals
 from trainer.loop.run import Run
 from trainer.models.flat import BufferStatistics
 from trainer.utils.hardware import peak_memory_bytes
@@ -172,9 +173,9 @@ def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metri
     Args:
         run: the run.
         name: the prefix of the metrics, such as `test`.
-        sums: `clients` is a table [clients, 1 + score sums], the units first; the others are the task's pooled sums.
+        sums: `clients` is a table [clients, 1 + score sums], the units first; the others are those of `PooledSums`.
     """
-    table, pooled = sums["clients"], {key: part for key, part in sums.items() if key != "clients"}
+    table, pooled = sums["clients"], totals({key: part for key, part in sums.items() if key != "clients"})
     pooled_metrics = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
     metrics = {f"{name}/{key}": value for key, value in pooled_metrics.items()}
     if name == "validation" or run.metrics.per_client == "none" or len(table) < 2:

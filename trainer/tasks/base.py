@@ -67,7 +67,10 @@ class Task(Protocol):
         ...
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return sums over the examples by name, of shapes that do not depend on B; empty without pooled scores."""
+        """Return sums over the examples by name, of shapes that do not depend on B; empty without pooled scores.
+
+        A sum may be a sparse tensor like that of `trainer.tasks.metrics.score_counts`, whose scores may be merged.
+        """
         ...
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
-from trainer.tasks.metrics import auc, macro_f1, mean, score_histogram
+from trainer.tasks.metrics import auc, macro_f1, mean, score_counts
 
 TOP = 5
 
@@ -60,7 +60,7 @@ class Classification:
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return `by_class` [classes, 3]: true positives, predicted positives, and positives.
 
-        Also the number of `top5` hits, and the histograms `by_score` of two classes.
+        Also the number of `top5` hits, and the counts `by_score` of two classes, see `score_counts`.
         """
         outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
         classes, predicted = outputs.shape[1], outputs.argmax(1)
@@ -69,7 +69,7 @@ class Classification:
         if classes > TOP:
             sums["top5"] = outputs.topk(TOP, 1).indices.eq(targets[:, None]).sum()
         if classes == 2:
-            sums["by_score"] = score_histogram(outputs[:, 1:] - outputs[:, :1], targets[:, None])
+            sums["by_score"] = score_counts(outputs[:, 1:] - outputs[:, :1], targets[:, None])
         return sums
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

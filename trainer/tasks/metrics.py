@@ -1,4 +1,4 @@
-"""Metrics made from sums over examples: F1 from counts, R2 from squares, AUC from histograms.
+"""Metrics made from sums over examples: F1 from counts, R2 from squares, AUC from counts of scores.
 
 All take float64 sums and return NaN where the metric is not defined.
 """
@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-BINS = 1024  # of a histogram of logits
-STEEPNESS, LARGEST_LOGIT = 100.0, 40.0  # of the spacing of the bins
+FLOATS = 1 << 32  # numbers of a float32
 
 
 def mean(total: Tensor, count: Tensor) -> float:
@@ -43,35 +42,63 @@ def r2(sums: Tensor) -> float:
     return (1 - errors[varies] / spread[varies]).mean().item()
 
 
-def score_histogram(logits: Tensor, targets: Tensor, bins: int = BINS) -> Tensor:
-    """Return a histogram of the logits of negatives and of positives for each label, int64 [labels, 2, bins].
+def score_counts(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return how many negatives and positives have each score, by label: sparse int64 [labels, FLOATS, 2].
 
-    Bins are uniform in asinh(100 logit) for logits in [-40, 40]. 1,024 bins are 0.0002 wide at 0, and 2 % of the logit
-    far from 0.
+    The second index is the position of the score among all float32 numbers. So counts of any scores add up, and only
+    those that occur take memory.
 
     Args:
-        logits: [B, labels] on the CPU.
+        scores: [B, labels] on the CPU; NaN counts as 0.
         targets: 0 or 1, [B, labels] on the CPU.
-        bins: number of bins.
     """
-    scaled = torch.asinh(STEEPNESS * logits.nan_to_num(0.0)) / math.asinh(STEEPNESS * LARGEST_LOGIT)
-    bin_index = ((scaled + 1) / 2 * bins).long().clamp_(0, bins - 1)
-    labels = torch.arange(logits.shape[1])
-    cells = (labels * 2 + (targets > 0)) * bins + bin_index
-    counts = torch.bincount(cells.flatten(), minlength=2 * bins * logits.shape[1])
-    return counts.view(logits.shape[1], 2, bins)
+    bits = (scores.float().nan_to_num(0.0, math.inf, -math.inf) + 0.0).view(torch.int32).long()  # -0 is 0
+    # The bits of positive numbers grow with the number, those of negative ones with its magnitude.
+    order = torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + FLOATS // 2
+    labels = torch.arange(scores.shape[1]).expand_as(order)
+    is_positive = (targets > 0).flatten()
+    counts = torch.stack((~is_positive, is_positive), 1).long()
+    cells = torch.stack((labels.flatten(), order.flatten()))
+    return torch.sparse_coo_tensor(cells, counts, (scores.shape[1], FLOATS, 2), check_invariants=False)
 
 
-def auc(histograms: Tensor) -> float:
+def auc(counts: Tensor) -> float:
     """Return the area under the ROC curve, the mean over labels that have positives and negatives.
 
-    It is the probability that a positive has a higher logit than a negative. A pair in one bin counts half, so the
-    error is at most half the fraction of such pairs.
+    It is the probability that a positive has a higher score than a negative; of pairs with the same score, half count.
 
     Args:
-        histograms: [labels, 2, bins], see `score_histogram`.
+        counts: [labels, FLOATS, 2], see `score_counts`.
     """
-    negatives, positives = histograms.unbind(1)
-    below = negatives.cumsum(1) - 0.5 * negatives
-    pairs = negatives.sum(1) * positives.sum(1)
-    return ((positives * below).sum(1) / pairs).nanmean().item()
+    counts = counts.coalesce()
+    labels, (negatives, positives) = counts.indices()[0], counts.values().double().unbind(1)
+    negatives_of, positives_of = _by_label(negatives, labels, counts), _by_label(positives, labels, counts)
+    below = negatives.cumsum(0) - 0.5 * negatives - (negatives_of.cumsum(0) - negatives_of)[labels]
+    return (_by_label(positives * below, labels, counts) / (negatives_of * positives_of)).nanmean().item()
+
+
+def merge_scores(counts: Tensor, limit: int) -> Tensor:
+    """Merge scores next to each other, until a label has at most `limit`: groups of about the same number of examples.
+
+    The order of the groups is that of their scores, so only pairs within a group are no longer told apart.
+    """
+    counts = counts.coalesce()
+    (labels, order), values = counts.indices(), counts.values()
+    if not len(labels) or int(labels.bincount().max()) <= limit:
+        return counts
+    weights = values.sum(1).double()
+    weights_of = _by_label(weights, labels, counts)
+    middle = weights.cumsum(0) - 0.5 * weights - (weights_of.cumsum(0) - weights_of)[labels]
+    group = (middle / weights_of[labels] * limit).long().clamp_(max=limit - 1) + labels * limit
+    group = group.unique_consecutive(return_inverse=True)[1]
+    merged = values.new_zeros(int(group[-1]) + 1, 2).index_add_(0, group, values)
+    # The mean position stands for the group.
+    centre = weights.new_zeros(len(merged)).index_add_(0, group, weights * order) / merged.sum(1)
+    first = torch.cat([group.new_tensor([0]), (group.diff() > 0).nonzero()[:, 0] + 1])
+    cells = torch.stack((labels[first], centre.long()))
+    return torch.sparse_coo_tensor(cells, merged, counts.shape, check_invariants=False).coalesce()
+
+
+def _by_label(values: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """Sum float64 values by label, [labels]."""
+    return values.new_zeros(len(counts)).index_add_(0, labels, values)

@@ -13,8 +13,9 @@ import torch
 from sklearn import metrics
 from torch import Tensor
 
+from trainer.loop.pooled_sums import SCORES, PooledSums, totals
 from trainer.tasks import REQUIRED_METHODS, Classification, MultiLabel, Regression, Task
-from trainer.tasks.metrics import auc, r2, score_histogram
+from trainer.tasks.metrics import auc, merge_scores, r2, score_counts
 
 
 def metrics_of(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -24,8 +25,12 @@ def metrics_of(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]
     rows = sum(task.score_sums(outputs[part], targets[part]).sum(0) for part in parts)
     assert isinstance(rows, Tensor)
     sums = [task.pooled_sums(outputs[part], targets[part]) for part in parts]
-    pooled = {name: torch.stack([one[name].double() for one in sums]).sum(0) for name in sums[0]}
-    return task.summary(rows, task.units(targets) * len(targets)) | task.pooled_summary(pooled)
+    pooled = [PooledSums(one) for one in sums]
+    for mine, one in zip(pooled, sums, strict=True):
+        mine.add(one)
+    tables = [mine.tables(rank, 3) for rank, mine in enumerate(pooled)]
+    total = {name: torch.stack([table[name] for table in tables]).sum(0) for name in tables[0]}
+    return task.summary(rows, task.units(targets) * len(targets)) | task.pooled_summary(totals(total))
 
 
 def labelled(classes: int, examples: int = 400, skill: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -53,7 +58,7 @@ def test_classification(classes: int):
 def test_area_under_the_curve_of_two_classes():
     outputs, targets = labelled(2)
     expected = metrics.roc_auc_score(targets, outputs[:, 1] - outputs[:, 0])
-    assert metrics_of(Classification(), outputs, targets)["auc"] == pytest.approx(expected, abs=2e-3)
+    assert metrics_of(Classification(), outputs, targets)["auc"] == pytest.approx(expected, abs=1e-12)
 
 
 def tagged(examples: int = 500) -> tuple[Tensor, Tensor]:
@@ -70,8 +75,8 @@ def test_multi_label():
     for average in ("micro", "macro"):
         expected = metrics.f1_score(targets, predicted, average=average)
         assert figures[f"{average}_f1"] == pytest.approx(expected)
-    assert figures["auc"] == pytest.approx(metrics.roc_auc_score(targets, outputs, average="macro"), abs=2e-3)
-    assert "auc" not in metrics_of(MultiLabel(auc_bins=0), outputs, targets)
+    assert figures["auc"] == pytest.approx(metrics.roc_auc_score(targets, outputs, average="macro"), abs=1e-12)
+    assert "auc" not in metrics_of(MultiLabel(auc=False), outputs, targets)
 
 
 def test_without_positives_f1_is_zero():
@@ -80,27 +85,57 @@ def test_without_positives_f1_is_zero():
     assert MultiLabel().summary(sums, 6)["micro_f1"] == 0.0
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 30.0, 1e6])
-@pytest.mark.parametrize("bins", [64, 1024])
-def test_the_error_of_a_histogram_is_at_most_half_the_pairs_in_one_bin(scale: float, bins: int):
-    """For logits of any size, also beyond the last bin; without error if no pair shares a bin."""
-    outputs, targets = tagged()
-    outputs = outputs[:, 2:3] * scale
-    histogram = score_histogram(outputs, targets[:, 2:3], bins).double()
-    shared = (histogram[:, 0] * histogram[:, 1]).sum() / histogram.sum(2).prod()
-    expected = float(metrics.roc_auc_score(targets[:, 2], outputs[:, 0]))
-    assert abs(auc(histogram) - expected) <= 0.5 * shared.item() + 1e-12
-    if scale in (1e-2, 1.0, 30.0) and bins == 1024:
-        assert abs(auc(histogram) - expected) < 2e-3
+def scored(scale: float, shift: float, examples: int) -> tuple[Tensor, Tensor]:
+    """Return scores [B, 3] of this size and place, and labels, rare and frequent ones."""
+    generator = torch.Generator().manual_seed(2)
+    targets = torch.rand(examples, 3, generator=generator) < torch.tensor([0.02, 0.5, 0.9])
+    return (torch.randn(examples, 3, generator=generator) + 0.5 * targets) * scale + shift, targets.long()
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-30, 0), (1e-3, 98), (1, 0), (1, -1e4), (1e6, 0), (1e30, 0)])
+def test_the_area_is_that_of_ranks_at_any_scale(scale: float, shift: float):
+    """Exactly for as many scores as are kept; to 1e-4 where neighbours are merged, to one of twelve."""
+    outputs, targets = scored(scale, shift, 6000)
+    expected = metrics.roc_auc_score(targets, outputs, average="macro")
+    counts = score_counts(outputs, targets)
+    assert auc(counts) == pytest.approx(expected, abs=1e-12)
+    merged = merge_scores(counts, 512)
+    assert merged._nnz() <= 3 * 512
+    assert merged.values().sum(0).tolist() == [int((targets == 0).sum()), int(targets.sum())]
+    assert auc(merged) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ranks_that_merge_their_scores_find_the_area_to_1e_4():
+    """Three ranks hold more scores than they exchange, and one of them holds most."""
+    outputs, targets = scored(1e-3, 98, 4 * SCORES)
+    expected = metrics.roc_auc_score(targets, outputs, average="macro")
+    assert metrics_of(MultiLabel(), outputs, targets)["auc"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_scores_of_torchmetrics_issue_2819():
+    """Large logits that are close to each other, at which a histogram of fixed bins finds 0.5."""
+    scores = [98.0950, 98.4612, 98.1145, 98.1506, 97.6037, 98.9425, 99.2644, 99.5014]
+    scores += [99.7280, 99.6595, 99.6931, 99.4667, 99.9623, 99.8949, 99.8768]
+    outputs = torch.tensor(scores).double()
+    targets = torch.tensor([0] + [1] * 14)
+    figures = metrics_of(Classification(), torch.stack([torch.zeros(15), outputs], 1).float(), targets)
+    assert figures["auc"] == pytest.approx(13 / 14, abs=1e-12)
+
+
+def test_scores_of_no_number_have_a_place():
+    """Infinities are the largest and the smallest, and zero has one sign; NaN counts as zero."""
+    scores = torch.tensor([[math.inf], [-math.inf], [-0.0], [math.nan], [0.0]])
+    targets = torch.tensor([[1], [0], [1], [0], [1]])
+    assert auc(score_counts(scores, targets)) == pytest.approx((2 + 1.5 + 1.5) / 6)
 
 
 def test_equal_scores_count_half():
     scores, targets = torch.tensor([[0.0], [0.0], [1.0]]), torch.tensor([[0], [1], [1]])
-    assert auc(score_histogram(scores, targets).double()) == metrics.roc_auc_score(targets[:, 0], scores[:, 0]) == 0.75
+    assert auc(score_counts(scores, targets)) == metrics.roc_auc_score(targets[:, 0], scores[:, 0]) == 0.75
 
 
 def test_a_label_without_positives_or_negatives_has_no_area():
-    assert math.isnan(auc(score_histogram(torch.randn(5, 1), torch.ones(5, 1)).double()))
+    assert math.isnan(auc(score_counts(torch.randn(5, 1), torch.ones(5, 1))))
 
 
 @pytest.mark.parametrize("numbers", [1, 3])
