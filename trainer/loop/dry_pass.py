@@ -12,6 +12,7 @@ from trainer.checkpoint.format import iter_leaves
 from trainer.loop.run import Run
 from trainer.models.flat import trainable_parameters
 from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state, step
+from trainer.tasks.base import example_units
 from trainer.utils.hardware import to_device
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import preserve_random_states
@@ -136,7 +137,7 @@ class _DryPass:
             rows, pooled = task.score_sums(outputs, self.targets), task.pooled_sums(outputs, self.targets)
             if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != len(self.inputs):
                 raise ValueError(f"score_sums gave {_described(rows)}; valid: a tensor [{len(self.inputs)}, k]")
-            task.summary(rows.double().sum(0).cpu(), len(self.inputs) * task.units(self.targets))
+            task.summary(rows.double().sum(0).cpu(), example_units(task, self.targets).sum().item())
             task.pooled_summary({key: part.double().cpu() for key, part in pooled.items()})
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:

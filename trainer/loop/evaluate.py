@@ -21,6 +21,7 @@ from trainer.loop.round_metrics import evaluation_metrics
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.optim.ema import ExponentialMovingAverage
+from trainer.tasks.base import example_units
 from trainer.utils.oom import raise_if_oom
 
 # Puts one model after the other in place, and yields the clients of this silo that are to be evaluated with it.
@@ -130,7 +131,7 @@ def _evaluate_batch(trainer: LocalTrainer, source: Source, examples: Tensor) -> 
         raise_if_oom(error, "eval.batch_size", trainer.run.eval.batch_size, len(inputs))
         raise
     rows = task.score_sums(outputs, targets).cpu()
-    units = rows.new_full((len(examples), 1), task.units(targets))
+    units = example_units(task, targets)[:, None]
     return torch.cat((units, rows), 1), {name: part.cpu() for name, part in task.pooled_sums(outputs, targets).items()}
 
 

@@ -167,9 +167,10 @@ class LocalTrainer:
             return self.transforms.for_training(self.feeder.source, examples, members, run.seed, epoch, topology.device)
 
         weights = run.weights.of(members) if run.weights else None
+        units = None if run.unit_counts is None else run.unit_counts[members]
         prefetch, in_order = self.feeder.prefetch, is_sequential(run.data.train)
         batch_size = run.training.batch_size_of(len(ids))
-        return ClientBatches(fetch, ids, client, batch_size, shard, run.seed, weights, prefetch, in_order)
+        return ClientBatches(fetch, ids, client, batch_size, shard, run.seed, weights, prefetch, in_order, units)
 
     def warm_up_ddp(self) -> None:
         """Bring DDP to where it is after a step, before the first step of a restored run. Nothing else changes."""

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
 from trainer.algorithms.base import Setting
@@ -16,6 +16,7 @@ from trainer.algorithms.round import Round
 from trainer.data import Clients, DataSplits, ExampleWeights, fingerprint
 from trainer.data.client_sampling.sampling import AllClients, ClientSampler
 from trainer.data.loading.prefetch import CacheOnGpu, check_cache_on_gpu
+from trainer.data.loading.unit_counts import count_units
 from trainer.data.transforms import Compose
 from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
@@ -184,6 +185,11 @@ class Run:
         if self.weights is None:
             return self.training_sizes
         return self.algorithm.merge_clients(list(self.weights.clients), sum)
+
+    @cached_property
+    def unit_counts(self) -> Tensor | None:
+        """The units of each training example that count in the loss, float32 [N]; None if the task ignores none."""
+        return count_units(self.task, self.data.train)
 
     @cached_property
     def data_fingerprint(self) -> str:

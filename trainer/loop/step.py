@@ -54,6 +54,8 @@ class TrainStep:
         self.generators = default_generators(device)
         self.loss_normalizer = LossNormalizer(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.has_batch_statistics = model.has_batch_statistics
+        # With counts of units the weight of a batch is their sum.
+        self.units = run.task.units if run.unit_counts is None else _one_unit
 
     def __call__(
         self, batch: ReplicaBatch, seed: int, session: ClientSession, result: ClientResult, measure_norm: bool
@@ -121,7 +123,7 @@ class TrainStep:
     def _accumulate_gradients(self, batch: ReplicaBatch, seed: int) -> tuple[Tensor, float]:
         """Add the gradient of the mean loss over the silo's batch; return this replica's loss sum and units."""
         *earlier, last = batch.micro_batches
-        units = self.run.task.units(last[1])
+        units = self.units(last[1])
         counted = batch.replica_weight * units
         # A replica whose examples weigh nothing takes part in the collective, and adds nothing.
         scale = self.scaler.scale(self.loss_normalizer[batch.weight * units if counted else math.inf])
@@ -152,3 +154,7 @@ class TrainStep:
 
     def _loss_sum(self, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
         return self.run.task.loss_sum(self.ddp_model(inputs), targets, *weights)
+
+
+def _one_unit(targets: Tensor) -> int:
+    return 1

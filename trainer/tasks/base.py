@@ -21,6 +21,9 @@ class Task(Protocol):
 
     A task for which some classes weigh more in training than others has the attribute `class_weights`: a number per
     class, `balanced`, or None. It may be missing, which means None. The weight of an example comes to `loss_sum`.
+
+    A task whose loss ignores some targets, such as padding, has a method `counted_units(targets)`: the number of units
+    of each example that count, [B]. Losses and scores are then means over those.
     """
 
     @property
@@ -80,6 +83,14 @@ class Task(Protocol):
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         """Return why these outputs do not fit these targets; empty if they do."""
         ...
+
+
+def example_units(task: Task, targets: Tensor) -> Tensor:
+    """Return the number of units of each example that count, float64 [B] on the CPU."""
+    count = getattr(task, "counted_units", None)
+    if count is None:
+        return torch.full((len(targets),), task.units(targets), dtype=torch.float64)
+    return count(targets).double().cpu()
 
 
 REQUIRED_METHODS = tuple(name for name in vars(Task) if not name.startswith("_"))

@@ -10,9 +10,14 @@ from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
 
+IGNORED = -100  # a target that torch's cross-entropy leaves out
+
 
 class LanguageModelling:
-    """Cross-entropy over outputs [B, T, vocabulary] and int64 targets [B, T]; perplexity. A unit is a token."""
+    """Cross-entropy over outputs [B, T, vocabulary] and int64 targets [B, T]; perplexity. A unit is a token.
+
+    Targets of -100 are ignored, and do not count.
+    """
 
     scores = ("perplexity",)
     headline = "perplexity"
@@ -21,6 +26,10 @@ class LanguageModelling:
 
     def units(self, targets: Tensor) -> int:
         return targets.shape[1]
+
+    def counted_units(self, targets: Tensor) -> Tensor:
+        """Return the number of targets of each example that are not ignored, [B]."""
+        return (targets != IGNORED).sum(1)
 
     def loss_sum(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         if weights is None:

@@ -74,7 +74,7 @@ class ReplicaBatch:
         micro_batches: at least one. No user's code can be expected to take an empty one, so a replica without examples
             gets another's, at a `replica_weight` of 0.
         examples: number of examples of the silo's whole batch.
-        weight: their number, or the sum of their weights; equal on all replicas.
+        weight: their number, or the sum of their weights, times their units if these differ; equal on all replicas.
         replica_weight: likewise of this replica's examples.
     """
 
@@ -97,6 +97,7 @@ class ClientBatches:
         weights: weight of each of the examples, float32 [n]; None for equal weights.
         prefetch: passes on blocks of batches that are fetched together.
         is_sequential: whether to keep the order of the examples instead of shuffling them.
+        units: of each of the examples, those that count in the loss, float32 [n]; None if all have the same number.
 
     Attributes:
         seconds: time spent fetching so far.
@@ -113,9 +114,11 @@ class ClientBatches:
         weights: Tensor | None = None,
         prefetch: Callable[[Iterator[PrefetchBlock]], Iterator[PrefetchBlock]] = no_prefetch,
         is_sequential: bool = False,
+        units: Tensor | None = None,
     ):
         self.fetch, self.client, self.shard, self.seed, self.weights = fetch, client, shard, seed, weights
         self.prefetch, self.is_sequential, self.seconds = prefetch, is_sequential, 0.0
+        self.amounts = weights if units is None else units if weights is None else units * weights
         self.ids = torch.from_numpy(ids)
         self.bounds = shard.bounds(len(ids), batch_size)
 
@@ -149,9 +152,9 @@ class ClientBatches:
 
     def _weight(self, order: Tensor, begin: int, end: int) -> float:
         """Return the weight of a range of an epoch, the same bits on all replicas and after a restart."""
-        if self.weights is None:
+        if self.amounts is None:
             return end - begin
-        return self.weights[order[begin:end]].sum(dtype=torch.float64).item()
+        return self.amounts[order[begin:end]].sum(dtype=torch.float64).item()
 
     def _fetch(self, order: Tensor, epoch: int, ranges: list[tuple[int, int]]) -> Iterator[MicroBatch]:
         for columns, sizes in self.prefetch(self._blocks(order, epoch, ranges)):
