@@ -45,6 +45,12 @@ class Wide(Small):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...")
         return super().forward(images)
 
+class Early(Small):
+    def forward(self, images):
+        if self.training and len(images) > 2:
+            raise ArithmeticError("the first batch broke it")
+        return super().forward(images)
+
 class Slow(Small):
     def forward(self, images):
         time.sleep(0.02 * self.training)
@@ -80,6 +86,16 @@ def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
     assert "the model broke" in (folder / "logs/rank-1.log").read_text()
     assert not (folder / "result.json").exists()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_fault_of_the_users_code_before_the_first_step_is_bad_input(shell: Shell) -> None:
+    """It names the file and the line, and nothing is restarted. The dry pass does not find it."""
+    ended = shell.train("model=custom", "model._target_=own.Early", "run_dir=early")
+    assert ended.code == 2, ended.err
+    assert ended.err.count("ArithmeticError: the first batch broke it\n  in own.py, line") == 1, ended.err
+    assert "Traceback" not in ended.err and "restart" not in ended.err
+    state = state_of(shell.folder / "early")
+    assert state["status"] == "bad_input" and "(own.py, line" in str(state["error"])
 
 
 @pytest.mark.long

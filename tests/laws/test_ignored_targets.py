@@ -82,7 +82,7 @@ def train_padded(choices: dict[str, Any], in_memory: bool) -> tuple[dict[str, An
 
 
 def by_hand(weights: Tensor) -> tuple[dict[str, Any], float, float]:
-    """Return the weights after an epoch of steps on the mean loss, the mean loss over the epoch, and that of the tests."""
+    """Return the weights after an epoch of steps on the mean loss, the loss over the epoch, and that of the tests."""
     model, (inputs, targets) = Bigrams(), padded()
     optimizer, total, kept = torch.optim.SGD(model.parameters(), lr=LR), 0.0, 0.0
     for ids in torch.randperm(EXAMPLES, generator=generator(0, "order", 0, 0)).split(BATCH):

@@ -39,5 +39,7 @@ def named_outputs(outputs: Any) -> dict[str | int, Any]:
 
 def describe_outputs(outputs: Any) -> str:
     """Describe the outputs of a model for a message, such as "a dict with logits, loss"."""
+    if outputs is None:
+        return "None"
     names = ", ".join(map(str, named_outputs(outputs)))
     return f"a {type(outputs).__name__}{' with ' * bool(names)}{names}"

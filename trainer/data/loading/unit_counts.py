@@ -29,10 +29,9 @@ def count_units(task: Task, train: Source) -> Tensor | None:
     counts = [_count(count, task, source) for source in sources]
     if all(part is None for part in counts):
         return None
+    units = float(task.units(train.fetch(torch.arange(1))[1]))
     whole = [
-        torch.full((len(source),), float(task.units(source.fetch(torch.arange(1))[1])))
-        if part is None
-        else part.float()
+        torch.full((len(source),), units) if part is None else part.float()
         for part, source in zip(counts, sources, strict=True)
     ]
     return torch.cat([*whole, torch.zeros(len(train) - sum(map(len, whole)))])
