@@ -28,7 +28,8 @@ def error(old: str, new: str, value: str = "1") -> str:
 
 def test_the_new_names_are_keys_and_the_old_ones_are_not() -> None:
     keys = flatten(compose_tree([*SAMPLED, "run_dir=run"]))
-    keys |= flatten(compose_tree(["algorithm=krum"])) | flatten(compose_tree(["algorithm=trimmed_mean"]))
+    for choice in ("algorithm=krum", "algorithm=trimmed_mean", "task=multi_label"):
+        keys |= flatten(compose_tree([choice]))
     present = {*keys, *GROUPS, *(key.partition(".")[0] for key in keys)}
     assert set(RENAMED.values()) <= present and not RENAMED.keys() & present
 

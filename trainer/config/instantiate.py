@@ -38,8 +38,12 @@ def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, 
 
 
 def import_target(component: ComponentConfig) -> Any:
-    """Import the class or function that a component names."""
-    return hydra.utils.get_object(component["_target_"])
+    """Import the class or function that a component names; an ImportError names the line of the user's module."""
+    try:
+        return hydra.utils.get_object(component["_target_"])
+    except ImportError as error:
+        location = user_location(error)
+        raise ImportError(f"{error} in {location}" if location else str(error)) from error
 
 
 def instantiate_all(key: str, components: dict[str, ComponentConfig], **reserved: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from trainer.config.renamed_keys import renamed
 from trainer.config.schema import ComponentConfig
 from trainer.config.validators import NAMES, value_errors
 from trainer.utils.text import format_value, suggest
-from trainer.utils.user_code import user_location
 
 KEYWORD = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
@@ -39,9 +38,7 @@ def argument_errors(
     try:
         parameters = _parameters(import_target(component))
     except ImportError as error:
-        location = user_location(error)
-        where = f"\n  in {location}" if location else ""
-        return [f"{key}={component['_target_']}: {' '.join(str(error).split())}{where}"]
+        return [f"{key}={component['_target_']}: {' '.join(str(error).split())}"]
     named = {item.name: item for item in parameters if item.kind in KEYWORD and item.name not in reserved_args}
     given = {name: value for name, value in component.items() if not name.startswith("_")}
     is_open = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)

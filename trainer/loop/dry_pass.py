@@ -38,9 +38,7 @@ def dry_pass(run: Run, copy_model: Callable[[], nn.Module]) -> None:
             comes from there.
     """
     with preserve_random_states(run.topology.device):
-        module = copy_model()
-        run.validate_model(module)
-        _DryPass(run, module.to(run.topology.device)).run_all()
+        _DryPass(run, copy_model().to(run.topology.device)).run_all()
 
 
 class _DryPass:
