@@ -99,8 +99,8 @@ def build(config: Config, topology: Topology) -> Run:
         )
     _check_together(errors, config, run, algorithm, optimizer, model and model.module, splits, task)
     errors.raise_any()
-    dry_pass(run, model.copy)
     assert run
+    dry_pass(run, model.copy)
     return run
 
 

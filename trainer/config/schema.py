@@ -46,7 +46,7 @@ ComponentConfigs = Annotated[
 RESERVED_KEYS: dict[str, dict[str, Any]] = {
     "data": {"validation": Fraction, "files": Files, "cache_on_gpu": bool | Literal["auto"]},
     "optimizer": {"exclude_norm_bias_decay": bool, "lr_multipliers": LrMultipliers},
-    "task": {"output": str | Annotated[int, Field(ge=0)] | None},
+    "task": {"output": str | int | None},
     "model": {"init": str | None, "freeze": re.Pattern[str] | None},
 }
 

@@ -13,6 +13,7 @@ from trainer.loop.run import Run
 from trainer.models.flat import trainable_parameters
 from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state, step
 from trainer.tasks.base import example_units
+from trainer.utils.errors import InputError
 from trainer.utils.hardware import to_device
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import preserve_random_states
@@ -156,6 +157,8 @@ def _named(what: str) -> Iterator[None]:
     """Raise the errors of the block as ValueErrors that begin like this, and name the line of the user's code."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         location = user_location(error)
         where = f"\n  in {location}" if location else ""

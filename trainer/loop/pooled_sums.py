@@ -27,9 +27,10 @@ class PooledSums:
     """
 
     def __init__(self, like: Mapping[str, Tensor]):
-        sparse = {name for name, part in like.items() if part.layout != torch.strided}
-        self.dense = {name: torch.zeros_like(like[name], dtype=torch.float64) for name in like.keys() - sparse}
-        self.sparse = {name: [torch.zeros_like(like[name])] for name in sparse}
+        # In the order of the task on all ranks, since their tables are added up one after the other.
+        dense = {name: part for name, part in like.items() if part.layout == torch.strided}
+        self.dense = {name: torch.zeros_like(part, dtype=torch.float64) for name, part in dense.items()}
+        self.sparse = {name: [torch.zeros_like(part)] for name, part in like.items() if name not in dense}
         self.pending = 0
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
@@ -58,7 +59,7 @@ class PooledSums:
 def totals(tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the pooled sums of all ranks from the sums of their `PooledSums.tables`."""
     dense = {name: table for name, table in tables.items() if not name.startswith(SCORED)}
-    return dense | {name.removeprefix(SCORED): _counts(tables[name]) for name in tables.keys() - dense.keys()}
+    return dense | {name.removeprefix(SCORED): _counts(table) for name, table in tables.items() if name not in dense}
 
 
 def _counts(table: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ def user_location(error: BaseException | None) -> str:
     It is such as `my_module.py, line 7, in load: return columns["label"]`; empty if there is none.
     """
     while error is not None:
-        if isinstance(error, SyntaxError) and _is_users(error.filename):  # the file did not run, so it has no frame
+        # A file with a wrong syntax did not run, so it has no frame.
+        if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
             return f"{_shown(error.filename)}, line {error.lineno}: {(error.text or '').strip()}"
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if _is_users(frame.filename):
@@ -29,8 +30,8 @@ def user_location(error: BaseException | None) -> str:
     return ""
 
 
-def _is_users(filename: str | None) -> bool:
-    return bool(filename) and not filename.startswith(("<", *FOREIGN_FOLDERS))
+def _is_users(filename: str) -> bool:
+    return not filename.startswith(("<", *FOREIGN_FOLDERS))
 
 
 def _shown(filename: str) -> str:

@@ -52,7 +52,7 @@ def wrap_ddp(
     return wrapped, reducer
 
 
-def raise_if_unused(error: RuntimeError, module: nn.Module) -> None:
+def raise_if_unused(error: Exception, module: nn.Module) -> None:
     """Raise InputError if `error` is DDP's, for parameters that the last batch left without a gradient; else return."""
     if "finished reduction in the prior iteration" not in str(error):
         return
