@@ -122,6 +122,12 @@ def test_the_scores_of_torchmetrics_issue_2819():
     assert figures["auc"] == pytest.approx(13 / 14, abs=1e-12)
 
 
+def test_tables_come_in_one_order_on_all_ranks():
+    """Ranks add them up one after the other; the order of a set differs from process to process."""
+    sums = {name: torch.zeros(2) for name in "dacb"} | {"scores": score_counts(torch.zeros(1, 1), torch.zeros(1, 1))}
+    assert list(PooledSums(sums).tables(0, 2)) == ["d", "a", "c", "b", "scores of scores"]
+
+
 def test_scores_of_no_number_have_a_place():
     """Infinities are the largest and the smallest, and zero has one sign; NaN counts as zero."""
     scores = torch.tensor([[math.inf], [-math.inf], [-0.0], [math.nan], [0.0]])
