@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 
 from trainer.distributed.environment import LAUNCHER_PID, is_worker
+from trainer.utils.output import keep_output_harmless
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def run() -> int:
     """Run the command line, or a worker; return the exit code. Slow imports come where Control-C is quiet."""
+    keep_output_harmless()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch prints thirty lines for a lost peer, we print one
     if is_worker(sys.argv):
         _become_worker()

@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.format import Shard, Tree, iter_leaves, unflatten, write_shard, write_text
+from trainer.checkpoint.files import write_text
+from trainer.checkpoint.format import Shard, Tree, iter_leaves, unflatten, write_shard
 from trainer.checkpoint.resume import (
     IS_INCOMPLETE,
     Inventory,
@@ -49,6 +50,7 @@ from trainer.checkpoint.resume import (
 from trainer.checkpoint.shared_storage import SharedStorage
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
+from trainer.utils.disk import naming_disk
 
 NICENESS = 10  # of the writing thread
 MID_ROUND_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
@@ -66,6 +68,7 @@ class Checkpointer:
             checkpoints with another digest are of no use.
         keep: the number of newest round checkpoints that stay, besides the best.
         storage: the ranks that share the folder; None: all.
+        before_save: is called by the writing thread before each save: what a checkpoint counts must be on the disk.
 
     Attributes:
         stall_seconds: how long training has waited for saves.
@@ -78,7 +81,9 @@ class Checkpointer:
         assignment_digest: Callable[[int], str],
         keep: int = 2,
         storage: SharedStorage | None = None,
+        before_save: Callable[[], None] | None = None,
     ):
+        self._before_save = before_save or (lambda: None)
         self.folder, self.topology, self.assignment_digest, self.keep = folder, topology, assignment_digest, keep
         self.storage = storage or SharedStorage(tuple(range(topology.world_size)), topology.world_size)
         self.attempt_id = collectives.broadcast_text(uuid.uuid4().hex)
@@ -192,8 +197,8 @@ class Checkpointer:
             start = select_newest(self.folder, self._round_names(), partial(self._inventory, passed), passed)
             if not start:
                 break
-            gathered = collectives.all_gather_texts("\n".join(self._errors(start)))
-            found = [fault for text in gathered for fault in text.splitlines()]
+            gathered = collectives.all_gather_texts(json.dumps(self._errors(start)))
+            found = [fault for text in gathered for fault in json.loads(text)]
             passed += found
             self._rejected = passed
             if not found:
@@ -254,11 +259,15 @@ class Checkpointer:
     def _write(self, folder: Path, shard: Shard, tree: Tree, is_best: bool) -> None:
         _lower_priority()
         try:
+            self._before_save()
+            with naming_disk(self.folder):
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds states of clients
             write_shard(folder, shard, tree)
             self._rejected = [fault for fault in self._rejected if f"{folder}/" not in fault]
             if folder.parent == self.folder:
                 if is_best and self.topology.rank == self.storage.first_rank:
-                    write_text(self.folder / "best", folder.name)
+                    with naming_disk(self.folder):
+                        write_text(self.folder / "best", folder.name)
                 if self.topology.rank == self.storage.first_rank:
                     self._prune_rounds(folder)
             else:
@@ -273,7 +282,9 @@ class Checkpointer:
         # The newest is looked at first: when it is whole, no rank still writes an older one.
         whole = [path for path in there if find_usable(path, self._rejected)]
         best = self.folder / "best"
-        kept = {path.name for path in whole[: self.keep]} | ({best.read_text()} if best.exists() else set())
+        kept = {path.name for path in whole[: self.keep]} | (
+            {best.read_text(errors="replace")} if best.exists() else set()
+        )
         for old in there:
             if whole and round_order(old) < round_order(whole[0]):
                 for unneeded in old.glob("silo-*/") if old.name in kept else [old]:

@@ -21,7 +21,7 @@ DIRECT = getattr(os, "O_DIRECT", 0)  # Linux
 
 
 class DirectFile:
-    """A new file, which is on the disk when its `with` block has ended.
+    """A new file for its owner alone, which is on the disk when its `with` block has ended.
 
     File systems without direct I/O, such as tmpfs, are written to as usual.
 
@@ -83,11 +83,11 @@ class DirectFile:
 def _open(path: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        return os.open(path, flags | DIRECT, 0o666)
+        return os.open(path, flags | DIRECT, 0o600)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(path, flags, 0o666)
+        return os.open(path, flags, 0o600)
 
 
 def _disable_direct_io(descriptor: int) -> bool:

@@ -10,7 +10,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file aside, sync it to the disk, and rename it, so that readers see the old one or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(aside, "w") as file:
+        with open(aside, "w", encoding="utf-8", errors="surrogateescape") as file:  # paths may hold any bytes
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -18,12 +18,12 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync the entries of a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have on the disk what was written to a file, or the entries of a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,10 +7,8 @@ any instant leaves a complete state or none. Nothing is pickled.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from trainer.checkpoint.direct_io import DirectFile
-from trainer.checkpoint.files import sync_folder, write_text
+from trainer.checkpoint.files import sync, write_text
+from trainer.utils.disk import naming_disk
 
 FORMAT = 2
 TENSORS, MANIFEST = ".safetensors", ".json"
@@ -47,10 +46,6 @@ DTYPES = {
 }
 
 Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
-
-
-class DiskFullError(OSError):
-    """The disk is full; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -117,34 +112,32 @@ def write_shard(folder: Path, shard: Shard, tree: Tree) -> None:
     """Write a shard and its manifest.
 
     Raises:
-        DiskFullError: there is no room.
+        DiskError: the disk cannot be written to.
     """
     aside = folder / f".{shard.name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        size, checksum = _write_tree(aside, tree)
-        os.rename(aside, folder / (shard.name + TENSORS))
-        note = {"format": FORMAT, "attempt": shard.attempt, "parts": shard.shards, "bytes": size, "crc32": checksum}
-        write_text(folder / (shard.name + MANIFEST), _manifest_text(note))
-    except OSError as error:
-        if aside.is_file():
-            aside.unlink()
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    with naming_disk(folder, "this checkpoint is not written, the ones before it are whole"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            size, checksum = _write_tree(aside, tree)
+            os.rename(aside, folder / (shard.name + TENSORS))
+            note = {"format": FORMAT, "attempt": shard.attempt, "parts": shard.shards, "bytes": size, "crc32": checksum}
+            write_text(folder / (shard.name + MANIFEST), _manifest_text(note))
+        except OSError:
+            if aside.is_file():
+                aside.unlink()
             raise
-        free = shutil.disk_usage(next(path for path in folder.parents if path.exists())).free
-        raise DiskFullError(
-            errno.ENOSPC,
-            f"the disk of {folder} is full ({free:,} bytes are free): this checkpoint is not written, the ones before "
-            "it are whole.\n  make room, or set checkpoint.keep_last to less, and resume with the same run_dir",
-        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as one safetensors file, aside and renamed."""
     aside = path.with_name(f".{path.name}.partial")
-    _write_tree(aside, tensors)
-    os.rename(aside, path)
-    sync_folder(path.parent)
+    try:
+        _write_tree(aside, tensors)
+        os.rename(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def iter_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,9 @@ outputs/digits-sync/2026-01-31_12-00-00/
   checkpoints/   see checkpoint/checkpointer.py
   profile/       with run.profile=true: see loop/profiler.py
   logs/          one file a rank, and where the last start began
+  lock.json      while a launch owns the folder: see checkpoint/run_lock.py
+
+It holds clients' figures and states, so only its owner may look into it.
 """
 
 from __future__ import annotations
@@ -18,13 +21,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
-from trainer.checkpoint.files import write_text
+from trainer.checkpoint.files import sync, write_text
+from trainer.checkpoint.run_lock import RunLock
+from trainer.utils.disk import DiskError, naming_disk
 from trainer.utils.targets import declares
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
@@ -42,6 +49,10 @@ CHANGEABLE_KEYS = (
 FILE_KEYS = ("data.path", "data.files", "data.test_path", "client_sampling.file")
 
 
+PRIVATE = 0o700  # of folders that hold clients' data
+BLOCK_BYTES = 512  # of st_blocks
+
+
 class RunDir:
     """The files of one run. Rank 0 writes them, except for the logs and the report of a crash."""
 
@@ -52,7 +63,10 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.profile = path / "profile"
-        self._claims = path / "logs"
+        self.lock = RunLock(path)
+        self._state = path / "state.json"
+        self._result = path / "result.json"
+        self._logs = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError if the directory holds anything else than the run that `config` describes."""
@@ -60,7 +74,7 @@ class RunDir:
             RunDir(Path(config["resume"]))._check_source(config)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run_dir={self.path} is a file.\n  choose a new or an empty folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self._holds_files():
             return
         if config["resume"] == "never":
             raise ValueError(f"run_dir={self.path} is not empty, and resume=never.\n  choose another run_dir")
@@ -68,15 +82,28 @@ class RunDir:
             raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
         if self._has_started():
             # Of a finished run nothing is read again, so that nothing would compare the data.
-            _check_same(_read_yaml(self.config), config, self.path, lambda: not self.has_finished(config["rounds"]))
+            _check_same(self.settings(), config, self.path, lambda: not self.has_finished(config["rounds"]))
+
+    def _holds_files(self) -> bool:
+        """Return whether the directory holds more than the lock of a launch that begins in it."""
+        try:
+            return self.path.exists() and any(path != self.lock.path for path in self.path.iterdir())
+        except PermissionError as error:
+            raise ValueError(
+                f"run_dir={self.path} cannot be read: {error.strerror}.\n  choose another folder"
+            ) from error
 
     def _has_started(self) -> bool:
         """Return whether a run has started here, and not only been refused."""
         return self.config.exists() and (self.status() != "bad_input" or self.checkpoints.exists())
 
+    def settings(self) -> Mapping[str, Any]:
+        """Return the content of config.yaml."""
+        return _read_yaml(self.config)
+
     def num_clients(self) -> int | None:
         """Return the number of clients of the run in this directory, which stays the same; None without a run."""
-        clients = _read_yaml(self.config)["clients"] if self._has_started() else None
+        clients = self.settings()["clients"] if self._has_started() else None
         return clients if isinstance(clients, int) else None
 
     def _check_source(self, config: Mapping[str, Any]) -> None:
@@ -87,50 +114,100 @@ class RunDir:
             raise ValueError(
                 f"resume={self.path} is no run folder with a checkpoint.\n  valid: auto, never, or a run's folder"
             )
-        _check_same(_read_yaml(self.config), config, self.path, lambda: True)
+        _check_same(self.settings(), config, self.path, lambda: True)
 
     def create_or_check(self, config: Mapping[str, Any], is_restart: bool = False) -> None:
-        """Create the directory, or check that the run in it is the one that `config` describes.
+        """Create the directory, or check that the run in it is the one that `config` describes, and own it.
 
         Args:
             config: the resolved configuration.
             is_restart: whether the launcher has started the workers again, so that what is there is their own.
 
         Raises:
-            ValueError: it holds something else, or cannot be made.
+            ValueError: it holds something else, another launch owns it, or it cannot be made.
+            DiskError: its disk cannot be written to.
         """
-        self.check({**config, "resume": "auto"} if is_restart else config)
+        expected = {**config, "resume": "auto"} if is_restart else config
+        self.check(expected)
+        self.acquire()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.check(expected)  # again: another launch may have had it meanwhile
+            for claim in self._logs.glob("failed-*"):
+                claim.unlink()
+            self.write_config(config)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def acquire(self) -> None:
+        """Own the directory, which is made if there is none, until `lock.release()` or the end of this process.
+
+        Raises:
+            ValueError: another launch owns it, or it cannot be made.
+            DiskError: its disk cannot be written to.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=PRIVATE, exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"run_dir={self.path} cannot be made: {error.strerror}\n  choose another folder"
             ) from error
-        for claim in self._claims.glob("failed-*"):
-            claim.unlink()
-        self.write_config(config)
+        with naming_disk(self.path):
+            self.lock.acquire()
+
+    def check_not_in_use(self) -> None:
+        """Raise ValueError if another process owns the directory."""
+        if self.path.exists():
+            self.acquire()
+            self.lock.release()
+
+    def is_in_use(self) -> bool:
+        """Return whether another process owns the directory."""
+        try:
+            self.check_not_in_use()
+        except ValueError:
+            return True
+        return False
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml, with which a resumed run is compared."""
-        write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+        self._write(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_finished(self, rounds: int) -> bool:
         """Return whether the run in this directory has trained all these rounds, or has stopped as it was to."""
-        if self.status() != "finished":
+        if self.status() != "finished" or not self._result.exists():
             return False
         result = self.result()
         return result["round"] >= rounds or "stopped" in result
 
     def set_status(self, status: Status, **facts: Any) -> None:
         """Write state.json, from which scripts learn the status of the run."""
-        write_text(self.path / "state.json", json.dumps({"status": status, **facts}, indent=1) + "\n")
+        text = json.dumps({"status": status, **facts}, indent=1) + "\n"
+        try:
+            self._write(self._state, text)
+        except DiskError:
+            if not _overwrite(self._state, text.encode()):
+                raise
+
+    def set_running(self) -> None:
+        """Write that this process runs the run."""
+        self.set_status("running", host=socket.gethostname(), pid=os.getpid())
+
+    def state_version(self) -> tuple[int, int]:
+        """Return what changes whenever state.json is written."""
+        try:
+            found = self._state.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
 
     def count_start(self, restarts: int) -> int:
         """Count a start of the workers; return how many in a row, of one launch, have found the same checkpoints."""
-        path, found = self.path / "logs" / "starts.json", self._checkpoint_names()
-        last = json.loads(path.read_text()) if restarts and path.exists() else {}
+        path, found = self._logs / "starts.json", self._checkpoint_names()
+        last = _read_json(path, "remove it") if restarts and path.exists() else {}
         starts = last["starts"] + 1 if last.get("checkpoints") == found else 1
-        write_text(path, json.dumps({"checkpoints": found, "starts": starts}) + "\n")
+        self._write(path, json.dumps({"checkpoints": found, "starts": starts}) + "\n")
         return starts
 
     def newest_checkpoint(self) -> str:
@@ -144,18 +221,22 @@ class RunDir:
 
     def claim_failure(self, scope: str) -> bool:
         """Return whether this process is the first of this start to fail on its node, or in the run, by `scope`."""
-        if not self._claims.exists():
-            return True
         try:
-            (self._claims / f"failed-{scope}").touch(exist_ok=False)
+            (self._logs / f"failed-{scope}").touch(exist_ok=False)
         except FileExistsError:
             return False
+        except OSError:  # there is no such folder yet, or the disk takes no file
+            return True
         return True
 
     def state(self) -> dict[str, Any]:
         """Return the content of state.json; empty if there is none."""
-        path = self.path / "state.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not self._state.exists():
+            return {}
+        state = _read_json(self._state, "remove it: the run continues from its checkpoints")
+        if state.get("status") not in get_args(Status):
+            raise _damaged(self._state, "its status is none", "remove it: the run continues from its checkpoints")
+        return state
 
     def status(self) -> str:
         """Return the status of the run; empty if there is none."""
@@ -173,34 +254,89 @@ class RunDir:
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
         model = dict(sorted(saved.load("model").items()))
-        write_tensors(self.path / "model.safetensors", model)
-        if average := saved.load("ema"):
-            write_tensors(self.path / "ema.safetensors", model | average)
+        models = {"model": model} | ({"ema": model | average} if (average := saved.load("ema")) else {})
+        for name, tensors in models.items():
+            path = self.path / f"{name}.safetensors"
+            with naming_disk(path, "the model is in the newest checkpoint"):
+                write_tensors(path, tensors)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json; metrics that are not finite become null."""
         infinite = {name for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
         finite = {name: None if name in infinite else value for name, value in result.items()}
-        write_text(self.path / "result.json", json.dumps(finite, indent=1) + "\n")
+        self._write(self._result, json.dumps(finite, indent=1) + "\n")
 
     def result(self) -> dict[str, Any]:
         """Return the metrics of the finished run, with `stopped` if it ended before its last round."""
-        stored = json.loads((self.path / "result.json").read_text())
+        remedy = "remove it: the same command writes it again"
+        stored = _read_json(self._result, remedy)
+        if "round" not in stored:
+            raise _damaged(self._result, "it has no round", remedy)
         return {name: math.nan if value is None else value for name, value in stored.items()}
 
     def start_log(self, rank: int) -> None:
         """Append this process's log records to logs/rank-<rank>.log."""
-        logs = self.path / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        with naming_disk(self._logs):
+            self._logs.mkdir(parents=True, exist_ok=True)
+            handler = _LogFile(self._logs / f"rank-{rank}.log", encoding="utf-8", errors="backslashreplace")
         layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        logging.basicConfig(filename=logs / f"rank-{rank}.log", format=layout, level=logging.INFO, force=True)
+        logging.basicConfig(handlers=[handler], format=layout, level=logging.INFO, force=True)
+
+    def sync_metrics(self) -> None:
+        """Have the metrics of all rounds on the disk, which power loss takes from a file that is only written."""
+        charts = [path for folder in self.path.glob("tensorboard*/") for path in (*folder.iterdir(), folder)]
+        for path in (self.metrics, *charts, self.path):
+            if path.exists():
+                sync(path)
+
+    def _write(self, path: Path, text: str) -> None:
+        with naming_disk(path):
+            write_text(path, text)
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose own errors are not reported: a disk without room ends the run where something is lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (of logging)
+        """Drop the record."""
+
+
+def _overwrite(path: Path, content: bytes) -> bool:
+    """Write over an existing file in its own place on the disk, if it has room; return whether it had."""
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            if os.fstat(file.fileno()).st_blocks * BLOCK_BYTES < len(content):
+                return False
+            file.write(content)
+            file.truncate()
+    except OSError:
+        return False
+    return True
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, str(error), remedy) from error
+    if not isinstance(stored, dict):
+        raise _damaged(path, "it is no mapping", remedy)
+    return stored
+
+
+def _damaged(path: Path, reason: str, remedy: str) -> ValueError:
+    return ValueError(f"{path} is damaged: {reason}.\n  restore it from a copy, or {remedy}")
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
+    remedy = "choose another run_dir"
     try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged.\n  restore it from a copy, or choose another run_dir") from error
+        stored = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(path, " ".join(str(error).split()), remedy) from error
+    if not isinstance(stored, dict):
+        raise _damaged(path, "it is no mapping", remedy)
+    return stored
 
 
 def _check_same(
@@ -210,6 +346,11 @@ def _check_same(
         raise ValueError(
             f"{path} was written by an older version: its config.yaml has {', '.join(unknown)}.\n"
             "  choose another run_dir"
+        )
+    if lost := sorted(config.keys() - stored.keys()):
+        raise ValueError(
+            f"{path}/config.yaml is cut off, or was written by an older version: it has no {', '.join(lost)}.\n"
+            "  restore it from a copy, or choose another run_dir"
         )
     old, new = flatten(stored), flatten(config)
     if new["clients"] == "auto":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 
 import yaml
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     from trainer.commands.options import parse
-    from trainer.config.compose import complete, compose_tree, help_page, search_path_overrides
+    from trainer.config.compose import complete, compose_run, compose_tree, help_page, search_path_overrides
 
     options, overrides = parse(arguments)
     if options.multirun:
@@ -65,9 +67,9 @@ def _run(arguments: list[str]) -> int:
     else:
         from trainer.commands.train.launcher import launch
 
-        tree = compose_tree(overrides)
-        check_launcher(tree["launch"]["nodes"])
-        return launch(tree)
+        with compose_run(overrides) as tree:
+            check_launcher(tree["launch"]["nodes"])
+            return launch(tree)
     return FINISHED
 
 
@@ -75,13 +77,16 @@ def _run_worker(overrides: list[str]) -> int:
     """Run a worker. Under torchrun its exit code is always 0: torchrun would restart a failed one, and report all."""
     from trainer.commands.train import worker
     from trainer.commands.train.launcher import own_texts, resolved_tree
+    from trainer.config.compose import compose_run
 
     try:
         check_world()
     except ValueError as error:
         _print_error(error)
         return FINISHED
-    status = worker.main(lambda: resolved_tree(overrides), own_texts(overrides))
+    with ExitStack() as stack:  # keeps a new run folder reserved
+        made = partial(resolved_tree, lambda: stack.enter_context(compose_run(overrides)))
+        status = worker.main(made, own_texts(overrides))
     return CODES[status] if detect_environment().launched_by == "srun" else FINISHED
 
 

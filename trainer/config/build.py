@@ -266,7 +266,7 @@ def _model(config: Config) -> nn.Module:
         module.register_forward_hook(SelectOutput(output))
     errors = ErrorCollector()
     if (path := config.model.get("init")) is not None:
-        errors.collect(lambda: load_pretrained(module, Path(path)))
+        errors.collect(lambda: load_pretrained(module, Path(path).expanduser()))
     if (pattern := config.model.get("freeze")) is not None:
         errors.collect(lambda: freeze(module, pattern))
     errors.raise_any()

@@ -7,9 +7,11 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,12 @@ python -m trainer partition [key=value ...]                     the clients and 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 preempted: the same command continues the run."""
 
 
-def compose_tree(overrides: list[str]) -> Tree:
+def compose_tree(overrides: list[str], choose: Callable[[Path], Path] | None = None) -> Tree:
     """Compose overrides to a resolved configuration, and validate it.
+
+    Args:
+        overrides: of the configuration.
+        choose: returns the path to use instead of one that may exist, for the default run folder; None: an unused one.
 
     Raises:
         ValueError: lists every error in the overrides.
@@ -94,10 +100,55 @@ def compose_tree(overrides: list[str]) -> Tree:
     if tree["run"]["smoke"]:
         _make_smoke_run(tree)
     tree["name"] = tree["name"] or choices["experiment"] or f"{choices['data']}-{choices['algorithm']}"
-    tree["run_dir"] = tree["run_dir"] or str(_new_run_dir(tree["name"]))
+    tree["run_dir"] = tree["run_dir"] or str(_new_run_dir(tree["name"], choose or unused_path))
+    _check_home(tree)
+    tree |= {key: os.path.expanduser(tree[key]) for key in ("run_dir", "resume")}
     if was_requeued() and tree["resume"] == "never":
         tree["resume"] = "auto"  # the folder was written by this very job
     return tree
+
+
+@contextmanager
+def compose_run(overrides: list[str]) -> Iterator[Tree]:
+    """Compose a run that begins in the block. Its default folder is made at once, so that no other run gets it.
+
+    A folder that nothing was put into is removed with the end of the block.
+
+    Raises:
+        ValueError: as of `compose_tree`; or the folder cannot be made.
+    """
+    made: list[Path] = []
+
+    def claim(path: Path) -> Path:
+        made.append(next(filter(_make_folder, _numbered(path))))
+        return made[0]
+
+    try:
+        yield compose_tree(overrides, claim)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _make_folder(path: Path) -> bool:
+    """Make a folder that only its owner may look into; return whether there was none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made: {error.strerror}\n  choose another folder with run_dir=") from error
+    return True
+
+
+def _check_home(tree: Tree) -> None:
+    """Raise ValueError for values that begin with ~ where there is no such home directory."""
+    homeless = [f"{key}={value}" for key, value in flatten(tree).items() if os.path.expanduser(str(value))[:2] == "~/"]
+    if homeless:
+        listed = "\n".join(homeless)
+        raise ValueError(f"{listed}\n  there is no home directory: set HOME, or absolute paths")
 
 
 def _make_smoke_run(tree: Tree) -> None:
@@ -244,14 +295,14 @@ def literal(value: Any) -> str:
     return f'"{escaped}"'
 
 
-def _new_run_dir(name: str) -> Path:
+def _new_run_dir(name: str, choose: Callable[[Path], Path]) -> Path:
     """Return outputs/<name>/<time>, or under SLURM with the job's id, by which a requeued job finds its run."""
     folder = Path("outputs") / name
     if job := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return folder / f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job := os.environ.get("SLURM_JOB_ID"):
         return folder / job
-    return unused_path(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return choose(folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
 def new_sweep_dir(name: str) -> Path:
@@ -264,8 +315,13 @@ def new_sweep_dir(name: str) -> Path:
 
 def unused_path(path: Path) -> Path:
     """Return the path; with a number appended if it exists already."""
-    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 1000))
-    return next(free for free in (path, *numbered) if not free.exists())
+    return next(free for free in _numbered(path) if not free.exists())
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yield the path, and then the same with a number appended."""
+    yield path
+    yield from (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
 
 
 def _groups() -> dict[str, list[str]]:

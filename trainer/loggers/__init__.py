@@ -2,7 +2,7 @@
 
 from trainer.loggers.base import HEADLINES, FinalArtifacts, Logger, Metrics, higher_is_better
 from trainer.loggers.console import ConsoleLogger
-from trainer.loggers.jsonl import JsonLinesLogger, read_jsonl
+from trainer.loggers.jsonl import JsonLinesLogger, iter_jsonl, read_jsonl
 from trainer.loggers.tensorboard import TensorBoardLogger
 from trainer.loggers.terminal import Terminal, make_terminal
 
@@ -16,6 +16,7 @@ __all__ = [
     "TensorBoardLogger",
     "Terminal",
     "higher_is_better",
+    "iter_jsonl",
     "make_terminal",
     "read_jsonl",
 ]

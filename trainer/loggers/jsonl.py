@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.loggers.base import FinalArtifacts, Metrics
+from trainer.utils.disk import naming_disk
 
 
 class JsonLinesLogger:
-    """Logger that appends a JSON object per round to a file and flushes it.
+    """Logger that appends a JSON object per round to a file, which only its owner may read.
 
     JSON has neither NaN nor infinity: both are written as null. A metric that was not measured has no key.
 
@@ -21,14 +24,34 @@ class JsonLinesLogger:
     """
 
     def __init__(self, path: Path, keep_rounds: int = 0) -> None:
-        if path.exists():
-            os.truncate(path, _end_of_round(path, keep_rounds))
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
+        self._path = path
+        self._rounds: set[int] = set()  # in the file when it was opened
+        end = 0
+        for line in _lines(path) if path.exists() else ():
+            round = _round_of(line, path)
+            if round > keep_rounds:
+                break
+            self._rounds.add(round)
+            end += len(line)
+        with naming_disk(path):
+            # Unbuffered: what a full disk refuses is not tried again when the file is closed.
+            self._file = open(path, "ab", buffering=0, opener=_open_private)  # noqa: SIM115 (closed by `close`)
+            self._file.truncate(end)
+
+    def restore(self, metrics: Metrics) -> list[int]:
+        """Log the last round that a checkpoint counts, if the file has lost it; return the rounds that stay lost."""
+        last = int(metrics.get("round", 0))
+        lost = sorted(set(range(1, last + 1)) - self._rounds)
+        if last in lost:
+            self.log_round(metrics)
+        return [round for round in lost if round < last]
 
     def log_round(self, metrics: Metrics) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        with naming_disk(self._path):
+            while line:  # a disk that is nearly full takes a part, and refuses the rest
+                line = line[self._file.write(line) :]
 
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Do nothing: the file holds rounds, and the run folder has a file for the result."""
@@ -43,26 +66,43 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Text after the last newline, left by a killed write, is ignored.
 
     Raises:
-        ValueError: a complete line is not JSON; the message has the file and the line number.
+        ValueError: a complete line is no JSON object; the message has the file and the line number.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return list(iter_jsonl(path))
+
+
+def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what `read_jsonl` returns, of which only one is in memory at a time."""
+    for number, line in enumerate(_lines(path), start=1):
+        yield _parse(line, f"{path}, line {number}")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the complete lines of a file."""
+    with open(path, "rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _parse(line: bytes, location: str) -> dict[str, Any]:
+    remedy = "remove the line, or restore the file from a copy"
     try:
-        return json.loads(line)
+        parsed = json.loads(line)
     except ValueError as error:
-        raise ValueError(
-            f"{location} is not JSON: {error}\n  remove the line, or restore the file from a copy"
-        ) from error
+        raise ValueError(f"{location} is not JSON: {error}\n  {remedy}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{location} is no JSON object\n  {remedy}")
+    return parsed
 
 
-def _end_of_round(path: Path, round: int) -> int:
-    """Return the size in bytes of the file up to the end of this round's line."""
-    end = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or _parse(line, str(path))["round"] > round:
-            break
-        end += len(line)
-    return end
+def _round_of(line: bytes, path: Path) -> int:
+    """Return the round of a line. Lines of thousands of clients are not parsed for it: the round comes first."""
+    if found := re.match(rb'{"round": (\d+)[,}]', line):
+        return int(found[1])
+    round = _parse(line, str(path)).get("round")
+    if not isinstance(round, int):
+        raise ValueError(f"{path} has a line without a round\n  remove the line, or restore the file from a copy")
+    return round

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.loggers.base import FinalArtifacts, Metrics
+from trainer.utils.disk import naming_disk
 
 if TYPE_CHECKING:  # tensorboard and matplotlib are imported when there is something to write
     from matplotlib.figure import Figure
@@ -62,16 +63,18 @@ class TensorBoardLogger:
     def _open(self, folder: Path) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # charts of single clients are for their owner
         return SummaryWriter(str(folder), purge_step=self._purge_round)
 
     def log_round(self, metrics: Metrics) -> None:
         """Write the metrics and flush, so that an open page shows the round and a kill does not lose it."""
         step = int(metrics["round"])
-        for tag, value in metrics.items():
-            if tag != "round":
-                writer = self._client_writer if tag.startswith("client/") else self._writer
-                writer.add_scalar(tag, value, step)
-        self._flush()
+        with naming_disk(self._folder):
+            for tag, value in metrics.items():
+                if tag != "round":
+                    writer = self._client_writer if tag.startswith("client/") else self._writer
+                    writer.add_scalar(tag, value, step)
+            self._flush()
         self._last = dict(metrics)
 
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
@@ -81,22 +84,24 @@ class TensorBoardLogger:
         A name without a group, such as `seconds`, means a round in the charts and the whole run in the result.
         """
         step = int(self._last["round"])
-        for tag, value in result.items():
-            if "/" in tag and _is_number(value) and self._last.get(tag) != value:
-                self._writer.add_scalar(tag, value, step)
-        if artifacts.confusion is not None:
-            figure = confusion_figure(artifacts.confusion, artifacts.label_names)
-            self._writer.add_figure("test/confusion", figure, step)
-        if artifacts.sample:
-            # TensorBoard renders Markdown, in which an indent of four spaces means verbatim text.
-            verbatim = textwrap.indent(artifacts.sample, "    ", predicate=lambda line: True)
-            self._writer.add_text("test/sample", verbatim, step)
-        self._writer._get_file_writer().add_summary(_end_of_session(), step)
-        self._flush()
+        with naming_disk(self._folder):
+            for tag, value in result.items():
+                if "/" in tag and _is_number(value) and self._last.get(tag) != value:
+                    self._writer.add_scalar(tag, value, step)
+            if artifacts.confusion is not None:
+                figure = confusion_figure(artifacts.confusion, artifacts.label_names)
+                self._writer.add_figure("test/confusion", figure, step)
+            if artifacts.sample:
+                # TensorBoard renders Markdown, in which an indent of four spaces means verbatim text.
+                verbatim = textwrap.indent(artifacts.sample, "    ", predicate=lambda line: True)
+                self._writer.add_text("test/sample", verbatim, step)
+            self._writer._get_file_writer().add_summary(_end_of_session(), step)
+            self._flush()
 
     def close(self) -> None:
-        for writer in self._open_writers():
-            writer.close()
+        with naming_disk(self._folder):
+            for writer in self._open_writers():
+                writer.close()
 
     def _flush(self) -> None:
         for writer in self._open_writers():
@@ -131,8 +136,9 @@ def confusion_figure(confusion: Tensor, label_names: tuple[str, ...] = ()) -> Fi
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="prediction", ylabel="truth")
     if has_counts:
-        axes.set_xticks(range(classes), names, rotation="vertical")
-        axes.set_yticks(range(classes), names)
+        # A name is no formula, though it may have dollar signs.
+        axes.set_xticks(range(classes), names, rotation="vertical", parse_math=False)
+        axes.set_yticks(range(classes), names, parse_math=False)
         for row, column in product(range(classes), repeat=2):
             color = "white" if shares[row][column] > 0.5 else "black"
             count = str(int(confusion[row, column]))

@@ -14,6 +14,7 @@ from trainer.algorithms.client_result import client_result_from_state, merge_cli
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
 from trainer.distributed.silos import count_shards
+from trainer.loggers import Metrics
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.progress import Progress
 from trainer.loop.round_metrics import RoundAccumulator
@@ -49,15 +50,18 @@ class Section:
     wanted: Callable[[str], bool] = bool
 
 
-def make_checkpointer(run: Run, folder: Path, storage: SharedStorage | None = None) -> Checkpointer:
+def make_checkpointer(
+    run: Run, folder: Path, storage: SharedStorage | None = None, before_save: Callable[[], None] | None = None
+) -> Checkpointer:
     """Make what writes the checkpoints of a run into a folder, and finds the newest there. All ranks must call it.
 
     Args:
         run: the choices.
         folder: of the checkpoints alone.
         storage: which ranks share the folder; None: all of them.
+        before_save: is called by the writing thread before each save.
     """
-    return Checkpointer(folder, run.topology, run.assignment_digest, run.checkpoint.keep_last, storage)
+    return Checkpointer(folder, run.topology, run.assignment_digest, run.checkpoint.keep_last, storage, before_save)
 
 
 def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best: bool = False) -> None:
@@ -108,6 +112,11 @@ def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | Non
         state.trainer.warm_up_ddp()
     _restore_after_warm_up(state, rank_states)
     return snapshot
+
+
+def logged_metrics(resume_point: ResumePoint) -> Metrics:
+    """Return the metrics of the last round that was logged before a checkpoint; empty if there was none."""
+    return json.loads(resume_point.states[0].load("progress")["json"])["metrics"]
 
 
 def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedStorage) -> None:

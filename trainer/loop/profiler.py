@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from trainer.loop.local_trainer import StepCallback
+from trainer.utils.disk import naming_disk
 
 UNSEEN, WARM_UP, TRACED = 5, 2, 8  # steps: skipped, profiled without a record, traced
 MAX_EVENTS = 100_000  # of the memory's history
@@ -31,7 +32,8 @@ def profile_steps(on_step: StepCallback, folder: Path, device: torch.device) -> 
     steps = schedule(wait=UNSEEN, warmup=WARM_UP, active=TRACED, repeat=1)
     if device.type == "cuda":
         torch.cuda.memory._record_memory_history(max_entries=MAX_EVENTS)
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with profile(activities=activities, schedule=steps, on_trace_ready=lambda p: _write(p, folder, device)) as profiler:
 
         def profiled(done: float, examples: int, loss: Callable[[], float]) -> None:
@@ -42,7 +44,8 @@ def profile_steps(on_step: StepCallback, folder: Path, device: torch.device) -> 
 
 
 def _write(profiler: profile, folder: Path, device: torch.device) -> None:
-    profiler.export_chrome_trace(str(folder / TRACE))
+    with naming_disk(folder):
+        profiler.export_chrome_trace(str(folder / TRACE))
     if device.type == "cuda":
         torch.cuda.memory._dump_snapshot(str(folder / MEMORY))
         torch.cuda.memory._record_memory_history(enabled=None)

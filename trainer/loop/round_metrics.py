@@ -158,7 +158,8 @@ def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[s
         "clients/stragglers": int(sums["late"]),
         "memory/peak_bytes": tables["memory"].max().item(),
     }
-    metrics |= slowest_silo(tables["silos"])
+    if run.metrics.per_client != "none":  # a silo may be a client
+        metrics |= slowest_silo(tables["silos"])
     for client, row in zip(round.cohort, tables["cohort"].tolist(), strict=False):
         loss_sum, units, norm = row
         metrics[f"client/{client}/train_loss"] = _ratio(loss_sum, units)

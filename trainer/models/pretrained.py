@@ -69,10 +69,12 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise ValueError(
             f"model.init={path} is not a file.\n  valid: a safetensors file, or a state_dict saved by torch.save"
         )
+    is_safetensors = path.suffix == ".safetensors"
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # neither library documents what it raises for a file of another format
-        reason = str(error).split("\n")[0]
+        # That of torch proposes weights_only=False, which executes whatever a file has in it.
+        reason = str(error).split("\n")[0] if is_safetensors else "it is damaged, or holds more than tensors"
         raise ValueError(
             f"model.init={path} cannot be read: {reason}\n  valid: safetensors, or a state_dict"
         ) from error

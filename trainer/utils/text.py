@@ -21,6 +21,15 @@ def format_value(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is a number, as Python reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def suggest(name: str, valid: Sequence[str]) -> str:
     """Return a suggestion for an invalid dotted name, and the list of valid ones, the closest first."""
     shared = os.path.commonprefix([name, *valid])

@@ -12,6 +12,7 @@ from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.commands.probe.host_facts import USER_OMP_VARIABLE
 from trainer.commands.probe.watchdog import watchdog
 from trainer.commands.train.launcher import RESOLVED, RESTART, own_texts, resolved_tree
+from trainer.config.compose import compose_tree
 from trainer.config.schema import LaunchConfig
 from trainer.config.targets import check_targets
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, check_world, detect_environment
@@ -103,7 +104,7 @@ def run_worker(overrides: list[str], function: Callable[[Tree, Peers], int]) -> 
 
 
 def _checked_tree(overrides: list[str], environment: ClusterEnvironment) -> Tree:
-    tree = resolved_tree(overrides)
+    tree = resolved_tree(lambda: compose_tree(overrides))
     check_ranks(environment, tree["launch"]["nproc_per_node"])
     return tree
 

@@ -12,8 +12,10 @@ from trainer.checkpoint.files import write_text
 from trainer.commands.report.page import AXES, drawn_names
 from trainer.commands.report.settings import title
 from trainer.commands.report.summary import Report
+from trainer.utils.text import is_number
 
 SEARCH_LENGTH = 1000  # characters
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell
 
 # First columns of the CSV files.
 RUN = ("run", "configuration", "status", "seed")
@@ -93,6 +95,11 @@ def curves_csv(report: Report) -> str:
 def _csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows([_harmless(cell) for cell in row] for row in (head, *rows))
     return text.getvalue()
+
+
+def _harmless(cell: object) -> object:
+    """Return a cell that a spreadsheet does not take for a formula: a text that begins like one, with an apostrophe."""
+    text = str(cell)
+    return f"'{text}" if text.startswith(FORMULA_SIGNS) and not is_number(text) else cell

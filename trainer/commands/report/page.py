@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from plotly.offline import get_plotlyjs
@@ -98,8 +99,13 @@ def _runs(report: Report, folder: Path) -> str:
         for group in report.configurations
         for record in group.records
     ]
-    links = {str(record.folder): os.path.relpath(record.folder, folder) for record in report.records}
+    links = {str(record.folder): _link(os.path.relpath(record.folder, folder)) for record in report.records}
     return _table("runs", ("run", "configuration", "seed", "status", report.score, "error"), rows, links)
+
+
+def _link(path: str) -> str:
+    """Return the address of a folder: without its colons quoted, a browser might take it for a script."""
+    return f"{quote(os.fsencode(path))}/"
 
 
 def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], links: Mapping[str, str]) -> str:
@@ -109,7 +115,7 @@ def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], links
 
 
 def _data(cell: Cell, link: str | None) -> str:
-    text = f'<a href="{escape(link)}/">{escape(cell.text)}</a>' if link else escape(cell.text)
+    text = f'<a href="{escape(link)}">{escape(cell.text)}</a>' if link else escape(cell.text)
     return f"<td>{text}</td>" if cell.value is None else f'<td class="number" data-value="{cell.value!r}">{text}</td>'
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from trainer.checkpoint.run_dir import RunDir
-from trainer.loggers import Metrics, read_jsonl
+from trainer.loggers import Metrics, iter_jsonl
 from trainer.utils.trees import flatten
 
 EVALUATIONS = ("test_", "global_", "personal_")  # prefixes; the other metrics of clients describe their training
@@ -111,18 +110,23 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def _read(path: Path) -> RunRecord:
     folder = RunDir(path)
     try:
-        settings = flatten(yaml.safe_load((path / "config.yaml").read_text()))
+        settings = flatten(folder.settings())
         state = folder.state()
         result = folder.result() if state["status"] == "finished" else {}
-        history = read_jsonl(folder.metrics) if folder.metrics.exists() else []
-    except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        rounds: list[Metrics] = []
+        clients = client_metrics(_read_rounds(folder.metrics, rounds))
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or do not include it") from error
-    rounds = [
-        {key: math.nan if value is None else value for key, value in metrics.items() if not key.startswith("client/")}
-        for metrics in history
-    ]
     metrics = {name: value for name, value in result.items() if isinstance(value, int | float)}
-    return RunRecord(path, settings, state, rounds, client_metrics(history), metrics or _latest_metrics(rounds))
+    return RunRecord(path, settings, state, rounds, clients, metrics or _latest_metrics(rounds))
+
+
+def _read_rounds(path: Path, rounds: list[Metrics]) -> Iterator[Metrics]:
+    """Yield the metrics of each round in a file; append those that are not of single clients to `rounds`."""
+    for metrics in iter_jsonl(path) if path.exists() else ():
+        metrics = {key: math.nan if value is None else value for key, value in metrics.items()}
+        rounds.append({key: value for key, value in metrics.items() if not key.startswith("client/")})
+        yield metrics
 
 
 def _latest_metrics(rounds: Sequence[Metrics]) -> Metrics:
@@ -134,24 +138,35 @@ def _latest_metrics(rounds: Sequence[Metrics]) -> Metrics:
     return last
 
 
-def client_metrics(history: Sequence[Mapping[str, Any]]) -> list[ClientMetric]:
+def client_metrics(history: Iterable[Mapping[str, Any]]) -> list[ClientMetric]:
     """Collect the evaluation metrics of clients from the metrics of a run's rounds.
 
     Args:
-        history: the metrics of each round, in order; a value may be None.
+        history: the metrics of each round, in order; a value may be None. Only one round is in memory at a time: with
+            thousands of clients a run has gigabytes of them.
 
     Returns:
         The metrics that have at least one finite value, sorted by name. Each has a row for every client that occurs in
         the history, including clients without test examples.
     """
-    keys = {tuple(key.split("/")) for metrics in history for key in metrics if key.startswith("client/")}
-    clients = sorted({int(client) for _, client, _ in keys})
-    collected = []
-    for name in sorted({name for _, _, name in keys if name.startswith(EVALUATIONS)}):
-        rows = [f"client/{client}/{name}" for client in clients]
-        measured = [metrics for metrics in history if any(key in metrics for key in rows)]
-        values = np.array([[metrics.get(key) for metrics in measured] for key in rows], np.float64)  # None becomes NaN
+    seen: set[int] = set()
+    columns: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}  # of each metric: round, clients, values
+    for metrics in history:
+        measured: dict[str, dict[int, float]] = {}
+        for key in filter(lambda key: key.startswith("client/"), metrics):
+            _, client, name = key.split("/")
+            seen.add(int(client))
+            if name.startswith(EVALUATIONS):
+                measured.setdefault(name, {})[int(client)] = metrics[key]
+        for name, values in measured.items():
+            column = np.array(list(values), np.int32), np.array(list(values.values()), np.float64)  # None becomes NaN
+            columns.setdefault(name, []).append((metrics["round"], *column))
+    clients, collected = sorted(seen), []
+    for name in sorted(columns):
+        values = np.full((len(clients), len(columns[name])), np.nan)
+        for index, (_, of_clients, column) in enumerate(columns[name]):
+            values[np.searchsorted(clients, of_clients), index] = column
         values[~np.isfinite(values)] = np.nan
         if not np.isnan(values).all():
-            collected.append(ClientMetric(name, clients, [metrics["round"] for metrics in measured], values))
+            collected.append(ClientMetric(name, clients, [round for round, _, _ in columns[name]], values))
     return collected

@@ -17,7 +17,7 @@ from trainer.commands.report.summary import Report, Spread
 from trainer.loggers import HEADLINES
 from trainer.loggers.messages import number
 from trainer.utils.tables import COLUMN_GAP, make_table
-from trainer.utils.text import format_bytes
+from trainer.utils.text import format_bytes, is_number
 
 MISSING = "–"
 WORST = tuple(f"clients/worst_{name}" for name in HEADLINES)
@@ -72,10 +72,7 @@ def columns(report: Report) -> list[TableColumn]:
 
 
 def _setting(text: str) -> Cell:
-    try:
-        return Cell(text, float(text))
-    except ValueError:
-        return Cell(text)
+    return Cell(text, float(text) if is_number(text) else None)
 
 
 def number_cell(value: float | None, format_number: Callable[[float], str] = number) -> Cell:

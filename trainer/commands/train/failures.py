@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
 
-from trainer.checkpoint.format import DiskFullError
-from trainer.checkpoint.run_dir import RunDir
+from trainer.checkpoint.run_dir import RunDir, Status
+from trainer.commands.exit_codes import DISK_FAILURE
 from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.launch.heartbeat import Heartbeat
 from trainer.loop.control import LoopControl
 from trainer.loop.stopping import DivergedError
+from trainer.utils.disk import DiskError
 from trainer.utils.errors import InputError
 from trainer.utils.user_code import user_location
 
@@ -47,7 +50,7 @@ def exit_on_failure(
     log.error("failed", exc_info=error)
     if isinstance(error, DivergedError):  # on all ranks
         if folder and environment.rank == 0:
-            folder.set_status("crashed", error=str(error), final=True)
+            _record(folder, "crashed", error=str(error), final=True)
             print(error, file=sys.stderr, flush=True)
         time.sleep(0 if environment.rank == 0 else ROOT_CAUSE_GRACE_SECONDS)
         os._exit(1)
@@ -57,12 +60,26 @@ def exit_on_failure(
     if folder and folder.path.exists() and folder.claim_failure("run"):
         where = f" ({location})" if location else ""
         status = "bad_input" if is_bad_input else "crashed"
-        folder.set_status(status, rank=environment.rank, error=f"{type(error).__name__}: {error}{where}")
+        _record(folder, status, rank=environment.rank, error=f"{type(error).__name__}: {error}{where}")
     if folder and not folder.claim_failure(f"node-{environment.node}"):
         time.sleep(ROOT_CAUSE_GRACE_SECONDS)  # another rank of this node prints its own
     else:
         print(description, file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(DISK_FAILURE if isinstance(error, DiskError) else 1)
+
+
+def log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    """Log what has ended a thread, and print it, except for a disk: of that the main thread speaks, in a sentence."""
+    error = failure.exc_value
+    log.error("a thread failed", exc_info=error)
+    if not isinstance(error, OSError):
+        threading.__excepthook__(failure)
+
+
+def _record(folder: RunDir, status: Status, **facts: Any) -> None:
+    """Write the status of a run that fails, if its disk takes it: the launcher knows the exit code."""
+    with suppress(OSError):
+        folder.set_status(status, **facts)
 
 
 def _is_of_peers(error: BaseException) -> bool:
@@ -87,7 +104,7 @@ def _describe(error: BaseException, environment: ClusterEnvironment, heartbeat: 
         return f"{rank} lost its peers: {str(error).splitlines()[0]}"
     if isinstance(error, InputError):
         return f"{rank}: {error}"
-    if isinstance(error, DiskFullError):
+    if isinstance(error, DiskError):
         return f"{rank}: {error.strerror}"
     if location:
         return f"{rank}: {type(error).__name__}: {error}\n  in {location}"

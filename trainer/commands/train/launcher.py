@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.run_dir import RunDir
-from trainer.commands.exit_codes import CODES, FAILED, PREEMPTED
-from trainer.config.compose import compose_tree
+from trainer.commands.exit_codes import CODES, DISK_FAILURE, FAILED, PREEMPTED
 from trainer.config.schema import read_config
 from trainer.config.targets import check_targets
 from trainer.distributed.launch.processes import (
@@ -30,6 +30,7 @@ from trainer.distributed.launch.rendezvous import open_rendezvous
 from trainer.distributed.launch.signals import STOP_SIGNALS, SignalHandler, handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
 from trainer.distributed.silos import silo_sizes
+from trainer.utils.disk import DiskError
 
 # Environment variables of the workers: the resolved configuration as JSON, and the number of restarts so far.
 RESOLVED, RESTART = "SILOTRAIN_CONFIG", "SILOTRAIN_RESTART"
@@ -38,10 +39,12 @@ RESTART_NOTICE_SECONDS = 3  # for another node to announce a restart
 
 RunState = dict[str, Any]  # the content of state.json
 
+REFUSED: RunState = {"status": "bad_input"}  # found and printed by the workers before the folder was theirs
 
-def resolved_tree(overrides: list[str]) -> dict[str, Any]:
-    """Return the configuration that a launcher has resolved for this worker; without one, that of the overrides."""
-    return json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose_tree(overrides)
+
+def resolved_tree(compose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the configuration that a launcher has resolved for this worker; without one, what `compose` makes."""
+    return json.loads(os.environ[RESOLVED]) if RESOLVED in os.environ else compose()
 
 
 def own_texts(overrides: list[str]) -> list[str]:
@@ -71,6 +74,9 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
         except Interrupted:
             print("stopped before the other nodes had joined", file=sys.stderr, flush=True)
             return PREEMPTED
+        except DiskError as error:
+            print(error.strerror, file=sys.stderr, flush=True)
+            return FAILED
         except NodesUnreachableError as error:
             print(error, file=sys.stderr, flush=True)
             return FAILED
@@ -97,7 +103,8 @@ class _Launcher:
         starts = failures = 0
         while True:
             state, ended = self._start()
-            if state["status"] != "crashed" or state.get("final") or self.signals.signal or failures == self.restarts:
+            is_final = bool(state.get("final")) or (isinstance(ended, WorkerFailure) and ended.code == DISK_FAILURE)
+            if state["status"] != "crashed" or is_final or self.signals.signal or failures == self.restarts:
                 _report_status(self.folder, state, ended)
                 return CODES[state["status"]]
             starts += 1
@@ -108,14 +115,13 @@ class _Launcher:
 
     def _start(self) -> tuple[RunState, WorkerFailure | MembershipChanged | None]:
         """Start the workers once; return the state of the run when they have ended, and why they ended early."""
-        if self.folder.status() not in ("", "bad_input") and not self.folder.has_finished(self.rounds):
-            self.folder.set_status("running")  # that of an earlier start is not to be taken for that of this one
+        version = self.folder.state_version()
         environment = {RESOLVED: json.dumps(self.tree), RESTART: str(self.world.restart)}
         changed = self.rendezvous.membership_changed
         start = (self.world, self.rendezvous.token, self.threads, self.signals, environment, self.arguments, changed)
         with start_workers(*start) as workers:
             ended = workers.wait()
-            state = self.folder.state()  # before the other workers, which are terminated now, write theirs
+            state = self._state_since(version)  # before the other workers, which are terminated now, write theirs
             if ended:
                 self.rendezvous.announce_restart()
         if (
@@ -124,10 +130,19 @@ class _Launcher:
             and self.rendezvous.membership_changed(RESTART_NOTICE_SECONDS)
         ):
             state, ended = {}, MembershipChanged()  # preempted by the workers of a node that restarts
-        state = _resolve_status(state, ended, self.signals)
-        if self.folder.path.exists() and self.folder.state() != state:
-            self.folder.set_status(**state)
-        return state, ended
+        if ended is None and state.get("status") == "running" and not self.folder.is_in_use():
+            ended = WorkerFailure(self.world.first_rank, 0)  # all of them have left in mid-run
+        resolved = _resolve_status(state, ended, self.signals)
+        if self.folder.path.exists() and resolved != state and resolved != REFUSED:
+            with suppress(DiskError):  # which a worker has reported, or the next one will
+                self.folder.set_status(**resolved)
+        return resolved, ended
+
+    def _state_since(self, version: tuple[int, int]) -> RunState:
+        """Return the state that the workers of this start have written, or that of a run that had finished."""
+        if self.folder.state_version() == version and not self.folder.has_finished(self.rounds):
+            return {}
+        return self.folder.state()
 
 
 def _validated(tree: dict[str, Any], world: World) -> str:
@@ -135,6 +150,7 @@ def _validated(tree: dict[str, Any], world: World) -> str:
     config, folder = read_config(tree), RunDir(Path(tree["run_dir"]))
     try:
         folder.check(tree)
+        folder.check_not_in_use()
         silo_sizes(config.silos, world.nodes, folder.num_clients())
     except ValueError as error:
         return json.dumps({"errors": str(error)})
@@ -150,8 +166,9 @@ def _resolve_status(
     if signals.signal and (ended is None or (isinstance(ended, WorkerFailure) and -ended.code in STOP_SIGNALS)):
         return {"status": "preempted"}  # before the workers could take the signal
     if ended is None:
-        return {"status": "bad_input"}  # the workers found and printed it before there was a folder
-    if state.get("status") == "crashed":
+        return REFUSED
+    has_left = isinstance(ended, WorkerFailure) and ended.code == 0  # the others could only report that it is gone
+    if state.get("status") == "crashed" and not has_left:
         return state
     rank = {"rank": ended.rank} if isinstance(ended, WorkerFailure) else {}
     return {"status": "crashed", "error": str(ended), **rank}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from trainer.checkpoint import ResumePoint, SharedStorage, detect_shared_storage
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
-from trainer.commands.train.failures import exit_on_failure
+from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch
 from trainer.config.build import build, build_loggers
 from trainer.config.schema import Config, read_config
@@ -33,17 +34,19 @@ from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
-from trainer.loop.checkpointing import make_checkpointer, validate_resume
+from trainer.loop.checkpointing import logged_metrics, make_checkpointer, validate_resume
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
+from trainer.utils.text import first_few
 from trainer.utils.trees import flatten
 
 T = TypeVar("T")
 Tree = dict[str, Any]
 
+MAX_LOST_NAMED = 5
 MAX_STARTS_WITHOUT_PROGRESS = 3  # in a row; there is no further one
 
 
@@ -59,6 +62,7 @@ def main(compose: Callable[[], Tree], own: Sequence[str]) -> Status:
         own: overrides of this rank, and the configuration that its launcher has given it, see `check_targets`.
     """
     environment, worker = detect_environment(), None
+    threading.excepthook = log_thread_failure
     try:
         token = find_token(token_file(own))
     except ValueError as error:  # without it the other ranks cannot be reached
@@ -81,6 +85,9 @@ def main(compose: Callable[[], Tree], own: Sequence[str]) -> Status:
     except BaseException as error:
         known = (worker.folder, worker.heartbeat, worker.control) if worker else (None, None, None)
         exit_on_failure(error, environment, *known)
+    finally:
+        if worker:
+            worker.folder.lock.release()
 
 
 def _composed(compose: Callable[[], Tree], environment: ClusterEnvironment) -> dict[str, Any]:
@@ -146,6 +153,8 @@ class Worker:
                 ConsoleLogger(self.config.rounds, self.folder.path).finalize(self.folder.result(), FinalArtifacts())
             return "finished"
         try:
+            if self.writes_to_storage:
+                self.folder.set_running()
             self._train(topology)
             status = "finished"
         except UserInputError:
@@ -168,7 +177,7 @@ class Worker:
 
     def _check_starts(self) -> None:
         """Count this start; raise DivergedError on all ranks if the ones before have all come no further."""
-        failed = self.folder.count_start(restart_count()) - 1 if self.is_first else 0
+        failed = _on_all_ranks(lambda: self.folder.count_start(restart_count()) - 1 if self.is_first else 0)
         fruitless = f"{failed} starts in a row came no further than {self.folder.newest_checkpoint()}: not restarted."
         if fruitless := collectives.broadcast_text(fruitless if failed >= MAX_STARTS_WITHOUT_PROGRESS else ""):
             raise DivergedError(fruitless)
@@ -179,18 +188,14 @@ class Worker:
 
     def _train(self, topology: Topology) -> None:
         run = _on_all_ranks(lambda: build(self.config, topology))
-        self._set_status("running")
         if self.writes_to_storage:
             self.folder.write_config({**self.tree, "clients": len(run.clients)})
         if self.config.run.smoke:
             self._fit_or_skip(run, until=1)
-        result = self._fit_or_skip(run)
-        if self.writes_to_storage:
-            self.folder.write_models()
-            self.folder.write_result(result)
+        self._fit_or_skip(run)
 
-    def _fit_or_skip(self, run: Run, until: int | None = None) -> dict[str, Any]:
-        """Return the result of the run. on_nonfinite_loss=skip skips the batches that made the loss non-finite."""
+    def _fit_or_skip(self, run: Run, until: int | None = None) -> None:
+        """Train the run to its end. on_nonfinite_loss=skip skips the batches that made the loss non-finite."""
         diverged = None
         while True:
             try:
@@ -202,9 +207,10 @@ class Worker:
             if self.prints:
                 print(f"{diverged}: returns to the last checkpoint, and skips the batches since", flush=True)
 
-    def _fit(self, run: Run, until: int | None, diverged: DivergedError | None) -> dict[str, Any]:
-        """Return the result of the run, continued from its newest checkpoint if there is one."""
-        checkpoints = make_checkpointer(run, self.folder.checkpoints, self.storage)
+    def _fit(self, run: Run, until: int | None, diverged: DivergedError | None) -> None:
+        """Train the run to its end, from its newest checkpoint if there is one."""
+        before_save = self.folder.sync_metrics if self.is_first else None
+        checkpoints = make_checkpointer(run, self.folder.checkpoints, self.storage, before_save)
         start = _on_all_ranks(lambda: checkpoints.latest() or self._external_resume_point(run))
         _on_all_ranks(lambda: validate_resume(run, start, self.storage))
         self._announce_start(start)
@@ -218,7 +224,12 @@ class Worker:
                 profiling = profile_steps(on_step or _ignore_step, self.folder.profile, run.topology.device)
                 on_step = stack.enter_context(profiling)
             on_start, self.on_start = self.on_start, None
-            return fit(run, loggers, checkpoints, start, on_step, on_start, until, self.control, diverged).metrics
+            fit(run, loggers, checkpoints, start, on_step, on_start, until, self.control, diverged, self._write_result)
+
+    def _write_result(self, result: dict[str, Any]) -> None:
+        if self.writes_to_storage:
+            self.folder.write_models()
+            self.folder.write_result(result)
 
     def _external_resume_point(self, run: Run) -> ResumePoint | None:
         """Return the newest checkpoint of the run that resume= names, if it names one."""
@@ -239,13 +250,18 @@ class Worker:
     def _loggers(self, console: ConsoleLogger, resume_point: ResumePoint | None) -> list[Logger]:
         """Make rank 0's loggers. Those that write files cut off the rounds after the checkpoint."""
         rounds = resume_point.logged_rounds if resume_point else 0
+        history = JsonLinesLogger(self.folder.metrics, rounds)
+        if resume_point and self.config.resume in ("auto", "never"):  # another run's rounds are in its own folder
+            lost = history.restore(logged_metrics(resume_point))
+            for text in first_few(lost, MAX_LOST_NAMED):
+                print(f"{self.folder.metrics} has lost round {text}", file=sys.stderr, flush=True)
         scalars = {
             key: value if isinstance(value, str | int | float) else str(value)
             for key, value in flatten(self.tree).items()
         }
         compared = {key: value for key, value in scalars.items() if not key.startswith(CHANGEABLE_KEYS)}
         return [
-            JsonLinesLogger(self.folder.metrics, rounds),
+            history,
             TensorBoardLogger(self.folder.tensorboard, compared, rounds + 1 if resume_point else None),
             *build_loggers(self.config, self.folder.path, scalars),
             *([console] if self.prints else []),

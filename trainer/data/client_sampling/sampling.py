@@ -122,7 +122,7 @@ class AvailabilityTrace(ClientSampler):
     @cached_property
     def events(self) -> list[Event]:
         """The events of the file, sorted by round."""
-        return sorted(_read_events(Path(self.file)), key=lambda event: event.round)
+        return sorted(_read_events(Path(self.file).expanduser()), key=lambda event: event.round)
 
     def _available(self, clients: int, index: int) -> tuple[int, ...]:
         available: set[int] = set(range(clients))

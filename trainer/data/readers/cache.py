@@ -24,18 +24,19 @@ def cached_array(name: str, shape: tuple[int, ...], fill: Callable[[np.ndarray],
     """
     path = cache_folder() / name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds clients' data
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or when the process ends
             if not path.exists():
                 with TemporaryDirectory(dir=path.parent) as temporary:
-                    array = open_memmap(Path(temporary) / name, "w+", np.uint8, shape)
-                    with (Path(temporary) / name).open("rb+") as file:
-                        # On a full disk, writing to a mapped file that has no room kills the process.
-                        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+                    filled = Path(temporary) / name
+                    array = open_memmap(filled, "w+", np.uint8, shape)
+                    filled.chmod(0o600)
+                    with filled.open("rb+") as file:  # to write to memory for which a full disk has no room is fatal
+                        os.posix_fallocate(file.fileno(), 0, filled.stat().st_size)
                     fill(array)
                     array.flush()
-                    (Path(temporary) / name).replace(path)
+                    filled.replace(path)
     except OSError as error:
         raise ValueError(
             f"cannot write the cached file {path}: {error}\n  set SILOTRAIN_CACHE to a writable folder with room for it"
@@ -47,10 +48,16 @@ def cache_folder() -> Path:
     """Return the folder of cached files, which need not exist.
 
     It is $SILOTRAIN_CACHE, or else silotrain/ under $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        ValueError: there is no home directory.
     """
     if chosen := os.environ.get("SILOTRAIN_CACHE"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "silotrain"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "silotrain"
+    except RuntimeError as error:
+        raise ValueError("there is no home directory for the cache\n  set SILOTRAIN_CACHE to a folder") from error
 
 
 def package_folder(package: str, install: str) -> Path:

@@ -78,6 +78,8 @@ class WorkerFailure:
     def __str__(self) -> str:
         if self.code < 0:
             return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}"
+        if self.code == 0:
+            return f"rank {self.rank} ended in mid-run, with exit code 0: something in it has called exit"
         return f"rank {self.rank} ended with exit code {self.code}"
 
 
@@ -115,9 +117,11 @@ class Workers:
         """Wait until all workers have ended, one has failed, or the nodes have changed; None if all went well."""
         while True:
             codes = [process.poll() for process in self._processes]
-            failures = [WorkerFailure(rank, code) for rank, code in enumerate(codes, self._first_rank) if code]
-            if failures:
-                return min(failures, key=lambda failure: failure.code)  # killed ones first: the others may be victims
+            if any(codes):
+                # Killed ones first, then those that left as if all were well, unasked: the others may be victims.
+                may_leave = (None, 0) if self._signals.signal else (None,)
+                code, rank = min((code, rank) for rank, code in enumerate(codes) if code not in may_leave)
+                return WorkerFailure(self._first_rank + rank, code or 0)
             if None not in codes:
                 return None
             if self._membership_changed():
