@@ -73,10 +73,11 @@ class RunLock:
         Raises:
             ValueError: another process owns it.
         """
+        this = _this_process()
         while self._descriptor is None:
-            self._descriptor = self._try_acquire()
+            self._descriptor = self._try_acquire(this)
         self._is_released.clear()
-        self._heartbeat = Thread(target=self._beat, args=(self._descriptor,), daemon=True)
+        self._heartbeat = Thread(target=self._beat, args=(self._descriptor, this), daemon=True)
         self._heartbeat.start()
 
     def release(self) -> None:
@@ -90,12 +91,12 @@ class RunLock:
         os.close(self._descriptor)
         self._descriptor = None
 
-    def _try_acquire(self) -> int | None:
+    def _try_acquire(self, this: Owner) -> int | None:
         """Return the open file by which this process owns the folder; None if another try is needed."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)  # once: its first close ends all locks on it
         is_owned = False
         try:
-            is_owned = self._take(descriptor)
+            is_owned = self._take(descriptor, this)
         finally:
             if not is_owned:
                 os.close(descriptor)
@@ -104,9 +105,9 @@ class RunLock:
         time.sleep(POLL_INTERVAL_SECONDS)
         return None
 
-    def _take(self, descriptor: int) -> bool:
+    def _take(self, descriptor: int, this: Owner) -> bool:
         """Write this process into the file unless its owner lives; return whether no other was quicker."""
-        is_locked, owner, this = _try_lock(descriptor), _read(descriptor), _this_process()
+        is_locked, owner = _try_lock(descriptor), _read(descriptor)  # in this order: nobody writes without the lock
         is_local = owner is not None and owner.kernel == this.kernel and is_locked is not None
         if owner and is_local and not is_locked:
             raise self._busy(owner)
@@ -147,12 +148,11 @@ class RunLock:
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         return False
 
-    def _beat(self, descriptor: int) -> None:
+    def _beat(self, descriptor: int, this: Owner) -> None:
         """Show that this process lives. It ends if it was taken to be dead, and another has the folder now."""
-        mine = _read(descriptor)
         while not self._is_released.wait(HEARTBEAT_INTERVAL_SECONDS):
             with suppress(OSError):  # a disk that fails ends the run where it writes
-                if self.path.exists() and not (self._is_current(descriptor) and _read(descriptor) == mine):
+                if self.path.exists() and not (self._is_current(descriptor) and _read(descriptor) == this):
                     message = f"run_dir={self.path.parent} was taken by another run: this one was silent for too long"
                     print(message, file=sys.stderr, flush=True)
                     hard_exit()

@@ -16,7 +16,7 @@ class DiskError(OSError):
 
 
 @contextmanager
-def naming_disk(path: Path, lost: str = "nothing of the checkpoints is lost") -> Iterator[None]:
+def naming_disk(path: Path, lost: str = "the checkpoints are whole") -> Iterator[None]:
     """Raise DiskError for an OSError of the block by which a disk is full, read-only, or not this user's.
 
     Args:

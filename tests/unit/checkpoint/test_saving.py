@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Timer
@@ -182,25 +181,6 @@ def test_a_section_that_nobody_needs_any_more_may_be_lost(tmp_path: Path, monkey
         dropped.setattr(checkpointer, "write_shard", lose)
         save_a_mid_round(ranks[1], 6, {})
         ranks[1].wait()
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a small file system in memory, with these options."""
-    place = tmp_path / "disk"
-
-    def mount(options: str) -> Path:
-        place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True)
-        if done.returncode:
-            pytest.skip(f"mount is not permitted: {done.stderr.decode().strip()}")
-        return place
-
-    try:
-        yield mount
-    finally:
-        if place.is_mount():
-            subprocess.run(["umount", str(place)], check=True)
 
 
 LARGE = {"model": {"weight": torch.zeros(1 << 18)}}  # a megabyte
