@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import HERE, ROOT, Ended, Shell, Started
+from tests.support.disk import other_owner
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.train import launcher
 from trainer.config.compose import compose_tree
@@ -59,6 +60,14 @@ if rank:
     state("crashed", rank=1, error="why", final=True)
     sys.exit(1)
 ready()
+"""
+LEAVES = """
+state("running", pid=1)
+if {ranks}:
+    os._exit(0)
+time.sleep(0.3)
+state("crashed", error="lost")
+sys.exit(1)
 """
 STOPPED = """
 if rank == 0:
@@ -146,6 +155,46 @@ def test_a_final_failure_is_not_restarted(run_dir: Path, capfd: pytest.CaptureFi
     assert launch(run_dir, FINAL) == 1
     assert capfd.readouterr().err == ""
     assert state_of(run_dir) == {"status": "crashed", "rank": 1, "error": "why", "final": True}
+
+
+@pytest.mark.parametrize("ranks", ["True", "rank"])
+def test_a_rank_that_leaves_in_mid_run_is_a_crash(ranks: str, run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its exit code is 0, as that of a library which calls exit; all ranks leave, or the others lose their peer."""
+    worker = LEAVES.format(ranks=ranks)
+    assert launch(run_dir, worker, "launch.max_restarts=1") == 1
+    left = f"rank {0 if ranks == 'True' else 1} ended in mid-run, with exit code 0: something in it has called exit"
+    assert capfd.readouterr().err.splitlines() == [
+        f"{left}; restart 1 of 1",
+        f"{left}; continue with run_dir={run_dir}",
+    ]
+    assert state_of(run_dir)["error"] == left and state_of(run_dir)["status"] == "crashed"
+
+
+def test_workers_that_find_bad_input_before_they_begin_change_nothing(run_dir: Path) -> None:
+    folder = RunDir(run_dir)
+    folder.create_or_check(compose_tree([f"run_dir={run_dir}"]))
+    folder.lock.release()
+    folder.set_status("preempted")
+    version = folder.state_version()
+    assert launch(run_dir, "sys.exit(0)") == 2
+    assert folder.state_version() == version
+
+
+def test_a_disk_that_cannot_be_written_to_is_not_tried_again(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The worker has printed the sentence."""
+    assert launch(run_dir, "state('crashed', error='full')\nsys.exit(os.EX_IOERR) if rank else time.sleep(60)") == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_folder_in_use_is_refused_before_a_worker_starts(run_dir: Path) -> None:
+    """The other launch is a process of this machine."""
+    folder = RunDir(run_dir)
+    folder.create_or_check(compose_tree([f"run_dir={run_dir}"]))
+    folder.lock.release()
+    with other_owner(run_dir) as process:
+        with pytest.raises(ValueError, match=f"run_dir={run_dir} is in use by process {process.pid} on"):
+            launch(run_dir, "kill()")
+        assert folder.state() == {}
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("bad_input", 2), ("preempted", 75)])

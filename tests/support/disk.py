@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import Checkpointer, ResumePoint
+from trainer.checkpoint.run_lock import RunLock
 from trainer.distributed.topology import Topology
 
+SECONDS_TO_START = 10
 LAYOUT = "3f0a9c1e"  # the same silos train the same clients in every round
 
 
@@ -63,6 +68,15 @@ def steps_of(resume_point: ResumePoint | None) -> tuple[str, dict[int, int]]:
     return resume_point.round_checkpoint.folder.name if resume_point.round_checkpoint else "", steps
 
 
+def fill_disk(folder: Path) -> Path:
+    """Write a file into a folder until its disk is full; return the file."""
+    path = folder / "other"
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
 @contextmanager
 def content(path: Path, other: bytes | None) -> Iterator[None]:
     """Replace the content of a file, or remove it, until the block is left."""
@@ -75,6 +89,27 @@ def content(path: Path, other: bytes | None) -> Iterator[None]:
         yield
     finally:
         path.write_bytes(own)
+
+
+@contextmanager
+def other_owner(folder: Path) -> Iterator[BaseProcess]:
+    """Another process of this machine owns the run folder until the block is left."""
+    context = multiprocessing.get_context("fork")
+    owns = context.Event()
+
+    def own() -> None:
+        RunLock(folder).acquire()
+        owns.set()
+        time.sleep(60)
+
+    process = context.Process(target=own)
+    process.start()
+    try:
+        assert owns.wait(SECONDS_TO_START)
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def flipped(own: bytes, place: int, bit: int) -> bytes:

@@ -162,3 +162,18 @@ def test_silos_that_were_killed_before_the_first_checkpoint_start_anew(tmp_path:
     """Silo 0 has saved inside the first round, silo 1 has not."""
     save_mid_round_checkpoint(writers(tmp_path, SIZES), 0, 0, 100)
     assert writers(tmp_path, SIZES)[0].latest() is None
+
+
+@pytest.mark.parametrize("character", ["\n", "\x85", "\u2028", " is not whole", "%", "{", "\udcff", "'", "\\"])
+def test_damage_is_passed_over_whatever_characters_the_path_has(tmp_path: Path, character: str) -> None:
+    """The path is in the sentences by which damaged states are known."""
+    folder = tmp_path / f"a{character}b"
+    with distributed():
+        ranks = writers(folder)
+        save_round(ranks, 1)
+        save_round(ranks, 2)
+        damaged = folder / round_name(2) / "silo-0.replica-0.safetensors"
+        damaged.write_bytes(flipped(damaged.read_bytes(), 100, 3))
+        start = ranks[0].latest()
+    assert steps_of(start) == (round_name(1), {})
+    assert start and [str(damaged) in reason for reason in start.rejected] == [True]

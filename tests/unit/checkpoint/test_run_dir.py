@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.disk import fill_disk
 from tests.support.folders import composed_tree
 from trainer.checkpoint import run_dir
 from trainer.checkpoint.run_dir import RunDir
@@ -33,6 +34,12 @@ def begun(path: Path) -> RunDir:
     return folder
 
 
+def read_all(folder: RunDir) -> None:
+    """Read what a launch reads."""
+    folder.has_finished(20)
+    folder.check(tree_of(folder.path))
+
+
 DAMAGE = [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe{}", b'{"status": "finish'[:9]]
 
 
@@ -42,8 +49,7 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, name: str, cont
     folder = begun(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{tmp_path / name} is damaged: .*\n  restore it from a copy, or ") as raised:
-        folder.has_finished(20)
-        folder.check(tree_of(tmp_path))
+        read_all(folder)
     assert "Error" not in str(raised.value)
 
 
@@ -161,9 +167,7 @@ def test_the_status_is_written_on_a_full_disk(mounted: Callable[[str], Path]) ->
     """The file is overwritten in its place. What does not fit there is an error, and the old status stays."""
     folder = RunDir(mounted("size=64k"))
     folder.set_running()
-    with (folder.path / "other").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(bytes(4096))
+    fill_disk(folder.path)
     folder.set_status("crashed", error="the disk is full")
     assert folder.state() == {"status": "crashed", "error": "the disk is full"}
     with pytest.raises(

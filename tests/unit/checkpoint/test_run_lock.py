@@ -8,16 +8,15 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
 
+from tests.support.disk import other_owner
 from trainer.checkpoint import run_lock
 from trainer.checkpoint.run_lock import Owner, RunLock
 
@@ -31,27 +30,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "HEARTBEAT_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(run_lock, "POLL_INTERVAL_SECONDS", 0.02)
     monkeypatch.setattr(run_lock, "SETTLE_SECONDS", 0.05)
-
-
-def own_forever(folder: Path) -> None:
-    RunLock(folder).acquire()
-    time.sleep(60)
-
-
-@contextmanager
-def other_owner(folder: Path) -> Iterator[BaseProcess]:
-    """Another process of this machine owns the folder."""
-    process = multiprocessing.get_context("fork").Process(target=own_forever, args=(folder,))
-    process.start()
-    deadline = time.monotonic() + SECONDS_TO_START
-    while not (folder / "lock.json").exists() or not (folder / "lock.json").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
 
 
 def leave_behind(folder: Path, owner: Owner = AWAY) -> Path:

@@ -13,9 +13,13 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -29,9 +33,11 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 import trainer.loggers
+from tests.support.disk import fill_disk
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger, read_jsonl
 from trainer.loggers.base import Metrics
 from trainer.loggers.tensorboard import confusion_figure
+from trainer.utils.disk import DiskError
 
 OF_A_CLIENT = "client/3/test_accuracy"
 ROUND: Metrics = {
@@ -185,6 +191,82 @@ def test_a_resumed_run_refuses_a_file_that_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(str(path))):
         JsonLinesLogger(path, keep_rounds=1)
     assert path.read_text() == "no metrics\n"
+
+
+@pytest.mark.parametrize("line", [b"[1, 2]\n", b"3\n", b"null\n", b'"text"\n', b"\x00\x00\n", b"\xff\n", b"{}\n"])
+def test_a_line_that_is_no_round_is_named_before_the_run_resumes(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round": 1}\n' + line)
+    with pytest.raises(ValueError, match=rf"{path}.*\n  remove the line"):
+        JsonLinesLogger(path, keep_rounds=2)
+
+
+@pytest.mark.parametrize(
+    ("there", "lost", "kept"),
+    [([1, 2, 3], [], [1, 2, 3]), ([1, 2], [], [1, 2, 3]), ([], [1, 2], [3]), ([1, 3], [2], [1, 3]), ([2], [1], [2, 3])],
+)
+def test_a_round_that_power_loss_has_taken_is_restored_or_named(
+    tmp_path: Path, there: list[int], lost: list[int], kept: list[int]
+) -> None:
+    """The checkpoint of three rounds knows the metrics of the third."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, [{**ROUND, "round": round} for round in [*there, 4]])
+    logger = JsonLinesLogger(path, keep_rounds=3)
+    assert logger.restore({**ROUND, "round": 3}) == lost
+    logger.log_round({**ROUND, "round": 4})
+    logger.close()
+    assert read_jsonl(path) == [{**ROUND, "round": round} for round in [*kept, 4]]
+
+
+def test_before_the_first_round_nothing_is_lost(tmp_path: Path) -> None:
+    logger = JsonLinesLogger(tmp_path / "metrics.jsonl")
+    assert logger.restore({}) == []
+    logger.close()
+
+
+def test_only_its_owner_reads_the_figures_of_clients(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.jsonl", [ROUND])
+    logger = TensorBoardLogger(tmp_path / "board", {})
+    logger.log_round(ROUND)
+    logger.close()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"metrics.jsonl": 0o600, "board": 0o700, "board-clients": 0o700}
+
+
+def test_a_long_history_is_not_held_in_memory(tmp_path: Path) -> None:
+    """A resume reads 40 MB, of which it holds a line."""
+    path = tmp_path / "metrics.jsonl"
+    line = json.dumps({"round": 0, **{f"client/{client}/train_loss": 1 / 3 for client in range(10_000)}})
+    path.write_text("".join(line.replace("0", str(round), 1) + "\n" for round in range(1, 101)))
+    tracemalloc.start()
+    logger = JsonLinesLogger(path, keep_rounds=99)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    logger.close()
+    assert path.stat().st_size > 30 * peak
+    assert path.read_bytes().count(b"\n") == 99
+
+
+@pytest.mark.parametrize("make", [JsonLinesLogger, lambda path: TensorBoardLogger(path, {})])
+def test_a_full_disk_is_named_and_closing_is_quiet(
+    mounted: Callable[[str], Path], make: Callable[[Path], Logger], recwarn: pytest.WarningsRecorder
+) -> None:
+    disk = mounted("size=64k")
+    logger = make(disk / "log")
+    logger.log_round(ROUND)
+    other = fill_disk(disk)
+    many: Metrics = {"round": 4, **{f"test/{index}": 0.0 for index in range(2000)}}
+    with (
+        patch.object(threading, "excepthook", lambda failure: None),
+        pytest.raises(DiskError, match=rf"the disk of {disk}/log is full \(.*\n  make room, .* same run_dir"),
+    ):
+        logger.log_round(many)
+    with suppress(DiskError):
+        logger.close()
+    other.unlink()
+    again = make(disk / "log")
+    again.log_round({**ROUND, "round": 1})
+    again.close()
 
 
 # TensorBoard
@@ -365,6 +447,13 @@ def test_counts_stand_inside_their_cells() -> None:
     figure.draw(renderer)
     cell = axes.get_window_extent(renderer).width / 12
     assert max(text.get_window_extent(renderer).width for text in axes.texts) < cell
+
+
+@pytest.mark.parametrize("name", ["$x", "$\\\\foo$", "a $ b $ c", "\\\\", "</b>", "%s {0}", "", "a\nb"])
+def test_a_name_is_no_formula(name: str) -> None:
+    figure = confusion_figure(torch.eye(2, dtype=torch.int64), (name, "other"))
+    FigureCanvasAgg(figure).draw()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [name, "other"]
 
 
 @pytest.mark.parametrize(("classes", "counts"), [(40, 1600), (41, 0), (300, 0)])

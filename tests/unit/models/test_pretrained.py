@@ -65,7 +65,7 @@ class Anything:
         (b"no weights at all", "cannot be read"),
         ({"model": {}, "epoch": 3}, "holds a dict with model, epoch, not only tensors"),
         ([torch.zeros(1)], "holds a list"),
-        (Anything(), "cannot be read"),
+        (Anything(), "holds more than tensors"),
         (None, "is not a file"),
     ],
     ids=["noise", "training state", "list", "pickle", "nothing"],

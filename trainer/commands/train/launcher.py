@@ -133,7 +133,7 @@ class _Launcher:
         if ended is None and state.get("status") == "running" and not self.folder.is_in_use():
             ended = WorkerFailure(self.world.first_rank, 0)  # all of them have left in mid-run
         resolved = _resolve_status(state, ended, self.signals)
-        if self.folder.path.exists() and resolved != state and resolved != REFUSED:
+        if self.folder.path.exists() and resolved not in (REFUSED, self.folder.state()):
             with suppress(DiskError):  # which a worker has reported, or the next one will
                 self.folder.set_status(**resolved)
         return resolved, ended

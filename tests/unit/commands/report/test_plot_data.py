@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
+import os
+import re
 from io import StringIO
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 import pytest
@@ -124,6 +128,33 @@ def test_no_text_of_a_user_becomes_part_of_the_page(tmp_path: Path) -> None:
 def test_a_page_names_its_runs_by_links_that_can_be_moved_with_them(tmp_path: Path) -> None:
     write_run(tmp_path / "sweep/0", test_accuracy=[0.5])
     assert 'href="sweep/0/"' in page(report_on(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["javascript:alert(1)||", "data:text,x", "a?b#c%20", '"><b>', "\udcff", "- -x"])
+def test_a_link_leads_to_a_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path / name / "x", test_accuracy=[0.5])
+    text = page(report_on(tmp_path), tmp_path)
+    (link,) = re.findall('<td><a href="(.*?)">', text)
+    parts = urlsplit(html.unescape(link))
+    assert not (parts.scheme or parts.netloc or parts.query or parts.fragment)
+    assert unquote_to_bytes(parts.path) == os.fsencode(f"{name}/x/")
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@SUM(1)", "\t=1"])
+def test_no_text_of_a_user_becomes_a_formula_of_a_sheet(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers stay numbers, negative ones too."""
+    monkeypatch.chdir(tmp_path)
+    write_run(Path(name), "optimizer.lr=-0.5", test_accuracy=[-0.25])
+    write_run(Path("other"), test_accuracy=[0.5])
+    report = summarize(read_records([Path(name), Path("other")]))
+    for text in (runs_csv(report), curves_csv(report)):
+        (row,) = (row for row in rows_of(text) if name in row["run"])
+        assert row["run"] == f"'{name}"
+        assert float(row["test/accuracy"]) == -0.25
+    (row,) = (row for row in rows_of(runs_csv(report)) if name in row["run"])
+    assert float(row["optimizer.lr"]) == -0.5
 
 
 def test_only_reports_of_ours_are_overwritten(tmp_path: Path) -> None:

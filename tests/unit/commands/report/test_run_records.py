@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,17 @@ def test_a_damaged_run_is_named(tmp_path: Path, file: str, text: str) -> None:
     (run / file).write_text(text)
     with pytest.raises(ValueError, match="a is damaged"):
         read_records([run])
+
+
+def test_the_figures_of_many_clients_are_streamed(tmp_path: Path) -> None:
+    """Of each round stays what a page draws: 12 bytes for each client's score, of 90 in the file."""
+    clients, rounds = 1000, 30
+    names = [f"client/{client}/{name}" for client in range(clients) for name in ("test_accuracy", "train_loss")]
+    write_rounds(tmp_path / "a", (), 0, rounds_of({name: [0.5] * rounds for name in names}), "crashed")
+    tracemalloc.start()
+    (record,) = read_records([tmp_path])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    (metric,) = record.clients
+    assert metric.values.shape == (clients, rounds) and (metric.values == 0.5).all()
+    assert peak < 60 * clients * rounds
