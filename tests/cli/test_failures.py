@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import Shell
+from trainer.loggers import read_jsonl
 
 MODELS = """
+import os
 import time
+from contextlib import suppress
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,12 +55,24 @@ class Early(Small):
             raise ArithmeticError("the first batch broke it")
         return super().forward(images)
 
+class Fills(Small):
+    calls = 0
+
+    def forward(self, images):
+        self.calls += self.training
+        if dist.get_rank() == 0 and self.calls == 30 and os.path.exists("disk/full"):
+            with open("disk/other", "wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        return super().forward(images)
+
 class Slow(Small):
     def forward(self, images):
         time.sleep(0.02 * self.training)
         return super().forward(images)
 """
 BREAKS = ("model=custom", "model._target_=own.Breaks")
+FILLS = ("model=custom", "model._target_=own.Fills")
 SLOW = ("model=custom", "model._target_=own.Slow", "rounds=200")
 WIDE = ("model=custom", "model._target_=own.Wide", "rounds=1", "round.steps=2", "run_dir=wide")
 ONCE = ("launch.max_restarts=0",)
@@ -141,6 +157,41 @@ def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) ->
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code in (75, 128 + signal.SIGINT, -signal.SIGINT)  # the last before Python has started
     assert "Traceback" not in ended.err and len(ended.err.splitlines()) <= 2, ended.err
+
+
+@pytest.mark.long
+def test_a_full_disk_is_named_in_a_sentence_and_the_run_continues_with_room(shell: Shell) -> None:
+    """It is not restarted. Each round is logged once."""
+    disk, overrides = shell.folder / "disk", (*FILLS, "rounds=3", "round.steps=20", "run_dir=disk/run")
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mount is not permitted")
+    try:
+        (disk / "full").touch()
+        ended = shell.train(*overrides)
+        assert ended.code == 1 and len(ended.err.splitlines()) == 2, ended.err
+        assert ended.err.startswith("rank 0: the disk of disk/run/") and "is full (0 bytes are free)" in ended.err
+        assert "make room" in ended.err and "resume with the same run_dir" in ended.err
+        assert state_of(disk / "run")["status"] == "crashed"
+        (disk / "full").unlink()
+        (disk / "other").unlink()
+        assert shell.train(*overrides).code == 0
+        assert [line["round"] for line in read_jsonl(disk / "run/metrics.jsonl")] == [1, 2, 3]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.long
+def test_a_second_launch_in_the_folder_of_a_running_one_is_refused(shell: Shell) -> None:
+    started = shell.start_training(*SLOW, "run_dir=shared")
+    started.wait_for("round   1/200")
+    second = shell.start_training(*SLOW, "run_dir=shared")
+    assert second.process.wait(SECONDS_TO_END) == 2
+    assert "run_dir=shared is in use by process" in second.err.read_text()
+    assert state_of(shell.folder / "shared")["status"] == "running"
+    started.press_control_c()
+    assert started.end(within_seconds=SECONDS_TO_END).code == 75
 
 
 @pytest.mark.long

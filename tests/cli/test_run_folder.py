@@ -80,6 +80,11 @@ def test_the_folder_holds_what_scripts_look_for_and_nothing_else(trained: Traine
     assert "DEBUG" not in (trained.folder / "logs/rank-0.log").read_text()
 
 
+def test_a_run_makes_one_folder(sync_run: Trained) -> None:
+    """Its workers make none of their own."""
+    assert [path.name for path in sync_run.folder.parent.iterdir() if path.is_dir()] == ["sync"]
+
+
 def test_the_configuration_is_the_resolved_one(trained: Trained) -> None:
     """It has the number of clients with which the run began."""
     stored = yaml.safe_load((trained.folder / "config.yaml").read_text())

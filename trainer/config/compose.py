@@ -145,7 +145,13 @@ def _make_folder(path: Path) -> bool:
 
 def _check_home(tree: Tree) -> None:
     """Raise ValueError for values that begin with ~ where there is no such home directory."""
-    homeless = [f"{key}={value}" for key, value in flatten(tree).items() if os.path.expanduser(str(value))[:2] == "~/"]
+    homeless = [
+        f"{key}={format_value(value)}"
+        for key, value in flatten(tree).items()
+        if any(
+            os.path.expanduser(str(text)).startswith("~/") for text in (value if isinstance(value, list) else [value])
+        )
+    ]
     if homeless:
         listed = "\n".join(homeless)
         raise ValueError(f"{listed}\n  there is no home directory: set HOME, or absolute paths")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.disk import fill_disk
 from tests.support.folders import composed_tree
 from trainer.checkpoint import run_dir
 from trainer.checkpoint.run_dir import RunDir
+from trainer.loggers import JsonLinesLogger, Logger, TensorBoardLogger, read_jsonl
 from trainer.utils.disk import DiskError
+
+EXT4_SHUTDOWN, WITHOUT_FLUSHING = 0x8004587D, 2  # of linux/ext4.h
 
 
 def tree_of(path: Path, **other: Any) -> dict[str, Any]:
@@ -228,3 +235,47 @@ def test_metrics_are_on_the_disk_before_a_checkpoint_counts_them(
         ".",
     }
     assert {str(path.relative_to(tmp_path)) for path in synced} == names
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Mount a file system on a disk, and return its folder and what takes the power from it and mounts it again."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(bytes(1 << 24))
+    place.mkdir()
+    for command in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{command[0]} is not permitted: {done.stderr.decode().strip()}")
+
+    def lose_power() -> None:
+        descriptor = os.open(place, os.O_RDONLY)
+        fcntl.ioctl(descriptor, EXT4_SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING))
+        os.close(descriptor)
+        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+
+    try:
+        yield place, lose_power
+    finally:
+        subprocess.run(["umount", str(place)], check=False)
+
+
+def test_rounds_that_a_checkpoint_counts_outlive_a_loss_of_power(ext4: tuple[Path, Callable[[], None]]) -> None:
+    """The third round is logged, and not counted yet."""
+    place, lose_power = ext4
+    folder = RunDir(place / "run")
+    folder.acquire()
+    loggers: list[Logger] = [JsonLinesLogger(folder.metrics), TensorBoardLogger(folder.tensorboard, {})]
+    for index in (1, 2, 3):
+        for logger in loggers:
+            logger.log_round({"round": index, "train/loss": 0.5})
+        if index == 2:
+            folder.sync_metrics()
+    for logger in loggers:
+        logger.close()
+    folder.lock.release()
+    lose_power()
+    assert [metrics["round"] for metrics in read_jsonl(folder.metrics)][:2] == [1, 2]
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")][:2] == [1, 2]

@@ -17,9 +17,17 @@ from trainer.algorithms.round import Round
 from trainer.distributed.topology import Topology
 from trainer.loop.local_trainer import ClientResult
 from trainer.loop.options import MetricsOptions
-from trainer.loop.round_metrics import RoundAccumulator, evaluation_metrics, reports_clients, slowest_silo
+from trainer.loop.round_metrics import (
+    RoundAccumulator,
+    evaluation_metrics,
+    reports_clients,
+    round_metrics,
+    slowest_silo,
+)
 from trainer.models.flat import FlatModel
 
+SUMS = ("examples_seen", "steps", "units_seen", "loss_sum", "units", "gradient_norms", "on_time", "learning_rates")
+SUMS += ("counted", "clients", "left_out", "late")
 ALONE = Topology(0, 1, 0, 0, (1,), torch.device("cpu"), None, None)
 
 
@@ -107,6 +115,17 @@ def test_the_worst_perplexity_is_the_largest():
     run = make_run(ALONE, [4, 4], "gpt", fedavg())
     table = torch.tensor([[16, 16.0], [16, 32.0]], dtype=torch.float64)
     assert evaluation_metrics(run, "test", sums_of(table))["clients/worst_perplexity"] == pytest.approx(math.e**2)
+
+
+@pytest.mark.parametrize(("per_client", "is_named"), [("none", False), ("scores", True), ("full", True)])
+def test_the_slowest_silo_may_be_a_client(per_client: Any, is_named: bool):
+    """With a client a silo its seconds are those of a client, which per_client=none hides."""
+    topology = Topology(0, 2, 0, 0, (1, 1), torch.device("cpu"), None, None)
+    run = make_run(topology, [8, 8], algorithm=fedavg(), **{"metrics.per_client": per_client})
+    sums = dict.fromkeys(SUMS, 1.0)
+    tables = {"silos": torch.ones(2, 2), "cohort": torch.zeros(0, 3), "memory": torch.zeros(2)}
+    metrics = round_metrics(run, Round(0, 0, (0, 1)), sums, tables)
+    assert any(name.startswith("slowest/") for name in metrics) == is_named
 
 
 def test_the_slowest_silo_is_the_one_with_most_seconds():
