@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Shell
+from tests.cli.command import DEADLINE_SECONDS, Shell
 from trainer.loggers import read_jsonl
 
 MODELS = """
@@ -74,6 +74,7 @@ class Slow(Small):
 BREAKS = ("model=custom", "model._target_=own.Breaks")
 FILLS = ("model=custom", "model._target_=own.Fills")
 SLOW = ("model=custom", "model._target_=own.Slow", "rounds=200")
+ENDLESS = (*SLOW[:2], "rounds=2000")
 WIDE = ("model=custom", "model._target_=own.Wide", "rounds=1", "round.steps=2", "run_dir=wide")
 ONCE = ("launch.max_restarts=0",)
 SECONDS_TO_END = 10
@@ -184,10 +185,10 @@ def test_a_full_disk_is_named_in_a_sentence_and_the_run_continues_with_room(shel
 
 @pytest.mark.long
 def test_a_second_launch_in_the_folder_of_a_running_one_is_refused(shell: Shell) -> None:
-    started = shell.start_training(*SLOW, "run_dir=shared")
-    started.wait_for("round   1/200")
-    second = shell.start_training(*SLOW, "run_dir=shared")
-    assert second.process.wait(SECONDS_TO_END) == 2
+    started = shell.start_training(*ENDLESS, "run_dir=shared")
+    started.wait_for("round    1/2000")
+    second = shell.start_training(*ENDLESS, "run_dir=shared")
+    assert second.process.wait(DEADLINE_SECONDS) == 2
     assert "run_dir=shared is in use by process" in second.err.read_text()
     assert state_of(shell.folder / "shared")["status"] == "running"
     started.press_control_c()
