@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread
@@ -360,7 +360,8 @@ def open_rendezvous(
     """
     min_nodes, max_nodes = (nodes, nodes) if isinstance(nodes, int) else nodes
     if max_nodes == 1:
-        yield SingleNode(draw_token(), agree)
+        with closing(SingleNode(draw_token(), agree)) as rendezvous:
+            yield rendezvous
         return
     host, port = parse_endpoint(endpoint)
     token, listener = find_token(token_file), None
@@ -374,7 +375,5 @@ def open_rendezvous(
         rendezvous = HostRendezvous(listener, host, token, (min_nodes, max_nodes), agree)
     else:
         rendezvous = MemberRendezvous(host, port, token)
-    try:
+    with closing(rendezvous):
         yield rendezvous
-    finally:
-        rendezvous.close()

@@ -93,10 +93,11 @@ class SingleNode:
 
     def __init__(self, token: bytes, agree: Callable[[World], str]):
         self.agreed, self.token, self._agree = "", token, agree
+        self._listener: socket.socket | None = None
 
     def next_world(self, workers: int, restart: int, stop_requested: Callable[[], object]) -> World:
-        listener = listen(host=LOOPBACK)
-        world = World(0, (workers,), LOOPBACK, listener.getsockname()[1], restart, listener)
+        self._listener = listen(host=LOOPBACK)
+        world = World(0, (workers,), LOOPBACK, self._listener.getsockname()[1], restart, self._listener)
         self.agreed = self.agreed or self._agree(world)
         return world
 
@@ -105,3 +106,7 @@ class SingleNode:
 
     def membership_changed(self, patience: float = 0) -> bool:
         return False
+
+    def close(self) -> None:
+        if self._listener:
+            self._listener.close()
