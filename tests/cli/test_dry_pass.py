@@ -65,14 +65,17 @@ REFUSED = {
     # Types
     "labels that are floats": [
         model("Net", "+data.targets=float32"),
+        ["targets are torch.float32", "labels are integers", ".long()"],
+    ],
+    "tokens that are floats": [
+        [*TOKENS, f"model._target_={UNUSUAL}.Bigrams", "+model.sparse=false", "+data.targets=float32"],
         ["targets are float32", "labels are int64", ".long()"],
     ],
-    "short labels": [model("Net", "+data.targets=int32"), ["targets are int32", "labels are int64"]],
     "inputs in double precision": [
         model("Net", "+data.inputs=float64"),
-        ["inputs are float64, the parameters float32", ".to(torch.float32)", "unusual.py, line"],
+        ["inputs are torch.float64: convert them to float32", "unusual.py, line"],
     ],
-    "inputs that are integers": [model("Net", "+data.inputs=int64"), ["inputs are int64, the parameters float32"]],
+    "inputs that are integers": [model("Net", "+data.inputs=int64"), ["inputs are torch.int64, as of tokens"]],
     "complex parameters": [model("Complex"), ["trainable parameters of torch.complex64 (weight)", "view_as_real"]],
     "two types": [
         model("TwoTypes"),
@@ -167,6 +170,7 @@ ACCEPTED = {
     "sparse": [*SPARSE, "optimizer=sgd"],
     "unused parameters": model("Net", "+model.spare=true", "allow_unused=true"),
     "labels in bytes": model("Net", "+data.targets=uint8"),
+    "short labels": model("Net", "+data.targets=int32"),
 }
 
 

@@ -25,12 +25,12 @@ def table(inputs: str = "float32", targets: str = "int64") -> DataSplits:
     return DataSplits(*(TensorSource(numbers[part], labels[part]) for part in cut), classes=CLASSES)
 
 
-def tokens() -> DataSplits:
-    """Return sequences of five tokens, and the tokens after them."""
+def tokens(targets: str = "int64") -> DataSplits:
+    """Return sequences of five tokens, and the tokens after them, of this type."""
     drawn = torch.randint(0, 11, (EXAMPLES + TESTS, 6), generator=torch.Generator().manual_seed(0))
-    inputs, targets = drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
+    before, after = drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous().to(getattr(torch, targets))
     cut = slice(EXAMPLES), slice(EXAMPLES, None)
-    return DataSplits(*(TensorSource(inputs[part], targets[part]) for part in cut), classes=11)
+    return DataSplits(*(TensorSource(before[part], after[part]) for part in cut), classes=11)
 
 
 def load_with_a_fault(kind: str) -> DataSplits:

@@ -106,6 +106,7 @@ def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights.view(-1, *[1] * (losses.dim() - 1))).sum()
 
 
+IGNORED = -100  # the target that torch's losses leave out by default
 LABEL_TYPES = (torch.int64, torch.uint8)  # those that torch's cross-entropy takes
 
 

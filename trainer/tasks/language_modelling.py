@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
-
-IGNORED = -100  # a target that torch's cross-entropy leaves out
+from trainer.tasks.base import IGNORED, shape_mismatch, to_full_precision, type_mismatch, weighted_sum
 
 
 class LanguageModelling:

@@ -40,11 +40,13 @@ def count_units(task: Task, train: Source) -> Tensor | None:
 def _count(count: Callable[[Tensor], Tensor], task: Task, source: Source) -> Tensor | None:
     """Return the units of each example that count; None if all do."""
     held = getattr(source, "targets", None)
+    # Numbers without a sign are read as the source gives them: as they are they cannot equal a negative mark.
+    held = held if isinstance(held, Tensor) and held.dtype.is_signed else None
     sample = torch.linspace(0, len(source) - 1, min(len(source), SAMPLE)).long()
-    targets = held if isinstance(held, Tensor) else source.fetch(sample)[1]
+    targets = source.fetch(sample)[1] if held is None else held
     counts = count(targets)
     if bool((counts == task.units(targets)).all()):
         return None
-    if targets is held:
+    if held is not None:
         return counts
     return torch.cat([count(source.fetch(ids)[1]) for ids in torch.arange(len(source)).split(CHUNK)])

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.tasks.base import IGNORED
+
 INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy dtypes
-IGNORED = -100  # the target that torch's losses leave out by default
 
 
 @dataclass(frozen=True)
