@@ -20,7 +20,8 @@ from torch import Tensor
 from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
-from trainer.models.flat import BatchNormReduction, FlatModel
+from trainer.models.buffers import BatchNormReduction
+from trainer.models.flat import FlatModel
 from trainer.optim import GradientClipper
 from trainer.optim.optimizers import OptimizerFactory
 

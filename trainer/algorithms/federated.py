@@ -16,7 +16,8 @@ from trainer.algorithms.base import Algorithm, ClientOptimizerState, RoundSessio
 from trainer.algorithms.global_model import GlobalModel
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
-from trainer.models.flat import BatchNormReduction, FlatModel
+from trainer.models.buffers import BatchNormReduction
+from trainer.models.flat import FlatModel
 from trainer.optim.optimizers import OptimizerFactory
 
 Weighting = Literal["examples", "equal", "capped"]

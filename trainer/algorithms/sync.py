@@ -22,7 +22,8 @@ from trainer.algorithms.base import (
 from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.round import Round
 from trainer.distributed.transport import Transport
-from trainer.models.flat import BatchNormReduction, FlatModel
+from trainer.models.buffers import BatchNormReduction
+from trainer.models.flat import FlatModel
 from trainer.optim.optimizers import OptimizerFactory
 from trainer.utils.errors import raise_errors
 

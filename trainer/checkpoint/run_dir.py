@@ -254,6 +254,9 @@ class RunDir:
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
         model = dict(sorted(saved.load("model").items()))
+        # Tensors that belong to a rank are all those of the first one.
+        local = saved.load_shard(saved.shards[0], "own/local")
+        model |= {name: tensor for name, tensor in local.items() if name in model}
         models = {"model": model} | ({"ema": model | average} if (average := saved.load("ema")) else {})
         for name, tensors in models.items():
             path = self.path / f"{name}.safetensors"

@@ -5,7 +5,7 @@ Every function is a collective over the ranks that it names. All of them must ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,9 +82,10 @@ def all_gather_silo_counts(count: int, topology: Topology) -> list[int]:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Broadcast the tensor of rank 0 to the world, in place."""
-    dist.broadcast(tensor, src=0)
-    return tensor
+    """Broadcast the tensor of rank 0 to the world, in place. It may have any dtype and any strides."""
+    sent = contiguous_bits(tensor)
+    dist.broadcast(sent, src=0)
+    return _copy_bits(sent, tensor)
 
 
 def broadcast_text(text: str) -> str:
@@ -114,6 +115,31 @@ def all_reduce_in_silo(tensor: Tensor, topology: Topology) -> Tensor:
 def all_reduce_mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
     """Average a vector over the replicas of this silo, in place."""
     return all_reduce_in_silo(vector, topology).div_(topology.num_replicas)
+
+
+def broadcast_in_silo(tensors: Sequence[Tensor], topology: Topology) -> None:
+    """Broadcast tensors of the silo's first replica to the others, in place, all together."""
+    if topology.num_replicas == 1 or not tensors:
+        return
+    bits = [contiguous_bits(tensor) for tensor in tensors]
+    packed = torch.cat(bits)
+    dist.broadcast(packed, src=topology.leader, group=topology.silo_group)
+    for sent, tensor in zip(packed.split([len(part) for part in bits]), tensors, strict=True):
+        _copy_bits(sent, tensor)
+
+
+def contiguous_bits(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor of any dtype as a vector: a view of its memory if that is contiguous, or a copy."""
+    # Conjugated and negated views have other bits than their values.
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+
+
+def _copy_bits(sent: Tensor, tensor: Tensor) -> Tensor:
+    """Write bytes as those of `contiguous_bits` into a tensor, unless they are its own memory."""
+    if sent.data_ptr() != tensor.data_ptr():
+        with torch.no_grad():
+            tensor.copy_(sent.view(tensor.dtype).view(tensor.shape))
+    return tensor
 
 
 def all_reduce_max_in_silo_async(values: Tensor, topology: Topology) -> Work:

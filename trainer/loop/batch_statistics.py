@@ -1,4 +1,4 @@
-"""The global statistics of BatchNorm and other shared buffers, from which every client starts its round."""
+"""The global statistics of normalization layers, from which every client starts its round."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class GlobalStatistics:
 
     Attributes:
         vector: the statistics as float64 [k], see BufferStatistics.
-        counts: the integer buffers [m].
+        counts: the counters [m].
     """
 
     def __init__(self, model: FlatModel, topology: Topology):
@@ -46,7 +46,7 @@ class GlobalStatistics:
         self.reset_model()
 
     def are_finite(self) -> bool:
-        """Return whether the buffers of all replicas of the silo are free of NaN and infinity. A collective."""
+        """Return whether the statistics of all replicas of the silo are free of NaN and infinity. A collective."""
         statistics = (self.model.statistics, self.model.personal_statistics)
         vectors = [part.vector() for part in statistics if part.has_buffers]
         if not vectors:
@@ -55,7 +55,13 @@ class GlobalStatistics:
         return bool(collectives.all_reduce_mean_in_silo(total, self.topology).isfinite())
 
     def average_personal(self) -> None:
-        """Average the statistics that stay with the client over the replicas of the silo. A collective."""
-        if self.model.personal_buffers:
-            personal = self.model.personal_statistics
-            personal.load(collectives.all_reduce_mean_in_silo(personal.vector(), self.topology), personal.counts())
+        """Make the personal buffers of the silo's replicas equal: average statistics, take others from the first one.
+
+        A collective.
+        """
+        statistics, buffers = self.model.personal_statistics, self.model.personal_buffers
+        if statistics.has_buffers:
+            mean = collectives.all_reduce_mean_in_silo(statistics.vector(), self.topology)
+            statistics.load(mean, statistics.counts())
+        others = [buffer for name, buffer in buffers.items() if name not in statistics.names]
+        collectives.broadcast_in_silo(others, self.topology)

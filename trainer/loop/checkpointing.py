@@ -13,6 +13,7 @@ import torch
 from trainer.algorithms.client_result import client_result_from_state, merge_client_results
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
+from trainer.distributed import collectives
 from trainer.distributed.silos import count_shards
 from trainer.loggers import Metrics
 from trainer.loop.local_trainer import ClientTraining
@@ -21,7 +22,8 @@ from trainer.loop.round_metrics import RoundAccumulator
 from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
-from trainer.models.flat import BufferStatistics
+from trainer.models.buffers import load_buffers
+from trainer.models.flat import FlatModel
 
 # Which ranks hold a section alike: all ranks; those that move the same shard of the shared vector; the replicas of a
 # silo; or each rank its own, `unique` under names that no other rank uses, or as a `rank` that is read by itself.
@@ -76,7 +78,7 @@ def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best
         sharded=_trees(sections, "shard"),
         per_silo=_trees(sections, "silo"),
         per_rank={"own": _trees(sections, "rank"), **_trees(sections, "unique")},
-        all_ranks_write=state.run.algorithm.keeps_client_state or state.transport.stateful,
+        all_ranks_write=state.run.algorithm.keeps_client_state or state.transport.stateful or _any_has_moved(state),
         is_best=is_best,
     )
 
@@ -102,9 +104,10 @@ def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | Non
     saved = resume_point.mid_round.get(topology.silo)
     if saved is None:
         assert resume_point.round_checkpoint is not None
-        _restore_round(state, resume_point.round_checkpoint)
+        local = _restore_round(state, resume_point.round_checkpoint)
         if _has_trained(state):
             state.trainer.warm_up_ddp()
+        state.trainer.local_tensors.load_state_dict(local)
         return None
     rank_states = [saved.load_shard(shard, "own") for shard in _shards_of_rank(saved, topology)]
     snapshot = _restore_snapshot(state, saved, rank_states)
@@ -196,6 +199,7 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
             load_transport,
             is_own_silo,
         ),
+        Section("local", "rank", state.trainer.local_tensors.state_dict),
         Section("algorithm", "all", state.algorithm.state_dict),
         Section("algorithm", "shard", state.algorithm.sharded_state_dict),
     ]
@@ -213,15 +217,15 @@ def _round_sections(state: TrainState) -> list[Section]:
 
 def _snapshot_sections(state: TrainState, snapshot: RoundSnapshot) -> list[Section]:
     """Return what only a checkpoint in the middle of a round has: local parameters, sums, the client in training."""
-    trainer, client, module = state.trainer, snapshot.client, state.model.module
+    trainer, client, model = state.trainer, snapshot.client, state.model
     statistics = {"vector": trainer.statistics.vector, "counts": trainer.statistics.counts}
     of_client = client.session.state_dict() if client else {}
     return [
-        Section("model", "all", lambda: dict(module.named_parameters())),
+        Section("model", "all", lambda: dict(model.named_trainable)),
         Section("round", "all", lambda: snapshot.session.state_dict() | of_client),
         Section("inner", "all", lambda: trainer.step.state_dict() if client else {}),
         Section("statistics", "all", lambda: statistics),
-        Section("buffers", "rank", lambda: dict(module.named_buffers())),
+        Section("buffers", "rank", lambda: _client_buffers(model)),
         Section("tally", "rank", snapshot.accumulator.state_dict),
         Section("work", "rank", lambda: client.result.state_dict() if client else {}),
         Section("gradients", "rank", lambda: trainer.step.gradient_reducer.state_dict() if client else {}),
@@ -233,20 +237,28 @@ def _trees(sections: Sequence[Section], *scopes: Scope) -> dict[str, Any]:
     return {section.name: section.state() for section in sections if section.scope in scopes}
 
 
-def _restore_round(state: TrainState, saved: SavedState) -> None:
-    """Restore a checkpoint between two rounds. Clients' states are found wherever their silos were."""
+def _restore_round(state: TrainState, saved: SavedState) -> Tree:
+    """Restore a checkpoint between two rounds, but for the local tensors, which are returned.
+
+    Clients' states are found wherever their silos were.
+    """
     topology = state.run.topology
+
+    def load_shards(name: str, wanted: Callable[[str], bool] = bool) -> list[Tree]:
+        own = f"silo-{topology.silo}.replica-{topology.replica}"
+        shards = [own] if _is_same_world(state) else saved.shards
+        return [saved.load_shard(shard, f"own/{name}", wanted) for shard in shards if shard in saved.shards]
+
     for section in [*_common_sections(state)[:1], *_round_sections(state), *_common_sections(state)[1:]]:
         if section.load is None:
             continue
         if section.scope == "rank":
-            own = f"silo-{topology.silo}.replica-{topology.replica}"
-            shards = [own] if _is_same_world(state) else saved.shards
-            name = f"own/{section.name}"
-            section.load([saved.load_shard(one, name, section.wanted) for one in shards if one in saved.shards])
+            section.load(load_shards(section.name, section.wanted))
         else:
             section.load(saved.load(section.name, section.wanted))
     state.algorithm.load_state_dict(saved.load("algorithm"))
+    # In another world each rank continues with those of the first.
+    return next(iter(load_shards("local")), {})
 
 
 def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[dict[str, Any]]) -> RoundSnapshot:
@@ -257,7 +269,7 @@ def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[di
             section.load([own[section.name] for own in rank_states])
         elif section.load:
             section.load(saved.load(section.name, section.wanted))
-    _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
+    _copy_into(dict(state.model.named_trainable), saved.load("model"))
     statistics = saved.load("statistics")
     trainer.statistics.vector, trainer.statistics.counts = statistics["vector"], statistics["counts"]
     state.algorithm.load_state_dict(saved.load("algorithm"))
@@ -277,18 +289,31 @@ def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[di
 
 def _restore_after_warm_up(state: TrainState, rank_states: list[dict[str, Any]]) -> None:
     """Restore buffers, pooled if the number of replicas has changed, and the gradients that were held back."""
-    buffers = dict(state.model.module.named_buffers())
-    statistics = BufferStatistics(buffers)
-    vectors, counts = [], []
-    for own in rank_states:
-        _copy_into(buffers, own["buffers"])
-        vectors.append(statistics.vector())
-        counts.append(statistics.counts())
+    trainer, model = state.trainer, state.model
+    pooled, found = (model.statistics, model.personal_statistics), []
+    for own in reversed(rank_states):  # what is not pooled stays that of the first
+        load_buffers(model.module, own["buffers"])
+        found.append([(statistics.vector(), statistics.counts()) for statistics in pooled])
     if len(rank_states) > 1:
-        statistics.load(torch.stack(vectors).mean(0), torch.stack(counts).amax(0))
-    reducer = state.trainer.step.gradient_reducer
+        for statistics, parts in zip(pooled, zip(*found, strict=True), strict=True):
+            vectors, counts = map(torch.stack, zip(*parts, strict=True))
+            statistics.load(vectors.mean(0), counts.amax(0))
+    trainer.local_tensors.load_state_dict(rank_states[0]["local"])
+    reducer = trainer.step.gradient_reducer
     if states := [own["gradients"] for own in rank_states if own["gradients"]]:
         reducer.load_state_dict(reducer.reshard(states))
+
+
+def _any_has_moved(state: TrainState) -> bool:
+    """Return whether tensors that belong to a rank have moved anywhere. A collective, if the model has any."""
+    tensors = state.trainer.local_tensors
+    return bool(tensors.initial) and bool(collectives.all_reduce_max(torch.tensor(len(tensors.state_dict()))))
+
+
+def _client_buffers(model: FlatModel) -> Tree:
+    """Return the live buffers that every client begins anew: statistics, and those that are personal."""
+    local = model.local_tensors
+    return {name: buffer for name, buffer in model.module.named_buffers() if name not in local}
 
 
 def _is_same_world(state: TrainState) -> bool:

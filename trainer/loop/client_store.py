@@ -39,9 +39,10 @@ class ClientStore:
         return self.get(client).get("personal", self.initial_personal_state)
 
     def average_personal(self, model: FlatModel, weights: Sequence[float], topology: Topology) -> dict[str, Tensor]:
-        """Return the mean personal parameters and buffers of all clients that have trained. A collective.
+        """Return the mean personal parameters and statistics of all clients that have trained. A collective.
 
-        Statistics are pooled as those between silos are. The model's own personal parameters are overwritten.
+        Statistics are pooled as those between silos are; other buffers are those of a client that has not trained. The
+        model's own personal parameters are overwritten.
 
         Args:
             model: the model.
@@ -62,6 +63,7 @@ class ClientStore:
             collectives.all_reduce_max(counts)
         if not weight:
             return self.initial_personal_state
+        model.load_personal_state(self.initial_personal_state)
         model.personal.copy_(parameters / weight)
         statistics.load(moments / weight, counts)
         return model.personal_state()

@@ -20,6 +20,7 @@ from trainer.loop.pooled_sums import PooledSums
 from trainer.loop.round_metrics import evaluation_metrics
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
+from trainer.models.buffers import preserved_buffers
 from trainer.optim.ema import ExponentialMovingAverage
 from trainer.tasks.base import example_units
 from trainer.utils.oom import raise_if_oom
@@ -40,6 +41,9 @@ def evaluate(state: TrainState) -> Metrics | None:
     run, clients = state.run, state.run.clients
     began = perf_counter()
     state.control.set_activity(f"round {state.progress.rounds + 1}: evaluating")
+    if run.eval.personal_steps:
+        # Clients begin with what is still under way: it is part of the model that is evaluated, and of the one saved.
+        state.algorithm.flush()
     check_consistency(run.topology, state.local_fingerprint, state.model)
     sums_by_set = {"test": evaluation_sums(state.trainer, run.data.test, clients.test)}
     if any(len(ids) for ids in clients.validation):
@@ -91,8 +95,9 @@ def finetuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]
     """Yield the clients of this silo, each with the model after some steps of its own; restore it afterwards."""
     session = trainer.algorithm.start_round(round)
     for client in trainer.run.homes[trainer.run.topology.silo]:
-        trainer.finetune(session, client, round)
-        yield [client]
+        with preserved_buffers(trainer.model.module):
+            trainer.finetune(session, client, round)
+            yield [client]
     trainer.load_global_model()
 
 

@@ -69,7 +69,7 @@ class InWorld:
 
     def start(self, module: nn.Module) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
-            collectives.broadcast(tensor.detach())
+            collectives.broadcast(tensor)
 
     def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
         return collectives.all_reduce_scalars(scalars, tables)

@@ -19,6 +19,7 @@ from trainer.data.transforms import Compose
 from trainer.loop.batch_statistics import GlobalStatistics
 from trainer.loop.client_store import RANK_STATE, ClientStore
 from trainer.loop.control import Action, ActionConsensus, LoopControl
+from trainer.loop.local_tensors import LocalTensors
 from trainer.loop.run import Run
 from trainer.loop.step import TrainStep
 from trainer.models.flat import FlatModel
@@ -48,6 +49,7 @@ class LocalTrainer:
         step: makes the steps.
         clients: what clients keep between their rounds.
         statistics: the batch statistics from which every client starts its round.
+        local_tensors: frozen parameters and buffers that are this rank's own.
         consensus: what the replicas of the silo agree to do after a step.
         feeder: moves the training set to the device.
         transforms: of examples on their way to the model, fitted.
@@ -72,6 +74,7 @@ class LocalTrainer:
         self.feeder = DeviceFeeder(run.data.train, run.topology.device, run.cache_on_gpu)
         self.clients = ClientStore(model.personal_state())
         self.statistics = GlobalStatistics(model, run.topology)
+        self.local_tensors = LocalTensors(model)
         self.micro_batch_size = None if run.training.micro_batch_size == "auto" else run.training.micro_batch_size
         self.skipped_windows: list[tuple[int, int]] = []
         self.has_stepped = False

@@ -14,6 +14,7 @@ from trainer.distributed import collectives
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
+from trainer.models.buffers import preserved_buffers
 from trainer.optim.optimizers import optimizer_state
 from trainer.utils.oom import OutOfMemoryError
 
@@ -122,12 +123,10 @@ def optimizer_numbers_per_parameter(run: Run) -> int:
 @contextmanager
 def _restoring_state(trainer: LocalTrainer) -> Iterator[None]:
     """Restore what a pass through the model changes, and release the memory that it took."""
-    buffers = [(buffer, buffer.clone()) for buffer in trainer.model.module.buffers()]
     states = [(generator, generator.get_state()) for generator in trainer.step.generators]
-    yield
+    with preserved_buffers(trainer.model.module):
+        yield
     trainer.model.clear_gradients()
-    for buffer, before in buffers:
-        buffer.copy_(before)
     for generator, before in states:
         generator.set_state(before)
     _release_memory(trainer.run.topology.device)

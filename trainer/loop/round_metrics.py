@@ -16,7 +16,7 @@ from trainer.algorithms.round import Round
 from trainer.loggers import Metrics, higher_is_better
 from trainer.loop.pooled_sums import totals
 from trainer.loop.run import Run
-from trainer.models.flat import BufferStatistics
+from trainer.models.buffers import BufferStatistics
 from trainer.utils.hardware import peak_memory_bytes
 
 CLIENT_COLUMNS = ("loss_sum", "units", "delta_norm")

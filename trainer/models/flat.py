@@ -7,14 +7,12 @@ written with `copy_` and never rebound after DistributedDataParallel has wrapped
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from trainer.models.buffers import BatchNormReduction, BufferStatistics, load_buffers, materialize_buffers, select_all
 from trainer.utils.text import first_few
-
-BatchNormReduction = Literal["pooled", "mean"]
 
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as separately allocated tensors do
 
@@ -28,11 +26,6 @@ def blocks_of(vector: Tensor, part: slice) -> list[slice]:
     # One block on a GPU: launching many kernels costs more than the cache misses.
     length = BLOCK if vector.device.type == "cpu" else max(part.stop - part.start, 1)
     return [slice(start, min(start + length, part.stop)) for start in range(part.start, part.stop, length)] or [part]
-
-
-def share_all(name: str) -> bool:
-    """Return True for any name: the `is_shared` of a model without personal parameters."""
-    return True
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -65,7 +58,8 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 class FlatModel:
     """A module whose trainable parameters are views into the vectors `shared` and `personal`.
 
-    Buffers are kept beside them. Frozen parameters are neither trained nor sent.
+    Statistics of normalization layers are kept beside them, see BufferStatistics. Frozen parameters and all other
+    buffers are neither trained nor sent: those that are personal stay with their client, the others with the rank.
 
     module: its parameters are rebound, once, to views into the vectors.
     is_shared: whether the parameter or buffer of a name is combined between silos. The others stay with their client.
@@ -73,13 +67,13 @@ class FlatModel:
     alignment: the length of `shared` is a multiple of it.
 
     Raises:
-        ValueError: see `trainable_parameters`.
+        ValueError: see `trainable_parameters` and BufferStatistics.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        is_shared: Callable[[str], bool] = share_all,
+        is_shared: Callable[[str], bool] = select_all,
         moments: BatchNormReduction = "pooled",
         alignment: int = 1,
     ):
@@ -95,10 +89,10 @@ class FlatModel:
         self.shared_parameters = [trainable[name] for name in self.shared_names]
         self.shared = _flatten(self.shared_parameters, self.trainable[0], alignment)
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
-        buffers = dict(module.named_buffers())
-        self.statistics = BufferStatistics({name: b for name, b in buffers.items() if is_shared(name)}, moments)
-        self.personal_buffers = {name: b for name, b in buffers.items() if not is_shared(name)}
-        self.personal_statistics = BufferStatistics(self.personal_buffers)
+        materialize_buffers(module)
+        self.statistics = BufferStatistics(module, is_shared, moments)
+        self.personal_statistics = BufferStatistics(module, lambda name: not is_shared(name))
+        self.personal_buffer_names = [name for name, _ in module.named_buffers() if not is_shared(name)]
 
     @property
     def has_batch_statistics(self) -> bool:
@@ -137,16 +131,30 @@ class FlatModel:
     @torch.no_grad()
     def load_personal_state(self, state: dict[str, Tensor]) -> None:
         """Load the personal state of a client."""
-        for name, tensor in self._personal_tensors().items():
-            tensor.copy_(state[name])
+        if self.has_personal:
+            self.personal.copy_(state["parameters"])
+            load_buffers(self.module, {name: state[name] for name in self.personal_buffer_names})
 
     def _personal_tensors(self) -> dict[str, Tensor]:
         return {"parameters": self.personal, **self.personal_buffers} if self.has_personal else {}
 
     @property
+    def personal_buffers(self) -> dict[str, Tensor]:
+        """The live buffers that stay with their client, by name."""
+        return {name: self.module.get_buffer(name) for name in self.personal_buffer_names}
+
+    @property
+    def local_tensors(self) -> dict[str, Tensor]:
+        """The live frozen parameters, and buffers that are neither combined nor personal, by name: the rank's own."""
+        others = {*self.statistics.names, *self.personal_buffer_names}
+        trainable = set(map(id, self.trainable))
+        frozen = {name: p.detach() for name, p in self.module.named_parameters() if id(p) not in trainable}
+        return frozen | {name: buffer for name, buffer in self.module.named_buffers() if name not in others}
+
+    @property
     def has_personal(self) -> bool:
         """Whether any parameter or buffer stays with its client."""
-        return bool(self.personal_names or self.personal_buffers)
+        return bool(self.personal_names or self.personal_buffer_names)
 
     @property
     def has_shared(self) -> bool:
@@ -155,7 +163,7 @@ class FlatModel:
 
     def shared_state(self) -> dict[str, Tensor]:
         """Copy the global model: all parameters and buffers by name, except the personal ones."""
-        personal = {*self.personal_aliases, *self.personal_buffers}
+        personal = {*self.personal_aliases, *self.personal_buffer_names}
         return {name: t.clone() for name, t in self.module.state_dict().items() if name not in personal}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
@@ -201,58 +209,10 @@ def pad_or_trim(vector: Tensor, length: int) -> Tensor:
     return torch.cat([vector[:length], vector.new_zeros(max(length - len(vector), 0))])
 
 
-def parameter_layout(module: nn.Module, is_shared: Callable[[str], bool] = share_all) -> list[tuple[int, torch.Size]]:
+def parameter_layout(module: nn.Module, is_shared: Callable[[str], bool] = select_all) -> list[tuple[int, torch.Size]]:
     """Return the offset in a FlatModel's shared vector and the shape of each shared parameter."""
     parameters = [p for name, p in module.named_parameters() if p.requires_grad and is_shared(name)]
     return list(zip(_parameter_offsets(parameters)[0], (p.shape for p in parameters), strict=True))
-
-
-class BufferStatistics:
-    """The buffers that are combined between ranks, as one float64 vector to average.
-
-    Floating point buffers are averaged. With `pooled` moments the vector holds the mean and the second moment,
-    var + mean^2, of BatchNorm layers instead of their variance: by the law of total variance, averages of these are the
-    moments of the union. With `mean` the variances themselves are averaged, without the variance between the means.
-    Integer buffers (counters) are combined by their maximum.
-    """
-
-    def __init__(self, buffers: dict[str, Tensor], moments: BatchNormReduction = "pooled"):
-        self.counters = [b for b in buffers.values() if not b.is_floating_point()]
-        variances = [name for name in buffers if name.endswith("running_var") and moments == "pooled"]
-        self.moments = [(buffers[name.removesuffix("var") + "mean"], buffers[name]) for name in variances]
-        paired = {id(buffer) for pair in self.moments for buffer in pair}
-        self.plain = [b for b in buffers.values() if b.is_floating_point() and id(b) not in paired]
-
-    @property
-    def has_buffers(self) -> bool:
-        """Whether the module has any of these buffers."""
-        return bool(self.plain or self.moments or self.counters)
-
-    def vector(self) -> Tensor:
-        """Return the buffers as a float64 vector [k] on the CPU; `load` accepts weighted averages of it."""
-        parts = [buffer.double() for buffer in self.plain]
-        for mean, variance in self.moments:
-            parts += [mean.double(), variance.double() + mean.double().square()]
-        return torch.cat([part.reshape(-1).cpu() for part in parts] or [torch.zeros(0, dtype=torch.float64)])
-
-    def counts(self) -> Tensor:
-        """Return the integer buffers as an int64 vector on the CPU."""
-        parts = [buffer.reshape(-1).long().cpu() for buffer in self.counters]
-        return torch.cat(parts or [torch.zeros(0, dtype=torch.int64)])
-
-    @torch.no_grad()
-    def load(self, vector: Tensor, counts: Tensor) -> None:
-        """Write an averaged `vector` and combined `counts` into the buffers."""
-        rest = vector
-        for buffer in self.plain:
-            head, rest = rest.split([buffer.numel(), rest.numel() - buffer.numel()])
-            buffer.copy_(head.view_as(buffer))
-        for mean, variance in self.moments:
-            first, second, rest = rest.split([mean.numel(), mean.numel(), rest.numel() - 2 * mean.numel()])
-            mean.copy_(first.view_as(mean))
-            variance.copy_((second - first.square()).clamp_(min=0).view_as(variance))
-        for buffer, part in zip(self.counters, counts.split([b.numel() for b in self.counters]), strict=True):
-            buffer.copy_(part.view_as(buffer))
 
 
 def _parameter_offsets(parameters: list[nn.Parameter]) -> tuple[list[int], int]:

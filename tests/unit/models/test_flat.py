@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from trainer.models import GPT
-from trainer.models.flat import ALIGNMENT_BYTES, BufferStatistics, FlatModel
+from trainer.models.flat import ALIGNMENT_BYTES, FlatModel
 
 
 def small(dtype: torch.dtype = torch.float32) -> Any:
@@ -159,63 +156,6 @@ def test_what_cannot_be_trained_is_refused(freeze: bool):
 )
 def test_layers_that_normalize_by_the_batch(layer: nn.Module, has: bool):
     assert FlatModel(nn.Sequential(nn.Linear(2, 2), layer)).has_batch_statistics is has
-
-
-floats = st.floats(-50, 50, width=32)
-
-
-def buffers(mean: float, variance: float, plain: float, count: int) -> dict[str, torch.Tensor]:
-    """Return the buffers of BatchNorm, and a float buffer of another kind."""
-    return {
-        "n.running_mean": torch.tensor([mean]),
-        "n.running_var": torch.tensor([variance]),
-        "n.num_batches_tracked": torch.tensor(count),
-        "average": torch.tensor([[plain]]),
-    }
-
-
-@settings(deadline=None)
-@given(floats, st.floats(0, 100, width=32), floats, st.integers(0, 1 << 40))
-def test_statistics_round_trip(mean: float, variance: float, plain: float, count: int):
-    """They keep their bits, though variances are computed from moments, in float64."""
-    before = buffers(mean, variance, plain, count)
-    after = buffers(0.0, 1.0, 0.0, 0)
-    source = BufferStatistics(before)
-    assert source.vector().dtype == torch.float64 and source.counts().dtype == torch.int64
-    BufferStatistics(after).load(source.vector(), source.counts())
-    for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-10)
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1, max_size=5))
-def test_pooled_moments_are_those_of_the_union(groups: list[list[float]]):
-    """Weighted by n they are numpy's mean and variance of all numbers together; other buffers are averaged."""
-    vectors, counts = [], []
-    for number, group in enumerate(groups):
-        statistics = BufferStatistics(buffers(float(np.mean(group)), float(np.var(group)), float(len(group)), number))
-        vectors.append(len(group) * statistics.vector())
-        counts.append(statistics.counts())
-    everything = np.concatenate(groups)
-    pooled = buffers(0.0, 0.0, 0.0, 0)
-    BufferStatistics(pooled).load(torch.stack(vectors).sum(0) / len(everything), torch.stack(counts).max(0).values)
-    assert pooled["n.running_mean"].item() == pytest.approx(everything.mean(), abs=1e-4)
-    assert pooled["n.running_var"].item() == pytest.approx(everything.var(), abs=1e-2, rel=1e-4)
-    assert pooled["average"].item() == pytest.approx(sum(len(g) ** 2 for g in groups) / len(everything), rel=1e-6)
-    assert pooled["n.num_batches_tracked"].item() == len(groups) - 1
-
-
-def test_statistics_of_a_real_layer():
-    """A BatchNorm2d with the names and shapes of torch is pooled with another one."""
-    first, second, target = (dict(nn.BatchNorm2d(4).named_buffers()) for _ in range(3))
-    for seed, kept in enumerate((first, second)):
-        kept["running_mean"].copy_(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
-        kept["running_var"].copy_(torch.arange(4) + seed)
-    vectors = BufferStatistics(first).vector() + BufferStatistics(second).vector()
-    BufferStatistics(target).load(vectors / 2, BufferStatistics(first).counts())
-    torch.testing.assert_close(target["running_mean"], (first["running_mean"] + second["running_mean"]) / 2)
-    apart = (first["running_mean"] - second["running_mean"]) ** 2 / 4
-    torch.testing.assert_close(target["running_var"], (first["running_var"] + second["running_var"]) / 2 + apart)
 
 
 def test_a_model_without_buffers_has_empty_statistics():

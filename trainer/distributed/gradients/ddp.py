@@ -30,7 +30,7 @@ def wrap_ddp(
     """Wrap a module so that its gradients are averaged over the silo.
 
     Args:
-        module: on the device of the topology
+        module: on the device of the topology, with parameters and buffers that are equal on all ranks already
         topology: of this rank
         reducer: averages the gradients
         scaler: of the loss
@@ -42,8 +42,8 @@ def wrap_ddp(
     # DDP costs half of a small step, so a silo of one replica does without.
     if topology.num_replicas == 1:
         return module, FullPrecisionReducer()
-    # Each replica has its own batch statistics, which are pooled once a round.
-    options: dict[str, Any] = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+    # Each replica has its own batch statistics, which are pooled once a round. The modules are equal already.
+    options: dict[str, Any] = {SYNC_BUFFERS: False, "init_sync": False, "gradient_as_bucket_view": True}
     options["find_unused_parameters"] = allow_unused
     if topology.device.type == "cuda":
         options["device_ids"] = [topology.device]
