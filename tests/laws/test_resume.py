@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +27,7 @@ from tests.laws.cases import (
     tiny_data,
 )
 from tests.support.runs import make_clients, make_data, make_model, make_task
+from tests.unit.optim.test_state import Attribute, Countdown, Lists, OwnRate
 from trainer.algorithms import FedAvg, FedOpt, Streaming
 from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.checkpoint.format import SavedState, find_saved
@@ -167,13 +169,15 @@ def test_it_is_so_on_three_replicas(ranks, model: str, tmp_path: Path):
     assert_bit_equal(ranks(3), "sync", 1, choices | {"task": make_task(model), "batch_size": 6}, tmp_path)
 
 
-@pytest.mark.parametrize("make", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, Muon])
+@pytest.mark.parametrize(
+    "make", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, Muon, Countdown, OwnRate, Attribute, Lists]
+)
 def test_it_is_so_for_every_optimizer_and_its_groups(ranks, make: type[torch.optim.Optimizer], tmp_path: Path):
     """Every client keeps the state, with three learning rates and no decay of biases."""
     rates = (("^0.weight", 0.5), ("^4", 2.0))
-    choices = noisy_choices("diloco") | {
-        "optimizer": GroupedOptimizerFactory(partial(make, lr=0.01, weight_decay=0.1), True, rates)
-    }
+    decays = "weight_decay" in signature(make).parameters
+    factory = partial(make, lr=0.01, weight_decay=0.1) if decays else partial(make, lr=0.01)
+    choices = noisy_choices("diloco") | {"optimizer": GroupedOptimizerFactory(factory, decays, rates)}
     assert_bit_equal(ranks(2), "diloco", 2, choices, tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -13,19 +12,21 @@ from torch.nn import Parameter
 
 from trainer.models.flat import blocks_of
 from trainer.optim import step
-from trainer.optim.optimizers import OptimizerFactory, optimizer_state, restore_optimizer_state
+from trainer.optim.optimizers import OptimizerFactory
+from trainer.optim.state import OptimizerState
 
 Entry = Mapping[str, Any]
 OffsetEntry = tuple[int, Entry]  # the offset of a part of a vector, and its state
 OFFSET = itemgetter(0)
+LENGTH = "length"  # of the part, where its state may have no vectors
 
 
 class ServerOptimizer:
-    """Moves chunks of a vector, each by a torch optimizer of its own, block by block.
+    """Moves chunks of a vector block by block, each by a torch optimizer of its own.
 
     One chunk can thus move before the next has arrived, and one block while it is in the processor's cache. The
-    optimizer must be elementwise: then it moves every number as if it moved the whole vector. There is one optimizer
-    for each chunk because a step looks at all parameters of its optimizer, and a vector may have thousands of blocks.
+    optimizer must be elementwise: then it moves every number as if it moved the whole vector. Each block has its own,
+    because a step looks at all parameters of its optimizer, and counts one step of all.
 
     Args:
         make: makes the optimizers.
@@ -34,38 +35,29 @@ class ServerOptimizer:
     """
 
     def __init__(self, make: OptimizerFactory, vector: Tensor, chunks: Sequence[slice]):
-        self.blocks = [blocks_of(vector, part) for part in chunks]
-        parameters = [[Parameter(vector[block], requires_grad=False) for block in blocks] for blocks in self.blocks]
-        self.optimizers = [make(chunk) for chunk in parameters]
-        self.by_offset = {
-            block.start: (parameter, optimizer)
-            for blocks, of_chunk, optimizer in zip(self.blocks, parameters, self.optimizers, strict=True)
-            for block, parameter in zip(blocks, of_chunk, strict=True)
-        }
+        self.blocks = [block for part in chunks for block in blocks_of(vector, part)]
+        self.parameters = {block.start: Parameter(vector[block], requires_grad=False) for block in self.blocks}
+        self.states = {start: OptimizerState(make([parameter])) for start, parameter in self.parameters.items()}
 
     def step(self, block: slice, gradient: Tensor) -> None:
         """Move a block of the vector, given its gradient."""
-        parameter, optimizer = self.by_offset[block.start]
+        parameter = self.parameters[block.start]
         parameter.grad = gradient
-        step(optimizer)
+        step(self.states[block.start].optimizer)
         parameter.grad = None
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the live state of each block, by its offset in the vector."""
-        states = zip(self.blocks, map(optimizer_state, self.optimizers), strict=True)
-        return {str(blocks[int(index)].start): entry for blocks, state in states for index, entry in state.items()}
+        """Return the live state of each block that has one, and its length, by its offset in the vector."""
+        states = [(block, self.states[block.start].state_dict()) for block in self.blocks]
+        return {str(block.start): {**state, LENGTH: block.stop - block.start} for block, state in states if state}
 
     def load_state_dict(self, state: Mapping[str, Entry]) -> None:
         """Restore states, whatever the blocks were from which they come."""
         saved = sorted_by_offset(state)
-        for blocks, optimizer in zip(self.blocks, self.optimizers, strict=True):
+        for block in self.blocks:
             # A block that has never moved, such as one of a later fragment, starts as the optimizer starts.
-            state_of_chunk = {
-                str(index): extract_range(saved, block)
-                for index, block in enumerate(blocks)
-                if overlapping_states(saved, block)
-            }
-            restore_optimizer_state(optimizer, state_of_chunk)
+            is_saved = bool(overlapping_states(saved, block))
+            self.states[block.start].load_state_dict(extract_range(saved, block) if is_saved else {})
 
 
 def sorted_by_offset(state: Mapping[str, Entry]) -> list[OffsetEntry]:
@@ -87,22 +79,28 @@ def extract_range(saved: Sequence[OffsetEntry], part: slice) -> dict[str, Any]:
     Scalars, such as a count of steps, are those of the first state that overlaps. They are copied: an optimizer counts
     in place, and each of its blocks by itself.
     """
-    overlapping = overlapping_states(saved, part)
-    entry = dict((overlapping or saved)[0][1])
+    return _extract(overlapping_states(saved, part) or saved[:1], part)
+
+
+def _extract(overlapping: Sequence[OffsetEntry], part: slice) -> dict[str, Any]:
+    entry = dict(overlapping[0][1])
     for name, value in entry.items():
-        if not isinstance(value, Tensor):
-            continue
-        if not value.dim():
+        pieces = [(start, other[name]) for start, other in overlapping if name in other]
+        if isinstance(value, Mapping):
+            entry[name] = _extract(pieces, part)
+        elif isinstance(value, Tensor) and not value.dim():
             entry[name] = value.clone()
-            continue
-        entry[name] = value.new_zeros(part.stop - part.start)
-        for start, piece in ((start, other[name]) for start, other in overlapping):
-            first, last = max(start, part.start), min(start + len(piece), part.stop)
-            if first < last:
-                entry[name][first - part.start : last - part.start] = piece[first - start : last - start]
+        elif isinstance(value, Tensor):
+            entry[name] = value.new_zeros(part.stop - part.start)
+            for start, piece in pieces:
+                first, last = max(start, part.start), min(start + len(piece), part.stop)
+                if first < last:
+                    entry[name][first - part.start : last - part.start] = piece[first - start : last - start]
     return entry
 
 
-def _length(entry: Entry) -> float:
-    """Return the length of the part to which a state belongs; infinite for a state without vectors."""
-    return max((len(value) for value in entry.values() if isinstance(value, Tensor) and value.dim()), default=math.inf)
+def _length(entry: Entry) -> int:
+    """Return the length of the part to which a state belongs."""
+    if LENGTH in entry:
+        return entry[LENGTH]
+    return max(len(value) for value in entry.values())

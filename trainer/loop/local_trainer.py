@@ -24,7 +24,7 @@ from trainer.loop.run import Run
 from trainer.loop.step import TrainStep
 from trainer.models.flat import FlatModel
 from trainer.optim.ema import ExponentialMovingAverage
-from trainer.optim.optimizers import clone_state
+from trainer.optim.state import clone
 
 # Called after each step with the fraction of the client's round that is done, the examples of the step, and a function
 # that returns its mean loss.
@@ -98,7 +98,7 @@ class LocalTrainer:
         self.load_personal(client)
         optimizer = kept.get("optimizer", {})
         # A client that is left out of the round must find its state as it was.
-        self.step.load_state_dict(kept | {"optimizer": clone_state(optimizer) if skips else optimizer})
+        self.step.load_state_dict(kept | {"optimizer": clone(optimizer) if skips else optimizer})
         # Where no client is left out there is no way back, and the memory is wanted.
         held_back = kept.get(RANK_STATE, {}) if skips else kept.pop(RANK_STATE, {})
         self.step.gradient_reducer.load_state_dict(held_back)

@@ -15,8 +15,9 @@ from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models.buffers import preserved_buffers
-from trainer.optim.optimizers import optimizer_state
+from trainer.optim.state import OptimizerState
 from trainer.utils.oom import OutOfMemoryError
+from trainer.utils.trees import flatten
 
 UNLIMITED = 1 << 62
 HEADROOM = 8  # for every 8 examples there must be room for one more: each step fragments memory differently
@@ -115,9 +116,10 @@ def optimizer_numbers_per_parameter(run: Run) -> int:
     tried = nn.Parameter(torch.zeros(PROBE_SIZE, PROBE_SIZE))
     tried.grad = torch.zeros_like(tried)
     optimizer = run.optimizer([("tried", tried)])
+    state = OptimizerState(optimizer)
     optimizer.step()
-    kept = optimizer_state(optimizer).values()
-    return sum(value.numel() for entry in kept for value in entry.values() if torch.is_tensor(value)) // tried.numel()
+    kept = flatten(state.state_dict()).values()
+    return sum(value.numel() for value in kept if torch.is_tensor(value)) // tried.numel()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from trainer.loop.run import Run
 from trainer.models.flat import FlatModel
 from trainer.optim import DynamicLossScaler, IdentityLossScaler, LossScaler
 from trainer.optim.ema import ExponentialMovingAverage
-from trainer.optim.optimizers import optimizer_state, restore_optimizer_state
+from trainer.optim.state import OptimizerState
 from trainer.utils.compile import compile_module
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import default_generators
@@ -50,6 +50,7 @@ class TrainStep:
             autocast = torch.autocast(device.type, run.autocast)
             self.loss_sum, self.forward = autocast(self.loss_sum), autocast(self.forward)
         self.optimizer = run.optimizer(model.named_trainable)
+        self.optimizer_state = OptimizerState(self.optimizer)
         self.base_lrs, self.lr_factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
         self.generators = default_generators(device)
         self.loss_normalizer = LossNormalizer(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
@@ -97,11 +98,14 @@ class TrainStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the live state of the optimizer and of the loss scaler."""
-        return {"optimizer": optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
+        state = {"optimizer": self.optimizer_state.state_dict(), "scaler": self.scaler.state_dict()}
+        return state | {"lr_factor": self.lr_factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`; what is missing is reset."""
-        restore_optimizer_state(self.optimizer, state.get("optimizer", {}))
+        self.optimizer_state.load_state_dict(state.get("optimizer", {}))
+        # An optimizer may change its own rates: they are those of its state, until the schedule sets others.
+        self.lr_factor = state.get("lr_factor", 1.0)
         self.scaler.load_state_dict(state.get("scaler", {}))
 
     def warm_up(self, inputs: Tensor, targets: Tensor) -> None:

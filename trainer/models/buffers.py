@@ -106,7 +106,7 @@ class BufferStatistics:
 
 @torch.no_grad()
 def materialize_buffers(module: nn.Module) -> None:
-    """Give memory of their own to buffers whose elements share some, such as expanded ones: then they can be written."""
+    """Give buffers whose elements share memory, such as expanded ones, memory of their own, so they can be written."""
     for layer in module.modules():
         for name, buffer in layer._buffers.items():
             if buffer is not None and _spanned_elements(buffer) < buffer.numel():

@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Step both optimizers."""
         for part in self.parts:
-            part.state = self.state  # may have been replaced since the last step, by `restore_optimizer_state`
+            part.state = self.state  # may have been replaced since the last step, by an OptimizerState
             part.step()
 
 

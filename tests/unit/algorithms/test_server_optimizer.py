@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.optim.test_state import Attribute, Countdown
 from trainer.algorithms import FedOpt
 from trainer.algorithms.server_optimizer import ServerOptimizer, extract_range, sorted_by_offset
 from trainer.models import flat
@@ -22,6 +23,9 @@ SERVERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nesterov": partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True, fused=True),
     "adam": partial(torch.optim.Adam, lr=0.01, fused=True),
     "yogi": partial(FedOpt, lr=0.05, rule="yogi"),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.05),
+    "countdown": partial(Countdown, lr=0.5),
+    "attribute": partial(Attribute, lr=0.5),
 }
 
 
@@ -66,7 +70,7 @@ def test_a_state_is_cut_as_its_parts_lie():
             assert torch.equal(extract_range(saved, slice(start, stop))["sum"], lacking[start:stop])
 
 
-@pytest.mark.parametrize("name", ["adam", "yogi"])
+@pytest.mark.parametrize("name", ["adam", "yogi", "adagrad", "countdown", "attribute"])
 def test_parts_that_moved_differently_often_stay_so(name: str):
     """One half has moved twice, the other never: after loading, each equals torch's optimizer of that half."""
     vector, wanted = numbers(0), numbers(0)

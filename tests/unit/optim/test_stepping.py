@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from tests.unit.optim.test_optimizers import OPTIMIZERS, two_parameters
+from tests.unit.optim.test_state import OPTIMIZERS, two_parameters
 from trainer.optim import step
 from trainer.optim.optimizers import parameters_of
 
