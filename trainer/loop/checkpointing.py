@@ -13,7 +13,6 @@ import torch
 from trainer.algorithms.client_result import client_result_from_state, merge_client_results
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
-from trainer.distributed import collectives
 from trainer.distributed.silos import count_shards
 from trainer.loggers import Metrics
 from trainer.loop.local_trainer import ClientTraining
@@ -23,7 +22,6 @@ from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models.buffers import load_buffers
-from trainer.models.flat import FlatModel
 
 # Which ranks hold a section alike: all ranks; those that move the same shard of the shared vector; the replicas of a
 # silo; or each rank its own, `unique` under names that no other rank uses, or as a `rank` that is read by itself.
@@ -72,13 +70,14 @@ def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best
     if state.progress.unevaluated_metrics is not None:
         rounds, suffix = rounds + 1, "-unevaluated"
     sections = [*_common_sections(state), *_round_sections(state)]
+    local, any_has_moved = state.trainer.local_tensors.state_dict_anywhere()
     checkpointer.save_round(
         f"round-{rounds:06d}{suffix}",
         replicated=_trees(sections, "all"),
         sharded=_trees(sections, "shard"),
         per_silo=_trees(sections, "silo"),
-        per_rank={"own": _trees(sections, "rank"), **_trees(sections, "unique")},
-        all_ranks_write=state.run.algorithm.keeps_client_state or state.transport.stateful or _any_has_moved(state),
+        per_rank={"own": {**_trees(sections, "rank"), "local": local}, **_trees(sections, "unique")},
+        all_ranks_write=state.run.algorithm.keeps_client_state or state.transport.stateful or any_has_moved,
         is_best=is_best,
     )
 
@@ -199,7 +198,6 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
             load_transport,
             is_own_silo,
         ),
-        Section("local", "rank", state.trainer.local_tensors.state_dict),
         Section("algorithm", "all", state.algorithm.state_dict),
         Section("algorithm", "shard", state.algorithm.sharded_state_dict),
     ]
@@ -217,15 +215,16 @@ def _round_sections(state: TrainState) -> list[Section]:
 
 def _snapshot_sections(state: TrainState, snapshot: RoundSnapshot) -> list[Section]:
     """Return what only a checkpoint in the middle of a round has: local parameters, sums, the client in training."""
-    trainer, client, model = state.trainer, snapshot.client, state.model
+    trainer, client, module = state.trainer, snapshot.client, state.model.module
     statistics = {"vector": trainer.statistics.vector, "counts": trainer.statistics.counts}
     of_client = client.session.state_dict() if client else {}
     return [
-        Section("model", "all", lambda: dict(model.named_trainable)),
+        Section("model", "all", lambda: dict(module.named_parameters())),
         Section("round", "all", lambda: snapshot.session.state_dict() | of_client),
         Section("inner", "all", lambda: trainer.step.state_dict() if client else {}),
         Section("statistics", "all", lambda: statistics),
-        Section("buffers", "rank", lambda: _client_buffers(model)),
+        Section("local", "rank", trainer.local_tensors.state_dict),
+        Section("buffers", "rank", lambda: dict(module.named_buffers())),
         Section("tally", "rank", snapshot.accumulator.state_dict),
         Section("work", "rank", lambda: client.result.state_dict() if client else {}),
         Section("gradients", "rank", lambda: trainer.step.gradient_reducer.state_dict() if client else {}),
@@ -269,7 +268,7 @@ def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[di
             section.load([own[section.name] for own in rank_states])
         elif section.load:
             section.load(saved.load(section.name, section.wanted))
-    _copy_into(dict(state.model.named_trainable), saved.load("model"))
+    _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
     statistics = saved.load("statistics")
     trainer.statistics.vector, trainer.statistics.counts = statistics["vector"], statistics["counts"]
     state.algorithm.load_state_dict(saved.load("algorithm"))
@@ -302,18 +301,6 @@ def _restore_after_warm_up(state: TrainState, rank_states: list[dict[str, Any]])
     reducer = trainer.step.gradient_reducer
     if states := [own["gradients"] for own in rank_states if own["gradients"]]:
         reducer.load_state_dict(reducer.reshard(states))
-
-
-def _any_has_moved(state: TrainState) -> bool:
-    """Return whether tensors that belong to a rank have moved anywhere. A collective, if the model has any."""
-    tensors = state.trainer.local_tensors
-    return bool(tensors.initial) and bool(collectives.all_reduce_max(torch.tensor(len(tensors.state_dict()))))
-
-
-def _client_buffers(model: FlatModel) -> Tree:
-    """Return the live buffers that every client begins anew: statistics, and those that are personal."""
-    local = model.local_tensors
-    return {name: buffer for name, buffer in model.module.named_buffers() if name not in local}
 
 
 def _is_same_world(state: TrainState) -> bool:

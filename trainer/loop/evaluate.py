@@ -22,6 +22,7 @@ from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models.buffers import preserved_buffers
 from trainer.optim.ema import ExponentialMovingAverage
+from trainer.optim.state import clone
 from trainer.tasks.base import example_units
 from trainer.utils.oom import raise_if_oom
 
@@ -93,11 +94,12 @@ def ema_models(ema: ExponentialMovingAverage, trainer: LocalTrainer) -> Iterator
 
 def finetuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]:
     """Yield the clients of this silo, each with the model after some steps of its own; restore it afterwards."""
-    session = trainer.algorithm.start_round(round)
+    session, local = trainer.algorithm.start_round(round), clone(trainer.local_tensors.state_dict())
     for client in trainer.run.homes[trainer.run.topology.silo]:
         with preserved_buffers(trainer.model.module):
             trainer.finetune(session, client, round)
             yield [client]
+        trainer.local_tensors.load_state_dict(local)
     trainer.load_global_model()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.distributed.collectives import contiguous_bits
+from trainer.distributed import collectives
 from trainer.models.buffers import load_buffers
 from trainer.models.flat import FlatModel
 
@@ -27,9 +27,18 @@ class LocalTensors:
         self.initial = {name: _checksum(tensor) for name, tensor in model.local_tensors.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the live tensors that have moved, by name."""
+        """Return the live tensors that have moved on this rank, by name."""
         tensors = self.model.local_tensors
         return {name: tensor for name, tensor in tensors.items() if _checksum(tensor) != self.initial.get(name)}
+
+    def state_dict_anywhere(self) -> tuple[dict[str, Tensor], bool]:
+        """Return the live tensors that have moved on any rank, and whether there are any. A collective."""
+        here = self.state_dict()
+        made_later = here.keys() - self.initial.keys()  # in a forward pass of this rank
+        flags = torch.tensor([*(name in here for name in self.initial), bool(made_later)], dtype=torch.int64)
+        moved = collectives.all_reduce_max(flags).tolist()
+        names = made_later | {name for name, flag in zip(self.initial, moved, strict=False) if flag}
+        return {name: tensor for name, tensor in self.model.local_tensors.items() if name in names}, any(moved)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -41,4 +50,4 @@ class LocalTensors:
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(contiguous_bits(tensor).cpu().numpy())
+    return zlib.crc32(collectives.contiguous_bits(tensor).cpu().numpy())

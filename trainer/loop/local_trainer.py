@@ -22,6 +22,7 @@ from trainer.loop.control import Action, ActionConsensus, LoopControl
 from trainer.loop.local_tensors import LocalTensors
 from trainer.loop.run import Run
 from trainer.loop.step import TrainStep
+from trainer.models.buffers import preserved_buffers
 from trainer.models.flat import FlatModel
 from trainer.optim.ema import ExponentialMovingAverage
 from trainer.optim.state import clone
@@ -178,8 +179,8 @@ class LocalTrainer:
     def warm_up_ddp(self) -> None:
         """Bring DDP to where it is after a step, before the first step of a restored run. Nothing else changes."""
         examples = self.run.data.train.fetch(torch.arange(2))
-        self.step.warm_up(*self.transforms.for_evaluation(examples, self.run.topology.device))
-        self.statistics.reset_model()
+        with preserved_buffers(self.model.module):
+            self.step.warm_up(*self.transforms.for_evaluation(examples, self.run.topology.device))
         self.has_stepped = True
 
     def _train(

@@ -17,7 +17,7 @@ from trainer.loop.exchange import UNFINISHED
 from trainer.loop.local_trainer import ClientTraining, StepCallback
 from trainer.loop.round_metrics import RoundAccumulator, round_metrics
 from trainer.loop.round_snapshot import RoundSnapshot
-from trainer.loop.stopping import DivergedError
+from trainer.loop.stopping import DivergedError, UntrainedError
 from trainer.loop.train_state import TrainState
 from trainer.utils.compile import count_compiled_graphs
 
@@ -52,6 +52,7 @@ def train_round(
         session = state.algorithm.start_round(round)
         snapshot = RoundSnapshot(session, RoundAccumulator(state.run, round, state.model.statistics))
     finished = _train_clients(state, round, snapshot, on_step, checkpointer, began)
+    _check_trained(state, round)
     state.control.round_deadline = math.inf
     state.trainer.consensus.flush()
     state.local_fingerprint = model_fingerprint(state.model) if finished and state.run.may_evaluate(round.index) else 0
@@ -107,6 +108,16 @@ def _train_clients(
         snapshot.client = None
         accumulator.add(training.result, _finish(state, training))
     return True
+
+
+def _check_trained(state: TrainState, round: Round) -> None:
+    """Raise UntrainedError if the model has thawed or added parameters."""
+    if names := state.model.untrained_parameters():
+        raise UntrainedError(
+            f"model= has parameters that began to require gradients in round {round.index + 1}: {', '.join(names)}.\n"
+            "They are not trained: the parameters to train are those that require gradients when the run begins.\n"
+            "  let them require gradients from the start, or train in two runs, the second from model.init="
+        )
 
 
 def _finish(state: TrainState, training: ClientTraining) -> float | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainer.algorithms import Algorithm
 from trainer.algorithms.base import Setting
 from trainer.algorithms.round import Round
+from trainer.checkpoint.format import DTYPES, unsavable
 from trainer.data import Clients, DataSplits, ExampleWeights, fingerprint
 from trainer.data.client_sampling.sampling import AllClients, ClientSampler
 from trainer.data.loading.prefetch import CacheOnGpu, check_cache_on_gpu
@@ -112,7 +113,12 @@ class Run:
         return self.model()
 
     def validate_model(self, module: nn.Module) -> None:
-        """Raise ValueError if no parameter of the model is shared, but a choice is about those that are."""
+        """Raise ValueError if the model cannot be saved, or shares no parameter while a choice is about those."""
+        if found := unsavable(module.state_dict() | dict(module.named_buffers())):
+            raise ValueError(
+                f"model= has {', '.join(found)}, which checkpoints cannot hold.\n"
+                f"  valid: dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
+            )
         names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         if any(map(self.algorithm.is_shared, names)):
             return

@@ -113,26 +113,48 @@ def materialize_buffers(module: nn.Module) -> None:
                 layer._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
 
 
-@torch.no_grad()
+def empty_buffers(module: nn.Module) -> list[str]:
+    """Return the names of buffers that are registered, and None until the module sets them."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, layer in module.named_modules()
+        for name, buffer in layer._buffers.items()
+        if buffer is None and name not in layer._non_persistent_buffers_set
+    ]
+
+
 def load_buffers(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the buffers of these names, or in their place where a buffer has another shape now."""
+    """Copy tensors into the buffers of these names, or put them in their place if their shapes differ."""
     for path, tensor in saved.items():
         prefix, _, name = path.rpartition(".")
-        layer = module.get_submodule(prefix)
-        buffer = layer._buffers.get(name)
-        if buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype:
-            buffer.copy_(tensor)
-        else:
-            device = next(module.parameters()).device
-            layer.register_buffer(name, tensor.to(device, copy=True), name not in layer._non_persistent_buffers_set)
+        _load_buffer(module.get_submodule(prefix), name, tensor, next(module.parameters()).device)
 
 
 @contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
     """Restore all buffers at the end of the context."""
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    before = [
+        (layer, {name: buffer if buffer is None else buffer.clone() for name, buffer in layer._buffers.items()})
+        for layer in module.modules()
+    ]
     yield
-    load_buffers(module, before)
+    for layer, buffers in before:
+        for name in layer._buffers.keys() - buffers.keys():
+            delattr(layer, name)
+        for name, buffer in buffers.items():
+            if buffer is None:
+                layer._buffers[name] = None
+            else:
+                _load_buffer(layer, name, buffer, buffer.device)
+
+
+@torch.no_grad()
+def _load_buffer(layer: nn.Module, name: str, saved: Tensor, device: torch.device) -> None:
+    buffer = layer._buffers.get(name)
+    if buffer is not None and buffer.shape == saved.shape and buffer.dtype == saved.dtype:
+        buffer.copy_(saved)
+    else:
+        layer.register_buffer(name, saved.to(device, copy=True), name not in layer._non_persistent_buffers_set)
 
 
 def _spanned_elements(tensor: Tensor) -> int:

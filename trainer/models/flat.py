@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.models.buffers import BatchNormReduction, BufferStatistics, load_buffers, materialize_buffers, select_all
+from trainer.models.buffers import (
+    BatchNormReduction,
+    BufferStatistics,
+    empty_buffers,
+    load_buffers,
+    materialize_buffers,
+    select_all,
+)
 from trainer.utils.text import first_few
 
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as separately allocated tensors do
@@ -92,6 +99,8 @@ class FlatModel:
         materialize_buffers(module)
         self.statistics = BufferStatistics(module, is_shared, moments)
         self.personal_statistics = BufferStatistics(module, lambda name: not is_shared(name))
+        self.empty_buffers = empty_buffers(module)
+        self.saved_names = {*module.state_dict(), *self.empty_buffers}
         self.personal_buffer_names = [name for name, _ in module.named_buffers() if not is_shared(name)]
 
     @property
@@ -110,6 +119,11 @@ class FlatModel:
         views = dict(zip(map(id, self.shared_parameters), self.views(vector), strict=True))
         named = self.module.named_parameters(remove_duplicate=False)
         return {name: views[id(parameter)] for name, parameter in named if id(parameter) in views}
+
+    def untrained_parameters(self) -> list[str]:
+        """Return the names of parameters that require gradients, and were frozen or not there when this was made."""
+        trained = set(map(id, self.trainable))
+        return [name for name, p in self.module.named_parameters() if p.requires_grad and id(p) not in trained]
 
     def clear_gradients(self) -> None:
         """Set all gradients to None."""
@@ -162,9 +176,12 @@ class FlatModel:
         return bool(self.shared_names or self.statistics.has_buffers)
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Copy the global model: all parameters and buffers by name, except the personal ones."""
-        personal = {*self.personal_aliases, *self.personal_buffer_names}
-        return {name: t.clone() for name, t in self.module.state_dict().items() if name not in personal}
+        """Copy the global model: all parameters and buffers by name, except the personal ones.
+
+        Buffers that the module has registered since it was made are left out: another one has no place for them.
+        """
+        names = self.saved_names - {*self.personal_aliases, *self.personal_buffer_names}
+        return {name: t.clone() for name, t in self.module.state_dict().items() if name in names}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
         """Load a `shared_state` into the vectors.
@@ -172,13 +189,15 @@ class FlatModel:
         Raises:
             ValueError: the state and the model have different tensors.
         """
-        unmatched = sorted(set(state) ^ set(self.shared_state()))
+        unmatched = sorted((set(state) ^ set(self.shared_state())) - set(self.empty_buffers))
         if unmatched:
             raise ValueError(
                 f"model= is not the checkpoint's: only one of the two has tensors named {unmatched}.\n"
                 "  set the model of the run, or another run_dir"
             )
-        self.module.load_state_dict(state, strict=False)
+        buffers = {name for name, _ in self.module.named_buffers(remove_duplicate=False)} | set(self.empty_buffers)
+        self.module.load_state_dict({name: tensor for name, tensor in state.items() if name not in buffers}, strict=False)
+        load_buffers(self.module, {name: tensor for name, tensor in state.items() if name in buffers})
 
 
 def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> tuple[Tensor, float]:

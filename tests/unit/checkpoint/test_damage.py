@@ -20,6 +20,7 @@ from tests.support.disk import (
     writers,
 )
 from trainer.checkpoint import ResumePoint
+from trainer.checkpoint.format import FORMAT
 from trainer.distributed.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -145,7 +146,7 @@ def test_when_nothing_is_left_all_faults_are_said(tmp_path: Path):
 def test_another_version_is_not_gone_on_from(saved: Path, monkeypatch: pytest.MonkeyPatch):
     """Each file of a later version says so."""
     monkeypatch.setattr("trainer.checkpoint.format.FORMAT", 1)
-    with pytest.raises(ValueError, match=r"format 2; this version reads 1"):
+    with pytest.raises(ValueError, match=rf"format {FORMAT}; this version reads 1"):
         newest(saved)
 
 

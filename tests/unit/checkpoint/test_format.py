@@ -23,6 +23,7 @@ from trainer.checkpoint.format import (
     find_saved,
     iter_leaves,
     unflatten,
+    unsavable,
     write_shard,
     write_tensors,
     write_text,
@@ -33,7 +34,7 @@ laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scope
 
 TEXTS = ("a" * 60000, "b" * 50000)
 
-names = st.text("abcdefgh.0123456789_", min_size=1, max_size=6)
+names = st.text("abcdefgh.0123456789_/~é", min_size=1, max_size=6)
 shapes = st.lists(st.integers(0, 3), max_size=3)
 tensors = st.builds(
     lambda shape, dtype: torch.arange(math.prod(shape)).view(shape).to(dtype), shapes, st.sampled_from(list(DTYPES))
@@ -253,6 +254,36 @@ def test_named_tensors_are_one_file_that_others_can_read(tmp_path: Path):
     expected = {"weight": vector.view(2, 3).T, "bias": torch.ones(2, dtype=torch.bfloat16)}
     assert_trees_equal(load_file(path), expected)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_of_a_file_of_tensors_stay_as_they_are(tmp_path: Path):
+    """In a module's ModuleDict a name may have a slash."""
+    write_tensors(tmp_path / "model.safetensors", {"sites.a/b.weight": torch.ones(2), "~": torch.zeros(1)})
+    assert set(load_file(tmp_path / "model.safetensors")) == {"sites.a/b.weight", "~"}
+
+
+@pytest.mark.parametrize("view", ["conjugated", "negated", "transposed", "expanded"])
+def test_views_are_saved_as_their_values(tmp_path: Path, view: str):
+    """Their memory holds other bits, or in another order."""
+    waves = torch.polar(torch.ones(2, 3), torch.arange(6.0).view(2, 3))
+    tensor = {
+        "conjugated": waves.conj(),
+        "negated": waves.conj().imag,
+        "transposed": waves.T,
+        "expanded": waves.expand(2, 2, 3),
+    }[view]
+    assert torch.equal(write(tmp_path, {"section": {"tensor": tensor}}).load("section")["tensor"], tensor)
+
+
+def test_what_cannot_be_saved_is_named():
+    tensors = {
+        "fine": torch.ones(1, dtype=torch.complex64),
+        "wave": torch.ones(1, dtype=torch.complex128),
+        "adjacency": torch.eye(2).to_sparse(),
+        "_extra_state": {"version": 1},
+    }
+    expected = ["wave of torch.complex128", "adjacency of torch.sparse_coo", "_extra_state of dict"]
+    assert unsavable(tensors) == expected
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
