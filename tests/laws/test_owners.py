@@ -68,10 +68,11 @@ def trained_and_restored(name: str, choices: dict, folder: Path, leave: bool) ->
             fit(run, (), checkpoints, on_start=states.append, until=ROUNDS, control=asked)
         except Preempted:
             assert leave
-        restored = TrainState(run)
         start = Checkpointer(folder, topology, run.assignment_digest).latest()
         assert start and bool(start.mid_round) == leave
-        restore(restored, start)
+        with patch.object(flat, "BLOCK", 8):  # two blocks to load from one
+            restored = TrainState(run)
+            restore(restored, start)
         return shared_memory(states[0]), shared_memory(restored)
 
 
