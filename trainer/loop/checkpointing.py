@@ -143,6 +143,11 @@ def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedS
         )
 
 
+def saved_threads(resume_point: ResumePoint) -> list[int]:
+    """Return the number of CPU threads that each rank had when this was saved."""
+    return json.loads(resume_point.states[0].load("progress")["json"])["threads"]
+
+
 def _common_sections(state: TrainState, without: int | None = None) -> list[Section]:
     """Return the sections of every checkpoint, in the order in which they are restored.
 
@@ -160,7 +165,7 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
         state.transport.bytes_sent = int(metrics.get("bytes_between_silos", 0))
 
     def progress() -> Tree:
-        state.progress.silo_sizes = list(topology.silo_sizes)
+        state.progress.silo_sizes, state.progress.threads = list(topology.silo_sizes), state.threads
         text = json.dumps(asdict(state.progress))
         return {"json": text, "participations": state.participations, "data": run.data_fingerprint}
 

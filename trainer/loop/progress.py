@@ -25,6 +25,7 @@ class Progress:
         stopped: the reason why the run ends with the last trained round, before all its rounds.
         skipped_windows: windows of batches that are left out.
         silo_sizes: the number of replicas in each silo.
+        threads: the number of CPU threads of each rank, by which sums are divided.
     """
 
     rounds: int = 0
@@ -43,6 +44,7 @@ class Progress:
     stopped: StopReason | None = None
     skipped_windows: list[BatchWindow] = field(default_factory=list)
     silo_sizes: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
 
     def advance(self, metrics: Metrics, seconds: float) -> Metrics:
         """Count one round.

@@ -27,6 +27,7 @@ class TrainState:
         run: the choices.
         control: what this process was asked to do.
         progress: how far the run has come.
+        threads: the number of CPU threads of each rank.
         participations: the number of rounds in which each client took part [clients], so that every rank knows where
             any client's stream of batches stands.
         transport: moves vectors between the silos.
@@ -55,6 +56,9 @@ class TrainState:
         """
         self.run, self.control = run, control or LoopControl(run.checkpoint.every_seconds)
         self.progress = Progress()
+        self.threads: list[int] = (
+            collectives.all_gather_rows(torch.tensor([torch.get_num_threads()])).flatten().tolist()
+        )
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module, algorithm = run.make_model().to(run.topology.device), run.algorithm
         run.validate_model(module)

@@ -196,7 +196,9 @@ class FlatModel:
                 "  set the model of the run, or another run_dir"
             )
         buffers = {name for name, _ in self.module.named_buffers(remove_duplicate=False)} | set(self.empty_buffers)
-        self.module.load_state_dict({name: tensor for name, tensor in state.items() if name not in buffers}, strict=False)
+        self.module.load_state_dict(
+            {name: tensor for name, tensor in state.items() if name not in buffers}, strict=False
+        )
         load_buffers(self.module, {name: tensor for name, tensor in state.items() if name in buffers})
 
 

@@ -22,3 +22,28 @@ def configure_torch(config: Config, environment: ClusterEnvironment) -> int:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     return threads
+
+
+def resume_threads(config: Config, threads: int) -> str:
+    """Take the number of CPU threads with which a run has trained, unless the configuration has another.
+
+    Args:
+        config: of the run.
+        threads: what this rank had before.
+
+    Returns:
+        What differs, for the user; empty if nothing does.
+    """
+    now = torch.get_num_threads()
+    if now == threads:
+        return ""
+    if config.launch.threads_per_worker != "auto":
+        return (
+            f"launch.threads_per_worker={now}, and the run has trained with {threads} until now: sums are divided in "
+            "another way, and their last bits differ"
+        )
+    torch.set_num_threads(threads)
+    return (
+        f"{threads} threads a worker, as before, so that all bits stay the same; launch.threads_per_worker={now} would "
+        "suit the cores of this machine"
+    )

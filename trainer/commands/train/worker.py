@@ -21,7 +21,7 @@ from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
-from trainer.commands.train.torch_settings import configure_torch
+from trainer.commands.train.torch_settings import configure_torch, resume_threads
 from trainer.config.build import build, build_loggers
 from trainer.config.schema import Config, read_config
 from trainer.config.targets import check_targets
@@ -34,7 +34,7 @@ from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
-from trainer.loop.checkpointing import logged_metrics, make_checkpointer, validate_resume
+from trainer.loop.checkpointing import logged_metrics, make_checkpointer, saved_threads, validate_resume
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import fit
 from trainer.loop.profiler import profile_steps
@@ -214,6 +214,7 @@ class Worker:
         start = _on_all_ranks(lambda: checkpoints.latest() or self._external_resume_point(run))
         _on_all_ranks(lambda: validate_resume(run, start, self.storage))
         self._announce_start(start)
+        self._resume_threads(start)
         console = ConsoleLogger(run.rounds, self.folder.path, run.topology.num_silos)
         loggers = _on_all_ranks(lambda: self._loggers(console, start) if self.is_first else [])
         with ExitStack() as stack:
@@ -246,6 +247,15 @@ class Worker:
             print(f"skipped: {reason}", file=sys.stderr, flush=True)
         if self.prints:
             print(f"continues from {resume_point.description}", flush=True)
+
+    def _resume_threads(self, resume_point: ResumePoint | None) -> None:
+        """Take the number of threads with which the run has trained, if it has as many workers."""
+        threads = saved_threads(resume_point) if resume_point else []
+        if len(threads) != self.environment.world_size:
+            return
+        differs = resume_threads(self.config, threads[self.environment.rank])
+        if differs and self.prints:
+            print(differs, flush=True)
 
     def _loggers(self, console: ConsoleLogger, resume_point: ResumePoint | None) -> list[Logger]:
         """Make rank 0's loggers. Those that write files cut off the rounds after the checkpoint."""
