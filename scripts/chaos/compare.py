@@ -13,28 +13,31 @@ from trainer.checkpoint.format import iter_leaves
 from trainer.checkpoint.run_dir import RunDir
 from trainer.loggers import Metrics, read_jsonl
 
-SECTIONS = ("model", "algorithm", "clients")
+SECTIONS = ("model", "ema", "algorithm", "clients", "residuals")
 
 
 def differences(alone: Path, disturbed: Path) -> list[str]:
     """Return sentences about the differences between the folders of two runs."""
     return [
-        *_of_trees(_final_state(alone), _final_state(disturbed)),
+        *differing_leaves(final_state(alone / "checkpoints"), final_state(disturbed / "checkpoints")),
         *_of_figures("result.json", RunDir(alone).result(), RunDir(disturbed).result()),
         *_of_files("model.safetensors", alone, disturbed),
+        *(_of_files("ema.safetensors", alone, disturbed) if (alone / "ema.safetensors").exists() else ()),
         *_of_rounds(read_jsonl(alone / "metrics.jsonl"), read_jsonl(disturbed / "metrics.jsonl")),
     ]
 
 
-def _final_state(run: Path) -> dict[str, Any]:
+def final_state(checkpoints: Path) -> dict[str, Any]:
     """Return the leaves of the last checkpoint."""
-    saved = newest_complete(run / "checkpoints")
-    assert saved, f"{run} holds no checkpoint"
+    saved = newest_complete(checkpoints)
+    assert saved, f"{checkpoints} holds no checkpoint"
     loaded = {section: saved.load(section) for section in SECTIONS}
+    loaded |= {shard: saved.load_shard(shard, "own") for shard in saved.shards}
     return {"round checkpoint": saved.folder.name, **dict(iter_leaves(loaded))}
 
 
-def _of_trees(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+def differing_leaves(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Return sentences about leaves that do not have the same bits in both."""
     return [
         f"checkpoint: {name} differs"
         for name in sorted({*ours, *theirs})

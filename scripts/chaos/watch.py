@@ -33,7 +33,7 @@ class Watched:
     def __init__(self, tree: dict[str, Any], folder: Path, nproc: int):
         self.folder, self.log = folder, folder.with_suffix(".txt")
         marks = folder.with_suffix(".marks")
-        marks.mkdir(parents=True)
+        marks.mkdir(parents=True, exist_ok=True)
         self.marks = [Marks(marks / str(rank)) for rank in range(nproc)]
         # Forked, because importing torch anew takes seconds.
         self.launcher = multiprocessing.get_context("fork").Process(target=worker.start, args=(tree, marks, self.log))

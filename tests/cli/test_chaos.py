@@ -42,6 +42,14 @@ def test_twenty_kills(shell: Shell) -> None:
     assert all(counts[kind] >= count for kind, count in IN_TWENTY.items()), counts
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twelve_combinations(shell: Shell) -> None:
+    """Random choices together, each run stopped twice and killed once."""
+    ended = shell.start("-m", "scripts.chaos", "--folder", "runs", "--combinations", "12").end(1500)
+    assert ended.code == 0 and ended.out.count(": equal, ") == 12, ended.out + ended.err
+
+
 # Differences between runs are found
 
 

@@ -1,4 +1,4 @@
-"""The model on disk is the one that was evaluated, for every algorithm and compression, with and without fine-tuning."""
+"""The model on disk is the one that was evaluated, for every algorithm and compression, also with fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from trainer.checkpoint.format import find_saved
 from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.compression import Cast, Int4, Int8, PowerSGD, TopK, Uncompressed, UpdateCompression
 from trainer.distributed.topology import distributed
-from trainer.loggers import Metrics
 from trainer.loop.fit import fit
 
 ROUNDS = 2
