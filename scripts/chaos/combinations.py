@@ -127,17 +127,18 @@ def disturb_all(count: int, seed: int, folder: Path) -> list[str]:
     for number in range(count):
         combination = draw(Random(f"{seed}-{number}"))
         began = time.monotonic()
-        found = _disturb(combination, folder / str(number))
+        codes, found = _disturb(combination, folder / str(number))
         verdict = "NOT EQUAL" if found else "equal"
-        print(f"{number}: {verdict}, {time.monotonic() - began:.0f} s: {' '.join(combination.overrides)}", flush=True)
+        ended = f"{number}: {verdict}, {time.monotonic() - began:.0f} s, exit codes {codes}"
+        print(f"{ended}: {' '.join(combination.overrides)}", flush=True)
         errors += [f"combination {number}: {error}" for error in found]
         if not found:
             shutil.rmtree(folder / str(number))
     return errors
 
 
-def _disturb(combination: Combination, folder: Path) -> list[str]:
-    """Run a combination undisturbed, and stopped twice and killed once; return the differences."""
+def _disturb(combination: Combination, folder: Path) -> tuple[list[int | None], list[str]]:
+    """Run a combination undisturbed, and stopped twice and killed once; return the exit codes and the differences."""
 
     def stop(run: Watched, rank: int) -> None:
         assert run.launcher.pid is not None
@@ -151,8 +152,8 @@ def _disturb(combination: Combination, folder: Path) -> list[str]:
     codes += [_start(combination, disturbed, moment, stop) for moment in combination.stops]
     codes.append(_start(combination, disturbed, combination.kill, kill))
     if codes[0] != 0 or codes[-1] != 0 or any(code not in (0, PREEMPTED) for code in codes):
-        return [f"exit codes {codes}: {folder}"]
-    return differences(alone, disturbed)
+        return codes, [f"a start failed: {folder}"]
+    return codes, differences(alone, disturbed)
 
 
 def _start(

@@ -18,6 +18,7 @@ from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.run_dir import RunDir
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
+from trainer.utils.errors import InputError
 
 WAVE = torch.polar(torch.ones(FEATURES), torch.arange(FEATURES) * 0.1)
 
@@ -216,7 +217,7 @@ class Thawing(nn.Module):
 def thaw(name: str, adds: bool) -> str:
     with distributed(silos_of(name, 2)) as topology:
         choices = {"module": Thawing(adds), "data": tiny_data(sum(SIZES), torch.float32)}
-        with pytest.raises(RuntimeError) as raised:
+        with pytest.raises(InputError) as raised:
             fit(case_run(topology, name, choices))
         return str(raised.value)
 

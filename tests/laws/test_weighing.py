@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.laws.cases import SIZES, assert_close, assert_same, figures, tiny_data, tiny_model, train
+from tests.laws.cases import SIZES, Only, assert_close, assert_same, figures, tiny_data, tiny_model, train
 from tests.laws.test_midround import assert_left_and_bit_equal
 from tests.laws.test_tasks import choices_of
 from tests.support.runs import make_clients
@@ -183,3 +183,14 @@ def test_a_task_that_takes_no_weights_is_refused() -> None:
     splits = DataSplits(data.train, data.test, 3, weights=np.array([1, 2, 3, 4]))
     with distributed(device="cpu") as topology, pytest.raises(ValueError, match="task=Bare takes no weights"):
         apply_class_weights(Bare(), splits, make_clients([4]), topology)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg_adam", "scaffold"])
+def test_a_client_without_weight_changes_nothing(ranks, name: str) -> None:
+    """The model is finite, and that of a round without the client, whose examples all weigh 0."""
+    weights = drawn()
+    weights[SIZES[0] : SIZES[0] + SIZES[1]] = 0
+    choices = {"weights": weights_of(weights), "rounds": 1}
+    without = choices | {"client_sampling": Only(((0, 2, 3, 4, 5, 6),))}
+    ours, theirs = (ranks(2).run(train, name, 2, chosen)[0] for chosen in (choices, without))
+    assert_close(ours.model, theirs.model, 1e-12)

@@ -17,9 +17,10 @@ from trainer.loop.exchange import UNFINISHED
 from trainer.loop.local_trainer import ClientTraining, StepCallback
 from trainer.loop.round_metrics import RoundAccumulator, round_metrics
 from trainer.loop.round_snapshot import RoundSnapshot
-from trainer.loop.stopping import DivergedError, UntrainedError
+from trainer.loop.stopping import DivergedError
 from trainer.loop.train_state import TrainState
 from trainer.utils.compile import count_compiled_graphs
+from trainer.utils.errors import InputError
 
 
 def train_round(
@@ -111,9 +112,9 @@ def _train_clients(
 
 
 def _check_trained(state: TrainState, round: Round) -> None:
-    """Raise UntrainedError if the model has thawed or added parameters."""
+    """Raise InputError if the model has thawed or added parameters."""
     if names := state.model.untrained_parameters():
-        raise UntrainedError(
+        raise InputError(
             f"model= has parameters that began to require gradients in round {round.index + 1}: {', '.join(names)}.\n"
             "They are not trained: the parameters to train are those that require gradients when the run begins.\n"
             "  let them require gradients from the start, or train in two runs, the second from model.init="

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trainer.algorithms import Algorithm
 from trainer.algorithms.base import Setting
@@ -110,7 +111,13 @@ class Run:
     def make_model(self) -> nn.Module:
         """Make the initial model, with PyTorch's generators seeded by the run's seed: the same in each call."""
         seed_default_generators(self.topology.device, self.seed, "initial parameters")
-        return self.model()
+        module = self.model()
+        if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+            inputs, _ = self.data.train.fetch(torch.arange(min(2, len(self.data.train))))
+            with torch.no_grad():
+                module.eval()(inputs)  # which tells the lazy layers their sizes
+            module.train()
+        return module
 
     def validate_model(self, module: nn.Module) -> None:
         """Raise ValueError if the model cannot be saved, or shares no parameter while a choice is about those."""

@@ -42,9 +42,5 @@ class DivergedError(RuntimeError):
         self.window, self.skipped = window, list(skipped)
 
 
-class UntrainedError(RuntimeError):
-    """Parameters require gradients that were not there to be trained when the run began; the message is for users."""
-
-
 class Preempted(Exception):
     """The run was asked to stop; all that is needed to resume is on disk, if it makes checkpoints."""
