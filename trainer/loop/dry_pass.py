@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint.format import iter_leaves
 from trainer.loop.run import Run
 from trainer.models.flat import trainable_parameters
-from trainer.optim.optimizers import clone_state, optimizer_state, restore_optimizer_state, step
+from trainer.optim.optimizers import step
+from trainer.optim.state import OptimizerState, clone
 from trainer.tasks.base import example_units
 from trainer.utils.errors import InputError
 from trainer.utils.hardware import to_device
@@ -114,17 +114,11 @@ class _DryPass:
         with _named("optimizer: it cannot be made for this model"):
             optimizer = self.run.optimizer(list(self.parameters.items()))
         name = f"optimizer={type(optimizer).__name__}"
+        state = OptimizerState(optimizer)
         with _named(f"{name} failed in its step"), self._in_memory():
             step(optimizer)
         with _named(f"{name}: its state cannot be restored"):
-            state = clone_state(optimizer_state(optimizer))
-            restore_optimizer_state(optimizer, state)
-        for leaf, value in iter_leaves(state):
-            if not isinstance(value, Tensor | int | float | str | None):
-                raise ValueError(
-                    f"{name}: {leaf.split('/')[-1]} of its state is {_described(value)}, which no checkpoint can hold."
-                    "\n  valid: tensors, numbers and texts; set another optimizer="
-                )
+            state.load_state_dict(clone(state.state_dict()))
         self.module.zero_grad()
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.optim.optimizers import parameters_of
+from trainer.utils.errors import InputError
 
 T = TypeVar("T")
 State = dict[str, Any]
@@ -45,7 +46,7 @@ class OptimizerState:
         """Return the live state. Tensors are not copied.
 
         Raises:
-            ValueError: the optimizer keeps something that is neither a tensor nor a plain value.
+            InputError: the optimizer keeps something that is neither a tensor nor a plain value.
         """
         state = self.optimizer.state
         tree = {str(i): self._encoded(state[p]) for i, p in enumerate(self.parameters) if p in state}
@@ -96,9 +97,9 @@ class OptimizerState:
         if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
             # Keys as JSON, so that 1 is not "1".
             return {"dict": {json.dumps(key): self._encode(name, item) for key, item in value.items()}}
-        raise ValueError(
-            f"optimizer={type(self.optimizer).__name__} keeps a {type(value).__name__} as {name}, which cannot be "
-            "saved.\n  valid: an optimizer that keeps tensors, numbers and texts, or lists and mappings of these"
+        raise InputError(
+            f"{type(self.optimizer).__name__} keeps a {type(value).__name__} as {name}, which no checkpoint can hold.\n"
+            "  valid: an optimizer that keeps tensors, numbers and texts, or lists and mappings of these"
         )
 
 

@@ -9,7 +9,9 @@ from inspect import Parameter, signature
 import torch
 from torch import nn
 
-from trainer.optim.optimizers import OptimizerFactory, clone_state, optimizer_state, restore_optimizer_state, step
+from trainer.optim.optimizers import OptimizerFactory, step
+from trainer.optim.state import OptimizerState, clone
+from trainer.utils.errors import InputError
 
 MATRIX_AND_VECTOR = ((3, 2), (3,))
 VECTOR = ((3,),)
@@ -30,14 +32,17 @@ def validate_optimizer(make: OptimizerFactory, shapes: Sequence[tuple[int, ...]]
     closure = signature(optimizer.step).parameters.get("closure")
     if closure and closure.default is Parameter.empty:
         raise ValueError("its step calls a closure, which computes the loss again; a run computes it once a step")
+    state = OptimizerState(optimizer)
     with torch.random.fork_rng(devices=[]):  # of optimizers that add noise
         try:
             _step(optimizer, parameters, 1)
             resumed_parameters = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
-            resumed = make(resumed_parameters)
-            restore_optimizer_state(resumed, clone_state(optimizer_state(optimizer)))
+            resumed = OptimizerState(make(resumed_parameters))
+            resumed.load_state_dict(clone(state.state_dict()))
             _step(optimizer, parameters, 2)
-            _step(resumed, resumed_parameters, 2)
+            _step(resumed.optimizer, resumed_parameters, 2)
+        except InputError:
+            raise
         except Exception as error:
             raise ValueError(f"its step failed: {type(error).__name__}: {error}") from error
     if not all(map(torch.equal, parameters, resumed_parameters)):

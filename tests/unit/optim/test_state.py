@@ -237,7 +237,7 @@ def test_what_cannot_be_saved_is_refused():
     step(optimizer)
     assert state.state_dict() == {"groups": {"0": {"k": 1}}}
     optimizer.param_groups[0]["history"] = deque([1])
-    with pytest.raises(ValueError, match=r"optimizer=Countdown keeps a deque as history.*\n  valid: "):
+    with pytest.raises(ValueError, match=r"Countdown keeps a deque as history.*\n  valid: "):
         state.state_dict()
 
 
