@@ -57,7 +57,7 @@ def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
     algorithm = FedAvg(server=partial(FedOpt, **CHOICES[name]), weighting=weight)
     ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"algorithm": algorithm})[0]
     assert_is_reference(ours, told(partial(fedopt, **CHOICES[name]), weight))
-    server = {key.removeprefix("server/0/") for key in ours.algorithm}
+    server = {key.removeprefix("server/0/0/") for key in ours.algorithm if not key.endswith("/length")}
     assert server == {"mean", "square"}
 
 

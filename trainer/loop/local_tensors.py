@@ -50,4 +50,4 @@ class LocalTensors:
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(collectives.contiguous_bits(tensor).cpu().numpy())
+    return zlib.crc32(collectives.contiguous_bits(tensor).cpu().numpy().data)

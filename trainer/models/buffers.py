@@ -170,7 +170,7 @@ def _normalizes(layer: nn.Module) -> bool:
 
 
 def _declared(layer: nn.Module, path: str) -> list[str]:
-    names = list(getattr(layer, "averaged_buffers", ()))
+    names: list[str] = list(getattr(layer, "averaged_buffers", ()))
     for name in names:
         buffer = layer._buffers.get(name)
         if buffer is None or not buffer.is_floating_point():
