@@ -76,8 +76,10 @@ def trained_and_restored(name: str, choices: dict, folder: Path, leave: bool) ->
         return shared_memory(states[0]), shared_memory(restored)
 
 
-@pytest.mark.parametrize("leave", [False, True], ids=["after a round", "in a round"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "leave"),
+    [*((name, True) for name in CASES), *((name, False) for name in ("fedavg_adam", "diloco", "local"))],
+)
 def test_restored_states_share_no_memory(ranks, name: str, leave: bool, tmp_path: Path):
     """In several blocks, with batch statistics, an average of the weights where there is one, and clients' states."""
     choices = noisy_choices(name) | ({"ema_decay": 0.9} if name in ("sync", *COMBINED) else {})

@@ -67,7 +67,7 @@ def loss_of(state: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("name", [*COMBINED, *STREAMS])
-@pytest.mark.parametrize("compression", ["fp32", "int8", "topk"])
+@pytest.mark.parametrize("compression", ["fp32", "int8"])
 def test_the_saved_model_is_the_evaluated_one(ranks, name: str, compression: str, tmp_path: Path):
     """With clients that are fine-tuned for the evaluation: its loss by plain torch is `test/loss`, in every round."""
     for evaluated in ranks(2).run(train, name, compression, 2, tmp_path):
@@ -75,7 +75,7 @@ def test_the_saved_model_is_the_evaluated_one(ranks, name: str, compression: str
             assert loss_of(state) == pytest.approx(loss, rel=1e-12)
 
 
-@pytest.mark.parametrize("compression", ["bf16", "int4", "powersgd"])
+@pytest.mark.parametrize("compression", ["topk", "bf16", "int4", "powersgd"])
 def test_it_is_so_with_every_compression(ranks, compression: str, tmp_path: Path):
     for evaluated in ranks(2).run(train, "fedavg", compression, 2, tmp_path):
         for loss, state in evaluated:
