@@ -42,6 +42,7 @@ def test_on_one_host_nothing_would_go_wrong_and_no_file_is_left(shell: Shell) ->
     assert {path.suffix for path in shell.folder.iterdir() if path.name not in before} == {".out", ".err"}
 
 
+@pytest.mark.long
 def test_all_that_is_wrong_or_slow_is_reported(shell: Shell) -> None:
     """The folder cannot be written, which is an error; too many threads have a note. The shell sets OMP_NUM_THREADS."""
     (shell.folder / "file").touch()
@@ -52,6 +53,7 @@ def test_all_that_is_wrong_or_slow_is_reported(shell: Shell) -> None:
     assert "OMP_NUM_THREADS=1 is ignored" in ended.out
 
 
+@pytest.mark.long
 def test_bad_input_of_the_workers_is_one_message(shell: Shell) -> None:
     ended = doctor(shell, "silos=3")
     assert (ended.code, ended.out) == (2, "")

@@ -149,7 +149,7 @@ def test_control_c_ends_a_run_that_can_continue_later(shell: Shell) -> None:
     assert any((shell.folder / "stopped/checkpoints").glob("round-*"))
 
 
-@pytest.mark.parametrize("seconds", [1.0, 3.0])
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(3.0, marks=pytest.mark.long)])
 def test_control_c_while_workers_start_is_quiet(seconds: float, shell: Shell) -> None:
     """Control-C arrives while the launcher imports, or while the workers do."""
     started = shell.start_training("rounds=200", f"run_dir=early-{seconds}")

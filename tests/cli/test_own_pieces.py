@@ -135,6 +135,7 @@ def test_an_own_sink_is_told_of_the_run(ended: Ended, shell: Shell) -> None:
     assert lines == ["begins 4", "round 1", "round 2", "round 3", "round 4", "finished 4"]
 
 
+@pytest.mark.long
 def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, ended: Ended) -> None:
     refused = shell.train(*OVERRIDES[:-2], "+loggers.lines={_target_: own.Lines}", "run_dir=without")
     assert refused.code == 2 and "loggers.lines.word has no value" in refused.err

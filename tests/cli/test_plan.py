@@ -58,6 +58,7 @@ def test_it_works_under_torchrun(shell: Shell) -> None:
     assert ended.out.count("the whole round") == 1
 
 
+@pytest.mark.long
 def test_what_a_run_refuses_is_refused_with_the_same_text(shell: Shell) -> None:
     overrides = ["algorithm=scaffold", "silos=2", "optimizer=adam"]
     ended = plan(shell, *overrides, "launch.nproc_per_node=1", "plan.ranks=2", "plan.bandwidth=1Gbit")

@@ -96,6 +96,7 @@ def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
     assert_same_run(shell.folder / "left", alone)
 
 
+@pytest.mark.long
 def test_one_worker_that_is_told_tells_all_under_torchrun(shell: Shell) -> None:
     """SIGTERM reaches rank 1 alone: both silos save, and the launcher sees workers that exited normally."""
     options = ("--standalone", "--nproc-per-node", "2")

@@ -60,10 +60,10 @@ def single(command: str) -> bool:
     return "--nnodes" not in command and "launch.nodes" not in command
 
 
-FIRST, SECOND, *OTHERS = filter(single, commands())
+FIRST, *OTHERS = filter(single, commands())
 
 
-@pytest.mark.parametrize("command", [FIRST, SECOND, *(pytest.param(other, marks=pytest.mark.long) for other in OTHERS)])
+@pytest.mark.parametrize("command", [FIRST, *(pytest.param(other, marks=pytest.mark.long) for other in OTHERS)])
 def test_command(command: str, folder: Path):
     """Scripts are started from the source tree, and train into a folder of the test."""
     program, *arguments = shlex.split(command)

@@ -42,6 +42,7 @@ def test_a_run_that_hides_clients_shows_none(one_machine: Ended, shell: Shell) -
     assert '"delta/norm"' in metrics, "metrics of all clients together are logged"
 
 
+@pytest.mark.long
 def test_bad_input_is_printed_once_and_the_workers_end_well(shell: Shell) -> None:
     """The exit code is 0, since torchrun would restart the workers and report every rank. state.json has the status."""
     ended = shell.torchrun(*FEDAVG, "silos=2", "model.classes=7", "clients=1", "run_dir=bad")

@@ -102,6 +102,7 @@ def test_reader(here: Path, capsys: pytest.CaptureFixture[str]):
         runpy.run_path("my_reader.py")["read_csv"]("points.csv", targets="kind")
 
 
+@pytest.mark.long
 def test_model(shell: Shell):
     example = Example("model.md", shell.folder)
     (command,) = example.commands
