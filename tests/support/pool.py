@@ -23,6 +23,7 @@ class RankPool:
     def __init__(self, size: int):
         self.size = size
         self.workers: list[tuple[Any, Connection]] = []
+        self.folder: tempfile.TemporaryDirectory[str] | None = None  # with the store of the workers
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call `function(*arguments)` on each rank, and return the results in rank order."""
@@ -48,10 +49,13 @@ class RankPool:
             process.kill()
             process.join()
         self.workers = []
+        if self.folder:
+            self.folder.cleanup()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        store = Path(tempfile.mkdtemp(prefix="ranks-")) / "store"
+        self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
+        store = Path(self.folder.name) / "store"
         for rank in range(self.size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank, self.size, str(store)), daemon=True)
