@@ -52,7 +52,7 @@ COMBINATIONS = {
     ),
     "an optimizer that asks for more": (
         [*FEDNOVA, "optimizer=custom", "optimizer._target_=torch.optim.LBFGS"],
-        ["algorithm=fednova", "LBFGS", "closure", "set optimizer=sgd"],
+        ["LBFGS", "closure", "such as SGD"],
     ),
     "kept state and control variates": (
         [*SCAFFOLD, "algorithm.client_optimizer_state=keep"],

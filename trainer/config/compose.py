@@ -45,12 +45,11 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 USAGE = """\
 python -m trainer [OPTION ...] [key=value ...]                  start the workers of this machine, and train
 torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with workers that torchrun starts
-python -m trainer -m key=value,value ...                        a sweep: all combinations, one run each
+python -m trainer -m optimizer.lr=0.1,0.03 seed=1,2,3           a sweep: all combinations, here six runs
 python -m trainer report FOLDER ...                             runs side by side: a table, a page with curves
 python -m trainer doctor [key=value ...]                        problems that such a run would have
 python -m trainer plan [key=value ...]                          its cost: time, bytes, memory
 python -m trainer partition [key=value ...]                     the clients and their examples: a table, a picture
-./scripts/train [key=value ...]                                 the first of these, installing what it needs
 
   --help GROUP               the choices of a group, with the keys of its default one; --help GROUP=CHOICE: of another
   --cfg job                  print the whole configuration, and start nothing
@@ -61,10 +60,8 @@ python -m trainer partition [key=value ...]                     the clients and 
   --version                  print the version
   -sc install=bash           print the shell completion; to have it: eval "$(silotrain -sc install=bash)"
 
-  python -m trainer                                             digits, a small CNN, synchronous, in half a minute
   python -m trainer algorithm=fedavg silos=2 partition=dirichlet partition.alpha=0.1
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
-  python -m trainer -m optimizer.lr=0.1,0.03 seed=1,2,3         six runs
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 preempted: the same command continues the run."""
 

@@ -38,7 +38,7 @@ def dry_pass(run: Run, copy_model: Callable[[], nn.Module]) -> None:
         ValueError: a run with this model would fail. A sentence says why, with the line of the user's code if the error
             comes from there.
     """
-    with preserve_random_states(run.topology.device):
+    with preserve_random_states(run.topology.device), torch.enable_grad():
         _DryPass(run, copy_model().to(run.topology.device)).run_all()
 
 

@@ -31,7 +31,10 @@ def validate_optimizer(make: OptimizerFactory, shapes: Sequence[tuple[int, ...]]
     optimizer = make(parameters)
     closure = signature(optimizer.step).parameters.get("closure")
     if closure and closure.default is Parameter.empty:
-        raise ValueError("its step calls a closure, which computes the loss again; a run computes it once a step")
+        raise ValueError(
+            "its step calls a closure, which computes the loss again; a run computes it once a step.\n"
+            "  choose one that steps by gradients alone, such as SGD or Adam"
+        )
     state = OptimizerState(optimizer)
     with torch.random.fork_rng(devices=[]):  # of optimizers that add noise
         try:
