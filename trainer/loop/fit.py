@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from trainer.checkpoint import Checkpointer, ResumePoint
+from trainer.distributed import collectives
 from trainer.loggers import Logger, Metrics
 from trainer.loop.artifacts import make_artifacts
 from trainer.loop.checkpointing import restore, save_round_checkpoint
@@ -93,6 +94,7 @@ def fit(
     metrics = state.progress.result()
     if state.progress.has_ended(run.rounds):
         if on_end:  # before all that may still fail: what others have written for artifacts and loggers
+            collectives.barrier()  # the last checkpoint is complete when all ranks have written their parts
             on_end(metrics)
         artifacts = make_artifacts(state)
         for logger in loggers:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.runs import make_run
+from tests.support.runs import fedavg, make_run
 from trainer.checkpoint import newest_complete
 from trainer.distributed.topology import distributed
 from trainer.loggers import FinalArtifacts, Metrics
@@ -49,6 +51,25 @@ def test_the_result_is_out_before_others_may_fail(tmp_path: Path, fails: str, mo
             fit(run, [Offline()], make_checkpointer(run, tmp_path), on_end=take)
         assert fit(run, until=1, on_end=take).metrics["round"] == 1, "which is not the end"
     assert [result["round"] for result in results] == [2]
+
+
+def found_at_the_end(folder: Path) -> str:
+    """Return the newest checkpoint that a rank finds at the end, when rank 1 is slow to write."""
+    found: list[str] = []
+
+    def take(result: dict[str, Any]) -> None:
+        saved = newest_complete(folder)
+        found.append(saved.folder.name if saved else "none")
+
+    with distributed() as topology:
+        run = make_run(topology, [16, 16], algorithm=fedavg())
+        before_save = partial(time.sleep, topology.rank)
+        fit(run, checkpointer=make_checkpointer(run, folder, before_save=before_save), on_end=take)
+    return found[0]
+
+
+def test_the_last_checkpoint_is_complete_on_all_ranks_before_the_result(ranks, tmp_path: Path) -> None:
+    assert ranks(2).run(found_at_the_end, tmp_path) == ["round-000001"] * 2
 
 
 def test_checkpoints_are_for_their_owner_alone(tmp_path: Path) -> None:
