@@ -136,6 +136,7 @@ def test_a_rank_that_is_killed_is_named(shell: Shell) -> None:
     assert state["status"] == "crashed" and state["rank"] == 1 and "SIGKILL" in str(state["error"])
 
 
+@pytest.mark.long
 def test_control_c_ends_a_run_that_can_continue_later(shell: Shell) -> None:
     """There is no traceback, and the output says how to continue."""
     started = shell.start_training(*SLOW, "run_dir=stopped")

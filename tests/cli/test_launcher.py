@@ -86,6 +86,7 @@ from trainer.config.compose import compose_tree
 from trainer.commands.train.launcher import launch
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as `python -m trainer` does: a shell may have it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 sys.exit(launch(compose_tree(sys.argv[2:]), [sys.argv[1]]))
 """
 SECONDS_TO_END = 10
@@ -323,6 +324,7 @@ def listening(pids: list[int]) -> set[str]:
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
 
 
+@pytest.mark.long
 def test_workers_leave_when_their_launcher_is_killed(shell: Shell) -> None:
     """They save first, as after a preemption. Before, nothing of the run listens beyond this machine."""
     started = shell.start_training("rounds=2000", "run_dir=orphans", "algorithm=fedavg", "silos=2")
