@@ -238,7 +238,7 @@ def test_data_may_move_and_not_change(ranks, tmp_path: Path) -> None:
 def test_files_that_have_a_fingerprint_may_move(
     tmp_path: Path, begun: list[str], moved: list[str], is_free: bool
 ) -> None:
-    """Those of a reader of one's own may not: it may return a Dataset, of which no example is compared."""
+    """The files of a user's own reader may not: it may return a Dataset, whose examples are not compared."""
     folder = RunDir(tmp_path)
     folder.create_or_check(compose_tree([*begun, f"run_dir={tmp_path}"]))
     folder.set_status("preempted")

@@ -1,4 +1,4 @@
-"""What is loaded from a checkpoint has one owner: no two parts of a restored run write to the same memory."""
+"""No two parts of a run that was loaded from a checkpoint share memory that they write to."""
 
 from __future__ import annotations
 
