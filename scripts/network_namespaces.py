@@ -97,7 +97,7 @@ def new_network() -> Iterator[Network]:
     """Make an empty network, and kill the processes in it when the block is left."""
     with subprocess.Popen(KEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:  # ends with this process
         assert keeper.stdin and keeper.stdout
-        assert keeper.stdout.readline(), "until it has said so, the keeper is in the network of this process"
+        assert keeper.stdout.readline(), "until this line has come, the keeper is in the network of this process"
         network = Network(keeper.pid)
         try:
             yield network

@@ -217,18 +217,20 @@ ROUNDS = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), (COMBINATIONS | SLOTS).values(), ids=(COMBINATIONS | SLOTS).keys())
-def test_invalid_combinations_and_values_are_refused(overrides: list[str], said: list[str], topology: Topology) -> None:
-    assert_says(building(overrides, topology), said)
+@pytest.mark.parametrize(("overrides", "message"), (COMBINATIONS | SLOTS).values(), ids=(COMBINATIONS | SLOTS).keys())
+def test_invalid_combinations_and_values_are_refused(
+    overrides: list[str], message: list[str], topology: Topology
+) -> None:
+    assert_says(building(overrides, topology), message)
 
 
-@pytest.mark.parametrize(("overrides", "said"), ROUNDS.values(), ids=ROUNDS.keys())
-def test_invalid_rounds_are_refused_before_workers_start(overrides: list[str], said: list[str]) -> None:
-    assert_says(composing(overrides), said)
+@pytest.mark.parametrize(("overrides", "message"), ROUNDS.values(), ids=ROUNDS.keys())
+def test_invalid_rounds_are_refused_before_workers_start(overrides: list[str], message: list[str]) -> None:
+    assert_says(composing(overrides), message)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, ["No such file"]),
         ("round,client,event\n1,0,leave\n1,2,join\n", ["client 2", "0 to 1"]),
@@ -238,12 +240,12 @@ def test_invalid_rounds_are_refused_before_workers_start(overrides: list[str], s
     ids=["missing", "other clients", "round 0", "a column less"],
 )
 def test_an_invalid_trace_is_refused(
-    text: str | None, said: list[str], topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str | None, message: list[str], topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if text is not None:
         (tmp_path / "trace.csv").write_text(text)
-    assert_says(building(TRACE, topology), ["client_sampling.file=trace.csv", "valid:", *said])
+    assert_says(building(TRACE, topology), ["client_sampling.file=trace.csv", "valid:", *message])
 
 
 @pytest.mark.parametrize("name", named_choices("update_compression"))

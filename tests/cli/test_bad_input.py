@@ -83,9 +83,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_unknown_keys_and_choices_are_answered_by_the_known_ones(overrides: list[str], said: list[str]) -> None:
-    assert_says(composing(overrides), said)
+@pytest.mark.parametrize(("overrides", "message"), UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_unknown_keys_and_choices_are_answered_by_the_known_ones(overrides: list[str], message: list[str]) -> None:
+    assert_says(composing(overrides), message)
 
 
 @pytest.mark.parametrize("override", ["checkpoint.evry=2", "+checkpoint.evry=2", "lauch.nproc_per_node=2"])
@@ -98,31 +98,31 @@ def test_no_experiment_is_the_default() -> None:
     assert with_null == without
 
 
-@pytest.mark.parametrize(("overrides", "said"), WRONG.values(), ids=WRONG.keys())
-def test_invalid_values_are_answered_by_the_valid_ones(overrides: list[str], said: list[str]) -> None:
-    assert_says(composing(overrides), said)
+@pytest.mark.parametrize(("overrides", "message"), WRONG.values(), ids=WRONG.keys())
+def test_invalid_values_are_answered_by_the_valid_ones(overrides: list[str], message: list[str]) -> None:
+    assert_says(composing(overrides), message)
 
 
 def test_all_errors_are_reported_at_once_and_each_of_them_once() -> None:
     overrides = ["rouds=3", "algorithm=fedavgg", "batch_size=some", "round.epoch=2", "silos=0", "seed=1"]
-    said = composing(overrides)
-    assert_says(said, ["rouds", "algorithm=fedavgg", "batch_size=some", "round.epoch", "silos=0"])
+    message = composing(overrides)
+    assert_says(message, ["rouds", "algorithm=fedavgg", "batch_size=some", "round.epoch", "silos=0"])
     for fault in ("rouds is", "algorithm=fedavgg", "batch_size=some", "silos=0"):
-        assert said.count(fault) == 1
-    assert "seed" not in said.replace("name, seed", "")
+        assert message.count(fault) == 1
+    assert "seed" not in message.replace("name, seed", "")
 
 
 @pytest.mark.parametrize(
-    ("silos", "said"),
+    ("silos", "message"),
     [
         (3, ["silos=3", "4 ranks", "valid: 1, 2, 4", "silos=node", "launch.nproc_per_node=3"]),
         ([3, 2], ["silos=[3,2]", "5 ranks", "add up to 4", "launch.nproc_per_node=5"]),
     ],
 )
-def test_silos_that_do_not_divide_the_world_are_refused(silos: int | list[int], said: list[str]) -> None:
+def test_silos_that_do_not_divide_the_world_are_refused(silos: int | list[int], message: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^silos=") as refusal:
         silo_sizes(silos, [0, 0, 0, 0])
-    assert_says(str(refusal.value), said)
+    assert_says(str(refusal.value), message)
 
 
 @pytest.mark.parametrize("silos", [3, [2, 1]])
@@ -158,9 +158,9 @@ def test_the_launcher_refuses_before_it_starts_workers(tmp_path: Path, capsys: p
     run_dir = f"run_dir={tmp_path / 'run'}"
     for overrides in (["rouds=3"], ["silos=3"], ["silos=[3,1]", "algorithm=fedavg"]):
         assert cli.main([*HERE, run_dir, *overrides]) == 2
-        said = capsys.readouterr()
-        assert_says(said.err, [overrides[0].partition("=")[0]])
-        assert said.out == ""
+        message = capsys.readouterr()
+        assert_says(message.err, [overrides[0].partition("=")[0]])
+        assert message.out == ""
     assert list(tmp_path.iterdir()) == [], "and no run folder is made"
 
 

@@ -81,7 +81,7 @@ def test_invalid_components_are_refused(name: str, topology: Topology) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("optimizer.lr_multipliers=[head]", "optimizer.lr_multipliers=[head]\n  valid: a list of names"),
         ("optimizer.lr_multipliers=[['(',2]]", "optimizer.lr_multipliers=[[(,2]]\n  valid: a list of names"),
@@ -92,12 +92,14 @@ def test_invalid_components_are_refused(name: str, topology: Topology) -> None:
         ("clip.max_value=0", "clip.max_value=0\n  valid: a number above 0, or null"),
     ],
 )
-def test_invalid_values_are_refused(override: str, said: str) -> None:
-    assert said in composing([override])
+def test_invalid_values_are_refused(override: str, message: str) -> None:
+    assert message in composing([override])
 
 
 def test_weights_of_another_model_are_refused(topology: Topology, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(DigitsCNN(classes=7, norm="batch").state_dict(), path)
-    said = building([f"model.init={path}"], topology)
-    assert_says(said, ["head.4.weight [7, 64] instead of [10, 64]", "unexpected: norm1.weight", f"model.init={path}"])
+    message = building([f"model.init={path}"], topology)
+    assert_says(
+        message, ["head.4.weight [7, 64] instead of [10, 64]", "unexpected: norm1.weight", f"model.init={path}"]
+    )

@@ -11,9 +11,9 @@ from scripts.bench.gpu.cases import cases, resnet18
 @pytest.mark.parametrize("name", MODELS)
 def test_both_sides_train(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([name, "--tiny", "--windows", "1", "--no-memory"])
-    said = capsys.readouterr().out
-    assert f"\n{name} " in said and "by hand" in said and "ratio" in said
-    assert ("measured_mfu" in said) == ("tokens_per_second" in said) == (name == "gpt")
+    message = capsys.readouterr().out
+    assert f"\n{name} " in message and "by hand" in message and "ratio" in message
+    assert ("measured_mfu" in message) == ("tokens_per_second" in message) == (name == "gpt")
 
 
 @pytest.mark.parametrize("side", ["ours", "by-hand"])

@@ -79,13 +79,13 @@ def test_clocks_are_not_compared(alone: Path, tmp_path: Path) -> None:
 
 def test_the_last_bit_of_a_weight_is_compared(alone: Path, tmp_path: Path) -> None:
     near = torch.nextafter(WEIGHT, torch.tensor([1.0, 1.0, 2.0]))
-    said = differences(alone, write_run(tmp_path / "other", near, LOSSES, 1.0))
-    assert said == ["checkpoint: model/weight differs", "model.safetensors differs"]
+    message = differences(alone, write_run(tmp_path / "other", near, LOSSES, 1.0))
+    assert message == ["checkpoint: model/weight differs", "model.safetensors differs"]
 
 
 def test_the_figures_of_every_round_are_compared(alone: Path, tmp_path: Path) -> None:
-    said = differences(alone, write_run(tmp_path / "other", WEIGHT, {1: 0.75, 2: 0.25}, 1.0))
-    assert said == ["metrics.jsonl, round 1: train/loss is 0.75, not 0.5"]
+    message = differences(alone, write_run(tmp_path / "other", WEIGHT, {1: 0.75, 2: 0.25}, 1.0))
+    assert message == ["metrics.jsonl, round 1: train/loss is 0.75, not 0.5"]
 
 
 def test_a_round_that_is_told_twice_is_seen(alone: Path, tmp_path: Path) -> None:

@@ -109,10 +109,10 @@ def start(host: Host, shell: Shell, first: Host, *overrides: str, commands: tupl
 
 def both(hosts: list[Host], shells: list[Shell], *overrides: str, **commands: tuple[str, ...]) -> list[Ended]:
     """Run the doctor on both hosts, after the shell commands `first` and `second`."""
-    said = [commands.get("first", ()), commands.get("second", ())]
+    message = [commands.get("first", ()), commands.get("second", ())]
     began = [
         start(host, shell, hosts[0], *overrides, commands=each)
-        for host, shell, each in zip(hosts, shells, said, strict=True)
+        for host, shell, each in zip(hosts, shells, message, strict=True)
     ]
     return [started.end() for started in began]
 

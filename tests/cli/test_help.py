@@ -84,9 +84,11 @@ def test_help_on_an_unknown_topic_lists_the_known_ones(
     topic: str, error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["--help", topic]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(f"--help {topic}: there is no such") and error in said.err and "valid:" in said.err
-    assert said.out == ""
+    message = capsys.readouterr()
+    assert (
+        message.err.startswith(f"--help {topic}: there is no such") and error in message.err and "valid:" in message.err
+    )
+    assert message.out == ""
 
 
 def test_cfg_job_prints_the_configuration_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:

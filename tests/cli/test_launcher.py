@@ -136,18 +136,18 @@ def test_workers_get_the_number_of_restarts(run_dir: Path, capfd: pytest.Capture
     """The number counts restarts after a failure of any rank."""
     worker = "kill() if restart == rank else state('finished') if restart == 2 else ready()"
     assert launch(run_dir, worker) == 0
-    said = ["rank 0 was killed by SIGKILL; restart 1 of 3", "rank 1 was killed by SIGKILL; restart 2 of 3"]
-    assert capfd.readouterr().err.splitlines() == said
+    message = ["rank 0 was killed by SIGKILL; restart 1 of 3", "rank 1 was killed by SIGKILL; restart 2 of 3"]
+    assert capfd.readouterr().err.splitlines() == message
     assert state_of(run_dir) == {"status": "finished"}
 
 
 def test_the_number_of_restarts_is_limited(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """These workers fail before they have created the folder."""
     assert launch(run_dir, "sys.exit(3) if rank else ready()", "launch.max_restarts=1") == 1
-    said = (
+    message = (
         f"rank 1 ended with exit code 3; restart 1 of 1\nrank 1 ended with exit code 3; continue with run_dir={run_dir}"
     )
-    assert capfd.readouterr().err.splitlines() == said.splitlines()
+    assert capfd.readouterr().err.splitlines() == message.splitlines()
     assert not run_dir.exists()
 
 

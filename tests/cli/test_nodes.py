@@ -151,8 +151,8 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
         shutil.rmtree(folder)
     nodes = [start(shell, "2", *run) for shell in shells]
     assert [node.process.wait(90) for node in nodes] == [0, 0]
-    said = [line for node in nodes for line in node.err.read_text().splitlines()]
-    assert all(line.startswith("skipped: ") and line.endswith("is not whole") for line in said)
+    message = [line for node in nodes for line in node.err.read_text().splitlines()]
+    assert all(line.startswith("skipped: ") and line.endswith("is not whole") for line in message)
     assert any("continues from round" in node.out.read_text() for node in nodes)
     whole = new_shell()
     assert whole.train(*run[:2], *algorithm).code == 0
@@ -213,8 +213,8 @@ def test_a_node_whose_ranks_take_longer_to_exit_does_not_take_the_others_for_los
 def test_a_folder_that_has_to_be_shared_is_looked_for(new_shell: Callable[[], Shell], where: str) -> None:
     nodes = [start(new_shell(), "2", "run_dir=run", "require_shared_run_dir=true", where) for _ in range(2)]
     assert [node.process.wait(60) for node in nodes] == [2, 2]
-    said = "".join(node.err.read_text() for node in nodes)
-    assert said.count("run_dir=run is not one folder on all nodes, though require_shared_run_dir=true") == 1
+    message = "".join(node.err.read_text() for node in nodes)
+    assert message.count("run_dir=run is not one folder on all nodes, though require_shared_run_dir=true") == 1
 
 
 def test_a_node_that_waits_for_others_can_be_told_to_stop(shell: Shell, where: str) -> None:

@@ -44,17 +44,17 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def composed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     """Return the configuration of a command line."""
     code = cli.main(["--cfg", "job", "run_dir=run", *arguments])
-    said = capsys.readouterr()
-    assert (code, said.err) == (0, "")
-    return yaml.safe_load(said.out)
+    message = capsys.readouterr()
+    assert (code, message.err) == (0, "")
+    return yaml.safe_load(message.out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the error of a command line that is refused."""
     assert cli.main(["--cfg", "job", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    return said.err
+    message = capsys.readouterr()
+    assert message.out == ""
+    return message.err
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,8 +76,8 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 )
 def test_wrong_options_are_refused(arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and not [part for part in parts if part not in said.err], said.err
+    message = capsys.readouterr()
+    assert message.out == "" and not [part for part in parts if part not in message.err], message.err
 
 
 # A file of keys

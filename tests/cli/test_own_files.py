@@ -119,10 +119,10 @@ def test_errors_of_every_silo_are_reported_once_on_all_ranks(ranks, tmp_path: Pa
     write(tmp_path / "rank-0", "a", y_train=np.full(50, -1))
     (tmp_path / "rank-1/c.npz").write_bytes(b"")
     overrides = ["data=npz", *MODEL, "algorithm=fedavg", "data.files=[a.npz,b.npz,c.npz]"]
-    said, again = ranks(2).run(in_own_folder, str(tmp_path), refused, overrides)
-    assert said == again
-    assert_says(said, ["data.path=a.npz cannot be used", "50 of 50", "data.path=c.npz cannot be used", "cut short"])
-    assert said.count("a.npz") == said.count("c.npz") == 1
+    message, again = ranks(2).run(in_own_folder, str(tmp_path), refused, overrides)
+    assert message == again
+    assert_says(message, ["data.path=a.npz cannot be used", "50 of 50", "data.path=c.npz cannot be used", "cut short"])
+    assert message.count("a.npz") == message.count("c.npz") == 1
 
 
 def fingerprint_of(overrides: list[str]) -> str:
@@ -134,10 +134,10 @@ def test_a_file_that_changed_is_another_data_set(ranks, tmp_path: Path) -> None:
     """All ranks refuse to resume a run with it."""
     folders(tmp_path, "a", "c")
     overrides = ["data=npz", *MODEL, "algorithm=fedavg", "data.files=[a.npz,c.npz]"]
-    told = ranks(2).run(in_own_folder, str(tmp_path), fingerprint_of, overrides)
+    reported = ranks(2).run(in_own_folder, str(tmp_path), fingerprint_of, overrides)
     write(tmp_path / "rank-1", "c", x_test=np.zeros((10, 4)))
     changed = ranks(2).run(in_own_folder, str(tmp_path), fingerprint_of, overrides)
-    assert told[0] == told[1] != changed[0] == changed[1]
+    assert reported[0] == reported[1] != changed[0] == changed[1]
 
 
 @pytest.fixture
@@ -164,13 +164,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_refusals(overrides: list[str], said: list[str], topology: Topology) -> None:
+@pytest.mark.parametrize(("overrides", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refusals(overrides: list[str], message: list[str], topology: Topology) -> None:
     for name, width, labels in (("a", 2, ["dog", "cat"]), ("b", 3, ["fox", "dog"])):
         extra = {"z_train": np.zeros((SIZES[name], width)), "z_test": np.zeros((10, width))}
         extra |= {"names_train": np.resize(labels, SIZES[name]), "names_test": np.resize(labels, 10)}
         write(Path(), name, **extra)
-    assert_says(building(overrides, topology), said)
+    assert_says(building(overrides, topology), message)
 
 
 def test_examples_of_several_clients_are_fetched_in_the_order_asked_for() -> None:

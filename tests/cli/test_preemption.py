@@ -58,10 +58,10 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         return all(equal(left[k], right[k]) for k in right) if isinstance(right, dict) else torch.equal(left, right)
 
     assert equal(one, other)
-    assert told(ours) == told(theirs)
+    assert reported(ours) == reported(theirs)
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
+def reported(folder: Path) -> list[dict[str, Any]]:
     clocks = ("seconds", "per_second", "slowest/", "memory/")
     rounds = read_jsonl(folder / "metrics.jsonl")
     return [
@@ -100,13 +100,15 @@ def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
 def test_one_worker_that_is_told_tells_all_under_torchrun(shell: Shell) -> None:
     """SIGTERM reaches rank 1 alone: both silos save, and the launcher sees workers that exited normally."""
     options = ("--standalone", "--nproc-per-node", "2")
-    started = shell.start_torchrun(*OWN, "algorithm=fedavg", "silos=2", "rounds=50", "run_dir=told", options=options)
+    started = shell.start_torchrun(
+        *OWN, "algorithm=fedavg", "silos=2", "rounds=50", "run_dir=preempted", options=options
+    )
     started.wait_for("round  1/50")
     os.kill(shell.worker(rank=1), signal.SIGTERM)
     ended = started.end(within_seconds=SECONDS_TO_END)
     assert ended.code == 0, ended.err
-    assert json.loads((shell.folder / "told/state.json").read_text())["status"] == "preempted"
-    assert len(list((shell.folder / "told/checkpoints").glob("round-*/silo-*/step-*/replica-0.json"))) >= 2
+    assert json.loads((shell.folder / "preempted/state.json").read_text())["status"] == "preempted"
+    assert len(list((shell.folder / "preempted/checkpoints").glob("round-*/silo-*/step-*/replica-0.json"))) >= 2
 
 
 @pytest.mark.long

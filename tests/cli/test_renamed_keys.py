@@ -42,12 +42,12 @@ def test_an_old_key_that_is_added_is_answered_by_the_new_one() -> None:
     others = [old for old in RENAMED if old not in BELOW_GROUPS]
     assert_says(composing([f"+{old}=1" for old in others]), [error(old, RENAMED[old]) for old in others])
     with distributed(device="cpu") as topology:
-        said = building([*SAMPLED, *(f"+{old}=1" for old in BELOW_GROUPS)], topology)
-    assert_says(said, [error(old, RENAMED[old]) for old in BELOW_GROUPS])
+        message = building([*SAMPLED, *(f"+{old}=1" for old in BELOW_GROUPS)], topology)
+    assert_says(message, [error(old, RENAMED[old]) for old in BELOW_GROUPS])
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("uplink=int8", error("uplink", "update_compression", "int8")),
         ("uplink.block=64", error("uplink.block", "update_compression.block", "64")),
@@ -61,8 +61,8 @@ def test_an_old_key_that_is_added_is_answered_by_the_new_one() -> None:
         ("run_dir_shared=auto", error("run_dir_shared", "require_shared_run_dir", "false")),
     ],
 )
-def test_the_override_to_set_has_its_value(override: str, said: str) -> None:
-    assert_says(composing([override]), [said])
+def test_the_override_to_set_has_its_value(override: str, message: str) -> None:
+    assert_says(composing([override]), [message])
 
 
 def test_the_folder_of_an_older_version_is_refused(tmp_path: Path) -> None:

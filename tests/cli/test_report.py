@@ -181,7 +181,7 @@ def test_single_clients_are_drawn(ranks, window: Browser, shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("nowhere",), "nowhere is not a folder"),
         (("sweep", "--by", "test/acuracy"), "did you mean test/accuracy?"),
@@ -191,7 +191,7 @@ def test_single_clients_are_drawn(ranks, window: Browser, shell: Shell) -> None:
 )
 def test_bad_input_is_one_message(
     arguments: tuple[str, ...],
-    said: str,
+    message: str,
     sweep: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -199,7 +199,7 @@ def test_bad_input_is_one_message(
     monkeypatch.chdir(sweep.parent)
     assert cli.main(["report", *arguments]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and said in printed.err
+    assert printed.out == "" and message in printed.err
 
 
 def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,12 +120,12 @@ def test_the_console_says_who_trains_a_line_a_round_and_the_result(trained: Trai
     assert re.search(r"^workers +2 on cpu, threads each: 1;", out)
     rounds = re.findall(rf"^round (\d+)/{result['round']} ", out, re.MULTILINE)
     assert [int(round) for round in rounds] == list(range(1, result["round"] + 1))
-    said = dict(re.findall(r"^(\S+(?: \S+)*)  +(.+)$", out, re.MULTILINE))
+    message = dict(re.findall(r"^(\S+(?: \S+)*)  +(.+)$", out, re.MULTILINE))
     for key in ("test/accuracy", "test/loss", "train/loss", "examples_per_second", "seconds"):
-        assert said[key] == number(result[key])
+        assert message[key] == number(result[key])
     run_dir = trained.overrides[-1].removeprefix("run_dir=")
-    assert said["run folder"] == run_dir
-    command, *arguments = shlex.split(said["TensorBoard"])
+    assert message["run folder"] == run_dir
+    command, *arguments = shlex.split(message["TensorBoard"])
     assert shutil.which(command) and arguments == ["--logdir", run_dir]
 
 

@@ -74,9 +74,9 @@ def test_a_run_with_more_rounds_is_one_long_run(shell: Shell, sync_run: Trained)
     assert ours.keys() == theirs.keys() and len(ours) > 1
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (folder / "metrics.jsonl").read_bytes().startswith(first_line)
-    told = ("round", "examples", "steps", "train/loss", "test/loss", "test/accuracy", "validation/loss")
+    reported = ("round", "examples", "steps", "train/loss", "test/loss", "test/accuracy", "validation/loss")
     pairs = zip(read_jsonl(folder / "metrics.jsonl"), read_jsonl(sync_run.folder / "metrics.jsonl"), strict=True)
-    assert all([ours[key] for key in told] == [theirs[key] for key in told] for ours, theirs in pairs)
+    assert all([ours[key] for key in reported] == [theirs[key] for key in reported] for ours, theirs in pairs)
     assert yaml.safe_load((folder / "config.yaml").read_text())["rounds"] == 2
 
 
@@ -88,10 +88,10 @@ def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_pat
         ranks(2).run(work, [*overrides, f"rounds={rounds}", f"run_dir={tmp_path / run_dir}"])
     ours, theirs = weights(tmp_path / "parts", 3), weights(tmp_path / "long", 3)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    told = ("round", "examples", "train/loss", "test/loss")
+    reported = ("round", "examples", "train/loss", "test/loss")
     ours, theirs = (read_jsonl(tmp_path / run_dir / "metrics.jsonl") for run_dir in ("parts", "long"))
-    assert [[metrics[key] for key in told] for metrics in ours] == [
-        [metrics[key] for key in told] for metrics in theirs
+    assert [[metrics[key] for key in reported] for metrics in ours] == [
+        [metrics[key] for key in reported] for metrics in theirs
     ]
 
 
@@ -127,16 +127,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("overrides", "text"), REFUSED.values(), ids=REFUSED.keys())
 def test_another_run_is_refused(
-    overrides: list[str], said: list[str], sync_run: Trained, capsys: pytest.CaptureFixture[str]
+    overrides: list[str], text: list[str], sync_run: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The error has the key, both values and a remedy; no file of the folder is changed."""
     before = contents(sync_run.folder)
     code = cli.main([*HERE, "rounds=2", f"run_dir={sync_run.folder}", *overrides])
     message = capsys.readouterr().err
     assert code == 2
-    assert all(part in message for part in [*said, str(sync_run.folder), "another run_dir"])
+    assert all(part in message for part in [*text, str(sync_run.folder), "another run_dir"])
     assert contents(sync_run.folder) == before
 
 
@@ -252,7 +252,7 @@ def test_files_that_have_a_fingerprint_may_move(
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     assert cli.main([*HERE, f"run_dir={tmp_path}"]) == 2
-    assert f"run_dir={tmp_path}" in (said := capsys.readouterr().err) and "empty folder" in said
+    assert f"run_dir={tmp_path}" in (text := capsys.readouterr().err) and "empty folder" in text
     assert contents(tmp_path).keys() == {"thesis.tex"}
 
 

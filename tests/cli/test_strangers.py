@@ -32,8 +32,8 @@ class Evil:
 
 silent = [socket.create_connection(where) for where in (meeting, store) for _ in range(20)]
 evil = pickle.dumps(Evil())
-for said in (b"GET / HTTP/1.1\\r\\n\\r\\n", evil, bytes(32) + b"\\0\\0\\0\\1" + bytes(65), b"\\xff" * 4096):
-    socket.create_connection(meeting).sendall(said)
+for words in (b"GET / HTTP/1.1\\r\\n\\r\\n", evil, bytes(32) + b"\\0\\0\\0\\1" + bytes(65), b"\\xff" * 4096):
+    socket.create_connection(meeting).sendall(words)
 try:
     talk = TCPStore(*store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
     config = json.dumps([{"value": {"tree": {"_target_": "os.system", "_args_": [f"touch {sys.argv[3]}"]}}}])
@@ -79,8 +79,8 @@ def test_a_stranger_changes_nothing_of_a_run_on_several_nodes(hosts: list[Host],
     assert attack.stdout == "attacked\n" and "Traceback" not in attack.stderr, attack.stderr
     assert [node.process.wait(120) for node in nodes] == [0, 0], [node.err.read_text() for node in nodes]
     nodes[0].end()
-    said = "".join(node.err.read_text() for node in nodes)
-    assert f"refused {hosts[2].address}: it does not hold the token of this run" in said and "restart" not in said
+    message = "".join(node.err.read_text() for node in nodes)
+    assert f"refused {hosts[2].address}: it does not hold the token of this run" in message and "restart" not in message
     assert not made.exists()
     logs = "".join(path.read_text() for path in (shell.folder / "attacked/logs").glob("rank-*.log"))
     assert "refused: whoever wrote leave to the store of this run does not hold its token" in logs

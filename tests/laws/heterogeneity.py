@@ -132,7 +132,7 @@ def assert_same_run(ours: list[Outcome], theirs: list[Outcome], compare: Callabl
         assert judged == pytest.approx({name: other[name] for name in judged}, rel=1e-9, nan_ok=True)
 
 
-def told(outcomes: list[Outcome], name: str) -> list[Any]:
+def reported(outcomes: list[Outcome], name: str) -> list[Any]:
     return [metrics[name] for metrics in outcomes[0].rounds]
 
 

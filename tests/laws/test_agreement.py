@@ -85,18 +85,18 @@ def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str
 @pytest.mark.parametrize("name", CASES)
 def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
     """In a silo of 3 one replica's parameters differ from those of the first: all 4 ranks stop, and name the rank."""
-    said = ranks(4).run(drift, name, [3, 1], culprit, "while training", {})
-    assert len(set(said)) == 1
-    assert f"[{culprit}]" in said[0]
+    message = ranks(4).run(drift, name, [3, 1], culprit, "while training", {})
+    assert len(set(message)) == 1
+    assert f"[{culprit}]" in message[0]
 
 
 @pytest.mark.parametrize("culprit", [1, 3])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "local"])
 def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
     """In silos of 3 and 1 ranks, the combined model of any rank may differ from that of rank 0."""
-    said = ranks(4).run(drift, name, [3, 1], culprit, "after the combination", {})
-    assert len(set(said)) == 1
-    assert f"[{culprit}]" in said[0]
+    message = ranks(4).run(drift, name, [3, 1], culprit, "after the combination", {})
+    assert len(set(message)) == 1
+    assert f"[{culprit}]" in message[0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -129,5 +129,5 @@ def swap_parameters() -> str:
 
 def test_a_replica_with_the_same_numbers_in_other_places_is_found(ranks):
     """Vectors are compared, not sets of numbers."""
-    for said in ranks(2).run(swap_parameters):
-        assert "[1]" in said
+    for message in ranks(2).run(swap_parameters):
+        assert "[1]" in message

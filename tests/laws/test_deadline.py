@@ -36,9 +36,9 @@ from tests.laws.heterogeneity import (
     assert_same_run,
     by_clock,
     point_choices,
+    reported,
     slow_choices,
     timed,
-    told,
     walk,
     way,
     without,
@@ -52,8 +52,8 @@ def test_what_a_late_client_has_done_counts(ranks, name: str):
     """Two of its four steps: bit for bit a run in which it was to take two."""
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW))
     theirs = ranks(2).run(train, name, 2, slow_choices(round=Planned(steps=STEPS, steps_of={SLOW: DONE})))
-    assert told(ours, "clients/stragglers") == [1, 1] and told(theirs, "clients/stragglers") == [0, 0]
-    assert told(ours, "round/steps") == told(theirs, "round/steps") == [26, 26]
+    assert reported(ours, "clients/stragglers") == [1, 1] and reported(theirs, "clients/stragglers") == [0, 0]
+    assert reported(ours, "round/steps") == reported(theirs, "round/steps") == [26, 26]
     assert_same_run(ours, theirs, assert_same)
 
 
@@ -66,8 +66,8 @@ def test_a_late_client_that_is_dropped_was_never_there(ranks, name: str):
     ]
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, **choices[0]))
     theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, **choices[1]))
-    assert told(ours, "clients/stragglers") == [1, 1, 1] and told(theirs, "clients/stragglers") == [0, 0, 0]
-    assert told(ours, "clients/nonfinite") == [0, 0, 0] and told(ours, "round/steps") == [26, 6, 26]
+    assert reported(ours, "clients/stragglers") == [1, 1, 1] and reported(theirs, "clients/stragglers") == [0, 0, 0]
+    assert reported(ours, "clients/nonfinite") == [0, 0, 0] and reported(ours, "round/steps") == [26, 6, 26]
     assert_same_run(ours, theirs, assert_close)
 
 
@@ -80,7 +80,7 @@ def test_clients_that_were_not_begun_are_late_too(ranks, name: str):
         "client_sampling": Only((without(4, 5),)),
         "rounds": 1,
     }
-    assert told(ours, "clients/stragglers") == [3] and told(ours, "clients/trained") == [5]
+    assert reported(ours, "clients/stragglers") == [3] and reported(ours, "clients/trained") == [5]
     assert_same_run(ours, ranks(2).run(train, name, 2, slow_choices(**choices)), assert_close)
 
 
@@ -88,7 +88,7 @@ def test_a_client_that_ends_after_the_deadline_is_the_last(ranks):
     """Rounds have one step, which takes twice the time: each silo trains its first client; the other five are late."""
     length = RoundOptions(steps=1, deadline_seconds=0.5)
     ours = ranks(2).run(by_clock, train, "fedavg", 2, slow_choices(*EVERYONE, round=length))
-    assert told(ours, "clients/trained") == [2, 2] and told(ours, "clients/stragglers") == [5, 5]
+    assert reported(ours, "clients/trained") == [2, 2] and reported(ours, "clients/stragglers") == [5, 5]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "diloco"])
@@ -96,8 +96,8 @@ def test_replicas_of_a_silo_stop_on_the_same_step(ranks, name: str):
     """Some batches have examples on one replica only, so their clocks differ. The evaluation checks that they agree."""
     length = RoundOptions(steps=8, deadline_seconds=DONE - 0.5)
     ours = ranks(4).run(by_clock, train, name, [2, 2], slow_choices(SLOW, round=length, rounds=1))
-    done = told(ours, "round/steps")[0] - 6 * 8
-    assert told(ours, "clients/stragglers") == [1] and DONE <= done < 6
+    done = reported(ours, "round/steps")[0] - 6 * 8
+    assert reported(ours, "clients/stragglers") == [1] and DONE <= done < 6
     length = Planned(steps=8, steps_of={SLOW: done})
     assert_same_run(ours, ranks(4).run(train, name, [2, 2], slow_choices(round=length, rounds=1)), assert_same)
 
@@ -106,8 +106,8 @@ def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
     """The slow client takes part only in the first round; in the later ones each client takes all its steps."""
     choices = slow_choices(SLOW, client_sampling=Only((EVERYONE, (0, 1, 2))), rounds=3)
     ours = ranks(4).run(by_clock, train, "fedavg", [2, 2], choices)
-    assert told(ours, "clients/stragglers") == [1, 0, 0]
-    assert told(ours, "round/steps")[1:] == [3 * STEPS, 3 * STEPS]
+    assert reported(ours, "clients/stragglers") == [1, 0, 0]
+    assert reported(ours, "round/steps")[1:] == [3 * STEPS, 3 * STEPS]
 
 
 @pytest.mark.parametrize("late", ["keep", "drop"])
@@ -119,8 +119,8 @@ def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late:
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, bad=bad, round=length))
     cohort = Only((without(bad, SLOW) if late == "drop" else without(bad),))
     theirs = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW, round=length, client_sampling=cohort))
-    assert told(ours, "clients/stragglers") == [1, 1]
-    assert told(ours, "clients/nonfinite") == [0 if bad == SLOW and late == "drop" else 1] * 2
+    assert reported(ours, "clients/stragglers") == [1, 1]
+    assert reported(ours, "clients/nonfinite") == [0 if bad == SLOW and late == "drop" else 1] * 2
     assert_same_run(ours, theirs, assert_close)
 
 
@@ -142,9 +142,9 @@ def test_seconds_are_those_of_the_wall(ranks):
         "rounds": 1,
     }
     ours = ranks(2).run(train, "fedavg", 2, choices)
-    assert told(ours, "clients/stragglers") == [1]
-    assert 1 + 1 <= told(ours, "round/steps")[0] <= 5 + 1
-    assert told(ours, "seconds/round")[0] >= 0.45
+    assert reported(ours, "clients/stragglers") == [1]
+    assert 1 + 1 <= reported(ours, "round/steps")[0] <= 5 + 1
+    assert reported(ours, "seconds/round")[0] >= 0.45
 
 
 def test_fednova_divides_by_the_steps_that_were_done(ranks):
@@ -152,8 +152,8 @@ def test_fednova_divides_by_the_steps_that_were_done(ranks):
     ours = ranks(2).run(by_clock, train, "fedavg", 2, point_choices(SLOW, algorithm=fednova(), round=DEADLINE))
     steps, place = [DONE if client == SLOW else STEPS for client in EVERYONE], START
     ways = np.array([way(number) for number in steps])
-    for _ in told(ours, "clients/stragglers"):
+    for _ in reported(ours, "clients/stragglers"):
         ends = np.stack([walk(client, place, steps=steps[client])[0] for client in EVERYONE])
         place = place - WEIGHTS @ ways * (WEIGHTS / ways) @ (place - ends)
-    assert told(ours, "clients/stragglers") == [1, 1]
+    assert reported(ours, "clients/stragglers") == [1, 1]
     np.testing.assert_allclose(ours[0].model["inner.place"], place, rtol=1e-12)

@@ -121,6 +121,6 @@ def test_a_client_that_is_left_out_too_often_ends_the_run(ranks):
 
     Two rounds are tolerated; the third ends the run, and the error names the client.
     """
-    said, rounds = ranks(2).run(left_out, 5, 3)[0]
-    assert rounds == [1, 1] and "In 3 rounds in a row" in said and "this time 0" in said
+    message, rounds = ranks(2).run(left_out, 5, 3)[0]
+    assert rounds == [1, 1] and "In 3 rounds in a row" in message and "this time 0" in message
     assert ranks(2).run(left_out, 2, 3)[0] == ("", [1, 1])

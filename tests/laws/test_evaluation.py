@@ -78,8 +78,8 @@ def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
     """With a personal output layer, 2 silos and 4 have the same metrics for every client."""
     algorithm = FedAvg(server=partial(torch.optim.SGD, lr=1.0), shared_params=r"^0\.")
     two, four = (ranks(n).run(train, "fedavg", n, {"algorithm": algorithm})[0].rounds[-1] for n in (2, 4))
-    told = [key for key in two if key.startswith("client/") or key.startswith("test/")]
-    assert {key: four[key] for key in told} == pytest.approx({key: two[key] for key in told}, rel=1e-9)
+    reported = [key for key in two if key.startswith("client/") or key.startswith("test/")]
+    assert {key: four[key] for key in reported} == pytest.approx({key: two[key] for key in reported}, rel=1e-9)
 
 
 def test_validation_is_of_the_clients_own_held_out_examples(ranks):

@@ -22,7 +22,17 @@ from tests.laws.cases import (
     tiny_model,
     train,
 )
-from tests.laws.heterogeneity import EVERYONE, START, STEPS, WEIGHTS, assert_same_run, point_choices, told, walk, way
+from tests.laws.heterogeneity import (
+    EVERYONE,
+    START,
+    STEPS,
+    WEIGHTS,
+    assert_same_run,
+    point_choices,
+    reported,
+    walk,
+    way,
+)
 from tests.laws.test_equivalences import batch_of
 from tests.laws.test_resume import assert_bit_equal, noisy_choices
 from trainer.algorithms import FedAvg
@@ -66,7 +76,7 @@ def test_who_comes_back_goes_on_with_what_it_had(ranks, trace: AvailabilityTrace
         train, "fedavg", 2, point_choices(algorithm=algorithm, client_sampling=trace, rounds=len(MEMBERS))
     )
     place, own, velocities = traced(controls=algorithm.drift_correction is not None, keeps=state == "momentum_buffer")
-    assert told(ours, "clients/trained") == list(map(len, MEMBERS))
+    assert reported(ours, "clients/trained") == list(map(len, MEMBERS))
     np.testing.assert_allclose(ours[0].model["inner.place"], place, rtol=1e-12)
     kept = every_client(ours)
     assert set(kept) == (set(EVERYONE) if state else set())
@@ -90,10 +100,10 @@ def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
     choices = {"round": length, "client_sampling": cohort, "rounds": 4}
     drawn = [{k: length.num_steps(1, Round(i, 0, ()), k) for k in cohort.sample(7, 0, i)} for i in range(4)]
     one = ranks(1).run(train, name, 1, choices)
-    assert told(one, "round/examples") == [sum(SIZES[k] * epochs for k, epochs in round.items()) for round in drawn]
+    assert reported(one, "round/examples") == [sum(SIZES[k] * epochs for k, epochs in round.items()) for round in drawn]
     for size, silos in ((2, 2), (4, 4), (4, [3, 1])):
         many = ranks(size).run(train, name, silos, choices)
-        assert told(many, "round/examples") == told(one, "round/examples")
+        assert reported(many, "round/examples") == reported(one, "round/examples")
         assert_same_run(many, one, assert_close)
 
 

@@ -132,7 +132,7 @@ def no_room_at_all(folder: Path) -> str:
 
 
 def test_all_ranks_end_when_one_has_no_room_for_an_example(ranks, tmp_path: Path):
-    assert all("micro_batch_size=auto" in said for said in ranks(2).run(no_room_at_all, tmp_path))
+    assert all("micro_batch_size=auto" in message for message in ranks(2).run(no_room_at_all, tmp_path))
 
 
 @pytest.mark.parametrize(("batch_size", "share"), [(4, 4), (10, 10), ("all", 20)])
@@ -165,11 +165,11 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize(("error", "examples", "said"), SAID.values(), ids=SAID.keys())
-def test_what_there_is_no_room_for_is_said(error: Any, examples: int, said: list[str]):
+@pytest.mark.parametrize(("error", "examples", "message"), SAID.values(), ids=SAID.keys())
+def test_what_there_is_no_room_for_is_said(error: Any, examples: int, message: list[str]):
     with pytest.raises(OutOfMemoryError) as failure:
         raise_if_oom(error, "micro_batch_size", None, examples)
-    assert all(part in str(failure.value) for part in said), str(failure.value)
+    assert all(part in str(failure.value) for part in message), str(failure.value)
 
 
 def test_other_errors_are_left_alone():
@@ -220,7 +220,7 @@ def test_real_memory_is_found_and_its_end_is_said():
     settings = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, env=settings)
     assert ended.returncode == 0, ended.stderr
-    found, said, way_out = ended.stdout.splitlines()
-    assert "micro_batch_size=null" in said and "512 examples" in said and "could not allocate" in said
+    found, message, way_out = ended.stdout.splitlines()
+    assert "micro_batch_size=null" in message and "512 examples" in message and "could not allocate" in message
     assert "set micro_batch_size=256 or less, or micro_batch_size=auto" in way_out
     assert int(found) in (16, 32, 64, 128)

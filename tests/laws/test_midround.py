@@ -84,7 +84,7 @@ def run_part(
             fit(run, [records], checkpoints, start, control=contact_of(topology, orders or {}))
         except Preempted:
             return None
-        assert not orders, "the run was not told to leave"
+        assert not orders, "the run has not been asked to leave"
         return records
 
 

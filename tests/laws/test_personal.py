@@ -90,8 +90,8 @@ def test_the_average_model_is_judged_beside_the_clients_own(ranks, silos: SiloSp
     for figures, _, _ in outcomes:
         assert figures["global/loss"] == pytest.approx(F.cross_entropy(model(inputs), targets).item(), rel=1e-12)
         assert figures["global/loss"] != figures["test/loss"]
-        told = ["worst_accuracy", "accuracy_std", "jain"]
-        assert {f"global/{name}" for name in told} | {f"clients/{name}" for name in told} <= set(figures)
+        reported = ["worst_accuracy", "accuracy_std", "jain"]
+        assert {f"global/{name}" for name in reported} | {f"clients/{name}" for name in reported} <= set(figures)
 
 
 def tuned_by_hand(shared: dict[str, Tensor], data: DataSplits, client: int, sizes: list[int]) -> nn.Module:
@@ -132,8 +132,8 @@ def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: SiloSpe
             tuned = tuned_by_hand(model, data, client, SIZES)
             accuracy = tuned(inputs).argmax(1).eq(targets).double().mean().item()
             assert figures[f"client/{client}/personal_accuracy"] == pytest.approx(accuracy)
-        told = {name.removeprefix("personal/") for name in figures if name.startswith("personal/")}
-        assert told == {"loss", "accuracy", "macro_f1", "worst_accuracy", "accuracy_std", "jain"}
+        reported = {name.removeprefix("personal/") for name in figures if name.startswith("personal/")}
+        assert reported == {"loss", "accuracy", "macro_f1", "worst_accuracy", "accuracy_std", "jain"}
 
 
 def test_judging_personal_models_changes_nothing(ranks):

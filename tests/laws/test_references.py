@@ -115,10 +115,10 @@ def reference(server: Any, weight: str = "examples") -> Iterator[tuple[np.ndarra
         deltas = weights - locals_
         delta = np.tensordot(shares, deltas, 1)
         norms = np.linalg.norm(deltas.reshape(len(SIZES), -1), axis=1)
-        told = {"delta/norm": float(np.linalg.norm(delta))}
-        told |= {f"client/{client}/delta_norm": float(norm) for client, norm in enumerate(norms)}
+        reported = {"delta/norm": float(np.linalg.norm(delta))}
+        reported |= {f"client/{client}/delta_norm": float(norm) for client, norm in enumerate(norms)}
         weights = server.send(delta)
-        yield weights, told
+        yield weights, reported
 
 
 def reached(model: dict[str, Any]) -> np.ndarray:
@@ -133,8 +133,8 @@ def linear_choices(server: str, weight: str = "examples") -> dict[str, Any]:
 
 def assert_is_reference(ours: Any, theirs: list[tuple[np.ndarray, dict[str, float]]]) -> None:
     np.testing.assert_allclose(reached(ours.model), theirs[-1][0], rtol=1e-12, atol=1e-13)
-    for metrics, (weights, told) in zip(ours.rounds, theirs, strict=True):
-        assert {key: metrics[key] for key in told} == pytest.approx(told, rel=1e-10)
+    for metrics, (weights, reported) in zip(ours.rounds, theirs, strict=True):
+        assert {key: metrics[key] for key in reported} == pytest.approx(reported, rel=1e-10)
         test = tiny_data(sum(SIZES)).test.fetch(torch.arange(TEST_EXAMPLES))
         inputs, targets = np.hstack([test[0].numpy(), np.ones((TEST_EXAMPLES, 1))]), test[1].numpy()
         correct = ((inputs @ weights.T).argmax(1) == targets).mean()

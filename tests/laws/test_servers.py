@@ -45,7 +45,7 @@ def fedopt(weights: np.ndarray, rule: str, lr: float, betas: tuple[float, float]
         weights = weights + lr * mean / (np.sqrt(square) + tau)
 
 
-def told(server: Any, weight: str) -> list[tuple[np.ndarray, dict[str, float]]]:
+def reported(server: Any, weight: str) -> list[tuple[np.ndarray, dict[str, float]]]:
     """Return the results of numpy for all rounds."""
     return list(reference(server(start()), weight))
 
@@ -56,7 +56,7 @@ def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
     """Five rounds of two epochs: 7 clients on 2 silos, batches of 4 and ragged ones."""
     algorithm = FedAvg(server=partial(FedOpt, **CHOICES[name]), weighting=weight)
     ours = ranks(2).run(train, "fedavg", 2, linear_choices("average") | {"algorithm": algorithm})[0]
-    assert_is_reference(ours, told(partial(fedopt, **CHOICES[name]), weight))
+    assert_is_reference(ours, reported(partial(fedopt, **CHOICES[name]), weight))
     server = {key.removeprefix("server/0/0/") for key in ours.algorithm if not key.endswith("/length")}
     assert server == {"mean", "square"}
 
@@ -66,14 +66,14 @@ def test_fedopt_on_silos_of_any_sizes(ranks, silos: list[int]):
     """All ranks have the same bits, and the numbers of the reference."""
     algorithm = FedAvg(server=partial(FedOpt, **CHOICES["yogi"]))
     outcomes = ranks(4).run(train, "fedavg", silos, linear_choices("average") | {"algorithm": algorithm})
-    assert_is_reference(outcomes[0], told(partial(fedopt, **CHOICES["yogi"]), "examples"))
+    assert_is_reference(outcomes[0], reported(partial(fedopt, **CHOICES["yogi"]), "examples"))
     assert all(torch.equal(one.model["weight"], outcomes[0].model["weight"]) for one in outcomes)
 
 
 def test_the_deltas_of_these_runs_take_yogi_both_ways():
     """d^2 is above v in some places and below it in others; otherwise the sign in Yogi's rule would not be tested."""
     choices = CHOICES["yogi"]
-    first = told(partial(sgd, lr=1.0), "examples")[0][0] - start()
+    first = reported(partial(sgd, lr=1.0), "examples")[0][0] - start()
     above = first**2 > choices["tau"] ** 2
     assert above.any() and not above.all()
 

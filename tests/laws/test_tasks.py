@@ -65,14 +65,16 @@ def expected(kind: str, outputs: np.ndarray, targets: np.ndarray) -> dict[str, f
     return found | {"top5": metrics.top_k_accuracy_score(targets, outputs, k=5, labels=range(8))}
 
 
-def assert_as_expected(kind: str, choices: dict[str, Any], model: dict[str, Tensor], told: dict[str, float]) -> None:
+def assert_as_expected(
+    kind: str, choices: dict[str, Any], model: dict[str, Tensor], reported: dict[str, float]
+) -> None:
     module = choices.get("module", tiny_model().double())
     module.load_state_dict(model)
     inputs, targets = choices["data"].test.fetch(torch.arange(TEST_EXAMPLES))
     with torch.no_grad():
         theirs = expected(kind, module(inputs).numpy(), targets.numpy())
     for name, value in theirs.items():
-        assert told[f"test/{name}"] == pytest.approx(value, abs=1e-9), name
+        assert reported[f"test/{name}"] == pytest.approx(value, abs=1e-9), name
 
 
 @pytest.mark.parametrize("kind", ["many_classes", "two_classes", "multi_label", "regression"])

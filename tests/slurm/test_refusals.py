@@ -26,13 +26,13 @@ CASES = [pytest.param(*case, id=name, marks=[pytest.mark.long] * (name in SLOW))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-@pytest.mark.parametrize(("tasks", "launcher", "overrides", "said"), CASES)
+@pytest.mark.parametrize(("tasks", "launcher", "overrides", "message"), CASES)
 def test_a_world_that_does_not_fit_is_refused(
-    tasks: tuple[str, ...], launcher: tuple[str, ...], overrides: tuple[str, ...], said: str, project: Project
+    tasks: tuple[str, ...], launcher: tuple[str, ...], overrides: tuple[str, ...], message: str, project: Project
 ) -> None:
     """The exit code is 2; under torchrun it is 0, since torchrun would report each of its ranks."""
     ended = project.srun(tasks, *launcher, "-m", "trainer", *HERE, *overrides, "run_dir=refused")
-    assert ended.stderr.count(said) == 1, ended.stderr
+    assert ended.stderr.count(message) == 1, ended.stderr
     assert ended.returncode == (0 if launcher else 2), ended.stderr
     assert "Traceback" not in ended.stderr and ended.stdout == ""
     assert not (project.folder / "refused").exists()

@@ -140,19 +140,19 @@ def test_what_is_linear_is_accepted(name: str):
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_adaptive_optimizers_are_refused(name: str):
     """The message names the algorithm, the optimizer, and a remedy."""
-    (said,) = nonlinear_optimizer("scaffold", NONLINEAR[name], GradientClipper())
-    assert said.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
-    assert f"with {name} twice the gradient is not twice the step" in said
-    assert "set optimizer=sgd or optimizer=momentum, or algorithm=fedavg" in said
+    (message,) = nonlinear_optimizer("scaffold", NONLINEAR[name], GradientClipper())
+    assert message.startswith("algorithm=scaffold needs an optimizer whose step is linear in the gradient")
+    assert f"with {name} twice the gradient is not twice the step" in message
+    assert "set optimizer=sgd or optimizer=momentum, or algorithm=fedavg" in message
 
 
 def test_an_optimizer_of_matrices_is_refused_in_its_own_words():
-    (said,) = nonlinear_optimizer("fednova", partial(torch.optim.Muon, lr=RATE), GradientClipper())
-    assert re.search(r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd", said)
+    (message,) = nonlinear_optimizer("fednova", partial(torch.optim.Muon, lr=RATE), GradientClipper())
+    assert re.search(r"Muon cannot step a single number \(.+\)\.\n  set optimizer=sgd", message)
 
 
 def test_clipping_is_refused():
     """It is refused for any norm, since nobody can know that a norm is never reached."""
-    (said,) = nonlinear_optimizer("fednova", LINEAR["sgd"], GradientClipper(1e9))
-    assert said.startswith("clip.max_norm=1e+09 with algorithm=fednova")
-    assert "set clip.max_norm=null, or algorithm=fedavg" in said
+    (message,) = nonlinear_optimizer("fednova", LINEAR["sgd"], GradientClipper(1e9))
+    assert message.startswith("clip.max_norm=1e+09 with algorithm=fednova")
+    assert "set clip.max_norm=null, or algorithm=fedavg" in message

@@ -33,9 +33,9 @@ def test_ranks_of_a_site_share_a_disk(sites: tuple[int, ...], ranks, tmp_path: P
     assert found == [SharedStorage(peers, 4) for peers in expected]
     assert [disk.is_shared for disk in found] == [len(set(sites)) == 1] * 4
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    said = ranks(4).run(look, folders, True)
+    message = ranks(4).run(look, folders, True)
     if len(set(sites)) == 1:
-        assert said == found
+        assert message == found
     else:
-        assert len({text.partition(" is not one folder")[2] for text in said}) == 1
-        assert all("require_shared_run_dir=true" in text for text in said)
+        assert len({text.partition(" is not one folder")[2] for text in message}) == 1
+        assert all("require_shared_run_dir=true" in text for text in message)

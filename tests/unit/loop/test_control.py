@@ -108,7 +108,7 @@ STEPS = 60
 Told = dict[int, dict[int, str]]  # by replica and step: "save" or "leave"
 
 
-def votes(told: Told, milliseconds: list[float]) -> tuple[list[Action], list[int], float]:
+def votes(reported: Told, milliseconds: list[float]) -> tuple[list[Action], list[int], float]:
     """Return the action of this replica after each step, the vote period after each, and the time of the last save.
 
     Its steps take as many milliseconds as its entry says, by its own clock.
@@ -118,7 +118,7 @@ def votes(told: Told, milliseconds: list[float]) -> tuple[list[Action], list[int
         vote, wishes, periods = ActionConsensus(topology, mine), [], []
         for step in range(STEPS):
             clock.seconds += milliseconds[topology.replica] / 1000
-            order = told.get(topology.replica, {}).get(step)
+            order = reported.get(topology.replica, {}).get(step)
             if order == "save":
                 mine.checkpointed_at = -1e9
             if order == "leave":
@@ -130,19 +130,19 @@ def votes(told: Told, milliseconds: list[float]) -> tuple[list[Action], list[int
         return wishes, periods, mine.checkpointed_at
 
 
-def agreed(pool, told: Told, milliseconds: list[float]) -> list[Action]:
+def agreed(pool, reported: Told, milliseconds: list[float]) -> list[Action]:
     """Return the actions after each step, after checking that all replicas take the same ones."""
-    (wishes, periods, _), *others = pool.run(votes, told, milliseconds)
+    (wishes, periods, _), *others = pool.run(votes, reported, milliseconds)
     assert all(other[:2] == (wishes, periods) for other in others)
     return wishes
 
 
 @pytest.mark.parametrize("replicas", [2, 3])
-@pytest.mark.parametrize("told", [{0: {20: "leave"}}, {1: {20: "leave"}}, {0: {20: "leave"}, 1: {40: "leave"}}])
-def test_all_leave_on_the_same_step(ranks, replicas: int, told: Told):
+@pytest.mark.parametrize("reported", [{0: {20: "leave"}}, {1: {20: "leave"}}, {0: {20: "leave"}, 1: {40: "leave"}}])
+def test_all_leave_on_the_same_step(ranks, replicas: int, reported: Told):
     """Any replica may be preempted; all stop soon after, when the pending vote and the next one have ended."""
     period = 5
-    wishes = agreed(ranks(replicas), told, [1000 * CONSENSUS_INTERVAL_SECONDS / period] * replicas)
+    wishes = agreed(ranks(replicas), reported, [1000 * CONSENSUS_INTERVAL_SECONDS / period] * replicas)
     first = wishes.index(Action.STOP)
     assert 20 < first <= 20 + 2 * period
     assert set(wishes[:first]) == {Action.CONTINUE}

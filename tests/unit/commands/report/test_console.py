@@ -86,11 +86,11 @@ def test_a_table_fits_or_there_is_none(rows: list[tuple[str, str, Cell]], width:
     assert words <= set(shown.split())
 
 
-@pytest.mark.parametrize(("sent", "said"), [([400], ["between silos"]), ([0], [])])
-def test_what_says_nothing_has_no_column(tmp_path: Path, sent: list[float], said: list[str]) -> None:
+@pytest.mark.parametrize(("sent", "message"), [([400], ["between silos"]), ([0], [])])
+def test_what_says_nothing_has_no_column(tmp_path: Path, sent: list[float], message: list[str]) -> None:
     write_run(tmp_path / "a", test_accuracy=[0.5], bytes_between_silos=sent)
     headings = [column.heading for column in columns(summarize(read_records([tmp_path])))]
-    assert headings == ["configuration", "test/accuracy", "seeds", "examples/s", "seconds", *said]
+    assert headings == ["configuration", "test/accuracy", "seeds", "examples/s", "seconds", *message]
 
 
 @pytest.mark.parametrize(

@@ -104,15 +104,15 @@ def test_one_configuration_is_called_by_its_name(tmp_path: Path) -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_the_verdict_is_lower_ours_upper(lower: float, ours: float, upper: float) -> None:
-    said = compare_to_baselines(lower, ours, upper, higher_is_better=True)
-    assert said.startswith("between") == (lower <= ours <= upper)
-    assert said.startswith("worse than alone") == (ours < lower)
+    message = compare_to_baselines(lower, ours, upper, higher_is_better=True)
+    assert message.startswith("between") == (lower <= ours <= upper)
+    assert message.startswith("worse than alone") == (ours < lower)
     mirrored = compare_to_baselines(-lower, -ours, -upper, higher_is_better=False)
-    assert mirrored.split(",")[0].split(":")[0] == said.split(",")[0].split(":")[0]
+    assert mirrored.split(",")[0].split(":")[0] == message.split(",")[0].split(":")[0]
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper", "said"),
+    ("lower", "upper", "message"),
     [
         (None, None, ""),
         (0.25, None, "not worse than alone, 0.2500"),
@@ -121,8 +121,8 @@ def test_the_verdict_is_lower_ours_upper(lower: float, ours: float, upper: float
         (None, 0.375, "better than pooled, 0.3750"),
     ],
 )
-def test_one_baseline_is_compared_alone(lower: float | None, upper: float | None, said: str) -> None:
-    assert compare_to_baselines(lower, 0.5, upper, higher_is_better=True) == said
+def test_one_baseline_is_compared_alone(lower: float | None, upper: float | None, message: str) -> None:
+    assert compare_to_baselines(lower, 0.5, upper, higher_is_better=True) == message
 
 
 SKEWED = ("silos=2", "partition=dirichlet", "partition.alpha=0.1")
@@ -140,8 +140,8 @@ def test_baselines_are_of_the_same_data_and_the_best_of_each_counts(tmp_path: Pa
     write_run(tmp_path / "4", "algorithm=sync", test_accuracy=[0.875])
     write_run(tmp_path / "5", "algorithm=sync", "optimizer.lr=0.3", status="running", test_accuracy=[0.9])
     write_run(tmp_path / "6", "algorithm=sync", "model=mlp", "model.inputs=64", test_accuracy=[0.375])
-    said = sorted(baselines(report_on(tmp_path)))
-    assert said == [
+    message = sorted(baselines(report_on(tmp_path)))
+    assert message == [
         "alone: the lower baseline",
         "alone: the lower baseline",
         "alone: the lower baseline",

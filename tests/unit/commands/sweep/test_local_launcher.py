@@ -69,9 +69,9 @@ def end(command: Command) -> int:
 def test_a_command_runs_on_its_share(trainer: Path) -> None:
     core = min(os.sched_getaffinity(0))
     assert end(Command(["a=b c"], trainer / "logs/job.log", ResourceSlot(frozenset({core}), "7"))) == 0
-    head, told = (trainer / "logs/job.log").read_text().splitlines()
+    head, reported = (trainer / "logs/job.log").read_text().splitlines()
     assert head == f"{subprocesses.PROMPT} 'a=b c'"
-    assert json.loads(told) == [[core], "7", ["a=b c"]]
+    assert json.loads(reported) == [[core], "7", ["a=b c"]]
 
 
 def test_a_command_is_run_by_one_process_at_a_time(trainer: Path) -> None:

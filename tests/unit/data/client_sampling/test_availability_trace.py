@@ -149,9 +149,9 @@ def test_a_size_that_cannot_be_drawn_is_refused(file: Path, size: int):
         AvailabilityTrace(write(file, []), size).sample(CLIENTS, 0, 0)
 
 
-def assert_refused(file: Path, said: list[str]) -> None:
+def assert_refused(file: Path, words: list[str]) -> None:
     with pytest.raises(ValueError, match="valid:") as refusal:
         AvailabilityTrace(file).sample(CLIENTS, 0, 0)
     message = str(refusal.value)
-    missing = [part for part in (f"client_sampling.file={file}", *said) if part not in message]
+    missing = [part for part in (f"client_sampling.file={file}", *words) if part not in message]
     assert not missing, f"{missing} not in:\n{message}"

@@ -67,15 +67,15 @@ def test_damaged_files(root: Path, corrupt: Any, message: str) -> None:
     path.unlink()
     if corrupt:
         path.write_bytes(corrupt(content))
-    said = refusal(root)
-    assert f"CIFAR-10 cannot be read from data.root={root}:\n  {message}" in said and "set data.root=" in said
+    text = refusal(root)
+    assert f"CIFAR-10 cannot be read from data.root={root}:\n  {message}" in text and "set data.root=" in text
 
 
 def test_all_errors_are_reported_at_once(root: Path) -> None:
     (root / NAMES[0]).unlink()
     (root / NAMES[5]).write_bytes(b"<html>not found")
-    said = refusal(root)
-    assert "data_batch_1.bin: No such file" in said and "test_batch.bin: 15 bytes" in said
+    text = refusal(root)
+    assert "data_batch_1.bin: No such file" in text and "test_batch.bin: 15 bytes" in text
 
 
 def test_a_missing_folder() -> None:

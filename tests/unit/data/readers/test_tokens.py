@@ -100,8 +100,8 @@ class TestRefusals:
     def test_wider_tokens_than_described_are_noticed(self, tmp_path: Path, wide: str, dtype: Any, length: int) -> None:
         """Numpy's default is int64: read as uint16, three tokens of four would be 0."""
         np.random.default_rng(0).integers(0, 300, 2000).astype(wide).tofile(tmp_path / "wide.bin")
-        said = refusal(tmp_path / "wide.bin", 300, length, dtype)
-        assert f"every second {dtype} is 0, as in a file of wider numbers" in said and "set data.dtype=uint32" in said
+        text = refusal(tmp_path / "wide.bin", 300, length, dtype)
+        assert f"every second {dtype} is 0, as in a file of wider numbers" in text and "set data.dtype=uint32" in text
         if wide == "uint32":
             assert tokens(tmp_path / "wide.bin", 300, length, "uint32").train.fetch(torch.arange(9))[0].any()
 

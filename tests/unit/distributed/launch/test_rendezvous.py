@@ -170,8 +170,8 @@ def test_strangers_are_refused_and_stall_nothing(
     nodes = new_nodes(2)
     first = nodes.open()[0]
     begun = nodes.start(first)
-    for said in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(1000), b"\xff" * 1000):
-        nodes.stack.enter_context(socket.create_connection(("127.0.0.1", nodes.port))).sendall(said)
+    for message in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(1000), b"\xff" * 1000):
+        nodes.stack.enter_context(socket.create_connection(("127.0.0.1", nodes.port))).sendall(message)
     stranger = Channel(nodes.stack.enter_context(socket.create_connection(("127.0.0.1", nodes.port))), b"x", True)
     stranger.send({"left": True})
     echo = nodes.stack.enter_context(socket.create_connection(("127.0.0.1", nodes.port)))
