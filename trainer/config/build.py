@@ -23,7 +23,7 @@ from trainer.config.instantiate import (
     instantiate_all,
 )
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
-from trainer.data import Clients, DataSplits, count_natural_clients, per_client_partition
+from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.silo_files import load_silo_files
 from trainer.data.transforms import Compose, shift_clients
@@ -177,8 +177,11 @@ def _splits(component: ComponentConfig) -> DataSplits:
 
 
 def _transforms(config: Config, splits: DataSplits) -> Compose:
-    chain = Compose(instantiate_all("transforms", config.transforms), splits.classes, config.channels_last)
-    if errors := chain.errors(*splits.train.fetch(torch.arange(1))):
+    keys = {name: component["key"] for name, component in config.transforms.items() if component.get("key")}
+    transforms = instantiate_all("transforms", config.transforms)
+    chain = Compose(transforms, splits.classes, config.channels_last, keys)
+    padding: Padding | None = getattr(splits.train, "padding", None)
+    if errors := chain.errors(*splits.train.fetch(torch.arange(1)), padding.padded_inputs if padding else ()):
         raise ValueError("\n".join(errors))
     return chain
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from trainer.algorithms import Algorithm
 from trainer.config.instantiate import class_name
 from trainer.config.schema import ComponentConfig, typed_overrides
-from trainer.data import DataSplits, Source
+from trainer.data import DataSplits, Padding, Source
 from trainer.data.sources.column import first_outside
+from trainer.models.calling import call_model
 from trainer.models.outputs import describe_outputs, named_outputs
 from trainer.optim import GroupedOptimizerFactory
 from trainer.tasks import Task
+from trainer.utils.tensor_trees import Tree, describe
 from trainer.utils.user_code import user_location
 
 MAX_CHECKED_EXAMPLES = 64  # of data that is not in memory
@@ -33,9 +37,9 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
     """
     inputs, targets = data.train.fetch(torch.arange(min(2, len(data.train))))
     try:
-        outputs = module.eval()(inputs)
+        outputs = call_model(module.eval(), inputs)
     except Exception as error:
-        shape, reason, location = list(inputs.shape[1:]), str(error).split("\n")[0], user_location(error)
+        shape, reason, location = describe(inputs), str(error).split("\n")[0], user_location(error)
         if reason.startswith("task.output="):
             raise
         where = f" ({type(error).__name__})\n  in {location}" if location else ""
@@ -45,18 +49,32 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
         ) from error
     finally:
         module.train()
-    if not isinstance(outputs, Tensor):
+    takes_trees = getattr(task, "takes_trees", False)
+    if not takes_trees and not isinstance(outputs, Tensor):
         names = " or ".join(f"task.output={name}" for name in named_outputs(outputs))
         raise ValueError(
             f"model={class_name(module)} gives {describe_outputs(outputs)}, and a task takes one tensor.\n"
             f"  {f'set {names}' if names else 'return a tensor'}"
         )
+    if not takes_trees and not isinstance(targets, Tensor):
+        raise ValueError(
+            f"data= gives targets that are {describe_outputs(targets)}, and task={class_name(task)} takes one tensor.\n"
+            "  give one of them as the target, or set task=custom with a task that has takes_trees = True"
+        )
+    padding: Padding | None = getattr(data.train, "padding", None)
+    if padding and padding.padded_targets and not hasattr(task, "counted_units"):
+        raise ValueError(
+            f"data= has targets of different lengths, and task={class_name(task)} would count their padding.\n"
+            "  set task=language_modelling, or a task that has a method counted_units"
+        )
     if fault := task.mismatch(outputs, targets, data.classes):
         raise ValueError(f"model={class_name(module)} does not fit task={class_name(task)}: {fault}")
 
 
-def _inputs_for(module: nn.Module, inputs: Tensor) -> str:
+def _inputs_for(module: nn.Module, inputs: Tree) -> str:
     """Describe how to convert the inputs, if the model takes them in the dtype of its parameters."""
+    if not isinstance(inputs, Tensor):
+        return ""
     dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), inputs.dtype)
     try:
         if dtype == inputs.dtype:
@@ -69,8 +87,11 @@ def _inputs_for(module: nn.Module, inputs: Tensor) -> str:
     return f"the inputs are {inputs.dtype}{kind}: convert them to {name}, in a .npz file by x.astype('{name}')"
 
 
-def _model_for(inputs: Tensor, classes: int | None, component: ComponentConfig) -> str:
+def _model_for(inputs: Tree, classes: int | None, component: ComponentConfig) -> str:
     """Describe how to change a model for these inputs: numbers, or tokens if they are integers."""
+    if not isinstance(inputs, Tensor):
+        call = f"**{{{', '.join(inputs)}}}" if isinstance(inputs, Mapping) else f"*{len(inputs)} inputs"
+        return f"it was called as model({call}): choose another model=, or other inputs in data="
     wanted = {"vocabulary": classes, "length": inputs.shape[-1]}
     if inputs.is_floating_point():
         wanted = {"inputs": inputs[0].numel()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -48,12 +48,14 @@ RESERVED_KEYS: dict[str, dict[str, Any]] = {
     "optimizer": {"exclude_norm_bias_decay": bool, "lr_multipliers": LrMultipliers},
     "task": {"output": str | int | None},
     "model": {"init": str | None, "freeze": re.Pattern[str] | None},
+    "transforms": {"key": str | None},  # of each of them
 }
 
 
 def target_arguments(key: str, component: ComponentConfig) -> ComponentConfig:
     """Return the component without the keys that are not passed to its target."""
-    return {name: value for name, value in component.items() if name not in RESERVED_KEYS.get(key, ())}
+    reserved = RESERVED_KEYS.get(key.partition(".")[0], ())
+    return {name: value for name, value in component.items() if name not in reserved}
 
 
 def typed_overrides(key: str, component: ComponentConfig) -> str:
@@ -146,12 +148,19 @@ def read_config(values: Mapping[str, Any]) -> Config:
     except ValidationError:
         errors += _section_errors(Config, values, "")
     for key, reserved in RESERVED_KEYS.items():
-        given = values[key] if isinstance(values.get(key), Mapping) else {}
-        for name in reserved.keys() & given.keys():
-            errors += value_errors(f"{key}.{name}", given[name], reserved[name], OPTIONS)
+        for path, given in _components(key, values.get(key)):
+            for name in reserved.keys() & given.keys():
+                errors += value_errors(f"{path}.{name}", given[name], reserved[name], OPTIONS)
     if config is None or errors:
         raise ValueError("\n".join(errors))
     return config
+
+
+def _components(key: str, given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a component of the configuration, or those of a group of several, with their dotted keys."""
+    if isinstance(given, Mapping):
+        several = {f"{key}.{name}": component for name, component in given.items() if isinstance(component, Mapping)}
+        yield from ({key: given} if "_target_" in given else several).items()
 
 
 def _section_errors(section: Any, values: Mapping[str, Any], prefix: str) -> list[str]:

@@ -26,8 +26,9 @@ from trainer.data.readers.text import BYTES, shakespeare, text
 from trainer.data.readers.tokens import TokenSource, tokens
 from trainer.data.sources.base import DataSplits, SequenceWindows, Source, TensorSource, as_source
 from trainer.data.sources.example_weights import ExampleWeights
+from trainer.data.sources.padding import Padding
 from trainer.data.sources.per_client import PerClientSource
-from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, is_sequential
+from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, is_read_by_batch, is_sequential
 
 __all__ = [
     "BYTES",
@@ -40,6 +41,7 @@ __all__ = [
     "IterableSource",
     "MapDatasetSource",
     "Natural",
+    "Padding",
     "Partition",
     "PerClientSource",
     "Quantity",
@@ -59,6 +61,7 @@ __all__ = [
     "fashion_mnist",
     "fingerprint",
     "image_folder",
+    "is_read_by_batch",
     "is_sequential",
     "jsonl",
     "label_columns",

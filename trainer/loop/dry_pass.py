@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.loop.run import Run
+from trainer.models.calling import call_model
 from trainer.models.flat import trainable_parameters
 from trainer.optim.optimizers import step
 from trainer.optim.state import OptimizerState, clone
@@ -50,11 +51,12 @@ class _DryPass:
         self.model, self.task = f"model={type(module).__name__}", f"task={type(run.task).__name__}"
         self.parameters = trainable_parameters(module)
         ids = torch.arange(min(EXAMPLES, len(run.data.train)))
-        self.inputs, self.targets = (to_device(part, run.topology.device) for part in run.data.train.fetch(ids))
+        self.inputs, self.targets = to_device(run.data.train.fetch(ids), run.topology.device)
+        self.examples = len(ids)
         self.weights = () if run.weights is None else (to_device(run.weights.examples[ids], run.topology.device),)
 
     def run_all(self) -> None:
-        self.module.train(len(self.inputs) > 1)
+        self.module.train(self.examples > 1)
         self._backward(self._loss_sum())
         self._check_gradients()
         self._step()
@@ -62,7 +64,7 @@ class _DryPass:
 
     def _forward(self) -> Tensor:
         with _named(f"{self.model} failed in its forward pass"), self._autocast(), self._in_memory():
-            return self.module(self.inputs)
+            return call_model(self.module, self.inputs)
 
     def _loss_sum(self) -> Tensor:
         outputs = self._forward()
@@ -128,8 +130,8 @@ class _DryPass:
         outputs = self._forward()
         with _named(f"{self.task}: the evaluation failed"):
             rows, pooled = task.score_sums(outputs, self.targets), task.pooled_sums(outputs, self.targets)
-            if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != len(self.inputs):
-                raise ValueError(f"score_sums gave {_described(rows)}; valid: a tensor [{len(self.inputs)}, k]")
+            if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != self.examples:
+                raise ValueError(f"score_sums gave {_described(rows)}; valid: a tensor [{self.examples}, k]")
             task.summary(rows.double().sum(0).cpu(), example_units(task, self.targets).sum().item())
             task.pooled_summary({key: part.double().cpu() for key, part in pooled.items()})
 
@@ -142,7 +144,7 @@ class _DryPass:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            raise_if_oom(error, "micro_batch_size", self.run.training.micro_batch_size, len(self.inputs))
+            raise_if_oom(error, "micro_batch_size", self.run.training.micro_batch_size, self.examples)
             raise
 
 

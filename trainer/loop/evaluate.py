@@ -25,6 +25,7 @@ from trainer.optim.ema import ExponentialMovingAverage
 from trainer.optim.state import clone
 from trainer.tasks.base import example_units
 from trainer.utils.oom import raise_if_oom
+from trainer.utils.tensor_trees import num_examples
 
 # Puts one model after the other in place, and yields the clients of this silo that are to be evaluated with it.
 ModelIterator = Callable[[LocalTrainer], Iterator[list[int]]]
@@ -135,7 +136,7 @@ def _evaluate_batch(trainer: LocalTrainer, source: Source, examples: Tensor) -> 
     try:
         outputs = trainer.step.forward(inputs)
     except (RuntimeError, MemoryError) as error:
-        raise_if_oom(error, "eval.batch_size", trainer.run.eval.batch_size, len(inputs))
+        raise_if_oom(error, "eval.batch_size", trainer.run.eval.batch_size, num_examples(inputs))
         raise
     rows = task.score_sums(outputs, targets).cpu()
     units = example_units(task, targets)[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.algorithms.base import ClientSession, ClientState, RoundSession, RunSession
 from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.round import Round
-from trainer.data import is_sequential
+from trainer.data import is_read_by_batch, is_sequential
 from trainer.data.loading.loader import BatchShard, ClientBatches, Examples, ReplicaBatch
 from trainer.data.loading.prefetch import DeviceFeeder
 from trainer.data.transforms import Compose
@@ -173,8 +173,10 @@ class LocalTrainer:
         weights = run.weights.of(members) if run.weights else None
         units = None if run.unit_counts is None else run.unit_counts[members]
         prefetch, in_order = self.feeder.prefetch, is_sequential(run.data.train)
-        batch_size = run.training.batch_size_of(len(ids))
-        return ClientBatches(fetch, ids, client, batch_size, shard, run.seed, weights, prefetch, in_order, units)
+        batch_size, by_batch = run.training.batch_size_of(len(ids)), is_read_by_batch(run.data.train)
+        return ClientBatches(
+            fetch, ids, client, batch_size, shard, run.seed, weights, prefetch, in_order, units, by_batch
+        )
 
     def warm_up_ddp(self) -> None:
         """Bring DDP to where it is after a step, before the first step of a restored run. Nothing else changes."""

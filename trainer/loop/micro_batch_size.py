@@ -17,6 +17,7 @@ from trainer.loop.train_state import TrainState
 from trainer.models.buffers import preserved_buffers
 from trainer.optim.state import OptimizerState
 from trainer.utils.oom import OutOfMemoryError
+from trainer.utils.tensor_trees import take
 from trainer.utils.trees import flatten
 
 UNLIMITED = 1 << 62
@@ -94,7 +95,7 @@ def _largest_local_client(run: Run) -> int | None:
 
 def _fits(trainer: LocalTrainer, examples: Examples, size: int) -> bool:
     try:
-        trainer.step.try_forward_backward(*(part[:size] for part in examples))
+        trainer.step.try_forward_backward(*(take(part, slice(size)) for part in examples))
         return True
     except OutOfMemoryError:
         pass  # outside this block, with the error, the memory that it holds is freed

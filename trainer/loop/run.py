@@ -26,6 +26,7 @@ from trainer.distributed.topology import Topology
 from trainer.loop.assignment import assign_clients
 from trainer.loop.options import CheckpointOptions, EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
 from trainer.loop.stopping import StopCriteria
+from trainer.models.calling import call_model
 from trainer.optim import Constant, GradientClipper, Schedule
 from trainer.optim.optimizers import OptimizerFactory
 from trainer.tasks import Task
@@ -115,7 +116,7 @@ class Run:
         if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
             inputs, _ = self.data.train.fetch(torch.arange(min(2, len(self.data.train))))
             with torch.no_grad():
-                module.eval()(inputs)  # which tells the lazy layers their sizes
+                call_model(module.eval(), inputs)  # which tells the lazy layers their sizes
             module.train()
         return module
 

@@ -15,6 +15,7 @@ from trainer.data.loading.loader import MicroBatch, ReplicaBatch
 from trainer.distributed.gradients.ddp import no_sync, raise_if_unused, wrap_ddp
 from trainer.loop.loss_normalizer import LossNormalizer
 from trainer.loop.run import Run
+from trainer.models.calling import call_model
 from trainer.models.flat import FlatModel
 from trainer.optim import DynamicLossScaler, IdentityLossScaler, LossScaler
 from trainer.optim.ema import ExponentialMovingAverage
@@ -22,6 +23,7 @@ from trainer.optim.state import OptimizerState
 from trainer.utils.compile import compile_module
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import default_generators
+from trainer.utils.tensor_trees import Tree, num_examples
 
 
 class TrainStep:
@@ -44,7 +46,7 @@ class TrainStep:
         wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, reducer, self.scaler, allow_unused)
         self.no_sync = partial(no_sync, wrapped)
         self.ddp_model = compile_module(wrapped, run.training.compile_backend)
-        self.forward = compile_module(model.module, run.training.compile_backend)
+        self.forward = partial(call_model, compile_module(model.module, run.training.compile_backend))
         self.loss_sum = self._loss_sum
         if run.autocast:
             autocast = torch.autocast(device.type, run.autocast)
@@ -108,7 +110,7 @@ class TrainStep:
         self.lr_factor = state.get("lr_factor", 1.0)
         self.scaler.load_state_dict(state.get("scaler", {}))
 
-    def warm_up(self, inputs: Tensor, targets: Tensor) -> None:
+    def warm_up(self, inputs: Tree, targets: Tree) -> None:
         """Bring DDP to where it is after a step: after its first backward it reorders its buckets, which changes bits.
 
         A restored run does this before its first step, a new one must not. The loss is multiplied by zero and the
@@ -119,10 +121,10 @@ class TrainStep:
         self.model.clear_gradients()
         self.gradient_reducer.load_state_dict({})
 
-    def try_forward_backward(self, inputs: Tensor, targets: Tensor) -> None:
+    def try_forward_backward(self, inputs: Tree, targets: Tree) -> None:
         """Run forward and backward of these examples without communication."""
         self.model.module.train()
-        self._forward_backward_no_sync((inputs, targets), self.loss_normalizer[len(inputs)], 0)
+        self._forward_backward_no_sync((inputs, targets), self.loss_normalizer[num_examples(inputs)], 0)
 
     def _accumulate_gradients(self, batch: ReplicaBatch, seed: int) -> tuple[Tensor, float]:
         """Add the gradient of the mean loss over the silo's batch; return this replica's loss sum and units."""
@@ -144,7 +146,7 @@ class TrainStep:
     def _forward_backward(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:
         for generator in self.generators:
             generator.manual_seed(seed)
-        count = len(examples[0])
+        count = num_examples(examples[0])
         if self.has_batch_statistics and self.model.module.training != (count > 1):
             self.model.module.train(count > 1)  # a single example has no statistics of its own
         try:
@@ -156,9 +158,9 @@ class TrainStep:
             raise
         return loss_sum.detach_()
 
-    def _loss_sum(self, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
-        return self.run.task.loss_sum(self.ddp_model(inputs), targets, *weights)
+    def _loss_sum(self, inputs: Tree, targets: Tree, *weights: Tensor) -> Tensor:
+        return self.run.task.loss_sum(call_model(self.ddp_model, inputs), targets, *weights)
 
 
-def _one_unit(targets: Tensor) -> int:
+def _one_unit(targets: Tree) -> int:
     return 1

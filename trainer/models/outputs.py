@@ -14,16 +14,20 @@ class SelectOutput:
     """A forward hook that replaces a model's outputs by one of them. Names of parameters stay as they are.
 
     Attributes:
-        key: the name of the output in a mapping or among the attributes, or its index in a tuple or list.
+        key: the name of the output in a mapping or among the attributes, or its index in a tuple or list; of outputs
+            inside outputs all of them, with dots: `decoder.0`.
     """
 
     key: str | int
 
     def __call__(self, module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        found = named_outputs(outputs)
-        if self.key not in found:
-            raise ValueError(f"task.output={self.key}, but the model gives {describe_outputs(outputs)}")
-        return found[self.key]
+        found = outputs
+        for key in str(self.key).split("."):
+            named = {str(name): output for name, output in named_outputs(found).items()}
+            if key not in named:
+                raise ValueError(f"task.output={self.key}, but the model gives {describe_outputs(found)}")
+            found = named[key]
+        return found
 
 
 def named_outputs(outputs: Any) -> dict[str | int, Any]:

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trainer.utils.tensor_trees import num_examples
+
 
 class Task(Protocol):
     """A loss and scores. Both are made from sums over examples, so that they add up over any split of the examples.
@@ -21,6 +23,9 @@ class Task(Protocol):
 
     A task for which some classes weigh more in training than others has the attribute `class_weights`: a number per
     class, `balanced`, or None. It may be missing, which means None. The weight of an example comes to `loss_sum`.
+
+    Targets and outputs are a tensor each. A task that takes a tuple, list or dict of either has `takes_trees = True`.
+    The first dimension of all of its targets is that of the examples.
 
     A task whose loss ignores some targets, such as padding, has a method `counted_units(targets)`: the number of units
     of each example that count, [B]. Losses and scores are then means over those.
@@ -89,7 +94,7 @@ def example_units(task: Task, targets: Tensor) -> Tensor:
     """Return the number of units of each example that count, float64 [B] on the CPU."""
     count = getattr(task, "counted_units", None)
     if count is None:
-        return torch.full((len(targets),), task.units(targets), dtype=torch.float64)
+        return torch.full((num_examples(targets),), task.units(targets), dtype=torch.float64)
     return count(targets).double().cpu()
 
 

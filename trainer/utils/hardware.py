@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.utils.tensor_trees import Tree, map_tensors
 from trainer.utils.timing import median_seconds
 
 # Dense bfloat16 FLOP/s from the vendors' data sheets, by the words of a device name; the first match counts.
@@ -64,10 +65,12 @@ def peak_flops(device: torch.device) -> float:
     return lookup_peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else math.nan
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy the tensor to the device, asynchronously if it is a GPU; return the tensor itself if already there."""
-    if tensor.device == device:
-        return tensor
+def to_device(tree: Tree, device: torch.device) -> Tree:
+    """Copy tensors to the device, asynchronously if it is a GPU; return those themselves that are already there."""
+    return map_tensors(lambda tensor: tensor if tensor.device == device else _copy(tensor, device), tree)
+
+
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
     # Copies to a GPU are asynchronous only from pinned memory.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from trainer.data.loading.prefetch import PrefetchBlock, no_prefetch
 from trainer.utils.seeding import generator
+from trainer.utils.tensor_trees import Tree, first_tensor, map_tensors, nbytes, num_examples, split
 
 BLOCK_BYTES = 4 << 20  # small batches are fetched together: an index_select per batch costs 5 % of a small step
 ALIGNMENT = 64  # bytes, to which torch aligns new tensors
 
-Examples = tuple[Tensor, Tensor]
-MicroBatch = tuple[Tensor, ...]  # inputs, targets and, if examples have weights, weights
+Examples = tuple[Tree, Tree]
+MicroBatch = tuple[Tree, ...]  # inputs, targets and, if examples have weights, weights
 
 # Returns the examples of these ids in an epoch, on the device that trains.
 Fetch = Callable[[Tensor, int], Examples]
@@ -98,6 +99,7 @@ class ClientBatches:
         prefetch: passes on blocks of batches that are fetched together.
         is_sequential: whether to keep the order of the examples instead of shuffling them.
         units: of each of the examples, those that count in the loss, float32 [n]; None if all have the same number.
+        is_read_by_batch: whether to fetch batches one at a time, instead of several small ones together.
 
     Attributes:
         seconds: time spent fetching so far.
@@ -115,9 +117,11 @@ class ClientBatches:
         prefetch: Callable[[Iterator[PrefetchBlock]], Iterator[PrefetchBlock]] = no_prefetch,
         is_sequential: bool = False,
         units: Tensor | None = None,
+        is_read_by_batch: bool = False,
     ):
         self.fetch, self.client, self.shard, self.seed, self.weights = fetch, client, shard, seed, weights
         self.prefetch, self.is_sequential, self.seconds = prefetch, is_sequential, 0.0
+        self.is_read_by_batch = is_read_by_batch
         self.amounts = weights if units is None else units if weights is None else units * weights
         self.ids = torch.from_numpy(ids)
         self.bounds = shard.bounds(len(ids), batch_size)
@@ -158,7 +162,7 @@ class ClientBatches:
 
     def _fetch(self, order: Tensor, epoch: int, ranges: list[tuple[int, int]]) -> Iterator[MicroBatch]:
         for columns, sizes in self.prefetch(self._blocks(order, epoch, ranges)):
-            yield from zip(*(column.split(sizes) for column in columns), strict=True)
+            yield from zip(*(split(column, sizes) for column in columns), strict=True)
 
     def _blocks(self, order: Tensor, epoch: int, ranges: list[tuple[int, int]]) -> Iterator[PrefetchBlock]:
         position, block_batches = 0, 1
@@ -170,18 +174,23 @@ class ClientBatches:
             self.seconds += perf_counter() - started
             yield columns, sizes
             position += len(block)
-            block_batches = max(1, BLOCK_BYTES * len(block) // max(columns[0].nbytes, 1))
+            if not self.is_read_by_batch:
+                block_batches = max(1, BLOCK_BYTES * len(block) // max(nbytes(columns[0]), 1))
 
     def _columns(self, positions: Tensor, epoch: int) -> MicroBatch:
         """Return the client's examples at these positions, with their weights if there are any."""
         examples = self.fetch(self.ids[positions], epoch)
-        return examples if self.weights is None else (*examples, self.weights[positions].to(examples[0].device))
+        return (
+            examples
+            if self.weights is None
+            else (*examples, self.weights[positions].to(first_tensor(examples[0]).device))
+        )
 
     def _micro_batches(self, columns: MicroBatch) -> list[MicroBatch]:
         size = self.shard.micro_batch_size
-        if size is None or len(columns[0]) <= size:
+        if size is None or num_examples(columns[0]) <= size:
             return [_align(columns)]
-        return [_align(part) for part in zip(*(column.split(size) for column in columns), strict=True)]
+        return [_align(part) for part in zip(*(split(column, size) for column in columns), strict=True)]
 
 
 def _align(columns: MicroBatch) -> MicroBatch:
@@ -190,6 +199,8 @@ def _align(columns: MicroBatch) -> MicroBatch:
     MKL on some processors, and cuBLAS, sum in another order for another alignment. After a restart a batch lies
     elsewhere in its block, and the bits must not depend on that.
     """
-    return tuple(
-        column.clone() if column.is_floating_point() and column.data_ptr() % ALIGNMENT else column for column in columns
-    )
+    return tuple(map_tensors(_aligned, column) for column in columns)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT else tensor

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from trainer.data.sources.base import DeviceMovable, Source
+from trainer.utils.tensor_trees import Tree, tensors
 
 CacheOnGpu = bool | Literal["auto"]
 
 MAX_FREE_FRACTION = 0.1  # of a GPU's free memory that a training set may take by default
 
 # Inputs, targets and perhaps weights of several batches, and the sizes of the batches.
-PrefetchBlock = tuple[tuple[Tensor, ...], list[int]]
+PrefetchBlock = tuple[tuple[Tree, ...], list[int]]
 
 
 class DeviceFeeder:
@@ -66,9 +66,9 @@ class Prefetcher:
             (columns, sizes), ready = pending
             pending = self._start_next(blocks)
             current.wait_event(ready)
-            for column in columns:
+            for tensor in tensors(columns):
                 # The memory belongs to the side stream. Do not reuse it before the steps on it have run.
-                column.record_stream(current)
+                tensor.record_stream(current)
             yield columns, sizes
 
     def _start_next(self, blocks: Iterator[PrefetchBlock]) -> tuple[PrefetchBlock, torch.Event] | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
@@ -17,6 +16,7 @@ from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.per_client import PerClientSource
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
+from trainer.utils.tensor_trees import Tree, named_tensors
 
 MAX_NAMED = 3  # files named in a message
 
@@ -47,12 +47,12 @@ class DatasetInfo:
 
     @staticmethod
     def of(splits: DataSplits) -> DatasetInfo:
-        inputs, targets = (_describe_tensor(tensor) for tensor in splits.train.fetch(torch.arange(1)))
+        (inputs, targets), padding = splits.train.fetch(torch.arange(1)), getattr(splits.train, "padding", None)
         return DatasetInfo(
             train=len(splits.train),
             test=len(splits.test),
-            inputs=inputs,
-            targets=targets,
+            inputs=_describe_types(inputs, padding.padded_inputs if padding else ()),
+            targets=_describe_types(targets, padding.padded_targets if padding else ()),
             classes=splits.classes,
             label_names=list(splits.label_names),
             checksum=checksum(splits),
@@ -107,8 +107,13 @@ def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
     return weights
 
 
-def _describe_tensor(examples: Tensor) -> str:
-    return f"{str(examples.dtype).removeprefix('torch.')} {list(examples.shape[1:])}"
+def _describe_types(examples: Tree, padded: Collection[str]) -> str:
+    """Describe the dtype and the shape of an example, of each tensor by its name; of padded ones any length."""
+    descriptions: list[str] = []
+    for name, tensor in named_tensors(examples).items():
+        shape = ["any" if name in padded else tensor.shape[1], *tensor.shape[2:]] if tensor.dim() > 1 else []
+        descriptions.append(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape}".strip())
+    return ", ".join(descriptions)
 
 
 def _gather_info(local: dict[int, DatasetInfo], errors: list[str]) -> list[DatasetInfo]:

@@ -19,7 +19,7 @@ def count_units(task: Task, train: Source) -> Tensor | None:
     """Return the number of units of each training example that count, float32 [N]; None if all do.
 
     A source that holds its targets in memory is counted there. Of another one a sample is read, and if that has ignored
-    targets, all of it.
+    targets, or its examples are padded, all of it.
     """
     count: Callable[[Tensor], Tensor] | None = getattr(task, "counted_units", None)
     if count is None:
@@ -45,7 +45,7 @@ def _count(count: Callable[[Tensor], Tensor], task: Task, source: Source) -> Ten
     sample = torch.linspace(0, len(source) - 1, min(len(source), SAMPLE)).long()
     targets = source.fetch(sample)[1] if held is None else held
     counts = count(targets)
-    if bool((counts == task.units(targets)).all()):
+    if getattr(source, "padding", None) is None and bool((counts == task.units(targets)).all()):
         return None
     if held is not None:
         return counts

@@ -16,21 +16,27 @@ from trainer.data.sources.example_weights import validate_weights
 from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, SeekableDataset
 from trainer.utils.hardware import to_device
 from trainer.utils.seeding import Tag, derive_seed
+from trainer.utils.tensor_trees import Tree, batch_error, first_tensor, map_tensors, named_tensors, nbytes, num_examples
 
 
 @runtime_checkable
 class Source(Protocol):
     """Examples numbered 0 to N - 1, fetched a batch at a time.
 
+    Inputs are a tensor, or a tuple, list or dict of inputs; every tensor has a first dimension for the examples. So are
+    targets, if the task takes them.
+
     A source that must be read in order has an attribute `is_sequential = True`. One that draws random numbers has a
-    method `fetch_seeded(ids, seed)`, whose result is a function of both; `fetch` is that of one seed.
+    method `fetch_seeded(ids, seed)`, whose result is a function of both; `fetch` is that of one seed. A source of
+    examples of different lengths has the attribute `padding`, the `Padding` by which it makes batches of them. Such a
+    source, and one that is slow, has `is_read_by_batch = True`: no more than a batch is fetched at once in training.
     """
 
     def __len__(self) -> int:
         """Return N, the number of examples."""
         ...
 
-    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, ids: Tensor) -> tuple[Tree, Tree]:
         """Return inputs [B, ...] and targets [B, ...] of the examples `ids`, int64 [B]."""
         ...
 
@@ -67,7 +73,7 @@ class DeviceMovable(Source, Protocol):
 
 
 class TensorSource:
-    """Source of tensors in memory: inputs [N, ...] and targets [N, ...].
+    """Source of tensors in memory: inputs [N, ...] and targets [N, ...], or trees of them such as dicts.
 
     Integer targets are fetched as int64; a vector of them is the labels as well.
 
@@ -75,36 +81,43 @@ class TensorSource:
         ValueError: there are no examples, or inputs, targets and client ids differ in length.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, client_ids: np.ndarray | None = None) -> None:
-        if len(inputs) != len(targets):
+    def __init__(self, inputs: Tree, targets: Tree, client_ids: np.ndarray | None = None) -> None:
+        for name, tree in (("inputs", inputs), ("targets", targets)):
+            if error := batch_error(tree):
+                raise ValueError(f"{name}: {error}")
+        count = num_examples(inputs)
+        if count != num_examples(targets):
             raise ValueError(
-                f"{len(inputs)} inputs and {len(targets)} targets: every example needs one of each.\n"
-                f"  got inputs of shape {list(inputs.shape)} and targets of shape {list(targets.shape)}"
+                f"{count} inputs and {num_examples(targets)} targets: every example needs one of each.\n"
+                f"  got inputs of shape {_shapes(inputs)} and targets of shape {_shapes(targets)}"
             )
-        check_not_empty(len(inputs))
+        check_not_empty(count)
         self.inputs = inputs
-        self.targets = as_targets(targets) if targets.ndim == 1 else targets  # larger ones when they are fetched
+        self.targets = map_tensors(_as_held, targets)
         self.labels = label_column(targets)
-        self.client_ids = integer_column("client_ids", client_ids, len(inputs))
+        self.client_ids = integer_column("client_ids", client_ids, count)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return num_examples(self.inputs)
 
-    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ids = to_device(ids, self.inputs.device)
-        return self.inputs.index_select(0, ids), as_targets(self.targets.index_select(0, ids))
+    def fetch(self, ids: Tensor) -> tuple[Tree, Tree]:
+        ids = to_device(ids, first_tensor(self.inputs).device)
+        inputs, targets = (
+            map_tensors(lambda tensor: tensor.index_select(0, ids), tree) for tree in (self.inputs, self.targets)
+        )
+        return inputs, as_targets(targets)
 
     @property
     def nbytes(self) -> int:
-        return self.inputs.nbytes + self.targets.nbytes
+        return nbytes((self.inputs, self.targets))
 
     def to(self, device: torch.device) -> TensorSource:
         moved = copy(self)
-        moved.inputs, moved.targets = self.inputs.to(device), self.targets.to(device)
+        moved.inputs, moved.targets = to_device((self.inputs, self.targets), device)
         return moved
 
     def fingerprint_data(self) -> list[np.ndarray]:
-        return [self.inputs.numpy(), self.targets.numpy()]
+        return [column for tree in (self.inputs, self.targets) for column in _content(tree)]
 
 
 class SequenceWindows:
@@ -196,10 +209,15 @@ class DataSplits:
         return getattr(self.train, "homes", None)
 
 
-def fetch_seeded(source: Source, ids: Tensor, *tags: Tag) -> tuple[Tensor, Tensor]:
-    """Fetch examples; what the source draws at random for each, if anything, is a function of the tags."""
+def fetch_by_seed(source: Source, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
+    """Fetch examples; what the source draws at random for each, if anything, is a function of the seed."""
     fetch = getattr(source, "fetch_seeded", None)
-    return source.fetch(ids) if fetch is None else fetch(ids, derive_seed(*tags))
+    return source.fetch(ids) if fetch is None else fetch(ids, seed)
+
+
+def fetch_seeded(source: Source, ids: Tensor, *tags: Tag) -> tuple[Tree, Tree]:
+    """Fetch examples; what the source draws at random for each, if anything, is a function of the tags."""
+    return fetch_by_seed(source, ids, derive_seed(*tags))
 
 
 def as_source(dataset: object, classes: int | None = None) -> Source:
@@ -229,3 +247,19 @@ def as_source(dataset: object, classes: int | None = None) -> Source:
         "  An IterableDataset needs __len__() and examples(start), an iterator from that example on:\n"
         "  without them its examples have no numbers, by which they are partitioned and found after a restart"
     )
+
+
+def _as_held(targets: Tensor) -> Tensor:
+    return as_targets(targets) if targets.ndim == 1 else targets  # larger ones are converted when they are fetched
+
+
+def _shapes(tree: Tree) -> str:
+    """Describe the shapes of tensors."""
+    return ", ".join(f"{name} {list(tensor.shape)}".strip() for name, tensor in named_tensors(tree).items())
+
+
+def _content(tree: Tree) -> list[np.ndarray]:
+    """Return the numbers of a tree for a checksum, and if it is more than a tensor, the names."""
+    named = named_tensors(tree)
+    names = [np.array(list(named))] if "" not in named else []
+    return [*names, *(tensor.numpy() for tensor in named.values())]

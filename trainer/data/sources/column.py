@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.tasks.base import IGNORED
+from trainer.utils.tensor_trees import Tree, map_tensors
 
 INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy dtypes
 
@@ -78,9 +79,9 @@ def integer_column(name: str, values: np.ndarray | None, examples: int) -> np.nd
     return column.astype(np.int64)
 
 
-def as_targets(targets: Tensor) -> Tensor:
+def as_targets(targets: Tree) -> Tree:
     """Return integers of any width as int64, which losses take; other targets unchanged."""
-    return targets.long() if is_integer(targets) else targets
+    return map_tensors(lambda tensor: tensor.long() if is_integer(tensor) else tensor, targets)
 
 
 def is_integer(values: Tensor) -> bool:
@@ -88,12 +89,14 @@ def is_integer(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def first_outside(targets: Tensor, classes: int) -> tuple[int, int] | None:
+def first_outside(targets: Tree, classes: int) -> tuple[int, int] | None:
     """Return the row and the value of the first integer target [N, ...] outside the classes; None without one.
 
     Of several targets of an example, -100 marks those that torch's losses leave out, and 0 and 1 may stand for absent
-    and present.
+    and present. Of a tree of targets only its task knows which are labels.
     """
+    if not isinstance(targets, Tensor):
+        return None
     values, limit = targets.numpy(), classes if targets.ndim == 1 else max(classes, 2)
     if not is_integer(targets) or not values.size or (values.min() >= 0 and values.max() < limit):
         return None
@@ -104,6 +107,8 @@ def first_outside(targets: Tensor, classes: int) -> tuple[int, int] | None:
     return (int(index[0]), int(values[index])) if is_outside[index] else None
 
 
-def label_column(targets: Tensor) -> np.ndarray | None:
+def label_column(targets: Tree) -> np.ndarray | None:
     """Return the targets as labels, int64 [N], if they are a vector of integers."""
-    return targets.to("cpu", torch.int64).numpy() if is_integer(targets) and targets.ndim == 1 else None
+    if not (isinstance(targets, Tensor) and is_integer(targets) and targets.ndim == 1):
+        return None
+    return targets.to("cpu", torch.int64).numpy()

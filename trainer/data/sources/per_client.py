@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.sources.base import Source, fetch_seeded
-from trainer.data.sources.torch_datasets import is_sequential
+from trainer.data.sources.padding import Padding
+from trainer.data.sources.torch_datasets import is_read_by_batch, is_sequential
+from trainer.utils.tensor_trees import Tree, concatenate, take
 
 
 class PerClientSource:
@@ -45,6 +47,14 @@ class PerClientSource:
     def is_sequential(self) -> bool:
         return any(map(is_sequential, self.local.values()))
 
+    @property
+    def is_read_by_batch(self) -> bool:
+        return any(map(is_read_by_batch, self.local.values()))
+
+    @property
+    def padding(self) -> Padding | None:
+        return next((found for source in self.local.values() if (found := getattr(source, "padding", None))), None)
+
     def ids(self, client: int) -> np.ndarray:
         """Return the ids of a client's examples, ascending."""
         return self.starts[client] + np.arange(self.sizes[client])
@@ -53,10 +63,10 @@ class PerClientSource:
         """Return the positions of the examples in the concatenation of all clients, equal on all ranks."""
         return ids + self.offsets[torch.searchsorted(self.ends, ids, right=True)]
 
-    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, ids: Tensor) -> tuple[Tree, Tree]:
         return self.fetch_seeded(ids, 0)
 
-    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
         """Return the examples as `fetch` does; what their sources draw for each is a function of the seed."""
         client_of = self.clients[torch.searchsorted(self.ends, ids, right=True)]
         clients = client_of.unique().tolist() or [next(iter(self.local))]
@@ -65,12 +75,12 @@ class PerClientSource:
         rows = [(client_of == client).nonzero().flatten() for client in clients]
         parts = [self._fetch_from(client, ids[row], seed) for client, row in zip(clients, rows, strict=True)]
         inverse = torch.cat(rows).argsort()
-        inputs, targets = (torch.cat(column)[inverse] for column in zip(*parts, strict=True))
-        return inputs, targets
+        join = concatenate if self.padding is None else self.padding.join
+        return take(join(parts), inverse)
 
     def fingerprint_data(self) -> list[np.ndarray]:
         return [np.array(self.checksums), np.array(self.sizes)]
 
-    def _fetch_from(self, client: int, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def _fetch_from(self, client: int, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
         assert client in self.local, f"the examples of client {client} are in silo {self.homes[client]}"
         return fetch_seeded(self.local[client], ids - self.starts[client], seed, client)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,9 +11,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from trainer.data.sources.column import as_targets, check_not_empty, first_outside, integer_column, label_column
+from trainer.data.sources.padding import Padding
 from trainer.utils.seeding import draw_from_generators, hash_numbers, seed_generators, separate_generators
+from trainer.utils.tensor_trees import Tree, batch_error, num_examples, take
 
 LABELS_COMPARED = 8
+HINT = '\n  items of different lengths need a padding: MapDatasetSource(dataset, collate_fn=Padding({"input_ids": 0}))'
+
+Collate = Callable[[list[Any]], Any]  # as torch's DataLoader takes it, to the inputs and the targets of a batch
 
 
 @runtime_checkable
@@ -39,35 +44,62 @@ class DatasetSource:
     Args:
         dataset: its length is the number of examples.
         classes: number of classes; None for targets that are no labels.
+        collate_fn: makes a batch of items, as that of torch's DataLoader; a `Padding` for items of different lengths.
 
     Raises:
-        ValueError: there are no examples. `fetch` raises it for items that are not pairs, and labels outside the
-            classes.
+        ValueError: there are no examples. `fetch` raises it for items that are not pairs of trees of tensors, and
+            labels outside the classes.
     """
 
-    def __init__(self, dataset: Any, classes: int | None = None) -> None:
+    is_read_by_batch = True
+
+    def __init__(self, dataset: Any, classes: int | None = None, collate_fn: Collate = default_collate) -> None:
         check_not_empty(len(dataset))
-        self.dataset, self.classes = dataset, classes
+        self.dataset, self.classes, self.collate_fn = dataset, classes, collate_fn
         self._is_random = False  # as far as known
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def fetch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def padding(self) -> Padding | None:
+        return self.collate_fn if isinstance(self.collate_fn, Padding) else None
+
+    def fetch(self, ids: Tensor) -> tuple[Tree, Tree]:
         return self.fetch_seeded(ids, 0)
 
-    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
         """Return the examples as `fetch` does; what the dataset draws for each is a function of the seed."""
         # A replica may have no example of a batch. It still needs an empty batch of the right shape.
         numbers = ids.tolist() or [0]
-        inputs, targets = _collate(self.dataset, self._read(numbers, seed))
+        inputs, targets = self._collate(self._read(numbers, seed))
         if self.classes and (outside := first_outside(targets, self.classes)):
             row, label = outside
             raise ValueError(
                 f"{type(self.dataset).__name__} gives label {label} in example {numbers[row]}, "
                 f"but there are {self.classes} classes: 0 to {self.classes - 1}"
             )
-        return inputs[: len(ids)], targets[: len(ids)]
+        return (inputs, targets) if len(ids) else take((inputs, targets), slice(0))
+
+    def _collate(self, items: list[Any]) -> tuple[Tree, Tree]:
+        name = type(self.dataset).__name__
+        try:
+            batch = self.collate_fn(items)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{name}: {len(items)} items make no batch: {str(error).splitlines()[0]}{HINT}") from error
+        if not (isinstance(batch, Sequence) and len(batch) == 2):
+            raise ValueError(
+                f"{name} gives items that are not (input, target) pairs.\n"
+                "  wrap it in a Dataset whose items are pairs; the input may be a dict of tensors"
+            )
+        for part, tree in zip(("inputs", "targets"), batch, strict=True):
+            if error := batch_error(tree):
+                raise ValueError(f"{name}: the {part} of a batch are no tensors: {error}")
+        if num_examples(batch[0]) != num_examples(batch[1]):
+            raise ValueError(
+                f"{name}: a batch has {num_examples(batch[0])} inputs and {num_examples(batch[1])} targets"
+            )
+        return batch[0], as_targets(batch[1])
 
     def _read(self, numbers: list[int], seed: int) -> list[Any]:
         with separate_generators():
@@ -96,8 +128,8 @@ class DatasetSource:
 class MapDatasetSource(DatasetSource):
     """Source of a map-style torch Dataset of (input, target) pairs.
 
-    A batch is `dataset.__getitems__(ids)` where the dataset has that method, else one item at a time. Items are
-    collated by torch's `default_collate`.
+    A batch is `dataset.__getitems__(ids)` where the dataset has that method, else one item at a time. An input may be a
+    tensor, or a tuple, list or dict of inputs.
 
     Args:
         dataset: any map-style Dataset of pairs.
@@ -105,6 +137,7 @@ class MapDatasetSource(DatasetSource):
             have the same labels.
         client_ids: natural client of every example, int64 [N].
         classes: number of classes, outside of which `fetch` refuses integer targets; None for other targets.
+        collate_fn: makes a batch of items, as that of torch's DataLoader; a `Padding` for items of different lengths.
 
     Raises:
         ValueError: there are no examples, or a column has another length.
@@ -116,8 +149,9 @@ class MapDatasetSource(DatasetSource):
         labels: np.ndarray | None = None,
         client_ids: np.ndarray | None = None,
         classes: int | None = None,
+        collate_fn: Collate = default_collate,
     ) -> None:
-        super().__init__(dataset, classes)
+        super().__init__(dataset, classes, collate_fn)
         self.client_ids = integer_column("client_ids", client_ids, len(dataset))
         self.labels = self._find_labels() if labels is None else integer_column("labels", labels, len(dataset))
 
@@ -132,7 +166,7 @@ class MapDatasetSource(DatasetSource):
         """Compare a few items with the column: they differ if the dataset transforms its targets."""
         some = np.linspace(0, len(self) - 1, min(len(self), LABELS_COMPARED), dtype=np.int64)
         labels = label_column(self.fetch(torch.from_numpy(some))[1])
-        return np.array_equal(labels, column[some]) if labels is not None else False
+        return labels is not None and np.array_equal(labels, column[some])
 
     def _get_items(self, numbers: list[int]) -> list[Any]:
         if hasattr(self.dataset, "__getitems__"):
@@ -154,15 +188,16 @@ class IterableSource(DatasetSource):
     client_ids: np.ndarray | None = None
     is_sequential = True
 
-    def __init__(self, dataset: SeekableDataset, classes: int | None = None) -> None:
-        super().__init__(dataset, classes)
+    def __init__(
+        self, dataset: SeekableDataset, classes: int | None = None, collate_fn: Collate = default_collate
+    ) -> None:
+        super().__init__(dataset, classes, collate_fn)
         self._iterator: Iterator[Any] = iter(())
         self._position = len(dataset)  # id of the next example of the iterator
 
-    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
         ascending, inverse = ids.unique(return_inverse=True)
-        inputs, targets = super().fetch_seeded(ascending, seed)
-        return inputs[inverse], targets[inverse]
+        return take(super().fetch_seeded(ascending, seed), inverse)
 
     def _get_items(self, numbers: list[int]) -> list[Any]:
         items = []
@@ -192,14 +227,9 @@ def is_sequential(source: object) -> bool:
     return getattr(source, "is_sequential", False)
 
 
-def _collate(dataset: Any, items: list[Any]) -> tuple[Tensor, Tensor]:
-    batch = default_collate(items)
-    if not (isinstance(batch, Sequence) and len(batch) == 2):
-        raise ValueError(
-            f"{type(dataset).__name__} gives items that are not (input, target) pairs.\n"
-            "  wrap it in a Dataset whose items are pairs"
-        )
-    return batch[0], as_targets(batch[1])
+def is_read_by_batch(source: object) -> bool:
+    """Return whether no more than a batch of the source should be fetched at once in training."""
+    return getattr(source, "is_read_by_batch", False)
 
 
 def _integer_vector(values: Any) -> np.ndarray | None:

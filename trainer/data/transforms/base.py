@@ -12,8 +12,9 @@ from torch import Tensor
 
 from trainer.utils.hardware import to_device
 from trainer.utils.seeding import derive_seed, hash_numbers
+from trainer.utils.tensor_trees import Tree
 
-Examples = tuple[Tensor, Tensor]
+Examples = tuple[Tree, Tree]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Batch:
     """Inputs and targets on one device, with what random and mixing transforms need.
 
     Attributes:
-        inputs: [B, ...].
+        inputs: [B, ...]; of inputs with names those that the transform changes.
         targets: [B, ...].
         numbers: number of each example, int64 [B], the same on whatever rank the example is.
         members: ids of all examples of the client, int64 [n].

@@ -16,6 +16,7 @@ from trainer.data.sources.base import DataSplits, Source, TensorSource
 from trainer.data.transforms.base import Examples
 from trainer.data.transforms.geometry import image_error, rotate
 from trainer.utils.seeding import generator
+from trainer.utils.tensor_trees import describe, map_tensors
 
 
 class ClientShift(Protocol):
@@ -103,6 +104,12 @@ def shift_clients(splits: DataSplits, clients: Clients, shifts: Mapping[str, Cli
     if splits.homes is not None:
         raise ValueError("client_shift= with data.files=: only pooled data can be shifted.\n  leave client_shift= out")
     train, test = _fetch_all(splits.train), _fetch_all(splits.test)
+    if not all(isinstance(column, Tensor) for column in train):
+        inputs, targets = map(describe, train)
+        raise ValueError(
+            f"client_shift=: only inputs and targets that are one tensor each can be shifted; inputs are {inputs}, and "
+            f"targets {targets}\n  leave client_shift= out"
+        )
     for client in range(len(clients)):
         level = client / max(len(clients) - 1, 1)
         for name, shift in shifts.items():
@@ -117,6 +124,6 @@ def shift_clients(splits: DataSplits, clients: Clients, shifts: Mapping[str, Cli
     return DataSplits(*sources, splits.classes, splits.client_names, splits.label_names, splits.weights)
 
 
-def _fetch_all(source: Source) -> tuple[Tensor, Tensor]:
+def _fetch_all(source: Source) -> Examples:
     inputs, targets = source.fetch(torch.arange(len(source)))
-    return inputs.clone(), targets.clone()  # a source may return its own memory
+    return map_tensors(torch.clone, inputs), map_tensors(torch.clone, targets)  # a source may return its own memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +13,7 @@ from trainer.data.sources.base import Source, fetch_seeded
 from trainer.data.sources.per_client import PerClientSource
 from trainer.data.transforms.base import Batch, Examples, FittedTransform, Transform, random_key
 from trainer.utils.hardware import to_device
+from trainer.utils.tensor_trees import Tree, describe, named_tensors, select, with_tensor
 
 FIT_BATCH_SIZE = 1024  # examples
 
@@ -25,11 +26,13 @@ class Compose:
         transforms: by name.
         classes: number of classes of the data set; None if it has none.
         channels_last: whether images [B, C, H, W] get torch's channels_last memory format; the values are the same.
+        keys: of inputs that are a dict, tuple or list, the name of those that a transform changes; by the transform.
     """
 
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     classes: int | None = None
     channels_last: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def needs_fitting(self) -> bool:
@@ -65,20 +68,45 @@ class Compose:
                 transform = copy(transform)
                 fetched = (source.fetch(some) for some in ids.split(FIT_BATCH_SIZE))
                 before = replace(fitted, channels_last=False)
-                transform.fit((before.for_evaluation(examples, device)[0] for examples in fetched), total)
+                batches = (before.for_evaluation(examples, device)[0] for examples in fetched)
+                transform.fit((select(inputs, self._key(name)) for inputs in batches), total)
             fitted = replace(fitted, transforms={**fitted.transforms, name: transform})
         return fitted
 
-    def errors(self, inputs: Tensor, targets: Tensor) -> list[str]:
-        """Return an error for each transform that cannot be applied to examples like these."""
-        mismatches = {name: each.mismatch(inputs, targets, self.classes) for name, each in self.transforms.items()}
-        errors = [f"transforms.{name}: {mismatch}" for name, mismatch in mismatches.items() if mismatch]
-        if self.channels_last and inputs.dim() != 4:
-            shape = list(inputs.shape[1:])
+    def errors(self, inputs: Tree, targets: Tree, padded: Collection[str] = ()) -> list[str]:
+        """Return an error for each transform that cannot be applied to examples like these.
+
+        Args:
+            inputs: of at least one example.
+            targets: of the same.
+            padded: names of inputs that are as wide as the longest example of their batch.
+        """
+        mismatches = {name: self._mismatch(name, inputs, targets, padded) for name in self.transforms}
+        errors = [f"transforms.{name}{mismatch}" for name, mismatch in mismatches.items() if mismatch]
+        if self.channels_last and not (isinstance(inputs, Tensor) and inputs.dim() == 4):
             errors.append(
-                f"channels_last=true, but inputs of shape {shape} are not images [C, H, W]\n  set channels_last=false"
+                f"channels_last=true, but inputs of shape {describe(inputs)} are not images [C, H, W]\n"
+                "  set channels_last=false"
             )
         return errors
+
+    def _mismatch(self, name: str, inputs: Tree, targets: Tree, padded: Collection[str]) -> str:
+        """Return why a transform cannot be applied, to be appended to its name; empty if it can."""
+        key, names = self._key(name), named_tensors(inputs)
+        if key not in names:
+            given = f".key={key}: there are no such inputs" if key else ": it changes a single tensor"
+            if "" in names:
+                return f"{given}, and the inputs are a tensor without a name\n  leave the key out"
+            return f"{given}; the inputs have {', '.join(names)}\n  set transforms.{name}.key to one of them"
+        if key in padded and self.transforms[name].is_random:
+            return f".key={key}: its examples have different lengths, and the random numbers of a batch one shape"
+        if not isinstance(targets, Tensor):
+            return ": it takes targets that are one tensor"
+        mismatch = self.transforms[name].mismatch(names[key], targets, self.classes)
+        return mismatch and f": {mismatch}"
+
+    def _key(self, name: str) -> str:
+        return self.keys.get(name, "")
 
     def _with_memory_format(self, examples: Examples) -> Examples:
         inputs, targets = examples
@@ -106,15 +134,28 @@ class Compose:
                 return self._apply_for_training(before, source, others, members, seed, epoch, device)
 
             batch = replace(batch, key=random_key(seed, epoch, name), fetch=fetch)
-            inputs, targets = self.transforms[name](batch)
+            inputs, targets = self._apply(name, batch)
             batch = replace(batch, inputs=inputs, targets=targets)
         return batch.inputs, batch.targets
 
+    def _apply(self, name: str, batch: Batch) -> Examples:
+        """Apply a transform to the inputs that it changes."""
+        transform, key = self.transforms[name], self._key(name)
+        if not key:
+            return transform(batch)
+
+        def fetch(others: Tensor) -> Examples:
+            inputs, targets = batch.fetch(others)
+            return select(inputs, key), targets
+
+        changed, targets = transform(replace(batch, inputs=select(batch.inputs, key), fetch=fetch))
+        return with_tensor(batch.inputs, key, changed), targets
+
     def _apply_for_evaluation(self, names: list[str], examples: Examples) -> Examples:
         none = torch.empty(0, dtype=torch.int64)
-        for transform in (self.transforms[name] for name in names):
-            if not transform.is_random:
-                examples = transform(Batch(*examples, none, none, 0, _no_other_examples, self.classes))
+        for name in names:
+            if not self.transforms[name].is_random:
+                examples = self._apply(name, Batch(*examples, none, none, 0, _no_other_examples, self.classes))
         return examples
 
 
