@@ -164,10 +164,10 @@ def _start(
 ) -> int | None:
     """Start the run once, and strike at the moment; return its exit code."""
     tree = compose_tree([*_common(combination.ranks), *combination.overrides, f"run_dir={folder}"])
-    with under_way(tree, folder, combination.ranks) as run:
+    with under_way(tree, folder, combination.ranks, forked=True) as run:
         if moment and run.wait_for_start() and run.wait(lambda: _steps(run, moment.rank) >= moment.steps):
             strike(run, moment.rank)
-        run.wait(lambda: False)
+        run.wait(lambda: False, pause=0.05)
     return run.launcher.exitcode
 
 

@@ -30,13 +30,14 @@ class Watched:
         recoveries: seconds from a kill to the next step of all ranks, for kills that were followed by one.
     """
 
-    def __init__(self, tree: dict[str, Any], folder: Path, nproc: int):
+    def __init__(self, tree: dict[str, Any], folder: Path, nproc: int, forked: bool = False):
         self.folder, self.log = folder, folder.with_suffix(".txt")
         marks = folder.with_suffix(".marks")
         marks.mkdir(parents=True, exist_ok=True)
         self.marks = [Marks(marks / str(rank)) for rank in range(nproc)]
         # Forked, because importing torch anew takes seconds.
-        self.launcher = multiprocessing.get_context("fork").Process(target=worker.start, args=(tree, marks, self.log))
+        start = (tree, marks, self.log, forked)
+        self.launcher = multiprocessing.get_context("fork").Process(target=worker.start, args=start)
         self.launcher.start()
         self.began = time.monotonic()
         self.born: dict[int, float] = {}
@@ -118,6 +119,9 @@ class Watched:
 
     def _rank(self, pid: int) -> int | None:
         """Return the rank of a child; None while it is not yet a worker."""
+        for rank, marks in enumerate(self.marks):  # a forked one shows the environment of its launcher
+            if marks.read().pid == pid:
+                return rank
         if pid not in self._ranks:
             with suppress(OSError):
                 for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
@@ -127,9 +131,9 @@ class Watched:
 
 
 @contextmanager
-def under_way(tree: dict[str, Any], folder: Path, nproc: int) -> Iterator[Watched]:
-    """Start the run of a resolved configuration, and end it when the block is left."""
-    watched = Watched(tree, folder, nproc)
+def under_way(tree: dict[str, Any], folder: Path, nproc: int, forked: bool = False) -> Iterator[Watched]:
+    """Start the run of a resolved configuration, with forked workers or not, and end it when the block is left."""
+    watched = Watched(tree, folder, nproc, forked)
     try:
         yield watched
     finally:

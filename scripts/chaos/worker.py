@@ -9,18 +9,31 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from scripts.chaos.forked import ForkedWorker
 from scripts.chaos.marks import Marks
 
 FOLDER = "CHAOS_MARKS"  # where the marks are: one file a rank
 
 
-def start(tree: dict[str, Any], marks: Path, log: Path) -> None:
-    """Launch the run of a resolved configuration with its output in `log`, and exit with its exit code."""
-    from trainer.commands.train.launcher import launch
+def start(tree: dict[str, Any], marks: Path, log: Path, forked: bool) -> None:
+    """Launch the run of a resolved configuration with its output in `log`, and exit with its exit code.
 
+    Args:
+        tree: the configuration.
+        marks: the folder of the marks.
+        log: the file of the output.
+        forked: whether workers are forked from the launcher, which saves them the imports.
+    """
+    from trainer.commands.train.launcher import launch
+    from trainer.distributed.launch import processes
+
+    if forked:
+        setattr(processes, "subprocess", SimpleNamespace(Popen=partial(ForkedWorker, work)))  # noqa: B010 (not a module)
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
