@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-import torch._dynamo  # by the first optimizer of a worker
+import torch._dynamo  # noqa: F401 (as the first optimizer of a worker would)
 
-import trainer.commands.train.worker  # noqa: F401 (for all workers at once)
+import trainer.commands.train.worker  # noqa: F401 (once, for all workers)
 
 
 class ForkedWorker:
