@@ -4,6 +4,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   config.yaml    the resolved configuration; its numbers are those of the run
   state.json     running, preempted, finished, bad_input or crashed
   metrics.jsonl  one object a round
+  samples.jsonl  texts of a language model, an object for each prompt and round
   model.safetensors  the finished model
   ema.safetensors    with ema_decay=: the same with the average of its weights
   result.json    the metrics of the finished run
@@ -40,13 +41,13 @@ Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run resumes: where and how it runs and what it prints, not what it computes.
 CHANGEABLE_KEYS = (
-    *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint."),
+    *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint.", "sample."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
     *("objective", "allow_unused"),
 )
 
 # Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
-FILE_KEYS = ("data.path", "data.files", "data.test_path", "client_sampling.file")
+FILE_KEYS = ("data.path", "data.files", "data.test_path", "data.tokenizer", "client_sampling.file")
 
 
 PRIVATE = 0o700  # of folders that hold clients' data

@@ -58,7 +58,7 @@ def build(config: Config, topology: Topology) -> Run:
     """
     errors = ErrorCollector()
     splits = errors.collect(lambda: _data(config, topology))
-    task = errors.collect(lambda: _task(config))
+    task = errors.collect(lambda: _task(config, splits))
     algorithm = errors.collect(lambda: _algorithm(config))
     slots = {slot: errors.collect(partial(instantiate, slot, getattr(config, slot))) for slot in COMPONENTS}
     slots["gradient_compression"] = errors.collect(lambda: _gradient_reducer(config))
@@ -88,6 +88,7 @@ def build(config: Config, topology: Topology) -> Run:
                 round=config.round,
                 stop=config.stop,
                 eval=config.eval,
+                sample=config.sample,
                 checkpoint=config.checkpoint,
                 metrics=config.metrics,
                 weights=weights,
@@ -186,14 +187,23 @@ def _transforms(config: Config, splits: DataSplits) -> Compose:
     return chain
 
 
-def _task(config: Config) -> Task:
-    task = instantiate("task", config.task)
+def _task(config: Config, splits: DataSplits | None) -> Task:
+    task = _instantiate_task(config.task, splits)
     if missing := [method for method in REQUIRED_METHODS if not hasattr(task, method)]:
         raise ValueError(
             f"task={config.task['_target_']} gave a {class_name(task)} without {', '.join(missing)}.\n"
             "  valid: an object with the attributes of trainer.tasks.Task"
         )
     return task
+
+
+def _instantiate_task(component: ComponentConfig, splits: DataSplits | None) -> Any:
+    """Instantiate the task; one that measures per byte gets the bytes of the data's tokens."""
+    make = annotate_errors("task", component, lambda: import_target(component))
+    if "token_bytes" not in signature(make).parameters:
+        return instantiate("task", component)
+    text_format = splits and splits.text_format
+    return instantiate("task", component, ("token_bytes",), token_bytes=text_format and text_format.token_bytes)
 
 
 def _partitioned(config: Config, splits: DataSplits, topology: Topology) -> tuple[DataSplits, Clients]:

@@ -50,6 +50,7 @@ python -m trainer report FOLDER ...                             runs side by sid
 python -m trainer doctor [key=value ...]                        problems that such a run would have
 python -m trainer plan [key=value ...]                          its cost: time, bytes, memory
 python -m trainer partition [key=value ...]                     the clients and their examples: a table, a picture
+python -m trainer tokenize FILE ... tokenizer=PATH out=FILE     texts to a file of tokens, for data=tokens
 
   --help GROUP               the choices of a group, with the keys of its default one; --help GROUP=CHOICE: of another
   --cfg job                  print the whole configuration, and start nothing
@@ -191,8 +192,10 @@ def help_page(topic: str = "") -> str:
     if topic and not choice:
         raise ValueError(f"--help {topic}: there is no such group{suggest(topic, list(_groups()))}")
     groups = "\n".join(_wrapped(group, options) for group, options in _groups().items())
-    base = (CONF / "config.yaml").read_text().split("\n\n", maxsplit=1)[1].rstrip()
-    keys = textwrap.indent(base.replace("\n\n", "\n"), "  ")
+    base = (CONF / "config.yaml").read_text().split("\n\n", maxsplit=1)[1]
+    # Keys below a group are on its own page.
+    base = re.sub(rf"^(?:{'|'.join(_groups())}):\n(?:  .*\n)+", "", base, flags=re.MULTILINE)
+    keys = textwrap.indent(base.replace("\n\n", "\n").rstrip(), "  ")
     return f"{USAGE}\n\nGroups (files in conf/; the keys of each: --help GROUP):\n{groups}\n\nKeys:\n{keys}"
 
 

@@ -16,7 +16,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from trainer.config.validators import value_errors
-from trainer.loop.options import CheckpointOptions, EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
+from trainer.loop.options import (
+    CheckpointOptions,
+    EvalOptions,
+    MetricsOptions,
+    RoundOptions,
+    SampleOptions,
+    TrainingOptions,
+)
 from trainer.loop.stopping import StopCriteria
 from trainer.utils.annotations import OPTIONS, Count, Fraction, PositiveInt, Seconds, Span, predicate
 from trainer.utils.text import format_value, suggest
@@ -112,6 +119,7 @@ class Config(TrainingOptions):
     round: RoundOptions
     stop: StopCriteria
     eval: EvalOptions
+    sample: SampleOptions
     checkpoint: CheckpointOptions
     metrics: MetricsOptions
     run: RunConfig

@@ -1,6 +1,14 @@
 """Loggers: the console, a file of JSON lines, TensorBoard, Weights & Biases and MLflow."""
 
-from trainer.loggers.base import HEADLINES, FinalArtifacts, Logger, Metrics, higher_is_better
+from trainer.loggers.base import (
+    HEADLINES,
+    FinalArtifacts,
+    Logger,
+    Metrics,
+    TextLogger,
+    TextSample,
+    higher_is_better,
+)
 from trainer.loggers.console import ConsoleLogger
 from trainer.loggers.jsonl import JsonLinesLogger, iter_jsonl, read_jsonl
 from trainer.loggers.tensorboard import TensorBoardLogger
@@ -15,6 +23,8 @@ __all__ = [
     "Metrics",
     "TensorBoardLogger",
     "Terminal",
+    "TextLogger",
+    "TextSample",
     "higher_is_better",
     "iter_jsonl",
     "make_terminal",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # readers of a metrics file do not pay for importing torch
     from torch import Tensor
@@ -40,6 +41,14 @@ class FinalArtifacts:
     sample: str = ""
 
 
+@dataclass(frozen=True)
+class TextSample:
+    """A prompt, and the text with which a language model has continued it."""
+
+    prompt: str
+    text: str
+
+
 class Logger(Protocol):
     """Receiver of a run's metrics. Only rank 0 has loggers."""
 
@@ -56,4 +65,13 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """Release files and the terminal. Always called, possibly twice."""
+        ...
+
+
+@runtime_checkable
+class TextLogger(Logger, Protocol):
+    """Logger that takes samples of text as well."""
+
+    def log_samples(self, round: int, samples: Sequence[TextSample]) -> None:
+        """Log the samples of the model after a round."""
         ...

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
 from trainer.loggers import messages
-from trainer.loggers.base import FinalArtifacts, Metrics
+from trainer.loggers.base import FinalArtifacts, Metrics, TextSample
 from trainer.loggers.terminal import make_terminal
 
 
@@ -55,6 +55,11 @@ class ConsoleLogger:
 
     def log_round(self, metrics: Metrics) -> None:
         self._terminal.line(*messages.round_line(metrics, self._rounds))
+
+    def log_samples(self, round: int, samples: Sequence[TextSample]) -> None:
+        """Print a line per sample."""
+        for sample in samples:
+            self._terminal.line(*messages.sample_line(sample))
 
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Replace the progress bar by the result, the run folder, and the command that shows its charts."""

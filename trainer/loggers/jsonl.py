@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, the file that reports and notebooks read."""
+"""Metrics and samples of text as JSON lines, the files that reports and notebooks read."""
 
 from __future__ import annotations
 
@@ -6,55 +6,83 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.loggers.base import FinalArtifacts, Metrics
+from trainer.loggers.base import FinalArtifacts, Metrics, TextSample
 from trainer.utils.disk import naming_disk
+
+SAMPLES = "samples.jsonl"
 
 
 class JsonLinesLogger:
     """Logger that appends a JSON object per round to a file, which only its owner may read.
 
-    JSON has neither NaN nor infinity: both are written as null. A metric that was not measured has no key.
+    JSON has neither NaN nor infinity: both are written as null. A metric that was not measured has no key. Samples of
+    text are in samples.jsonl beside the file, an object for each prompt and round.
 
     keep_rounds: rounds of an existing file to keep. A resumed run passes those of its checkpoint; later rounds, which
         it runs again, are truncated.
     """
 
     def __init__(self, path: Path, keep_rounds: int = 0) -> None:
+        self._keep_rounds, self._samples = keep_rounds, path.with_name(SAMPLES)
+        self._lines = _RoundLines(path, keep_rounds)
+        self._sample_lines: _RoundLines | None = None  # opened with the first of them
+
+    def restore(self, metrics: Metrics) -> list[int]:
+        """Log the last round that a checkpoint counts, if the file has lost it; return the rounds that stay lost."""
+        last = int(metrics.get("round", 0))
+        lost = sorted(set(range(1, last + 1)) - self._lines.rounds)
+        if last in lost:
+            self.log_round(metrics)
+        return [round for round in lost if round < last]
+
+    def log_round(self, metrics: Metrics) -> None:
+        self._lines.append({key: value if math.isfinite(value) else None for key, value in metrics.items()})
+
+    def log_samples(self, round: int, samples: Sequence[TextSample]) -> None:
+        self._sample_lines = self._sample_lines or _RoundLines(self._samples, self._keep_rounds)
+        for sample in samples:
+            self._sample_lines.append({"round": round, "prompt": sample.prompt, "text": sample.text})
+
+    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
+        """Do nothing: the file holds rounds, and the run folder has a file for the result."""
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._sample_lines:
+            self._sample_lines.close()
+
+
+class _RoundLines:
+    """A file of JSON lines whose first field is a round, cut off after the rounds to keep.
+
+    Attributes:
+        rounds: in the file when it was opened.
+    """
+
+    def __init__(self, path: Path, keep_rounds: int) -> None:
         self._path = path
-        self._rounds: set[int] = set()  # in the file when it was opened
+        self.rounds: set[int] = set()
         end = 0
         for line in _lines(path) if path.exists() else ():
             round = _round_of(line, path)
             if round > keep_rounds:
                 break
-            self._rounds.add(round)
+            self.rounds.add(round)
             end += len(line)
         with naming_disk(path):
             # Unbuffered: what a full disk refuses is not tried again when the file is closed.
             self._file = open(path, "ab", buffering=0, opener=_open_private)  # noqa: SIM115 (closed by `close`)
             self._file.truncate(end)
 
-    def restore(self, metrics: Metrics) -> list[int]:
-        """Log the last round that a checkpoint counts, if the file has lost it; return the rounds that stay lost."""
-        last = int(metrics.get("round", 0))
-        lost = sorted(set(range(1, last + 1)) - self._rounds)
-        if last in lost:
-            self.log_round(metrics)
-        return [round for round in lost if round < last]
-
-    def log_round(self, metrics: Metrics) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+    def append(self, fields: Mapping[str, Any]) -> None:
+        line = json.dumps(fields, allow_nan=False).encode() + b"\n"
         with naming_disk(self._path):
             while line:  # a disk that is nearly full takes a part, and refuses the rest
                 line = line[self._file.write(line) :]
-
-    def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
-        """Do nothing: the file holds rounds, and the run folder has a file for the result."""
 
     def close(self) -> None:
         self._file.close()

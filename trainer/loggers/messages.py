@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from trainer.loggers.base import HEADLINES
+from trainer.loggers.base import HEADLINES, TextSample
 
 Span = str | tuple[str, str]  # text, or text and its style on a terminal
 
@@ -61,6 +61,15 @@ def round_line(metrics: Mapping[str, float | int], rounds: int) -> list[Span]:
         seconds = number(metrics[f"slowest/{activity}"])
         spans.append((f"  slowest silo {metrics['slowest/silo']}: {activity} {seconds} s", NOTE_STYLE))
     return spans
+
+
+def sample_line(sample: TextSample) -> list[Span]:
+    """Format a sample as one line. What could move the cursor, such as a newline, is escaped as in Python."""
+    return ["  ", (_printable(sample.prompt), NAME_STYLE), " | ", _printable(sample.text)]
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def summary(result: Mapping[str, Any], folder: Path | None) -> list[list[Span]]:

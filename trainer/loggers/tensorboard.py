@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.loggers.base import FinalArtifacts, Metrics
+from trainer.loggers.base import FinalArtifacts, Metrics, TextSample
 from trainer.utils.disk import naming_disk
 
 if TYPE_CHECKING:  # tensorboard and matplotlib are imported when there is something to write
@@ -31,8 +31,8 @@ MAX_CLASSES_WITH_COUNTS = 40  # in a confusion matrix; the cells of more classes
 class TensorBoardLogger:
     """Logger that writes a scalar per metric and round to TensorBoard's event files.
 
-    At the end it adds the final scores, the confusion matrix (figure `test/confusion`), and a text sample
-    (`test/sample`). The HParams tab shows the run from its first round on.
+    Samples of prompts are texts `sample/1`, `sample/2`. At the end it adds the final scores, the confusion matrix
+    (figure `test/confusion`), and a text sample (`test/sample`). The HParams tab shows the run from its first round on.
 
     folder: where event files go; created with the first of them. Charts of single clients go to `<folder>-clients`: the
         HParams tab has a column for every chart of a folder, and there may be thousands of clients.
@@ -77,6 +77,13 @@ class TensorBoardLogger:
             self._flush()
         self._last = dict(metrics)
 
+    def log_samples(self, round: int, samples: Sequence[TextSample]) -> None:
+        """Write the prompts with their continuations."""
+        with naming_disk(self._folder):
+            for number, sample in enumerate(samples, start=1):
+                self._writer.add_text(f"sample/{number}", _verbatim(sample.prompt + sample.text), round)
+            self._flush()
+
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Write the scores of the result and the artifacts at the last round.
 
@@ -92,9 +99,7 @@ class TensorBoardLogger:
                 figure = confusion_figure(artifacts.confusion, artifacts.label_names)
                 self._writer.add_figure("test/confusion", figure, step)
             if artifacts.sample:
-                # TensorBoard renders Markdown, in which an indent of four spaces means verbatim text.
-                verbatim = textwrap.indent(artifacts.sample, "    ", predicate=lambda line: True)
-                self._writer.add_text("test/sample", verbatim, step)
+                self._writer.add_text("test/sample", _verbatim(artifacts.sample), step)
             self._writer._get_file_writer().add_summary(_end_of_session(), step)
             self._flush()
 
@@ -144,6 +149,11 @@ def confusion_figure(confusion: Tensor, label_names: tuple[str, ...] = ()) -> Fi
             count = str(int(confusion[row, column]))
             axes.text(column, row, count, color=color, fontsize="small", ha="center", va="center")
     return figure
+
+
+def _verbatim(text: str) -> str:
+    """Indent a text: TensorBoard renders Markdown, in which four spaces mean that it is shown as it is."""
+    return textwrap.indent(text, "    ", predicate=lambda line: True)
 
 
 def _end_of_session() -> Summary:

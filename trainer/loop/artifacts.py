@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import logging
 
-from trainer.data import BYTES
+import torch
+from torch import Tensor, nn
+
 from trainer.loggers import FinalArtifacts
 from trainer.loop.evaluate import client_models, evaluation_batches
 from trainer.loop.local_trainer import LocalTrainer
+from trainer.loop.run import Run
+from trainer.loop.text_samples import continue_text
 from trainer.loop.train_state import TrainState
-from trainer.utils.seeding import generator
 
-SAMPLE_LENGTH = 256  # tokens of text that a language model writes
+SAMPLE_PROMPT, SAMPLE_LENGTH = "\n", 256  # of the text that a language model writes, without prompts of the user's
 
 
 def make_artifacts(state: TrainState) -> FinalArtifacts:
     """Make what the finished model shows besides numbers. A collective.
 
-    A classifier shows the confusion matrix of the test set, a language model of bytes a sample of text.
+    A classifier shows the confusion matrix of the test set, a language model a sample of text.
     """
     run = state.run
     if run.task.has_confusion and run.data.classes:
         _, summed = state.exchange.sum({}, {"confusion": _confusion(state.trainer, run.data.classes)})
         return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
-    generate = getattr(state.model.module, "generate", None)
-    if run.topology.rank == 0 and generate and (run.data.classes or 0) <= BYTES:
-        return FinalArtifacts(sample=generate(SAMPLE_LENGTH, generator(run.seed, "sample")))
+    if run.topology.rank == 0 and run.can_sample and not run.sample.prompts:
+        return FinalArtifacts(sample=_sample(run, state.model.module))
     return FinalArtifacts()
+
+
+def _sample(run: Run, module: nn.Module) -> str:
+    """Return a text of the model; empty if it cannot write one, since nobody has asked for it."""
+    try:
+        return continue_text(run, module, SAMPLE_PROMPT, SAMPLE_LENGTH, temperature=1.0)
+    except Exception as error:  # of a model that takes whole windows alone
+        logging.getLogger(__name__).info("no sample of text: %s", error)
+        return ""
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.loop.run import Run
+from trainer.loop.text_samples import continue_text
 from trainer.models.calling import call_model
 from trainer.models.flat import trainable_parameters
 from trainer.optim.optimizers import step
@@ -134,6 +135,9 @@ class _DryPass:
                 raise ValueError(f"score_sums gave {_described(rows)}; valid: a tensor [{self.examples}, k]")
             task.summary(rows.double().sum(0).cpu(), example_units(task, self.targets).sum().item())
             task.pooled_summary({key: part.double().cpu() for key, part in pooled.items()})
+        for prompt in self.run.sample.prompts:
+            with _named(f"{self.model} cannot continue sample.prompts={prompt}"):
+                continue_text(self.run, self.module, prompt, 1, self.run.sample.temperature)
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
         run = self.run

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.distributed import collectives
-from trainer.loggers import Logger, Metrics
+from trainer.loggers import Logger, Metrics, TextLogger, TextSample
 from trainer.loop.artifacts import make_artifacts
 from trainer.loop.checkpointing import restore, save_round_checkpoint
 from trainer.loop.control import LoopControl
@@ -25,6 +25,7 @@ from trainer.loop.round_metrics import score_of, validation_score
 from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
+from trainer.loop.text_samples import write_samples
 from trainer.loop.train_state import TrainState
 
 MAX_SKIPPED = 3  # windows of batches in a run
@@ -109,7 +110,8 @@ def _end_round(
     run, index, progress = state.run, state.progress.rounds, state.progress
     progress.unevaluated_metrics = trained
     _check_finite(state, trained)
-    metrics = trained
+    metrics: Metrics = trained
+    samples: list[TextSample] = []
     if run.evaluates(index) or progress.stopped:
         evaluation = None if state.is_stopping else evaluate(state)
         if evaluation is None:
@@ -117,6 +119,7 @@ def _end_round(
                 save_round_checkpoint(state, checkpointer)
             return
         metrics = trained | evaluation
+        samples = write_samples(state)
     stall = {"checkpoint/stall_seconds": checkpointer.take_stall_seconds()} if checkpointer else {}
     metrics = progress.advance(metrics | stall, perf_counter() - began)
     score = validation_score(run, metrics)
@@ -124,6 +127,8 @@ def _end_round(
         _check_stop_criteria(run, progress, score)
     for logger in loggers:
         logger.log_round(metrics)
+        if samples and isinstance(logger, TextLogger):
+            logger.log_samples(progress.rounds, samples)
     if checkpointer and (run.saves(index) or state.is_stopping or progress.stopped):
         save_round_checkpoint(state, checkpointer, is_best=progress.update_best(score))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -129,6 +130,21 @@ class EvalOptions:
     every_rounds: PositiveInt = 1
     batch_size: PositiveInt = 1024
     personal_steps: Count = 0
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class SampleOptions:
+    """Samples of a language model, at every evaluation.
+
+    Attributes:
+        prompts: the beginnings that it continues; empty: there are no samples.
+        tokens: most tokens of a sample.
+        temperature: divides the logits; 0: the most likely token is taken.
+    """
+
+    prompts: Annotated[Sequence[str], Field(description="a list of texts such as ['To be']")] = ()
+    tokens: PositiveInt = 128
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 @dataclass(frozen=True, config=OPTIONS)

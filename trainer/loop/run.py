@@ -24,7 +24,14 @@ from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
 from trainer.distributed.topology import Topology
 from trainer.loop.assignment import assign_clients
-from trainer.loop.options import CheckpointOptions, EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
+from trainer.loop.options import (
+    CheckpointOptions,
+    EvalOptions,
+    MetricsOptions,
+    RoundOptions,
+    SampleOptions,
+    TrainingOptions,
+)
 from trainer.loop.stopping import StopCriteria
 from trainer.models.calling import call_model
 from trainer.optim import Constant, GradientClipper, Schedule
@@ -32,6 +39,7 @@ from trainer.optim.optimizers import OptimizerFactory
 from trainer.tasks import Task
 from trainer.utils.errors import ErrorCollector
 from trainer.utils.seeding import derive_seed, seed_default_generators
+from trainer.utils.text import format_value
 
 ModelFactory = Callable[[], nn.Module]
 GradientReducerFactory = Callable[[], GradientReducer]
@@ -57,6 +65,7 @@ class Run:
         round: how long a client's round is.
         stop: when the run is finished before its last round.
         eval: when and how the model is evaluated.
+        sample: texts that a language model writes at every evaluation.
         checkpoint: when the state is saved.
         metrics: which metrics are reported.
         weights: of examples in the loss, and of clients in the combination; None: each example 1.
@@ -85,6 +94,7 @@ class Run:
     round: RoundOptions = RoundOptions()
     stop: StopCriteria = StopCriteria()
     eval: EvalOptions = EvalOptions()
+    sample: SampleOptions = SampleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     metrics: MetricsOptions = MetricsOptions()
     weights: ExampleWeights | None = None
@@ -102,6 +112,7 @@ class Run:
         errors.collect(lambda: self.algorithm.validate(self._setting()))
         errors.collect(self._check_stop)
         errors.collect(self._check_sync_rounds)
+        errors.collect(self._check_samples)
         errors.raise_any()
 
     @cached_property
@@ -182,6 +193,21 @@ class Run:
                 f"round.sync_rounds={self.round.sync_rounds} with a cohort of some clients: their batches would be of "
                 "different rounds.\n  set client_sampling=all, or round.sync_rounds=0"
             )
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the model predicts tokens whose text is known."""
+        return self.data.text_format is not None and self.task.unit_name == "token"
+
+    def _check_samples(self) -> None:
+        prompts, text_format = self.sample.prompts, self.data.text_format
+        if prompts and not self.can_sample:
+            raise ValueError(
+                f"sample.prompts={format_value(list(prompts))}: the run predicts no tokens whose text is known.\n"
+                "  set task=language_modelling, and data=text, or data=tokens with data.tokenizer="
+            )
+        if text_format and not all(map(text_format.encode, prompts)):
+            raise ValueError("sample.prompts= has a prompt without tokens\n  valid: prompts of one token or more")
 
     @cached_property
     def training_sets(self) -> Sequence[np.ndarray]:

@@ -16,7 +16,8 @@ class GPT(nn.Module):
     """A GPT-2 style transformer (Radford et al. 2019) that predicts the next token.
 
     Maps tokens [B, T], T at most `length`, to logits [B, T, vocabulary]. Pre-norm blocks, learned positions, and an
-    output layer tied to the embedding.
+    output layer tied to the embedding. With `position_ids` [B, T], a 0 begins another text, and texts do not see each
+    other.
 
     checkpointing: recompute the activations inside blocks in the backward pass (Chen et al. 2016, arXiv 1604.06174).
         Takes less memory and about a third more time; the gradients are the same.
@@ -43,12 +44,13 @@ class GPT(nn.Module):
         self.output.weight = self.tokens.weight
         self._init_weights(layers)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.drop(self.tokens(tokens) + self.positions(positions))
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        mask = None if position_ids is None else _same_text(position_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) if position_ids is None else position_ids
+        hidden = self.drop(self.tokens(input_ids) + self.positions(positions))
         recompute = self.checkpointing and self.training
         for block in self.blocks:
-            hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
+            hidden = checkpoint(block, hidden, mask, use_reentrant=False) if recompute else block(hidden, mask)
         return self.output(self.norm(hidden))
 
     def flops_per_token(self, length: int) -> float:
@@ -56,16 +58,6 @@ class GPT(nn.Module):
         # The embedding counts: tied to the output, it is a matrix product. Positions are only looked up.
         multiplied = sum(parameter.numel() for parameter in self.parameters()) - self.positions.weight.numel()
         return transformer_flops(multiplied, len(self.blocks), self.tokens.embedding_dim, length)
-
-    @torch.no_grad()
-    def generate(self, count: int, generator: torch.Generator, prompt: bytes = b"\n") -> str:
-        """Sample `count` bytes and decode them; the vocabulary must be bytes. `generator` is on the CPU."""
-        device = self.tokens.weight.device
-        tokens = list(prompt)
-        for _ in range(count):
-            logits = self(torch.tensor([tokens[-self.length :]], device=device))[0, -1]
-            tokens.append(int(torch.multinomial(logits.float().softmax(0).cpu(), 1, generator=generator)))
-        return bytes(tokens[len(prompt) :]).decode(errors="replace")
 
     def _init_weights(self, layers: int) -> None:
         for name, parameter in self.named_parameters():
@@ -75,3 +67,9 @@ class GPT(nn.Module):
                 # GPT-2: each block adds to the residual stream twice, so scale down to keep the variance of the sum.
                 scale = 0.02 / math.sqrt(2 * layers) if name.endswith("project.weight") else 0.02
                 nn.init.normal_(parameter, std=scale)
+
+
+def _same_text(position_ids: Tensor) -> Tensor:
+    """Return which earlier positions belong to the text of a position, bool [B, 1, T, T]."""
+    texts = (position_ids == 0).cumsum(1)
+    return (texts[:, :, None] == texts[:, None, :]).tril()[:, None]

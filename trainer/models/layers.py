@@ -20,9 +20,10 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 class TransformerBlock(nn.Module):
     """Pre-norm transformer block: self-attention, then an MLP of four times the width with GELU, both residual.
 
-    Maps [B, T, width] to [B, T, width].
+    Maps [B, T, width] to [B, T, width]. With a mask, bool [B, 1, T, T], position i attends to the positions j where it
+    is true.
 
-    is_causal: whether a position attends only to itself and earlier positions.
+    is_causal: whether, without a mask, a position attends only to itself and earlier positions.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, is_causal: bool):
@@ -41,15 +42,20 @@ class TransformerBlock(nn.Module):
         self.hidden_project = nn.Linear(4 * width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.drop(self.attention_project(self._attend(self.norm_attention(stream))))
+    def forward(self, stream: Tensor, mask: Tensor | None = None) -> Tensor:
+        stream = stream + self.drop(self.attention_project(self._attend(self.norm_attention(stream), mask)))
         return stream + self.drop(self.hidden_project(F.gelu(self.hidden(self.norm_hidden(stream)))))
 
-    def _attend(self, normed: Tensor) -> Tensor:
+    def _attend(self, normed: Tensor, mask: Tensor | None) -> Tensor:
         batch, length, width = normed.shape
         projected = self.attention(normed).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.drop.p if self.training else 0.0, is_causal=self.is_causal
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.drop.p if self.training else 0.0,
+            is_causal=self.is_causal and mask is None,
         )
         return mixed.transpose(1, 2).reshape(batch, length, width)

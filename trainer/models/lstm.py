@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -26,19 +25,6 @@ class LSTM(nn.Module):
         self.layers = nn.LSTM(embedding, width, layers, batch_first=True, dropout=dropout)
         self.output = nn.Linear(width, vocabulary)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden, _ = self.layers(self.tokens(tokens))
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden, _ = self.layers(self.tokens(input_ids))
         return self.output(hidden)
-
-    @torch.no_grad()
-    def generate(self, count: int, generator: torch.Generator, prompt: bytes = b"\n") -> str:
-        """Sample `count` bytes and decode them; the vocabulary must be bytes. `generator` is on the CPU."""
-        device, state = self.tokens.weight.device, None
-        sampled: list[int] = []
-        tokens = list(prompt)
-        for _ in range(count):
-            hidden, state = self.layers(self.tokens(torch.tensor([tokens], device=device)), state)
-            logits = self.output(hidden[0, -1])
-            tokens = [int(torch.multinomial(logits.float().softmax(0).cpu(), 1, generator=generator))]
-            sampled += tokens
-        return bytes(sampled).decode(errors="replace")

@@ -104,18 +104,16 @@ def test_inconsistent_sizes_are_refused(make: Callable[[], nn.Module], message: 
         make()
 
 
-def test_an_lstm_continues_its_text():
-    """Each byte is sampled from the logits of the text before it."""
+def test_texts_in_a_window_do_not_see_each_other():
+    """The logits of packed texts are those of each text alone, whatever the other ones are."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = LSTM(width=16).eval()
-    module.output.weight.data.mul_(20)
-    written = module.generate(8, torch.Generator().manual_seed(3))
-    generator, tokens = torch.Generator().manual_seed(3), list(b"\n")
-    for _ in range(8):
-        logits = module(torch.tensor([tokens]))[0, -1]
-        tokens.append(int(torch.multinomial(logits.detach().softmax(0), 1, generator=generator)))
-    assert written == bytes(tokens[1:]).decode(errors="replace")
+        module = GPT(vocabulary=50, length=16, layers=2, heads=2, width=16).double().eval()
+    texts = [torch.arange(length) * 7 % 50 for length in (5, 1, 8)]
+    positions = torch.cat([torch.arange(len(text)) for text in texts])
+    packed = module(input_ids=torch.cat(texts)[None], position_ids=positions[None])[0]
+    alone = torch.cat([module(text[None])[0] for text in texts])
+    assert torch.allclose(packed, alone, rtol=1e-12, atol=1e-12)
 
 
 def test_the_summary_counts_every_parameter_once():

@@ -93,7 +93,8 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
     classes = max((info.classes for info in infos if info.classes is not None), default=None)
     train, names = join("train"), tuple(infos[0].label_names)
     weights = _join_weights(local, len(train)) if any(info.has_weights for info in infos) else None
-    return DataSplits(train, join("test"), classes, label_names=names, weights=weights)
+    text_format = next(iter(local.values())).text_format
+    return DataSplits(train, join("test"), classes, label_names=names, weights=weights, text_format=text_format)
 
 
 def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:

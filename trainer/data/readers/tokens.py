@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +11,12 @@ from torch import Tensor
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.test_split import test_fraction_errors
 from trainer.data.sources.base import DataSplits
-from trainer.utils.errors import raise_errors
+from trainer.data.sources.text_format import TextFormat
+from trainer.data.tokenization.token_file import Dtype, TokenFileInfo, description_path, read_description
+from trainer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from trainer.utils.errors import ErrorCollector, raise_errors
 
 MAX_WINDOWS, MAX_TOKENS = 1024, 1 << 20  # checked before training; every window is checked when it is fetched
-
-Dtype = Literal["uint16", "uint32"]
 
 
 class TokenSource:
@@ -65,41 +65,67 @@ def tokens(
     path: str | Path,
     vocabulary: int,
     length: int = 128,
-    dtype: Dtype = "uint16",
+    dtype: Dtype | None = None,
     test: float = 0.1,
     test_path: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> DataSplits:
     """Read a file of tokens as windows. Only a sample of up to 1024 windows is checked here.
 
     Args:
-        path: a file of little-endian numbers without a header, or a vector in a .npy file.
+        path: a file of little-endian numbers without a header, described by FILE.json beside it or not, or a vector in
+            a .npy file.
         vocabulary: number of different tokens; tokens are below it.
         length: tokens of a window.
-        dtype: dtype of the numbers; without effect on .npy files.
+        dtype: dtype of the numbers, without effect on .npy files; None: as described, or else uint16.
         test: fraction of the windows (rounded, at least one) at the end of the file that is the test set.
         test_path: a file of test tokens instead.
+        tokenizer: of the tokens, for samples of text and for bits a byte.
 
     Raises:
         ValueError: the size is not a whole number of tokens, the tokens seem to be wider than `dtype`, there are too
-            few windows, or a token is outside the vocabulary.
+            few windows, a token is outside the vocabulary, or the file is not as it is described.
     """
     given = {"length": length, "vocabulary": vocabulary}
     errors = [f"data.{key}={value}\n  valid: at least 1" for key, value in given.items() if value < 1]
     raise_errors(test_fraction_errors(test) + errors)
-    train_tokens = _map(Path(path).expanduser(), dtype, length, vocabulary, 2 if test_path is None else 1)
-    if test_path is not None:
-        test_tokens = _map(Path(test_path).expanduser(), dtype, length, vocabulary, 1)
-    else:
+    collector = ErrorCollector()
+    known = None if tokenizer is None else collector.collect(lambda: load_tokenizer(tokenizer))
+    paths = [Path(path).expanduser()] + ([] if test_path is None else [Path(test_path).expanduser()])
+    parts = [
+        collector.collect(lambda part=part: _map(part, dtype, length, vocabulary, 3 - len(paths), known))
+        for part in paths
+    ]
+    collector.raise_any()
+    train_tokens, test_tokens = parts[0], parts[-1]
+    if test_path is None:
         windows = (len(train_tokens) - 1) // length
         boundary = length * (windows - min(max(1, round(test * windows)), windows - 1))
         train_tokens, test_tokens = train_tokens[: boundary + 1], train_tokens[boundary:]
     train, test_source = (TokenSource(part, length, vocabulary) for part in (train_tokens, test_tokens))
-    return DataSplits(train, test_source, vocabulary)
+    return DataSplits(train, test_source, vocabulary, text_format=known and token_format(known, length, vocabulary))
 
 
-def _map(path: Path, dtype: Dtype, length: int, vocabulary: int, windows: int) -> np.ndarray:
+def token_format(tokenizer: Tokenizer, length: int, vocabulary: int) -> TextFormat:
+    """Return the format of a corpus of this tokenizer, in windows of `length` tokens below `vocabulary`."""
+    sizes, end = tokenizer.token_bytes, tokenizer.end
+    return TextFormat(
+        encode=lambda text: tokenizer.encode([text])[0],
+        decode=tokenizer.decode,
+        length=length,
+        end=frozenset() if end is None else frozenset({end}),
+        token_bytes=None if sizes is None else np.pad(sizes, (0, vocabulary - len(sizes))),
+    )
+
+
+def _map(
+    path: Path, dtype: Dtype | None, length: int, vocabulary: int, windows: int, tokenizer: Tokenizer | None
+) -> np.ndarray:
     """Memory-map the tokens of a file, and check a sample of them; there must be `windows` windows."""
     with name_file_in_errors(path):
+        info = read_description(path)
+        raise_errors(_description_errors(info, path, dtype, vocabulary, tokenizer))
+        dtype = info.dtype if info else dtype or "uint16"
         try:
             vector = _map_npy(path) if path.suffix == ".npy" else _map_raw(path, dtype, vocabulary)
         except OSError as error:
@@ -118,6 +144,31 @@ def _map(path: Path, dtype: Dtype, length: int, vocabulary: int, windows: int) -
                 "set data.dtype=uint32, or save the tokens as uint16, uint32, or .npy, which knows its dtype"
             )
         return vector
+
+
+def _description_errors(
+    info: TokenFileInfo | None, path: Path, dtype: Dtype | None, vocabulary: int, tokenizer: Tokenizer | None
+) -> list[str]:
+    """Return what differs between a file, its description, and the keys."""
+    errors = []
+    if tokenizer and tokenizer.vocabulary > vocabulary:
+        errors.append(
+            f"data.vocabulary={vocabulary}, and data.tokenizer={tokenizer.path} has {tokenizer.vocabulary} tokens.\n"
+            f"set data.vocabulary={tokenizer.vocabulary} or more"
+        )
+    if info is None:
+        return errors
+    described = description_path(path).name
+    if dtype not in (None, info.dtype):
+        errors.append(f"data.dtype={dtype}, and {described} says {info.dtype}: leave data.dtype out")
+    if info.vocabulary > vocabulary:
+        errors.append(f"data.vocabulary={vocabulary}, and {described} says {info.vocabulary}: set that, or more")
+    if tokenizer and tokenizer.fingerprint != info.tokenizer:
+        errors.append(f"data.tokenizer={tokenizer.path} is not the tokenizer that {described} says: set the other one")
+    size = path.stat().st_size if path.exists() else 0
+    if path.exists() and size != info.tokens * np.dtype(info.dtype).itemsize:
+        errors.append(f"{size} bytes are not the {info.tokens} {info.dtype} tokens that {described} says: cut short?")
+    return errors
 
 
 def _map_raw(path: Path, dtype: Dtype, vocabulary: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from trainer.data.sources.column import as_targets, check_not_empty, integer_column, label_column
 from trainer.data.sources.example_weights import validate_weights
+from trainer.data.sources.text_format import TextFormat
 from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, SeekableDataset
 from trainer.utils.hardware import to_device
 from trainer.utils.seeding import Tag, derive_seed
@@ -183,6 +184,7 @@ class DataSplits:
         client_names: names of the natural clients, by id.
         label_names: names of the classes, by label.
         weights: weight of each training example in the loss, N finite numbers from 0; None for equal weights.
+        text_format: of tokens: how text becomes tokens; None if that is not known.
 
     Raises:
         ValueError: the weights are invalid, or a source cannot be made.
@@ -196,12 +198,14 @@ class DataSplits:
         client_names: tuple[str, ...] = (),
         label_names: tuple[str, ...] = (),
         weights: np.ndarray | None = None,
+        text_format: TextFormat | None = None,
     ) -> None:
         self.train, self.test = as_source(train, classes), as_source(test, classes)
         self.weights = validate_weights(weights, len(self.train))
         self.classes = classes
         self.client_names = client_names
         self.label_names = label_names
+        self.text_format = text_format
 
     @property
     def homes(self) -> tuple[int, ...] | None:

@@ -121,7 +121,8 @@ def shift_clients(splits: DataSplits, clients: Clients, shifts: Mapping[str, Cli
                 stream = generator(seed, "skew", name, client, part)
                 inputs[rows], targets[rows] = shift(examples, level, splits.classes, stream)
     sources = TensorSource(*train, splits.train.client_ids), TensorSource(*test, splits.test.client_ids)
-    return DataSplits(*sources, splits.classes, splits.client_names, splits.label_names, splits.weights)
+    names = splits.client_names, splits.label_names
+    return DataSplits(*sources, splits.classes, *names, splits.weights, splits.text_format)
 
 
 def _fetch_all(source: Source) -> Examples:

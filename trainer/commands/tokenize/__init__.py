@@ -1,0 +1,1 @@
+"""`python -m trainer tokenize`: files of text to a file of tokens."""
