@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.pool import RankPool
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the rows of a test as long that its `quick_rows` leaves to `./scripts/test --all`."""
+    rows: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("quick_rows"):
+            rows[item.nodeid.partition("[")[0]].append(item)
+    for test in rows.values():
+        mark = test[0].get_closest_marker("quick_rows")
+        assert mark
+        (count,) = mark.args
+        quick = {index * len(test) // count for index in range(count)}
+        for index, item in enumerate(test):
+            if index not in quick:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -29,16 +29,11 @@ def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind
 
 
 @pytest.mark.long
-def test_six_kills(shell: Shell) -> None:
-    """Each kind of kill happens once."""
-    counts = kills_of(shell, "--kills", "6", "--rounds", "3", within_seconds=280)
-    assert set(counts) == set(Kind) and counts.total() >= 6
-
-
-@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_twenty_kills(shell: Shell) -> None:
+    """Each kind of kill happens."""
     counts = kills_of(shell, "--kills", "20", within_seconds=1500)
+    assert set(counts) == set(Kind)
     assert all(counts[kind] >= count for kind, count in IN_TWENTY.items()), counts
 
 

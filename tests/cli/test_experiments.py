@@ -50,6 +50,7 @@ def data_of(experiment: str) -> str:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.quick_rows(4)
 def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path) -> None:
     """The files are small ones in the format of its data set, with fewer clients."""
     tree, files = compose_tree([f"experiment={experiment}"]), tmp_path / "files"
@@ -74,6 +75,7 @@ def test_it_says_what_to_expect(experiment: str) -> None:
 @pytest.mark.parametrize(
     "experiment", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in PARTS]
 )
+@pytest.mark.quick_rows(2)
 def test_a_part_of_it_beats_the_most_frequent_class(ranks, experiment: str, tmp_path: Path) -> None:
     part, margin = PARTS[experiment]
     if data_of(experiment) == "mnist":

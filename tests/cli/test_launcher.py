@@ -274,6 +274,7 @@ def send(started: Started, number: signal.Signals, within_seconds: float = SECON
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.quick_rows(2)
 def test_a_signal_lets_the_workers_save_and_leave(number: signal.Signals, shell: Shell) -> None:
     """They get SIGTERM once, and have time to save; a signal that arrives twice at once counts as one."""
     run_dir = f"signal-{number.name}"

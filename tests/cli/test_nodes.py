@@ -185,6 +185,7 @@ SLOW_TO_CLOSE, SLOW_TO_EXIT = (f"+loggers.slow={{_target_: own.{name}}}" for nam
 AVERAGING = ("algorithm=averaging", "silos=2")
 
 
+@pytest.mark.long
 def test_a_node_whose_ranks_are_done_waits_until_the_run_is_said_to_be_finished(shell: Shell, where: str) -> None:
     """Regression: its launcher read the status of the run too early, and took it for one with bad input."""
     (shell.folder / "own.py").write_text(SINKS)

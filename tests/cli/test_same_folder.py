@@ -81,6 +81,7 @@ def test_a_run_with_more_rounds_is_one_long_run(shell: Shell, sync_run: Trained)
 
 
 @pytest.mark.parametrize("algorithm", ["sync", "fedavg", "fedsgd", "diloco", "local"])
+@pytest.mark.quick_rows(2)
 def test_every_algorithm_goes_on_where_it_stopped(ranks, algorithm: str, tmp_path: Path) -> None:
     silos = 1 if algorithm == "sync" else 2
     overrides = [f"algorithm={algorithm}", f"silos={silos}", "clients=3", "round.steps=1"]

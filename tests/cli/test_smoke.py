@@ -98,6 +98,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.quick_rows(6)
 def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str, text: Path, tmp_path: Path) -> None:
     """Two rounds of one step; the second follows a resume, and has the only evaluation."""
     overrides = ["run.smoke=true", f"algorithm={algorithm}", *DATA[data], f"run_dir={tmp_path}"]
@@ -117,6 +118,7 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
 
 
 @pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+@pytest.mark.quick_rows(4)
 def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
     """Two silos train on small files."""
     files = tmp_path / "files"
@@ -168,6 +170,7 @@ def test_a_profile_shows_steps_and_collectives(ranks, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.quick_rows(4)
 def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path, tmp_path: Path) -> None:
     """Two silos take two steps, are resumed between them, and evaluate and save."""
     if pieces == "transformers":

@@ -70,13 +70,18 @@ def test_two_machines_with_a_silo_each_are_two_silos_on_one(one_machine: Ended, 
     for node in nodes:
         assert node.process.wait(120) == 0, node.err.read_text()
     first, second = (node.end() for node in nodes)
-    assert (second.out, first.err, second.err) == ("", "", "")
+    assert (second.out, _from_workers(first.err), _from_workers(second.err)) == ("", "", "")
     assert "replicas in the silos: [1,1]" in first.out
     ours, theirs = result_of(shell.folder / "two"), result_of(shell.folder / "one")
     compared = [key for key in theirs if "second" not in key and not key.startswith("memory/")]
     assert {key: ours[key] for key in compared} == {key: theirs[key] for key in compared}
     assert yaml.safe_load((shell.folder / "two/config.yaml").read_text())["silos"] == "node"
     assert {path.name for path in (shell.folder / "two/logs").iterdir()} == {"rank-0.log", "rank-1.log", "starts.json"}
+
+
+def _from_workers(err: str) -> str:
+    """Return the lines but those of torchrun's agents, of which the last finds the store of the first one closed."""
+    return "".join(line for line in err.splitlines(keepends=True) if "torch/distributed/elastic/agent/" not in line)
 
 
 @pytest.mark.long

@@ -40,6 +40,7 @@ def start_apart(name: str, silos: SiloSpec) -> tuple[dict[str, Any], dict[str, A
 
 
 @pytest.mark.parametrize("name", ["sync", "fedavg", "local"])
+@pytest.mark.quick_rows(1)
 def test_silos_start_equal(ranks, name: str):
     """Parameters and buffers of all ranks are those of rank 0, whatever the others have built."""
     outcomes = ranks(4).run(start_apart, name, [3, 1])
@@ -83,6 +84,7 @@ def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str
 
 @pytest.mark.parametrize("culprit", [1, 2])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(15)
 def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
     """In a silo of 3 one replica's parameters differ from those of the first: all 4 ranks stop, and name the rank."""
     message = ranks(4).run(drift, name, [3, 1], culprit, "while training", {})
@@ -92,6 +94,7 @@ def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
 
 @pytest.mark.parametrize("culprit", [1, 3])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "local"])
+@pytest.mark.quick_rows(14)
 def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
     """In silos of 3 and 1 ranks, the combined model of any rank may differ from that of rank 0."""
     message = ranks(4).run(drift, name, [3, 1], culprit, "after the combination", {})
@@ -100,6 +103,7 @@ def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_ranks_that_agree_are_left_alone(ranks, name: str):
     """Several rounds, in some of which a silo has no client, and not all of which are evaluated."""
     choices: dict[str, Any] = {"rounds": 4, "eval.every_rounds": 2}

@@ -29,6 +29,7 @@ def assert_mean(averaging: list[Outcome], fedavg: list[Outcome]) -> None:
 
 @pytest.mark.parametrize(("world", "silos"), [(2, 2), (4, [2, 2]), (4, [3, 1])], ids=str)
 @pytest.mark.parametrize("choices", [{}, {"eval.personal_steps": 2}], ids=["", "tuned"])
+@pytest.mark.quick_rows(4)
 def test_it_is_the_mean_whoever_is_alone(ranks, world: int, silos: SiloSpec, choices: dict[str, Any]):
     """It holds also if the evaluation makes clients' personal models on the only model in memory."""
     choices = {"client_sampling": COHORTS, "rounds": 4, **choices}

@@ -48,6 +48,7 @@ from trainer.loop.options import RoundOptions
 
 
 @pytest.mark.parametrize("name", FEDERATED)
+@pytest.mark.quick_rows(7)
 def test_what_a_late_client_has_done_counts(ranks, name: str):
     """Two of its four steps: bit for bit a run in which it was to take two."""
     ours = ranks(2).run(by_clock, train, name, 2, slow_choices(SLOW))
@@ -58,6 +59,7 @@ def test_what_a_late_client_has_done_counts(ranks, name: str):
 
 
 @pytest.mark.parametrize("name", [*EXACT, "topk", "int4_scaffold"])  # clients have the same silos in both runs
+@pytest.mark.quick_rows(7)
 def test_a_late_client_that_is_dropped_was_never_there(ranks, name: str):
     """The run is that of the others, also if its silo contributes nothing, and if it is in time again."""
     cohorts = [EVERYONE, (SLOW, OTHER), EVERYONE], [without(SLOW), (OTHER,), without(SLOW)]
@@ -113,6 +115,7 @@ def test_replicas_are_not_late_for_the_deadline_of_an_earlier_round(ranks):
 @pytest.mark.parametrize("late", ["keep", "drop"])
 @pytest.mark.parametrize("bad", [OTHER, SLOW], ids=["of_the_other_silo", "the_same"])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "median", "local"])
+@pytest.mark.quick_rows(6)
 def test_a_late_client_and_one_without_numbers(ranks, name: str, bad: int, late: Any):
     """A late client and one with NaN in the same round, in two silos or in one: neither affects the other."""
     length = replace(DEADLINE, stragglers=late)

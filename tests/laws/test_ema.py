@@ -63,6 +63,7 @@ def averaged_by_hand(first: dict[str, Tensor], moves: list[dict[str, Tensor]]) -
 
 
 @pytest.mark.parametrize("name", MOVING)
+@pytest.mark.quick_rows(7)
 def test_it_is_the_definition(ranks, name: str, tmp_path: Path):
     """Rounds have one step, so that in sync too there is a round checkpoint after every move."""
     first = dict(tiny_model().double().named_parameters())

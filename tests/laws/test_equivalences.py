@@ -37,6 +37,7 @@ def whole(examples: int, clients: int) -> Clients:
 
 
 @pytest.mark.parametrize("name", [name for name in EXACT if name not in ("krum", "local")])
+@pytest.mark.quick_rows(5)
 def test_identical_silos_are_one_silo(ranks, name: str):
     """Two clients with the same examples on two silos end where one such client ends: the mean of equals is the equal.
 
@@ -55,6 +56,7 @@ def test_identical_silos_are_one_silo(ranks, name: str):
 
 
 @pytest.mark.parametrize("name", EXACT)
+@pytest.mark.quick_rows(6)
 def test_any_number_of_processes_is_one_process(ranks, name: str):
     """With 5 of 7 clients sampled, 1, 2 and 4 silos of one rank differ only by the order of sums, in all metrics too.
 
@@ -163,6 +165,7 @@ class HalfSquares:
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavg_momentum", "fedsgd"])
+@pytest.mark.quick_rows(1)
 def test_quadratic_silos_reach_the_known_point(ranks, name: str):
     """With equal curvature, s steps at rate r move client k from w to c_k + (1 - r)^s (w - c_k).
 
@@ -208,6 +211,7 @@ def test_the_weights_are_what_they_are_called(ranks, weight: Any):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_every_row_learns(ranks, name: str):
     """No law holds only because nothing moves: the loss falls from round to round, by a twentieth in all."""
     rounds = ranks(2).run(train, name, 2, {"rounds": 6, "optimizer": partial(torch.optim.SGD, lr=0.1)})[0].rounds

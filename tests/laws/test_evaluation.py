@@ -37,6 +37,7 @@ def fit_to_the_end(name: str, silos: SiloSpec, choices: dict[str, Any]) -> Recor
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_the_confusion_matrix_is_of_the_same_models_as_the_accuracy(ranks, name: str):
     """Its rows sum to the test examples of each label, and its diagonal to the correct ones."""
     labels = tiny_data(sum(SIZES)).test.labels

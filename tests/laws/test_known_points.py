@@ -60,6 +60,7 @@ def distance(place: np.ndarray, optimum: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("weight", "cohort"), [("examples", "all"), ("equal", "all"), ("examples", "sampled")])
 @ways_to_step
+@pytest.mark.quick_rows(4)
 def test_scaffold_reaches_the_optimum_and_fedavg_does_not(
     ranks, walk: Walk, schedule: Schedule, weight: Any, cohort: str
 ):
@@ -137,6 +138,7 @@ def scaffold_by_hand(walk: Walk, schedule: Schedule, cohort: ClientSampler, shar
     ],
     ids=["sgd", "sgd-3+1", "momentum", "nesterov", "cosine"],
 )
+@pytest.mark.quick_rows(6)
 def test_scaffold_is_algorithm_1_option_2(
     ranks, walk: Walk, schedule: Schedule, silos: SiloSpec, weight: Any, cohort: str
 ):
@@ -194,6 +196,7 @@ def fednova_by_hand(name: str, members: tuple[int, ...], weight: str, momentum: 
 @weights
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", NORMS)
+@pytest.mark.quick_rows(4)
 def test_fednova_is_its_formula(ranks, name: str, silos: SiloSpec, weight: Any):
     """Clients take 1 to 5 steps a round; the norms of a are the paper's closed forms, ours are measured."""
     walk = NORMS[name][0]

@@ -213,6 +213,7 @@ with distributed() as topology:
 """
 
 
+@pytest.mark.long
 def test_real_memory_is_found_and_its_end_is_said():
     """When allocations fail, `auto` trains with fewer of 512 examples at a time; all of them at once do not fit."""
     script = LITTLE.format(root=str(Path(__file__).parents[2]))

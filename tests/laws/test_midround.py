@@ -103,6 +103,7 @@ def assert_left_and_bit_equal(
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
     """Silo 0 stops in the middle of a client, silo 1 at the end of the round."""
     choices = noisy_choices(name)
@@ -111,6 +112,7 @@ def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["fedavg_adam", "diloco"])
+@pytest.mark.quick_rows(1)
 def test_it_may_happen_again_in_the_same_round(ranks, name: str, tmp_path: Path):
     """After 1 step, after 2 while the other silo waits, at the second client, and during the combination."""
     orders: list[Orders] = [{0: (0, 1), 1: (1, 1)}, {0: (0, 2)}, {0: (1, 1)}, {1: "combining"}]
@@ -131,6 +133,7 @@ def test_round_checkpoints_are_not_needed(ranks, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
+@pytest.mark.quick_rows(1)
 def test_replicas_leave_on_the_same_step(ranks, name: str, tmp_path: Path):
     """Of four ranks one replica is preempted; all of its silo save at the same step. Their batch statistics differ."""
     choices = noisy_choices(name) | {"round": RoundOptions(steps=9)}
@@ -146,6 +149,7 @@ def test_a_gpt_with_dropout(ranks, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["sync", "diloco"])
+@pytest.mark.quick_rows(1)
 def test_scaled_losses(ranks, name: str, tmp_path: Path):
     """With float16, the loss scale and its growth counter are state."""
     choices = text_choices(0.2) | {"autocast": torch.float16, "round": RoundOptions(steps=4)}

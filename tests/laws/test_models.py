@@ -139,6 +139,7 @@ def train(model: str, name: str, folder: Path) -> tuple[dict[str, Any], dict[str
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.quick_rows(5)
 def test_models_of_any_kind(ranks, model: str, name: str, tmp_path: Path):
     """Of the 9 examples of `sync` the last batch has one, so one of two replicas has none."""
     for initial, trained, resumed in ranks(2).run(train, model, name, tmp_path):

@@ -80,6 +80,7 @@ def trained_and_restored(name: str, choices: dict, folder: Path, leave: bool) ->
     ("name", "leave"),
     [*((name, True) for name in CASES), *((name, False) for name in ("fedavg_adam", "diloco", "local"))],
 )
+@pytest.mark.quick_rows(8)
 def test_restored_states_share_no_memory(ranks, name: str, leave: bool, tmp_path: Path):
     """In several blocks, with batch statistics, an average of the weights where there is one, and clients' states."""
     choices = noisy_choices(name) | ({"ema_decay": 0.9} if name in ("sync", *COMBINED) else {})

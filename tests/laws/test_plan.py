@@ -41,6 +41,7 @@ def estimated(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tup
 
 
 @pytest.mark.parametrize(("name", "silos"), [*((name, [2, 2]) for name in CASES), *OTHER_SILOS], ids=str)
+@pytest.mark.quick_rows(10)
 def test_bytes_and_steps_are_those_that_a_run_reports(ranks, name: str, silos: list[int]):
     """The sums over all silos in a run of two rounds."""
     choices = {"round": RoundOptions(epochs=2)} if name not in ("fedsgd", "scaffold") else {}
@@ -111,6 +112,7 @@ def test_a_step_takes_each_replica_as_long_as_the_slowest_of_its_silo(ranks):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_steps_of_whole_silos_can_be_timed_for_every_algorithm(ranks, name: str):
     assert all(seconds > 0 for seconds in ranks(4).run(timed, name))
 

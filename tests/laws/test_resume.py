@@ -117,6 +117,7 @@ def noisy_choices(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, name: str, tmp_path: Path):
     assert_bit_equal(ranks(2), name, 2, noisy_choices(name), tmp_path)
 
@@ -128,6 +129,7 @@ def run_rounds_in_blocks(*arguments: Any) -> Records:
 
 
 @pytest.mark.parametrize("name", COMBINED)
+@pytest.mark.quick_rows(7)
 def test_it_is_so_in_several_blocks(ranks, name: str, tmp_path: Path):
     assert_bit_equal(ranks(2), name, 2, {}, tmp_path, run_rounds_in_blocks)
 
@@ -172,6 +174,7 @@ def test_it_is_so_on_three_replicas(ranks, model: str, tmp_path: Path):
 @pytest.mark.parametrize(
     "make", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, Muon, Countdown, OwnRate, Attribute, Lists]
 )
+@pytest.mark.quick_rows(4)
 def test_it_is_so_for_every_optimizer_and_its_groups(ranks, make: type[torch.optim.Optimizer], tmp_path: Path):
     """Every client keeps the state, with three learning rates and no decay of biases."""
     rates = (("^0.weight", 0.5), ("^4", 2.0))

@@ -74,6 +74,7 @@ def test_the_silos_have_unequal_numbers_of_clients():
 
 @layouts
 @rules
+@pytest.mark.quick_rows(4)
 def test_all_clients_are_combined(ranks, name: str, silos: SiloSpec):
     """After three rounds of 7 clients every rank has the same bits."""
     ours_by, rule = RULES[name]

@@ -68,6 +68,7 @@ def loss_of(state: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("name", [*COMBINED, *STREAMS])
 @pytest.mark.parametrize("compression", ["fp32", "int8"])
+@pytest.mark.quick_rows(14)
 def test_the_saved_model_is_the_evaluated_one(ranks, name: str, compression: str, tmp_path: Path):
     """With clients that are fine-tuned for the evaluation: its loss by plain torch is `test/loss`, in every round."""
     for evaluated in ranks(2).run(train, name, compression, 2, tmp_path):

@@ -52,6 +52,7 @@ def reported(server: Any, weight: str) -> list[tuple[np.ndarray, dict[str, float
 
 @pytest.mark.parametrize("weight", ["examples", "equal"])
 @pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.quick_rows(4)
 def test_fedopt_is_algorithm_2(ranks, name: str, weight: Any):
     """Five rounds of two epochs: 7 clients on 2 silos, batches of 4 and ragged ones."""
     algorithm = FedAvg(server=partial(FedOpt, **CHOICES[name]), weighting=weight)
@@ -93,6 +94,7 @@ def train_in_blocks(name: str, choices: dict[str, Any]) -> Outcome:
 
 
 @pytest.mark.parametrize("name", [name for name in COMBINED if name != "bounded"])
+@pytest.mark.quick_rows(7)
 def test_the_blocks_of_a_vector_do_not_show(ranks, name: str):
     """The bits are those of a run with one block, unless a norm is used, whose rounding differs."""
     blocks, whole = ranks(2).run(train_in_blocks, name, {"rounds": 3}), ranks(2).run(train, name, 2, {"rounds": 3})

@@ -132,6 +132,7 @@ def plain(ranks, request: pytest.FixtureRequest) -> tuple[SiloSpec, Outcome]:
 
 
 @pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.quick_rows(4)
 def test_slots_that_say_nothing_are_fedavg_bit_for_bit(ranks, plain: tuple[SiloSpec, Outcome], name: str):
     """Model and metrics of all rounds are equal."""
     silos, fedavg = plain

@@ -89,6 +89,7 @@ def assert_is_the_beginning(folder: Path, whole: Path, rounds: int) -> None:
 
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 @pytest.mark.parametrize("name", ["sync", "diloco", "streaming"])
+@pytest.mark.quick_rows(4)
 def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model: str, tmp_path: Path):
     _, whole = ranks(2).run(run_until, name, 2, choices_of(model), tmp_path / "whole")[0]
     scores = scores_of(whole, model)
@@ -118,6 +119,7 @@ def test_patience_counts_evaluations_in_vain_and_survives_a_resume(ranks, model:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick_rows(8)
 def test_the_time_ends_a_round_like_the_last_one(ranks, name: str, tmp_path: Path):
     """A limit of 0 gives one round, evaluated and saved though not due, as in a run of one round."""
     choices = choices_of("mlp", **{"eval.every_rounds": ROUNDS, "checkpoint.every_rounds": ROUNDS})

@@ -76,6 +76,7 @@ def epoch_of_steps(topology: Topology, model: str, choices: dict[str, Any]) -> C
 
 
 @pytest.mark.parametrize(("model", "name"), cases)
+@pytest.mark.quick_rows(4)
 def test_no_number_is_read_in_a_step(model: str, name: str) -> None:
     with distributed(device="cpu") as topology:
         steps = epoch_of_steps(topology, model, CHOICES[name])

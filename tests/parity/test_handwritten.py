@@ -44,6 +44,7 @@ def both(model: str, optimizer: str) -> tuple[list[torch.Tensor], list[torch.Ten
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn", "gpt"])
 @pytest.mark.parametrize("size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.quick_rows(5)
 def test_sync_is_the_handwritten_loop(ranks, size: int, model: str, optimizer: str):
     for ours, theirs in ranks(size).run(both, model, optimizer):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

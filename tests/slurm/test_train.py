@@ -19,6 +19,7 @@ def jobs(project: Project) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_each_gpu_of_a_node_has_a_task(jobs: dict[str, str], project: Project, alone: bytes) -> None:
     """The weights are those of two workers without SLURM, bit for bit; the run folder has the number of the job."""
     job = jobs["gpus"]

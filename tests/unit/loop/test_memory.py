@@ -27,6 +27,7 @@ STATELESS = [name for name in FEDERATED if name not in STATEFUL]
 
 
 @pytest.mark.parametrize("name", STATELESS)
+@pytest.mark.quick_rows(5)
 def test_tensors_do_not_grow_with_the_clients(name: str):
     """They do not grow inside a round, after each step, nor after the last one, except for a counter of each client.
 
@@ -39,6 +40,7 @@ def test_tensors_do_not_grow_with_the_clients(name: str):
 
 
 @pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.quick_rows(4)
 def test_what_clients_keep_is_seen(name: str):
     """The same measure shows the states of a thousand clients."""
     assert tensor_bytes(name, MANY)[-1] - tensor_bytes(name, FEW)[-1] > (MANY - FEW) * COUNT_BYTES

@@ -86,6 +86,7 @@ def test_int8_is_within_its_bound_after_any_number_of_steps(ranks, size: int):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
+@pytest.mark.quick_rows(4)
 def test_means_and_residuals_add_up_to_the_gradients(ranks, size: int, name: str):
     """The sum of all means plus the mean residual is the sum of the mean gradients."""
     means, residuals = all_averaged(ranks(size), name, 40)
@@ -150,6 +151,7 @@ def overflowing(topology: Topology, name: str, bad: float, halves: bool) -> tupl
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.quick_rows(6)
 def test_an_overflow_is_seen_by_all_replicas(ranks, size: int, bad: float, name: str):
     """The same indices are infinite, so that all skip the step."""
     means = [mean for mean, _, _ in ranks(size).run(in_silo, overflowing, name, bad, False)]
