@@ -19,7 +19,7 @@ from tests.cli.refusals import assert_says, building
 from trainer.config.build import build
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
-from trainer.data import PerClientSource, TensorSource
+from trainer.data import PerClientSource, TableEncoder, TensorSource
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology, distributed
 
@@ -105,6 +105,33 @@ def test_files_are_the_clients_of_one_file_with_client_ids(ranks, tmp_path: Path
     models = [load_file(run / "model.safetensors") for run in (files, whole)]
     for name, tensor in models[0].items():
         assert torch.allclose(tensor, models[1][name], atol=1e-6), name
+
+
+def write_tables(folder: Path, name: str, cities: str) -> None:
+    """Write a client's table, and tables of test and validation examples, in which values are missing."""
+    generator = np.random.default_rng(ord(name))
+    for part in (name, f"{name}-test", f"{name}-val"):
+        rows = [
+            (f"{generator.normal():.3f}" if row % 5 else "", cities[row % len(cities)] if row % 7 else "", row % 3)
+            for row in range(30)
+        ]
+        (folder / f"{part}.csv").write_text("x,city,label\n" + "".join(f"{x},{city},{y}\n" for x, city, y in rows))
+
+
+def test_silos_agree_on_the_columns_of_tables(ranks, tmp_path: Path) -> None:
+    """Each has a city that the other lacks. The matrix has the columns of both, and the run keeps how they are made."""
+    for rank, (name, cities) in enumerate((("a", "RB"), ("b", "RK"))):
+        (tmp_path / f"rank-{rank}").mkdir()
+        write_tables(tmp_path / f"rank-{rank}", name, cities)
+        for part in ("test", "val"):
+            (tmp_path / f"rank-{rank}/{name}-{part}.csv").rename(tmp_path / f"rank-{rank}/{part}.csv")
+    chosen = ["data=csv", "data.files=[a.csv,b.csv]", "data.test_path=test.csv", "data.validation_path=val.csv"]
+    chosen += ["data.columns.number=[x]", "data.columns.category=[city]", "data.validation=auto", "silos=2"]
+    run = train(ranks, tmp_path, *chosen, "model.inputs=4", "run.smoke=true")
+    encoder = TableEncoder.load(run / "columns.json")
+    assert encoder.categories["city"].categories == ("B", "K", "R") and encoder.categories["city"].fill == "R"
+    result = json.loads((run / "result.json").read_text())
+    assert 0 <= result["validation/accuracy"] <= 1 and result["examples"] == 2 * 60
 
 
 def refused(overrides: list[str]) -> str:

@@ -314,6 +314,38 @@ def test_a_late_token_outside_the_vocabulary_is_refused_by_its_window() -> None:
         check_labels(DataSplits(windows, windows, 64))
 
 
+def own_validation(width: int, label: int) -> DataSplits:
+    """Return custom data of three classes, whose validation examples have this width and this label."""
+    part = TensorSource(torch.zeros(6, 20), torch.arange(6) % 3)
+    return DataSplits(part, part, 3, validation=TensorSource(torch.zeros(2, width), torch.full((2,), label)))
+
+
+@pytest.mark.parametrize(
+    ("width", "label", "said"),
+    [
+        (
+            19,
+            0,
+            [
+                "validation inputs and targets of float32 [19] and int64 []",
+                "those of training are float32 [20] and int64 []",
+            ],
+        ),
+        (20, 3, ["label 3 in example 0 of its validation examples, but 3 classes"]),
+    ],
+)
+def test_a_validation_set_unlike_the_training_set_is_refused(
+    width: int, label: int, said: list[str], topology: Topology
+) -> None:
+    own = ["data=custom", f"data._target_={__name__}.own_validation", f"+data.width={width}", f"+data.label={label}"]
+    assert_says(building([*own, *POINTS[2:]], topology), said)
+
+
+def test_two_validation_sets_are_refused(topology: Topology) -> None:
+    both = ["data=csv", "data.path=a.csv", "data.validation=0.2", "data.validation_path=b.csv"]
+    assert_says(building(both, topology), ["data.validation_path=b.csv and data.validation=0.2", "set one of them"])
+
+
 POINTS = ["data=npz", "data.path=points.npz", "model=mlp", "model.inputs=20", "model.classes=3", "model.hidden=8"]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from tests.laws.cases import (
     CASES,
+    CLASSES,
     SIZES,
     TEST_EXAMPLES,
     Records,
@@ -23,7 +24,9 @@ from tests.laws.cases import (
     train,
 )
 from trainer.algorithms import FedAvg
-from trainer.data import Clients
+from trainer.data import Clients, DataSplits
+from trainer.data.transforms import Batch, Compose
+from trainer.data.transforms.base import Examples
 from trainer.distributed.silos import SiloSpec
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
@@ -81,6 +84,41 @@ def test_a_personal_layer_is_the_clients_and_the_rest_is_shared(ranks):
     two, four = (ranks(n).run(train, "fedavg", n, {"algorithm": algorithm})[0].rounds[-1] for n in (2, 4))
     reported = [key for key in two if key.startswith("client/") or key.startswith("test/")]
     assert {key: four[key] for key in reported} == pytest.approx({key: two[key] for key in reported}, rel=1e-9)
+
+
+class Zeros:
+    """A transform that calls itself random, and leaves nothing of the inputs."""
+
+    is_random = True
+
+    def __call__(self, batch: Batch) -> Examples:
+        return torch.zeros_like(batch.inputs), batch.targets
+
+    def mismatch(self, inputs: torch.Tensor, targets: torch.Tensor, classes: int | None) -> str:
+        return ""
+
+
+def test_a_validation_set_of_its_own_is_evaluated_without_random_transforms(ranks):
+    """Every example counts once, on any number of silos."""
+    data = tiny_data(sum(SIZES))
+    own = DataSplits(data.train, data.train, CLASSES, validation=data.test)
+    validation = tuple(np.arange(client, TEST_EXAMPLES, len(SIZES)) for client in range(len(SIZES)))
+    edges = np.cumsum([0, *SIZES])
+    ids = tuple(np.arange(a, b) for a, b in pairwise(edges))
+    choices = {
+        "data": own,
+        "clients": Clients(ids, validation, ids),
+        "rounds": 1,
+        "transforms": Compose({"it": Zeros()}),
+    }
+    for outcome in (ranks(2).run(train, "fedavg", silos, choices)[0] for silos in (1, 2)):
+        model = tiny_model().double()
+        model.load_state_dict(outcome.model)
+        inputs, targets = data.test.fetch(torch.arange(TEST_EXAMPLES))
+        outputs, metrics = model(inputs), outcome.rounds[0]
+        assert metrics["validation/accuracy"] == pytest.approx(outputs.argmax(1).eq(targets).double().mean().item())
+        loss = torch.nn.functional.cross_entropy(outputs, targets).item()
+        assert metrics["validation/loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_validation_is_of_the_clients_own_held_out_examples(ranks):

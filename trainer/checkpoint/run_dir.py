@@ -6,6 +6,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   metrics.jsonl  one object a round
   samples.jsonl  texts of a language model, an object for each prompt and round
   model.safetensors  the finished model
+  columns.json   of a table with data.columns=: how its columns are encoded
   ema.safetensors    with ema_decay=: the same with the average of its weights
   result.json    the metrics of the finished run
   tensorboard/   the same metrics as charts; those of single clients are in tensorboard-clients/
@@ -47,7 +48,10 @@ CHANGEABLE_KEYS = (
 )
 
 # Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
-FILE_KEYS = ("data.path", "data.files", "data.test_path", "data.tokenizer", "client_sampling.file")
+FILE_KEYS = (
+    *("data.path", "data.files", "data.test_path", "data.validation_path", "data.tokenizer"),
+    "client_sampling.file",
+)
 
 
 PRIVATE = 0o700  # of folders that hold clients' data
@@ -67,6 +71,7 @@ class RunDir:
         self.lock = RunLock(path)
         self._state = path / "state.json"
         self._result = path / "result.json"
+        self._columns = path / "columns.json"
         self._logs = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -174,6 +179,10 @@ class RunDir:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml, with which a resumed run is compared."""
         self._write(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def write_columns(self, text: str) -> None:
+        """Write columns.json, by which other rows of a table are encoded as those of training were."""
+        self._write(self._columns, text)
 
     def has_finished(self, rounds: int) -> bool:
         """Return whether the run in this directory has trained all these rounds, or has stopped as it was to."""

@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from trainer.algorithms import Algorithm
-from trainer.config.compatibility import check_labels, check_lr_multipliers, check_model_fits_data, check_shared_params
+from trainer.config.compatibility import (
+    check_labels,
+    check_lr_multipliers,
+    check_model_fits_data,
+    check_shared_params,
+    check_validation,
+)
 from trainer.config.instantiate import (
     annotate_errors,
     class_name,
@@ -23,10 +29,12 @@ from trainer.config.instantiate import (
     instantiate_all,
 )
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
-from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition
+from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition, split_clients
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.silo_files import load_silo_files
+from trainer.data.partition.first_rank import split_on_first_rank
 from trainer.data.transforms import Compose, shift_clients
+from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.loggers import Logger
 from trainer.loop.dry_pass import dry_pass
@@ -38,7 +46,7 @@ from trainer.optim import GroupedOptimizerFactory
 from trainer.optim.optimizers import OptimizerFactory, has_fused_step
 from trainer.optim.validation import VECTOR, validate_optimizer
 from trainer.tasks import REQUIRED_METHODS, Task
-from trainer.utils.errors import ErrorCollector
+from trainer.utils.errors import ErrorCollector, raise_errors
 from trainer.utils.seeding import seed_default_generators
 from trainer.utils.targets import declares
 from trainer.utils.text import format_value
@@ -47,6 +55,7 @@ from trainer.utils.text import format_value
 COMPONENTS = ("schedule", "client_sampling", "update_compression")
 # conf/server/average.yaml: the server of algorithms that have none to choose.
 MEAN = {"_target_": "torch.optim.SGD", "lr": 1.0, "fused": True}
+HELD_OUT = 0.1  # of each client's training examples for validation, if the data brings none
 TRAINING = [option.name for option in fields(TrainingOptions)]
 
 
@@ -162,17 +171,28 @@ def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> 
 
 def _data(config: Config, topology: Topology) -> DataSplits:
     files, component = config.data["files"], config.data
-    if files is None:
-        return _splits(component)
-    if component.get("path") is not None:
+    part, path = component["validation"], component.get("validation_path")
+    if part != "auto" and path is not None:
+        raise ValueError(f"data.validation_path={path} and data.validation={part}\n  set one of them")
+    if files is not None and component.get("path") is not None:
         raise ValueError(f"data.path={component['path']} and data.files={format_value(files)}\n  set one of them")
-    return load_silo_files(files, lambda file: _splits(component | {"path": file}), topology)
+    if files is not None:
+        splits = load_silo_files(files, lambda file: _splits(component | {"path": file}), topology)
+    elif declares(config.partition["_target_"], "is_computed_once") and topology.silo_group is not None:
+        splits = collectives.on_all_ranks(lambda: _splits(component))  # ranks that failed would miss the partition
+    else:
+        splits = _splits(component)
+    raise_errors(splits.encoder.errors if splits.encoder else [])
+    return splits
 
 
 def _splits(component: ComponentConfig) -> DataSplits:
     splits = instantiate("data", component)
     if not isinstance(splits, DataSplits):
         raise ValueError(f"data={component['_target_']} gave a {class_name(splits)}.\n  valid: trainer.data.DataSplits")
+    if component["validation"] != "auto":
+        splits = splits.without_validation()
+    check_validation(splits)
     check_labels(splits)
     return splits
 
@@ -220,14 +240,19 @@ def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
     else:
         is_natural = getattr(partition, "is_natural", False)
         count = wanted or (count_natural_clients(splits.train) if is_natural else topology.num_silos)
-        deal = partial(partition.split, splits.train, splits.test, count, config.seed)
+        deal = partial(split_clients, splits, partition, count, config.seed)
+        if getattr(partition, "is_computed_once", False):
+            deal = partial(split_on_first_rank, deal, splits, count, topology)
     if count < topology.num_silos:
         raise ValueError(
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"
         )
     clients: Clients = annotate_errors("partition", config.partition, deal)
-    return clients.split_validation(config.data["validation"], config.seed)
+    part = config.data["validation"]
+    if part == "auto":
+        return clients if splits.has_validation else clients.split_validation(HELD_OUT, config.seed)
+    return clients.split_validation(part, config.seed)
 
 
 def _algorithm(config: Config) -> Algorithm:

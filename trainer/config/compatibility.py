@@ -11,6 +11,7 @@ from trainer.algorithms import Algorithm
 from trainer.config.instantiate import class_name
 from trainer.config.schema import ComponentConfig, typed_overrides
 from trainer.data import DataSplits, Padding, Source
+from trainer.data.loading.silo_files import describe_example
 from trainer.data.sources.column import first_outside
 from trainer.models.calling import call_model
 from trainer.models.outputs import describe_outputs, named_outputs
@@ -20,6 +21,7 @@ from trainer.utils.tensor_trees import Tree, describe
 from trainer.utils.user_code import user_location
 
 MAX_CHECKED_EXAMPLES = 64  # of data that is not in memory
+PART_NAMES = {"train": "training"}  # in messages, where they are not those of DataSplits
 
 
 @torch.no_grad()
@@ -111,7 +113,7 @@ def check_labels(data: DataSplits) -> None:
     """
     if not data.classes:
         return
-    for part, source in (("training", data.train), ("test", data.test)):
+    for part, source in {PART_NAMES.get(name, name): source for name, source in data.parts.items()}.items():
         targets = getattr(source, "targets", None)
         if not isinstance(targets, Tensor):
             targets = _first_targets(source, part) if source.labels is None else torch.from_numpy(source.labels)
@@ -121,6 +123,24 @@ def check_labels(data: DataSplits) -> None:
                 f"data= has label {label} in example {example} of its {part} examples, but {data.classes} classes.\n"
                 f"  valid: 0 to {data.classes - 1}"
             )
+
+
+def check_validation(data: DataSplits) -> None:
+    """Check that the validation examples have the shapes and dtypes of the training examples.
+
+    Raises:
+        ValueError: they have others.
+    """
+    if not data.has_validation:
+        return
+    sources = (data.train, data.validation)
+    train, validation = map(describe_example, sources)
+    if train != validation:
+        raise ValueError(
+            f"data= has validation inputs and targets of {' and '.join(validation)}, and those of training are "
+            f"{' and '.join(train)}.\n"
+            "  make them alike, or set data.validation=0.1 to take a part of the training examples"
+        )
 
 
 def _first_targets(source: Source, part: str) -> Tensor:

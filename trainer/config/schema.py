@@ -36,6 +36,7 @@ Files = Annotated[
     Field(description="a list of files such as [a.npz,b.npz], or null"),
     predicate(lambda files: files != []),
 ]
+Validation = Fraction | Annotated[int, Field(ge=2)] | Literal["auto"]  # 1 might mean all, or one example
 LrMultipliers = Annotated[
     list[tuple[re.Pattern[str], Annotated[float, Field(ge=0, allow_inf_nan=False)]]],
     Field(description="a list of names, as regular expressions, with factors, such as [[head,10]]"),
@@ -51,7 +52,7 @@ ComponentConfigs = Annotated[
 
 # Keys of a component that are read here. They are not passed to its target.
 RESERVED_KEYS: dict[str, dict[str, Any]] = {
-    "data": {"validation": Fraction, "files": Files, "cache_on_gpu": bool | Literal["auto"]},
+    "data": {"validation": Validation, "files": Files, "cache_on_gpu": bool | Literal["auto"]},
     "optimizer": {"exclude_norm_bias_decay": bool, "lr_multipliers": LrMultipliers},
     "task": {"output": str | int | None},
     "model": {"init": str | None, "freeze": re.Pattern[str] | None},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from trainer.data.loading.fingerprint import checksum, fingerprint
-from trainer.data.partition.base import Partition, per_client_partition
+from trainer.data.partition.base import Partition, per_client_partition, split_clients
 from trainer.data.partition.clients import Clients, describe, label_columns
+from trainer.data.partition.clusters import Clusters
 from trainer.data.partition.consistent_hashing import Hash
 from trainer.data.partition.partition import (
     Dirichlet,
@@ -28,11 +29,13 @@ from trainer.data.sources.base import DataSplits, SequenceWindows, Source, Tenso
 from trainer.data.sources.example_weights import ExampleWeights
 from trainer.data.sources.padding import Padding
 from trainer.data.sources.per_client import PerClientSource
+from trainer.data.sources.table import TableEncoder
 from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource, is_read_by_batch, is_sequential
 
 __all__ = [
     "BYTES",
     "Clients",
+    "Clusters",
     "DataSplits",
     "Dirichlet",
     "ExampleWeights",
@@ -49,6 +52,7 @@ __all__ = [
     "Shards",
     "Similarity",
     "Source",
+    "TableEncoder",
     "TensorSource",
     "TokenSource",
     "as_source",
@@ -72,6 +76,7 @@ __all__ = [
     "read_idx",
     "saved_dataset",
     "shakespeare",
+    "split_clients",
     "text",
     "tokens",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed import Work
 
 from trainer.distributed.topology import Topology
+
+T = TypeVar("T")
 
 # torch 2.13 deprecates the older name.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -70,6 +72,18 @@ def all_gather_texts(text: str) -> list[str]:
     row = torch.zeros(longest + 1, dtype=torch.uint8)
     row[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else row[:0]
     return [bytes(line.tolist()).rstrip(b"\0").decode() for line in all_gather_rows(row)]
+
+
+def on_all_ranks(make: Callable[[], T]) -> T:
+    """Return the result of `make` on this rank; raise ValueError on all ranks, with the errors of all, if any fails."""
+    made, message = None, ""
+    try:
+        made = make()
+    except ValueError as error:
+        message = str(error)
+    if errors := [text for text in all_gather_texts(message) if text]:
+        raise ValueError("\n".join(dict.fromkeys(errors)))
+    return made  # pyright: ignore[reportReturnType] (without an error it was made)
 
 
 def all_gather_silo_counts(count: int, topology: Topology) -> list[int]:

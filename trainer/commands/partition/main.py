@@ -12,6 +12,7 @@ from trainer.commands.partition.plot import draw
 from trainer.commands.plan.target_world import leader_topology, remote_nodes
 from trainer.config.build import build_clients
 from trainer.config.compose import compose_tree, unused_path
+from trainer.config.instantiate import instantiate
 from trainer.config.schema import Config, read_config
 from trainer.data import Clients, describe
 from trainer.distributed.silos import silo_sizes
@@ -20,7 +21,8 @@ USAGE = """\
 python -m trainer partition [key=value ...] [picture=partition.png]     how the examples are partitioned
 
 Takes the overrides of a run, and trains nothing. Prints a row for each client: its numbers of training, validation and
-test examples and, for up to 20 classes, of training examples by label. Draws the labels by clients.
+test examples and, for up to 20 classes, of training examples by label. Draws the labels by clients, and for
+partition=clusters the examples in the plane of their first two principal components.
 
   picture=FILE.png     file of the picture; default: partition.png, or the next free number
 
@@ -37,7 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     splits, clients = build_clients(config, leader_topology(0, _sizes(config), torch.device("cpu")))
     print(describe(clients, splits.train, splits.label_names, most=len(clients)))
     print(_summary(clients))
-    draw(clients, splits.train, splits.label_names).savefig(path)
+    project = getattr(instantiate("partition", config.partition), "plot_points", None)
+    points = project(splits.train, config.seed) if project else None
+    draw(clients, splits.train, splits.label_names, points).savefig(path)
     print(f"picture  {path}")
     return FINISHED
 

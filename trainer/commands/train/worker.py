@@ -190,6 +190,8 @@ class Worker:
         run = _on_all_ranks(lambda: build(self.config, topology))
         if self.writes_to_storage:
             self.folder.write_config({**self.tree, "clients": len(run.clients)})
+            if run.data.encoder:
+                self.folder.write_columns(run.data.encoder.to_json())
         if self.config.run.smoke:
             self._fit_or_skip(run, until=1)
         self._fit_or_skip(run)
@@ -288,12 +290,7 @@ def _on_all_ranks(make: Callable[[], T]) -> T:
     Raises:
         UserInputError: `make` raised ValueError on some ranks; lists the errors of all.
     """
-    made, message = None, ""
     try:
-        made = make()
+        return collectives.on_all_ranks(make)
     except ValueError as error:
-        message = str(error)
-    errors = [text for text in collectives.all_gather_texts(message) if text]
-    if errors:
-        raise UserInputError("\n".join(dict.fromkeys(errors)))
-    return made  # pyright: ignore[reportReturnType] (without an error it was made)
+        raise UserInputError(str(error)) from error

@@ -26,7 +26,7 @@ def fingerprint(data: DataSplits, clients: Clients) -> str:
 def checksum(data: DataSplits) -> int:
     """Return the checksum of the examples alone."""
     crc = 0
-    for source in (data.train, data.test):
+    for source in data.parts.values():
         for column in _columns(source):
             crc = _add(column, crc)
     return crc if data.weights is None else _add(data.weights, crc)

@@ -14,6 +14,7 @@ from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
 from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.per_client import PerClientSource
+from trainer.data.sources.table import fit_encoder
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.utils.tensor_trees import Tree, named_tensors
@@ -28,6 +29,7 @@ class DatasetInfo:
     Attributes:
         train: number of training examples.
         test: number of test examples.
+        validation: number of validation examples; None if they are taken from the training examples.
         inputs: dtype and shape of an example's input.
         targets: dtype and shape of an example's target.
         classes: number of classes; None if there are none.
@@ -38,6 +40,7 @@ class DatasetInfo:
 
     train: int
     test: int
+    validation: int | None
     inputs: str
     targets: str
     classes: int | None
@@ -47,12 +50,13 @@ class DatasetInfo:
 
     @staticmethod
     def of(splits: DataSplits) -> DatasetInfo:
-        (inputs, targets), padding = splits.train.fetch(torch.arange(1)), getattr(splits.train, "padding", None)
+        inputs, targets = describe_example(splits.train)
         return DatasetInfo(
             train=len(splits.train),
             test=len(splits.test),
-            inputs=_describe_types(inputs, padding.padded_inputs if padding else ()),
-            targets=_describe_types(targets, padding.padded_targets if padding else ()),
+            validation=len(splits.validation) if splits.has_validation else None,
+            inputs=inputs,
+            targets=targets,
             classes=splits.classes,
             label_names=list(splits.label_names),
             checksum=checksum(splits),
@@ -82,6 +86,7 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
             local[client] = read(files[client])
         except ValueError as error:
             errors.append(str(error))
+    local = _agree_on_columns(local, errors, topology)
     infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors)
     if error := _kind_error(files, infos):
         raise ValueError(error)
@@ -93,8 +98,37 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
     classes = max((info.classes for info in infos if info.classes is not None), default=None)
     train, names = join("train"), tuple(infos[0].label_names)
     weights = _join_weights(local, len(train)) if any(info.has_weights for info in infos) else None
-    text_format = next(iter(local.values())).text_format
-    return DataSplits(train, join("test"), classes, label_names=names, weights=weights, text_format=text_format)
+    validation = None if infos[0].validation is None else join("validation")
+    one = next(iter(local.values()))
+    of_all = {"text_format": one.text_format, "encoder": one.encoder, "label_names": names}
+    return DataSplits(train, join("test"), classes, weights=weights, validation=validation, **of_all)
+
+
+def _agree_on_columns(local: dict[int, DataSplits], errors: Sequence[str], topology: Topology) -> dict[int, DataSplits]:
+    """Return the data sets with the encoder of the training examples of all silos, if they are columns of tables."""
+    is_ready = not errors and all(splits.encoder is not None for splits in local.values())
+    if not all(map(json.loads, collectives.all_gather_texts(json.dumps(is_ready)))):
+        return local  # they are not of tables, or there are errors, which are raised next
+    encoder = fit_encoder([splits.train for splits in local.values()], _BetweenSilos(topology))
+    return {client: splits.encoded_by(encoder) for client, splits in local.items()}
+
+
+@dataclass(frozen=True)
+class _BetweenSilos:
+    """The exchange of silos, of which each leader contributes. Without process groups all files are here."""
+
+    topology: Topology
+
+    def union(self, sets: list[list[str]]) -> list[list[str]]:
+        sent = sets if self.topology.is_leader else [[] for _ in sets]
+        gathered = [json.loads(text) for text in dict.fromkeys(collectives.all_gather_texts(json.dumps(sent)))]
+        return [sorted(set().union(*column)) for column in zip(*gathered, strict=True)]
+
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        if self.topology.silo_group is None:
+            return sums
+        sent = torch.from_numpy(sums if self.topology.is_leader else np.zeros_like(sums))
+        return collectives.all_reduce_sum(sent).numpy()
 
 
 def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
@@ -106,6 +140,15 @@ def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
             weights[first:last] = splits.weights
         first = last
     return weights
+
+
+def describe_example(source: Source) -> tuple[str, str]:
+    """Describe the dtypes and shapes of the inputs and targets of an example; padded tensors are of any length."""
+    (inputs, targets), padding = source.fetch(torch.arange(1)), getattr(source, "padding", None)
+    return (
+        _describe_types(inputs, padding.padded_inputs if padding else ()),
+        _describe_types(targets, padding.padded_targets if padding else ()),
+    )
 
 
 def _describe_types(examples: Tree, padded: Collection[str]) -> str:
@@ -136,6 +179,10 @@ def _kind_error(files: Sequence[str], infos: Sequence[DatasetInfo]) -> str:
         others = [f"{file} {kind}" for file, kind in zip(files[1:], kinds, strict=True) if kind != first]
         if others:
             lines.append(f"{field}: {files[0]} has {first}, but {', '.join(others[:MAX_NAMED])}")
+    without = [file for file, info in zip(files, infos, strict=True) if info.validation is None]
+    if 0 < len(without) < len(files):
+        lines.append(f"validation: {', '.join(without[:MAX_NAMED])} without validation examples, and others have some")
+        lines.append("set data.validation=0.1, to take them from the training examples of all")
     if any(line.startswith("label_names") for line in lines):
         lines.append("set data.classes= to the names of all classes, such as [cat,dog]")
     return "\n  ".join(["data.files: the files hold different kinds of examples.", *lines]) if lines else ""

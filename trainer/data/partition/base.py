@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import DataSplits, Source
+from trainer.data.sources.joined import JoinedSource
 from trainer.data.sources.per_client import PerClientSource
 
 
@@ -21,6 +23,9 @@ class Partition(Protocol):
     Attributes (each may be missing, which means False):
         is_natural: whether the clients are the natural ones, so that their number is a property of the data.
         accepts_client_files: whether it may be set where each client brings a file, which leaves nothing to partition.
+        is_computed_once: whether the first rank computes it for all, because it takes long, or rounds.
+
+    One with a method `plot_points(source, seed)`, which returns ids and points [n, 2], has them drawn by client.
     """
 
     def split(self, train: Source, test: Source, clients: int, seed: int) -> Clients:
@@ -30,6 +35,20 @@ class Partition(Protocol):
             ValueError: the examples cannot be partitioned like this; the message names the keys.
         """
         ...
+
+
+def split_clients(data: DataSplits, partition: Partition, clients: int, seed: int) -> Clients:
+    """Partition all examples of a data set; a validation source of its own is partitioned as the test source is.
+
+    Raises:
+        ValueError: the examples cannot be partitioned like this.
+    """
+    if not data.has_validation:
+        return partition.split(data.train, data.test, clients, seed)
+    # In one call, because a partition may depend on all labels that occur, and may take long.
+    found, tests = partition.split(data.train, JoinedSource(data.test, data.validation), clients, seed), len(data.test)
+    test, validation = zip(*((ids[ids < tests], ids[ids >= tests] - tests) for ids in found.test), strict=True)
+    return replace(found, test=test, validation=validation)
 
 
 def per_client_partition(data: DataSplits, partition: Partition, num_clients: int | None = None) -> Clients:
@@ -51,8 +70,12 @@ def per_client_partition(data: DataSplits, partition: Partition, num_clients: in
             f"partition={type(partition).__name__.lower()} with data.files: each file is a client already.\n"
             "  leave partition= out, or put all examples in one file"
         )
-    none = tuple(np.empty(0, np.int64) for _ in range(count))
-    return Clients(tuple(map(train.ids, range(count))), none, tuple(map(test.ids, range(count))), train.homes)
+    train_ids, test_ids = (tuple(map(source.ids, range(count))) for source in (train, test))
+    validation = tuple(np.empty(0, np.int64) for _ in range(count))
+    if data.has_validation:
+        assert isinstance(data.validation, PerClientSource)
+        validation = tuple(map(data.validation.ids, range(count)))
+    return Clients(train_ids, validation, test_ids, train.homes)
 
 
 def size_errors(partition: str, train: Source, clients: int, min_examples: int) -> list[str]:

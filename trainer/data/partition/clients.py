@@ -10,6 +10,7 @@ from trainer.data.sources.base import Source
 from trainer.utils.seeding import numpy_generator
 
 MAX_LABEL_COLUMNS = 20
+NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Clients:
 
     Attributes:
         train: ids of the training source.
-        validation: ids of the training source, disjoint from `train`.
+        validation: ids of the validation source; where that is the training source, disjoint from `train`.
         test: ids of the test source.
         homes: silo of every client, where each client brings its own files; None for pooled data.
     """
@@ -29,10 +30,13 @@ class Clients:
     homes: tuple[int, ...] | None = None
 
     @staticmethod
-    def of(train_clients: np.ndarray, test_clients: np.ndarray, clients: int) -> Clients:
-        """Make clients without validation examples from the client of every training and test example."""
-        none = tuple(np.empty(0, np.int64) for _ in range(clients))
-        return Clients(_ids_by_client(train_clients, clients), none, _ids_by_client(test_clients, clients))
+    def of(
+        train_clients: np.ndarray, test_clients: np.ndarray, clients: int, validation_clients: np.ndarray = NONE
+    ) -> Clients:
+        """Make clients from the client of every training, test and perhaps validation example."""
+        parts = (train_clients, validation_clients, test_clients)
+        train, validation, test = (_ids_by_client(client_of, clients) for client_of in parts)
+        return Clients(train, validation, test)
 
     def __len__(self) -> int:
         return len(self.train)
@@ -42,18 +46,30 @@ class Clients:
         """Number of training examples of every client, int64 [clients]."""
         return np.array([len(ids) for ids in self.train], np.int64)
 
-    def split_validation(self, fraction: float, seed: int) -> Clients:
-        """Move `fraction` of each client's training examples (rounded down) to its validation examples.
+    def split_validation(self, part: float, seed: int) -> Clients:
+        """Move a part of the training examples to the validation examples.
 
         A client keeps at least one training example.
 
+        Args:
+            part: below 1 the fraction of each client's examples (rounded down); from 2 the number of examples of all
+                clients together, divided in proportion to their sizes.
+            seed: seed of the run.
+
         Raises:
-            ValueError: the fraction is outside [0, 1).
+            ValueError: it is neither, or there are not so many examples.
         """
-        if not 0 <= fraction < 1:
-            raise ValueError(f"data.validation={fraction}: a fraction of the training examples, from 0 to below 1")
+        total = int(self.sizes.sum())
+        if not 0 <= part < 1 and not 2 <= part < total:
+            raise ValueError(
+                f"data.validation={part}: a fraction of the training examples, from 0 to below 1, or their number, "
+                f"from 2 to below {total}"
+            )
+        counts = (self.sizes * part).astype(np.int64) if part < 1 else _proportional_counts(self.sizes, int(part))
+        counts = np.minimum(counts, np.maximum(self.sizes - 1, 0))
+        held_out = zip(self.train, counts.tolist(), strict=True)
         train, moved = zip(
-            *(_split_validation(ids, fraction, seed, client) for client, ids in enumerate(self.train)), strict=True
+            *(_split_validation(ids, count, seed, client) for client, (ids, count) in enumerate(held_out)), strict=True
         )
         validation = tuple(np.sort(np.concatenate(pair)) for pair in zip(self.validation, moved, strict=True))
         return replace(self, train=train, validation=validation)
@@ -84,9 +100,13 @@ def _ids_by_client(client_of: np.ndarray, clients: int) -> tuple[np.ndarray, ...
     return tuple(np.split(ids, ends[:-1]))
 
 
-def _split_validation(ids: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+def _proportional_counts(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Divide `count` examples in proportion to the sizes; every share is less than 1 away from the exact one."""
+    return np.diff(sizes.cumsum() * count // sizes.sum(), prepend=0)
+
+
+def _split_validation(ids: np.ndarray, count: int, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the training and the validation ids."""
-    count = min(int(fraction * len(ids)), max(len(ids) - 1, 0))
     is_moved = np.zeros(len(ids), bool)
     is_moved[numpy_generator(seed, "hold out", client).permutation(len(ids))[:count]] = True
     return ids[~is_moved], ids[is_moved]

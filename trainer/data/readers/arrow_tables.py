@@ -12,8 +12,9 @@ import numpy as np
 from trainer.data.readers.columns import Classes, Columns, make_splits
 from trainer.data.readers.image_decoding import decode, shape_of
 from trainer.data.readers.limits import check_unpacked_size
-from trainer.data.sources.base import DataSplits
-from trainer.data.sources.column import NUMBERS, NamedColumn
+from trainer.data.readers.table_inputs import ColumnKinds
+from trainer.data.sources.base import DataSplits, Source
+from trainer.data.sources.column import NUMBERS, NamedColumn, as_tensor
 
 Names = str | list[str] | None
 DECODING_THREADS = 4
@@ -34,7 +35,14 @@ def pyarrow() -> Any:
     return pyarrow
 
 
-def make_splits_from_tables(train: Any, test: Any | float, wanted: Mapping[str, Names], classes: Classes) -> DataSplits:
+def make_splits_from_tables(
+    train: Any,
+    test: Any | float,
+    wanted: Mapping[str, Names],
+    classes: Classes,
+    validation: Any = None,
+    kinds: ColumnKinds | None = None,
+) -> DataSplits:
     """Make a data set of the wanted columns of Arrow tables.
 
     Columns are numbers; lists of numbers, nested or not, of the same lengths in every row; texts; or encoded images, as
@@ -46,20 +54,57 @@ def make_splits_from_tables(train: Any, test: Any | float, wanted: Mapping[str, 
         wanted: the names of the columns of each role; of the inputs several columns of numbers to stack, or None for
             all columns with no other role but the index of pandas.
         classes: number or names of the classes, or size of the vocabulary; None for those that occur.
+        validation: the table of the validation examples; None: they are taken from the training examples.
+        kinds: the columns of the inputs by kind, in place of those that are wanted; None: there are no kinds.
 
     Raises:
         ValueError: lists every problem: missing columns, nulls, unequal lists, and the errors of `make_splits`.
     """
     errors: list[str] = []
-    columns = _read_columns(train, wanted, errors)
-    if not isinstance(test, float | int):
-        test = _read_columns(test, {**wanted, "weights": None}, errors)
-    return make_splits(columns, test, classes, errors)
+    tables = {"train": train, "test": test, "validation": validation}
+    tables = {part: table for part, table in tables.items() if table is not None and not isinstance(table, float | int)}
+    if kinds:
+        return _make_splits_by_kind(tables, test, wanted, classes, kinds)
+    wanted = {**wanted, "inputs": wanted["inputs"] or _input_names(train, wanted)}
+    columns = {part: _read_columns(table, wanted, errors, part == "train") for part, table in tables.items()}
+    return make_splits(**{"test": test, **columns}, classes=classes, found=errors)
 
 
-def _read_columns(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> Columns:
-    columns = {"inputs": _read_inputs(table, wanted, errors)}
-    for role in ("targets", "client_ids", "weights"):
+def _make_splits_by_kind(
+    tables: Mapping[str, Any], test: Any | float, wanted: Mapping[str, Names], classes: Classes, kinds: ColumnKinds
+) -> DataSplits:
+    """Make a data set whose inputs are columns of several kinds."""
+    errors, columns, first = [], {}, 0
+    inputs = kinds.read(list(tables.values()), pyarrow(), errors)
+    for part, table in tables.items():
+        # The numbers of the rows stand for the inputs, until it is known which rows are of which source.
+        rows = NamedColumn("rows", first + np.arange(len(table))[:, None])
+        columns[part] = {"inputs": rows, **_read_roles(table, wanted, errors, part == "train")}
+        first += len(table)
+
+    def make_source(rows: np.ndarray, targets: np.ndarray | None, client_ids: np.ndarray | None) -> Source:
+        assert inputs is not None and targets is not None  # otherwise there were errors
+        return inputs.source(rows[:, 0], as_tensor(targets), client_ids)
+
+    splits = make_splits(**{"test": test, **columns}, classes=classes, found=errors, make_source=make_source)
+    assert inputs is not None
+    return inputs.finish(splits)
+
+
+def _input_names(train: Any, wanted: Mapping[str, Names]) -> list[str]:
+    """Return the names of all columns of the training table with no other role."""
+    others = [wanted[role] for role in ("targets", "client_ids", "weights")]
+    return [name for name in _data_columns(train) if name not in others]
+
+
+def _read_columns(table: Any, wanted: Mapping[str, Names], errors: list[str], is_train: bool) -> Columns:
+    return {"inputs": _read_inputs(table, wanted, errors), **_read_roles(table, wanted, errors, is_train)}
+
+
+def _read_roles(table: Any, wanted: Mapping[str, Names], errors: list[str], is_train: bool) -> Columns:
+    """Return the columns other than inputs; only training examples have weights."""
+    columns: Columns = {}
+    for role in ("targets", "client_ids", "weights")[: 3 if is_train else 2]:
         before = len(errors)
         if name := wanted[role]:
             columns[role] = _read_column(table, str(name), errors)
@@ -69,8 +114,7 @@ def _read_columns(table: Any, wanted: Mapping[str, Names], errors: list[str]) ->
 
 
 def _read_inputs(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> NamedColumn:
-    others = [wanted[role] for role in ("targets", "client_ids", "weights")]
-    names = wanted["inputs"] or [name for name in _data_columns(table) if name not in others]
+    names = wanted["inputs"] or []
     if isinstance(names, str):
         return _read_column(table, names, errors)
     if len(names) == 1:
@@ -82,7 +126,7 @@ def _read_inputs(table: Any, wanted: Mapping[str, Names], errors: list[str]) -> 
         if column.values.ndim != 1 or not column.has_kind(NUMBERS):
             errors.append(
                 f"{column.description}: several inputs must be one number per example each. "
-                "Set data.inputs= to columns of numbers"
+                "Set data.inputs= to columns of numbers, or name each column by its kind in data.columns"
             )
         else:
             columns.append(np.nan_to_num(column.as_float32(errors)))
@@ -123,6 +167,8 @@ def _to_numpy(name: str, values: Any) -> np.ndarray:
         bad = np.asarray(values.is_null())
         raise ValueError(NamedColumn(name, bad).error(bad, "null"))
     if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+        longest = pyarrow().compute.max(pyarrow().compute.utf8_length(values)).as_py() or 0
+        check_unpacked_size(name, len(values) * longest * np.dtype("U1").itemsize)
         return np.asarray(values.to_pylist(), dtype=np.str_)
     if arrow.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
         return _decode_images(name, values.field("bytes"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
@@ -16,6 +16,8 @@ from trainer.data.sources.pixels import ImageSource, as_channels_first
 from trainer.utils.errors import raise_errors
 
 Classes = int | list[str] | None  # their number, or their names, or None for those that occur
+
+MakeSource = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], Source]
 
 Part = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # inputs, targets, client ids
 
@@ -34,7 +36,12 @@ class EncodedColumns:
 
 
 def make_splits(
-    train: Columns, test: Columns | float, classes: Classes = None, found: Sequence[str] = ()
+    train: Columns,
+    test: Columns | float,
+    classes: Classes = None,
+    found: Sequence[str] = (),
+    validation: Columns | None = None,
+    make_source: MakeSource | None = None,
 ) -> DataSplits:
     """Make a data set of columns.
 
@@ -52,19 +59,25 @@ def make_splits(
         test: the columns of the test examples, or the fraction of `train` to hold out.
         classes: number or names of the classes, or size of the vocabulary; None for those that occur.
         found: errors found before, reported with the others.
+        validation: the columns of the validation examples; None: they are taken from the training examples. Their
+            classes must be among those of the others.
+        make_source: makes a source of some of the parsed inputs, of their targets and client ids; None: one of arrays.
 
     Raises:
         ValueError: lists every problem with kinds, shapes, lengths, labels out of range, NaN and infinity.
     """
-    parts = [train, test] if isinstance(test, dict) else [train]
+    known = [train, test] if isinstance(test, dict) else [train]
+    parts = known if validation is None else [*known, validation]
     errors = [*found, *(error for part in parts for error in _length_errors(part))]
     columns = [part["inputs"] for part in parts]
     if "targets" in train:
         inputs = [_parse_inputs(column, errors) for column in columns]
         if len({array.shape[1:] for array in inputs}) > 1:
             errors.append(f"the examples have different shapes: {', '.join(column.description for column in columns)}")
-        encoded = _parse_targets([part["targets"] for part in parts], classes, errors)
+        encoded = _parse_targets([part["targets"] for part in known], classes, errors)
         targets = encoded.parts
+        if validation is not None:
+            targets = [*targets, _parse_more_targets(validation["targets"], train["targets"], encoded, errors)]
     else:
         encoded = _parse_tokens(columns, classes, errors)
         inputs, targets = encoded.parts, [None] * len(parts)
@@ -76,10 +89,11 @@ def make_splits(
     arrays = list(zip(inputs, targets, client_ids.parts or [None] * len(parts), strict=True))
     if not isinstance(test, dict):
         is_test = draw_test_mask(len(inputs[0]), test, arrays[0][2])
-        arrays = [_select(arrays[0], rows) for rows in (~is_test, is_test)]
+        arrays[:1] = [_select(arrays[0], rows) for rows in (~is_test, is_test)]
         weights = weights[~is_test] if weights is not None else None
-    train_source, test_source = (_make_source(*part) for part in arrays)
-    return DataSplits(train_source, test_source, encoded.number, client_ids.names, encoded.names, weights)
+    made = [(make_source or _make_source)(*part) for part in arrays]
+    splits = DataSplits(made[0], made[1], encoded.number, client_ids.names, encoded.names, weights)
+    return splits.with_parts(*made)  # of which there are three with a validation set
 
 
 def _select(part: Part, rows: np.ndarray) -> Part:
@@ -154,6 +168,20 @@ def _parse_targets(columns: Sequence[NamedColumn], classes: Classes, errors: lis
     largest = max(int(column.values.max(initial=0)) for column in columns)
     number = classes if isinstance(classes, int) else len(names) or largest + 1
     return EncodedColumns([_parse_labels(column, number, errors) for column in columns], number, names)
+
+
+def _parse_more_targets(
+    column: NamedColumn, train: NamedColumn, encoded: EncodedColumns, errors: list[str]
+) -> np.ndarray:
+    """Parse the targets of a further part as those of training were."""
+    column = column.squeeze()
+    if column.has_kind(TEXTS) != train.has_kind(TEXTS):
+        errors.append(f"{column.description}: unlike the targets of training, {train.description}")
+        return column.values
+    if encoded.number is None:
+        return column.as_float32(errors) if column.has_kind(NUMBERS) else column.values
+    parsed = _parse_targets([column], list(encoded.names) or encoded.number, errors).parts
+    return parsed[0] if parsed else column.values
 
 
 def _parse_client_ids(columns: Sequence[NamedColumn], errors: list[str]) -> EncodedColumns:

@@ -9,10 +9,10 @@ from typing import Any
 from trainer.data.readers.arrow_tables import Names, make_splits_from_tables, pyarrow
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes
+from trainer.data.readers.test_split import held_out_names
 from trainer.data.sources.base import DataSplits
 from trainer.utils.errors import raise_errors
 
-TEST_NAMES = ("test", "validation", "valid", "val")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -27,7 +27,7 @@ def saved_dataset(
 ) -> DataSplits:
     """Read into memory what `save_to_disk` of a Dataset or a DatasetDict has written.
 
-    Of a DatasetDict, `train` is the training set, and `test` or else `validation` is the test set.
+    Of a DatasetDict, `train`, `test` and `validation` are the parts. Without `test`, `validation` is the test set.
 
     Args:
         path: the folder.
@@ -43,17 +43,17 @@ def saved_dataset(
     """
     path = Path(path).expanduser()
     with name_file_in_errors(path):
-        train, test_folder = _split_folders(path)
+        train, test_folder, validation = _split_folders(path)
         classes = _class_names(train, targets) if classes is None else classes
         tables = _read_table(train), _read_table(test_folder) if test_folder else test
         wanted = {"inputs": inputs, "targets": targets, "client_ids": client_ids, "weights": weights}
-        return make_splits_from_tables(*tables, wanted, classes)
+        return make_splits_from_tables(*tables, wanted, classes, _read_table(validation) if validation else None)
 
 
-def _split_folders(path: Path) -> tuple[Path, Path | None]:
-    """Return the folders of the training and of the test set."""
+def _split_folders(path: Path) -> tuple[Path, Path | None, Path | None]:
+    """Return the folders of the training, the test and the validation set."""
     if (path / "state.json").is_file():
-        return path, None
+        return path, None, None
     if not (path / "dataset_dict.json").is_file():
         raise ValueError(
             f"{path.absolute()} has neither a state.json nor a dataset_dict.json.\n"
@@ -61,8 +61,8 @@ def _split_folders(path: Path) -> tuple[Path, Path | None]:
         )
     names = _read_json(path / "dataset_dict.json")["splits"]
     train = "train" if "train" in names else names[0]
-    test = next((name for name in TEST_NAMES if name in names and name != train), None)
-    return path / train, path / test if test else None
+    test, validation = held_out_names([name for name in names if name != train])
+    return path / train, path / test if test else None, path / validation if validation else None
 
 
 def _read_table(folder: Path) -> Any:

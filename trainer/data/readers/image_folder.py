@@ -46,10 +46,11 @@ def image_folder(
 ) -> DataSplits:
     """Read images in folders named like their classes.
 
-    The files are <path>/<class>/*.png, or <path>/train/<class>/*.png and <path>/test/<class>/*.png, where `Training`,
-    `training_set` and the like are names of train/, and without test/ those of validation are of test/. Hidden files
-    are skipped. Inputs are float32 [N, C, H, W] in [0, 1], stored as uint8. Images are turned as EXIF tells, and grey
-    ones of 16 bits are divided by 256. Labels are indices into the sorted names of the classes.
+    The files are <path>/<class>/*.png, or <path>/train/<class>/*.png, <path>/test/<class>/*.png and perhaps
+    <path>/val/<class>/*.png, where `Training`, `training_set` and the like are names of train/. Without test/ the
+    images of validation are the test set. Hidden files are skipped. Inputs are float32 [N, C, H, W] in [0, 1], stored
+    as uint8. Images are turned as EXIF tells, and grey ones of 16 bits are divided by 256. Labels are indices into the
+    sorted names of the classes.
 
     Args:
         path: the folder.
@@ -69,49 +70,53 @@ def image_folder(
         errors = test_fraction_errors(test)
         if workers < 1:
             errors.append(f"data.workers={workers}\n  valid: a whole number from 1")
-        train, test_files, names = _list_files(path, test, errors)
-        images = {str(file.relative_to(path)): file for file, _ in [*train, *test_files]}
+        parts, names = _list_files(path, test, errors)
+        files = [file for part in parts.values() for file in part]
+        images = {str(file.relative_to(path)): file for file, _ in files}
         raise_errors(errors)
         shape = (len(images), *shape_of(images, size, channels))
         fill = partial(decode, images, is_resized=size is not None, workers=workers)
         if cache == "disk":
-            pixels = cached_array(_cache_name(images, shape), shape, fill)
+            pixels = cached_array(cache_name(images, shape), shape, fill)
         else:
             check_unpacked_size("images", math.prod(shape))
             fill(pixels := np.empty(shape, np.uint8))
     checksum = crc32("\n".join(f"{name} {file.stat().st_size}" for name, file in images.items()).encode())
-    inputs, labels = torch.from_numpy(pixels), torch.tensor([label for _, label in [*train, *test_files]])
-    boundary = len(train)
-    return DataSplits(
-        ImageSource(inputs[:boundary], labels[:boundary], checksum=checksum),
-        ImageSource(inputs[boundary:], labels[boundary:], checksum=checksum),
-        len(names),
-        label_names=tuple(names),
-    )
+    sizes = [len(part) for part in parts.values()]
+    inputs, labels = torch.from_numpy(pixels).split(sizes), torch.tensor([label for _, label in files]).split(sizes)
+    sources = {
+        part: ImageSource(some, labels_of, checksum=checksum)
+        for part, some, labels_of in zip(parts, inputs, labels, strict=True)
+    }
+    splits = DataSplits(sources["train"], sources["test"], len(names), label_names=tuple(names))
+    return splits.with_parts(**sources)
 
 
-def _list_files(path: Path, test: float, errors: list[str]) -> tuple[list[LabelledFile], list[LabelledFile], list[str]]:
-    """Return the training and the test images with their labels, and the names of the classes."""
+def _list_files(path: Path, test: float, errors: list[str]) -> tuple[dict[str, list[LabelledFile]], list[str]]:
+    """Return the images with their labels of `train`, `test` and perhaps `validation`, and the names of the classes."""
     if not path.is_dir():
         errors.append(f"there is no folder {path.absolute()}")
-        return [], [], []
-    train_folder, test_folder = _split_folders(path, errors)
+        return {}, []
+    train_folder, *held_out = _split_folders(path, errors)
     classes = _class_folders(train_folder)
     names = list(classes)
     files = _label_files(train_folder, classes, names, errors)
-    if test_folder is None:
+    if not held_out:
         labels = np.array([label for _, label in files], np.int64)
         mask = draw_test_mask(len(files), test, labels) if not errors else np.zeros(len(files), bool)
-        return list(compress(files, ~mask)), list(compress(files, mask)), names
-    tested = _class_folders(test_folder)
-    if unknown := sorted(tested.keys() - classes.keys()):
-        errors.append(f"{test_folder.name}/ has classes that {train_folder.name}/ lacks: {', '.join(unknown)}")
-        tested = {name: folders for name, folders in tested.items() if name in classes}
-    return files, _label_files(test_folder, tested, names, errors), names
+        return {"train": list(compress(files, ~mask)), "test": list(compress(files, mask))}, names
+    parts = {"train": files}
+    for part, folder in zip(("test", "validation"), held_out, strict=False):
+        found = _class_folders(folder)
+        if unknown := sorted(found.keys() - classes.keys()):
+            errors.append(f"{folder.name}/ has classes that {train_folder.name}/ lacks: {', '.join(unknown)}")
+            found = {name: folders for name, folders in found.items() if name in classes}
+        parts[part] = _label_files(folder, found, names, errors)
+    return parts, names
 
 
-def _split_folders(path: Path, errors: list[str]) -> tuple[Path, Path | None]:
-    """Return the folders that hold those of the classes: of training, and of testing if there is one.
+def _split_folders(path: Path, errors: list[str]) -> list[Path]:
+    """Return the folders that hold those of the classes: of training, and of testing and validation if there are any.
 
     Folders of a class each, in `path` itself or in a training folder alone, are both.
     """
@@ -121,17 +126,17 @@ def _split_folders(path: Path, errors: list[str]) -> tuple[Path, Path | None]:
         [folder for folder in folders if pattern.fullmatch(folder.name.casefold())] for pattern in SPLIT_NAMES
     )
     if train and (test or validation):
-        tests = test or validation
-        if len(train) > 1 or len(tests) > 1:
-            found = ", ".join(f"{folder.name}/" for folder in (*train, *tests))
-            errors.append(f"{path}: {found}: there must be one folder of training and one of test images")
-        return _enter(train[0]), _enter(tests[0])
+        parts = [part for part in (train, test, validation) if part]
+        if any(len(part) > 1 for part in parts):
+            found = ", ".join(f"{folder.name}/" for part in parts for folder in part)
+            errors.append(f"{path}: {found}: there must be one folder of training, of test and of validation images")
+        return [_enter(part[0]) for part in parts]
     if folders and len(train) == len(folders) == 1:
-        return _enter(train[0]), None
+        return [_enter(train[0])]
     if folders and len(test) + len(validation) == len(folders):
         names = ", ".join(f"{folder.name}/" for folder in folders)
         errors.append(f"{path}: {names} without train/. Set data.path= to the folder of both, or rename one to train/")
-    return path, None
+    return [path]
 
 
 def _enter(path: Path) -> Path:
@@ -188,7 +193,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _cache_name(images: dict[str, Path], shape: tuple[int, ...]) -> str:
+def cache_name(images: dict[str, Path], shape: tuple[int, ...]) -> str:
     """Return the name of the cached file, which changes with any image's path, size or modification time."""
     digest = blake2b(str(shape).encode(), digest_size=12)
     for name, file in images.items():

@@ -16,6 +16,7 @@ from numpy.lib.npyio import NpzFile
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes, Columns, make_splits
 from trainer.data.readers.limits import check_unpacked_size
+from trainer.data.readers.test_split import HELD_OUT_NAMES, held_out_names
 from trainer.data.sources.base import DataSplits
 from trainer.data.sources.column import NamedColumn
 from trainer.utils.text import format_bytes
@@ -35,7 +36,8 @@ def npz(
 ) -> DataSplits:
     """Read the arrays of a .npz file, as numpy.savez writes it. Nothing is unpickled.
 
-    If the file has `x_train` and `x_test`, or `train_x` and `test_x`, these are the training and the test set.
+    If the file has `x_train` and `x_test`, or `train_x` and `test_x`, these are the training and the test set. `x_val`,
+    or `x_validation`, is the validation set, or without `x_test` the test set.
 
     Args:
         path: the file.
@@ -54,7 +56,13 @@ def npz(
         wanted = {"inputs": inputs, "targets": targets, "client_ids": client_ids}
         pattern = next((pattern for pattern in PATTERNS if pattern.format(inputs, "train") in file.files), "{}")
         train = _read_columns(file, wanted | {"weights": weights}, pattern, "train")
-        return make_splits(train, _read_columns(file, wanted, pattern, "test") if pattern != "{}" else test, classes)
+        if pattern == "{}":
+            return make_splits(train, test, classes)
+        found = held_out_names([part for part in HELD_OUT_NAMES if pattern.format(inputs, part) in file.files])
+        tests = _read_columns(file, wanted, pattern, found[0] or "test")
+        return make_splits(
+            train, tests, classes, validation=_read_columns(file, wanted, pattern, found[1]) if found[1] else None
+        )
 
 
 @contextmanager

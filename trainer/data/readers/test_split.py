@@ -1,10 +1,20 @@
-"""Draw a test set, for files that do not bring one."""
+"""Find the test and the validation set among the parts of a file, or draw a test set if it brings none."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 
 from trainer.utils.seeding import numpy_generator
+
+HELD_OUT_NAMES = ("test", "validation", "valid", "val")
+
+
+def held_out_names(names: Collection[str]) -> tuple[str | None, str | None]:
+    """Return the names of the test and of the validation part; without a test part, validation takes its place."""
+    test, validation, *_ = [*(name for name in HELD_OUT_NAMES if name in names), None, None]
+    return test, validation
 
 
 def test_fraction_errors(test: float) -> list[str]:

@@ -68,6 +68,7 @@ def tokens(
     dtype: Dtype | None = None,
     test: float = 0.1,
     test_path: str | Path | None = None,
+    validation_path: str | Path | None = None,
     tokenizer: str | Path | None = None,
 ) -> DataSplits:
     """Read a file of tokens as windows. Only a sample of up to 1024 windows is checked here.
@@ -80,6 +81,7 @@ def tokens(
         dtype: dtype of the numbers, without effect on .npy files; None: as described, or else uint16.
         test: fraction of the windows (rounded, at least one) at the end of the file that is the test set.
         test_path: a file of test tokens instead.
+        validation_path: a file of validation tokens.
         tokenizer: of the tokens, for samples of text and for bits a byte.
 
     Raises:
@@ -102,8 +104,13 @@ def tokens(
         windows = (len(train_tokens) - 1) // length
         boundary = length * (windows - min(max(1, round(test * windows)), windows - 1))
         train_tokens, test_tokens = train_tokens[: boundary + 1], train_tokens[boundary:]
-    train, test_source = (TokenSource(part, length, vocabulary) for part in (train_tokens, test_tokens))
-    return DataSplits(train, test_source, vocabulary, text_format=known and token_format(known, length, vocabulary))
+    parts = {"train": train_tokens, "test": test_tokens}
+    if validation_path is not None:
+        parts["validation"] = _map(Path(validation_path).expanduser(), dtype, length, vocabulary, 1, known)
+    sources = {part: TokenSource(vector, length, vocabulary) for part, vector in parts.items()}
+    text_format = known and token_format(known, length, vocabulary)
+    splits = DataSplits(sources["train"], sources["test"], vocabulary, text_format=text_format)
+    return splits.with_parts(**sources)
 
 
 def token_format(tokenizer: Tokenizer, length: int, vocabulary: int) -> TextFormat:

@@ -1,10 +1,10 @@
-"""The Source protocol, sources in memory, and the data set made of two sources."""
+"""The Source protocol, sources in memory, and the data set made of a source for each part."""
 
 from __future__ import annotations
 
 from collections.abc import Sized
 from copy import copy
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from trainer.data.sources.torch_datasets import IterableSource, MapDatasetSource
 from trainer.utils.hardware import to_device
 from trainer.utils.seeding import Tag, derive_seed
 from trainer.utils.tensor_trees import Tree, batch_error, first_tensor, map_tensors, named_tensors, nbytes, num_examples
+
+if TYPE_CHECKING:
+    from trainer.data.sources.table import TableEncoder
 
 
 @runtime_checkable
@@ -175,7 +178,7 @@ class SequenceWindows:
 
 
 class DataSplits:
-    """A training and a test source, with the names of their labels and natural clients.
+    """A training, a test and perhaps a validation source, with the names of their labels and natural clients.
 
     Args:
         train: a Source, or what `as_source` converts to one.
@@ -185,6 +188,12 @@ class DataSplits:
         label_names: names of the classes, by label.
         weights: weight of each training example in the loss, N finite numbers from 0; None for equal weights.
         text_format: of tokens: how text becomes tokens; None if that is not known.
+        validation: like `test`; None if validation examples are taken from the training source.
+        encoder: of the columns of a table, if the sources have one.
+
+    Attributes:
+        validation: the source of validation examples, which may be that of training.
+        has_validation: whether it is a source of its own.
 
     Raises:
         ValueError: the weights are invalid, or a source cannot be made.
@@ -199,13 +208,45 @@ class DataSplits:
         label_names: tuple[str, ...] = (),
         weights: np.ndarray | None = None,
         text_format: TextFormat | None = None,
+        validation: Source | Dataset[Any] | None = None,
+        encoder: TableEncoder | None = None,
     ) -> None:
         self.train, self.test = as_source(train, classes), as_source(test, classes)
+        self.has_validation = validation is not None
+        self.validation = self.train if validation is None else as_source(validation, classes)
         self.weights = validate_weights(weights, len(self.train))
         self.classes = classes
         self.client_names = client_names
         self.label_names = label_names
         self.text_format = text_format
+        self.encoder = encoder
+
+    @property
+    def parts(self) -> dict[str, Source]:
+        """The sources by name: train, test, and validation if it is one of its own."""
+        own = {"validation": self.validation} if self.has_validation else {}
+        return {"train": self.train, "test": self.test, **own}
+
+    def with_parts(self, train: Source, test: Source, validation: Source | None = None) -> DataSplits:
+        """Return the data set with other sources, of as many examples."""
+        splits = copy(self)
+        splits.train, splits.test, splits.has_validation = train, test, validation is not None
+        splits.validation = train if validation is None else validation
+        return splits
+
+    def without_validation(self) -> DataSplits:
+        """Return the data set without a validation source of its own."""
+        return self.with_parts(self.train, self.test)
+
+    def encoded_by(self, encoder: TableEncoder) -> DataSplits:
+        """Return the data set with another encoder of its sources, which are those of a table."""
+        encoded: dict[str, Source] = {
+            part: source.encoded_by(encoder)  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+            for part, source in self.parts.items()
+        }
+        splits = self.with_parts(**encoded)
+        splits.encoder = encoder
+        return splits
 
     @property
     def homes(self) -> tuple[int, ...] | None:

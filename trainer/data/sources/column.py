@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from trainer.tasks.base import IGNORED
 from trainer.utils.tensor_trees import Tree, map_tensors
+from trainer.utils.text import format_value
 
 INTEGERS, NUMBERS, TEXTS = "bui", "buif", "UT"  # kinds of numpy dtypes
 
@@ -77,6 +79,25 @@ def integer_column(name: str, values: np.ndarray | None, examples: int) -> np.nd
             f"{name}= must be one integer for each of {examples} examples; got {column.dtype} {list(column.shape)}"
         )
     return column.astype(np.int64)
+
+
+def select_columns(
+    rows: np.ndarray, names: Sequence[str], wanted: Sequence[str] | Sequence[int] | None, key: str
+) -> np.ndarray:
+    """Return the columns of rows [N, D] by the names of the columns that they were made of, or by their numbers.
+
+    Raises:
+        ValueError: there is no such column; the message begins with `key`.
+    """
+    if wanted is None:
+        return rows
+    called = [(number, *names[number : number + 1]) for number in range(rows.shape[1])]
+    found = {name: [number for number, own in enumerate(called) if name in own] for name in wanted}
+    if missing := [name for name, columns in found.items() if not columns]:
+        numbers = f"the numbers 0 to {rows.shape[1] - 1}"
+        valid = ", ".join(dict.fromkeys(names)) + f"; or {numbers}" if names else numbers
+        raise ValueError(f"{key}={format_value(list(wanted))}: there is no column {missing[0]}\n  valid: {valid}")
+    return rows[:, [column for columns in found.values() for column in columns]]
 
 
 def as_targets(targets: Tree) -> Tree:

@@ -103,9 +103,9 @@ def shift_clients(splits: DataSplits, clients: Clients, shifts: Mapping[str, Cli
         return splits
     if splits.homes is not None:
         raise ValueError("client_shift= with data.files=: only pooled data can be shifted.\n  leave client_shift= out")
-    train, test = _fetch_all(splits.train), _fetch_all(splits.test)
-    if not all(isinstance(column, Tensor) for column in train):
-        inputs, targets = map(describe, train)
+    fetched = {part: _fetch_all(source) for part, source in splits.parts.items()}
+    if not all(isinstance(column, Tensor) for column in fetched["train"]):
+        inputs, targets = map(describe, fetched["train"])
         raise ValueError(
             f"client_shift=: only inputs and targets that are one tensor each can be shifted; inputs are {inputs}, and "
             f"targets {targets}\n  leave client_shift= out"
@@ -113,16 +113,23 @@ def shift_clients(splits: DataSplits, clients: Clients, shifts: Mapping[str, Cli
     for client in range(len(clients)):
         level = client / max(len(clients) - 1, 1)
         for name, shift in shifts.items():
-            parts = {"train": (train, np.concatenate((clients.train[client], clients.validation[client])))}
-            parts |= {"test": (test, clients.test[client])} if shift.of_test else {}
-            for part, ((inputs, targets), ids) in parts.items():
-                rows = torch.from_numpy(ids)
+            for part, ids in _shifted_ids(splits, clients, client, shift).items():
+                (inputs, targets), rows = fetched[part], torch.from_numpy(ids)
                 examples = (inputs[rows], targets[rows])
                 stream = generator(seed, "skew", name, client, part)
                 inputs[rows], targets[rows] = shift(examples, level, splits.classes, stream)
-    sources = TensorSource(*train, splits.train.client_ids), TensorSource(*test, splits.test.client_ids)
-    names = splits.client_names, splits.label_names
-    return DataSplits(*sources, splits.classes, *names, splits.weights, splits.text_format)
+    sources = {part: TensorSource(*fetched[part], source.client_ids) for part, source in splits.parts.items()}
+    return splits.with_parts(**sources)
+
+
+def _shifted_ids(splits: DataSplits, clients: Clients, client: int, shift: ClientShift) -> dict[str, np.ndarray]:
+    """Return a client's examples of each part that is shifted. Validation examples are shifted as their source is."""
+    held_out = {"test": clients.test[client]}
+    if splits.has_validation:
+        train, held_out["validation"] = clients.train[client], clients.validation[client]
+    else:
+        train = np.concatenate((clients.train[client], clients.validation[client]))
+    return {"train": train, **(held_out if shift.of_test else {})}
 
 
 def _fetch_all(source: Source) -> Examples:

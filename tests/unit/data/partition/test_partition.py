@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from trainer.data import (
     Clients,
+    DataSplits,
     Dirichlet,
     Hash,
     Iid,
@@ -26,6 +27,7 @@ from trainer.data import (
     TensorSource,
     count_natural_clients,
     describe,
+    split_clients,
 )
 from trainer.data.partition.allocation import merge_clients, scale_counts, top_up
 
@@ -325,10 +327,40 @@ class TestSplitValidation:
         one, same, other = (clients.split_validation(0.5, seed).validation for seed in (1, 1, 2))
         assert all(map(np.array_equal, one, same)) and not any(map(np.array_equal, one, other))
 
-    @pytest.mark.parametrize("fraction", [-0.1, 1.0, nan])
-    def test_refuses_an_invalid_fraction(self, fraction: float) -> None:
+    @laws
+    @given(case=cases(), number=st.integers(0, 200))
+    def test_a_number_is_divided_in_proportion_to_the_sizes(self, case: Case, number: int) -> None:
+        assume(len(case.train) > 2)
+        number = 2 + number % (len(case.train) - 2)
+        before = Natural().split(case.train, case.test, case.clients, case.seed)
+        after = before.split_validation(number, case.seed)
+        held_out = np.array([len(part) for part in after.validation])
+        exact = before.sizes * number / len(case.train)
+        assert (held_out < exact + 1).all() and (held_out <= before.sizes - 1).all()
+        assert ((held_out > exact - 1) | (held_out == before.sizes - 1)).all()
+        assert held_out.sum() == number or (held_out == before.sizes - 1).any()
+
+    @pytest.mark.parametrize("fraction", [-0.1, 1.0, nan, 30, 1.5])
+    def test_refuses_an_invalid_part(self, fraction: float) -> None:
         with pytest.raises(ValueError, match=f"data.validation={fraction}"):
             Iid().split(balanced(30), balanced(10), 3, 0).split_validation(fraction, 0)
+
+
+class TestOwnValidation:
+    @laws
+    @given(case=cases(), partition=partitions)
+    def test_is_partitioned_as_the_test_set_is_and_changes_no_training_set(
+        self, case: Case, partition: Partition
+    ) -> None:
+        """Of each label a client has the same share of validation and of test examples, up to one example each."""
+        data = DataSplits(case.train, case.test, None, validation=case.test)
+        found = split_clients(data, partition, case.clients, case.seed)
+        without = split_clients(data.without_validation(), partition, case.clients, case.seed)
+        assert all(map(np.array_equal, found.train, without.train))
+        assert not any(map(len, without.validation))
+        for part in (found.test, found.validation):
+            assert np.array_equal(np.sort(np.concatenate(part)), np.arange(len(case.test)))
+            assert all((np.diff(ids) > 0).all() for ids in part)
 
 
 class TestArithmetic:

@@ -221,7 +221,14 @@ class TestFolders:
     def test_test_images_are_preferred_to_those_of_validation(self, tmp_path: Path) -> None:
         for name in ("Train/cat/0.png", "Validation/cat/0.png", "Validation/cat/1.png", "Test/cat/0.png"):
             save(tmp_path / name, PIXELS)
-        assert len(read(tmp_path).test) == 1
+        splits = read(tmp_path)
+        assert (len(splits.test), len(splits.validation)) == (1, 2) and splits.has_validation
+
+    def test_a_validation_folder_with_another_class(self, tmp_path: Path) -> None:
+        for name in ("train/cat/0.png", "val/dog/0.png", "test/cat/0.png"):
+            save(tmp_path / name, PIXELS)
+        with pytest.raises(ValueError, match="val/ has classes that train/ lacks: dog"):
+            read(tmp_path)
 
     @pytest.mark.parametrize("inner", ["train", "images", "archive/Training"])
     def test_a_folder_around_all_classes_is_none(self, tmp_path: Path, inner: str) -> None:

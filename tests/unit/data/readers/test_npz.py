@@ -70,6 +70,38 @@ class TestNpz:
         assert np.array_equal(inputs[order], FEATURES[wanted].astype(np.float32))
         assert np.array_equal(targets[order], labels[wanted])
 
+    @pytest.mark.parametrize("name", ["val", "valid", "validation"])
+    def test_a_validation_set_of_its_own(self, tmp_path: Path, name: str) -> None:
+        """Without a test set it takes its place, as in a DatasetDict."""
+        arrays = {"x_train": FEATURES, "y_train": ["a", "b"] * 20, f"x_{name}": FEATURES[:6], f"y_{name}": ["b"] * 6}
+        splits = npz(written(tmp_path, **arrays))
+        assert not splits.has_validation and len(splits.test) == 6
+        splits = npz(written(tmp_path, **arrays, x_test=FEATURES[:5], y_test=["a"] * 5))
+        assert [len(source) for source in splits.parts.values()] == [40, 5, 6] and splits.has_validation
+        inputs, targets = all_of(splits.validation)
+        assert np.array_equal(inputs, FEATURES[:6].astype(np.float32)) and targets.tolist() == [1] * 6
+        splits = splits.without_validation()
+        assert splits.validation is splits.train and list(splits.parts) == ["train", "test"]
+
+    @pytest.mark.parametrize(
+        ("train", "validation", "said"),
+        [
+            (["a", "b"] * 20, ["a", "c"], "y_val: 1 of 2 examples are not among the classes a, b, such as c"),
+            (np.arange(40) % 3, np.array([0, 3]), "y_val: 1 of 2 examples are outside 0..2, such as 3"),
+            (np.arange(40) % 3, ["a", "b"], "y_val: <U1 [2]: unlike the targets of training, y_train: int64 [40]"),
+            (["a", "b"] * 20, np.array([0, 1]), "y_val: int64 [2]: unlike the targets of training, y_train: <U1 [40]"),
+        ],
+    )
+    def test_a_validation_set_of_other_classes(self, tmp_path: Path, train: Any, validation: Any, said: str) -> None:
+        arrays = {"x_train": FEATURES, "y_train": train, "x_test": FEATURES, "y_test": train}
+        path = written(tmp_path, **arrays, x_val=FEATURES[:2], y_val=validation)
+        assert said in refusal(path)
+
+    def test_numbers_stay_numbers_in_a_validation_set(self, tmp_path: Path) -> None:
+        arrays = {"x_train": FEATURES, "y_train": FEATURES[:, 0], "x_test": FEATURES, "y_test": FEATURES[:, 0]}
+        splits = npz(written(tmp_path, **arrays, x_val=FEATURES[:2], y_val=np.array([1, 2])))
+        assert all_of(splits.validation)[1].tolist() == [1.0, 2.0] and splits.classes is None
+
     @pytest.mark.parametrize("pattern", ["{0}_{1}", "{1}_{0}"])
     def test_a_test_set_of_its_own_is_taken(self, tmp_path: Path, pattern: str) -> None:
         """The arrays are named as in keras, or as in MedMNIST, whose labels are [N, 1]."""

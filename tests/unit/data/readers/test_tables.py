@@ -357,8 +357,11 @@ class TestSaved:
         datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
         splits = saved_dataset(tmp_path / "saved")
         inputs, targets = all_of(splits.test)
-        assert len(splits.train) == 6 and targets.tolist() == [0, 1]
+        assert len(splits.train) == 6 and targets.tolist() == [0, 1] and not splits.has_validation
         assert np.allclose(inputs.numpy(), images[:2].transpose(0, 3, 1, 2) / 255)
+        datasets.DatasetDict({**parts, "test": parts["train"]}).save_to_disk(tmp_path / "three")
+        splits = saved_dataset(tmp_path / "three")
+        assert [len(source) for source in splits.parts.values()] == [6, 6, 2]
 
     def test_selected_rows_are_saved_in_their_order(self, tmp_path: Path) -> None:
         data = datasets.Dataset.from_dict({"x": list(map(float, range(20))), "label": [0, 1] * 10})
