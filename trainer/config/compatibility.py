@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,12 @@ from trainer.models.outputs import describe_outputs, named_outputs
 from trainer.optim import GroupedOptimizerFactory
 from trainer.tasks import Task
 from trainer.utils.tensor_trees import Tree, describe
+from trainer.utils.trees import flatten
 from trainer.utils.user_code import user_location
 
 MAX_CHECKED_EXAMPLES = 64  # of data that is not in memory
 PART_NAMES = {"train": "training"}  # in messages, where they are not those of DataSplits
+UNPACKED = "set data.packed=false, or a model that keeps texts apart by position_ids, such as model=gpt"
 
 
 @torch.no_grad()
@@ -46,6 +49,7 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
             raise
         where = f" ({type(error).__name__})\n  in {location}" if location else ""
         way_out = _inputs_for(module, inputs) or _model_for(inputs, data.classes, component)
+        way_out = UNPACKED if "argument 'position_ids'" in reason else way_out
         raise ValueError(
             f"model={class_name(module)} cannot take examples of shape {shape}: {reason}{where}\n  {way_out}"
         ) from error
@@ -71,6 +75,7 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
         )
     if fault := task.mismatch(outputs, targets, data.classes):
         raise ValueError(f"model={class_name(module)} does not fit task={class_name(task)}: {fault}")
+    _check_packed_texts(module, data)
 
 
 def _inputs_for(module: nn.Module, inputs: Tree) -> str:
@@ -91,18 +96,47 @@ def _inputs_for(module: nn.Module, inputs: Tree) -> str:
 
 def _model_for(inputs: Tree, classes: int | None, component: ComponentConfig) -> str:
     """Describe how to change a model for these inputs: numbers, or tokens if they are integers."""
+    tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    if isinstance(tokens, Tensor) and (changes := _size_changes(tokens, classes, component)):
+        return f"set {' '.join(changes)}"
     if not isinstance(inputs, Tensor):
         call = f"**{{{', '.join(inputs)}}}" if isinstance(inputs, Mapping) else f"*{len(inputs)} inputs"
         return f"it was called as model({call}): choose another model=, or other inputs in data="
-    wanted = {"vocabulary": classes, "length": inputs.shape[-1]}
+    return f"choose another model= or data={typed_overrides('model', component)}"
+
+
+def _size_changes(inputs: Tensor, classes: int | None, component: ComponentConfig) -> list[str]:
+    """Return the overrides of a model's sizes that these inputs need."""
+    given = flatten(component, "model.")
     if inputs.is_floating_point():
-        wanted = {"inputs": inputs[0].numel()}
-    changes = [f"model.{key}={value}" for key, value in wanted.items() if key in component and component[key] != value]
-    return (
-        f"set {' '.join(changes)}"
-        if changes
-        else f"choose another model= or data={typed_overrides('model', component)}"
-    )
+        wanted: dict[str, Any] = {"model.inputs": inputs[0].numel()}
+        return [f"{key}={value}" for key, value in wanted.items() if key in given and given[key] != value]
+    sizes = {"vocabulary": classes, "config.vocab_size": classes, "length": inputs.shape[-1]}
+    wanted = {f"model.{key}": value for key, value in sizes.items()}
+    return [f"{key}={value}" for key, value in wanted.items() if value and (given.get(key) or value) < value]
+
+
+@torch.no_grad()
+def _check_packed_texts(module: nn.Module, data: DataSplits) -> None:
+    """Check that a model keeps packed texts apart: another first text changes no output of the second.
+
+    Raises:
+        ValueError: it lets them see each other.
+    """
+    inputs, _ = data.train.fetch(torch.arange(min(MAX_CHECKED_EXAMPLES, len(data.train))))
+    if not isinstance(inputs, dict) or "position_ids" not in inputs:
+        return
+    positions = inputs["position_ids"]
+    starts = (positions[:, :-1] == 0) & (positions[:, 1:] == 1)  # padding has zeros too
+    row = int(starts.sum(1).argmax())
+    first, second, *_ = [*starts[row].nonzero().flatten().tolist(), positions.shape[1], positions.shape[1]]
+    packed = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+    altered = packed["input_ids"].clone()
+    altered[:, first:second] = (altered[:, first:second] + 1) % (data.classes or 2)
+    one, other = (call_model(module.eval(), {**packed, "input_ids": ids}) for ids in (packed["input_ids"], altered))
+    module.train()
+    if not torch.allclose(one[:, second:], other[:, second:], rtol=1e-4, atol=1e-5):
+        raise ValueError(f"model={class_name(module)} lets packed texts see each other.\n  {UNPACKED}")
 
 
 def check_labels(data: DataSplits) -> None:

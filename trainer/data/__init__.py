@@ -16,6 +16,7 @@ from trainer.data.partition.partition import (
     Similarity,
     count_natural_clients,
 )
+from trainer.data.readers.chat import chat
 from trainer.data.readers.cifar import cifar10
 from trainer.data.readers.huggingface import saved_dataset
 from trainer.data.readers.idx import read_idx
@@ -56,6 +57,7 @@ __all__ = [
     "TensorSource",
     "TokenSource",
     "as_source",
+    "chat",
     "checksum",
     "cifar10",
     "count_natural_clients",

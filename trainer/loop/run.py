@@ -204,7 +204,7 @@ class Run:
         if prompts and not self.can_sample:
             raise ValueError(
                 f"sample.prompts={format_value(list(prompts))}: the run predicts no tokens whose text is known.\n"
-                "  set task=language_modelling, and data=text, or data=tokens with data.tokenizer="
+                "  set task=language_modelling, and data=text, data=chat, or data=tokens with data.tokenizer="
             )
         if text_format and not all(map(text_format.encode, prompts)):
             raise ValueError("sample.prompts= has a prompt without tokens\n  valid: prompts of one token or more")
