@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -113,23 +113,24 @@ def distributed(
     """
     environment = environment or detect_environment()
     owned = not dist.is_initialized()
-    if owned:
-        store = store or open_store(environment)
-        target = _choose_devices(device, environment, store, backend)
-        _init_process_group(environment, store, target, backend, timedelta(seconds=inter_silo_timeout_seconds))
-    else:
-        target = choose_device(device, environment, backend)
-    groups: list[dist.ProcessGroup | None] = []
-    try:
-        vector_backend = _inter_silo_backend(inter_silo_backend, backend, target)
-        silo_timeout = timedelta(seconds=silo_timeout_seconds)
-        yield _build_topology(silos, clients, environment, target, silo_timeout, vector_backend, groups)
-    finally:
+    with _listen_on_loopback() if owned and environment.is_one_machine else nullcontext():
         if owned:
-            dist.destroy_process_group()
+            store = store or open_store(environment)
+            target = _choose_devices(device, environment, store, backend)
+            _init_process_group(environment, store, target, backend, timedelta(seconds=inter_silo_timeout_seconds))
         else:
-            for group in filter(None, groups):
-                dist.destroy_process_group(group)
+            target = choose_device(device, environment, backend)
+        groups: list[dist.ProcessGroup | None] = []
+        try:
+            vector_backend = _inter_silo_backend(inter_silo_backend, backend, target)
+            silo_timeout = timedelta(seconds=silo_timeout_seconds)
+            yield _build_topology(silos, clients, environment, target, silo_timeout, vector_backend, groups)
+        finally:
+            if owned:
+                dist.destroy_process_group()
+            else:
+                for group in filter(None, groups):
+                    dist.destroy_process_group(group)
 
 
 def restart_count() -> int:
@@ -151,14 +152,26 @@ def _choose_devices(device: str, environment: ClusterEnvironment, store: SignedS
 def _init_process_group(
     environment: ClusterEnvironment, store: SignedStore, device: torch.device, backend: str, timeout: timedelta
 ) -> None:
-    if environment.is_one_machine:  # where gloo and NCCL listen; both read the environment
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback_interface()
     # Round metrics are reduced as float64 vectors on the CPU, so gloo is needed beside NCCL.
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" and backend != "gloo" else "gloo"
     world = store.unsigned("world")
     dist.init_process_group(
         backends, store=world, rank=environment.rank, world_size=environment.world_size, timeout=timeout
     )
+
+
+@contextmanager
+def _listen_on_loopback() -> Iterator[None]:
+    """Let gloo and NCCL listen on the loopback alone inside the block; both read the environment for each group."""
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(dict.fromkeys(names, _loopback_interface()))
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name)
+        os.environ.update(before)
 
 
 def _loopback_interface() -> str:
