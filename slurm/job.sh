@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Functions of the batch scripts, which source it from the submit folder: sbatch runs a copy of a script elsewhere.
 
-# EDIT: the commands that make `python -m trainer` work on your nodes.
+# EDIT: the commands that make `python -m trainer` work on your nodes, if it does not in the shell that calls sbatch.
 activate() {
     # shellcheck source=/dev/null
-    source .venv/bin/activate
+    [[ ! -e .venv/bin/activate ]] || source .venv/bin/activate
 }
 
 refuse() {
@@ -63,6 +63,7 @@ train() {
     local launch=${LAUNCH:-torchrun}
     [[ $launch == torchrun || $launch == srun ]] ||
         refuse "LAUNCH=$launch" "  valid: torchrun, one launcher a node; srun, one task a GPU"
+    ((cores > 1)) || echo "one core on a node; sbatch --exclusive, or --cpus-per-task=8, gives more" >&2
     activate
     # Bad input is reported once, and not on each node.
     ((${SLURM_RESTART_COUNT:-0})) || python -m trainer --cfg job "$@" >/dev/null || exit

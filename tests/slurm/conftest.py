@@ -31,7 +31,7 @@ class Small(nn.Module):
 """
 WORK = ("model=custom", "model._target_=own.Small", "round.steps=40", "rounds=3", "optimizer=adamw")
 HERE = ("launch.device=cpu", "launch.threads_per_worker=1")
-SMALL = ("--cpus-per-task=1", "--gres=none")
+SMALL = ("--cpus-per-task=1",)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,15 @@ def test_shellcheck_has_nothing_to_say() -> None:
 def test_what_a_site_must_change_is_marked(script: Path) -> None:
     lines = script.read_text().splitlines()
     marked = {line.split("=")[0].split("--")[1] for line in lines if "# EDIT" in line}
-    assert {"cpus-per-task", "gres", "time", "signal"} <= marked
+    assert {"time", "signal"} <= marked
     assert {line.split()[1] for line in lines if line.startswith("#SBATCH")} >= {"--requeue", "--open-mode=append"}
+
+
+@scripts
+def test_they_ask_for_nothing_that_only_some_clusters_have(script: Path) -> None:
+    """A job that wants GPUs, or more cores than a node has, would wait forever or be refused."""
+    asked = {line.split()[1].split("=")[0] for line in script.read_text().splitlines() if line.startswith("#SBATCH")}
+    assert not asked & {"--gres", "--gpus-per-node", "--cpus-per-task", "--partition", "--account", "--mem"}
 
 
 @scripts
