@@ -1,13 +1,19 @@
-"""Factories of optimizers: which step is the faster one."""
+"""Optimizers of conf/optimizer/: their defaults, and which step is the faster one."""
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from tests.unit.optim.test_state import step, two_parameters
 from trainer.config.build import build
 from trainer.config.compose import compose_tree
+from trainer.config.groups import CONF
+from trainer.config.instantiate import import_target
 from trainer.config.schema import read_config
 from trainer.distributed.topology import distributed
 from trainer.optim.optimizers import has_fused_step
@@ -44,3 +50,16 @@ def test_fused_sgd_is_faster_only_on_gpus():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     assert [has_fused_step(torch.optim.SGD, device) for device in (cpu, gpu)] == [False, True]
     assert has_fused_step(torch.optim.AdamW, gpu) and not has_fused_step(torch.optim.Adagrad, gpu)
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "optimizer").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_defaults_are_those_of_the_optimizer(file: Path):
+    """All but the learning rate, and the momentum by which a choice has its name."""
+    arguments = yaml.safe_load(file.read_text())
+    target = arguments.pop("_target_")
+    if target == "???":
+        return
+    parameters = inspect.signature(import_target({"_target_": target})).parameters
+    for name in arguments.keys() - {"lr", file.stem}:
+        value = tuple(arguments[name]) if isinstance(arguments[name], list) else arguments[name]
+        assert value == parameters[name].default, name
