@@ -13,7 +13,8 @@ import torch
 
 from tests.cli.command import work
 from tests.support.datasets import FILES
-from trainer.config.compose import CONF, compose_tree
+from trainer.config.compose import compose_tree
+from trainer.config.groups import CONF
 from trainer.data import digits, mnist, shakespeare
 from trainer.data.readers.mnist import FASHION_FOLDER
 from trainer.data.readers.text import BYTES

@@ -10,7 +10,8 @@ import yaml
 
 from tests.cli.command import HERE, Shell
 from trainer.commands import main as cli
-from trainer.config.compose import CONF, compose_tree
+from trainer.config.compose import compose_tree
+from trainer.config.groups import CONF
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 STABLE_KEYS = """

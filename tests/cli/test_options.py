@@ -14,7 +14,9 @@ from tests.cli.command import Shell
 from trainer import __version__
 from trainer.commands import main as cli
 from trainer.commands.options import LOG_LEVEL, QUIET
-from trainer.config.compose import SEARCH_PATH, compose_tree, literal
+from trainer.config.compose import compose_tree
+from trainer.config.groups import SEARCH_PATH
+from trainer.config.overrides import literal
 
 VARIABLES = (QUIET, LOG_LEVEL, SEARCH_PATH)
 FILE = """

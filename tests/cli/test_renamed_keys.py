@@ -9,7 +9,8 @@ import yaml
 
 from tests.cli.refusals import assert_says, building, composing
 from trainer.checkpoint.run_dir import RunDir
-from trainer.config.compose import CONF, compose_tree
+from trainer.config.compose import compose_tree
+from trainer.config.groups import CONF
 from trainer.config.renamed_keys import RENAMED
 from trainer.distributed.topology import distributed
 from trainer.utils.trees import flatten

@@ -13,7 +13,8 @@ from tests.cli.command import Shell, named_choices, work
 from tests.support.datasets import FILES
 from trainer.checkpoint import newest_complete
 from trainer.checkpoint.run_dir import RunDir
-from trainer.config.compose import CONF, compose_tree
+from trainer.config.compose import compose_tree
+from trainer.config.groups import CONF
 from trainer.loggers import read_jsonl
 from trainer.loop.profiler import TRACED
 

@@ -23,10 +23,19 @@ def test_parameters_are_bound_to_the_vectors_in_one_place():
     assert binding == {"models/flat.py"}
 
 
+WITHOUT_TORCH = """
+import sys
+from trainer.commands.main import main
+
+assert main(["--help"]) == 0 and not {"torch", "hydra", "pydantic"} & sys.modules.keys()
+assert main(["rouds=3", "--lr", "0.1"]) == 2 and "torch" not in sys.modules
+"""
+
+
 def test_the_command_line_reads_a_configuration_without_torch():
     """Importing it takes longer than all else that `--help`, an error or the launcher does."""
-    program = "import sys, trainer.commands.main, trainer.config.compose; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=TRAINER.parent, check=False).returncode == 0
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=TRAINER.parent, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.count("did you mean")) == (0, 2), ended.stderr
 
 
 LAUNCH = """

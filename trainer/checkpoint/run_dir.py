@@ -86,7 +86,7 @@ class RunDir:
             raise ValueError(f"run_dir={self.path} is not empty, and resume=never.\n  choose another run_dir")
         if not self.config.exists():
             raise ValueError(f"run_dir={self.path} holds files, but no run.\n  choose a new or an empty folder")
-        if self._has_started():
+        if self.has_started():
             # Of a finished run nothing is read again, so that nothing would compare the data.
             _check_same(self.settings(), config, self.path, lambda: not self.has_finished(config["rounds"]))
 
@@ -99,7 +99,7 @@ class RunDir:
                 f"run_dir={self.path} cannot be read: {error.strerror}.\n  choose another folder"
             ) from error
 
-    def _has_started(self) -> bool:
+    def has_started(self) -> bool:
         """Return whether a run has started here, and not only been refused."""
         return self.config.exists() and (self.status() != "bad_input" or self.checkpoints.exists())
 
@@ -109,7 +109,7 @@ class RunDir:
 
     def num_clients(self) -> int | None:
         """Return the number of clients of the run in this directory, which stays the same; None without a run."""
-        clients = self.settings()["clients"] if self._has_started() else None
+        clients = self.settings()["clients"] if self.has_started() else None
         return clients if isinstance(clients, int) else None
 
     def _check_source(self, config: Mapping[str, Any]) -> None:

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     from trainer.commands.options import parse
-    from trainer.config.compose import complete, compose_run, compose_tree, help_page, search_path_overrides
+    from trainer.config.groups import search_path_overrides
+    from trainer.config.help import help_page
 
     options, overrides = parse(arguments)
     if options.multirun:
@@ -58,9 +59,13 @@ def _run(arguments: list[str]) -> int:
         return _run_worker(overrides)
     if options.version:
         print(f"silotrain {__version__}")
-    elif options.help is not None:
+        return FINISHED
+    if options.help is not None:
         print(help_page(options.help))
-    elif options.shell_completion:
+        return FINISHED
+    from trainer.config.compose import complete, compose_run, compose_tree  # with Hydra: most of the time of a start
+
+    if options.shell_completion:
         complete(options.shell_completion)
     elif options.cfg:
         print(yaml.safe_dump(compose_tree(overrides), sort_keys=False), end="")
@@ -68,6 +73,8 @@ def _run(arguments: list[str]) -> int:
         from trainer.commands.train.launcher import launch
 
         with compose_run(overrides) as tree:
+            if not options.quiet and [override.partition("=")[0] for override in overrides] == ["run_dir"]:
+                print(f"{tree['run_dir']} holds no run: a new one begins, of the default configuration", flush=True)
             check_launcher(tree["launch"]["nodes"])
             return launch(tree)
     return FINISHED

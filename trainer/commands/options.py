@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.config.compose import SEARCH_PATH, file_overrides, literal
+from trainer.config.groups import SEARCH_PATH
+from trainer.config.overrides import file_overrides, literal
+from trainer.config.saved import saved_overrides
 
 QUIET, LOG_LEVEL = "SILOTRAIN_QUIET", "SILOTRAIN_LOG_LEVEL"
 SEARCH_KEY = "hydra.searchpath="
@@ -54,6 +56,7 @@ def expand_config_options(arguments: Sequence[str]) -> list[str]:
     """Replace --config FILE by the overrides in the file, and take out --config-dir DIR and hydra.searchpath=[...].
 
     The overrides of the file come first, so that those of the command line win. The environment keeps the folders.
+    For `run_dir=` alone, the file is the configuration that the run folder has saved, if it has one.
 
     Raises:
         ValueError: a file or a folder does not exist, or the file is no YAML mapping.
@@ -69,5 +72,6 @@ def expand_config_options(arguments: Sequence[str]) -> list[str]:
         folders.insert(0, literal(f"file://{options.config_dir.resolve()}"))
     if folders:
         os.environ[SEARCH_PATH] = ",".join(folders)
-    overrides = [override for file in options.config for override in file_overrides(file)]
-    return overrides + [argument for argument in others if not argument.startswith(SEARCH_KEY)]
+    others = [argument for argument in others if not argument.startswith(SEARCH_KEY)]
+    saved = [] if options.config else saved_overrides(others)
+    return [*saved, *(override for file in options.config for override in file_overrides(file)), *others]

@@ -1,15 +1,14 @@
-"""Targets of a configuration that came from another process: data, until this process has named them itself."""
+"""Targets of a configuration that came from another process or a run folder: data, until this process names them."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.config.compose import CONF, SEARCH_PATH
+from trainer.config.groups import yaml_folders
 
 
 def check_targets(tree: Any, own: Sequence[str]) -> None:
@@ -24,14 +23,47 @@ def check_targets(tree: Any, own: Sequence[str]) -> None:
         ValueError: lists the targets that they do not name
     """
     foreign = _unnamed({*_targets(tree)}, "\n".join(own))
-    if foreign:
-        foreign = _unnamed(foreign, "\n".join(file.read_text() for file in _files()))
-    if foreign:
+    if foreign := foreign and _unnamed(foreign, _configuration_files()):
         raise ValueError(
             f"the configuration that came from rank 0 names {', '.join(sorted(foreign))}, which neither the arguments "
             "nor the configuration files of this process name: refused.\n"
             "  start all processes with the same arguments and files"
         )
+
+
+def check_saved_targets(tree: Any, file: Path) -> None:
+    """Check that the targets of a saved configuration are the user's: in the configuration files, or a module here.
+
+    Args:
+        tree: the configuration.
+        file: from which it was read.
+
+    Raises:
+        ValueError: lists the others.
+    """
+    foreign = {target for target in _unnamed({*_targets(tree)}, _configuration_files()) if not _is_in_folder(target)}
+    if foreign:
+        raise ValueError(
+            f"{file} names {', '.join(sorted(foreign))}, which neither conf/ nor a module here has: refused.\n"
+            f"  if you trust that folder: --config {file} run_dir={file.parent}"
+        )
+
+
+def _is_in_folder(target: str) -> bool:
+    """Return whether a target belongs to a module or a package that lies in the working directory, other than ours."""
+    module = target.partition(".")[0]
+    try:
+        spec = None if module == "trainer" else find_spec(module)
+    except ValueError:  # of a module that has no file
+        return False
+    places = (spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    return bool(places) and all(Path(place).parent == Path.cwd() for place in places)
+
+
+def _configuration_files() -> str:
+    """Return the texts of the files from which this process would compose a configuration."""
+    files = (file for folder in yaml_folders() for file in sorted(folder.rglob("*.yaml")))
+    return "\n".join(file.read_text() for file in files)
 
 
 def _targets(tree: Any) -> Iterator[str]:
@@ -49,13 +81,3 @@ def _unnamed(targets: set[str], text: str) -> set[str]:
     """Return those that the text, of YAML, JSON or overrides, gives to no `_target_`."""
     named = set(re.findall(r"_target_['\"]?\s*[:=]\s*['\"]?([\w.]+)", text))
     return targets - named
-
-
-def _files() -> Iterator[Path]:
-    """Return the files from which this process would compose a configuration."""
-    folders = [str(CONF)]
-    for kind, name in re.findall(r"(file|pkg)://([^,'\"]+)", os.environ.get(SEARCH_PATH, "")):
-        package = find_spec(name) if kind == "pkg" else None
-        folders += [name] if kind == "file" else (package and package.submodule_search_locations) or []
-    for folder in folders:
-        yield from sorted(Path(folder).rglob("*.yaml"))

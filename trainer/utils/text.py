@@ -30,14 +30,22 @@ def is_number(text: str) -> bool:
     return True
 
 
-def suggest(name: str, valid: Sequence[str]) -> str:
-    """Return a suggestion for an invalid dotted name, and the list of valid ones, the closest first."""
-    shared = os.path.commonprefix([name, *valid])
-    start = shared.rfind(".") + 1  # compare only the last parts, since a shared prefix makes all names similar
-    close = difflib.get_close_matches(name[start:], [other[start:] for other in valid], n=1)
-    meant = f"; did you mean {shared[:start]}{close[0]}?" if close else ""
-    ordered = sorted(valid, key=lambda other: other[start:] not in close)
-    return f"{meant}\n  valid: {', '.join(ordered) or 'none'}"
+def suggest(name: str, valid: Sequence[str], meant: str | None = None) -> str:
+    """Return a suggestion for an invalid dotted name, and the list of valid ones, the closest first.
+
+    Args:
+        name: the invalid one.
+        valid: those to list.
+        meant: the one to suggest; None: the one that is spelt most alike, if there is one.
+    """
+    if meant is None:
+        shared = os.path.commonprefix([name, *valid])
+        start = shared.rfind(".") + 1  # compare only the last parts, since a shared prefix makes all names similar
+        close = difflib.get_close_matches(name[start:], [other[start:] for other in valid], n=1)
+        meant = shared[:start] + close[0] if close else None
+    question = f"; did you mean {meant}?" if meant else ""
+    ordered = sorted(valid, key=lambda other: other != meant)
+    return f"{question}\n  valid: {', '.join(ordered) or 'none'}"
 
 
 def format_bytes(count: float) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainer.config.compose import SEARCH_PATH, compose_tree
+from trainer.config.compose import compose_tree
+from trainer.config.groups import SEARCH_PATH
 from trainer.config.targets import check_targets
 
 OVERRIDES = ["model=custom", "model._target_=own.Net", "+model.width=4", "algorithm=fedavg", "transforms=[crop,flip]"]

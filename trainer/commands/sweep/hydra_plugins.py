@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.commands.sweep.job import assign
-from trainer.config.compose import COMPOSITION_ERRORS, CONF
+from trainer.config.compose import COMPOSITION_ERRORS
+from trainer.config.groups import CONF
 from trainer.distributed.launch.subprocesses import command_output
 from trainer.loggers import higher_is_better
 from trainer.utils.text import suggest

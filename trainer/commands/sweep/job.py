@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.run_dir import RunDir
-from trainer.config.compose import compose_tree, literal
+from trainer.config.compose import compose_tree
+from trainer.config.overrides import literal
 from trainer.distributed.launch.subprocesses import PROMPT
 
 MAX_NAME_LENGTH = 120  # file systems take 255 bytes

@@ -16,7 +16,8 @@ from trainer import tasks
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.sweep import grid, hydra_plugins, local_launcher
 from trainer.commands.sweep.job import Job, assign, make_job
-from trainer.config.compose import COMPOSITION_ERRORS, Tree, compose_tree, is_hydra_override, new_sweep_dir
+from trainer.config.compose import COMPOSITION_ERRORS, Tree, compose_tree, new_sweep_dir
+from trainer.config.overrides import is_hydra_override
 from trainer.utils.errors import ErrorCollector
 from trainer.utils.text import suggest
 
