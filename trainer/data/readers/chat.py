@@ -80,6 +80,7 @@ def chat(
     packed: bool = False,
     test: float = 0.1,
     test_path: str | Path | None = None,
+    validation_path: str | Path | None = None,
 ) -> DataSplits:
     """Read conversations into memory, as tokens of which the answers are learnt.
 
@@ -94,6 +95,7 @@ def chat(
         packed: whether an example has as many conversations as fit into `length`, all of one client.
         test: fraction of the conversations to draw as the test set.
         test_path: a file of test conversations instead.
+        validation_path: a file of validation conversations.
 
     Raises:
         ValueError: lists what is wrong with lines, the tokenizer, or its template.
@@ -102,22 +104,29 @@ def chat(
     raise_errors([*errors, f"data.length={length}\n  valid: at least 2"] if length < 2 else errors)
     template = ChatTokenizer(load_tokenizer(tokenizer))
     fields = Fields(messages, prompt, response, client_ids)
-    files = [_read(Path(each).expanduser(), template, fields, length) for each in (path, test_path) if each is not None]
-    names, numbers = np.unique([client for _, clients in files for client in clients], return_inverse=True)
-    owners = np.split(numbers.astype(np.int64), [len(files[0][1])])
-    conversations = [rows for rows, _ in files]
+    paths = {"train": path, "test": test_path, "validation": validation_path}
+    files = {
+        part: _read(Path(each).expanduser(), template, fields, length)
+        for part, each in paths.items()
+        if each is not None
+    }
+    names, numbers = np.unique([client for _, clients in files.values() for client in clients], return_inverse=True)
+    owners = np.split(numbers.astype(np.int64), np.cumsum([len(clients) for _, clients in files.values()])[:-1])
+    parts = {
+        part: (rows, who, np.arange(len(rows))) for (part, (rows, _)), who in zip(files.items(), owners, strict=True)
+    }
     if test_path is None:
-        is_test = draw_test_mask(len(conversations[0]), test, owners[0] if client_ids else None)
-        parts = [(conversations[0], owners[0], np.flatnonzero(rows)) for rows in (~is_test, is_test)]
-    else:
-        parts = [(rows, who, np.arange(len(rows))) for rows, who in zip(conversations, owners, strict=True)]
+        rows, who, _ = parts["train"]
+        is_test = draw_test_mask(len(rows), test, who if client_ids else None)
+        parts |= {"train": (rows, who, np.flatnonzero(~is_test)), "test": (rows, who, np.flatnonzero(is_test))}
     known, pad = template.tokenizer, template.tokenizer.padding
-    train, test_source = (
-        _make_source(rows, who, ids, length, pad, packed, client_ids is not None) for rows, who, ids in parts
-    )
+    sources = {
+        part: _make_source(*chosen, length, pad, packed, client_ids is not None) for part, chosen in parts.items()
+    }
     text_format = TextFormat(template.encode_prompt, known.decode, length, template.end_tokens(), known.token_bytes)
     clients = tuple(names.tolist()) if client_ids else ()
-    return DataSplits(train, test_source, known.vocabulary, clients, text_format=text_format)
+    splits = DataSplits(sources["train"], sources["test"], known.vocabulary, clients, text_format=text_format)
+    return splits.with_parts(**sources)
 
 
 def _read(path: Path, template: ChatTokenizer, fields: Fields, length: int) -> tuple[list[Conversation], list[str]]:

@@ -107,7 +107,7 @@ class ColumnKinds:
             tuple(names[:cut]),
             tuple(names[cut:]),
             image and normalize("NFC", image),
-            TableStatistics(number, category and normalize("NFC", category), standardise),
+            TableStatistics(number, category and normalize("NFC", category), standardise),  # pyright: ignore (checked)
             size,
             channels,
         )

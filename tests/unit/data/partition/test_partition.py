@@ -27,6 +27,7 @@ from trainer.data import (
     TensorSource,
     count_natural_clients,
     describe,
+    fingerprint,
     split_clients,
 )
 from trainer.data.partition.allocation import merge_clients, scale_counts, top_up
@@ -361,6 +362,15 @@ class TestOwnValidation:
         for part in (found.test, found.validation):
             assert np.array_equal(np.sort(np.concatenate(part)), np.arange(len(case.test)))
             assert all((np.diff(ids) > 0).all() for ids in part)
+
+    def test_is_part_of_the_fingerprint(self) -> None:
+        """A resumed run is refused with another validation set, or another client of one of its examples."""
+        sources = [balanced(30), balanced(10), arrays([1] * 10), arrays([2] * 10)]
+        found = []
+        for validation in (None, *sources[2:]):
+            data = DataSplits(*sources[:2], None, validation=validation)
+            found += [fingerprint(data, split_clients(data, Iid(), 2, seed)) for seed in (0, 1)]
+        assert len(set(found)) == 6
 
 
 class TestArithmetic:

@@ -57,6 +57,14 @@ def expected(folder: Path, messages: list[Any], length: int = 1024) -> tuple[lis
     return tokens[:-1], [token if kept else -100 for token, kept in zip(tokens[1:], mask[1:], strict=True)]
 
 
+def test_a_validation_file_has_the_clients_of_the_others(folder: Path) -> None:
+    write("b.jsonl", [{"messages": turns(number), "site": "south"} for number in range(3)])
+    splits = chat("a.jsonl", folder, client_ids="site", validation_path="b.jsonl")
+    assert [len(source) for source in splits.parts.values()] == [18, 2, 3] and splits.client_names == ("north", "south")
+    assert splits.validation.client_ids is not None and splits.validation.client_ids.tolist() == [1, 1, 1]
+    assert examples(splits.validation) == [expected(folder, turns(number)) for number in range(3)]
+
+
 def test_answers_are_learnt_and_batches_are_padded_to_their_longest(folder: Path) -> None:
     write("test.jsonl.gz", [{"prompt": turns(7)[0]["content"], "response": turns(7)[1]["content"]}])
     splits = chat("a.jsonl", folder, test_path="test.jsonl.gz")

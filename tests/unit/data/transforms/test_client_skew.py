@@ -57,6 +57,17 @@ def test_a_fraction_of_training_labels_is_of_another_class():
     assert torch.equal(of(plain, "test", everyone)[1], of(wrong, "test", everyone)[1])
 
 
+def test_a_validation_set_of_its_own_is_shifted_as_the_test_set_is():
+    splits, clients = data()
+    own = DataSplits(splits.train, splits.test, CLASSES, validation=splits.test)
+    clients = Clients(clients.train, clients.test, clients.test)
+    noisy = shift_clients(own, clients, {"it": Noise(2.0), "labels": LabelNoise(0.3)}, 0)
+    for client, ids in enumerate(clients.validation):
+        (before, labels), (after, same) = of(own, "validation", ids), of(noisy, "validation", ids)
+        assert torch.equal(labels, same)
+        assert float((after - before).std()) == pytest.approx(2.0 * client / (CLIENTS - 1), rel=0.1, abs=1e-9)
+
+
 def test_it_is_drawn_by_the_seed_and_leaves_the_source():
     splits, first, _ = changed(Noise(1.0))
     again, other = changed(Noise(1.0))[1], changed(Noise(1.0), seed=1)[1]
