@@ -87,7 +87,7 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
         except ValueError as error:
             errors.append(str(error))
     local = _agree_on_columns(local, errors, topology)
-    infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors)
+    infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors, topology)
     if error := _kind_error(files, infos):
         raise ValueError(error)
 
@@ -107,7 +107,7 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
 def _agree_on_columns(local: dict[int, DataSplits], errors: Sequence[str], topology: Topology) -> dict[int, DataSplits]:
     """Return the data sets with the encoder of the training examples of all silos, if they are columns of tables."""
     is_ready = not errors and all(splits.encoder is not None for splits in local.values())
-    if not all(map(json.loads, collectives.all_gather_texts(json.dumps(is_ready)))):
+    if not all(map(json.loads, _gather(json.dumps(is_ready), topology))):
         return local  # they are not of tables, or there are errors, which are raised next
     encoder = fit_encoder([splits.train for splits in local.values()], _BetweenSilos(topology))
     return {client: splits.encoded_by(encoder) for client, splits in local.items()}
@@ -121,7 +121,7 @@ class _BetweenSilos:
 
     def union(self, sets: list[list[str]]) -> list[list[str]]:
         sent = sets if self.topology.is_leader else [[] for _ in sets]
-        gathered = [json.loads(text) for text in dict.fromkeys(collectives.all_gather_texts(json.dumps(sent)))]
+        gathered = map(json.loads, dict.fromkeys(_gather(json.dumps(sent), self.topology)))
         return [sorted(set().union(*column)) for column in zip(*gathered, strict=True)]
 
     def total(self, sums: np.ndarray) -> np.ndarray:
@@ -160,9 +160,14 @@ def _describe_types(examples: Tree, padded: Collection[str]) -> str:
     return ", ".join(descriptions)
 
 
-def _gather_info(local: dict[int, DatasetInfo], errors: list[str]) -> list[DatasetInfo]:
+def _gather(text: str, topology: Topology) -> list[str]:
+    """Gather the texts of all ranks. Without process groups each has all files, and needs no others' texts."""
+    return [text] if topology.silo_group is None else collectives.all_gather_texts(text)
+
+
+def _gather_info(local: dict[int, DatasetInfo], errors: list[str], topology: Topology) -> list[DatasetInfo]:
     """Gather the descriptions of all clients, in order; raise ValueError with the errors of all ranks."""
-    texts = collectives.all_gather_texts(json.dumps([errors, {client: asdict(info) for client, info in local.items()}]))
+    texts = _gather(json.dumps([errors, {client: asdict(info) for client, info in local.items()}]), topology)
     # Replicas of a silo send the same text.
     gathered: list[tuple[list[str], dict[str, Any]]] = [json.loads(text) for text in dict.fromkeys(texts)]
     if all_errors := list(dict.fromkeys(error for errors, _ in gathered for error in errors)):

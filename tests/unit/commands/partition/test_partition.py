@@ -64,3 +64,14 @@ def test_the_command_tells_and_draws(tmp_path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_picture_that_cannot_be_written_is_bad_input(wish: str, capsys: pytest.CaptureFixture[str]):
     assert main(["partition", wish]) == 2
     assert wish in capsys.readouterr().err
+
+
+def test_clients_with_files_of_their_own_are_described(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """All files are read here."""
+    monkeypatch.chdir(tmp_path)
+    for name, city in (("a", "Rome"), ("b", "Bonn")):
+        (tmp_path / f"{name}.csv").write_text("x,city,label\n" + f"1,{city},0\n2,,1\n" * 10)
+    columns = ["data.columns.number=[x]", "data.columns.category=[city]"]
+    assert main(["partition", "data=csv", "data.files=[a.csv,b.csv]", *columns, "silos=2", "algorithm=fedavg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines[1:3]] == [["17", "1", "2"]] * 2
