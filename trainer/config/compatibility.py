@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainer.algorithms import Algorithm
 from trainer.config.instantiate import class_name
 from trainer.config.schema import ComponentConfig, typed_overrides
-from trainer.data import DataSplits, Padding, Source
+from trainer.data import DataSplits, Padding, PerClientSource, Source
 from trainer.data.loading.silo_files import describe_example
 from trainer.data.sources.column import first_outside
 from trainer.models.calling import call_model
@@ -123,7 +123,8 @@ def _check_packed_texts(module: nn.Module, data: DataSplits) -> None:
     Raises:
         ValueError: it lets them see each other.
     """
-    inputs, _ = data.train.fetch(torch.arange(min(MAX_CHECKED_EXAMPLES, len(data.train))))
+    source = next(iter(data.train.local.values())) if isinstance(data.train, PerClientSource) else data.train
+    inputs, _ = source.fetch(torch.arange(min(MAX_CHECKED_EXAMPLES, len(source))))
     if not isinstance(inputs, dict) or "position_ids" not in inputs:
         return
     positions = inputs["position_ids"]
