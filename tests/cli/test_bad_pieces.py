@@ -49,6 +49,11 @@ REFUSED = {
         ["model.freeze=embed", "model.init=none.pt"],
         ["model.freeze=embed matches no parameter", "conv1.weight", "model.init=none.pt is not a file"],
     ],
+    "an adapter of no layer": [
+        ["adapter=lora", "adapter.targets=q_proj"],
+        ["adapter.targets=q_proj matches no layer of model=DigitsCNN", "its layers: conv1, conv2, "],
+    ],
+    "a model from nowhere": [["model=transformers", "model.path=nowhere"], ["model.path=nowhere is no folder"]],
     "a task without verbs": [
         ["task=custom", "task._target_=torch.nn.Identity"],
         [

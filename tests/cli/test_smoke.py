@@ -78,7 +78,8 @@ PIECES = {
     ],
     "gpt": [*TOKENS, "model=gpt", "model.width=16", "model.layers=1", "optimizer=rmsprop"],
     "transformers": [
-        *(*TOKENS, "model=transformers", "model.config.n_embd=16", "model.config.n_layer=1"),
+        *(*TOKENS, "model=transformers", "model.architecture=gpt2", "+model.config.vocab_size=256"),
+        *("+model.config.n_embd=16", "+model.config.n_layer=1", "+model.config.n_head=2"),
     ],
     "custom": [
         *("data=custom", "data._target_=tests.support.made_up.numbers", "task=custom"),

@@ -18,6 +18,7 @@ from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.run_dir import RunDir
 from trainer.distributed.topology import SiloSpec, distributed
 from trainer.loop.fit import fit
+from trainer.models.flat import frozen_tensors
 from trainer.utils.errors import InputError
 
 WAVE = torch.polar(torch.ones(FEATURES), torch.arange(FEATURES) * 0.1)
@@ -191,7 +192,7 @@ def files_of(folder: Path) -> dict[str, list[int]]:
 def test_the_model_on_disk_is_that_of_one_rank(ranks, tmp_path: Path):
     """Its parts that belong to the ranks are all those of the first."""
     first, second = ranks(2).run(files_of, tmp_path)
-    RunDir(tmp_path).write_models()
+    RunDir(tmp_path).write_models(frozen_tensors(Moving()))
     from safetensors.torch import load_file
 
     assert {name: bits(tensor) for name, tensor in load_file(tmp_path / "model.safetensors").items()} == first != second

@@ -23,7 +23,7 @@ from trainer.checkpoint.direct_io import DirectFile
 from trainer.checkpoint.files import sync, write_text
 from trainer.utils.disk import naming_disk
 
-FORMAT = 3
+FORMAT = 4
 TENSORS, MANIFEST = ".safetensors", ".json"
 
 DTYPES = {

@@ -8,6 +8,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   model.safetensors  the finished model
   columns.json   of a table with data.columns=: how its columns are encoded
   ema.safetensors    with ema_decay=: the same with the average of its weights
+  huggingface/       a model of Hugging Face in its own layout; adapter/, merged.safetensors: see docs/adapters.md
   result.json    the metrics of the finished run
   tensorboard/   the same metrics as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoint/checkpointer.py
@@ -27,7 +28,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
@@ -38,13 +39,16 @@ from trainer.utils.targets import declares
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
+if TYPE_CHECKING:
+    from torch import Tensor  # the launcher does without
+
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
 # Keys that may differ when a run resumes: where and how it runs and what it prints, not what it computes.
 CHANGEABLE_KEYS = (
     *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint.", "sample."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
-    *("objective", "allow_unused"),
+    *("objective", "allow_unused", "adapter.merge"),
 )
 
 # Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
@@ -252,10 +256,13 @@ class RunDir:
         """Return the status of the run; empty if there is none."""
         return self.state().get("status", "")
 
-    def write_models(self) -> None:
+    def write_models(self, frozen: Mapping[str, Tensor]) -> None:
         """Write model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
 
         Also write ema.safetensors, the same model with the average of its weights, if the run has one.
+
+        Args:
+            frozen: the frozen parameters, which checkpoints do not contain, by all their names.
         """
         from trainer.checkpoint.format import write_tensors
         from trainer.checkpoint.resume import newest_complete
@@ -263,7 +270,7 @@ class RunDir:
         saved = newest_complete(self.checkpoints)
         assert saved is not None
         # Sorted: the file is the same whichever replicas wrote the checkpoint.
-        model = dict(sorted(saved.load("model").items()))
+        model = dict(sorted({**frozen, **saved.load("model")}.items()))
         # Tensors that belong to a rank are all those of the first one.
         local = saved.load_shard(saved.shards[0], "own/local")
         model |= {name: tensor for name, tensor in local.items() if name in model}

@@ -40,6 +40,7 @@ from trainer.loggers import Logger
 from trainer.loop.dry_pass import dry_pass
 from trainer.loop.options import TrainingOptions
 from trainer.loop.run import GradientReducerFactory, Run
+from trainer.models.adapters import attach_adapter
 from trainer.models.outputs import SelectOutput
 from trainer.models.pretrained import freeze, load_pretrained
 from trainer.optim import GroupedOptimizerFactory
@@ -305,10 +306,20 @@ def _model(config: Config) -> nn.Module:
     errors = ErrorCollector()
     if (path := config.model.get("init")) is not None:
         errors.collect(lambda: load_pretrained(module, Path(path).expanduser()))
+    errors.collect(lambda: _adapt(module, config.adapter))
     if (pattern := config.model.get("freeze")) is not None:
         errors.collect(lambda: freeze(module, pattern))
     errors.raise_any()
     return module
+
+
+def _adapt(module: nn.Module, component: ComponentConfig) -> None:
+    """Put the adapter of the configuration into a model, if it has one."""
+    adapter = instantiate("adapter", component)
+    if adapter is not None:
+        dtype = component.get("base_dtype")
+        base_dtype = getattr(torch, dtype) if dtype else None
+        attach_adapter(module, adapter, component.get("targets"), component.get("train", "both"), base_dtype)
 
 
 def _check_batch_size(config: Config, topology: Topology) -> None:

@@ -25,6 +25,7 @@ from trainer.loop.options import (
     TrainingOptions,
 )
 from trainer.loop.stopping import StopCriteria
+from trainer.models.adapters import Train
 from trainer.utils.annotations import OPTIONS, Count, Fraction, PositiveInt, Seconds, Span, predicate
 from trainer.utils.text import format_value, suggest
 from trainer.utils.trees import flatten
@@ -57,6 +58,12 @@ RESERVED_KEYS: dict[str, dict[str, Any]] = {
     "task": {"output": str | int | None},
     "model": {"init": str | None, "freeze": re.Pattern[str] | None},
     "transforms": {"key": str | None},  # of each of them
+    "adapter": {
+        "targets": re.Pattern[str] | None,
+        "train": Train,
+        "base_dtype": Literal["bfloat16", "float16", None],
+        "merge": bool,
+    },
 }
 
 
@@ -131,6 +138,7 @@ class Config(TrainingOptions):
     transforms: ComponentConfigs
     loggers: ComponentConfigs
     model: ComponentConfig
+    adapter: ComponentConfig
     task: ComponentConfig
     optimizer: ComponentConfig
     schedule: ComponentConfig

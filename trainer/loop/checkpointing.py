@@ -22,6 +22,7 @@ from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models.buffers import load_buffers
+from trainer.utils.errors import InputError
 
 # Which ranks hold a section alike: all ranks; those that move the same shard of the shared vector; the replicas of a
 # silo; or each rank its own, `unique` under names that no other rank uses, or as a `rank` that is read by itself.
@@ -100,6 +101,7 @@ def save_round_snapshot(state: TrainState, checkpointer: Checkpointer, snapshot:
 def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
     """Restore a checkpoint between two rounds, or the middle of one, which is returned. A collective of the silo."""
     topology = state.run.topology
+    _check_frozen(state, resume_point)
     saved = resume_point.mid_round.get(topology.silo)
     if saved is None:
         assert resume_point.round_checkpoint is not None
@@ -114,6 +116,16 @@ def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | Non
         state.trainer.warm_up_ddp()
     _restore_after_warm_up(state, rank_states)
     return snapshot
+
+
+def _check_frozen(state: TrainState, resume_point: ResumePoint) -> None:
+    """Raise InputError, on every rank alike, if the frozen parameters are not those that this run was begun with."""
+    if resume_point.states[0].load("progress")["frozen"] != state.trainer.local_tensors.frozen_digest:
+        raise InputError(
+            "model= has other frozen parameters than this run was begun with. Checkpoints do not contain them:\n"
+            "they are made again from seed=, model.path= and model.init=.\n"
+            "  restore the files of model.path= or model.init=, or choose another run_dir"
+        )
 
 
 def logged_metrics(resume_point: ResumePoint) -> Metrics:
@@ -167,7 +179,12 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
     def progress() -> Tree:
         state.progress.silo_sizes, state.progress.threads = list(topology.silo_sizes), state.threads
         text = json.dumps(asdict(state.progress))
-        return {"json": text, "participations": state.participations, "data": run.data_fingerprint}
+        return {
+            "json": text,
+            "participations": state.participations,
+            "data": run.data_fingerprint,
+            "frozen": state.trainer.local_tensors.frozen_digest,
+        }
 
     def load_transport(tree: Tree) -> None:
         # The states of silos that no longer exist go to the others.
@@ -220,16 +237,16 @@ def _round_sections(state: TrainState) -> list[Section]:
 
 def _snapshot_sections(state: TrainState, snapshot: RoundSnapshot) -> list[Section]:
     """Return what only a checkpoint in the middle of a round has: local parameters, sums, the client in training."""
-    trainer, client, module = state.trainer, snapshot.client, state.model.module
+    trainer, client, model = state.trainer, snapshot.client, state.model
     statistics = {"vector": trainer.statistics.vector, "counts": trainer.statistics.counts}
     of_client = client.session.state_dict() if client else {}
     return [
-        Section("model", "all", lambda: dict(module.named_parameters())),
+        Section("model", "all", lambda: dict(model.named_trainable)),
         Section("round", "all", lambda: snapshot.session.state_dict() | of_client),
         Section("inner", "all", lambda: trainer.step.state_dict() if client else {}),
         Section("statistics", "all", lambda: statistics),
         Section("local", "rank", trainer.local_tensors.state_dict),
-        Section("buffers", "rank", lambda: dict(module.named_buffers())),
+        Section("buffers", "rank", lambda: dict(model.module.named_buffers())),
         Section("tally", "rank", snapshot.accumulator.state_dict),
         Section("work", "rank", lambda: client.result.state_dict() if client else {}),
         Section("gradients", "rank", lambda: trainer.step.gradient_reducer.state_dict() if client else {}),
@@ -273,7 +290,7 @@ def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[di
             section.load([own[section.name] for own in rank_states])
         elif section.load:
             section.load(saved.load(section.name, section.wanted))
-    _copy_into(dict(state.model.module.named_parameters()), saved.load("model"))
+    _copy_into(dict(state.model.named_trainable), saved.load("model"))
     statistics = saved.load("statistics")
     trainer.statistics.vector, trainer.statistics.counts = statistics["vector"], statistics["counts"]
     state.algorithm.load_state_dict(saved.load("algorithm"))

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from trainer.algorithms.base import Metrics, RoundSession
 from trainer.algorithms.round import Round
 from trainer.distributed import collectives
 from trainer.distributed.transport import Transport
+from trainer.loop.local_tensors import digest
+from trainer.models.flat import frozen_tensors
 
 Scalars = dict[str, float]
 Tables = dict[str, Tensor]
@@ -68,7 +71,12 @@ class InWorld:
         self.transport = transport
 
     def start(self, module: nn.Module) -> None:
-        for tensor in (*module.parameters(), *module.buffers()):
+        value = digest(frozen_tensors(module))
+        highest, lowest = collectives.all_reduce_max(torch.tensor([value, -value])).tolist()
+        # Frozen parameters are gigabytes, of a file that every rank has read.
+        are_equal = highest == -lowest
+        parameters = [p for p in module.parameters() if p.requires_grad or not are_equal]
+        for tensor in (*parameters, *module.buffers()):
             collectives.broadcast(tensor)
 
     def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:

@@ -49,7 +49,7 @@ def fit(
     until: int | None = None,
     control: LoopControl | None = None,
     diverged: DivergedError | None = None,
-    on_end: Callable[[dict[str, Any]], None] | None = None,
+    on_end: Callable[[Result], None] | None = None,
 ) -> Result:
     """Train a run to its end. Every rank calls it. The run stays as it is: another call trains another model.
 
@@ -63,7 +63,7 @@ def fit(
         until: the number of rounds after which to return, if that is before the end.
         control: what this process is asked to do.
         diverged: what ended the last attempt; the batches of its window are left out, from `resume_point` on.
-        on_end: is called with the metrics of the result at the end of the last round, once its checkpoint is complete.
+        on_end: is called with the result at the end of the last round, once its checkpoint is complete.
 
     Returns:
         The metrics, equal on every rank, and the trained model.
@@ -92,15 +92,15 @@ def fit(
         checkpointer.wait()
     if state.is_stopping and not state.progress.has_ended(run.rounds):
         raise Preempted
-    metrics = state.progress.result()
+    result = Result(state.progress.result(), state.model.module)
     if state.progress.has_ended(run.rounds):
         if on_end:  # before all that may still fail: what others have written for artifacts and loggers
             collectives.barrier()  # the last checkpoint is complete when all ranks have written their parts
-            on_end(metrics)
+            on_end(result)
         artifacts = make_artifacts(state)
         for logger in loggers:
-            logger.finalize(metrics, artifacts)
-    return Result(metrics, state.model.module)
+            logger.finalize(result.metrics, artifacts)
+    return result
 
 
 def _end_round(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from trainer.distributed import collectives
 from trainer.models.buffers import load_buffers
 from trainer.models.flat import FlatModel
+from trainer.utils.seeding import derive_seed
 
 
 class LocalTensors:
@@ -20,11 +22,16 @@ class LocalTensors:
 
     Args:
         model: as it is before training.
+
+    Attributes:
+        frozen_digest: a hash of the frozen parameters as they are before training, which checkpoints have in their
+            place. Another one says that the run would continue on another model.
     """
 
     def __init__(self, model: FlatModel):
         self.model = model
         self.initial = {name: _checksum(tensor) for name, tensor in model.local_tensors.items()}
+        self.frozen_digest = digest(model.frozen)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the live tensors that have moved on this rank, by name."""
@@ -47,6 +54,12 @@ class LocalTensors:
         for name in parameters.keys() & state.keys():
             parameters[name].copy_(state[name])
         load_buffers(self.model.module, {name: tensor for name, tensor in state.items() if name not in parameters})
+
+
+def digest(tensors: Mapping[str, Tensor]) -> int:
+    """Return a 63-bit hash of the names, types, shapes and bits of tensors; 0 for none."""
+    rows = [(name, str(tensor.dtype), list(tensor.shape), _checksum(tensor)) for name, tensor in tensors.items()]
+    return derive_seed(json.dumps(sorted(rows))) if rows else 0
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -154,6 +154,11 @@ class Run:
                 "  set ema_decay=null, or algorithm=fedavg"
             )
 
+    def has_personal(self, module: nn.Module) -> bool:
+        """Return whether any trainable parameter, or buffer, of a model stays with its client."""
+        trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        return not all(map(self.algorithm.is_shared, (*trainable, *(name for name, _ in module.named_buffers()))))
+
     def _setting(self) -> Setting:
         """Return the choices that the algorithm may be unable to work with."""
         return Setting(

@@ -1,5 +1,6 @@
 """Models: plain modules, independent of training."""
 
+from trainer.models.adapters import lora, no_adapter
 from trainer.models.cnn import CNN, DigitsCNN
 from trainer.models.flops import SupportsFlops
 from trainer.models.gpt import GPT
@@ -8,7 +9,7 @@ from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet
 from trainer.models.summary import describe_model
-from trainer.models.transformers import Transformers
+from trainer.models.transformers import from_transformers
 from trainer.models.vit import ViT
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Logistic",
     "ResNet",
     "SupportsFlops",
-    "Transformers",
     "ViT",
     "describe_model",
+    "from_transformers",
+    "lora",
+    "no_adapter",
 ]

@@ -62,11 +62,18 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     raise ValueError(f"model= has {found}.\n  valid: trainable parameters of one floating point type; {way_out}")
 
 
+def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the live frozen parameters by all their names; tied ones have several."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
+
+
 class FlatModel:
     """A module whose trainable parameters are views into the vectors `shared` and `personal`.
 
     Statistics of normalization layers are kept beside them, see BufferStatistics. Frozen parameters and all other
     buffers are neither trained nor sent: those that are personal stay with their client, the others with the rank.
+    Frozen parameters are made again with the module, so they are not part of its state either.
 
     module: its parameters are rebound, once, to views into the vectors.
     is_shared: whether the parameter or buffer of a name is combined between silos. The others stay with their client.
@@ -93,6 +100,7 @@ class FlatModel:
         personal = {id(trainable[name]) for name in self.personal_names}
         # Tied parameters have several names, of which `named_parameters` yields only the first.
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in personal}
+        self.frozen_aliases = set(frozen_tensors(module))
         self.shared_parameters = [trainable[name] for name in self.shared_names]
         self.shared = _flatten(self.shared_parameters, self.trainable[0], alignment)
         self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
@@ -161,9 +169,13 @@ class FlatModel:
     def local_tensors(self) -> dict[str, Tensor]:
         """The live frozen parameters, and buffers that are neither combined nor personal, by name: the rank's own."""
         others = {*self.statistics.names, *self.personal_buffer_names}
+        return self.frozen | {name: buffer for name, buffer in self.module.named_buffers() if name not in others}
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """The live frozen parameters by name. Those that are tied have one name here."""
         trainable = set(map(id, self.trainable))
-        frozen = {name: p.detach() for name, p in self.module.named_parameters() if id(p) not in trainable}
-        return frozen | {name: buffer for name, buffer in self.module.named_buffers() if name not in others}
+        return {name: p.detach() for name, p in self.module.named_parameters() if id(p) not in trainable}
 
     @property
     def has_personal(self) -> bool:
@@ -176,11 +188,11 @@ class FlatModel:
         return bool(self.shared_names or self.statistics.has_buffers)
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Copy the global model: all parameters and buffers by name, except the personal ones.
+        """Copy the global model: all parameters and buffers by name, except the personal and the frozen ones.
 
         Buffers that the module has registered since it was made are left out: another one has no place for them.
         """
-        names = self.saved_names - {*self.personal_aliases, *self.personal_buffer_names}
+        names = self.saved_names - {*self.personal_aliases, *self.personal_buffer_names, *self.frozen_aliases}
         return {name: t.clone() for name, t in self.module.state_dict().items() if name in names}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of several files, in the layout of Hugging Face
 MAX_NAMED = 5  # tensors per kind of mismatch in an error
 
 
@@ -18,8 +21,8 @@ def load_pretrained(module: nn.Module, path: Path) -> None:
 
     Args:
         module: the model to change.
-        path: a safetensors file, such as a run's model.safetensors, or a state_dict saved by torch.save, from which
-            only tensors are read.
+        path: a safetensors file, such as a run's model.safetensors; a folder with one, or with several and their index;
+            or a state_dict saved by torch.save, from which only tensors are read.
 
     Raises:
         ValueError: the file cannot be read, or tensors are missing, unexpected, or of another shape. All are named, and
@@ -65,9 +68,12 @@ def freeze(module: nn.Module, pattern: str) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise ValueError(
-            f"model.init={path} is not a file.\n  valid: a safetensors file, or a state_dict saved by torch.save"
+            f"model.init={path} is not a file.\n  valid: a safetensors file, a folder with model.safetensors, or a "
+            "state_dict saved by torch.save"
         )
     is_safetensors = path.suffix == ".safetensors"
     try:
@@ -85,6 +91,19 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             "  save only the state_dict: torch.save(model.state_dict(), PATH)"
         )
     return content
+
+
+def _read_folder(path: Path) -> Mapping[str, Tensor]:
+    """Read model.safetensors, or the files that its index lists, as Hugging Face names them."""
+    if not (path / INDEX).is_file():
+        return _read(path / WEIGHTS)
+    try:
+        files = {str(file) for file in json.loads((path / INDEX).read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model.init={path / INDEX} is damaged\n  valid: a weight_map of tensors to files") from error
+    if outside := sorted(file for file in files if Path(file).name != file):
+        raise ValueError(f"model.init={path / INDEX} names {outside[0]}\n  valid: files of the same folder")
+    return {name: tensor for file in sorted(files) for name, tensor in _read(path / file).items()}
 
 
 def _aliases(module: nn.Module) -> dict[str, list[str]]:

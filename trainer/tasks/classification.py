@@ -86,7 +86,10 @@ class Classification:
                 outputs, targets, "classification expects outputs [batch, classes] and targets [batch]"
             )
         if classes and outputs.shape[1] != classes:
-            return f"{outputs.shape[1]} outputs, but the data has {classes} classes: set model.classes={classes}"
+            return (
+                f"{outputs.shape[1]} outputs, but the data has {classes} classes: set model.classes={classes}, or "
+                f"+model.config.num_labels={classes}"
+            )
         if targets.is_floating_point() or targets.dtype == torch.bool:
             return (
                 f"the targets are {targets.dtype}, and labels are integers: set data.classes={outputs.shape[1]}, by "

@@ -15,7 +15,7 @@ from trainer.distributed.topology import distributed
 from trainer.loggers import FinalArtifacts, Metrics
 from trainer.loop import fit as fit_module
 from trainer.loop.checkpointing import make_checkpointer
-from trainer.loop.fit import fit
+from trainer.loop.fit import Result, fit
 
 
 class Offline:
@@ -33,9 +33,9 @@ class Offline:
 
 @pytest.mark.parametrize("fails", ["logger", "artifacts"])
 def test_the_result_is_out_before_others_may_fail(tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
 
-    def take(result: dict[str, Any]) -> None:
+    def take(result: Result) -> None:
         saved = newest_complete(tmp_path)
         assert saved and saved.folder.name == "round-000002"
         results.append(result)
@@ -50,14 +50,14 @@ def test_the_result_is_out_before_others_may_fail(tmp_path: Path, fails: str, mo
         with pytest.raises(ConnectionError):
             fit(run, [Offline()], make_checkpointer(run, tmp_path), on_end=take)
         assert fit(run, until=1, on_end=take).metrics["round"] == 1, "which is not the end"
-    assert [result["round"] for result in results] == [2]
+    assert [result.metrics["round"] for result in results] == [2]
 
 
 def found_at_the_end(folder: Path) -> str:
     """Return the newest checkpoint that a rank finds at the end, when rank 1 is slow to write."""
     found: list[str] = []
 
-    def take(result: dict[str, Any]) -> None:
+    def take(result: Result) -> None:
         saved = newest_complete(folder)
         found.append(saved.folder.name if saved else "none")
 

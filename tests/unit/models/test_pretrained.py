@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,40 @@ def test_of_tied_parameters_one_name_is_enough(tmp_path: Path):
     save_file(tensors, tmp_path / "weights.safetensors")
     load_pretrained(other, tmp_path / "weights.safetensors")
     assert torch.equal(other.output.weight, saved.tokens.weight)
+
+
+def save_in_parts(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Save each tensor in a file of its own, with an index."""
+    files = {name: f"model-{number:05d}-of-{len(tensors):05d}.safetensors" for number, name in enumerate(tensors, 1)}
+    for name, file in files.items():
+        save_file({name: tensors[name]}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_folder_of_hugging_face_is_loaded(parts: int, tmp_path: Path):
+    saved, other = MLP(hidden=8), MLP(hidden=8)
+    tensors = dict(saved.state_dict())
+    save_file(tensors, tmp_path / "model.safetensors") if parts == 1 else save_in_parts(tensors, tmp_path)
+    load_pretrained(other, tmp_path)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, "model.safetensors is not a file"),
+        ({"weight_map": {"layers.1.weight": "../other.safetensors"}}, "valid: files of the same folder"),
+        ({"weight_map": {"layers.1.weight": "gone.safetensors"}}, "gone.safetensors is not a file"),
+        ({}, "index.json is damaged"),
+        ([], "index.json is damaged"),
+    ],
+)
+def test_folders_with_other_content_are_refused(index: object, message: str, tmp_path: Path):
+    if index is not None:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(MLP(), tmp_path)
 
 
 def test_all_mismatches_are_in_one_error(tmp_path: Path):

@@ -13,13 +13,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import Tensor, nn
 
 from trainer.checkpoint import ResumePoint, SharedStorage, detect_shared_storage
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
+from trainer.commands.train.export import export_model
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch, resume_threads
 from trainer.config.build import build, build_loggers
@@ -36,10 +40,12 @@ from trainer.distributed.topology import Topology, distributed, restart_count
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
 from trainer.loop.checkpointing import logged_metrics, make_checkpointer, saved_threads, validate_resume
 from trainer.loop.control import LoopControl
-from trainer.loop.fit import fit
+from trainer.loop.fit import Result, fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
+from trainer.models.adapters import adapter_parameters, is_adapted
+from trainer.models.flat import frozen_tensors
 from trainer.utils.text import first_few
 from trainer.utils.trees import flatten
 
@@ -227,12 +233,17 @@ class Worker:
                 profiling = profile_steps(on_step or _ignore_step, self.folder.profile, run.topology.device)
                 on_step = stack.enter_context(profiling)
             on_start, self.on_start = self.on_start, None
-            fit(run, loggers, checkpoints, start, on_step, on_start, until, self.control, diverged, self._write_result)
+            write_result = partial(self._write_result, run)
+            fit(run, loggers, checkpoints, start, on_step, on_start, until, self.control, diverged, write_result)
 
-    def _write_result(self, result: dict[str, Any]) -> None:
-        if self.writes_to_storage:
-            self.folder.write_models()
-            self.folder.write_result(result)
+    def _write_result(self, run: Run, result: Result) -> None:
+        if not self.writes_to_storage:
+            return
+        self.folder.write_models(_kept_frozen(result.model))
+        if not run.has_personal(result.model):
+            tokenizer, merge = self.config.data.get("tokenizer"), self.config.adapter.get("merge", False)
+            export_model(result.model, self.folder.path, merge, tokenizer and Path(tokenizer).expanduser())
+        self.folder.write_result(result.metrics)
 
     def _external_resume_point(self, run: Run) -> ResumePoint | None:
         """Return the newest checkpoint of the run that resume= names, if it names one."""
@@ -278,6 +289,13 @@ class Worker:
             *build_loggers(self.config, self.folder.path, scalars),
             *([console] if self.prints else []),
         ]
+
+
+def _kept_frozen(module: nn.Module) -> dict[str, Tensor]:
+    """Return the frozen parameters that a finished model is written with: all but those of the base of an adapter."""
+    frozen = frozen_tensors(module)
+    names = adapter_parameters(module) if is_adapted(module) else frozen
+    return {name: tensor.cpu() for name, tensor in frozen.items() if name in names}
 
 
 def _ignore_step(done: float, examples: int, loss: Callable[[], float]) -> None:
