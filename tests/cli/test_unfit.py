@@ -341,6 +341,14 @@ def test_a_validation_set_unlike_the_training_set_is_refused(
     assert_says(building([*own, *POINTS[2:]], topology), said)
 
 
+def test_a_text_among_numbers_is_refused_with_its_line(folder: Path, topology: Topology) -> None:
+    """The error is of the file, and of no line of a package that reads it."""
+    (folder / "rows.csv").write_text("age,label\n1,0\nold,1\n")
+    said = building(["data=csv", "data.path=rows.csv", "data.columns.number=[age]"], topology)
+    assert said.startswith("data.path=rows.csv cannot be used:\n  age: line 3 has 'old', which is no number")
+    assert "pyarrow" not in said and "given" not in said
+
+
 def test_two_validation_sets_are_refused(topology: Topology) -> None:
     both = ["data=csv", "data.path=a.csv", "data.validation=0.2", "data.validation_path=b.csv"]
     assert_says(building(both, topology), ["data.validation_path=b.csv and data.validation=0.2", "set one of them"])

@@ -31,7 +31,8 @@ def user_location(error: BaseException | None) -> str:
 
 
 def _is_users(filename: str) -> bool:
-    return not filename.startswith(("<", *FOREIGN_FOLDERS))
+    # Compiled packages name their sources, which are not there.
+    return not filename.startswith(("<", *FOREIGN_FOLDERS)) and not filename.endswith((".pyx", ".pxi"))
 
 
 def _shown(filename: str) -> str:
