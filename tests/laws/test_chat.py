@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.config.compatibility import check_model_fits_data
 from trainer.data import DataSplits, chat
 from trainer.distributed.topology import distributed
 from trainer.loop.fit import fit
-from trainer.loop.options import SampleOptions
+from trainer.loop.text_samples import continue_text
 from trainer.models import GPT, LSTM
 from trainer.models.outputs import SelectOutput
 from trainer.tasks import LanguageModelling
@@ -110,10 +111,18 @@ def test_a_vocabulary_larger_than_the_models_is_named(folder: Path) -> None:
             check_model_fits_data(module, LanguageModelling(), splits, given)
 
 
-def test_a_prompt_is_a_question_in_the_template(folder: Path) -> None:
+@pytest.mark.parametrize("make", [lambda vocabulary: GPT(vocabulary, LENGTH, 1, 2, 16), llama])
+def test_a_prompt_is_a_question_in_the_template(folder: Path, make: Callable[[int], nn.Module]) -> None:
     splits = read(folder)
     assert splits.text_format
     asked = splits.text_format.encode("why?")
     assert splits.text_format.decode(asked) == "user\nwhy?\nassistant\n"
-    metrics = figures(GPT(splits.classes or 0, LENGTH, 1, 2, 16), splits, sample=SampleOptions(prompts=["why?"]))
-    assert metrics["round"] == 1
+    module = make(splits.classes or 0).eval()
+    with distributed() as topology, torch.no_grad():
+        clients = make_clients([len(splits.train)], len(splits.test))
+        run = make_run(
+            topology, [len(splits.train)], module=module, task=LanguageModelling(), data=splits, clients=clients
+        )
+        written = continue_text(run, module, "why?", 1, 0.0)
+        likely = int(module(torch.tensor([asked]))[0, -1, : splits.classes].argmax())
+    assert written == ("" if likely in splits.text_format.end else splits.text_format.decode([likely]))

@@ -71,11 +71,11 @@ def word_pieces() -> Any:
     return tokenizer
 
 
-def save_tokenizer(folder: Path, template: str | None = None, **special: str) -> Path:
+def save_tokenizer(folder: Path, template: str | None = None, **special: str | None) -> Path:
     """Save the tokenizer of bytes as transformers does, with a chat template or without one; return the folder."""
     from transformers import PreTrainedTokenizerFast
 
-    names = {"eos_token": END, "pad_token": END, **special}
+    names = {name: token for name, token in {"eos_token": END, "pad_token": END, **special}.items() if token}
     saved = PreTrainedTokenizerFast(tokenizer_object=byte_level(), **names)
     saved.chat_template = template
     saved.save_pretrained(folder)

@@ -48,7 +48,8 @@ def check_model_fits_data(module: nn.Module, task: Task, data: DataSplits, compo
         if reason.startswith("task.output="):
             raise
         where = f" ({type(error).__name__})\n  in {location}" if location else ""
-        way_out = _inputs_for(module, inputs) or _model_for(inputs, data.classes, component)
+        vocabulary = getattr(data.train, "vocabulary", data.classes)  # of tokens, which may not be those to predict
+        way_out = _inputs_for(module, inputs) or _model_for(inputs, vocabulary, component)
         way_out = UNPACKED if "argument 'position_ids'" in reason else way_out
         raise ValueError(
             f"model={class_name(module)} cannot take examples of shape {shape}: {reason}{where}\n  {way_out}"
@@ -94,10 +95,10 @@ def _inputs_for(module: nn.Module, inputs: Tree) -> str:
     return f"the inputs are {inputs.dtype}{kind}: convert them to {name}, in a .npz file by x.astype('{name}')"
 
 
-def _model_for(inputs: Tree, classes: int | None, component: ComponentConfig) -> str:
+def _model_for(inputs: Tree, vocabulary: int | None, component: ComponentConfig) -> str:
     """Describe how to change a model for these inputs: numbers, or tokens if they are integers."""
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
-    if isinstance(tokens, Tensor) and (changes := _size_changes(tokens, classes, component)):
+    if isinstance(tokens, Tensor) and (changes := _size_changes(tokens, vocabulary, component)):
         return f"set {' '.join(changes)}"
     if not isinstance(inputs, Tensor):
         call = f"**{{{', '.join(inputs)}}}" if isinstance(inputs, Mapping) else f"*{len(inputs)} inputs"
@@ -105,13 +106,13 @@ def _model_for(inputs: Tree, classes: int | None, component: ComponentConfig) ->
     return f"choose another model= or data={typed_overrides('model', component)}"
 
 
-def _size_changes(inputs: Tensor, classes: int | None, component: ComponentConfig) -> list[str]:
+def _size_changes(inputs: Tensor, vocabulary: int | None, component: ComponentConfig) -> list[str]:
     """Return the overrides of a model's sizes that these inputs need."""
     given = flatten(component, "model.")
     if inputs.is_floating_point():
         wanted: dict[str, Any] = {"model.inputs": inputs[0].numel()}
         return [f"{key}={value}" for key, value in wanted.items() if key in given and given[key] != value]
-    sizes = {"vocabulary": classes, "config.vocab_size": classes, "length": inputs.shape[-1]}
+    sizes = {"vocabulary": vocabulary, "config.vocab_size": vocabulary, "length": inputs.shape[-1]}
     wanted = {f"model.{key}": value for key, value in sizes.items()}
     return [f"{key}={value}" for key, value in wanted.items() if value and (given.get(key) or value) < value]
 

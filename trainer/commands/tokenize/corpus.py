@@ -16,7 +16,7 @@ from trainer.data.tokenization.tokenizer import TextPart, Tokenizer, divide
 from trainer.loggers.terminal import Terminal
 from trainer.utils.text import format_bytes
 
-BATCH = 1 << 23  # characters that are encoded together, by all cores
+BATCH = 1 << 22  # characters that are encoded together, by all cores
 
 
 def write_tokens(

@@ -1,4 +1,4 @@
-"""Inputs made of columns of several kinds: numbers and categories as one matrix, or images by their paths."""
+"""Inputs made of columns of several kinds: numbers and categories as one matrix, images by their paths, or texts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from trainer.data.readers.cache import cached_array
 from trainer.data.readers.image_decoding import Channels, Size, decode, shape_of
 from trainer.data.readers.image_folder import cache_name
+from trainer.data.readers.text_inputs import TextInputs
 from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.column import NamedColumn
 from trainer.data.sources.pixels import ImageSource
@@ -26,7 +27,8 @@ from trainer.data.sources.table import MISSING, Alone, TableRows, TableSource, T
 from trainer.utils.errors import raise_errors
 from trainer.utils.text import format_value, suggest
 
-KINDS = {"number": list, "category": list, "image": str}  # and what names their columns
+KINDS = {"number": list, "category": list, "image": str, "text": str}  # and what names their columns
+ALONE = ("image", "text")  # kinds of which a column is the only input
 MAX_CATEGORIES = 10_000  # of a column: more are names of rows, and silos send each other the categories
 WHOLE_NUMBER = re.compile(r"([-+]?\d+)\.0*")  # as pandas writes integers of a column with gaps
 DECODING_THREADS = 4
@@ -52,17 +54,23 @@ class ColumnKinds:
         number: names of columns of numbers.
         category: names of columns of categories.
         image: name of a column of paths of images, which are the only inputs then.
+        text: name of a column of texts, which are the only inputs then.
         statistics: how missing values are imputed, and whether numbers are standardized.
         size: of images, as in `image_folder`.
         channels: of images.
+        tokenizer: of texts.
+        text_length: most tokens of a text.
     """
 
     number: tuple[str, ...]
     category: tuple[str, ...]
     image: str | None
+    text: str | None
     statistics: TableStatistics
     size: Size = None
     channels: Channels = 3
+    tokenizer: str | None = None
+    text_length: int = 512
 
     @staticmethod
     def of(
@@ -71,6 +79,8 @@ class ColumnKinds:
         standardise: bool,
         size: Size,
         channels: Channels,
+        tokenizer: str | None,
+        text_length: int,
     ) -> ColumnKinds | None:
         """Return the kinds of these arguments of a reader; None if they name no column.
 
@@ -95,27 +105,31 @@ class ColumnKinds:
         names = [normalize("NFC", name) for kind in ("number", "category") for name in columns[kind] or []]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"data.columns: {', '.join(repeated)} is named twice")
-        if columns["image"] and names:
+        alone = [f"data.columns.{kind}={columns[kind]}" for kind in ALONE if columns[kind]]
+        if alone and len(alone) + len(names) > 1:
             raise ValueError(
-                f"data.columns.image={columns['image']} with {', '.join(names)}: an image is an input by itself.\n"
-                "  leave data.columns.number= and data.columns.category= out"
+                f"{' with '.join([*alone, *names])}: an image, or a text, is an input by itself.\n"
+                "  leave the other columns of data.columns out"
             )
-        if not names and not columns["image"]:
+        if not names and not alone:
             return None
-        cut, image = len(columns["number"] or []), columns["image"]
+        cut, image, text = len(columns["number"] or []), columns["image"], columns["text"]
         return ColumnKinds(
             tuple(names[:cut]),
             tuple(names[cut:]),
             image and normalize("NFC", image),
-            TableStatistics(number, category and normalize("NFC", category), standardise),  # pyright: ignore (checked)
+            text and normalize("NFC", text),
+            TableStatistics(imputes["number"], category and normalize("NFC", category), standardise),
             size,
             channels,
+            tokenizer,
+            text_length,
         )
 
     @property
     def names(self) -> list[str]:
         """The names of all columns."""
-        return [*self.number, *self.category, *([self.image] if self.image else [])]
+        return [*self.number, *self.category, *filter(None, (self.image, self.text))]
 
     def read(self, tables: Sequence[Any], arrow: Any, errors: list[str]) -> Inputs | None:
         """Return the inputs of all rows of Arrow tables, one table after the other; None if that appended errors."""
@@ -124,7 +138,7 @@ class ColumnKinds:
         errors += [f"{name}: there is no such column; valid: {valid}" for name in missing]
         if missing:
             return None
-        read = self._read_images if self.image else self._read_rows
+        read = self._read_images if self.image else self._read_texts if self.text else self._read_rows
         inputs = read(tables, arrow, errors)
         return inputs if len(errors) == before else None
 
@@ -158,6 +172,22 @@ class ColumnKinds:
             errors.append(str(error))
             shape = (self.channels, 1, 1)
         return ImageInputs(images, shape, self.size is not None)
+
+    def _read_texts(self, tables: Sequence[Any], arrow: Any, errors: list[str]) -> Inputs | None:
+        assert self.text
+        columns = [table.column(self.text).to_pylist() for table in tables]
+        is_missing = [np.array([text is None for text in column]) for column in columns]
+        errors += _missing_errors(self.text, is_missing, "data.path= to a file without gaps")
+        texts = [text for column in columns for text in column if text is not None]
+        if not all(isinstance(text, str) for text in texts):
+            errors.append(f"{self.text}: {tables[0].column(self.text).type}; a column of texts needs texts")
+        if errors:
+            return None
+        try:
+            return TextInputs.of(texts, self.tokenizer, self.text_length)
+        except ValueError as error:
+            errors.append(str(error))
+            return None
 
 
 @dataclass(frozen=True)

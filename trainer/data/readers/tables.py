@@ -43,12 +43,15 @@ ARGUMENTS = """
         targets: column of the targets; None if the inputs are rows of tokens.
         inputs: one column, or several columns of numbers; None for all columns with no other role.
         columns: the columns of the inputs by kind instead: lists of names under `number` and `category`, which become
-            one matrix, or under `image` the name of a column of paths of images, relative to the file.
+            one matrix; or under `image` the name of a column of paths of images, relative to the file; or under `text`
+            that of a column of texts.
         impute: of `columns`, how missing values are replaced: `number` is `mean`, a number, or None to refuse them;
             `category` is `most_frequent`, a category, or None.
         standardise: of `columns`, whether numbers become (x - mean) / std.
         size: of images, both sides or [height, width]; None if all have the same size.
         channels: of images, 3 for RGB, 1 for grey.
+        tokenizer: of texts, see `load_tokenizer`.
+        text_length: most tokens of a text; longer ones are cut.
         client_ids: column of the natural clients.
         weights: column of the weights of the training examples.
         classes: number or names of the classes; None for those that occur.
@@ -75,6 +78,8 @@ def _splits_reader(read_table: ReadTable):
         standardise: bool = True,
         size: Size = None,
         channels: Channels = 3,
+        tokenizer: str | None = None,
+        text_length: int = 512,
         client_ids: str | None = None,
         weights: str | None = None,
         classes: Classes = None,
@@ -82,7 +87,7 @@ def _splits_reader(read_table: ReadTable):
         test_path: str | Path | None = None,
         validation_path: str | Path | None = None,
     ) -> DataSplits:
-        kinds = ColumnKinds.of(columns, impute, standardise, size, channels)
+        kinds = ColumnKinds.of(columns, impute, standardise, size, channels, tokenizer, text_length)
         if kinds and (inputs is not None or targets is None):
             other = "data.targets=null" if inputs is None else f"data.inputs={inputs}"
             raise ValueError(f"{other} with data.columns: they name the inputs by their kinds\n  leave one of them out")
@@ -187,7 +192,8 @@ def _read_csv(file: Path, wanted: Wanted, kinds: ColumnKinds | None) -> Any:
         options["null_values"] = MISSING_MARKS
     try:
         with open_utf8(file, arrow) as stream:
-            table = arrow.csv.read_csv(stream, convert_options=arrow.csv.ConvertOptions(**options))
+            parse = arrow.csv.ParseOptions(newlines_in_values=kinds is not None and kinds.text is not None)
+            table = arrow.csv.read_csv(stream, None, parse, arrow.csv.ConvertOptions(**options))
     except arrow.ArrowInvalid as error:
         if found := CSV_ERROR.search(str(error)):
             column, value = int(found[1]), found[2]

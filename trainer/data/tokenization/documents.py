@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-PIECE = 1 << 20  # characters of a text that are read together
+PIECE = 1 << 18  # characters of a text that are read together
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 

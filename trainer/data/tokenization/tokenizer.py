@@ -54,6 +54,12 @@ class Tokenizer:
         """Return the tokens of each text."""
         return [encoding.ids for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_examples(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Return the tokens of each text with the special ones around it, `length` at most."""
+        encoded = self.backend(list(texts), truncation=True, max_length=length, return_attention_mask=False)
+        self.fast.no_truncation()  # which the object keeps for later texts
+        return encoded["input_ids"]
+
     def encode_parts(self, parts: Sequence[TextPart]) -> list[np.ndarray]:
         """Return the tokens that begin in each part of a text."""
         encodings = self.fast.encode_batch([part.with_context for part in parts], add_special_tokens=False)

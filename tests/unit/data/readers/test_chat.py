@@ -67,7 +67,8 @@ def test_a_validation_file_has_the_clients_of_the_others(folder: Path) -> None:
 
 def test_answers_are_learnt_and_batches_are_padded_to_their_longest(folder: Path) -> None:
     write("test.jsonl.gz", [{"prompt": turns(7)[0]["content"], "response": turns(7)[1]["content"]}])
-    splits = chat("a.jsonl", folder, test_path="test.jsonl.gz")
+    splits = chat("a.jsonl", folder, test_path="test.jsonl.gz", validation_path="a.jsonl")
+    assert splits.has_validation and examples(splits.validation) == examples(splits.train)
     assert examples(splits.train) == [expected(folder, turns(number)) for number in range(20)]
     assert examples(splits.test) == [expected(folder, turns(7))]
     for ids in ([0], [0, 4, 1]):
