@@ -6,9 +6,7 @@ A block with a title is a file, a line of a `bash` block a command, and a line o
 from __future__ import annotations
 
 import json
-import re
 import runpy
-import shlex
 import shutil
 from pathlib import Path
 
@@ -17,36 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.command import ROOT, Ended, Shell, work
+from tests.docs.example import Example
 from trainer.commands.main import main
 
 PAGES = ROOT / "docs/extending"
-BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-
-
-def joined(text: str) -> list[str]:
-    """Return the commands of a block, of which some are continued on the next line."""
-    return text.replace("\\\n", "").splitlines()
-
-
-class Example:
-    """The blocks of a page, whose files are written to a folder."""
-
-    def __init__(self, page: str, folder: Path):
-        blocks = BLOCK.findall((PAGES / page).read_text())
-        self.folder = folder
-        self.files = {title: text for language, title, text in blocks if title and language != "diff"}
-        self.edits = {title: text for language, title, text in blocks if language == "diff"}
-        self.commands = [
-            shlex.split(line) for language, _, text in blocks if language == "bash" for line in joined(text)
-        ]
-        self.printed = [line for language, _, text in blocks if language == "text" for line in text.splitlines()]
-        for name, text in self.files.items():
-            (folder / name).write_text(text)
-
-    def assert_printed(self, output: str) -> None:
-        """Fail unless the output has all lines that the page promises."""
-        assert self.printed
-        assert not [line for line in self.printed if line not in output], output
 
 
 @pytest.fixture
@@ -78,7 +50,7 @@ def train(ranks, shell: Shell, command: list[str]) -> None:
 
 def test_algorithm(ranks, shell: Shell):
     """A user's file of FedDyn trains to the bits of `algorithm=feddyn`."""
-    example = Example("algorithm.md", shell.folder)
+    example = Example(PAGES / "algorithm.md", shell.folder)
     for command in example.commands:
         train(ranks, shell, command)
     ours, theirs = (load_file(shell.folder / f"runs/{name}/model.safetensors") for name in ("mine", "theirs"))
@@ -87,7 +59,7 @@ def test_algorithm(ranks, shell: Shell):
 
 
 def test_reader(here: Path, capsys: pytest.CaptureFixture[str]):
-    example = Example("reader.md", here)
+    example = Example(PAGES / "reader.md", here)
     (command,) = example.commands
     assert command[:3] == ["python", "-m", "trainer"]
     assert main(command[3:]) == 0
@@ -104,14 +76,14 @@ def test_reader(here: Path, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.long
 def test_model(shell: Shell):
-    example = Example("model.md", shell.folder)
+    example = Example(PAGES / "model.md", shell.folder)
     (command,) = example.commands
     example.assert_printed(start(shell, command).out)
     assert json.loads((shell.folder / "runs/residual/result.json").read_text())["test/accuracy"] > 0.5
 
 
 def test_codec(ranks, shell: Shell):
-    example = Example("codec.md", shell.folder)
+    example = Example(PAGES / "codec.md", shell.folder)
     (command,) = example.commands
     train(ranks, shell, command)
     rounds = [json.loads(line) for line in (shell.folder / "runs/sign/metrics.jsonl").read_text().splitlines()]
@@ -125,7 +97,7 @@ def test_codec(ranks, shell: Shell):
 
 
 def test_command(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    example = Example("command.md", here)
+    example = Example(PAGES / "command.md", here)
     (command,) = example.commands
     monkeypatch.setattr("sys.argv", command[1:])
     with pytest.raises(SystemExit) as ended:
@@ -138,7 +110,7 @@ def test_configuration_key(shell: Shell):
     """The edits are applied to a copy of the package, which is then imported from the working directory."""
     for name in ("trainer", "conf"):
         shutil.copytree(ROOT / name, shell.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    example = Example("configuration-key.md", shell.folder)
+    example = Example(PAGES / "configuration-key.md", shell.folder)
     for name, edit in example.edits.items():
         path, (context, *added) = shell.folder / name, edit.splitlines()
         text, anchor = path.read_text(), context.removeprefix(" ") + "\n"
