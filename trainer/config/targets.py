@@ -45,7 +45,8 @@ def check_saved_targets(tree: Any, file: Path) -> None:
     if foreign:
         raise ValueError(
             f"{file} names {', '.join(sorted(foreign))}, which neither conf/ nor a module here has: refused.\n"
-            f"  if you trust that folder: --config {file} run_dir={file.parent}"
+            "  start in the folder of its module, or, if you trust the run folder, with "
+            f"--config {file} run_dir={file.parent}"
         )
 
 
