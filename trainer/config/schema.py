@@ -25,7 +25,6 @@ from trainer.loop.options import (
     TrainingOptions,
 )
 from trainer.loop.stopping import StopCriteria
-from trainer.models.adapters import Train
 from trainer.utils.annotations import OPTIONS, Count, Fraction, PositiveInt, Seconds, Span, predicate
 from trainer.utils.text import format_value, suggest
 from trainer.utils.trees import flatten
@@ -60,7 +59,7 @@ RESERVED_KEYS: dict[str, dict[str, Any]] = {
     "transforms": {"key": str | None},  # of each of them
     "adapter": {
         "targets": re.Pattern[str] | None,
-        "train": Train,
+        "train": Literal["both", "B"],
         "base_dtype": Literal["bfloat16", "float16", None],
         "merge": bool,
     },
