@@ -7,11 +7,16 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text as `write_file` does. It may have names of files in it, which may hold any bytes."""
+    write_file(path, text)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file aside, sync it to the disk, and rename it, so that readers see the old one or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(aside, "w", encoding="utf-8", errors="surrogateescape") as file:  # paths may hold any bytes
-            file.write(text)
+        with open(aside, "wb") as file:
+            file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.rename(aside, path)

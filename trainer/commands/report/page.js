@@ -48,11 +48,11 @@ function band(line, index, place) {
   };
 }
 
-function curveTraces(names, axis) {
+function curveTraces(names, axis, kind) {
   const bands = [], lines = [], inLegend = new Set();
   names.forEach((name, plot) => {
     const place = { xaxis: `x${plot + 1}`, yaxis: `y${plot + 1}` };
-    data.configurations.forEach(({ label, curves }, index) => {
+    data.configurations.forEach(({ label, [kind]: curves }, index) => {
       if (!(name in curves.figures)) return;
       const line = points(curves, name, axis);
       if (line.deviation.some((value) => value > 0)) bands.push(band(line, index, place));
@@ -70,8 +70,11 @@ function curveTraces(names, axis) {
 }
 
 function drawCurves() {
-  const axis = element("axis").value;
-  const names = element("all").checked ? data.names : data.names.slice(0, 4);
+  drawLines("curves", element("all").checked ? data.names : data.names.slice(0, 4), element("axis").value);
+}
+
+// The lines of all configurations, of their curves by round or by step.
+function drawLines(kind, names, axis) {
   const columns = names.length > 1 && window.innerWidth > 800 ? 2 : 1;
   const rows = Math.ceil(names.length / columns);
   const layout = {
@@ -83,7 +86,7 @@ function drawCurves() {
     layout[`xaxis${plot + 1}`] = { title: { text: data.axes[axis] }, zeroline: false };
     layout[`yaxis${plot + 1}`] = { title: { text: name }, zeroline: false };
   });
-  Plotly.react("curves", curveTraces(names, axis), layout, CONFIG);
+  Plotly.react(kind, curveTraces(names, axis, kind), layout, CONFIG);
 }
 
 function drawClients() {
@@ -133,13 +136,15 @@ for (const heading of document.querySelectorAll("th")) heading.onclick = () => s
 [...element("configurations").tBodies[0].rows].forEach((row, index) => {
   row.cells[0].innerHTML = `<span class="swatch" style="border-color:${colour(index)};border-top-style:${dash(index)[1]}">`;
 });
-for (const [axis, title] of Object.entries(data.axes)) option(element("axis"), axis, title);
+for (const [axis, title] of Object.entries(data.axes)) if (axis !== "step") option(element("axis"), axis, title);
 for (const name of data.figures) option(element("figure"), name, name);
 data.heatMaps.forEach(({ name }, index) => option(element("run"), index, name));
 element("curves-section").hidden = data.names.length === 0;
+element("steps-section").hidden = data.stepNames.length === 0;
 element("clients-section").hidden = data.figures.length === 0;
 element("axis").onchange = element("all").onchange = drawCurves;
 element("run").onchange = drawHeatMap;
 element("figure").onchange = () => { drawClients(); drawHeatMap(); };
 if (data.names.length) drawCurves();
+if (data.stepNames.length) drawLines("steps", data.stepNames, "step");
 if (data.figures.length) { drawClients(); drawHeatMap(); }

@@ -30,7 +30,8 @@ AXES = {
     "seconds": "seconds",
     "bytes_between_silos": "bytes between silos",
 }
-GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "ema/", "clients/", "delta/")
+STEP_AXES = {"step": "step"}
+GROUPS = ("test/", "train/", "validation/", "global/", "personal/", "ema/", "clients/", "delta/", "system/")
 COUNTS = ("clients/trained", "clients/nonfinite", "clients/stragglers")
 SCORES = [name for name in HEADLINES if name != "loss"]
 FIRST = (
@@ -68,11 +69,17 @@ def _plot_data(report: Report) -> dict[str, object]:
     names = drawn_names(report)
     client_metrics = {metric.name for record in report.records for metric in record.clients}
     return {
-        "axes": AXES,
+        "axes": AXES | STEP_AXES,
         "names": names,
+        "stepNames": (step_names := drawn_step_names(report)),
         "figures": sorted(client_metrics, reverse=True),  # test_ first
         "configurations": [
-            {"label": group.label, "curves": curves(group, names), "clients": last_of_clients(group.counted)}
+            {
+                "label": group.label,
+                "curves": curves(group, names),
+                "steps": step_curves(group, step_names),
+                "clients": last_of_clients(group.counted),
+            }
             for group in report.configurations
         ],
         "heatMaps": heat_maps(report),
@@ -127,18 +134,32 @@ def drawn_names(report: Report) -> list[str]:
     return list(dict.fromkeys([*first, *(name for group in GROUPS for name in names if name.startswith(group))]))
 
 
+def drawn_step_names(report: Report) -> list[str]:
+    """Return the metrics of single steps."""
+    found = dict.fromkeys(name for record in report.records for metrics in record.steps for name in metrics)
+    return [name for name in found if name not in ("round", "step")]
+
+
 def curves(configuration: Configuration, names: Sequence[str]) -> PlotData:
-    """Return the curves of a configuration: `x` by axis, and each metric's spread.
+    """Return the curves of a configuration by round: `x` by axis, and each metric's spread.
 
     The x of a round is the mean over the counted runs that got so far. None stands for not measured, not finite, and
     for the deviation of a single run.
     """
-    by_round: dict[int, list[Metrics]] = {}
-    for record in configuration.counted:
-        for metrics in record.rounds:
-            by_round.setdefault(int(metrics["round"]), []).append(metrics)
-    rounds = [by_round[index] for index in sorted(by_round)]
-    x = {axis: [_plain(fmean(metrics[axis] for metrics in same)) for same in rounds] for axis in AXES}
+    return _curves((metrics for record in configuration.counted for metrics in record.rounds), "round", AXES, names)
+
+
+def step_curves(configuration: Configuration, names: Sequence[str]) -> PlotData:
+    """Return the curves of a configuration by step, as `curves` those by round."""
+    return _curves((metrics for record in configuration.counted for metrics in record.steps), "step", STEP_AXES, names)
+
+
+def _curves(history: Iterable[Metrics], key: str, axes: Iterable[str], names: Sequence[str]) -> PlotData:
+    by_place: dict[int, list[Metrics]] = {}
+    for metrics in history:
+        by_place.setdefault(int(metrics[key]), []).append(metrics)
+    rounds = [by_place[place] for place in sorted(by_place)]
+    x = {axis: [_plain(fmean(metrics[axis] for metrics in same)) for same in rounds] for axis in axes}
     figures = {}
     for name in names:
         spreads = [spread_of([metrics[name] for metrics in same if name in metrics]) for same in rounds]

@@ -16,7 +16,7 @@ from trainer.loggers import Metrics, iter_jsonl
 from trainer.utils.trees import flatten
 
 EVALUATIONS = ("test_", "global_", "personal_")  # prefixes; the other metrics of clients describe their training
-ROUND_METRICS = ("client/", "slowest/", "seconds/", "delta/", "round/")  # not in result.json
+ROUND_METRICS = ("client/", "slowest/", "seconds/", "delta/", "round/", "system/")  # not in result.json
 
 
 class ClientMetric(NamedTuple):
@@ -44,6 +44,7 @@ class RunRecord:
         settings: resolved configuration, by dotted names.
         state: content of state.json.
         rounds: metrics of each round, without those of single clients; NaN for null.
+        steps: metrics of single steps.
         clients: metrics of single clients.
         metrics: content of result.json; for an unfinished run, the latest metrics.
     """
@@ -52,6 +53,7 @@ class RunRecord:
     settings: dict[str, Any]
     state: dict[str, Any]
     rounds: list[Metrics]
+    steps: list[Metrics]
     clients: list[ClientMetric]
     metrics: Metrics
 
@@ -114,17 +116,24 @@ def _read(path: Path) -> RunRecord:
         state = folder.state()
         result = folder.result() if state["status"] == "finished" else {}
         rounds: list[Metrics] = []
-        clients = client_metrics(_read_rounds(folder.metrics, rounds))
+        steps: list[Metrics] = []
+        clients = client_metrics(_read_rounds(folder.metrics, rounds, steps))
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(f"{path} is damaged: {error}\n  restore it from a copy, or do not include it") from error
     metrics = {name: value for name, value in result.items() if isinstance(value, int | float)}
-    return RunRecord(path, settings, state, rounds, clients, metrics or _latest_metrics(rounds))
+    return RunRecord(path, settings, state, rounds, steps, clients, metrics or _latest_metrics(rounds))
 
 
-def _read_rounds(path: Path, rounds: list[Metrics]) -> Iterator[Metrics]:
-    """Yield the metrics of each round in a file; append those that are not of single clients to `rounds`."""
+def _read_rounds(path: Path, rounds: list[Metrics], steps: list[Metrics]) -> Iterator[Metrics]:
+    """Yield the metrics of each round in a file; append those that are not of single clients to `rounds`.
+
+    Those of single steps are appended to `steps`.
+    """
     for metrics in iter_jsonl(path) if path.exists() else ():
         metrics = {key: math.nan if value is None else value for key, value in metrics.items()}
+        if "step" in metrics:
+            steps.append(metrics)
+            continue
         rounds.append({key: value for key, value in metrics.items() if not key.startswith("client/")})
         yield metrics
 

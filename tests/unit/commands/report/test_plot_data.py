@@ -16,8 +16,17 @@ import numpy as np
 import pytest
 
 from tests.support.folders import EXAMPLES, SECONDS, rounds_of, write_rounds, write_run
-from trainer.commands.report.output_files import OutputFile, curves_csv, runs_csv, write_all
-from trainer.commands.report.page import curves, drawn_names, heat_maps, last_of_clients, page
+from trainer.commands.report.figures import figures
+from trainer.commands.report.output_files import OutputFile, curves_csv, runs_csv, summary_csv, write_all
+from trainer.commands.report.page import (
+    curves,
+    drawn_names,
+    drawn_step_names,
+    heat_maps,
+    last_of_clients,
+    page,
+    step_curves,
+)
 from trainer.commands.report.run_records import read_records
 from trainer.commands.report.summary import Report, summarize
 
@@ -171,3 +180,52 @@ def test_only_reports_of_ours_are_overwritten(tmp_path: Path) -> None:
     assert ours.read_text() != text, "all or none"
     write_all(OutputFile("--csv", path, "run,configuration", text) for path in (ours, tmp_path / "new.csv"))
     assert ours.read_text() == text and sorted(tmp_path.iterdir()) == [tmp_path / "new.csv", other, ours]
+
+
+def test_steps_are_drawn_by_themselves(tmp_path: Path) -> None:
+    """They are no rounds: tables, curves by round and the CSV file are those of a run without them."""
+    values = [[3.0, 2.0], [5.0, 4.0]]
+    for seed, losses in enumerate(values):
+        write_run(tmp_path / str(seed), seed=seed, test_accuracy=[0.5])
+        with (tmp_path / str(seed) / "metrics.jsonl").open("a") as file:
+            for index, loss in enumerate(losses, 1):
+                file.write(json.dumps({"round": 2, "step": 10 * index, "train/loss": loss}) + "\n")
+    report = report_on(tmp_path)
+    assert drawn_step_names(report) == ["train/loss"]
+    drawn = step_curves(report.configurations[0], ["train/loss"])
+    assert drawn["x"] == {"step": [10, 20]}
+    assert drawn["figures"]["train/loss"]["mean"] == [4.0, 3.0]
+    assert drawn_names(report) == ["test/accuracy"]
+    assert len(rows_of(curves_csv(report))) == 2
+
+
+def test_the_summary_has_mean_and_deviation_of_each_configuration(tmp_path: Path) -> None:
+    accuracies = [0.5, 0.7, 0.9]
+    for seed, accuracy in enumerate(accuracies):
+        write_run(tmp_path / str(seed), seed=seed, test_accuracy=[accuracy])
+    write_run(tmp_path / "other", "optimizer.lr=0.5", test_accuracy=[0.6])
+    rows = rows_of(summary_csv(report_on(tmp_path)))
+    assert [(row["optimizer.lr"], row["seeds"], row["runs"]) for row in rows] == [("0.1", "3", "3"), ("0.5", "1", "1")]
+    assert float(rows[0]["test/accuracy mean"]) == pytest.approx(np.mean(accuracies))
+    assert float(rows[0]["test/accuracy std"]) == pytest.approx(np.std(accuracies, ddof=1))
+    assert rows[1]["test/accuracy std"] == ""
+
+
+def test_figures_are_pdf_and_png_and_the_same_each_time(tmp_path: Path) -> None:
+    """They replace each other, and nothing else."""
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / str(seed), seed=seed, test_accuracy=[0.5, 0.6 + seed / 10], train_loss=[2.0, 1.0])
+    write_run(tmp_path / "runs" / "other", "optimizer.lr=0.5", test_accuracy=[0.6, math.nan], train_loss=[2.0, 1.5])
+    report = report_on(tmp_path / "runs")
+    drawn = list(figures(report, tmp_path))
+    assert {file.path.name for file in drawn} == {
+        f"{name}.{kind}" for name in ("test-accuracy", "train-loss") for kind in ("pdf", "png")
+    }
+    for _ in range(2):
+        write_all(drawn)
+    assert (tmp_path / "test-accuracy.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "test-accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert [file.content for file in figures(report, tmp_path)] == [file.content for file in drawn]
+    (tmp_path / "train-loss.png").write_bytes(b"a photograph")
+    with pytest.raises(ValueError, match=r"--figures .*train-loss\.png exists and is not such a report"):
+        write_all(drawn)
