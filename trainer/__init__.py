@@ -6,14 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer.config.saved_model import load_model
     from trainer.loop.fit import fit
     from trainer.loop.run import Run
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "__version__", "fit"]
+__all__ = ["Run", "__version__", "fit", "load_model"]
 
-_HOMES = {"Run": "trainer.loop.run", "fit": "trainer.loop.fit"}
+_HOMES = {"Run": "trainer.loop.run", "fit": "trainer.loop.fit", "load_model": "trainer.config.saved_model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,7 @@ class Setting:
         drops_stragglers: whether clients that are late are left out.
         finetuning_steps: steps after which personalised models are evaluated; 0 for none.
         compression: the name of what compresses updates between silos; None if nothing does.
+        moves_momentum: whether the schedule changes the momentum of the clients' optimizer.
     """
 
     optimizer: OptimizerFactory
@@ -55,6 +56,7 @@ class Setting:
     drops_stragglers: bool = False
     finetuning_steps: int = 0
     compression: str | None = None
+    moves_momentum: bool = False
 
 
 class Algorithm(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trainer.optim import GradientClipper, step
-from trainer.optim.optimizers import OptimizerFactory
+from trainer.optim.optimizers import OptimizerFactory, enter_training, leave_training
 
 # Factors on the learning rate of the steps by which linearity is tested: RAdam's first five are plain momentum.
 PROBE_FACTORS = (1.0, 0.5, 0.25) * 4
@@ -39,11 +39,13 @@ class EffectiveSteps:
         for group in optimizer.param_groups:
             if "weight_decay" in group:
                 group["weight_decay"] = 0.0
+        enter_training(optimizer)
         for factor in lr_factors:
             for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
                 group["lr"] = lr * factor
             parameter.grad = gradient + self.proximal_mu * parameter.detach()
             step(optimizer)
+        leave_training(optimizer)
         return -parameter.item()
 
 
@@ -67,6 +69,16 @@ def nonlinear_optimizer(name: str, optimizer: OptimizerFactory, clip: GradientCl
             "  set optimizer=sgd or optimizer=momentum, or algorithm=fedavg"
         )
     return errors
+
+
+def moving_momentum(name: str, moves_momentum: bool) -> list[str]:
+    """Return the error of a schedule that moves the momentum, while a displacement is measured with the first one."""
+    if not moves_momentum:
+        return []
+    return [
+        f"schedule= moves the momentum, with algorithm={name}: the displacement is measured with one momentum.\n"
+        "  set schedule.base_momentum=null schedule.max_momentum=null, another schedule, or algorithm=fedavg"
+    ]
 
 
 def _nonlinear_reason(optimizer: OptimizerFactory) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.drift_correction import Corrector, DriftCorrection, inexact_updates, kept_state
-from trainer.algorithms.effective_steps import EffectiveSteps, nonlinear_optimizer
+from trainer.algorithms.effective_steps import EffectiveSteps, moving_momentum, nonlinear_optimizer
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgRun
@@ -28,6 +28,7 @@ class FedNova(DriftCorrection):
         return [
             *kept_state("fednova", algorithm),
             *nonlinear_optimizer("fednova", setting.optimizer, setting.clip),
+            *moving_momentum("fednova", setting.moves_momentum),
             *inexact_updates("fednova", algorithm),
         ]
 

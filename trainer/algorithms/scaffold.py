@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.algorithms.base import Setting
 from trainer.algorithms.client_result import ClientResult
 from trainer.algorithms.drift_correction import Corrector, DriftCorrection, inexact_updates, kept_state, proximal_term
-from trainer.algorithms.effective_steps import EffectiveSteps, nonlinear_optimizer
+from trainer.algorithms.effective_steps import EffectiveSteps, moving_momentum, nonlinear_optimizer
 
 if TYPE_CHECKING:
     from trainer.algorithms.fedavg import FedAvg, FedAvgClient, FedAvgRun
@@ -34,6 +34,7 @@ class Scaffold(DriftCorrection):
         return [
             *kept_state("scaffold", algorithm),
             *nonlinear_optimizer("scaffold", setting.optimizer, setting.clip),
+            *moving_momentum("scaffold", setting.moves_momentum),
             *inexact_updates("scaffold", algorithm),
             *proximal_term("scaffold", algorithm),
         ]

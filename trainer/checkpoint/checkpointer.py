@@ -16,6 +16,7 @@ consistent. See format.py for the files, resume.py for the choice of one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -35,6 +36,7 @@ from torch import Tensor
 from trainer.checkpoint.files import write_text
 from trainer.checkpoint.format import Shard, Tree, iter_leaves, unflatten, write_shard
 from trainer.checkpoint.resume import (
+    BEST,
     IS_INCOMPLETE,
     Inventory,
     ResumePoint,
@@ -51,6 +53,8 @@ from trainer.checkpoint.shared_storage import SharedStorage
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.utils.disk import naming_disk
+
+log = logging.getLogger(__name__)
 
 NICENESS = 10  # of the writing thread
 MID_ROUND_KEPT = 3  # of a silo: when a replica begins its third save, all its peers have ended their first
@@ -114,7 +118,7 @@ class Checkpointer:
             per_silo: what the replicas of this silo hold; they divide it.
             per_rank: what this rank alone holds.
             all_ranks_write: whether every rank has something to write.
-            is_best: whether it has the best validation metric so far.
+            is_best: whether it is the best so far.
         """
         homes, me = self._ranks_on_storage(), self.topology.rank
         first_silo, slice_writers = homes[self.storage.first_rank][0], self._shard_writers(homes)
@@ -258,16 +262,19 @@ class Checkpointer:
 
     def _write(self, folder: Path, shard: Shard, tree: Tree, is_best: bool) -> None:
         _lower_priority()
+        began = perf_counter()
         try:
             self._before_save()
             with naming_disk(self.folder):
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds states of clients
             write_shard(folder, shard, tree)
+            name = folder.relative_to(self.folder)
+            log.info("checkpoint %s written in %.3f s: %s", name, perf_counter() - began, shard.name)
             self._rejected = [fault for fault in self._rejected if f"{folder}/" not in fault]
             if folder.parent == self.folder:
                 if is_best and self.topology.rank == self.storage.first_rank:
                     with naming_disk(self.folder):
-                        write_text(self.folder / "best", folder.name)
+                        write_text(self.folder / BEST, folder.name)
                 if self.topology.rank == self.storage.first_rank:
                     self._prune_rounds(folder)
             else:
@@ -281,7 +288,7 @@ class Checkpointer:
         there = [path for path in reversed(round_folders(self.folder)) if round_order(path) <= round_order(newest)]
         # The newest is looked at first: when it is whole, no rank still writes an older one.
         whole = [path for path in there if find_usable(path, self._rejected)]
-        best = self.folder / "best"
+        best = self.folder / BEST
         kept = {path.name for path in whole[: self.keep]} | (
             {best.read_text(errors="replace")} if best.exists() else set()
         )

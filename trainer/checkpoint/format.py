@@ -180,7 +180,9 @@ def _load(path: Path, prefix: str, is_wanted: Callable[[str], bool], tree: dict[
         for name in (*file.keys(), *values):
             leaf = name.removeprefix(prefix)
             if name.startswith(prefix) and is_wanted(leaf):
-                _insert(tree, leaf, values[name] if name in values else file.get_tensor(name))
+                # Copied out of the file, which is mapped: matrix products of memory at other addresses than torch's own
+                # have other last bits.
+                _insert(tree, leaf, values[name] if name in values else file.get_tensor(name).clone())
 
 
 def _errors(folder: Path, part: str) -> list[str]:

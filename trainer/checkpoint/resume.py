@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.checkpoint.format import SavedState, damaged_manifests, find_saved
 
 ROUND_FOLDER = re.compile(r"round-(\d{6,})(-unevaluated)?")
+BEST = "best"  # the file that names the best round checkpoint
 IS_INCOMPLETE = "is not whole"  # ends the message about a save that was interrupted
 
 
@@ -22,12 +23,14 @@ class ResumePoint:
         round_checkpoint: None only if all silos have mid-round checkpoints.
         mid_round: by silo.
         rejected: sentences that say why newer ones cannot be used.
+        is_of_other_run: whether it is in the folder of another run, where its best checkpoint stays.
     """
 
     rounds: int
     round_checkpoint: SavedState | None = None
     mid_round: Mapping[int, SavedState] = field(default_factory=dict)
     rejected: tuple[str, ...] = ()
+    is_of_other_run: bool = False
 
     @property
     def states(self) -> list[SavedState]:
@@ -55,6 +58,12 @@ def round_folders(folder: Path) -> list[Path]:
 def newest_complete(folder: Path) -> SavedState | None:
     """Return the newest complete round checkpoint in a run's `checkpoints`. Checksums are not verified."""
     return next(filter(None, map(find_saved, reversed(round_folders(folder)))), None)
+
+
+def best_complete(folder: Path) -> SavedState | None:
+    """Return the round checkpoint that a run's `checkpoints` has marked as the best; None if there is none."""
+    mark = folder / BEST
+    return find_saved(folder / mark.read_text(errors="replace")) if mark.exists() else None
 
 
 @dataclass(frozen=True)

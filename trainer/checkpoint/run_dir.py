@@ -7,12 +7,14 @@ outputs/digits-sync/2026-01-31_12-00-00/
   samples.jsonl  texts of a language model, an object for each prompt and round
   model.safetensors  the finished model
   columns.json   of a table with data.columns=: how its columns are encoded
-  ema.safetensors    with ema_decay=: the same with the average of its weights
+  best.safetensors   that of the best saved round, by monitor=
+  ema.safetensors    with ema_decay=: the finished one with the average of its weights
   huggingface/       a model of Hugging Face in its own layout; adapter/, merged.safetensors: see docs/adapters.md
   result.json    the metrics of the finished run
   tensorboard/   the same metrics as charts; those of single clients are in tensorboard-clients/
   checkpoints/   see checkpoint/checkpointer.py
   profile/       with run.profile=true: see loop/profiler.py
+  console.log    what the run has printed, over all its starts
   logs/          one file a rank, and where the last start began
   lock.json      while a launch owns the folder: see checkpoint/run_lock.py
 
@@ -39,8 +41,10 @@ from trainer.utils.targets import declares
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
-if TYPE_CHECKING:
-    from torch import Tensor  # the launcher does without
+if TYPE_CHECKING:  # the launcher does not import torch
+    from torch import Tensor
+
+    from trainer.checkpoint.format import SavedState
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
@@ -69,9 +73,16 @@ class RunDir:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.console = path / "console.log"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.profile = path / "profile"
+        # Of the finished run, by what they hold.
+        self.models = {
+            "last": path / "model.safetensors",
+            "best": path / "best.safetensors",
+            "ema": path / "ema.safetensors",
+        }
         self.lock = RunLock(path)
         self._state = path / "state.json"
         self._result = path / "result.json"
@@ -259,24 +270,24 @@ class RunDir:
     def write_models(self, frozen: Mapping[str, Tensor]) -> None:
         """Write model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
 
-        Also write ema.safetensors, the same model with the average of its weights, if the run has one.
+        Also write best.safetensors, that of the best one, and ema.safetensors, the newest model with the average of its
+        weights, if the run has them.
 
         Args:
             frozen: the frozen parameters, which checkpoints do not contain, by all their names.
         """
         from trainer.checkpoint.format import write_tensors
-        from trainer.checkpoint.resume import newest_complete
+        from trainer.checkpoint.resume import best_complete, newest_complete
 
-        saved = newest_complete(self.checkpoints)
+        saved, best = newest_complete(self.checkpoints), best_complete(self.checkpoints)
         assert saved is not None
-        # Sorted: the file is the same whichever replicas wrote the checkpoint.
-        model = dict(sorted({**frozen, **saved.load("model")}.items()))
-        # Tensors that belong to a rank are all those of the first one.
-        local = saved.load_shard(saved.shards[0], "own/local")
-        model |= {name: tensor for name, tensor in local.items() if name in model}
-        models = {"model": model} | ({"ema": model | average} if (average := saved.load("ema")) else {})
+        models = {"last": _global_model(saved, frozen)}
+        if best is not None:
+            models["best"] = _global_model(best, frozen)
+        if average := saved.load("ema"):
+            models["ema"] = models["last"] | average
         for name, tensors in models.items():
-            path = self.path / f"{name}.safetensors"
+            path = self.models[name]
             with naming_disk(path, "the model is in the newest checkpoint"):
                 write_tensors(path, tensors)
 
@@ -312,6 +323,15 @@ class RunDir:
     def _write(self, path: Path, text: str) -> None:
         with naming_disk(path):
             write_text(path, text)
+
+
+def _global_model(saved: SavedState, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the global model of a round checkpoint, with its frozen parameters."""
+    # Sorted: the file is the same whichever replicas wrote the checkpoint.
+    model = dict(sorted({**frozen, **saved.load("model")}.items()))
+    # Tensors that belong to a rank are all those of the first one.
+    local = saved.load_shard(saved.shards[0], "own/local")
+    return model | {name: tensor for name, tensor in local.items() if name in model}
 
 
 class _LogFile(logging.FileHandler):

@@ -44,7 +44,7 @@ from trainer.models.adapters import attach_adapter
 from trainer.models.outputs import SelectOutput
 from trainer.models.pretrained import freeze, load_pretrained
 from trainer.optim import GroupedOptimizerFactory
-from trainer.optim.optimizers import OptimizerFactory, has_fused_step
+from trainer.optim.optimizers import OptimizerFactory, has_fused_step, has_modes
 from trainer.optim.validation import VECTOR, validate_optimizer
 from trainer.tasks import REQUIRED_METHODS, Task
 from trainer.utils.errors import ErrorCollector, raise_errors
@@ -81,7 +81,7 @@ def build(config: Config, topology: Topology) -> Run:
     )
     errors.collect(lambda: _check_batch_size(config, topology))
     run = None
-    if algorithm and optimizer and partitioned and all(slots.values()):
+    if algorithm and optimizer and partitioned and task and all(slots.values()):
         # Even with pieces missing: it is made for its errors then, which are raised with all the others.
         run = errors.collect(
             lambda: Run(
@@ -101,6 +101,7 @@ def build(config: Config, topology: Topology) -> Run:
                 sample=config.sample,
                 checkpoint=config.checkpoint,
                 metrics=config.metrics,
+                monitor=config.monitor,
                 weights=weights,
                 transforms=transforms,
                 autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
@@ -272,8 +273,14 @@ def _algorithm(config: Config) -> Algorithm:
             "  set server=average, momentum, nesterov or adam"
         )
     server = _optimizer("server", config.server)
-    annotate_errors("server", config.server, lambda: validate_optimizer(server, VECTOR))
+    annotate_errors("server", config.server, lambda: _validate_server(server))
     return instantiate("algorithm", config.algorithm, ("server",), server=server)
+
+
+def _validate_server(server: OptimizerFactory) -> None:
+    validate_optimizer(server, VECTOR)
+    if has_modes(server([torch.nn.Parameter(torch.zeros(1))])):
+        raise ValueError("it has weights to train and others to evaluate, and a server has one model for both")
 
 
 def _inner_optimizer(component: ComponentConfig, device: torch.device) -> GroupedOptimizerFactory:
@@ -306,15 +313,15 @@ def _model(config: Config) -> nn.Module:
     errors = ErrorCollector()
     if (path := config.model.get("init")) is not None:
         errors.collect(lambda: load_pretrained(module, Path(path).expanduser()))
-    errors.collect(lambda: _adapt(module, config.adapter))
+    errors.collect(lambda: adapt(module, config.adapter))
     if (pattern := config.model.get("freeze")) is not None:
         errors.collect(lambda: freeze(module, pattern))
     errors.raise_any()
     return module
 
 
-def _adapt(module: nn.Module, component: ComponentConfig) -> None:
-    """Put the adapter of the configuration into a model, if it has one."""
+def adapt(module: nn.Module, component: ComponentConfig) -> None:
+    """Put the adapter of a configuration into a model, if it has one."""
     adapter = instantiate("adapter", component)
     if adapter is not None:
         dtype = component.get("base_dtype")

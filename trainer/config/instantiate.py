@@ -14,6 +14,8 @@ from trainer.config.signatures import argument_errors
 from trainer.utils.errors import ErrorCollector
 from trainer.utils.user_code import user_location
 
+EXTRAS = {"pytorch_optimizer": "optimizers"}  # packages that choices of conf/ name, and what installs them
+
 
 def instantiate(key: str, component: ComponentConfig, reserved_args: tuple[str, ...] = (), **options: Any) -> Any:
     """Instantiate a component.
@@ -43,6 +45,8 @@ def import_target(component: ComponentConfig) -> Any:
         return hydra.utils.get_object(component["_target_"])
     except ImportError as error:
         location = user_location(error)
+        if extra := EXTRAS.get(component["_target_"].partition(".")[0]):
+            raise ImportError(f"{error}\n  pip install silotrain[{extra}]") from error
         raise ImportError(f"{error} in {location}" if location else str(error)) from error
 
 

@@ -119,6 +119,7 @@ class Config(TrainingOptions):
     on_nonfinite_loss: Literal["stop", "skip"]
     deterministic: bool
     channels_last: bool
+    monitor: str | None
     objective: str | None
     run_dir: str | None
     require_shared_run_dir: bool

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.config.groups import yaml_folders
+from trainer.config.groups import CONF, yaml_folders
+from trainer.utils.trees import flatten
 
 
 def check_targets(tree: Any, own: Sequence[str]) -> None:
@@ -65,6 +66,28 @@ def _configuration_files() -> str:
     """Return the texts of the files from which this process would compose a configuration."""
     files = (file for folder in yaml_folders() for file in sorted(folder.rglob("*.yaml")))
     return "\n".join(file.read_text() for file in files)
+
+
+def check_trusted(tree: Any, trust: Sequence[str], folder: Path) -> None:
+    """Check that a model of a run folder is made of this package's models, and of what the caller trusts.
+
+    Args:
+        tree: the `model` and the `adapter` of the folder's configuration.
+        trust: targets that the caller names.
+        folder: the run folder, for the error.
+
+    Raises:
+        ValueError: lists the targets that are neither, of which none was imported.
+    """
+    if any("${" in str(value) for value in flatten(tree).values()):
+        raise ValueError(f"{folder}/config.yaml has references in its model, and a run writes none: refused.")
+    own = "\n".join(file.read_text() for group in tree for file in sorted((CONF / group).glob("*.yaml")))
+    if foreign := sorted(_unnamed({*_targets(tree)} - {*trust}, own)):
+        names = ", ".join(map(repr, foreign))
+        raise ValueError(
+            f"{folder}/config.yaml makes its model by {', '.join(foreign)}, which is not silotrain's: nothing was "
+            f"imported.\n  if you trust that code: load_model(..., trust=[{names}])"
+        )
 
 
 def _targets(tree: Any) -> Iterator[str]:

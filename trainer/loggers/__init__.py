@@ -5,12 +5,14 @@ from trainer.loggers.base import (
     FinalArtifacts,
     Logger,
     Metrics,
+    StepLogger,
     TextLogger,
     TextSample,
     higher_is_better,
 )
 from trainer.loggers.console import ConsoleLogger
 from trainer.loggers.jsonl import JsonLinesLogger, iter_jsonl, read_jsonl
+from trainer.loggers.system import SystemLogger
 from trainer.loggers.tensorboard import TensorBoardLogger
 from trainer.loggers.terminal import Terminal, make_terminal
 
@@ -21,6 +23,8 @@ __all__ = [
     "JsonLinesLogger",
     "Logger",
     "Metrics",
+    "StepLogger",
+    "SystemLogger",
     "TensorBoardLogger",
     "Terminal",
     "TextLogger",

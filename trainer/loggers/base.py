@@ -13,7 +13,11 @@ Metrics = dict[str, float | int]
 
 HEADLINES = ("accuracy", "micro_f1", "perplexity", "mae", "loss")  # the most telling metric first
 
-HIGHER_IS_BETTER = ("accuracy", "top5", "f1", "auc", "r2", "jain", "cosine", "per_second", "mfu")
+HIGHER_IS_BETTER = (
+    *("accuracy", "top5", "f1", "auc", "r2", "jain", "cosine", "per_second", "mfu"),
+    *("precision", "recall", "sensitivity", "specificity", "dice", "iou", "jaccard", "kappa", "mcc"),
+    *("bleu", "psnr", "ssim", "correlation"),
+)
 
 
 def higher_is_better(name: str) -> bool:
@@ -74,4 +78,13 @@ class TextLogger(Logger, Protocol):
 
     def log_samples(self, round: int, samples: Sequence[TextSample]) -> None:
         """Log the samples of the model after a round."""
+        ...
+
+
+@runtime_checkable
+class StepLogger(Logger, Protocol):
+    """Logger that takes the metrics of single steps as well, with `metrics.every_steps`."""
+
+    def log_step(self, metrics: Metrics) -> None:
+        """Log the metrics of a step: `step`, `round`, from 1 and not yet completed, and others as in `log_round`."""
         ...

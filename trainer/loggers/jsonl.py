@@ -19,16 +19,18 @@ SAMPLES = "samples.jsonl"
 class JsonLinesLogger:
     """Logger that appends a JSON object per round to a file, which only its owner may read.
 
-    JSON has neither NaN nor infinity: both are written as null. A metric that was not measured has no key. Samples of
-    text are in samples.jsonl beside the file, an object for each prompt and round.
+    JSON has neither NaN nor infinity: both are written as null. A metric that was not measured has no key. An object
+    with the key `step` is of a single step within its round. Samples of text are in samples.jsonl beside the file, an
+    object for each prompt and round.
 
     keep_rounds: rounds of an existing file to keep. A resumed run passes those of its checkpoint; later rounds, which
         it runs again, are truncated.
+    keep_steps: of the round after these, the steps up to this one are kept too.
     """
 
-    def __init__(self, path: Path, keep_rounds: int = 0) -> None:
+    def __init__(self, path: Path, keep_rounds: int = 0, keep_steps: float = 0) -> None:
         self._keep_rounds, self._samples = keep_rounds, path.with_name(SAMPLES)
-        self._lines = _RoundLines(path, keep_rounds)
+        self._lines = _RoundLines(path, keep_rounds, keep_steps)
         self._sample_lines: _RoundLines | None = None  # opened with the first of them
 
     def restore(self, metrics: Metrics) -> list[int]:
@@ -41,6 +43,9 @@ class JsonLinesLogger:
 
     def log_round(self, metrics: Metrics) -> None:
         self._lines.append({key: value if math.isfinite(value) else None for key, value in metrics.items()})
+
+    def log_step(self, metrics: Metrics) -> None:
+        self.log_round(metrics)
 
     def log_samples(self, round: int, samples: Sequence[TextSample]) -> None:
         self._sample_lines = self._sample_lines or _RoundLines(self._samples, self._keep_rounds)
@@ -57,21 +62,22 @@ class JsonLinesLogger:
 
 
 class _RoundLines:
-    """A file of JSON lines whose first field is a round, cut off after the rounds to keep.
+    """A file of JSON lines whose first field is a round, cut off after the rounds and steps to keep.
 
     Attributes:
         rounds: in the file when it was opened.
     """
 
-    def __init__(self, path: Path, keep_rounds: int) -> None:
+    def __init__(self, path: Path, keep_rounds: int, keep_steps: float = 0) -> None:
         self._path = path
         self.rounds: set[int] = set()
         end = 0
         for line in _lines(path) if path.exists() else ():
-            round = _round_of(line, path)
-            if round > keep_rounds:
+            round, step = _round_and_step(line, path)
+            if round > keep_rounds and not (round == keep_rounds + 1 and 0 < step <= keep_steps):
                 break
-            self.rounds.add(round)
+            if not step:
+                self.rounds.add(round)
             end += len(line)
         with naming_disk(path):
             # Unbuffered: what a full disk refuses is not tried again when the file is closed.
@@ -126,11 +132,12 @@ def _parse(line: bytes, location: str) -> dict[str, Any]:
     return parsed
 
 
-def _round_of(line: bytes, path: Path) -> int:
-    """Return the round of a line. Lines of thousands of clients are not parsed for it: the round comes first."""
-    if found := re.match(rb'{"round": (\d+)[,}]', line):
-        return int(found[1])
-    round = _parse(line, str(path)).get("round")
+def _round_and_step(line: bytes, path: Path) -> tuple[int, int]:
+    """Return the round of a line, and its step, or 0. They come first: lines of thousands of clients are not parsed."""
+    if found := re.match(rb'{"round": (\d+)(?:, "step": (\d+))?[,}]', line):
+        return int(found[1]), int(found[2] or 0)
+    metrics = _parse(line, str(path))
+    round = metrics.get("round")
     if not isinstance(round, int):
         raise ValueError(f"{path} has a line without a round\n  remove the line, or restore the file from a copy")
-    return round
+    return round, metrics.get("step", 0)

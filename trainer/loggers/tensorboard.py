@@ -38,19 +38,28 @@ class TensorBoardLogger:
         HParams tab has a column for every chart of a folder, and there may be thousands of clients.
     hyperparameters: flat; None is shown as null.
     purge_round: for a resumed run, the first round that is run again. Older events from it on are hidden.
+    purge_step: likewise the first step.
+
+    Charts of single steps go to `<folder>-steps`, because the numbers of steps are others than those of rounds.
     """
 
-    def __init__(self, folder: Path, hyperparameters: Mapping[str, Scalar], purge_round: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hyperparameters: Mapping[str, Scalar],
+        purge_round: int | None = None,
+        purge_step: int | None = None,
+    ) -> None:
         self._folder = folder
         self._hyperparameters = dict(hyperparameters)
-        self._purge_round = purge_round
+        self._purge_round, self._purge_step = purge_round, purge_step
         self._last: Metrics = {"round": max(0, (purge_round or 0) - 1)}
 
     @cached_property
     def _writer(self) -> SummaryWriter:
         from tensorboard.plugins.hparams import summary_v2
 
-        writer = self._open(self._folder)
+        writer = self._open(self._folder, self._purge_round)
         # torch's add_hparams would fix the tab's columns by this run: TensorBoard infers them from all runs together.
         start = summary_v2.hparams_pb({name: _readable(value) for name, value in self._hyperparameters.items()}, "")
         writer._get_file_writer().add_summary(start, 0)
@@ -58,13 +67,17 @@ class TensorBoardLogger:
 
     @cached_property
     def _client_writer(self) -> SummaryWriter:
-        return self._open(self._folder.with_name(f"{self._folder.name}-clients"))
+        return self._open(self._folder.with_name(f"{self._folder.name}-clients"), self._purge_round)
 
-    def _open(self, folder: Path) -> SummaryWriter:
+    @cached_property
+    def _step_writer(self) -> SummaryWriter:
+        return self._open(self._folder.with_name(f"{self._folder.name}-steps"), self._purge_step)
+
+    def _open(self, folder: Path, purge_step: int | None) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # charts of single clients are for their owner
-        return SummaryWriter(str(folder), purge_step=self._purge_round)
+        return SummaryWriter(str(folder), purge_step=purge_step)
 
     def log_round(self, metrics: Metrics) -> None:
         """Write the metrics and flush, so that an open page shows the round and a kill does not lose it."""
@@ -83,6 +96,13 @@ class TensorBoardLogger:
             for number, sample in enumerate(samples, start=1):
                 self._writer.add_text(f"sample/{number}", _verbatim(sample.prompt + sample.text), round)
             self._flush()
+
+    def log_step(self, metrics: Metrics) -> None:
+        """Write the metrics of a step; they are flushed with those of its round."""
+        with naming_disk(self._folder):
+            for tag, value in metrics.items():
+                if tag not in ("round", "step"):
+                    self._step_writer.add_scalar(tag, value, int(metrics["step"]))
 
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         """Write the scores of the result and the artifacts at the last round.
@@ -114,7 +134,7 @@ class TensorBoardLogger:
 
     def _open_writers(self) -> list[SummaryWriter]:
         """Return the writers made so far; asking for the properties would create files."""
-        return [vars(self)[name] for name in ("_writer", "_client_writer") if name in vars(self)]
+        return [vars(self)[name] for name in ("_writer", "_client_writer", "_step_writer") if name in vars(self)]
 
 
 def confusion_figure(confusion: Tensor, label_names: tuple[str, ...] = ()) -> Figure:

@@ -81,6 +81,9 @@ class MLFlowLogger:
     def log_round(self, metrics: Metrics) -> None:
         self._log(metrics, step=int(metrics["round"]))
 
+    def log_step(self, metrics: Metrics) -> None:
+        self._log({f"steps/{name}": value for name, value in metrics.items()}, step=int(metrics["step"]))
+
     def finalize(self, result: dict[str, Any], artifacts: FinalArtifacts) -> None:
         self._log({f"result/{name}": value for name, value in result.items() if isinstance(value, int | float)}, step=0)
         self.client.set_terminated(self.id)

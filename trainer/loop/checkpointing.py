@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from trainer.algorithms.client_result import client_result_from_state, merge_client_results
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
+from trainer.checkpoint.resume import step_number
 from trainer.distributed.silos import count_shards
 from trainer.loggers import Metrics
 from trainer.loop.local_trainer import ClientTraining
@@ -100,6 +102,13 @@ def save_round_snapshot(state: TrainState, checkpointer: Checkpointer, snapshot:
 
 def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
     """Restore a checkpoint between two rounds, or the middle of one, which is returned. A collective of the silo."""
+    snapshot = _restore(state, resume_point)
+    if resume_point.is_of_other_run:
+        state.progress.best_saved_score = state.progress.best_saved_round = None
+    return snapshot
+
+
+def _restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
     topology = state.run.topology
     _check_frozen(state, resume_point)
     saved = resume_point.mid_round.get(topology.silo)
@@ -131,6 +140,14 @@ def _check_frozen(state: TrainState, resume_point: ResumePoint) -> None:
 def logged_metrics(resume_point: ResumePoint) -> Metrics:
     """Return the metrics of the last round that was logged before a checkpoint; empty if there was none."""
     return json.loads(resume_point.states[0].load("progress")["json"])["metrics"]
+
+
+def logged_steps(resume_point: ResumePoint) -> float:
+    """Return the last step whose metrics the loggers have, and that a checkpoint counts."""
+    if resume_point.rounds > resume_point.logged_rounds:
+        return math.inf  # all of a round that has only to be evaluated
+    before, saved = logged_metrics(resume_point).get("steps", 0), resume_point.mid_round.get(0)
+    return before + (step_number(saved.folder) if saved else 0)  # rank 0 logs, which is of silo 0
 
 
 def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedStorage) -> None:

@@ -8,14 +8,16 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from trainer.loop.monitor import metric_errors
 from trainer.loop.run import Run
 from trainer.loop.text_samples import continue_text
 from trainer.models.calling import call_model
 from trainer.models.flat import trainable_parameters
-from trainer.optim.optimizers import step
+from trainer.optim.optimizers import enter_training, has_modes, leave_training, step
+from trainer.optim.schedules import Scheduler
 from trainer.optim.state import OptimizerState, clone
 from trainer.tasks.base import example_units
-from trainer.utils.errors import InputError
+from trainer.utils.errors import InputError, raise_errors
 from trainer.utils.hardware import to_device
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import preserve_random_states
@@ -116,13 +118,33 @@ class _DryPass:
         self.run.clipper(list(self.parameters.values()), measure=True)
         with _named("optimizer: it cannot be made for this model"):
             optimizer = self.run.optimizer(list(self.parameters.items()))
+        Scheduler(optimizer, self.run.schedule).set_progress(0.0)
         name = f"optimizer={type(optimizer).__name__}"
+        self._check_modes(optimizer, name)
         state = OptimizerState(optimizer)
         with _named(f"{name} failed in its step"), self._in_memory():
+            enter_training(optimizer)
             step(optimizer)
+            leave_training(optimizer)
         with _named(f"{name}: its state cannot be restored"):
             state.load_state_dict(clone(state.state_dict()))
         self.module.zero_grad()
+
+    def _check_modes(self, optimizer: torch.optim.Optimizer, name: str) -> None:
+        """Check that nothing takes the weights of a step for those that an optimizer with two of them has learnt."""
+        if not has_modes(optimizer):
+            return
+        run = self.run
+        if run.training.ema_decay is not None and run.algorithm.moves_global_model:
+            raise InputError(
+                f"ema_decay={run.training.ema_decay} with {name}, which averages its weights itself.\n"
+                "  set ema_decay=null"
+            )
+        if run.algorithm.overlap_steps:
+            raise InputError(
+                f"algorithm.overlap_steps={run.algorithm.overlap_steps} with {name}: a sum would come to weights that "
+                "are not those it was made of.\n  set algorithm.overlap_steps=0, or another optimizer"
+            )
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -133,8 +155,10 @@ class _DryPass:
             rows, pooled = task.score_sums(outputs, self.targets), task.pooled_sums(outputs, self.targets)
             if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != self.examples:
                 raise ValueError(f"score_sums gave {_described(rows)}; valid: a tensor [{self.examples}, k]")
-            task.summary(rows.double().sum(0).cpu(), example_units(task, self.targets).sum().item())
-            task.pooled_summary({key: part.double().cpu() for key, part in pooled.items()})
+            measured = task.summary(rows.double().sum(0).cpu(), example_units(task, self.targets).sum().item())
+            measured |= task.pooled_summary({key: part.double().cpu() for key, part in pooled.items()})
+        are_shared = set(map(self.run.algorithm.is_shared, self.parameters))
+        raise_errors(metric_errors(self.run, measured, has_personal=len(are_shared) > 1))
         for prompt in self.run.sample.prompts:
             with _named(f"{self.model} cannot continue sample.prompts={prompt}"):
                 continue_text(self.run, self.module, prompt, 1, self.run.sample.temperature)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import perf_counter
 
@@ -12,20 +13,23 @@ from torch import Tensor
 
 from trainer.algorithms.round import Round
 from trainer.data import Source
+from trainer.distributed import collectives
 from trainer.loggers import Metrics
 from trainer.loop.consistency import check_consistency
 from trainer.loop.control import Action
 from trainer.loop.local_trainer import LocalTrainer
-from trainer.loop.pooled_sums import PooledSums
+from trainer.loop.monitor import client_scores
+from trainer.loop.pooled_sums import PooledSums, totals
 from trainer.loop.round_metrics import evaluation_metrics
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models.buffers import preserved_buffers
 from trainer.optim.ema import ExponentialMovingAverage
 from trainer.optim.state import clone
+from trainer.tasks import Task
 from trainer.tasks.base import example_units
 from trainer.utils.oom import raise_if_oom
-from trainer.utils.tensor_trees import num_examples
+from trainer.utils.tensor_trees import num_examples, split
 
 # Puts one model after the other in place, and yields the clients of this silo that are to be evaluated with it.
 ModelIterator = Callable[[LocalTrainer], Iterator[list[int]]]
@@ -112,35 +116,93 @@ def evaluation_sums(
     `ids` are the examples of each client. A silo evaluates the clients whose home it is, its replicas sharing each
     client's examples; the sum over the world is exact. Nothing more is evaluated once this rank is asked to stop.
     """
+    run, topology = trainer.run, trainer.run.topology
     trainer.model.module.eval()
     # A rank without examples learns from one of another's what is summed.
-    rows, like = _evaluate_batch(trainer, source, torch.zeros(1, dtype=torch.int64))
-    table, pooled = rows.new_zeros(len(ids), rows.shape[1]), PooledSums(like)
+    outputs, targets = _forward(trainer, source, torch.zeros(1, dtype=torch.int64))
+    rows, like = _score_rows(run.task, outputs, targets), _pooled_sums(run.task, outputs, targets)
+    table, pooled, of_clients = rows.new_zeros(len(ids), rows.shape[1]), PooledSums(like), ClientSums(run, ids, like)
     for group in models(trainer):
         trainer.model.module.eval()
-        for clients, examples in evaluation_batches(trainer.run, ids, group):
+        for clients, examples in evaluation_batches(run, ids, group):
             if trainer.control.requested_action() is Action.STOP:
                 break
-            rows, parts = _evaluate_batch(trainer, source, examples)
-            table.index_add_(0, clients, rows)
-            pooled.add(parts)
-    topology = trainer.run.topology
-    return {"clients": table, **pooled.tables(topology.rank, topology.world_size)}
+            outputs, targets = _forward(trainer, source, examples)
+            table.index_add_(0, clients, _score_rows(run.task, outputs, targets))
+            pooled.add(_pooled_sums(run.task, outputs, targets))
+            of_clients.add(clients, outputs, targets)
+    return {
+        "clients": table,
+        "by_client": of_clients.scores(),
+        **pooled.tables(topology.rank, topology.world_size),
+    }
+
+
+class ClientSums:
+    """Pooled sums of each client of this silo, for the scores of single clients that are made from them.
+
+    A client is evaluated by the replicas of one silo: its sums are added up there, and only its scores go further.
+
+    Args:
+        run: the choices.
+        ids: the examples of each client.
+        like: the pooled sums of any example.
+    """
+
+    def __init__(self, run: Run, ids: tuple[np.ndarray, ...], like: Mapping[str, Tensor]):
+        self.run, self.ids = run, ids
+        homes = run.homes[run.topology.silo] if client_scores(run)[1:] else []
+        self.sums = {client: PooledSums(like) for client in homes if len(ids[client])}
+
+    def add(self, clients: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Add the examples of a batch, those of each client one after the other."""
+        if not self.sums:
+            return
+        owners, counts = clients.unique_consecutive(return_counts=True)
+        parts = zip(owners.tolist(), split(outputs, counts.tolist()), split(targets, counts.tolist()), strict=True)
+        for client, its_outputs, its_targets in parts:
+            self.sums[client].add(_pooled_sums(self.run.task, its_outputs, its_targets))
+
+    def scores(self) -> Tensor:
+        """Return this rank's part of a float64 table of scores [clients, client_scores]. A collective of the silo."""
+        names, topology = self.run.metrics.client_scores, self.run.topology
+        table = torch.zeros(len(self.ids), len(names), dtype=torch.float64)
+        replica, replicas = topology.replica, topology.num_replicas
+        tables = {
+            client: sums.tables(replica, replicas, most=-(-len(self.ids[client]) // replicas))
+            for client, sums in self.sums.items()
+        }
+        parts = [part for of_client in tables.values() for part in of_client.values()]
+        if parts and replicas > 1:
+            packed = collectives.all_reduce_in_silo(torch.cat([part.flatten() for part in parts]), topology)
+            for part, summed in zip(parts, packed.split([part.numel() for part in parts]), strict=True):
+                part.copy_(summed.view_as(part))
+        if topology.is_leader:
+            for client, of_client in tables.items():
+                measured = self.run.task.pooled_summary(totals(of_client))
+                table[client] = torch.tensor([measured.get(name, math.nan) for name in names], dtype=torch.float64)
+        return table
+
+
+def _score_rows(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the units and score sums of each example, float64 on the CPU."""
+    return torch.cat((example_units(task, targets)[:, None], task.score_sums(outputs, targets).cpu()), 1)
+
+
+def _pooled_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Return the pooled sums of all examples, on the CPU."""
+    return {name: part.cpu() for name, part in task.pooled_sums(outputs, targets).items()}
 
 
 @torch.no_grad()
-def _evaluate_batch(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The units and score sums of each example, float64, and the pooled sums of all of them; on the CPU."""
-    task = trainer.run.task
+def _forward(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs and targets of these examples."""
     inputs, targets = trainer.transforms.for_evaluation(source.fetch(examples), trainer.run.topology.device)
     try:
-        outputs = trainer.step.forward(inputs)
+        return trainer.step.forward(inputs), targets
     except (RuntimeError, MemoryError) as error:
         raise_if_oom(error, "eval.batch_size", trainer.run.eval.batch_size, num_examples(inputs))
         raise
-    rows = task.score_sums(outputs, targets).cpu()
-    units = example_units(task, targets)[:, None]
-    return torch.cat((units, rows), 1), {name: part.cpu() for name, part in task.pooled_sums(outputs, targets).items()}
 
 
 def evaluation_batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,11 +19,12 @@ from trainer.loop.control import LoopControl
 from trainer.loop.evaluate import evaluate
 from trainer.loop.local_trainer import StepCallback
 from trainer.loop.micro_batch_size import find_micro_batch_size
+from trainer.loop.monitor import best_round, monitored_score, score_of
 from trainer.loop.progress import Progress
 from trainer.loop.round import train_round
-from trainer.loop.round_metrics import score_of, validation_score
 from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
+from trainer.loop.step_metrics import StepMetrics
 from trainer.loop.stopping import DivergedError, Preempted
 from trainer.loop.text_samples import write_samples
 from trainer.loop.train_state import TrainState
@@ -78,6 +79,7 @@ def fit(
         on_start(state)
     snapshot = restore(state, resume_point) if resume_point else None
     find_micro_batch_size(state)
+    on_step = _with_step_metrics(state, loggers, on_step, snapshot)
     if diverged:
         _skip_batches(state, snapshot, diverged)
     while not state.progress.has_ended(until or run.rounds) and not state.is_stopping:
@@ -92,7 +94,7 @@ def fit(
         checkpointer.wait()
     if state.is_stopping and not state.progress.has_ended(run.rounds):
         raise Preempted
-    result = Result(state.progress.result(), state.model.module)
+    result = Result(state.progress.result() | best_round(run, state.progress), state.model.module)
     if state.progress.has_ended(run.rounds):
         if on_end:  # before all that may still fail: what others have written for artifacts and loggers
             collectives.barrier()  # the last checkpoint is complete when all ranks have written their parts
@@ -101,6 +103,24 @@ def fit(
         for logger in loggers:
             logger.finalize(result.metrics, artifacts)
     return result
+
+
+def _with_step_metrics(
+    state: TrainState, loggers: Sequence[Logger], on_step: StepCallback | None, snapshot: RoundSnapshot | None
+) -> StepCallback | None:
+    """Return the callback of a step that logs it too, if the run wants that and this rank logs."""
+    every = state.run.metrics.every_steps
+    if every is None or not loggers:
+        return on_step
+    log, then = StepMetrics(state, loggers, every, snapshot.steps if snapshot else 0), on_step
+    if then is None:
+        return log
+
+    def both(done: float, examples: int, loss: Callable[[], float]) -> None:
+        log(done, examples, loss)
+        then(done, examples, loss)
+
+    return both
 
 
 def _end_round(
@@ -122,7 +142,7 @@ def _end_round(
         samples = write_samples(state)
     stall = {"checkpoint/stall_seconds": checkpointer.take_stall_seconds()} if checkpointer else {}
     metrics = progress.advance(metrics | stall, perf_counter() - began)
-    score = validation_score(run, metrics)
+    score = monitored_score(run, metrics)
     if score is not None:
         _check_stop_criteria(run, progress, score)
     for logger in loggers:
@@ -134,7 +154,7 @@ def _end_round(
 
 
 def _check_stop_criteria(run: Run, progress: Progress, score: float) -> None:
-    """Decide whether the run ends here, by a validation score that is the same on all ranks."""
+    """Decide whether the run ends here, by a score that is the same on all ranks."""
     progress.record_score(score)
     if run.stop.metric_target is not None and score >= score_of(run, run.stop.metric_target):
         progress.stopped = "target"

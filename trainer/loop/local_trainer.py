@@ -25,6 +25,7 @@ from trainer.loop.step import TrainStep
 from trainer.models.buffers import preserved_buffers
 from trainer.models.flat import FlatModel
 from trainer.optim.ema import ExponentialMovingAverage
+from trainer.optim.optimizers import enter_training, leave_training
 from trainer.optim.state import clone
 
 # Called after each step with the fraction of the client's round that is done, the examples of the step, and a function
@@ -199,6 +200,7 @@ class LocalTrainer:
         stream.seconds = result.seconds_data
         batches = stream.batches(start + result.steps, steps - result.steps)
         self.model.module.train()
+        enter_training(self.step.optimizer)
         began = perf_counter() - result.seconds_data - result.seconds_compute
         for action in self._steps(client, batches, steps, round, on_step):
             self.has_stepped = True
@@ -207,9 +209,10 @@ class LocalTrainer:
             result.seconds_compute = perf_counter() - began - stream.seconds
             if action is Action.END_ROUND:
                 result.timed_out, result.ends_round = result.steps < steps, True
-                return True
+                break
             if action is not Action.CONTINUE and on_action(client, action):
                 return False
+        leave_training(self.step.optimizer)
         return True
 
     def _steps(
@@ -228,7 +231,7 @@ class LocalTrainer:
             if self.skipped_windows and any(first <= step < last for first, last in self.skipped_windows):
                 result.steps += 1
                 continue
-            train_step.set_progress((round.index + step / steps) / rounds)
+            train_step.scheduler.set_progress((round.index + step / steps) / rounds)
             session.before_step(step)
             train_step(batch, seed + (step << 16), session, result, measure_norm=step + 1 == steps)
             if on_step:

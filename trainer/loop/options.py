@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the command line reads the options without importing torch
 
     from trainer.algorithms.round import Round
 
+ScoreNames = Annotated[tuple[str, ...], Field(description="a list of the task's scores such as [auc,sensitivity]")]
 NormType = Annotated[
     float, Field(allow_inf_nan=True, description="1 or 2 or inf"), predicate(lambda order: order in (1, 2, math.inf))
 ]
@@ -168,12 +169,16 @@ class MetricsOptions:
 
     Attributes:
         per_client: those of single clients: `full`, `scores` only, or `none`.
+        client_scores: scores that are computed for every client, besides the task's headline.
+        every_steps: steps between metrics within a round; None: there are none but by round.
         peak_flops: FLOP/s of the device of each rank, for the metric `mfu`; auto: by the device's name.
         measure_flops: whether the rate of large matrix products is measured at the start, for `measured_mfu`; auto: on
             GPUs.
     """
 
     per_client: Literal["full", "scores", "none"] = "full"
+    client_scores: ScoreNames = ()
+    every_steps: PositiveInt | None = None
     peak_flops: Annotated[float, Field(ge=1)] | Literal["auto"] = "auto"
     measure_flops: bool | Literal["auto"] = "auto"
 

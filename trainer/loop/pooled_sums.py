@@ -44,9 +44,15 @@ class PooledSums:
             self.sparse = {name: [_sum(found)] for name, found in self.sparse.items()}
             self.pending = 0
 
-    def tables(self, rank: int, world_size: int) -> dict[str, Tensor]:
-        """Return float64 tables, whose sums over all ranks `totals` takes."""
-        limit = max(SCORES // world_size, MIN_SCORES)
+    def tables(self, rank: int, world_size: int, most: int = SCORES) -> dict[str, Tensor]:
+        """Return float64 tables, whose sums over all ranks `totals` takes.
+
+        Args:
+            rank: of those that have a part.
+            world_size: their number.
+            most: scores that any of them can have of a label, the same on all.
+        """
+        limit = min(max(SCORES // world_size, MIN_SCORES), most)
         tables = dict(self.dense)
         for name, found in self.sparse.items():
             counts = merge_scores(_sum(found), limit)

@@ -18,8 +18,9 @@ class Progress:
         metrics: of the last round.
         unevaluated_metrics: of a round that is trained and combined, but not yet evaluated.
         nonfinite_rounds: consecutive rounds in which a client was left out.
-        best_saved_score: the best validation score of a round that was saved.
-        best_score: the best validation score.
+        best_saved_score: the best score of a round that was saved, see loop/monitor.py.
+        best_saved_round: the number of that round.
+        best_score: the best score.
         evaluations_without_improvement: consecutive evaluations without a better score.
         micro_batch_size: the largest that fits, if it was searched for.
         stopped: the reason why the run ends with the last trained round, before all its rounds.
@@ -38,6 +39,7 @@ class Progress:
     unevaluated_metrics: Metrics | None = None
     nonfinite_rounds: int = 0
     best_saved_score: float | None = None
+    best_saved_round: int | None = None
     best_score: float | None = None
     evaluations_without_improvement: int = 0
     micro_batch_size: int | None = None
@@ -70,12 +72,12 @@ class Progress:
         return self.metrics
 
     def update_best(self, score: float | None) -> bool:
-        """Return whether this validation score, of which more is better, is the best so far; remember it if so."""
+        """Return whether the last round's score, of which more is better, is the best so far; remember it if so."""
         if score is None or not math.isfinite(score):
             return False
         if self.best_saved_score is not None and score <= self.best_saved_score:
             return False
-        self.best_saved_score = score
+        self.best_saved_score, self.best_saved_round = score, self.rounds
         return True
 
     def has_ended(self, rounds: int) -> bool:
@@ -83,7 +85,7 @@ class Progress:
         return self.rounds >= rounds or (self.stopped is not None and self.unevaluated_metrics is None)
 
     def record_score(self, score: float) -> None:
-        """Count an evaluation with this validation score, of which more is better."""
+        """Count an evaluation with this score, of which more is better."""
         is_better = math.isfinite(score) and (self.best_score is None or score > self.best_score)
         self.best_score = score if is_better else self.best_score
         self.evaluations_without_improvement = 0 if is_better else self.evaluations_without_improvement + 1

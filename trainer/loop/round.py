@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from time import perf_counter
 
@@ -21,6 +22,11 @@ from trainer.loop.stopping import DivergedError
 from trainer.loop.train_state import TrainState
 from trainer.utils.compile import count_compiled_graphs
 from trainer.utils.errors import InputError
+from trainer.utils.text import first_few
+
+log = logging.getLogger(__name__)
+
+CLIENTS_LOGGED = 10  # of a round, by their numbers
 
 
 def train_round(
@@ -64,6 +70,7 @@ def train_round(
             save_round_snapshot(state, checkpointer, snapshot)
         return None
     seconds = perf_counter() - began
+    _log_round(state, round, snapshot, seconds)
     if state.run.training.compile_backend:
         metrics["compile/graphs"] = count_compiled_graphs()
     return metrics | state.throughput.metrics(metrics, seconds) | {"seconds/round": seconds}
@@ -109,6 +116,17 @@ def _train_clients(
         snapshot.client = None
         accumulator.add(training.result, _finish(state, training))
     return True
+
+
+def _log_round(state: TrainState, round: Round, snapshot: RoundSnapshot, seconds: float) -> None:
+    """Log what this rank has done in a round that is combined."""
+    results = snapshot.accumulator.results
+    clients = ", ".join(first_few((result.client for result in results), CLIENTS_LOGGED)) or "none"
+    log.info(
+        "round %d of %d in %.3f s: trained clients: %s; steps: %d, examples: %d",
+        *(round.index + 1, state.run.rounds, seconds, clients),
+        *(snapshot.steps, sum(result.examples_seen for result in results)),
+    )
 
 
 def _check_trained(state: TrainState, round: Round) -> None:

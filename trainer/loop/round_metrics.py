@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
 from trainer.algorithms.round import Round
 from trainer.loggers import Metrics, higher_is_better
+from trainer.loop.monitor import client_scores
 from trainer.loop.pooled_sums import totals
 from trainer.loop.run import Run
 from trainer.models.buffers import BufferStatistics
@@ -174,45 +175,44 @@ def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metri
     Args:
         run: the run.
         name: the prefix of the metrics, such as `test`.
-        sums: `clients` is a table [clients, 1 + score sums], the units first; the others are those of `PooledSums`.
+        sums: `clients` is a table [clients, 1 + score sums], the units first; `by_client` has the scores of single
+            clients that are made from pooled sums [clients, client_scores]; the others are those of `PooledSums`.
     """
-    table, pooled = sums["clients"], totals({key: part for key, part in sums.items() if key != "clients"})
+    table, scores = sums["clients"], sums["by_client"]
+    pooled = totals({key: part for key, part in sums.items() if key not in ("clients", "by_client")})
     pooled_metrics = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
     metrics = {f"{name}/{key}": value for key, value in pooled_metrics.items()}
-    if name == "validation" or run.metrics.per_client == "none" or len(table) < 2:
+    if not client_scores(run):
         return metrics
-    headline = run.task.headline
-    by_client = {
-        client: run.task.summary(row[1:], row[0].item())[headline] for client, row in enumerate(table) if row[0] > 0
-    }
-    metrics |= {f"client/{client}/{name}_{headline}": value for client, value in by_client.items()}
-    return metrics | _spread("clients" if name == "test" else name, headline, np.array(list(by_client.values())))
+    tested = [client for client, row in enumerate(table) if row[0] > 0]
+    summaries = [
+        dict(zip(run.metrics.client_scores, scores[client].tolist(), strict=True))
+        | run.task.summary(table[client, 1:], table[client, 0].item())
+        for client in tested
+    ]
+    group = "clients" if name == "test" else name
+    for score in client_scores(run):
+        values = [summary[score] for summary in summaries]
+        if name != "validation":
+            metrics |= {f"client/{client}/{name}_{score}": value for client, value in zip(tested, values, strict=True)}
+        metrics |= _spread(group, score, np.array(values))
+    values = np.array([summary[run.task.headline] for summary in summaries])
+    return metrics | ({f"{group}/jain": _jain(values)} if len(values) else {})
 
 
-def _spread(group: str, headline: str, values: np.ndarray) -> Metrics:
-    """Return how unequal the clients are: the worst value, the standard deviation, and Jain's index.
-
-    Jain et al. 1984: (sum x)^2 / (K sum x^2), from 1/K if one client has everything, to 1 if all have the same.
-    """
+def _spread(group: str, score: str, values: np.ndarray) -> Metrics:
+    """Return the worst value of the clients, and their standard deviation. A client without the score is left out."""
+    values = values[~np.isnan(values)]
     if not len(values):
         return {}
+    worst = float(values.min() if higher_is_better(score) else values.max())
+    return {f"{group}/worst_{score}": worst, f"{group}/{score}_std": float(values.std())}
+
+
+def _jain(values: np.ndarray) -> float:
+    """Return the index of Jain et al. 1984: (sum x)^2 / (K sum x^2), from 1/K if one has everything, to 1 if all do."""
     squares = float(np.square(values).sum())
-    return {
-        f"{group}/worst_{headline}": float(values.min() if higher_is_better(headline) else values.max()),
-        f"{group}/{headline}_std": float(values.std()),
-        f"{group}/jain": float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0,
-    }
-
-
-def validation_score(run: Run, metrics: Metrics) -> float | None:
-    """Return the score by which the best round is chosen, the higher the better; None without a validation set."""
-    value = metrics.get(f"validation/{run.task.headline}")
-    return None if value is None else score_of(run, value)
-
-
-def score_of(run: Run, value: float) -> float:
-    """Return the score of a value of the headline metric, the higher the better."""
-    return value if higher_is_better(run.task.headline) else -value
+    return float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0
 
 
 def slowest_silo(silos: Tensor) -> Metrics:

@@ -24,6 +24,7 @@ from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
 from trainer.distributed.topology import Topology
 from trainer.loop.assignment import assign_clients
+from trainer.loop.monitor import metric_errors
 from trainer.loop.options import (
     CheckpointOptions,
     EvalOptions,
@@ -36,8 +37,9 @@ from trainer.loop.stopping import StopCriteria
 from trainer.models.calling import call_model
 from trainer.optim import Constant, GradientClipper, Schedule
 from trainer.optim.optimizers import OptimizerFactory
+from trainer.optim.schedules import momentum_of
 from trainer.tasks import Task
-from trainer.utils.errors import ErrorCollector
+from trainer.utils.errors import ErrorCollector, raise_errors
 from trainer.utils.seeding import derive_seed, seed_default_generators
 from trainer.utils.text import format_value
 
@@ -68,6 +70,7 @@ class Run:
         sample: texts that a language model writes at every evaluation.
         checkpoint: when the state is saved.
         metrics: which metrics are reported.
+        monitor: the metric that chooses the best round; None: the task's headline on the validation set.
         weights: of examples in the loss, and of clients in the combination; None: each example 1.
         transforms: of examples on their way to the model.
         schedule: factor on the learning rates, by the fraction of the run in [0, 1].
@@ -97,6 +100,7 @@ class Run:
     sample: SampleOptions = SampleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     metrics: MetricsOptions = MetricsOptions()
+    monitor: str | None = None
     weights: ExampleWeights | None = None
     transforms: Compose = field(default_factory=Compose)
     schedule: Schedule = field(default_factory=Constant)
@@ -110,7 +114,8 @@ class Run:
         errors = ErrorCollector()
         errors.collect(lambda: check_cache_on_gpu(self.data.train, self.topology.device, self.cache_on_gpu))
         errors.collect(lambda: self.algorithm.validate(self._setting()))
-        errors.collect(self._check_stop)
+        errors.collect(lambda: raise_errors(metric_errors(self, self.task.scores)))
+        errors.collect(self._check_patience)
         errors.collect(self._check_sync_rounds)
         errors.collect(self._check_samples)
         errors.raise_any()
@@ -170,17 +175,11 @@ class Run:
             drops_stragglers=self.round.stragglers == "drop",
             finetuning_steps=self.eval.personal_steps,
             compression=None if self.update_compression.is_identity else self.update_compression.name,
+            moves_momentum=momentum_of(self.schedule) is not None,
         )
 
-    def _check_stop(self) -> None:
+    def _check_patience(self) -> None:
         stop = self.stop
-        looked_at = {"metric_target": stop.metric_target, "patience_evaluations": stop.patience_evaluations}
-        asked = [f"stop.{name}={value}" for name, value in looked_at.items() if value is not None]
-        if asked and not any(map(len, self.clients.validation)):
-            raise ValueError(
-                f"{' and '.join(asked)}: no examples are held out for validation, which it goes by.\n"
-                "  set data.validation=0.1 or more, or stop by stop.max_training_seconds"
-            )
         evaluations = -(-self.rounds // self.eval.every_rounds)
         # The first evaluation is progress, and the last one ends the run anyway.
         if stop.patience_evaluations is not None and stop.patience_evaluations > evaluations - 2:

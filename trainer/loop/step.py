@@ -19,6 +19,7 @@ from trainer.models.calling import call_model
 from trainer.models.flat import FlatModel
 from trainer.optim import DynamicLossScaler, IdentityLossScaler, LossScaler
 from trainer.optim.ema import ExponentialMovingAverage
+from trainer.optim.schedules import Scheduler
 from trainer.optim.state import OptimizerState
 from trainer.utils.compile import compile_module
 from trainer.utils.oom import raise_if_oom
@@ -31,6 +32,7 @@ class TrainStep:
 
     Attributes:
         optimizer: the clients' optimizer.
+        scheduler: sets its learning rates by the progress of the run.
         scaler: scales the loss for float16.
         gradient_reducer: averages gradients over the silo; may hold back what compression lost.
         forward: the bare model in the run's precision, for evaluation.
@@ -53,7 +55,7 @@ class TrainStep:
             self.loss_sum, self.forward = autocast(self.loss_sum), autocast(self.forward)
         self.optimizer = run.optimizer(model.named_trainable)
         self.optimizer_state = OptimizerState(self.optimizer)
-        self.base_lrs, self.lr_factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
+        self.scheduler = Scheduler(self.optimizer, run.schedule)
         self.generators = default_generators(device)
         self.loss_normalizer = LossNormalizer(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.has_batch_statistics = model.has_batch_statistics
@@ -77,21 +79,13 @@ class TrainStep:
         session.adjust_gradients()
         result.gradient_norm = self.run.clipper(self.model.trainable, measure=measure_norm)
         if self.scaler.step(self.optimizer):
-            result.lr_factors.append(self.lr_factor)
+            result.lr_factors.append(self.scheduler.factor)
             if self.ema:
                 self.ema.update()
         else:
             self.gradient_reducer.rollback()
         self.model.clear_gradients()
         result.add(batch.examples, loss_sum, units)
-
-    def set_progress(self, progress: float) -> None:
-        """Set the learning rates to those of this fraction of the run, in [0, 1]."""
-        factor = self.run.schedule(progress)
-        if factor != self.lr_factor:
-            for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-                group["lr"] = lr * factor
-            self.lr_factor = factor
 
     @property
     def learning_rate(self) -> float:
@@ -101,13 +95,13 @@ class TrainStep:
     def state_dict(self) -> dict[str, Any]:
         """Return the live state of the optimizer and of the loss scaler."""
         state = {"optimizer": self.optimizer_state.state_dict(), "scaler": self.scaler.state_dict()}
-        return state | {"lr_factor": self.lr_factor}
+        return state | {"lr_factor": self.scheduler.factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`; what is missing is reset."""
         self.optimizer_state.load_state_dict(state.get("optimizer", {}))
         # An optimizer may change its own rates: they are those of its state, until the schedule sets others.
-        self.lr_factor = state.get("lr_factor", 1.0)
+        self.scheduler.factor = state.get("lr_factor", 1.0)
         self.scaler.load_state_dict(state.get("scaler", {}))
 
     def warm_up(self, inputs: Tree, targets: Tree) -> None:

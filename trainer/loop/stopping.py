@@ -18,7 +18,7 @@ class StopCriteria:
     """Criteria that finish a run before its last round; None does not.
 
     Attributes:
-        metric_target: the validation set's headline metric is this good, or better.
+        metric_target: the monitored metric is this good, or better.
         patience_evaluations: consecutive evaluations without a better value.
         max_training_seconds: time of training over all starts, evaluations excluded; the current round is finished.
     """

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from trainer.models.buffers import empty_buffers, load_buffers
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # of several files, in the layout of Hugging Face
@@ -43,6 +46,42 @@ def load_pretrained(module: nn.Module, path: Path) -> None:
             "\n".join([f"model.init={path} does not fit model={type(module).__name__}:", *lines])
             + "\n  set the model that the file was saved from, or rename and remove tensors in a copy of the file"
         )
+    module.load_state_dict(tensors, strict=False)
+
+
+def load_saved(module: nn.Module, path: Path, base: Collection[str] = ()) -> None:
+    """Load the model that a run has written, with buffers of whatever shapes they had at its end.
+
+    Args:
+        module: the model as it is made.
+        path: a safetensors file.
+        base: names of tensors that are in the module already, and need not be in the file.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks tensors of the module, or has others.
+    """
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # the library does not document what it raises for a file of another format
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    buffers = {**dict.fromkeys(empty_buffers(module)), **dict(module.named_buffers(remove_duplicate=False))}
+    aliases, expected = _aliases(module), module.state_dict()
+    wanted = [name for name in expected if name not in base]
+    missing = [name for name in wanted if not any(alias in tensors for alias in aliases.get(name, [name]))]
+    unexpected = [name for name in tensors if name not in expected and name not in buffers]
+    if missing or unexpected:
+        kinds = {"lacks": missing, "has besides": unexpected}
+        found = "; it ".join(f"{kind} {_first_few(names)}" for kind, names in kinds.items() if names)
+        raise ValueError(
+            f"{path} does not fit {type(module).__name__}: it {found}.\n"
+            "  with algorithm.shared_params the other parameters stay with the clients, and are in checkpoints alone"
+        )
+    other_shapes = {
+        name: tensors[name]
+        for name, buffer in buffers.items()
+        if name in tensors and (buffer is None or not (is_lazy(buffer) or buffer.shape == tensors[name].shape))
+    }
+    load_buffers(module, other_shapes)
     module.load_state_dict(tensors, strict=False)
 
 

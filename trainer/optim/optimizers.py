@@ -40,6 +40,26 @@ def _needs_wrapper(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+def has_modes(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer takes gradients at other weights than it has learnt, as schedule-free ones do.
+
+    Their methods `train` and `eval` exchange the two in the parameters: Defazio et al. 2024 (arXiv 2405.15682).
+    """
+    return hasattr(optimizer, "train") and hasattr(optimizer, "eval")
+
+
+def enter_training(optimizer: torch.optim.Optimizer) -> None:
+    """Put the weights in place at which gradients are taken, if they are not yet."""
+    if has_modes(optimizer):
+        optimizer.train()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def leave_training(optimizer: torch.optim.Optimizer) -> None:
+    """Put the weights in place that are learnt: to evaluate, to combine with others, and to save."""
+    if has_modes(optimizer):
+        optimizer.eval()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return the parameters in the order of the optimizer's groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -89,6 +89,8 @@ class OptimizerState:
 
     def _encode(self, name: str, value: Any) -> Any:
         """Return a value as it is, or a container as a mapping from its kind to its items."""
+        if isinstance(value, Tensor):
+            return _encode_layout(value)
         if isinstance(value, PLAIN):
             return value
         if isinstance(value, list | tuple):
@@ -103,9 +105,26 @@ class OptimizerState:
         )
 
 
+def _encode_layout(tensor: Tensor) -> Any:
+    """Return a tensor as it is, or as a contiguous view and the order of its dimensions in memory.
+
+    Matrix products of other strides have other last bits, and a checkpoint would make a tensor contiguous.
+    """
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
+        return tensor
+    return {"permuted": {"tensor": tensor.permute(order), "order": json.dumps(order)}}
+
+
+def _decode_layout(items: Mapping[str, Any]) -> Tensor:
+    order = json.loads(items["order"])
+    return items["tensor"].permute([order.index(dimension) for dimension in range(len(order))])
+
+
 CONTAINERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "list": lambda items: [_decode(items[str(place)]) for place in range(len(items))],
     "tuple": lambda items: tuple(_decode(items[str(place)]) for place in range(len(items))),
+    "permuted": _decode_layout,
     "dict": lambda items: {json.loads(key): _decode(item) for key, item in items.items()},
 }
 

@@ -9,7 +9,7 @@ from inspect import Parameter, signature
 import torch
 from torch import nn
 
-from trainer.optim.optimizers import OptimizerFactory, step
+from trainer.optim.optimizers import OptimizerFactory, enter_training, leave_training, step
 from trainer.optim.state import OptimizerState, clone
 from trainer.utils.errors import InputError
 
@@ -38,12 +38,15 @@ def validate_optimizer(make: OptimizerFactory, shapes: Sequence[tuple[int, ...]]
     state = OptimizerState(optimizer)
     with torch.random.fork_rng(devices=[]):  # of optimizers that add noise
         try:
+            enter_training(optimizer)
             _step(optimizer, parameters, 1)
             resumed_parameters = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
             resumed = OptimizerState(make(resumed_parameters))
             resumed.load_state_dict(clone(state.state_dict()))
             _step(optimizer, parameters, 2)
             _step(resumed.optimizer, resumed_parameters, 2)
+            leave_training(optimizer)
+            leave_training(resumed.optimizer)
         except InputError:
             raise
         except Exception as error:

@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
-from trainer.tasks.metrics import auc, macro_f1, mean, score_counts
+from trainer.tasks.metrics import (
+    auc,
+    calibration_error,
+    calibration_sums,
+    macro_f1,
+    mean,
+    score_counts,
+    sensitivity,
+    specificity,
+)
 
 TOP = 5
 
@@ -21,14 +30,15 @@ ClassWeights = Literal["balanced"] | list[float] | None
 class Classification:
     """Cross-entropy over outputs [B, classes] and int64 targets [B]; accuracy.
 
-    Pooled scores are the mean F1 over classes, the top-5 accuracy for more than 5 classes, and the area under the ROC
-    curve for 2 classes.
+    Pooled scores are the means over classes of F1, sensitivity and specificity, the expected calibration error, and the
+    top-5 accuracy for more than 5 classes. For 2 classes sensitivity and specificity are those of class 1, and there is
+    the area under the ROC curve.
 
     class_weights: weights of the examples in training by class, a number per class. With `balanced`, all classes have
         the same total weight: N / (K n_c), where K classes occur and n_c of N examples are of class c.
     """
 
-    scores = ("accuracy", "macro_f1", "top5", "auc")
+    scores = ("accuracy", "macro_f1", "top5", "auc", "sensitivity", "specificity", "calibration_error")
     headline = "accuracy"
     unit_name = "example"
     has_confusion = True
@@ -60,12 +70,16 @@ class Classification:
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return `by_class` [classes, 3]: true positives, predicted positives, and positives.
 
-        Also the number of `top5` hits, and the counts `by_score` of two classes, see `score_counts`.
+        Also `by_confidence`, see `calibration_sums`, the number of `top5` hits, and the counts `by_score` of two
+        classes, see `score_counts`.
         """
-        outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
+        outputs = to_full_precision(outputs)
+        confidences = outputs.softmax(1).amax(1).cpu()
+        outputs, targets = outputs.cpu(), targets.cpu()
         classes, predicted = outputs.shape[1], outputs.argmax(1)
         counted = (targets[predicted == targets], predicted, targets)
         sums = {"by_class": torch.stack([torch.bincount(labels, minlength=classes) for labels in counted], 1)}
+        sums["by_confidence"] = calibration_sums(confidences, predicted == targets)
         if classes > TOP:
             sums["top5"] = outputs.topk(TOP, 1).indices.eq(targets[:, None]).sum()
         if classes == 2:
@@ -73,9 +87,16 @@ class Classification:
         return sums
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        scores = {"macro_f1": macro_f1(sums["by_class"])}
+        by_class = sums["by_class"]
+        examples, rows = by_class[:, 2].sum(), by_class[1:] if len(by_class) == 2 else by_class
+        scores = {
+            "macro_f1": macro_f1(by_class),
+            "sensitivity": sensitivity(rows),
+            "specificity": specificity(rows, examples),
+            "calibration_error": calibration_error(sums["by_confidence"]),
+        }
         if "top5" in sums:
-            scores["top5"] = mean(sums["top5"], sums["by_class"][:, 2].sum())
+            scores["top5"] = mean(sums["top5"], examples)
         if "by_score" in sums:
             scores["auc"] = auc(sums["by_score"])
         return scores

@@ -1,4 +1,4 @@
-"""Metrics made from sums over examples: F1 from counts, R2 from squares, AUC from counts of scores.
+"""Metrics made from sums over examples: F1 from counts, R2 from squares, AUC from counts of scores, and so on.
 
 All take float64 sums and return NaN where the metric is not defined.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 FLOATS = 1 << 32  # numbers of a float32
+BINS = 15  # of a calibration error, as in Guo et al. 2017
 
 
 def mean(total: Tensor, count: Tensor) -> float:
@@ -27,6 +28,42 @@ def f1(counts: Tensor) -> Tensor:
 def macro_f1(counts: Tensor) -> float:
     """Return the mean F1 over the classes that occur or are predicted, from counts [classes, 3] as for `f1`."""
     return f1(counts).nanmean().item()
+
+
+def sensitivity(counts: Tensor) -> float:
+    """Return the true positives among the positives, from counts [classes, 3] as for `f1`: the mean over classes."""
+    true_positives, _, positives = counts.unbind(-1)
+    return (true_positives / positives).nanmean().item()
+
+
+def specificity(counts: Tensor, examples: Tensor) -> float:
+    """Return the true negatives among the negatives of this many examples, from counts as for `sensitivity`."""
+    true_positives, predicted, positives = counts.unbind(-1)
+    return ((examples - positives - predicted + true_positives) / (examples - positives)).nanmean().item()
+
+
+def calibration_sums(confidences: Tensor, correct: Tensor) -> Tensor:
+    """Sum predictions by their confidence: float64 [BINS, 3] of their number, of the confidences, of the correct ones.
+
+    Bin m has the confidences in ((m - 1) / BINS, m / BINS].
+
+    Args:
+        confidences: of the predictions, in [0, 1], [N] on the CPU.
+        correct: whether each is right, [N] on the CPU.
+    """
+    edges = torch.linspace(0, 1, BINS + 1, dtype=confidences.dtype)[1:-1]
+    columns = (torch.ones_like(confidences), confidences, correct)
+    rows = torch.stack([column.double() for column in columns], 1)
+    return torch.zeros(BINS, 3, dtype=torch.float64).index_add_(0, torch.bucketize(confidences, edges), rows)
+
+
+def calibration_error(sums: Tensor) -> float:
+    """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 5) from `calibration_sums`.
+
+    It is sum_m |B_m| / n |accuracy(B_m) - confidence(B_m)|.
+    """
+    counts, confidences, correct = sums.unbind(1)
+    return mean((correct - confidences).abs().sum(), counts.sum())
 
 
 def r2(sums: Tensor) -> float:

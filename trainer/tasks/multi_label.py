@@ -10,19 +10,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.tasks.base import shape_mismatch, to_full_precision, type_mismatch, weighted_sum
-from trainer.tasks.metrics import auc, f1, macro_f1, score_counts
+from trainer.tasks.metrics import (
+    auc,
+    calibration_error,
+    calibration_sums,
+    f1,
+    macro_f1,
+    score_counts,
+    sensitivity,
+    specificity,
+)
 
 
 class MultiLabel:
     """Binary cross-entropy over logits [B, labels] and targets [B, labels] of 0 and 1; F1 of all labels (micro).
 
     A unit is one label of one example. A label is predicted if its logit is above 0. Pooled scores are the means over
-    labels of F1 and of the area under the ROC curve.
+    labels of F1, sensitivity, specificity, and of the area under the ROC curve, and the expected calibration error of
+    all single decisions, whose confidence is the probability of what is predicted.
 
     auc: whether to compute the area under the ROC curve, for which ranks exchange some hundred kilobytes per label.
     """
 
-    scores = ("micro_f1", "macro_f1", "auc")
+    scores = ("micro_f1", "macro_f1", "auc", "sensitivity", "specificity", "calibration_error")
     headline = "micro_f1"
     unit_name = "label"
     has_confusion = False
@@ -52,15 +62,29 @@ class MultiLabel:
         return {"loss": sums[0].item() / units, "micro_f1": f1(sums[1:]).nan_to_num(0.0).item()}
 
     def pooled_sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return `by_label` [labels, 3], counts for `f1`, and the counts `by_score`, see `score_counts`."""
+        """Return `by_label` [labels, 3], counts for `f1`, the number of `examples`, and two more.
+
+        They are `by_confidence`, see `calibration_sums`, and the counts `by_score`, see `score_counts`.
+        """
         outputs, targets = to_full_precision(outputs).cpu(), targets.cpu()
-        sums = {"by_label": torch.stack([positives.sum(0) for positives in _positives(outputs, targets)], 1)}
+        correct = (outputs > 0) == (targets > 0)
+        sums = {
+            "by_label": torch.stack([positives.sum(0) for positives in _positives(outputs, targets)], 1),
+            "examples": torch.tensor(len(targets)),
+            "by_confidence": calibration_sums(outputs.abs().sigmoid().flatten(), correct.flatten()),
+        }
         if self.has_auc:
             sums["by_score"] = score_counts(outputs, targets)
         return sums
 
     def pooled_summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        scores = {"macro_f1": macro_f1(sums["by_label"])}
+        by_label = sums["by_label"]
+        scores = {
+            "macro_f1": macro_f1(by_label),
+            "sensitivity": sensitivity(by_label),
+            "specificity": specificity(by_label, sums["examples"]),
+            "calibration_error": calibration_error(sums["by_confidence"]),
+        }
         return scores | ({"auc": auc(sums["by_score"])} if "by_score" in sums else {})
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:

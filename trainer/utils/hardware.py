@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -89,6 +91,24 @@ def peak_memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return proc_status_bytes("VmHWM") if STATUS.exists() else math.nan
+
+
+def system_load(device: torch.device) -> dict[str, float]:
+    """Return the load of this machine, and of the GPU of this process if it has one.
+
+    The share of the processors in use is that since the last call. That of the GPU needs the package nvidia-ml-py.
+    """
+    load: dict[str, float] = {
+        "cpu_percent": psutil.cpu_percent(),
+        "memory_percent": psutil.virtual_memory().percent,
+        "process_memory_bytes": psutil.Process().memory_info().rss,
+    }
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        load["gpu_memory_percent"] = 100 * (1 - free / total)
+        with suppress(ModuleNotFoundError, RuntimeError):
+            load["gpu_percent"] = torch.cuda.utilization(device)
+    return load
 
 
 def proc_status_bytes(name: str) -> int:

@@ -75,7 +75,18 @@ def run_of(sizes: list[int], **choices: Any):
 
 def sums_of(table: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the sums of an evaluation with two classes, in which all examples were taken for the correct one."""
-    return {"clients": table, "by_class": torch.full((2, 3), 20.0)}
+    by_confidence = torch.zeros(15, 3)
+    by_confidence[-1] = torch.tensor([40.0, 39.0, 40.0])
+    nothing = table.new_zeros(len(table), 0)
+    return {
+        "clients": table,
+        "by_client": nothing,
+        "by_class": torch.full((2, 3), 20.0),
+        "by_confidence": by_confidence,
+    }
+
+
+POOLED = {"macro_f1": 1.0, "sensitivity": 1.0, "specificity": 1.0, "calibration_error": 1 / 40}
 
 
 def test_evaluations_are_pooled_over_examples_and_told_by_client():
@@ -85,7 +96,7 @@ def test_evaluations_are_pooled_over_examples_and_told_by_client():
     expected = {
         "test/loss": 95 / 40,
         "test/accuracy": 24 / 40,
-        "test/macro_f1": 1.0,
+        **{f"test/{name}": value for name, value in POOLED.items()},
         "client/0/test_accuracy": 0.9,
         "client/1/test_accuracy": 0.5,
         "clients/worst_accuracy": 0.5,
@@ -98,23 +109,23 @@ def test_evaluations_are_pooled_over_examples_and_told_by_client():
 def test_validation_is_not_told_by_client():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
     assert set(evaluation_metrics(run_of([4, 4]), "validation", sums_of(table))) == {
-        "validation/loss",
-        "validation/accuracy",
-        "validation/macro_f1",
+        f"validation/{name}" for name in ("loss", "accuracy", *POOLED, "worst_accuracy", "accuracy_std", "jain")
     }
 
 
 def test_a_run_can_hide_its_clients():
     table = torch.tensor([[10, 5.0, 9], [30, 90.0, 15]], dtype=torch.float64)
     hiding = run_of([4, 4], metrics=MetricsOptions(per_client="none"))
-    assert set(evaluation_metrics(hiding, "test", sums_of(table))) == {"test/loss", "test/accuracy", "test/macro_f1"}
+    expected = {f"test/{name}" for name in ("loss", "accuracy", *POOLED)}
+    assert set(evaluation_metrics(hiding, "test", sums_of(table))) == expected
     assert [reports_clients(run) for run in (hiding, run_of([4]), run_of([4, 4]))] == [False, False, True]
 
 
 def test_the_worst_perplexity_is_the_largest():
     run = make_run(ALONE, [4, 4], "gpt", fedavg())
     table = torch.tensor([[16, 16.0], [16, 32.0]], dtype=torch.float64)
-    assert evaluation_metrics(run, "test", sums_of(table))["clients/worst_perplexity"] == pytest.approx(math.e**2)
+    sums = {"clients": table, "by_client": table.new_zeros(2, 0)}
+    assert evaluation_metrics(run, "test", sums)["clients/worst_perplexity"] == pytest.approx(math.e**2)
 
 
 @pytest.mark.parametrize(("per_client", "is_named"), [("none", False), ("scores", True), ("full", True)])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.loop.pooled_sums import SCORES, PooledSums, totals
 from trainer.tasks import REQUIRED_METHODS, Classification, MultiLabel, Regression, Task
-from trainer.tasks.metrics import auc, merge_scores, r2, score_counts
+from trainer.tasks.metrics import auc, calibration_sums, merge_scores, r2, score_counts
 
 
 def metrics_of(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -49,10 +49,40 @@ def test_classification(classes: int):
     predicted = outputs.argmax(1)
     assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(targets, predicted))
     assert figures["macro_f1"] == pytest.approx(metrics.f1_score(targets, predicted, average="macro"))
+    recalls = metrics.recall_score(targets, predicted, average=None, zero_division=math.nan)
+    assert figures["sensitivity"] == pytest.approx(recalls[1] if classes == 2 else np.nanmean(recalls))
+    true_negatives = [np.mean(predicted[targets != label].numpy() != label) for label in range(classes)]
+    assert figures["specificity"] == pytest.approx(true_negatives[1] if classes == 2 else np.mean(true_negatives))
+    confidences, _ = outputs.softmax(1).max(1)
+    expected = calibration_error_of_guo(confidences, predicted.eq(targets))
+    assert figures["calibration_error"] == pytest.approx(expected, abs=1e-7)
     if classes > 5:
         top = metrics.top_k_accuracy_score(targets, outputs, k=5, labels=range(classes))
         assert figures["top5"] == pytest.approx(top)
     assert ("top5" in figures, "auc" in figures) == (classes > 5, classes == 2)
+
+
+def calibration_error_of_guo(confidences: Tensor, accuracies: Tensor) -> float:
+    """Return the error as the authors compute it, github.com/gpleiss/temperature_scaling."""
+    bin_boundaries = torch.linspace(0, 1, 16)
+    ece = torch.zeros(1)
+    for bin_lower, bin_upper in pairwise(bin_boundaries):
+        in_bin = confidences.gt(bin_lower.item()) * confidences.le(bin_upper.item())
+        prop_in_bin = in_bin.float().mean()
+        if prop_in_bin.item() > 0:
+            accuracy_in_bin = accuracies[in_bin].float().mean()
+            avg_confidence_in_bin = confidences[in_bin].mean()
+            ece += torch.abs(avg_confidence_in_bin - accuracy_in_bin) * prop_in_bin
+    return ece.item()
+
+
+def test_confidences_at_the_edge_of_a_bin_belong_to_the_lower_one():
+    confidences = torch.tensor([1 / 15, 1 / 3, 1.0])
+    assert calibration_sums(confidences, torch.ones(3, dtype=torch.bool))[:, 0].nonzero().flatten().tolist() == [
+        0,
+        4,
+        14,
+    ]
 
 
 def test_area_under_the_curve_of_two_classes():
@@ -76,6 +106,12 @@ def test_multi_label():
         expected = metrics.f1_score(targets, predicted, average=average)
         assert figures[f"{average}_f1"] == pytest.approx(expected)
     assert figures["auc"] == pytest.approx(metrics.roc_auc_score(targets, outputs, average="macro"), abs=1e-12)
+    assert figures["sensitivity"] == pytest.approx(metrics.recall_score(targets, predicted, average="macro"))
+    expected = metrics.recall_score(1 - targets, ~predicted, average="macro")
+    assert figures["specificity"] == pytest.approx(expected)
+    probabilities, right = outputs.sigmoid().flatten(), (predicted == targets.bool()).flatten()
+    expected = calibration_error_of_guo(torch.maximum(probabilities, 1 - probabilities), right)
+    assert figures["calibration_error"] == pytest.approx(expected, abs=1e-6)
     assert "auc" not in metrics_of(MultiLabel(auc=False), outputs, targets)
 
 

@@ -31,6 +31,7 @@ from trainer.distributed.launch.signals import STOP_SIGNALS, SignalHandler, hand
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
 from trainer.distributed.silos import silo_sizes
 from trainer.utils.disk import DiskError
+from trainer.utils.output import copied_output
 
 # Environment variables of the workers: the resolved configuration as JSON, and the number of restarts so far.
 RESOLVED, RESTART = "SILOTRAIN_CONFIG", "SILOTRAIN_RESTART"
@@ -70,7 +71,9 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
         try:
             where = (settings.nodes, settings.rdzv_endpoint, settings.token_file)
             with open_rendezvous(*where, lambda world: _validated(tree, world), lambda: stop.signal) as nodes:
-                return _Launcher(tree, nodes, stop, arguments).run()
+                launcher = _Launcher(tree, nodes, stop, arguments)
+                with copied_output(launcher.folder.console):
+                    return launcher.run()
         except Interrupted:
             print("stopped before the other nodes had joined", file=sys.stderr, flush=True)
             return PREEMPTED

@@ -8,17 +8,22 @@ would restart one that failed, and report every rank. A preempted one writes `pr
 from __future__ import annotations
 
 import logging
+import math
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from trainer import __version__
 from trainer.checkpoint import ResumePoint, SharedStorage, detect_shared_storage
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
@@ -37,8 +42,8 @@ from trainer.distributed.peers import Peers
 from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
-from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, TensorBoardLogger
-from trainer.loop.checkpointing import logged_metrics, make_checkpointer, saved_threads, validate_resume
+from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, SystemLogger, TensorBoardLogger
+from trainer.loop.checkpointing import logged_metrics, logged_steps, make_checkpointer, saved_threads, validate_resume
 from trainer.loop.control import LoopControl
 from trainer.loop.fit import Result, fit
 from trainer.loop.profiler import profile_steps
@@ -46,8 +51,12 @@ from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
 from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.flat import frozen_tensors
+from trainer.utils.hardware import system_load
+from trainer.utils.output import copied_output
 from trainer.utils.text import first_few
 from trainer.utils.trees import flatten
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -93,6 +102,7 @@ def main(compose: Callable[[], Tree], own: Sequence[str]) -> Status:
         exit_on_failure(error, environment, *known)
     finally:
         if worker:
+            worker.output.close()
             worker.folder.lock.release()
 
 
@@ -113,6 +123,7 @@ class Worker:
         clients: the number of clients of the run that this one continues; None for a new one.
         control: what the launcher and the other ranks ask of this one.
         prints: whether this rank prints the progress of the run.
+        output: what this rank prints, of which the run folder has a copy once it is known.
         storage: which ranks share the run folder.
     """
 
@@ -126,6 +137,7 @@ class Worker:
         self.is_first = environment.rank == 0
         self.prints = self.is_first and QUIET not in os.environ
         self.on_start = print_banner if self.prints else None  # once
+        self.output = ExitStack()
         self.storage: SharedStorage
 
     @contextmanager
@@ -150,8 +162,10 @@ class Worker:
         self.storage = _on_all_ranks(lambda: detect_shared_storage(self.folder.path, self.environment, must_be_shared))
         _on_all_ranks(self._create_or_check_folder)
         self.folder.start_log(topology.rank)
+        self.output.enter_context(copied_output(self.folder.console))
         self._check_starts()
         logging.getLogger().setLevel(os.environ.get(LOG_LEVEL, "INFO"))
+        self._log_start(topology)
         if collectives.broadcast_text(
             "finished" if self.is_first and self.folder.has_finished(self.config.rounds) else ""
         ):
@@ -169,8 +183,18 @@ class Worker:
         except Preempted:
             status = "preempted"
         self._set_status(status)
+        log.info("ended: %s", status)
         collectives.barrier()  # a launcher reads it when the ranks of its node have ended, even if they are the first
         return status
+
+    def _log_start(self, topology: Topology) -> None:
+        log.info(
+            "started: rank %d of %d, replica %d of silo %d (replicas: %s), on %s of %s, threads: %d, restarts: %d, "
+            "process %d, silotrain %s, torch %s",
+            *(topology.rank, topology.world_size, topology.replica, topology.silo, list(topology.silo_sizes)),
+            *(topology.device, socket.gethostname(), torch.get_num_threads(), restart_count()),
+            *(os.getpid(), __version__, torch.__version__),
+        )
 
     @property
     def writes_to_storage(self) -> bool:
@@ -224,7 +248,7 @@ class Worker:
         self._announce_start(start)
         self._resume_threads(start)
         console = ConsoleLogger(run.rounds, self.folder.path, run.topology.num_silos)
-        loggers = _on_all_ranks(lambda: self._loggers(console, start) if self.is_first else [])
+        loggers = _on_all_ranks(lambda: self._loggers(console, start, run.topology.device) if self.is_first else [])
         with ExitStack() as stack:
             for logger in loggers:
                 stack.callback(logger.close)
@@ -250,7 +274,8 @@ class Worker:
         if self.config.resume in ("auto", "never"):
             return None
         elsewhere = RunDir(Path(self.config.resume)).checkpoints
-        return make_checkpointer(run, elsewhere, self.storage).latest()
+        found = make_checkpointer(run, elsewhere, self.storage).latest()
+        return found and replace(found, is_of_other_run=True)
 
     def _announce_start(self, resume_point: ResumePoint | None) -> None:
         """Print where the run continues."""
@@ -270,10 +295,10 @@ class Worker:
         if differs and self.prints:
             print(differs, flush=True)
 
-    def _loggers(self, console: ConsoleLogger, resume_point: ResumePoint | None) -> list[Logger]:
+    def _loggers(self, console: ConsoleLogger, resume_point: ResumePoint | None, device: torch.device) -> list[Logger]:
         """Make rank 0's loggers. Those that write files cut off the rounds after the checkpoint."""
-        rounds = resume_point.logged_rounds if resume_point else 0
-        history = JsonLinesLogger(self.folder.metrics, rounds)
+        rounds, steps = (resume_point.logged_rounds, logged_steps(resume_point)) if resume_point else (0, 0)
+        history = JsonLinesLogger(self.folder.metrics, rounds, steps)
         if resume_point and self.config.resume in ("auto", "never"):  # another run's rounds are in its own folder
             lost = history.restore(logged_metrics(resume_point))
             for text in first_few(lost, MAX_LOST_NAMED):
@@ -283,12 +308,10 @@ class Worker:
             for key, value in flatten(self.tree).items()
         }
         compared = {key: value for key, value in scalars.items() if not key.startswith(CHANGEABLE_KEYS)}
-        return [
-            history,
-            TensorBoardLogger(self.folder.tensorboard, compared, rounds + 1 if resume_point else None),
-            *build_loggers(self.config, self.folder.path, scalars),
-            *([console] if self.prints else []),
-        ]
+        purge = (rounds + 1, int(steps) + 1 if math.isfinite(steps) else None) if resume_point else (None, None)
+        charts = TensorBoardLogger(self.folder.tensorboard, compared, *purge)
+        recorders: list[Logger] = [history, charts, *build_loggers(self.config, self.folder.path, scalars)]
+        return [SystemLogger(recorders, partial(system_load, device)), *([console] if self.prints else [])]
 
 
 def _kept_frozen(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,77 @@
+"""The model of a run folder as a plain module, for a notebook or a program of one's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from trainer.checkpoint.run_dir import RunDir
+from trainer.config.build import adapt
+from trainer.config.instantiate import instantiate
+from trainer.config.targets import check_trusted
+from trainer.models.adapters import adapter_parameters
+from trainer.models.pretrained import load_pretrained, load_saved
+from trainer.utils.seeding import preserve_random_states, seed_default_generators
+
+Weights = Literal["best", "last", "ema"]
+PARTS = ("model", "adapter")  # of a configuration, from which a model is made
+
+
+def load_model(run_dir: str | os.PathLike[str], weights: Weights = "last", trust: Sequence[str] = ()) -> nn.Module:
+    """Load the model of a finished run: a plain module on the CPU, in evaluation mode, with its buffers.
+
+    Nothing is unpickled. The folder's config.yaml says how the model is made, so a folder could name any code: that is
+    imported only if it belongs to silotrain, or is trusted.
+
+    Args:
+        run_dir: the run folder.
+        weights: `last` are those at the end of the run, `best` those of the best saved round, by `monitor=`, and `ema`
+            the average over the run with `ema_decay=`.
+        trust: dotted names of classes and functions of your own that may be imported and called, such as
+            `my_module.Net`.
+
+    Raises:
+        ValueError: the folder has no such model, names other code, or its weights do not fit.
+    """
+    folder = RunDir(Path(run_dir))
+    if weights not in get_args(Weights):
+        raise ValueError(f"weights={weights!r}\n  valid: {', '.join(map(repr, get_args(Weights)))}")
+    if not folder.config.is_file():
+        raise ValueError(f"{folder.path} is no run folder: it has no config.yaml")
+    path = folder.models[weights]
+    if not path.is_file():
+        there = [repr(name) for name, other in folder.models.items() if other.is_file()]
+        raise ValueError(
+            f"{folder.path} has no {path.name}; its run is {folder.status() or 'unknown'}.\n"
+            f"  valid: {', '.join(there) or 'none until the run has finished: the same command continues it'}"
+        )
+    settings, device = folder.settings(), torch.device("cpu")
+    if missing := [name for name in (*PARTS, "seed") if name not in settings]:
+        raise ValueError(f"{folder.path}/config.yaml has no {', '.join(missing)}: it is of another version, or damaged")
+    check_trusted({name: settings[name] for name in PARTS}, trust, folder.path)
+    with preserve_random_states(device):
+        seed_default_generators(device, settings["seed"], "initial parameters")
+        module, base = _make(settings)
+    load_saved(module, path, base)
+    return module.eval()
+
+
+def _make(settings: Mapping[str, Any]) -> tuple[nn.Module, set[str]]:
+    """Make a model as its run has made it; return the names of parameters that the files of a run do not have, too.
+
+    These are those below an adapter, which come from where the run had them: a file, or its seed.
+    """
+    component = settings["model"]
+    module: nn.Module = instantiate("model", component)
+    if instantiate("adapter", settings["adapter"]) is None:
+        return module, set()
+    if (path := component.get("init")) is not None:
+        load_pretrained(module, Path(path).expanduser())
+    adapt(module, settings["adapter"])
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return module, names - adapter_parameters(module)
