@@ -62,7 +62,5 @@ def test_the_folder_has_what_was_printed_and_what_each_rank_did(folder: Path):
 
 
 def test_a_single_client_is_said_to_be_alone(ranks, shell: Shell):
-    small = ["rounds=1", "round.steps=1", "algorithm=fedavg"]
-    for name, clients, words in (("one", 1, "it trains alone"), ("three", 3, "one after the other")):
-        ranks(1).run(work, [*small, f"clients={clients}", f"run_dir={name}"], str(shell.folder))
-        assert words in (shell.folder / name / "console.log").read_text()
+    ranks(1).run(work, ["rounds=1", "round.steps=1", "algorithm=fedavg", "run_dir=one"], str(shell.folder))
+    assert "clients   1: it trains alone" in (shell.folder / "one" / "console.log").read_text()
