@@ -73,7 +73,9 @@ def test_unknown_metrics_are_refused_with_the_valid_ones():
     assert "test/sensitivity" in unknown and "clients/worst_accuracy" in unknown and "train/loss" in unknown
     assert "ema/" not in unknown and "validation/" not in unknown, "it has neither"
     assert "ema/accuracy" in errors_of(monitor="ema", ema_decay=0.9)
-    assert "the task has no f1; did you mean macro_f1?" in errors_of(metrics=MetricsOptions(client_scores=("f1",)))
+    assert "the task has no macrof1; did you mean macro_f1?" in errors_of(
+        metrics=MetricsOptions(client_scores=("macrof1",))
+    )
     hidden = MetricsOptions(client_scores=("macro_f1",), per_client="none")
     assert "set metrics.per_client=scores" in errors_of(metrics=hidden)
     needs = errors_of(monitor="validation/loss", stop=StopCriteria(patience_evaluations=1))
