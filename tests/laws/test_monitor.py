@@ -43,7 +43,7 @@ def test_the_best_round_is_that_of_the_best_value(ranks, name: str, tmp_path: Pa
     best = (max if higher_is_better(name) else min)(values)
     for result, _ in outcomes:
         assert (result["monitor"], result["best_value"], result["best_round"]) == (name, best, values.index(best) + 1)
-    folder.write_models()
+    folder.write_models({})
     saved = find_saved(folder.checkpoints / f"round-{values.index(best) + 1:06d}")
     assert saved
     assert_same(
