@@ -62,7 +62,7 @@ class Clusters:
         if clients > len(sizes):
             raise ValueError(
                 f"partition=clusters: clients={clients}, and {self.method} finds {len(sizes)} clusters.\n"
-                f"  set clients={len(sizes)} or fewer, or {self._more_clusters()}"
+                f"  set clients={len(sizes)} or fewer, or other keys of partition="
             )
         client_of = merge_clients(sizes, clients) if clients < len(sizes) else np.arange(clients)
         split = Clients.of(client_of[labels], client_of[test_labels], clients)
@@ -103,16 +103,12 @@ class Clusters:
         core = found.core_sample_indices_
         if not len(core):
             raise ValueError(
-                f"partition=clusters: dbscan finds noise alone, no clusters.\n  set {self._more_clusters()}"
+                "partition=clusters: dbscan finds noise alone, no clusters.\n"
+                f"  set a larger partition.eps than {self.eps:g}, or less than partition.min_samples={self.min_samples}"
             )
         labels, is_noise = found.labels_, found.labels_ < 0
         labels[is_noise] = labels[core[_nearest(points[core], points[is_noise])]]
         return labels, labels[core[_nearest(points[core], test_points)]]
-
-    def _more_clusters(self) -> str:
-        if self.method == "kmeans":
-            return "leave partition.clusters out"
-        return f"another partition.eps than {self.eps:g}, or less than partition.min_samples={self.min_samples}"
 
     def _errors(self, train: Source, clients: int) -> list[str]:
         errors = []
