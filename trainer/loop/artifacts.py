@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from trainer.data import BYTES
 from trainer.loggers import FinalArtifacts
 from trainer.loop.evaluate import client_models, evaluation_batches
 from trainer.loop.local_trainer import LocalTrainer
@@ -20,13 +21,15 @@ SAMPLE_PROMPT, SAMPLE_LENGTH = "\n", 256  # of the text that a language model wr
 def make_artifacts(state: TrainState) -> FinalArtifacts:
     """Make what the finished model shows besides numbers. A collective.
 
-    A classifier shows the confusion matrix of the test set, a language model a sample of text.
+    A classifier shows the confusion matrix of the test set, a language model of bytes a sample of text. Larger
+    vocabularies have larger models, whose samples take long: they write those that are asked for.
     """
     run = state.run
     if run.task.has_confusion and run.data.classes:
         _, summed = state.exchange.sum({}, {"confusion": _confusion(state.trainer, run.data.classes)})
         return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
-    if run.topology.rank == 0 and run.can_sample and not run.sample.prompts:
+    is_small = (run.data.classes or 0) <= BYTES
+    if run.topology.rank == 0 and run.can_sample and is_small and not run.sample.prompts:
         return FinalArtifacts(sample=_sample(run, state.model.module))
     return FinalArtifacts()
 
