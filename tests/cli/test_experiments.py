@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,23 +46,37 @@ TEXTS = {
 }
 
 
+# Of experiments with data of the user's own: what they need, and a smaller model.
+NEEDED = {
+    "chat_lora": [
+        *("data.path=chat.jsonl", "data.tokenizer=tokenizer", "model.config.hidden_size=32"),
+        *("model.config.intermediate_size=64", "model.config.vocab_size=400"),
+    ]
+}
+
+
+def composed(experiment: str) -> dict[str, Any]:
+    return compose_tree([f"experiment={experiment}", *NEEDED.get(experiment, ())])
+
+
 def data_of(experiment: str) -> str:
     """Return the data set that an experiment chooses, such as mnist."""
-    return compose_tree([f"experiment={experiment}"])["data"]["_target_"].rpartition(".")[2]
+    return composed(experiment)["data"]["_target_"].rpartition(".")[2]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.quick_rows(4)
 def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path) -> None:
     """The files are small ones in the format of its data set, with fewer clients."""
-    tree, files = compose_tree([f"experiment={experiment}"]), tmp_path / "files"
+    tree, files = composed(experiment), tmp_path / "files"
     files.mkdir()
     few = ["clients=2"] if isinstance(tree["clients"], int) or tree["client_sampling"].get("clients_per_round") else []
     few += ["client_sampling.clients_per_round=2"] if tree["client_sampling"].get("clients_per_round") else []
     target = [override for override in FILES[data_of(experiment)](files) if not override.startswith("model=")]
-    if tree["model"]["_target_"].endswith((".CNN", ".ResNet", ".Logistic")):
+    if tree["model"]["_target_"].endswith((".CNN", ".ResNet", ".Logistic", ".from_transformers")):
         target = [override for override in target if not override.startswith("model.")]
-    overrides = ["run.smoke=true", f"experiment={experiment}", *target, *few, "data.validation=0"]
+    small = NEEDED.get(experiment, ())
+    overrides = ["run.smoke=true", f"experiment={experiment}", *small, *target, *few, "data.validation=0"]
     ranks(2).run(work, [*overrides, f"run_dir={tmp_path / 'run'}"])
     assert json.loads((tmp_path / "run/state.json").read_text())["status"] == "finished"
 

@@ -13,6 +13,8 @@ import pyarrow.parquet
 from datasets import Dataset
 from PIL import Image
 
+from tests.support.tokenizers import CHATML, save_tokenizer
+
 GENERATOR = np.random.default_rng(0)
 LANGUAGE_MODEL = ["model.width=16", "model.layers=1", "model.heads=2"]
 
@@ -103,7 +105,21 @@ def custom(folder: Path) -> list[str]:
 
 
 # By file name in conf/data: a function that writes examples into a folder, and returns the overrides to use them.
+def chat(folder: Path) -> list[str]:
+    """Write questions and answers, and a tokenizer with a template."""
+    lines = [{"prompt": "why?", "response": "the quick brown fox " * (number % 3 + 1)} for number in range(60)]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = save_tokenizer(folder / "tokenizer", CHATML)
+    return [
+        f"data.path={folder / 'chat.jsonl'}",
+        f"data.tokenizer={tokenizer}",
+        "model.vocabulary=320",
+        *LANGUAGE_MODEL,
+    ]
+
+
 FILES: dict[str, Callable[[Path], list[str]]] = {
+    "chat": chat,
     "cifar10": cifar10,
     "csv": csv_points,
     "custom": custom,
