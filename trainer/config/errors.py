@@ -114,17 +114,16 @@ def _unknown_key(typed: Typed, known: list[str]) -> str:
     if message := renamed(f"{typed.name}={typed.value}"):
         return message
     advice = advise(typed.name, typed.value or "...", known)
-    error = f"{typed.text} is no override" if typed.is_flag else f"{typed.name} is no key"
-    if advice and (advice.is_translation or typed.is_flag):
-        error += _question(_shown(advice, typed))
-    elif typed.is_flag:
-        error += "\n  valid: key=value"
-    else:
-        error += suggest(typed.name, _siblings(typed.name, advice, known), advice and _shown(advice, typed))
-    if advice and advice.note:
-        error += f"\n  {advice.note}"
+    meant = advice and _shown(advice, typed)
+    question, _, valid = suggest(typed.name, _siblings(typed.name, advice, known), meant).partition("\n")
+    if typed.is_flag:
+        question, valid = _question(meant), "  valid: key=value"
+    lines = [f"{typed.text} is no override{question}" if typed.is_flag else f"{typed.name} is no key{question}"]
+    lines += [f"  {advice.note}"] if advice and advice.note else []
+    lines += [] if advice and (advice.is_translation or typed.is_flag) else [valid]
     is_argument = not typed.is_flag and _section(typed.name) in find_groups()
-    return f"{error}\n  to add an argument of the _target_: +{typed.name}=..." if is_argument else error
+    lines += [f"  to add an argument of the _target_: +{typed.name}=..."] if is_argument else []
+    return "\n".join(lines)
 
 
 def _shown(advice: Advice, typed: Typed) -> str:
