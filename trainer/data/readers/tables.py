@@ -28,6 +28,8 @@ from trainer.utils.errors import raise_errors
 
 Wanted = Mapping[str, Names]  # the names of the columns of each role
 
+VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}  # of Parquet's types
+DICTIONARY_INDEX_BYTES = 4  # of a text
 JSON_BLOCK_BYTES = 1 << 26  # a line must fit into a block of pyarrow's reader
 # As pandas has them. Only numbers and categories may be missing: a label may be called NA.
 MISSING_MARKS = (
@@ -131,11 +133,9 @@ def parquet(path: Path, wanted: Wanted, kinds: ColumnKinds | None) -> Any:
     written, names = {normalize("NFC", name): name for name in dataset.schema.names}, _wanted_names(wanted, kinds)
     # Missing columns are reported later, with all other problems.
     names = [written[name] for name in (names or written) if name in written]
-    fields = [dataset.schema.field(name) for name in names]
-    rows = sum(fragment.metadata.num_rows for fragment in dataset.fragments)
-    # A few bytes may stand for any number of equal rows. Texts stay in their dictionaries, where they are once.
-    check_unpacked_size(path.name, rows * sum(_row_bytes(field.type) for field in fields))
-    texts = [field.name for field in fields if arrow.types.is_string(field.type)]
+    # A few bytes may stand for any number of equal values. Texts stay in their dictionaries, where they are once.
+    check_unpacked_size(path.name, sum(_unpacked_bytes(part.metadata, names) for part in dataset.fragments))
+    texts = [name for name in names if arrow.types.is_string(dataset.schema.field(name).type)]
     table = arrow.parquet.read_table(files, columns=names, read_dictionary=texts)
     return _prepare(table, path if path.is_dir() else path.parent, kinds)
 
@@ -171,12 +171,12 @@ def _prepare(table: Any, folder: Path, kinds: ColumnKinds | None) -> Any:
     return table
 
 
-def _row_bytes(kind: Any) -> int:
-    """Return the bytes of a value in memory; of a text those of its place in a dictionary."""
-    try:
-        return kind.bit_width // 8
-    except ValueError:
-        return 4
+def _unpacked_bytes(metadata: Any, names: Sequence[str]) -> int:
+    """Return the bytes in memory of these columns of a Parquet file, by the numbers of values that it claims."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    wanted = [each for each in columns if any(f"{each.path_in_schema}.".startswith(f"{name}.") for name in names)]
+    return sum(each.num_values * VALUE_BYTES.get(each.physical_type, DICTIONARY_INDEX_BYTES) for each in wanted)
 
 
 def _read_csv(file: Path, wanted: Wanted, kinds: ColumnKinds | None) -> Any:

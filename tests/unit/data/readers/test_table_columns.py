@@ -352,11 +352,13 @@ def test_a_column_of_names_is_no_category(tmp_path: Path) -> None:
     assert "id: 10001 categories, and 10000 are allowed" in refusal(parquet, path, columns={"category": ["id"]})
 
 
-def test_a_small_parquet_file_of_many_rows_is_refused(tmp_path: Path) -> None:
-    """Runs of equal numbers take a few bytes."""
+@pytest.mark.parametrize("width", [0, 16])
+def test_a_small_parquet_file_of_many_values_is_refused(tmp_path: Path, width: int) -> None:
+    """Runs of equal numbers take a few bytes, also in lists."""
     path = tmp_path / "rows.parquet"
-    column = pa.chunked_array([pa.array(np.zeros(1 << 20))] * 4)
-    pq.write_table(pa.table({"x": column, "label": column.cast(pa.int64())}), path)
+    values = pa.array(np.zeros(1 << 18))
+    rows = pa.FixedSizeListArray.from_arrays(values, width) if width else values
+    pq.write_table(pa.table({"x": rows, "label": np.zeros(len(rows), np.int64)}), path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("psutil.virtual_memory", lambda: Memory(total=1 << 20, available=1 << 20))
         assert "unpacked, and this machine has" in refusal(parquet, path)
