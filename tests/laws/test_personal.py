@@ -133,7 +133,8 @@ def test_personal_models_are_the_global_one_and_some_steps(ranks, silos: SiloSpe
             accuracy = tuned(inputs).argmax(1).eq(targets).double().mean().item()
             assert figures[f"client/{client}/personal_accuracy"] == pytest.approx(accuracy)
         reported = {name.removeprefix("personal/") for name in figures if name.startswith("personal/")}
-        assert reported == {"loss", "accuracy", "macro_f1", "worst_accuracy", "accuracy_std", "jain"}
+        scores = {"loss", "accuracy", "macro_f1", "sensitivity", "specificity", "calibration_error"}
+        assert reported == scores | {"worst_accuracy", "accuracy_std", "jain"}
 
 
 def test_judging_personal_models_changes_nothing(ranks):
