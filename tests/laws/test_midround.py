@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.laws.test_resume import (
     timeless,
 )
 from trainer.checkpoint import Checkpointer, ResumePoint
+from trainer.data.client_sampling.sampling import UniformSampler
 from trainer.distributed.silos import SiloSpec
 from trainer.distributed.topology import Topology, distributed
 from trainer.loop import control
@@ -142,6 +144,30 @@ def test_replicas_leave_on_the_same_step(ranks, name: str, tmp_path: Path):
 
 def test_personal_tensors(ranks, tmp_path: Path):
     assert_left_and_bit_equal(ranks(2), "fedavg", 2, other_algorithms_choices(), tmp_path, {1: (0, 2)})
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"sync"}))
+@pytest.mark.quick_rows(4)
+def test_a_silo_may_begin_a_round_in_whose_middle_another_resumes(ranks, name: str, tmp_path: Path):
+    """A kill after silo 1 has saved, and before silo 0 has."""
+    assert_killed_and_bit_equal(ranks(2), name, noisy_choices(name), tmp_path)
+
+
+def test_a_silo_may_begin_a_round_with_clients_that_have_not_trained_before(ranks, tmp_path: Path):
+    """They begin with the mean of the others' personal parameters, which the other silo no longer has."""
+    sampler, choices = UniformSampler(2), other_algorithms_choices()
+    first, second = (set(sampler.sample(len(choices["sizes"]), 0, index)) for index in (0, ROUND))
+    assert second - first
+    assert_killed_and_bit_equal(ranks(2), "fedavg", choices | {"client_sampling": sampler}, tmp_path)
+
+
+def assert_killed_and_bit_equal(pool, name: str, choices: dict[str, Any], folder: Path) -> None:
+    """Let both silos leave, forget that silo 0 has saved, and compare the resumed run with an undisturbed one."""
+    steps = max(1, choices["round"].steps - 1)
+    assert pool.run(run_part, name, 2, choices, folder / "left", {0: (0, steps), 1: (0, steps)})[0] is None
+    (saved,) = (folder / "left").glob("round-*/silo-0-*")
+    shutil.rmtree(saved)
+    assert_left_and_bit_equal(pool, name, 2, choices, folder)
 
 
 def test_a_gpt_with_dropout(ranks, tmp_path: Path):

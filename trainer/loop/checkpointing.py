@@ -207,8 +207,12 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
         # The states of silos that no longer exist go to the others.
         state.transport.load_state_dicts(tree.values(), state.algorithm.parts, _is_same_world(state))
 
-    def load_personal(tree: Tree) -> None:
-        clients.initial_personal_state = dict(tree)
+    def initial_states() -> Tree:
+        return {"now": clients.initial_personal_state, "next": clients.next_initial_personal_state}
+
+    def load_initial_states(tree: Tree) -> None:
+        clients.initial_personal_state = dict(tree.get("now", {}))
+        clients.next_initial_personal_state = dict(tree.get("next", {}))
 
     def is_home(leaf: str) -> bool:
         return int(leaf.split("/")[0]) in homes
@@ -221,7 +225,7 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
     return [
         Section("progress", "all", progress, load_progress),
         *ema,
-        Section("fresh", "all", lambda: clients.initial_personal_state, load_personal),
+        Section("fresh", "all", initial_states, load_initial_states),
         Section("clients", "silo", lambda: clients.state_dict(without), clients.load_state_dict, is_home),
         Section(
             "clients",

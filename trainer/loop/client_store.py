@@ -24,11 +24,12 @@ class ClientStore:
         states: by client: `personal` parameters and buffers, `algorithm`, `optimizer`, `scaler`, and `own`, which is
             this replica's alone; all else is equal on the silo's replicas.
         initial_personal_state: the personal parameters and buffers of a client that has none yet.
+        next_initial_personal_state: the same from the next round on in which a client trains for the first time.
     """
 
     def __init__(self, initial_personal_state: dict[str, Tensor]):
         self.states: dict[int, dict[str, Any]] = {}
-        self.initial_personal_state = initial_personal_state
+        self.initial_personal_state = self.next_initial_personal_state = initial_personal_state
 
     def get(self, client: int) -> dict[str, Any]:
         """Return the live state of a client; empty before its first round."""
@@ -41,15 +42,14 @@ class ClientStore:
     def average_personal(self, model: FlatModel, weights: Sequence[float], topology: Topology) -> dict[str, Tensor]:
         """Return the mean personal parameters and statistics of all clients that have trained. A collective.
 
-        Statistics are pooled as those between silos are; other buffers are those of a client that has not trained. The
-        model's own personal parameters are overwritten.
+        Statistics are pooled as those between silos are; other buffers are those of a client that has not trained.
 
         Args:
             model: the model.
             weights: n_k by client.
             topology: the ranks.
         """
-        statistics = model.personal_statistics
+        statistics, own = model.personal_statistics, model.personal_state()
         lengths = [1, len(model.personal), len(statistics.vector())]
         sums = torch.zeros(sum(lengths), dtype=torch.float64)
         counts = torch.zeros_like(statistics.counts())
@@ -61,12 +61,14 @@ class ClientStore:
         weight, parameters, moments = collectives.all_reduce_between_silos(sums, topology).split(lengths)
         if len(counts):
             collectives.all_reduce_max(counts)
-        if not weight:
-            return self.initial_personal_state
-        model.load_personal_state(self.initial_personal_state)
-        model.personal.copy_(parameters / weight)
-        statistics.load(moments / weight, counts)
-        return model.personal_state()
+        average = self.initial_personal_state
+        if weight:
+            model.load_personal_state(average)
+            model.personal.copy_(parameters / weight)
+            statistics.load(moments / weight, counts)
+            average = model.personal_state()
+        model.load_personal_state(own)
+        return average
 
     def state_dict(self, without: int | None = None) -> dict[str, Any]:
         """Return the states by client, equal on all replicas of the silo.

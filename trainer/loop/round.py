@@ -69,6 +69,7 @@ def train_round(
             snapshot.seconds = perf_counter() - began
             save_round_snapshot(state, checkpointer, snapshot)
         return None
+    state.prepare_new_clients()
     seconds = perf_counter() - began
     _log_round(state, round, snapshot, seconds)
     if state.run.training.compile_backend:

@@ -94,11 +94,19 @@ class TrainState:
         before, self._wait_seconds = self._wait_seconds, self.transport.wait_seconds
         return self._wait_seconds - before
 
+    def prepare_new_clients(self) -> None:
+        """Average the personal parameters, for clients that will train for the first time. A collective.
+
+        It belongs to the end of a round: in the next one, a silo that resumes in its middle would not take part.
+        """
+        if self.model.has_personal and self.model.has_shared and not bool(self.participations.all()):
+            self.trainer.clients.next_initial_personal_state = self.trainer.average_personal()
+
     def init_new_clients(self, round: Round) -> None:
-        """Give clients that train for the first time the mean of the others' personal parameters. A collective."""
-        has_newcomers = not bool(self.participations[list(round.cohort)].all())
-        if has_newcomers and round.index and self.model.has_personal and self.model.has_shared:
-            self.trainer.clients.initial_personal_state = self.trainer.average_personal()
+        """Give clients that train for the first time the mean of the others' personal parameters."""
+        clients = self.trainer.clients
+        if not bool(self.participations[list(round.cohort)].all()):
+            clients.initial_personal_state = clients.next_initial_personal_state
 
     def update_ema_after_round(self) -> None:
         """Take a round's combination into the average of the weights, unless every step was."""
