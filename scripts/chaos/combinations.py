@@ -17,6 +17,7 @@ from scripts.chaos.watch import Watched, under_way
 from trainer.config.compose import compose_tree
 
 PREEMPTED = 75  # the exit code of a run that was stopped
+START_TIMEOUT_SECONDS = 300  # of a start that takes some seconds: its ranks wait for each other
 ROUNDS = 4
 CLIENTS = 6
 
@@ -162,12 +163,14 @@ def _start(
     moment: Moment | None = None,
     strike: Callable[[Watched, int], None] = lambda run, rank: None,
 ) -> int | None:
-    """Start the run once, and strike at the moment; return its exit code."""
+    """Start the run once, and strike at the moment; return its exit code, None if it hangs."""
     tree = compose_tree([*_common(combination.ranks), *combination.overrides, f"run_dir={folder}"])
     with under_way(tree, folder, combination.ranks, forked=True) as run:
         if moment and run.wait_for_start() and run.wait(lambda: _steps(run, moment.rank) >= moment.steps):
             strike(run, moment.rank)
-        run.wait(lambda: False, pause=0.05)
+        deadline = run.began + START_TIMEOUT_SECONDS
+        if run.wait(lambda: time.monotonic() > deadline, pause=0.05):
+            return None
     return run.launcher.exitcode
 
 
