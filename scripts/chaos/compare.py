@@ -74,5 +74,5 @@ def _of_figures(where: str, ours: Metrics, theirs: Metrics) -> list[str]:
 
 
 def is_of_the_machine(name: str) -> bool:
-    """Return whether a metric depends on the clock or on memory."""
-    return "second" in name or "mfu" in name or name.startswith(("slowest/", "memory/"))
+    """Return whether a metric depends on the clock, or on the load of the machine."""
+    return "second" in name or "mfu" in name or name.startswith(("slowest/", "memory/", "system/"))

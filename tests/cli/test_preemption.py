@@ -62,7 +62,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 
 def reported(folder: Path) -> list[dict[str, Any]]:
-    clocks = ("seconds", "per_second", "slowest/", "memory/")
+    clocks = ("seconds", "per_second", "slowest/", "memory/", "system/")
     rounds = read_jsonl(folder / "metrics.jsonl")
     return [
         {name: value for name, value in line.items() if not any(word in name for word in clocks)} for line in rounds
