@@ -93,7 +93,13 @@ def test_an_epoch_reads_once_and_replicas_share_it_in_its_order(replicas: int) -
         share = BatchShard(replica, replicas)
         ids = torch.arange(EXAMPLES).numpy()
         stream = ClientBatches(
-            lambda some, _, at=source: at.fetch(some), ids, 0, 5, share, 0, is_sequential=is_sequential(source)
+            lambda wanted, at=source: (at.fetch(some) for some, _ in wanted),
+            ids,
+            0,
+            5,
+            share,
+            0,
+            is_sequential=is_sequential(source),
         )
         batches = stream.batches(0, stream.steps_per_epoch)
         seen.append([batch.micro_batches[0][0] if batch.replica_weight else NONE for batch in batches])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tests.laws.cases import SIZES, assert_close, figures, tiny_data, train
+from tests.laws.cases import SIZES, Records, assert_close, assert_same, case_run, figures, leaves, tiny_data, train
 from tests.laws.test_midround import assert_left_and_bit_equal
 from trainer.data import DataSplits
+from trainer.data.loading.readers import LoadingOptions
+from trainer.distributed.topology import distributed
+from trainer.loop.fit import fit
 from trainer.loop.options import RoundOptions
 
 
@@ -49,3 +53,24 @@ def test_any_number_of_ranks_trains_on_the_same_draws(ranks, name: str) -> None:
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
 def test_a_resumed_run_draws_what_it_would_have_drawn(ranks, name: str, tmp_path: Path) -> None:
     assert_left_and_bit_equal(ranks(2), name, 2, choices(), tmp_path, {0: (0, 2)})
+
+
+def fit_with_workers(name: str, workers: int) -> tuple[dict[str, Any], list[Any]]:
+    """Train with so many workers a rank; the ranks of the tests may have none of their own without saying so."""
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    with distributed(1 if name == "sync" else 2) as topology:
+        loading = {"loading": LoadingOptions(workers=workers)}
+        records = Records()
+        model = fit(case_run(topology, name, choices() | loading), [records]).model
+        return leaves(model.state_dict()), [figures(metrics) for metrics in records.rounds]
+
+
+@pytest.mark.parametrize("name", ["sync", "fedavg"])
+def test_any_number_of_workers_reads_the_same_draws(ranks, name: str) -> None:
+    """Bit for bit, in training over several clients and rounds and in evaluation."""
+    for ours, theirs in zip(
+        ranks(2).run(fit_with_workers, name, 2), ranks(2).run(fit_with_workers, name, 0), strict=True
+    ):
+        assert_same(ours[0], theirs[0])
+        for mine, yours in zip(ours[1], theirs[1], strict=True):
+            assert_same(mine, yours)

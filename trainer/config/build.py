@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from trainer.algorithms import Algorithm
 from trainer.config.compatibility import (
@@ -31,8 +32,10 @@ from trainer.config.instantiate import (
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
 from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition, split_clients
 from trainer.data.loading.class_weights import apply_class_weights
+from trainer.data.loading.readers import LoadingOptions
 from trainer.data.loading.silo_files import load_silo_files
 from trainer.data.partition.first_rank import split_on_first_rank
+from trainer.data.sources.torch_datasets import DatasetSource
 from trainer.data.transforms import Compose, shift_clients
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
@@ -58,6 +61,7 @@ COMPONENTS = ("schedule", "client_sampling", "update_compression")
 MEAN = {"_target_": "torch.optim.SGD", "lr": 1.0, "fused": True}
 HELD_OUT = 0.1  # of each client's training examples for validation, if the data brings none
 TRAINING = [option.name for option in fields(TrainingOptions)]
+LOADING = [option.name for option in fields(LoadingOptions)]
 
 
 def build(config: Config, topology: Topology) -> Run:
@@ -106,6 +110,7 @@ def build(config: Config, topology: Topology) -> Run:
                 transforms=transforms,
                 autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
                 cache_on_gpu=config.data["cache_on_gpu"],
+                loading=LoadingOptions(**{name: config.data[name] for name in LOADING if name in config.data}),
                 **slots,
             )
         )
@@ -195,8 +200,26 @@ def _splits(component: ComponentConfig) -> DataSplits:
     if component["validation"] != "auto":
         splits = splits.without_validation()
     check_validation(splits)
+    if "collate_fn" in component:
+        _set_collate_fn(splits, component["collate_fn"])
     check_labels(splits)
     return splits
+
+
+def _set_collate_fn(splits: DataSplits, name: str) -> None:
+    """Have the items of the user's Datasets made a batch by the function of this name."""
+    try:
+        function = import_target({"_target_": name})
+    except ImportError as error:
+        raise ValueError(f"data.collate_fn={name}: {' '.join(str(error).split())}") from error
+    if function is default_collate:
+        return
+    sources = [source for source in splits.parts.values() if isinstance(source, DatasetSource)]
+    if not callable(function) or not sources:
+        reason = "no items to collate: the examples are tensors" if callable(function) else "it cannot be called"
+        raise ValueError(f"data.collate_fn={name}: {reason}\n  leave it out, or give a function of a list of items")
+    for source in sources:
+        source.collate_fn = function
 
 
 def _transforms(config: Config, splits: DataSplits) -> Compose:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trainer.config.groups import LIST_GROUPS, find_groups
+from trainer.config.groups import LIST_GROUPS, find_groups, keys_in_file
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
@@ -35,6 +35,8 @@ def file_overrides(path: Path) -> list[str]:
             overrides.append(f"{key}={format_value(value) if key in find_groups() else literal(value)}")
         elif "_target_" in value and "custom" in find_groups().get(key, ()):
             overrides += [f"{key}=custom", *(f"++{key}.{name}={literal(item)}" for name, item in value.items())]
+            of_run = flatten(value, f"{key}.")
+            overrides += [f"~{name}" for name in keys_in_file(key, "custom") if name not in of_run]
         elif key in LIST_GROUPS:
             overrides += [f"++{key}.{name}={literal(item)}" for name, item in value.items()]
         else:

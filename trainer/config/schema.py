@@ -52,7 +52,16 @@ ComponentConfigs = Annotated[
 
 # Keys of a component that are read here. They are not passed to its target.
 RESERVED_KEYS: dict[str, dict[str, Any]] = {
-    "data": {"validation": Validation, "files": Files, "cache_on_gpu": bool | Literal["auto"]},
+    "data": {
+        "validation": Validation,
+        "files": Files,
+        "cache_on_gpu": bool | Literal["auto"],
+        "workers": Count,
+        "prefetch_factor": PositiveInt,
+        "collate_fn": str,
+        "pin_memory": bool | Literal["auto"],
+        "persistent_workers": bool,
+    },
     "optimizer": {"exclude_norm_bias_decay": bool, "lr_multipliers": LrMultipliers},
     "task": {"output": str | int | None},
     "model": {"init": str | None, "freeze": re.Pattern[str] | None},

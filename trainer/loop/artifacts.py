@@ -49,8 +49,8 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     run, matrix = trainer.run, torch.zeros(classes * classes, dtype=torch.float64)
     trainer.model.module.eval()
     for group in client_models(trainer):
-        for _, examples in evaluation_batches(run, run.clients.test, group):
-            inputs, targets = trainer.transforms.for_evaluation(run.data.test.fetch(examples), run.topology.device)
+        for _, examples in evaluation_batches(trainer, run.data.test, run.clients.test, group):
+            inputs, targets = trainer.transforms.for_evaluation(examples, run.topology.device)
             predicted = trainer.step.forward(inputs).argmax(1)
             matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)

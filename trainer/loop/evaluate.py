@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.algorithms.round import Round
 from trainer.data import Source
+from trainer.data.loading.loader import Examples
 from trainer.distributed import collectives
 from trainer.loggers import Metrics
 from trainer.loop.consistency import check_consistency
@@ -30,6 +31,8 @@ from trainer.tasks import Task
 from trainer.tasks.base import example_units
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.tensor_trees import num_examples, split
+
+EVALUATION_SEED = 0  # of what a source draws at random, as `Source.fetch` has it
 
 # Puts one model after the other in place, and yields the clients of this silo that are to be evaluated with it.
 ModelIterator = Callable[[LocalTrainer], Iterator[list[int]]]
@@ -119,15 +122,15 @@ def evaluation_sums(
     run, topology = trainer.run, trainer.run.topology
     trainer.model.module.eval()
     # A rank without examples learns from one of another's what is summed.
-    outputs, targets = _forward(trainer, source, torch.zeros(1, dtype=torch.int64))
+    outputs, targets = _forward(trainer, source.fetch(torch.zeros(1, dtype=torch.int64)))
     rows, like = _score_rows(run.task, outputs, targets), _pooled_sums(run.task, outputs, targets)
     table, pooled, of_clients = rows.new_zeros(len(ids), rows.shape[1]), PooledSums(like), ClientSums(run, ids, like)
     for group in models(trainer):
         trainer.model.module.eval()
-        for clients, examples in evaluation_batches(run, ids, group):
+        for clients, examples in evaluation_batches(trainer, source, ids, group):
             if trainer.control.requested_action() is Action.STOP:
                 break
-            outputs, targets = _forward(trainer, source, examples)
+            outputs, targets = _forward(trainer, examples)
             table.index_add_(0, clients, _score_rows(run.task, outputs, targets))
             pooled.add(_pooled_sums(run.task, outputs, targets))
             of_clients.add(clients, outputs, targets)
@@ -195,9 +198,9 @@ def _pooled_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tens
 
 
 @torch.no_grad()
-def _forward(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(trainer: LocalTrainer, examples: Examples) -> tuple[Tensor, Tensor]:
     """Return outputs and targets of these examples."""
-    inputs, targets = trainer.transforms.for_evaluation(source.fetch(examples), trainer.run.topology.device)
+    inputs, targets = trainer.transforms.for_evaluation(examples, trainer.run.topology.device)
     try:
         return trainer.step.forward(inputs), targets
     except (RuntimeError, MemoryError) as error:
@@ -205,12 +208,15 @@ def _forward(trainer: LocalTrainer, source: Source, examples: Tensor) -> tuple[T
         raise
 
 
-def evaluation_batches(run: Run, ids: tuple[np.ndarray, ...], clients: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """This replica's examples of these clients, with the client of each, some at a time."""
-    topology = run.topology
+def evaluation_batches(
+    trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...], clients: list[int]
+) -> Iterator[tuple[Tensor, Examples]]:
+    """Yield this replica's examples of these clients, with the client of each, some at a time."""
+    run, topology = trainer.run, trainer.run.topology
     mine = [torch.from_numpy(ids[client][topology.replica :: topology.num_replicas]) for client in clients]
     if not any(map(len, mine)):
         return  # splitting nothing makes a part without examples
     owners = torch.repeat_interleave(torch.tensor(clients), torch.tensor([len(part) for part in mine]))
     size = run.eval.batch_size
-    yield from zip(owners.split(size), torch.cat(mine).split(size), strict=True)
+    requests = ((some, EVALUATION_SEED) for some in torch.cat(mine).split(size))
+    yield from zip(owners.split(size), trainer.reader.read(source, requests, is_split=True), strict=True)

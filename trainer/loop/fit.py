@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -75,34 +76,35 @@ def fit(
         RuntimeError: replicas that must be equal are not.
     """
     state = TrainState(run, control)
-    if on_start:
-        on_start(state)
-    snapshot = restore(state, resume_point) if resume_point else None
-    find_micro_batch_size(state)
-    on_step = _with_step_metrics(state, loggers, on_step, snapshot)
-    if diverged:
-        _skip_batches(state, snapshot, diverged)
-    while not state.progress.has_ended(until or run.rounds) and not state.is_stopping:
-        began = perf_counter() - (snapshot.seconds if snapshot else 0.0)
-        round = run.sample_round(state.progress.rounds)
-        metrics = state.progress.unevaluated_metrics or train_round(state, round, on_step, checkpointer, snapshot)
-        snapshot = None
-        if metrics is not None:
-            _end_round(state, metrics, began, loggers, checkpointer)
-    state.trainer.consensus.flush()
-    if checkpointer:
-        checkpointer.wait()
-    if state.is_stopping and not state.progress.has_ended(run.rounds):
-        raise Preempted
-    result = Result(state.progress.result() | best_round(run, state.progress), state.model.module)
-    if state.progress.has_ended(run.rounds):
-        if on_end:  # before all that may still fail: what others have written for artifacts and loggers
-            collectives.barrier()  # the last checkpoint is complete when all ranks have written their parts
-            on_end(result)
-        artifacts = make_artifacts(state)
-        for logger in loggers:
-            logger.finalize(result.metrics, artifacts)
-    return result
+    with closing(state.trainer.reader):
+        if on_start:
+            on_start(state)
+        snapshot = restore(state, resume_point) if resume_point else None
+        find_micro_batch_size(state)
+        on_step = _with_step_metrics(state, loggers, on_step, snapshot)
+        if diverged:
+            _skip_batches(state, snapshot, diverged)
+        while not state.progress.has_ended(until or run.rounds) and not state.is_stopping:
+            began = perf_counter() - (snapshot.seconds if snapshot else 0.0)
+            round = run.sample_round(state.progress.rounds)
+            metrics = state.progress.unevaluated_metrics or train_round(state, round, on_step, checkpointer, snapshot)
+            snapshot = None
+            if metrics is not None:
+                _end_round(state, metrics, began, loggers, checkpointer)
+        state.trainer.consensus.flush()
+        if checkpointer:
+            checkpointer.wait()
+        if state.is_stopping and not state.progress.has_ended(run.rounds):
+            raise Preempted
+        result = Result(state.progress.result() | best_round(run, state.progress), state.model.module)
+        if state.progress.has_ended(run.rounds):
+            if on_end:  # before all that may still fail: what others have written for artifacts and loggers
+                collectives.barrier()  # the last checkpoint is complete when all ranks have written their parts
+                on_end(result)
+            artifacts = make_artifacts(state)
+            for logger in loggers:
+                logger.finalize(result.metrics, artifacts)
+        return result
 
 
 def _with_step_metrics(

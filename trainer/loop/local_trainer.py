@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 from time import perf_counter
 
 import torch
@@ -15,7 +16,9 @@ from trainer.algorithms.round import Round
 from trainer.data import is_read_by_batch, is_sequential
 from trainer.data.loading.loader import BatchShard, ClientBatches, Examples, ReplicaBatch
 from trainer.data.loading.prefetch import DeviceFeeder
+from trainer.data.loading.readers import make_reader
 from trainer.data.transforms import Compose
+from trainer.data.transforms.compose import example_seed
 from trainer.loop.batch_statistics import GlobalStatistics
 from trainer.loop.client_store import RANK_STATE, ClientStore
 from trainer.loop.control import Action, ActionConsensus, LoopControl
@@ -54,6 +57,7 @@ class LocalTrainer:
         local_tensors: frozen parameters and buffers that are this rank's own.
         consensus: what the replicas of the silo agree to do after a step.
         feeder: moves the training set to the device.
+        reader: fetches the batches of training and of evaluation.
         transforms: of examples on their way to the model, fitted.
         micro_batch_size: examples that a replica puts through the model at once; None: its whole share of the batch.
         skipped_windows: windows [first, last) of the round's steps whose batches are left out.
@@ -74,6 +78,7 @@ class LocalTrainer:
         self.consensus = ActionConsensus(run.topology, control)
         self.step = TrainStep(run, model, ema)
         self.feeder = DeviceFeeder(run.data.train, run.topology.device, run.cache_on_gpu)
+        self.reader = make_reader(tuple(run.data.parts.values()), run.loading, run.topology.device)
         self.clients = ClientStore(model.personal_state())
         self.statistics = GlobalStatistics(model, run.topology)
         self.local_tensors = LocalTensors(model)
@@ -165,18 +170,29 @@ class LocalTrainer:
         run, topology = self.run, self.run.topology
         least = 2 if self.step.has_batch_statistics else 0
         shard = BatchShard(topology.replica, topology.num_replicas, self.micro_batch_size, least)
-        ids = run.training_sets[client]
+        ids, source = run.training_sets[client], self.feeder.source
         members = torch.from_numpy(ids)
 
-        def fetch(examples: Tensor, epoch: int) -> Examples:
-            return self.transforms.for_training(self.feeder.source, examples, members, run.seed, epoch, topology.device)
+        def read(requests: Iterator[tuple[Tensor, int]]) -> Iterator[Examples]:
+            wanted, ahead = tee(requests)
+            fetched = self.reader.read(source, ((some, example_seed(run.seed, epoch)) for some, epoch in ahead))
+            for (some, epoch), examples in zip(wanted, fetched, strict=True):
+                yield self.transforms.for_training(source, some, members, run.seed, epoch, topology.device, examples)
 
         weights = run.weights.of(members) if run.weights else None
         units = None if run.unit_counts is None else run.unit_counts[members]
-        prefetch, in_order = self.feeder.prefetch, is_sequential(run.data.train)
-        batch_size, by_batch = run.training.batch_size_of(len(ids)), is_read_by_batch(run.data.train)
         return ClientBatches(
-            fetch, ids, client, batch_size, shard, run.seed, weights, prefetch, in_order, units, by_batch
+            read,
+            ids,
+            client,
+            run.training.batch_size_of(len(ids)),
+            shard,
+            run.seed,
+            weights,
+            self.feeder.prefetch,
+            is_sequential(source),
+            units,
+            is_read_by_batch(source),
         )
 
     def warm_up_ddp(self) -> None:

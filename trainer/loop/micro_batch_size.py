@@ -70,7 +70,8 @@ def _largest_fitting_size(trainer: LocalTrainer, share: int) -> int:
     if client is None:
         return share
     ids = torch.from_numpy(trainer.run.training_sets[client])
-    examples = trainer.client_batches(client).fetch(ids[torch.arange(_with_headroom(share)) % len(ids)], 0)
+    some = ids[torch.arange(_with_headroom(share)) % len(ids)]
+    examples = next(trainer.client_batches(client).read(iter([(some, 0)])))
     sizes = [*(1 << power for power in range((share - 1).bit_length())), share]
     found = 0
     with _restoring_state(trainer), _reserve_optimizer_memory(trainer):

@@ -18,6 +18,7 @@ from trainer.checkpoint.format import DTYPES, unsavable
 from trainer.data import Clients, DataSplits, ExampleWeights, fingerprint
 from trainer.data.client_sampling.sampling import AllClients, ClientSampler
 from trainer.data.loading.prefetch import CacheOnGpu, check_cache_on_gpu
+from trainer.data.loading.readers import LoadingOptions, check_loading
 from trainer.data.loading.unit_counts import count_units
 from trainer.data.transforms import Compose
 from trainer.distributed.compression import Uncompressed, UpdateCompression
@@ -79,6 +80,7 @@ class Run:
         gradient_compression: makes what averages gradients inside a silo; without effect in silos of one replica.
         autocast: dtype of the forward pass; None: that of the parameters.
         cache_on_gpu: whether a GPU holds the training set in its memory; auto: if it is small.
+        loading: how the items of torch Datasets are read.
 
     Raises:
         ValueError: lists the choices that cannot be combined.
@@ -109,10 +111,12 @@ class Run:
     gradient_compression: GradientReducerFactory = FullPrecisionReducer
     autocast: torch.dtype | None = None
     cache_on_gpu: CacheOnGpu = "auto"
+    loading: LoadingOptions = LoadingOptions()
 
     def __post_init__(self):
         errors = ErrorCollector()
         errors.collect(lambda: check_cache_on_gpu(self.data.train, self.topology.device, self.cache_on_gpu))
+        errors.collect(lambda: check_loading(tuple(self.data.parts.values()), self.loading))
         errors.collect(lambda: self.algorithm.validate(self._setting()))
         errors.collect(lambda: raise_errors(metric_errors(self, self.task.scores)))
         errors.collect(self._check_patience)

@@ -14,12 +14,25 @@ FOREIGN_FOLDERS = (
 )
 
 
+class RemoteTraceback(Exception):
+    """The cause of an error from another process: its traceback there, and the line of the user's own code."""
+
+    def __init__(self, text: str, location: str):
+        super().__init__(text, location)
+        self.text, self.location = text, location
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
+
+
 def user_location(error: BaseException | None) -> str:
     """Return the innermost line of the user's own code that an error, or what caused it, came through.
 
     It is such as `my_module.py, line 7, in load: return columns["label"]`; empty if there is none.
     """
     while error is not None:
+        if isinstance(error.__cause__, RemoteTraceback):
+            return error.__cause__.location
         # A file with a wrong syntax did not run, so it has no frame.
         if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
             return f"{_shown(error.filename)}, line {error.lineno}: {(error.text or '').strip()}"

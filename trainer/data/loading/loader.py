@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, islice, pairwise, tee
 from time import perf_counter
 
 import numpy as np
@@ -26,8 +26,8 @@ ALIGNMENT = 64  # bytes, to which torch aligns new tensors
 Examples = tuple[Tree, Tree]
 MicroBatch = tuple[Tree, ...]  # inputs, targets and, if examples have weights, weights
 
-# Returns the examples of these ids in an epoch, on the device that trains.
-Fetch = Callable[[Tensor, int], Examples]
+# Yields the examples of these ids in these epochs, on the device that trains. It may take some of them in advance.
+Read = Callable[[Iterator[tuple[Tensor, int]]], Iterator[Examples]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ class BatchShard:
         return bounds
 
 
+@dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """Where a batch of the silo is: the places [begin, end) in the order of an epoch."""
+
+    order: Tensor
+    epoch: int
+    begin: int
+    end: int
+
+
 @dataclass(slots=True)
 class ReplicaBatch:
     """A replica's share of a batch.
@@ -89,7 +99,7 @@ class ClientBatches:
     """The endless batches of one client, epoch after epoch. A batch never spans two epochs.
 
     Args:
-        fetch: returns the examples of ids.
+        read: yields the examples of ids.
         ids: the client's examples, int64 [n].
         client: number of the client.
         batch_size: examples of a batch of the whole silo.
@@ -107,7 +117,7 @@ class ClientBatches:
 
     def __init__(
         self,
-        fetch: Fetch,
+        read: Read,
         ids: np.ndarray,
         client: int,
         batch_size: int,
@@ -119,7 +129,7 @@ class ClientBatches:
         units: Tensor | None = None,
         is_read_by_batch: bool = False,
     ):
-        self.fetch, self.client, self.shard, self.seed, self.weights = fetch, client, shard, seed, weights
+        self.read, self.client, self.shard, self.seed, self.weights = read, client, shard, seed, weights
         self.prefetch, self.is_sequential, self.seconds = prefetch, is_sequential, 0.0
         self.is_read_by_batch = is_read_by_batch
         self.amounts = weights if units is None else units if weights is None else units * weights
@@ -132,22 +142,22 @@ class ClientBatches:
 
     def batches(self, start: int, steps: int) -> Iterator[ReplicaBatch]:
         """Yield the batches number `start` to `start + steps` - 1."""
-        stop = start + steps
+        places, wanted = tee(self._places(start, start + steps))
+        for place, columns in zip(places, self._fetch(wanted), strict=True):
+            begin, end = place.begin, place.end
+            weight = self._weight(place.order, begin, end)
+            replica_weight = self._weight(place.order, *self.shard.range_of(begin, end))
+            yield ReplicaBatch(self._micro_batches(columns), end - begin, weight, replica_weight)
+
+    def _places(self, start: int, stop: int) -> Iterator[BatchPlace]:
+        """Yield where the batches are."""
         while start < stop:
             epoch, first = divmod(start, self.steps_per_epoch)
             last = min(first + stop - start, self.steps_per_epoch)
-            yield from self._epoch_batches(epoch, self.bounds[first : last + 1])
+            order = self._order(epoch)
+            for begin, end in pairwise(self.bounds[first : last + 1]):
+                yield BatchPlace(order, epoch, begin, end)
             start += last - first
-
-    def _epoch_batches(self, epoch: int, bounds: list[int]) -> Iterator[ReplicaBatch]:
-        order = self._order(epoch)
-        fetched = self._fetch(order, epoch, [self.shard.fetched_range(begin, end) for begin, end in pairwise(bounds)])
-        for (begin, end), columns in zip(pairwise(bounds), fetched, strict=True):
-            weight, replica_weight = (
-                self._weight(order, begin, end),
-                self._weight(order, *self.shard.range_of(begin, end)),
-            )
-            yield ReplicaBatch(self._micro_batches(columns), end - begin, weight, replica_weight)
 
     def _order(self, epoch: int) -> Tensor:
         if self.is_sequential:
@@ -160,31 +170,42 @@ class ClientBatches:
             return end - begin
         return self.amounts[order[begin:end]].sum(dtype=torch.float64).item()
 
-    def _fetch(self, order: Tensor, epoch: int, ranges: list[tuple[int, int]]) -> Iterator[MicroBatch]:
-        for columns, sizes in self.prefetch(self._blocks(order, epoch, ranges)):
+    def _fetch(self, places: Iterator[BatchPlace]) -> Iterator[MicroBatch]:
+        """Yield this replica's part of the batches."""
+        for columns, sizes in self.prefetch(self._blocks(places)):
             yield from zip(*(split(column, sizes) for column in columns), strict=True)
 
-    def _blocks(self, order: Tensor, epoch: int, ranges: list[tuple[int, int]]) -> Iterator[PrefetchBlock]:
-        position, block_batches = 0, 1
-        while position < len(ranges):
+    def _blocks(self, places: Iterator[BatchPlace]) -> Iterator[PrefetchBlock]:
+        """Read batches in blocks, of one epoch each: the first is a batch, and shows how many make a block."""
+        blocks, wanted = tee(self._grouped(places))
+        fetched = self.read((self.ids[positions], epoch) for positions, epoch, _ in wanted)
+        self.block_batches = 1
+        while True:
             started = perf_counter()
-            block = ranges[position : position + block_batches]
-            columns = self._columns(torch.cat([order[begin:end] for begin, end in block]), epoch)
-            sizes = [end - begin for begin, end in block]
+            block = next(blocks, None)
+            if block is None:
+                return
+            positions, _, sizes = block
+            columns = self._with_weights(next(fetched), positions)
             self.seconds += perf_counter() - started
             yield columns, sizes
-            position += len(block)
             if not self.is_read_by_batch:
-                block_batches = max(1, BLOCK_BYTES * len(block) // max(nbytes(columns[0]), 1))
+                self.block_batches = max(1, BLOCK_BYTES * len(sizes) // max(nbytes(columns[0]), 1))
 
-    def _columns(self, positions: Tensor, epoch: int) -> MicroBatch:
-        """Return the client's examples at these positions, with their weights if there are any."""
-        examples = self.fetch(self.ids[positions], epoch)
-        return (
-            examples
-            if self.weights is None
-            else (*examples, self.weights[positions].to(first_tensor(examples[0]).device))
-        )
+    def _grouped(self, places: Iterator[BatchPlace]) -> Iterator[tuple[Tensor, int, list[int]]]:
+        """Yield the positions in `ids` of each block's examples, their epoch, and the sizes of its batches."""
+        for epoch, of_epoch in groupby(places, lambda place: place.epoch):
+            while block := list(islice(of_epoch, self.block_batches)):
+                ranges = [self.shard.fetched_range(place.begin, place.end) for place in block]
+                order = block[0].order
+                positions = torch.cat([order[begin:end] for begin, end in ranges])
+                yield positions, epoch, [end - begin for begin, end in ranges]
+
+    def _with_weights(self, examples: Examples, positions: Tensor) -> MicroBatch:
+        """Return the examples at these positions with their weights, if there are any."""
+        if self.weights is None:
+            return examples
+        return (*examples, self.weights[positions].to(first_tensor(examples[0]).device))
 
     def _micro_batches(self, columns: MicroBatch) -> list[MicroBatch]:
         size = self.shard.micro_batch_size

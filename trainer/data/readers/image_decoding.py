@@ -55,7 +55,7 @@ def shape_of(images: Mapping[str, Encoded], size: Size, channels: Channels) -> t
     raise ValueError(f"none of {len(images)} images can be read, such as {first_error}")
 
 
-def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, workers: int) -> None:
+def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, threads: int) -> None:
     """Write the pixels of the images to `into`, uint8 [N, C, H, W], in order.
 
     Resizing keeps the aspect ratio: images are scaled to cover H x W and cropped in the middle.
@@ -65,10 +65,10 @@ def decode(images: Mapping[str, Encoded], into: np.ndarray, is_resized: bool, wo
     """
     names, errors = list(images), list[str]()
     read = partial(_decode_one, shape=into.shape[1:], is_resized=is_resized)
-    with ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), CHUNK):
             chunk = names[start : start + CHUNK]
-            for row, pixels in enumerate(threads.map(read, chunk, map(images.get, chunk)), start):
+            for row, pixels in enumerate(pool.map(read, chunk, map(images.get, chunk)), start):
                 if isinstance(pixels, str):
                     errors.append(pixels)
                 else:

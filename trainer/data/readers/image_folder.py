@@ -41,7 +41,7 @@ def image_folder(
     size: Size = None,
     channels: Channels = 3,
     cache: Literal["disk", "memory"] = "disk",
-    workers: int = 4,
+    threads: int = 4,
     test: float = 0.1,
 ) -> DataSplits:
     """Read images in folders named like their classes.
@@ -58,7 +58,7 @@ def image_folder(
         channels: 3 for RGB, 1 for grey.
         cache: "disk" decodes once to a memory-mapped file that the ranks of a machine and later runs share; "memory"
             decodes in every rank.
-        workers: threads that decode.
+        threads: number of threads that decode.
         test: fraction of every class to draw as the test set, if there is no folder of test images.
 
     Raises:
@@ -68,14 +68,14 @@ def image_folder(
     path = Path(path).expanduser()
     with name_file_in_errors(path):
         errors = test_fraction_errors(test)
-        if workers < 1:
-            errors.append(f"data.workers={workers}\n  valid: a whole number from 1")
+        if threads < 1:
+            errors.append(f"data.threads={threads}\n  valid: a whole number from 1")
         parts, names = _list_files(path, test, errors)
         files = [file for part in parts.values() for file in part]
         images = {str(file.relative_to(path)): file for file, _ in files}
         raise_errors(errors)
         shape = (len(images), *shape_of(images, size, channels))
-        fill = partial(decode, images, is_resized=size is not None, workers=workers)
+        fill = partial(decode, images, is_resized=size is not None, threads=threads)
         if cache == "disk":
             pixels = cached_array(cache_name(images, shape), shape, fill)
         else:

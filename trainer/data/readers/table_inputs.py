@@ -219,7 +219,7 @@ class ImageInputs:
     def source(self, rows: np.ndarray, targets: Tensor, client_ids: np.ndarray | None) -> Source:
         names = list(self.images)
         images = {names[row]: self.images[names[row]] for row in rows.tolist()}
-        fill = partial(decode, images, is_resized=self.is_resized, workers=DECODING_THREADS)
+        fill = partial(decode, images, is_resized=self.is_resized, threads=DECODING_THREADS)
         shape = (len(images), *self.shape)
         pixels = cached_array(cache_name(images, shape), shape, fill)
         checksum = crc32("\n".join(f"{name} {file.stat().st_size}" for name, file in images.items()).encode())

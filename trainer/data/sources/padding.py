@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,14 @@ class Padding:
         if self.mask and self.mask not in inputs:
             tensors[self.mask] = torch.ones(len(tensors[next(iter(self.inputs))]), dtype=torch.int64)
         return {**inputs, **tensors}
+
+
+def joiner(source: Any) -> Callable[[Sequence[Any]], Any] | None:
+    """Return what makes one batch of several of a source; None if only the user's `collate_fn` could."""
+    padding: Padding | None = getattr(source, "padding", None)
+    if padding:
+        return padding.join
+    return concatenate if getattr(source, "collate_fn", default_collate) is default_collate else None
 
 
 def _pad(tensors: Sequence[Tensor], dim: int, value: float) -> list[Tensor]:

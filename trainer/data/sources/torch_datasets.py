@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
 
 from trainer.data.sources.column import as_targets, check_not_empty, first_outside, integer_column, label_column
 from trainer.data.sources.padding import Padding
@@ -153,7 +154,11 @@ class MapDatasetSource(DatasetSource):
     ) -> None:
         super().__init__(dataset, classes, collate_fn)
         self.client_ids = integer_column("client_ids", client_ids, len(dataset))
-        self.labels = self._find_labels() if labels is None else integer_column("labels", labels, len(dataset))
+        self._labels = integer_column("labels", labels, len(dataset))
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return self._find_labels() if self._labels is None else self._labels
 
     def _find_labels(self) -> np.ndarray | None:
         for name in ("targets", "labels"):
@@ -178,7 +183,8 @@ class IterableSource(DatasetSource):
     """Source of a dataset that is read in order.
 
     Ids requested in ascending order are read in one pass. Skipped examples are read and dropped. A smaller id opens a
-    new iterator at that id. The position follows from the ids alone, so there is no state to checkpoint.
+    new iterator at that id. The position follows from the ids alone, so there is no state to checkpoint. One of several
+    workers opens a new iterator for each of its batches: otherwise each would read what all of them do.
 
     Raises:
         ValueError: there are no examples. `fetch` raises it where the dataset ends before its length.
@@ -207,10 +213,16 @@ class IterableSource(DatasetSource):
         return items
 
     def _seek(self, number: int) -> None:
-        if number < self._position:
+        worker = get_worker_info()
+        reads_past = worker is None or worker.num_workers == 1
+        if number < self._position or (number > self._position and not reads_past):
             self._iterator, self._position = self.dataset.examples(number), number
         while self._position < number:
             self._next()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: all but the iterator, which cannot be sent."""
+        return self.__dict__ | {"_iterator": iter(()), "_position": len(self)}
 
     def _next(self) -> Any:
         for example in self._iterator:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.data.sources.base import Source, fetch_seeded
+from trainer.data.sources.base import Source, fetch_by_seed
 from trainer.data.sources.per_client import PerClientSource
 from trainer.data.transforms.base import Batch, Examples, FittedTransform, Transform, random_key
 from trainer.utils.hardware import to_device
+from trainer.utils.seeding import derive_seed
 from trainer.utils.tensor_trees import Tree, describe, named_tensors, select, with_tensor
 
 FIT_BATCH_SIZE = 1024  # examples
@@ -40,11 +41,23 @@ class Compose:
         return any(isinstance(each, FittedTransform) for each in self.transforms.values())
 
     def for_training(
-        self, source: Source, ids: Tensor, members: Tensor, seed: int, epoch: int, device: torch.device
+        self,
+        source: Source,
+        ids: Tensor,
+        members: Tensor,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+        examples: Examples | None = None,
     ) -> Examples:
-        """Fetch and transform the examples `ids` of a client, whose examples are `members`, for an epoch."""
+        """Transform the examples `ids` of a client, whose examples are `members`, for an epoch.
+
+        `examples` are those of `ids`, if they have been fetched, by a seed of `example_seed`.
+        """
+        examples = fetch_by_seed(source, ids, example_seed(seed, epoch)) if examples is None else examples
+        names = list(self.transforms)
         return self._with_memory_format(
-            self._apply_for_training(list(self.transforms), source, ids, members, seed, epoch, device)
+            self._apply_for_training(names, examples, source, ids, members, seed, epoch, device)
         )
 
     def for_evaluation(self, examples: Examples, device: torch.device) -> Examples:
@@ -115,6 +128,7 @@ class Compose:
     def _apply_for_training(
         self,
         names: list[str],
+        examples: Examples,
         source: Source,
         ids: Tensor,
         members: Tensor,
@@ -122,7 +136,7 @@ class Compose:
         epoch: int,
         device: torch.device,
     ) -> Examples:
-        examples = _to_device(fetch_seeded(source, ids, seed, "examples", epoch), device)
+        examples = _to_device(examples, device)
         if not names:
             return examples
         numbers = source.global_positions(ids) if isinstance(source, PerClientSource) else ids
@@ -131,7 +145,8 @@ class Compose:
             before = names[:index]
 
             def fetch(others: Tensor, before: list[str] = before) -> Examples:
-                return self._apply_for_training(before, source, others, members, seed, epoch, device)
+                fetched = fetch_by_seed(source, others, example_seed(seed, epoch))
+                return self._apply_for_training(before, fetched, source, others, members, seed, epoch, device)
 
             batch = replace(batch, key=random_key(seed, epoch, name), fetch=fetch)
             inputs, targets = self._apply(name, batch)
@@ -157,6 +172,11 @@ class Compose:
             if not self.transforms[name].is_random:
                 examples = self._apply(name, Batch(*examples, none, none, 0, _no_other_examples, self.classes))
         return examples
+
+
+def example_seed(seed: int, epoch: int) -> int:
+    """Return the seed of what a source draws at random for its examples in an epoch of a run."""
+    return derive_seed(seed, "examples", epoch)
 
 
 def _no_other_examples(others: Tensor) -> Examples:

@@ -105,6 +105,16 @@ def raise_on_stop_signal() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Hold stop signals back until the block is left. Processes that are started in it never receive them."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def reraise_signal(number: signal.Signals) -> NoReturn:
     """Stop after this signal: by the handler that Python or a batch system has set for it, else by Terminated."""
     if callable(signal.getsignal(number)):

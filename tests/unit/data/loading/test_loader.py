@@ -40,7 +40,12 @@ def stream(
     source = TensorSource(numbers.float()[:, None].expand(-1, 3).contiguous(), numbers * 10)
     ids = np.arange(FIRST_ID, FIRST_ID + examples)
     return ClientBatches(
-        lambda some, _: source.fetch(some), ids, client, batch_size or examples, share or BatchShard(), seed
+        lambda wanted: (source.fetch(some) for some, _ in wanted),
+        ids,
+        client,
+        batch_size or examples,
+        share or BatchShard(),
+        seed,
     )
 
 
@@ -194,7 +199,7 @@ def test_memory_is_bounded_by_the_block():
             return super().fetch(ids)
 
     source = Counted(torch.zeros(64, 25), torch.arange(64))
-    one = ClientBatches(lambda ids, _: source.fetch(ids), np.arange(64), 0, 4, BatchShard(), 0)
+    one = ClientBatches(lambda wanted: (source.fetch(ids) for ids, _ in wanted), np.arange(64), 0, 4, BatchShard(), 0)
     with fetched_at_once(1600):
         assert len(list(one.batches(0, 16))) == 16
     assert taken == [4, *[16] * 3, 12]

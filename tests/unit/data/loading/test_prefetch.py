@@ -79,7 +79,13 @@ def test_what_comes_ahead_of_its_time_is_what_would_have_come(examples: int, bat
     def batches(**choices: Any) -> list[tuple[Tensor, Tensor]]:
         source = TensorSource(torch.arange(examples).float(), torch.arange(examples))
         stream = ClientBatches(
-            lambda ids, _: source.fetch(ids), np.arange(examples), 0, batch_size, BatchShard(), 0, **choices
+            lambda wanted: (source.fetch(ids) for ids, _ in wanted),
+            np.arange(examples),
+            0,
+            batch_size,
+            BatchShard(),
+            0,
+            **choices,
         )
         return [pair for batch in stream.batches(0, 2 * stream.steps_per_epoch) for pair in batch.micro_batches]
 

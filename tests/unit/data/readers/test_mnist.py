@@ -137,8 +137,8 @@ class TestRefusals:
         assert "test/ has classes that train/ lacks: fox" in refusal(tmp_path)
 
     def test_values_out_of_range(self, root: Path) -> None:
-        text = refusal(root, workers=0, test=2.0)
-        assert "data.workers=0" in text and "data.test=2.0" in text
+        text = refusal(root, threads=0, test=2.0)
+        assert "data.threads=0" in text and "data.test=2.0" in text
         assert "data.size=0\n    valid: at least 1 pixel" in refusal(root, size=0)
 
     def test_a_cache_that_cannot_be_written(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
