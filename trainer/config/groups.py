@@ -81,5 +81,7 @@ def file_text(group: str, choice: str) -> str:
 
 @cache
 def keys_in_file(group: str, choice: str) -> tuple[str, ...]:
-    """Return the keys that the file of a choice sets, as they are typed: `partition.alpha`."""
-    return tuple(flatten(yaml.safe_load(file_text(group, choice)) or {}, f"{group}."))
+    """Return the keys of its group that the file of a choice sets, as they are typed: `partition.alpha`."""
+    text = file_text(group, choice)
+    keys = flatten(yaml.safe_load(text) or {}, "" if "# @package _global_\n" in text else f"{group}.")
+    return tuple(key for key in keys if key.startswith(f"{group}.") and key != f"{group}.defaults")
