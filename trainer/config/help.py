@@ -28,7 +28,6 @@ python -m trainer tokenize FILE ... tokenizer=PATH out=FILE     texts to a file 
   --version                  print the version
   -sc install=bash           print the shell completion; to have it: eval "$(silotrain -sc install=bash)"
 
-  python -m trainer algorithm=fedavg silos=2 partition=dirichlet partition.alpha=0.1
   python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 preempted: the same command, or run_dir= alone, continues the run."""

@@ -42,6 +42,7 @@ def check_saved_targets(tree: Any, file: Path) -> None:
     Raises:
         ValueError: lists the others.
     """
+    _check_no_references(tree, file)
     foreign = {target for target in _unnamed({*_targets(tree)}, _configuration_files()) if not _is_in_folder(target)}
     if foreign:
         raise ValueError(
@@ -79,8 +80,7 @@ def check_trusted(tree: Any, trust: Sequence[str], folder: Path) -> None:
     Raises:
         ValueError: lists the targets that are neither, of which none was imported.
     """
-    if any("${" in str(value) for value in flatten(tree).values()):
-        raise ValueError(f"{folder}/config.yaml has references in its model, and a run writes none: refused.")
+    _check_no_references(tree, folder / "config.yaml")
     own = "\n".join(file.read_text() for group in tree for file in sorted((CONF / group).glob("*.yaml")))
     if foreign := sorted(_unnamed({*_targets(tree)} - {*trust}, own)):
         names = ", ".join(map(repr, foreign))
@@ -88,6 +88,12 @@ def check_trusted(tree: Any, trust: Sequence[str], folder: Path) -> None:
             f"{folder}/config.yaml makes its model by {', '.join(foreign)}, which is not silotrain's: nothing was "
             f"imported.\n  if you trust that code: load_model(..., trust=[{names}])"
         )
+
+
+def _check_no_references(tree: Any, file: Path) -> None:
+    """Raise ValueError for references of OmegaConf, by which a configuration would read environment variables."""
+    if any("${" in str(value) for value in flatten(tree).values()):
+        raise ValueError(f"{file} has references, and a run writes none: refused.")
 
 
 def _targets(tree: Any) -> Iterator[str]:

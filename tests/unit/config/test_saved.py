@@ -68,3 +68,11 @@ def test_what_is_neither_in_conf_nor_in_the_working_directory_is_not_called(here
     assert target in str(refusal.value) and f"--config {folder}/config.yaml" in str(refusal.value)
     named = expand_config_options(["--config", f"{folder}/config.yaml", f"run_dir='{folder}'"])
     assert compose_tree(named)["model"]["_target_"] == target
+
+
+def test_references_are_refused(here: Path) -> None:
+    folder = started()
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**saved, "name": "${oc.env:HOME}"}))
+    with pytest.raises(ValueError, match="has references"):
+        expand_config_options([f"run_dir='{folder}'"])
