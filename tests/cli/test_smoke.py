@@ -81,6 +81,10 @@ PIECES = {
         *(*TOKENS, "model=transformers", "model.architecture=gpt2", "+model.config.vocab_size=256"),
         *("+model.config.n_embd=16", "+model.config.n_layer=1", "+model.config.n_head=2"),
     ],
+    "soap": ["data=digits", "optimizer=soap", "schedule=onecycle"],
+    "shampoo": ["data=digits", "optimizer=shampoo", "schedule=cosine_restarts"],
+    "prodigy": ["data=digits", "optimizer=prodigy"],
+    "schedulefree": ["data=digits", "optimizer=schedulefree"],
     "custom": [
         *("data=custom", "data._target_=tests.support.made_up.numbers", "task=custom"),
         *("task._target_=trainer.tasks.Regression", "model=custom", "model._target_=torch.nn.Linear"),
