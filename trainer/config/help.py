@@ -48,7 +48,7 @@ def help_page(topic: str = "") -> str:
     base = (CONF / "config.yaml").read_text().split("\n\n", maxsplit=1)[1]
     # Keys below a group are on its own page.
     base = re.sub(rf"^(?:{'|'.join(find_groups())}):\n(?:  .*\n)+", "", base, flags=re.MULTILINE)
-    keys = textwrap.indent(base.replace("\n\n", "\n").rstrip(), "  ")
+    keys = textwrap.indent(re.sub(r"\n+", "\n", base).rstrip(), "  ")
     return f"{USAGE}\n\nGroups (files in conf/; the keys of each: --help GROUP):\n{groups}\n\nKeys:\n{keys}"
 
 
