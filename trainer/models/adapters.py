@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.models.flat import cast_parameter
+
 ADAPTER = "default"  # the name that peft gives to the only adapter of a model, and expects in none of its files
 PREFIX = "base_model.model."  # of the names in a file that PeftModel.from_pretrained reads
 
@@ -87,9 +89,9 @@ def attach_adapter(
             raise ValueError(f"adapter={type(config).__name__}: {reason}{_names(layers)}") from error
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            cast_parameter(parameter, torch.float32)
         elif base_dtype and parameter.is_floating_point():
-            parameter.data = parameter.data.to(base_dtype)
+            cast_parameter(parameter, base_dtype)
     if train == "B":
         _freeze_a(module, config)
 

@@ -68,6 +68,11 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
 
 
+def cast_parameter(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    """Give a parameter another type, in place. Only before its module is wrapped by DistributedDataParallel."""
+    parameter.data = parameter.data.to(dtype)
+
+
 class FlatModel:
     """A module whose trainable parameters are views into the vectors `shared` and `personal`.
 
