@@ -97,8 +97,8 @@ def attach_adapter(
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Return whether a model has an adapter in it."""
-    return hasattr(module, "peft_config")
+    """Return whether a model has an adapter in its layers. A PeftModel is another model around one."""
+    return hasattr(module, "peft_config") and not hasattr(module, "get_base_model")
 
 
 def adapter_parameters(module: nn.Module) -> set[str]:

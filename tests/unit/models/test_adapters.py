@@ -90,6 +90,15 @@ def test_an_exported_adapter_gives_equal_logits(make: Callable[[], Any], tmp_pat
     assert merge_adapter(module).state_dict().keys() == make_llama().state_dict().keys()
 
 
+def test_a_peft_model_of_the_users_own_saves_itself(tmp_path: Path):
+    tokens, config = torch.arange(10).view(2, 5), peft.LoraConfig(r=2, target_modules=["q_proj"])
+    module = peft.get_peft_model(make_llama(), config)
+    logits = randomize(module)(tokens).logits
+    export_model(module, tmp_path)
+    loaded = peft.PeftModel.from_pretrained(make_llama(), tmp_path / "huggingface").eval()
+    assert torch.equal(loaded(tokens).logits, logits) and len([*tmp_path.iterdir()]) == 1
+
+
 def test_a_base_in_bfloat16_keeps_the_adapter_in_float32():
     module = make_llama()
     attach_adapter(module, lora(rank=2, modules_to_save=["lm_head"]), "q_proj", base_dtype=torch.bfloat16)

@@ -51,6 +51,7 @@ from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
 from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.flat import frozen_tensors
+from trainer.utils.disk import DiskError, naming_disk
 from trainer.utils.hardware import system_load
 from trainer.utils.output import copied_output
 from trainer.utils.text import first_few
@@ -265,9 +266,20 @@ class Worker:
             return
         self.folder.write_models(_kept_frozen(result.model))
         if not run.has_personal(result.model):
-            tokenizer, merge = self.config.data.get("tokenizer"), self.config.adapter.get("merge", False)
-            export_model(result.model, self.folder.path, merge, tokenizer and Path(tokenizer).expanduser())
+            self._export(result.model)
         self.folder.write_result(result.metrics)
+
+    def _export(self, module: nn.Module) -> None:
+        """Write the finished model as other tools read it. Where a library fails, the run is finished all the same."""
+        tokenizer, merge = self.config.data.get("tokenizer"), self.config.adapter.get("merge", False)
+        try:
+            with naming_disk(self.folder.path, "the model is in model.safetensors"):
+                export_model(module, self.folder.path, merge, tokenizer and Path(tokenizer).expanduser())
+        except DiskError:
+            raise
+        except Exception as error:
+            log.exception("the model is in model.safetensors alone")
+            print(f"the model is in model.safetensors alone: {error}", file=sys.stderr, flush=True)
 
     def _external_resume_point(self, run: Run) -> ResumePoint | None:
         """Return the newest checkpoint of the run that resume= names, if it names one."""
