@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trainer.commands.report.output_files import OutputFile
 from trainer.commands.report.page import PlotData, curves, drawn_names
@@ -50,7 +51,7 @@ def _draw(name: str, lines: list[tuple[str, PlotData]]) -> Figure:
             low, high = ([m + sign * d for m, d in zip(mean, deviation, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="round", ylabel=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend(fontsize="small", ncols=math.ceil(len(lines) / 20))

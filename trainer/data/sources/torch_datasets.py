@@ -156,11 +156,12 @@ class MapDatasetSource(DatasetSource):
         self.client_ids = integer_column("client_ids", client_ids, len(dataset))
         self._labels = integer_column("labels", labels, len(dataset))
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray | None:
-        return self._find_labels() if self._labels is None else self._labels
+        return self._found_labels if self._labels is None else self._labels
 
-    def _find_labels(self) -> np.ndarray | None:
+    @cached_property
+    def _found_labels(self) -> np.ndarray | None:
         for name in ("targets", "labels"):
             column = _integer_vector(getattr(self.dataset, name, None))
             if column is not None and len(column) == len(self) and self._matches_items(column):
