@@ -9,8 +9,9 @@ depend on the clock or on memory. The same code gives the same table on the same
     git switch --detach COMMIT && python -m scripts.same_bits old.json    # before the change
     git switch - && python -m scripts.same_bits new.json --compare old.json
 
-Configurations keep their names if configuration keys are renamed. If a metric has another name in the new table, give
-it: --renamed train/gradient_norm=train/grad_norm. To compare two existing tables again, add --reuse.
+Files and metrics that only the new table has are no difference. Configurations keep their names if configuration keys
+are renamed. If a metric has another name in the new table, give it: --renamed train/gradient_norm=train/grad_norm. To
+compare two existing tables again, add --reuse.
 
 The exit code is 1 if a run failed or a configuration differs.
 """
@@ -214,8 +215,7 @@ def _differences_of_run(old: Run | None, new: Run | None, renamed: Mapping[str, 
 
 
 def _differing_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    missing = "missing"
-    pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
+    pairs = {name: (before, new.get(name, "missing")) for name, before in old.items()}
     return [f"{name}: {before} -> {after}" for name, (before, after) in pairs.items() if before != after]
 
 

@@ -44,11 +44,14 @@ class TestDifferences:
         numbers["train/grad_norm"] = numbers.pop("train/gradient_norm")
         renamed = {"train/gradient_norm": "train/grad_norm"}
         assert differences(OLD, new, OLD, renamed) == {}
-        assert differences(OLD, new, OLD, {}) == {
-            "fedavg": ["train/gradient_norm: 0.5 -> missing", "train/grad_norm: missing -> 0.5"]
-        }
+        assert differences(OLD, new, OLD, {}) == {"fedavg": ["train/gradient_norm: 0.5 -> missing"]}
         numbers["train/grad_norm"] = 0.25
         assert differences(OLD, new, OLD, renamed) == {"fedavg": ["train/grad_norm: 0.5 -> 0.25"]}
+
+    def test_a_metric_or_a_file_that_is_new_is_no_difference(self, new: Runs):
+        new["fedavg"]["numbers"]["test/recall"] = 0.8
+        new["sync"]["sha256"]["best.safetensors"] = "ef56"
+        assert differences(OLD, new, OLD, {}) == {}
 
     def test_a_number_that_became_none(self, new: Runs):
         new["fedavg"]["numbers"]["test/accuracy"] = None
