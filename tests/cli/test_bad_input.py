@@ -164,6 +164,7 @@ def test_the_launcher_refuses_before_it_starts_workers(tmp_path: Path, capsys: p
     assert list(tmp_path.iterdir()) == [], "and no run folder is made"
 
 
+@pytest.mark.long
 def test_bad_input_found_by_the_workers_ends_them_and_the_launcher(shell: Shell) -> None:
     """Each error is printed once, though two ranks find it; the exit code is 2, and nothing is trained."""
     ended = shell.train("data=mnist", "data.root=nowhere", "optimizer.lr=-1", "batch_size=1", "run_dir=run")

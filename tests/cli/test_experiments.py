@@ -65,7 +65,7 @@ def data_of(experiment: str) -> str:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 def test_every_experiment_takes_two_steps(ranks, experiment: str, tmp_path: Path) -> None:
     """The files are small ones in the format of its data set, with fewer clients."""
     tree, files = composed(experiment), tmp_path / "files"

@@ -105,6 +105,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(shell: Shell) -> None:
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_fault_of_the_users_code_before_the_first_step_is_bad_input(shell: Shell) -> None:
     """It names the file and the line, and nothing is restarted. The dry pass does not find it."""
     ended = shell.train("model=custom", "model._target_=own.Early", "run_dir=early")
@@ -124,6 +125,7 @@ def test_ranks_that_fail_together_show_one_traceback(shell: Shell) -> None:
     assert state_of(shell.folder / "both")["status"] == "crashed"
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_is_named(shell: Shell) -> None:
     started = shell.start_training(*SLOW, *ONCE, "run_dir=killed")
     started.wait_for("round   1/200")

@@ -218,6 +218,7 @@ def test_a_folder_that_has_to_be_shared_is_looked_for(new_shell: Callable[[], Sh
     assert message.count("run_dir=run is not one folder on all nodes, though require_shared_run_dir=true") == 1
 
 
+@pytest.mark.long
 def test_a_node_that_waits_for_others_can_be_told_to_stop(shell: Shell, where: str) -> None:
     node = start_host(shell, "2", "run_dir=lonely", where)
     node.process.send_signal(signal.SIGTERM)

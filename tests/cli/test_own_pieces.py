@@ -159,8 +159,10 @@ def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
         "_target_": "torch.optim.NAdam",
         "lr": 0.02,
     }
-    ours = {"validation": 0.1, "files": None, "cache_on_gpu": "auto"}
-    assert stored["data"] == ours | {"_target_": "own.points", "examples": 210}
+    ours = {"validation": "auto", "files": None, "cache_on_gpu": "auto"}
+    reading = {"workers": 0, "prefetch_factor": 2, "pin_memory": "auto", "persistent_workers": True}
+    reading |= {"collate_fn": "torch.utils.data.default_collate"}
+    assert stored["data"] == ours | reading | {"_target_": "own.points", "examples": 210}
 
 
 def test_scores_of_clients_are_told_without_their_labels(ended: Ended, shell: Shell) -> None:

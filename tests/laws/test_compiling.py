@@ -44,6 +44,7 @@ def assert_close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 @WORLDS
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.quick_rows(1)
 def test_a_compiled_model_learns_the_same(ranks, backend: str, silos: SiloSpec, algorithm: type[Algorithm]):
     """The last batch of an epoch is smaller: it may be compiled again, but the second round compiles nothing."""
     plain = ranks(2).run(trained, silos, algorithm, {})

@@ -94,6 +94,7 @@ def test_a_resumed_run_finds_those_who_were_away(ranks, trace: AvailabilityTrace
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fednova", "diloco"])
+@pytest.mark.quick_rows(2)
 def test_clients_do_the_epochs_that_are_drawn(ranks, name: str):
     """With 5 of 7 clients, the result is the same on 1, 2 and 4 processes, and in silos of 3 and 1."""
     length, cohort = RoundOptions(epochs=(1, 3)), UniformSampler(5)

@@ -60,7 +60,7 @@ def distance(place: np.ndarray, optimum: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("weight", "cohort"), [("examples", "all"), ("equal", "all"), ("examples", "sampled")])
 @ways_to_step
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 def test_scaffold_reaches_the_optimum_and_fedavg_does_not(
     ranks, walk: Walk, schedule: Schedule, weight: Any, cohort: str
 ):

@@ -161,6 +161,7 @@ def resumed(folder: Path, until: int, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["personal", "global"])
+@pytest.mark.quick_rows(1)
 def test_a_resumed_run_has_the_same_bits(ranks, tmp_path: Path, name: str):
     """With newcomers in every round, silos without a client at first, and evaluations of personal models in between."""
     pool = ranks(3)

@@ -66,6 +66,7 @@ def fit_with_workers(name: str, workers: int) -> tuple[dict[str, Any], list[Any]
 
 
 @pytest.mark.parametrize("name", ["sync", "fedavg"])
+@pytest.mark.quick_rows(1)
 def test_any_number_of_workers_reads_the_same_draws(ranks, name: str) -> None:
     """Bit for bit, in training over several clients and rounds and in evaluation."""
     for ours, theirs in zip(

@@ -77,6 +77,7 @@ def reference_of_four(walk: Walk) -> np.ndarray:
 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [2, 1, 1]], ids=str)
 @pytest.mark.parametrize("walk", [Walk(), Walk(pull=0.5)], ids=["fedavg", "fedprox"])
+@pytest.mark.quick_rows(3)
 def test_clients_begin_ahead(ranks, walk: Walk, sizes: list[int]):
     """On every rank, and with FedProx, which pulls to the client's start."""
     choices = bowl_choices(walk, rounds=ROUNDS, update_compression=TopK(KEPT / PADDED))

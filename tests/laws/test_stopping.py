@@ -89,7 +89,7 @@ def assert_is_the_beginning(folder: Path, whole: Path, rounds: int) -> None:
 
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 @pytest.mark.parametrize("name", ["sync", "diloco", "streaming"])
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 def test_the_target_ends_the_first_round_that_reaches_it(ranks, name: str, model: str, tmp_path: Path):
     _, whole = ranks(2).run(run_until, name, 2, choices_of(model), tmp_path / "whole")[0]
     scores = scores_of(whole, model)

@@ -163,7 +163,6 @@ class Worker:
         self.storage = _on_all_ranks(lambda: detect_shared_storage(self.folder.path, self.environment, must_be_shared))
         _on_all_ranks(self._create_or_check_folder)
         self.folder.start_log(topology.rank)
-        self.output.enter_context(copied_output(self.folder.console))
         self._check_starts()
         logging.getLogger().setLevel(os.environ.get(LOG_LEVEL, "INFO"))
         self._log_start(topology)
@@ -173,6 +172,7 @@ class Worker:
             if self.prints:
                 ConsoleLogger(self.config.rounds, self.folder.path).finalize(self.folder.result(), FinalArtifacts())
             return "finished"
+        self.output.enter_context(copied_output(self.folder.console))
         try:
             if self.writes_to_storage:
                 self.folder.set_running()

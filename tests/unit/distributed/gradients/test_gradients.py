@@ -57,6 +57,7 @@ def all_averaged(pool, name: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+@pytest.mark.quick_rows(3)
 def test_a_mean_without_feedback_is_within_its_bound(ranks, size: int, name: str):
     """(R + 1) u times the mean magnitude: a rounding of each, one of the division, and R - 1 of the sum.
 
