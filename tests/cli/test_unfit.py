@@ -321,7 +321,7 @@ def own_validation(width: int, label: int) -> DataSplits:
 
 
 @pytest.mark.parametrize(
-    ("width", "label", "said"),
+    ("width", "label", "text"),
     [
         (
             19,
@@ -335,18 +335,18 @@ def own_validation(width: int, label: int) -> DataSplits:
     ],
 )
 def test_a_validation_set_unlike_the_training_set_is_refused(
-    width: int, label: int, said: list[str], topology: Topology
+    width: int, label: int, text: list[str], topology: Topology
 ) -> None:
     own = ["data=custom", f"data._target_={__name__}.own_validation", f"+data.width={width}", f"+data.label={label}"]
-    assert_says(building([*own, *POINTS[2:]], topology), said)
+    assert_says(building([*own, *POINTS[2:]], topology), text)
 
 
 def test_a_text_among_numbers_is_refused_with_its_line(folder: Path, topology: Topology) -> None:
     """The error is of the file, and of no line of a package that reads it."""
     (folder / "rows.csv").write_text("age,label\n1,0\nold,1\n")
-    said = building(["data=csv", "data.path=rows.csv", "data.columns.number=[age]"], topology)
-    assert said.startswith("data.path=rows.csv cannot be used:\n  age: line 3 has 'old', which is no number")
-    assert "pyarrow" not in said and "given" not in said
+    text = building(["data=csv", "data.path=rows.csv", "data.columns.number=[age]"], topology)
+    assert text.startswith("data.path=rows.csv cannot be used:\n  age: line 3 has 'old', which is no number")
+    assert "pyarrow" not in text and "given" not in text
 
 
 def test_two_validation_sets_are_refused(topology: Topology) -> None:

@@ -58,12 +58,12 @@ def _key_errors(choices: list[str], others: Sequence[Typed], compose: Compose) -
     known = list(flatten(tree))
     unknown = [typed for typed in others if typed.is_flag or (typed.is_assignment and not _has(tree, typed.name))]
     given = [typed for typed in others if typed not in unknown]
-    errors = [_unknown_key(typed, known) for typed in unknown]
+    errors = [_unknown_key(typed, known, tree) for typed in unknown]
     try:
         tree = compose([*choices, *(typed.text for typed in given)]) if given else tree
     except ValueError:
         unreadable = {typed: message for typed in given if (message := _message(compose, [*choices, typed.text]))}
-        errors += [_unreadable(typed, message, known) for typed, message in unreadable.items()]
+        errors += [_unreadable(typed, message, known, tree) for typed, message in unreadable.items()]
         tree = compose([*choices, *(typed.text for typed in given if typed not in unreadable)])
     return [*errors, *_value_errors(tree)] if choices or given else errors
 
@@ -87,6 +87,13 @@ def _has(tree: Any, key: str) -> bool:
     return True
 
 
+def _is_empty(tree: Any, key: str) -> bool:
+    """Return whether a tree has an empty mapping here, to which users add what they like."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree == {}
+
+
 def _message(compose: Compose, overrides: list[str]) -> str:
     """Return the error of composing the overrides; empty without one."""
     try:
@@ -96,9 +103,9 @@ def _message(compose: Compose, overrides: list[str]) -> str:
     return ""
 
 
-def _unreadable(typed: Typed, message: str, known: list[str]) -> str:
+def _unreadable(typed: Typed, message: str, known: list[str], tree: dict[str, Any]) -> str:
     if typed.name not in known:
-        return _unknown_key(typed, known)
+        return _unknown_key(typed, known, tree)
     way_out = f"  a text with special characters needs quotes: \"{typed.name}='{typed.value}'\""
     return f"{typed.text} cannot be read: {message.splitlines()[0]}\n{way_out}"
 
@@ -109,10 +116,12 @@ def _renamed_outside_groups(override: str) -> str | None:
     return None if section in find_groups() else renamed(override)
 
 
-def _unknown_key(typed: Typed, known: list[str]) -> str:
+def _unknown_key(typed: Typed, known: list[str], tree: dict[str, Any]) -> str:
     """Write the error of a key or a flag that there is not, with what was meant."""
     if message := renamed(f"{typed.name}={typed.value}"):
         return message
+    if not typed.is_flag and _is_empty(tree, _section(typed.name)):
+        return f"{typed.name} is no key\n  to add it to {_section(typed.name)}: +{typed.name}={typed.value or '...'}"
     advice = advise(typed.name, typed.value or "...", known)
     meant = advice and _shown(advice, typed)
     question, _, valid = suggest(typed.name, _siblings(typed.name, advice, known), meant).partition("\n")

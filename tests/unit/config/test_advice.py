@@ -55,7 +55,7 @@ def test_the_words_of_others_lead_to_keys_and_choices_that_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("partition.alpha=0.1", ["mean partition=dirichlet partition.alpha=0.1?", "partition=dirichlet or quantity"]),
         ("algorithm.rule.byzantine=2", ["did you mean algorithm=krum algorithm.rule.byzantine=2?"]),
@@ -64,12 +64,12 @@ def test_the_words_of_others_lead_to_keys_and_choices_that_there_are() -> None:
         ("padding=2", ["did you mean transforms=[crop] transforms.crop.padding=2?"]),
     ],
 )
-def test_a_key_of_a_choice_that_was_not_made_names_the_choice(override: str, said: list[str]) -> None:
-    assert_says(override_errors([override], lambda _: TREE)[0], said)
+def test_a_key_of_a_choice_that_was_not_made_names_the_choice(override: str, message: list[str]) -> None:
+    assert_says(override_errors([override], lambda _: TREE)[0], message)
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("gpus=2", "did you mean launch.nproc_per_node?"),
         ("nodes=2", "did you mean launch.nodes?"),
@@ -86,8 +86,8 @@ def test_a_key_of_a_choice_that_was_not_made_names_the_choice(override: str, sai
         ("--nothing-like-it", "--nothing-like-it is no override\n  valid: key=value"),
     ],
 )
-def test_spellings_and_last_parts(typed: str, said: str) -> None:
-    assert_says(override_errors(typed.split(), lambda _: TREE)[0], [said])
+def test_spellings_and_last_parts(typed: str, message: str) -> None:
+    assert_says(override_errors(typed.split(), lambda _: TREE)[0], [message])
 
 
 def test_a_choice_that_was_made_is_not_proposed_again() -> None:
@@ -96,8 +96,15 @@ def test_a_choice_that_was_made_is_not_proposed_again() -> None:
 
 
 def test_flags_and_overrides_are_reported_together() -> None:
-    said = composing(["--lr", "0.1", "rouds=3", "optimizer=AdamW", "--trainer.devices=-1", "batch_size=some"])
+    message = composing(["--lr", "0.1", "rouds=3", "optimizer=AdamW", "--trainer.devices=-1", "batch_size=some"])
     assert_says(
-        said, ["--lr 0.1 is no override; did you mean optimizer.lr=0.1?", "did you mean rounds?", "batch_size=some"]
+        message, ["--lr 0.1 is no override; did you mean optimizer.lr=0.1?", "did you mean rounds?", "batch_size=some"]
     )
-    assert_says(said, ["did you mean adamw?", "did you mean launch.nproc_per_node=auto?"])
+    assert_says(message, ["did you mean adamw?", "did you mean launch.nproc_per_node=auto?"])
+
+
+def test_a_key_of_an_empty_mapping_is_added_to_it() -> None:
+    assert_says(
+        composing(["model=transformers", "model.config.vocab_size=500"]),
+        ["model.config.vocab_size is no key", "to add it to model.config: +model.config.vocab_size=500"],
+    )

@@ -74,7 +74,7 @@ def test_columns_are_chosen_by_name_or_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "clients", "said"),
+    ("keys", "clients", "message"),
     [
         ({"method": "dbscan", "eps": 0.01}, 2, "dbscan finds noise alone, no clusters"),
         ({"method": "dbscan", "eps": 0.2}, 3, "clients=3, and dbscan finds 2 clusters"),
@@ -85,10 +85,10 @@ def test_columns_are_chosen_by_name_or_number() -> None:
         ({"method": "dbscan", "eps": -1.0}, 2, "partition.eps=-1.0"),
     ],
 )
-def test_what_cannot_be_clustered_is_refused(keys: Any, clients: int, said: str) -> None:
+def test_what_cannot_be_clustered_is_refused(keys: Any, clients: int, message: str) -> None:
     with pytest.raises(ValueError, match=r"\S") as error:
         Clusters(**keys).split(source(MOONS), source(MOONS), clients, 0)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def split_differently(clients: int) -> Clients:
@@ -117,8 +117,8 @@ def refused(clients: int) -> str:
 
 
 def test_the_first_ranks_error_is_that_of_all(ranks: Any) -> None:
-    said = ranks(2).run(refused, 1000)
-    assert said[0] == said[1] and "clients=1000" in said[0]
+    message = ranks(2).run(refused, 1000)
+    assert message[0] == message[1] and "clients=1000" in message[0]
 
 
 def test_the_picture_shows_each_client_in_its_place() -> None:

@@ -84,7 +84,7 @@ class TestNpz:
         assert splits.validation is splits.train and list(splits.parts) == ["train", "test"]
 
     @pytest.mark.parametrize(
-        ("train", "validation", "said"),
+        ("train", "validation", "text"),
         [
             (["a", "b"] * 20, ["a", "c"], "y_val: 1 of 2 examples are not among the classes a, b, such as c"),
             (np.arange(40) % 3, np.array([0, 3]), "y_val: 1 of 2 examples are outside 0..2, such as 3"),
@@ -92,10 +92,10 @@ class TestNpz:
             (["a", "b"] * 20, np.array([0, 1]), "y_val: int64 [2]: unlike the targets of training, y_train: <U1 [40]"),
         ],
     )
-    def test_a_validation_set_of_other_classes(self, tmp_path: Path, train: Any, validation: Any, said: str) -> None:
+    def test_a_validation_set_of_other_classes(self, tmp_path: Path, train: Any, validation: Any, text: str) -> None:
         arrays = {"x_train": FEATURES, "y_train": train, "x_test": FEATURES, "y_test": train}
         path = written(tmp_path, **arrays, x_val=FEATURES[:2], y_val=validation)
-        assert said in refusal(path)
+        assert text in refusal(path)
 
     def test_numbers_stay_numbers_in_a_validation_set(self, tmp_path: Path) -> None:
         arrays = {"x_train": FEATURES, "y_train": FEATURES[:, 0], "x_test": FEATURES, "y_test": FEATURES[:, 0]}
