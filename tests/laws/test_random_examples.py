@@ -55,9 +55,14 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(ranks, name: str, tmp_path
     assert_left_and_bit_equal(ranks(2), name, 2, choices(), tmp_path, {0: (0, 2)})
 
 
-def fit_with_workers(name: str, workers: int) -> tuple[dict[str, Any], list[Any]]:
-    """Train with so many workers a rank; the ranks of the tests may have none of their own without saying so."""
+def allow_workers() -> None:
+    """Let this rank of the tests have processes of its own."""
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+
+
+def fit_with_workers(name: str, workers: int) -> tuple[dict[str, Any], list[Any]]:
+    """Train with this number of workers a rank."""
+    allow_workers()
     with distributed(1 if name == "sync" else 2) as topology:
         loading = {"loading": LoadingOptions(workers=workers)}
         records = Records()
@@ -75,3 +80,11 @@ def test_any_number_of_workers_reads_the_same_draws(ranks, name: str) -> None:
         assert_same(ours[0], theirs[0])
         for mine, yours in zip(ours[1], theirs[1], strict=True):
             assert_same(mine, yours)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sync", "fedavg"])
+def test_workers_resume_in_the_middle_of_a_round(ranks, name: str, tmp_path: Path) -> None:
+    ranks(2).run(allow_workers)
+    loading = {"loading": LoadingOptions(workers=2)}
+    assert_left_and_bit_equal(ranks(2), name, 2, choices() | loading, tmp_path, {0: (0, 2)})
