@@ -117,7 +117,7 @@ def _renamed_outside_groups(override: str) -> str | None:
 
 
 def _unknown_key(typed: Typed, known: list[str], tree: dict[str, Any]) -> str:
-    """Write the error of a key or a flag that there is not, with what was meant."""
+    """Return the error of an unknown key or flag, with the one that was probably meant."""
     if message := renamed(f"{typed.name}={typed.value}"):
         return message
     if not typed.is_flag and _is_empty(tree, _section(typed.name)):

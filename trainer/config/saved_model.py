@@ -1,4 +1,4 @@
-"""The model of a run folder as a plain module, for a notebook or a program of one's own."""
+"""The model of a run folder as a plain module, for notebooks and other programs."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def monitored_score(run: Run, metrics: Metrics) -> float | None:
 
 
 def best_round(run: Run, progress: Progress) -> dict[str, Any]:
-    """Return the best round of those that were saved, and by what it is the best; empty if there is none."""
+    """Return the best saved round, with its value and the metric; empty if there is none."""
     if progress.best_saved_score is None:
         return {}
     value = score_of(run, progress.best_saved_score)

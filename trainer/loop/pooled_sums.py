@@ -48,8 +48,8 @@ class PooledSums:
         """Return float64 tables, whose sums over all ranks `totals` takes.
 
         Args:
-            rank: of those that have a part.
-            world_size: their number.
+            rank: number of this rank among those that have a part.
+            world_size: number of those ranks.
             most: scores that any of them can have of a label, the same on all.
         """
         limit = min(max(SCORES // world_size, MIN_SCORES), most)

@@ -211,7 +211,7 @@ class _Reads(Dataset[Any]):
 
 @dataclass
 class _Examples:
-    """What a worker has read."""
+    """The examples that a worker has read."""
 
     examples: Examples
 

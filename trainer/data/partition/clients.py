@@ -57,7 +57,7 @@ class Clients:
             seed: seed of the run.
 
         Raises:
-            ValueError: it is neither, or there are not so many examples.
+            ValueError: it is neither, or there are fewer examples.
         """
         total = int(self.sizes.sum())
         if not 0 <= part < 1 and not 2 <= part < total:

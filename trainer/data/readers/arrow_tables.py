@@ -55,7 +55,7 @@ def make_splits_from_tables(
             all columns with no other role but the index of pandas.
         classes: number or names of the classes, or size of the vocabulary; None for those that occur.
         validation: the table of the validation examples; None: they are taken from the training examples.
-        kinds: the columns of the inputs by kind, in place of those that are wanted; None: there are no kinds.
+        kinds: the columns of the inputs by kind, in place of those in `wanted`; None: `wanted` names them.
 
     Raises:
         ValueError: lists every problem: missing columns, nulls, unequal lists, and the errors of `make_splits`.

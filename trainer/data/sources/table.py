@@ -36,7 +36,8 @@ class TableRows:
     Attributes:
         number_names: names of the columns of numbers.
         numbers: float32 [N, n], minus their mean, so that a small deviation from it stays; NaN where missing.
-        moments: float64 [3, n]: the count of those that are there, their mean, and the sum of squared deviations.
+        moments: float64 [3, n]: the count of the numbers that are not missing, their mean, and the sum of squared
+            deviations.
         category_names: names of the columns of categories.
         codes: int32 [N, k], indices into `categories`; -1 where missing.
         categories: sorted categories of each column.

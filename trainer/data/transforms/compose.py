@@ -27,7 +27,7 @@ class Compose:
         transforms: by name.
         classes: number of classes of the data set; None if it has none.
         channels_last: whether images [B, C, H, W] get torch's channels_last memory format; the values are the same.
-        keys: of inputs that are a dict, tuple or list, the name of those that a transform changes; by the transform.
+        keys: by transform, the name of the tensor that it changes, where inputs are a dict, tuple or list.
     """
 
     transforms: Mapping[str, Transform] = field(default_factory=dict)
