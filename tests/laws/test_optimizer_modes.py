@@ -53,12 +53,9 @@ def train_by_hand(model: torch.nn.Module, optimizer: Any, client: int | None) ->
     optimizer.eval()
 
 
-def test_loss(model: torch.nn.Module) -> float:
+def loss_on_test_set(model: torch.nn.Module) -> float:
     inputs, targets = tiny_data(sum(SIZES)).test.fetch(torch.arange(TEST_EXAMPLES))
     return F.cross_entropy(model(inputs), targets).item()
-
-
-test_loss.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_a_synchronous_run_is_evaluated_at_what_it_has_learnt(ranks):
@@ -66,7 +63,7 @@ def test_a_synchronous_run_is_evaluated_at_what_it_has_learnt(ranks):
     optimizer, losses = schedule_free(model.parameters()), []
     for _ in range(ROUNDS):
         train_by_hand(model, optimizer, None)
-        losses.append(test_loss(model))
+        losses.append(loss_on_test_set(model))
     for outcome in ranks(2).run(train, "sync", 1, WHOLE):
         assert [metrics["test/loss"] for metrics in outcome.rounds] == pytest.approx(losses, rel=1e-10)
         assert_close(outcome.model, model.state_dict(), 1e-10)
@@ -85,7 +82,7 @@ def test_silos_combine_what_their_clients_have_learnt(ranks):
             trained.append(local.state_dict())
         mean = {name: sum(w * one[name] for w, one in zip(weights, trained, strict=True)) for name in trained[0]}
         model.load_state_dict(mean)
-        losses.append(test_loss(model))
+        losses.append(loss_on_test_set(model))
     for outcome in ranks(2).run(train, "fedavg", 2, WHOLE):
         assert [metrics["test/loss"] for metrics in outcome.rounds] == pytest.approx(losses, rel=1e-10)
         assert_close(outcome.model, model.state_dict(), 1e-10)

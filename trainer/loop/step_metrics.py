@@ -10,13 +10,13 @@ from trainer.loop.train_state import TrainState
 
 
 class StepMetrics:
-    """Logs every so many steps of rank 0: the callback of a step. Between them it waits for nothing, but counts.
+    """The callback that logs one of `every` steps of rank 0. At the other steps it counts, and waits for nothing.
 
     Args:
         state: of the run.
         loggers: those of the run, some of which take steps.
-        every: steps between two of them.
-        steps: those that were made of the round before this start.
+        every: steps from one that is logged to the next.
+        steps: of the round that were made before this start.
     """
 
     def __init__(self, state: TrainState, loggers: Sequence[Logger], every: int, steps: int = 0):

@@ -114,7 +114,7 @@ def _check_auto(package: Any, name: str) -> None:
 
 
 def _factory(package: Any, auto: str, settings: Any) -> Any:
-    """Return the class that knows the head; check that there is one for this configuration."""
+    """Return the Auto class `auto`; raise ValueError if it has no model for this configuration."""
     _check_local(settings)
     factory, kind = getattr(package, auto), type(settings)
     if kind not in factory._model_mapping:
