@@ -18,6 +18,8 @@ python -m trainer doctor [key=value ...]                        problems that su
 python -m trainer plan [key=value ...]                          its cost: time, bytes, memory
 python -m trainer partition [key=value ...]                     the clients and their examples: a table, a picture
 python -m trainer tokenize FILE ... tokenizer=PATH out=FILE     texts to a file of tokens, for data=tokens
+python -m trainer evaluate RUN [key=value ...]                  exact figures of a finished run, or of other weights or data
+python -m trainer export RUN | predict MODEL FILE | serve MODEL  a model for any server; its predictions; a server of ours
 
   --help GROUP               the choices of a group, with the keys of its default one; --help GROUP=CHOICE: of another
   --cfg job                  print the whole configuration, and start nothing
@@ -27,8 +29,6 @@ python -m trainer tokenize FILE ... tokenizer=PATH out=FILE     texts to a file 
   --log-level LEVEL          of the logs in the run folder: debug, info, warning or error
   --version                  print the version
   -sc install=bash           print the shell completion; to have it: eval "$(silotrain -sc install=bash)"
-
-  python -m trainer run.smoke=true ...                          tries any configuration in a few seconds
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 preempted: the same command, or run_dir= alone, continues the run."""
 

@@ -1,0 +1,1 @@
+"""Exporting a trained model: one graph with its preprocessing, in the layout that model servers watch."""
