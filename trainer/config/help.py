@@ -18,8 +18,8 @@ python -m trainer doctor [key=value ...]                        problems that su
 python -m trainer plan [key=value ...]                          its cost: time, bytes, memory
 python -m trainer partition [key=value ...]                     the clients and their examples: a table, a picture
 python -m trainer tokenize FILE ... tokenizer=PATH out=FILE     texts to a file of tokens, for data=tokens
-python -m trainer evaluate RUN [key=value ...]                  exact figures of a finished run, or of other weights or data
-python -m trainer export RUN | predict MODEL FILE | serve MODEL  a model for any server; its predictions; a server of ours
+python -m trainer evaluate RUN [key=value ...]                  exact figures of a finished run, on other data too
+python -m trainer export RUN, predict MODEL FILE, serve MODEL   a model for servers; its predictions; a server
 
   --help GROUP               the choices of a group, with the keys of its default one; --help GROUP=CHOICE: of another
   --cfg job                  print the whole configuration, and start nothing
