@@ -140,6 +140,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     sync(path.parent)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a safetensors file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except Exception as error:  # the library does not document what it raises for a file of another format
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def unsavable(tensors: Mapping[str, Any]) -> list[str]:
     """Return what a checkpoint cannot hold of these values, such as "mask of torch.complex128"."""
     found = []

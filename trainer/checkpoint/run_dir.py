@@ -7,6 +7,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   samples.jsonl  texts of a language model, an object for each prompt and round
   model.safetensors  the finished model
   columns.json   of a table with data.columns=: how its columns are encoded
+  transforms.safetensors  statistics of the training examples that transforms have measured
   best.safetensors   that of the best saved round, by monitor=
   ema.safetensors    with ema_decay=: the finished one with the average of its weights
   huggingface/       a model of Hugging Face in its own layout; adapter/, merged.safetensors: see docs/adapters.md
@@ -87,6 +88,7 @@ class RunDir:
         self._state = path / "state.json"
         self._result = path / "result.json"
         self._columns = path / "columns.json"
+        self._transforms = path / "transforms.safetensors"
         self._logs = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -198,6 +200,19 @@ class RunDir:
     def write_columns(self, text: str) -> None:
         """Write columns.json, by which other rows of a table are encoded as those of training were."""
         self._write(self._columns, text)
+
+    def write_transforms(self, statistics: Mapping[str, Tensor]) -> None:
+        """Write transforms.safetensors, by which other examples are transformed as those of training were."""
+        from trainer.checkpoint.format import write_tensors
+
+        with naming_disk(self._transforms):
+            write_tensors(self._transforms, statistics)
+
+    def transforms(self) -> dict[str, Tensor]:
+        """Return the statistics that transforms have measured; empty if there are none."""
+        from trainer.checkpoint.format import read_tensors
+
+        return read_tensors(self._transforms) if self._transforms.exists() else {}
 
     def has_finished(self, rounds: int) -> bool:
         """Return whether the run in this directory has trained all these rounds, or has stopped as it was to."""

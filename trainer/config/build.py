@@ -29,6 +29,7 @@ from trainer.config.instantiate import (
     instantiate,
     instantiate_all,
 )
+from trainer.config.saved_transforms import make_transforms
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
 from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition, split_clients
 from trainer.data.loading.class_weights import apply_class_weights
@@ -223,9 +224,7 @@ def _set_collate_fn(splits: DataSplits, name: str) -> None:
 
 
 def _transforms(config: Config, splits: DataSplits) -> Compose:
-    keys = {name: component["key"] for name, component in config.transforms.items() if component.get("key")}
-    transforms = instantiate_all("transforms", config.transforms)
-    chain = Compose(transforms, splits.classes, config.channels_last, keys)
+    chain = make_transforms(config.transforms, splits.classes, config.channels_last)
     padding: Padding | None = getattr(splits.train, "padding", None)
     if errors := chain.errors(*splits.train.fetch(torch.arange(1)), padding.padded_inputs if padding else ()):
         raise ValueError("\n".join(errors))

@@ -70,10 +70,10 @@ def _configuration_files() -> str:
 
 
 def check_trusted(tree: Any, trust: Sequence[str], folder: Path) -> None:
-    """Check that a model of a run folder is made of this package's models, and of what the caller trusts.
+    """Check that parts of a run folder's configuration name this package's classes, and those that the caller trusts.
 
     Args:
-        tree: the `model` and the `adapter` of the folder's configuration.
+        tree: the parts by their groups, such as `model`.
         trust: targets that the caller names.
         folder: the run folder, for the error.
 
@@ -85,8 +85,8 @@ def check_trusted(tree: Any, trust: Sequence[str], folder: Path) -> None:
     if foreign := sorted(_unnamed({*_targets(tree)} - {*trust}, own)):
         names = ", ".join(map(repr, foreign))
         raise ValueError(
-            f"{folder}/config.yaml makes its model by {', '.join(foreign)}, which is not silotrain's: nothing was "
-            f"imported.\n  if you trust that code: load_model(..., trust=[{names}])"
+            f"{folder}/config.yaml names {', '.join(foreign)}, which is not silotrain's: nothing was imported.\n"
+            f"  if you trust that code: trust=[{names}]"
         )
 
 

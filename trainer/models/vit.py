@@ -45,7 +45,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.embed(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embed.expand(len(images), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_embed.expand(images.shape[0], -1, -1), patches], 1)
         hidden = self.drop(tokens + self.positions)
         for block in self.blocks:
             hidden = block(hidden)

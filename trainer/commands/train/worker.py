@@ -49,6 +49,7 @@ from trainer.loop.fit import Result, fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
 from trainer.loop.stopping import DivergedError, Preempted
+from trainer.loop.train_state import TrainState
 from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.flat import frozen_tensors
 from trainer.utils.disk import DiskError, naming_disk
@@ -124,6 +125,7 @@ class Worker:
         clients: the number of clients of the run that this one continues; None for a new one.
         control: what the launcher and the other ranks ask of this one.
         prints: whether this rank prints the progress of the run.
+        has_banner: whether it has printed what begins.
         output: what this rank prints, of which the run folder has a copy once it is known.
         storage: which ranks share the run folder.
     """
@@ -137,7 +139,7 @@ class Worker:
         self.heartbeat = Heartbeat(store.clone(), environment.rank, self.control.activity)
         self.is_first = environment.rank == 0
         self.prints = self.is_first and QUIET not in os.environ
-        self.on_start = print_banner if self.prints else None  # once
+        self.has_banner = False
         self.output = ExitStack()
         self.storage: SharedStorage
 
@@ -257,9 +259,17 @@ class Worker:
             if self.is_first and self.config.run.profile:
                 profiling = profile_steps(on_step or _ignore_step, self.folder.profile, run.topology.device)
                 on_step = stack.enter_context(profiling)
-            on_start, self.on_start = self.on_start, None
             write_result = partial(self._write_result, run)
-            fit(run, loggers, checkpoints, start, on_step, on_start, until, self.control, diverged, write_result)
+            fit(run, loggers, checkpoints, start, on_step, self._on_start, until, self.control, diverged, write_result)
+
+    def _on_start(self, state: TrainState) -> None:
+        """Save what transforms have measured, and print the banner, before the first step."""
+        statistics = state.trainer.transforms.state_dict()
+        if self.writes_to_storage and statistics:
+            self.folder.write_transforms(statistics)
+        if self.prints and not self.has_banner:
+            self.has_banner = True
+            print_banner(state)
 
     def _write_result(self, run: Run, result: Result) -> None:
         if not self.writes_to_storage:

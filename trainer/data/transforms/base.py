@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -72,6 +72,14 @@ class FittedTransform(Transform, Protocol):
 
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Compute the statistics of batches of inputs [B, ...], of which `total` sums a tensor over all ranks."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the statistics by name, as the run folder keeps them."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the statistics of a `state_dict`."""
         ...
 
 

@@ -28,17 +28,23 @@ class Compose:
         classes: number of classes of the data set; None if it has none.
         channels_last: whether images [B, C, H, W] get torch's channels_last memory format; the values are the same.
         keys: by transform, the name of the tensor that it changes, where inputs are a dict, tuple or list.
+        is_fitted: whether those with statistics of the training set have them.
     """
 
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     classes: int | None = None
     channels_last: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
+    is_fitted: bool = False
 
     @property
     def needs_fitting(self) -> bool:
-        """Whether some have statistics of the training set, and `fit` has to be called."""
-        return any(isinstance(each, FittedTransform) for each in self.transforms.values())
+        """Whether some need statistics of the training set, and `fit` has to be called."""
+        return bool(self._fitted_transforms) and not self.is_fitted
+
+    @property
+    def _fitted_transforms(self) -> dict[str, FittedTransform]:
+        return {name: each for name, each in self.transforms.items() if isinstance(each, FittedTransform)}
 
     def for_training(
         self,
@@ -75,7 +81,7 @@ class Compose:
             total: sums a tensor over all ranks.
             device: where to compute.
         """
-        fitted = replace(self, transforms={})
+        fitted = replace(self, transforms={}, is_fitted=True)
         for name, transform in self.transforms.items():
             if isinstance(transform, FittedTransform):
                 transform = copy(transform)
@@ -85,6 +91,30 @@ class Compose:
                 transform.fit((select(inputs, self._key(name)) for inputs in batches), total)
             fitted = replace(fitted, transforms={**fitted.transforms, name: transform})
         return fitted
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the statistics of the fitted transforms, on the CPU, by `<transform>.<statistic>`."""
+        return {
+            f"{name}.{key}": statistic.cpu()
+            for name, transform in self._fitted_transforms.items()
+            for key, statistic in transform.state_dict().items()
+        }
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Compose:
+        """Return the same transforms with the statistics of a `state_dict`.
+
+        Raises:
+            ValueError: there are none of a transform that needs them.
+        """
+        fitted = {name: copy(transform) for name, transform in self._fitted_transforms.items()}
+        for name, transform in fitted.items():
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+            try:
+                transform.load_state_dict(own)
+            except KeyError as error:
+                raise ValueError(f"transforms.{name}: no {error} among the statistics that were saved") from error
+        return replace(self, transforms={**self.transforms, **fitted}, is_fitted=True)
 
     def errors(self, inputs: Tree, targets: Tree, padded: Collection[str] = ()) -> list[str]:
         """Return an error for each transform that cannot be applied to examples like these.
@@ -105,17 +135,19 @@ class Compose:
 
     def _mismatch(self, name: str, inputs: Tree, targets: Tree, padded: Collection[str]) -> str:
         """Return why a transform cannot be applied, to be appended to its name; empty if it can."""
-        key, names = self._key(name), named_tensors(inputs)
+        key, names, transform = self._key(name), named_tensors(inputs), self.transforms[name]
         if key not in names:
             given = f".key={key}: there are no such inputs" if key else ": it changes a single tensor"
             if "" in names:
                 return f"{given}, and the inputs are a tensor without a name\n  leave the key out"
             return f"{given}; the inputs have {', '.join(names)}\n  set transforms.{name}.key to one of them"
-        if key in padded and self.transforms[name].is_random:
+        if hasattr(transform, "fit") and name not in self._fitted_transforms:
+            return ": what it fits needs state_dict and load_state_dict, with which the run folder keeps it"
+        if key in padded and transform.is_random:
             return f".key={key}: its examples have different lengths, and the random numbers of a batch one shape"
         if not isinstance(targets, Tensor):
             return ": it takes targets that are one tensor"
-        mismatch = self.transforms[name].mismatch(names[key], targets, self.classes)
+        mismatch = transform.mismatch(names[key], targets, self.classes)
         return mismatch and f": {mismatch}"
 
     def _key(self, name: str) -> str:

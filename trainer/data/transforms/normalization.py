@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -81,7 +81,19 @@ class Standardise:
         ), batch.targets
 
     def mismatch(self, inputs: Tensor, targets: Tensor, classes: int | None) -> str:
-        return _channel_error(inputs)
+        if error := _channel_error(inputs):
+            return error
+        if len(self.mean) not in (0, inputs.shape[1]):
+            return f"its statistics are of {len(self.mean)} channels, and the inputs have {inputs.shape[1]}"
+        return ""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the mean and the standard deviation, float64 [C]."""
+        return {"mean": self.mean, "std": self.std}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the statistics of a `state_dict`."""
+        self.mean, self.std = state["mean"], state["std"]
 
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
         """Compute the statistics of these batches [B, C, ...], at least one, and those of other ranks.

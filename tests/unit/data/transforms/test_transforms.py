@@ -315,6 +315,30 @@ def test_numbers_that_are_not_finite_are_refused_by_their_channel(number: float)
         Compose({"s": Standardise()}).fit(source, torch.arange(10), ranks.begin(), CPU)
 
 
+def test_statistics_are_carried_to_other_examples():
+    """Those of one chain, in another, transform as it does; by the names of the transforms, bit for bit."""
+    source, others = images(3), images(3).inputs[:7] + 2
+    names = {"first": Standardise(), "flip": RandomFlip(), "second": Standardise()}
+    fitted = Compose(names).fit(source, torch.arange(COUNT), lambda own: own, CPU)
+    state = fitted.state_dict()
+    assert list(state) == ["first.mean", "first.std", "second.mean", "second.std"]
+    carried = Compose({name: type(each)() for name, each in names.items()}).with_state(state)
+    assert not carried.needs_fitting and Compose(names).needs_fitting
+    examples = (others, torch.zeros(7, dtype=torch.int64))
+    assert torch.equal(carried.for_evaluation(examples, CPU)[0], fitted.for_evaluation(examples, CPU)[0])
+    (error,) = carried.errors(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))[:1]
+    assert "statistics are of 3 channels, and the inputs have 5" in error
+    with pytest.raises(ValueError, match=r"transforms\.second: no 'mean'"):
+        Compose(names).with_state({name: state[name] for name in ("first.mean", "first.std")})
+
+
+class FitOnly(Normalise):
+    """A transform whose statistics cannot be saved."""
+
+    def fit(self, batches: Iterable[torch.Tensor], total: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.mean = [float(next(iter(batches)).mean())]
+
+
 # Refusals
 
 
@@ -324,6 +348,7 @@ def test_numbers_that_are_not_finite_are_refused_by_their_channel(number: float)
         (RandomCrop(1), "not images"),
         (MaskTokens(0.1, 0), "not tokens"),
         (Normalise([1.0] * 3, [1.0] * 3), "3 means for 5 channels"),
+        (FitOnly(0.0, 1.0), "needs state_dict and load_state_dict"),
     ],
 )
 def test_examples_that_a_transform_cannot_take_are_reported(transform: Transform, message: str):
