@@ -59,9 +59,9 @@ CHANGEABLE_KEYS = (
 # Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
 FILE_KEYS = (
     *("data.path", "data.files", "data.test_path", "data.validation_path", "data.tokenizer"),
-    "client_sampling.file",
+    *("client_sampling.file", "task.teacher"),
 )
-
+OURS = ("trainer.data.", "trainer.tasks.")
 
 PRIVATE = 0o700  # of folders that hold clients' data
 BLOCK_BYTES = 512  # of st_blocks
@@ -415,7 +415,7 @@ def _check_same(
 
     def may_move(key: str) -> bool:
         # The fingerprint covers all that these readers return; of what a user's own returns it may cover less.
-        is_ours = key in FILE_KEYS and new[f"{key.partition('.')[0]}._target_"].startswith("trainer.data.")
+        is_ours = key in FILE_KEYS and new[f"{key.partition('.')[0]}._target_"].startswith(OURS)
         return is_ours and reads_data()
 
     changed = [

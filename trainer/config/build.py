@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from trainer.algorithms import Algorithm
+from trainer.config.adapter import adapt
 from trainer.config.compatibility import (
     check_labels,
     check_lr_multipliers,
@@ -31,20 +32,20 @@ from trainer.config.instantiate import (
 )
 from trainer.config.saved_transforms import make_transforms
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
+from trainer.config.teacher import Teacher, check_teacher_fits, load_teacher
 from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition, split_clients
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.readers import LoadingOptions
 from trainer.data.loading.silo_files import load_silo_files
 from trainer.data.partition.first_rank import split_on_first_rank
 from trainer.data.sources.torch_datasets import DatasetSource
-from trainer.data.transforms import Compose, shift_clients
+from trainer.data.transforms import Compose, ComposeForTeacher, shift_clients
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.loggers import Logger
 from trainer.loop.dry_pass import dry_pass
 from trainer.loop.options import TrainingOptions
 from trainer.loop.run import GradientReducerFactory, Run
-from trainer.models.adapters import attach_adapter
 from trainer.models.outputs import SelectOutput
 from trainer.models.pretrained import freeze, load_pretrained
 from trainer.optim import GroupedOptimizerFactory
@@ -73,7 +74,8 @@ def build(config: Config, topology: Topology) -> Run:
     """
     errors = ErrorCollector()
     splits = errors.collect(lambda: _data(config, topology))
-    task = errors.collect(lambda: _task(config, splits))
+    teacher = errors.collect(lambda: load_teacher(config, topology.device))
+    task = errors.collect(lambda: _task(config, splits, teacher))
     algorithm = errors.collect(lambda: _algorithm(config))
     slots = {slot: errors.collect(partial(instantiate, slot, getattr(config, slot))) for slot in COMPONENTS}
     slots["gradient_compression"] = errors.collect(lambda: _gradient_reducer(config))
@@ -116,6 +118,8 @@ def build(config: Config, topology: Topology) -> Run:
             )
         )
     _check_together(errors, config, run, algorithm, optimizer, model and model.module, splits, task)
+    if teacher and model and splits:
+        errors.collect(lambda: check_teacher_fits(teacher, model.module, splits, topology.device))
     errors.raise_any()
     assert run
     dry_pass(run, model.copy)
@@ -228,11 +232,11 @@ def _transforms(config: Config, splits: DataSplits) -> Compose:
     padding: Padding | None = getattr(splits.train, "padding", None)
     if errors := chain.errors(*splits.train.fetch(torch.arange(1)), padding.padded_inputs if padding else ()):
         raise ValueError("\n".join(errors))
-    return chain
+    return chain if config.task.get("teacher") is None else ComposeForTeacher(**vars(chain))
 
 
-def _task(config: Config, splits: DataSplits | None) -> Task:
-    task = _instantiate_task(config.task, splits)
+def _task(config: Config, splits: DataSplits | None, teacher: Teacher | None = None) -> Task:
+    task = _instantiate_task(config.task, splits, teacher)
     if missing := [method for method in REQUIRED_METHODS if not hasattr(task, method)]:
         raise ValueError(
             f"task={config.task['_target_']} gave a {class_name(task)} without {', '.join(missing)}.\n"
@@ -241,13 +245,20 @@ def _task(config: Config, splits: DataSplits | None) -> Task:
     return task
 
 
-def _instantiate_task(component: ComponentConfig, splits: DataSplits | None) -> Any:
-    """Instantiate the task; one that measures per byte gets the bytes of the data's tokens."""
-    make = annotate_errors("task", component, lambda: import_target(component))
-    if "token_bytes" not in signature(make).parameters:
-        return instantiate("task", component)
+def _instantiate_task(component: ComponentConfig, splits: DataSplits | None, teacher: Teacher | None) -> Any:
+    """Instantiate the task with those of the tokens' bytes and the teacher that it takes."""
     text_format = splits and splits.text_format
-    return instantiate("task", component, ("token_bytes",), token_bytes=text_format and text_format.token_bytes)
+    offered = {"token_bytes": text_format and text_format.token_bytes, "teacher": teacher}
+    taken = signature(annotate_errors("task", component, lambda: import_target(component))).parameters.keys()
+    if teacher and "teacher" not in taken:
+        raise ValueError(
+            f"task.teacher={teacher.folder}: task={component['_target_']} learns from none\n  set task=distillation"
+        )
+    given = {name: value for name, value in offered.items() if name in taken}
+    if not given:
+        return instantiate("task", component)
+    make = instantiate("task", component, tuple(given), _partial_=True)  # Hydra would copy them
+    return annotate_errors("task", component, lambda: make(**given))
 
 
 def _partitioned(config: Config, splits: DataSplits, topology: Topology) -> tuple[DataSplits, Clients]:
@@ -340,15 +351,6 @@ def _model(config: Config) -> nn.Module:
         errors.collect(lambda: freeze(module, pattern))
     errors.raise_any()
     return module
-
-
-def adapt(module: nn.Module, component: ComponentConfig) -> None:
-    """Put the adapter of a configuration into a model, if it has one."""
-    adapter = instantiate("adapter", component)
-    if adapter is not None:
-        dtype = component.get("base_dtype")
-        base_dtype = getattr(torch, dtype) if dtype else None
-        attach_adapter(module, adapter, component.get("targets"), component.get("train", "both"), base_dtype)
 
 
 def _check_batch_size(config: Config, topology: Topology) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint.run_dir import RunDir
-from trainer.config.build import adapt
+from trainer.config.adapter import adapt
 from trainer.config.instantiate import instantiate
 from trainer.config.targets import check_trusted
 from trainer.models.adapters import adapter_parameters

@@ -63,7 +63,7 @@ RESERVED_KEYS: dict[str, dict[str, Any]] = {
         "persistent_workers": bool,
     },
     "optimizer": {"exclude_norm_bias_decay": bool, "lr_multipliers": LrMultipliers},
-    "task": {"output": str | int | None},
+    "task": {"output": str | int | None, "teacher": str, "teacher_weights": Literal["best", "last", "ema"]},
     "model": {"init": str | None, "freeze": re.Pattern[str] | None},
     "transforms": {"key": str | None},  # of each of them
     "adapter": {

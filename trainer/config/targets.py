@@ -23,7 +23,7 @@ def check_targets(tree: Any, own: Sequence[str]) -> None:
     Raises:
         ValueError: lists the targets that they do not name
     """
-    foreign = _unnamed({*_targets(tree)}, "\n".join(own))
+    foreign = _unnamed({*find_targets(tree)}, "\n".join(own))
     if foreign := foreign and _unnamed(foreign, _configuration_files()):
         raise ValueError(
             f"the configuration that came from rank 0 names {', '.join(sorted(foreign))}, which neither the arguments "
@@ -42,14 +42,34 @@ def check_saved_targets(tree: Any, file: Path) -> None:
     Raises:
         ValueError: lists the others.
     """
-    _check_no_references(tree, file)
-    foreign = {target for target in _unnamed({*_targets(tree)}, _configuration_files()) if not _is_in_folder(target)}
-    if foreign:
+    if foreign := _foreign(tree, file):
         raise ValueError(
-            f"{file} names {', '.join(sorted(foreign))}, which neither conf/ nor a module here has: refused.\n"
+            f"{file} names {foreign}, which neither conf/ nor a module here has: refused.\n"
             "  start in the folder of its module, or, if you trust the run folder, with "
             f"--config {file} run_dir={file.parent}"
         )
+
+
+def check_teacher_targets(tree: Any, file: Path) -> None:
+    """Check likewise the targets of the run folder of a teacher.
+
+    Raises:
+        ValueError: lists those that are not the user's.
+    """
+    if foreign := _foreign(tree, file):
+        raise ValueError(
+            f"{file} names {foreign}, which neither conf/ nor a module here has: refused.\n"
+            "  start in the folder of its module, or, if you trust that code, name it in a file of --config-dir"
+        )
+
+
+def _foreign(tree: Any, file: Path) -> str:
+    """List the targets that are neither in the configuration files nor of a module here."""
+    _check_no_references(tree, file)
+    foreign = {
+        target for target in _unnamed({*find_targets(tree)}, _configuration_files()) if not _is_in_folder(target)
+    }
+    return ", ".join(sorted(foreign))
 
 
 def _is_in_folder(target: str) -> bool:
@@ -82,7 +102,7 @@ def check_trusted(tree: Any, trust: Sequence[str], folder: Path) -> None:
     """
     _check_no_references(tree, folder / "config.yaml")
     own = "\n".join(file.read_text() for group in tree for file in sorted((CONF / group).glob("*.yaml")))
-    if foreign := sorted(_unnamed({*_targets(tree)} - {*trust}, own)):
+    if foreign := sorted(_unnamed({*find_targets(tree)} - {*trust}, own)):
         names = ", ".join(map(repr, foreign))
         raise ValueError(
             f"{folder}/config.yaml names {', '.join(foreign)}, which is not silotrain's: nothing was imported.\n"
@@ -96,15 +116,15 @@ def _check_no_references(tree: Any, file: Path) -> None:
         raise ValueError(f"{file} has references, and a run writes none: refused.")
 
 
-def _targets(tree: Any) -> Iterator[str]:
-    """Return the targets at any depth."""
+def find_targets(tree: Any) -> Iterator[str]:
+    """Yield the targets of a configuration, at any depth."""
     if isinstance(tree, dict):
         if "_target_" in tree:
             yield str(tree["_target_"])
         tree = list(tree.values())
     if isinstance(tree, list):
         for branch in tree:
-            yield from _targets(branch)
+            yield from find_targets(branch)
 
 
 def _unnamed(targets: set[str], text: str) -> set[str]:

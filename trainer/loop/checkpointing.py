@@ -24,6 +24,7 @@ from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
 from trainer.loop.train_state import TrainState
 from trainer.models.buffers import load_buffers
+from trainer.tasks.base import fingerprint
 from trainer.utils.errors import InputError
 
 # Which ranks hold a section alike: all ranks; those that move the same shard of the shared vector; the replicas of a
@@ -170,6 +171,11 @@ def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedS
             "data= or partition= is not what this run was begun with: the examples or their clients have changed.\n"
             "  restore the data, or choose another run_dir"
         )
+    if saved.get("task", "") != fingerprint(run.task):
+        raise ValueError(
+            "task= is not what this run was begun with: the teacher has changed.\n"
+            "  restore the folder of task.teacher, or choose another run_dir"
+        )
 
 
 def saved_threads(resume_point: ResumePoint) -> list[int]:
@@ -200,6 +206,7 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
             "json": text,
             "participations": state.participations,
             "data": run.data_fingerprint,
+            "task": fingerprint(run.task),
             "frozen": state.trainer.local_tensors.frozen_digest,
         }
 

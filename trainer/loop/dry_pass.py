@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,11 @@ class _DryPass:
         self.run, self.module = run, module
         self.model, self.task = f"model={type(module).__name__}", f"task={type(run.task).__name__}"
         self.parameters = trainable_parameters(module)
-        ids = torch.arange(min(EXAMPLES, len(run.data.train)))
-        self.inputs, self.targets = to_device(run.data.train.fetch(ids), run.topology.device)
+        ids, device = torch.arange(min(EXAMPLES, len(run.data.train))), run.topology.device
+        examples = run.data.train.fetch(ids)
+        untransformed = replace(run.transforms, transforms={}, channels_last=False)  # some have to be fitted first
+        _, self.training_targets = untransformed.for_training(run.data.train, ids, ids, run.seed, 0, device, examples)
+        self.inputs, self.targets = untransformed.for_evaluation(examples, device)
         self.examples = len(ids)
         self.weights = () if run.weights is None else (to_device(run.weights.examples[ids], run.topology.device),)
 
@@ -72,7 +76,7 @@ class _DryPass:
     def _loss_sum(self) -> Tensor:
         outputs = self._forward()
         with _named(f"{self.task}: the loss failed"), self._autocast():
-            loss_sum = self.run.task.loss_sum(outputs, self.targets, *self.weights)
+            loss_sum = self.run.task.loss_sum(outputs, self.training_targets, *self.weights)
         if not isinstance(loss_sum, Tensor) or loss_sum.dim():
             raise ValueError(f"{self.task}: loss_sum gave {_described(loss_sum)}\n  valid: a tensor of no dimensions")
         if not loss_sum.requires_grad:

@@ -197,9 +197,10 @@ class LocalTrainer:
 
     def warm_up_ddp(self) -> None:
         """Bring DDP to where it is after a step, before the first step of a restored run. Nothing else changes."""
-        examples = self.run.data.train.fetch(torch.arange(2))
+        run, ids = self.run, torch.arange(2)
+        examples = self.transforms.for_training(run.data.train, ids, ids, run.seed, 0, run.topology.device)
         with preserved_buffers(self.model.module):
-            self.step.warm_up(*self.transforms.for_evaluation(examples, self.run.topology.device))
+            self.step.warm_up(*examples)
         self.has_stepped = True
 
     def _train(

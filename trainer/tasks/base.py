@@ -29,6 +29,9 @@ class Task(Protocol):
 
     A task whose loss ignores some targets, such as padding, has a method `counted_units(targets)`: the number of units
     of each example that count, [B]. Losses and scores are then means over those.
+
+    A task that learns from more than the examples, such as a teacher, has the attribute `fingerprint`, a hash of it. A
+    run is not resumed with another one.
     """
 
     @property
@@ -96,6 +99,11 @@ def example_units(task: Task, targets: Tensor) -> Tensor:
     if count is None:
         return torch.full((num_examples(targets),), task.units(targets), dtype=torch.float64)
     return count(targets).double().cpu()
+
+
+def fingerprint(task: Task) -> str:
+    """Return a hash of what a task learns from besides the examples; empty for most."""
+    return getattr(task, "fingerprint", "")
 
 
 REQUIRED_METHODS = tuple(name for name in vars(Task) if not name.startswith("_"))

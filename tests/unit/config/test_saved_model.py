@@ -13,7 +13,7 @@ from torch import nn
 
 import trainer
 from trainer.checkpoint.format import write_tensors
-from trainer.config.build import adapt
+from trainer.config.adapter import adapt
 from trainer.models import MLP, DigitsCNN
 from trainer.models.adapters import adapter_parameters
 from trainer.utils.seeding import preserve_random_states, seed_default_generators
