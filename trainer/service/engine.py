@@ -16,7 +16,13 @@ PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that 
 
 
 class Engine(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    Attributes:
+        platform: Triton's name of its kind.
+    """
+
+    platform: str
 
     def run(self, inputs: Tensors) -> Tensors:
         """Compute all outputs, by name, of inputs that are as the model's description says.
@@ -46,8 +52,11 @@ def load_engine(folder: Path, description: ModelDescription, threads: int | None
 class OnnxEngine:
     """A session of ONNX Runtime."""
 
+    platform = "onnxruntime_onnx"
+
     def __init__(self, folder: Path, description: ModelDescription, threads: int):
         import onnxruntime as ort  # an extra
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -57,9 +66,9 @@ class OnnxEngine:
         available = ort.get_available_providers()
         providers = [provider for provider in PROVIDERS if provider in available]
         self._names = [spec.name for spec in description.outputs]
-        self._invalid = ort.capi.onnxruntime_pybind11_state.InvalidArgument
+        self._invalid = InvalidArgument
         try:
-            self._session = ort.InferenceSession(folder / ONNX, options, providers)
+            self._session: Any = ort.InferenceSession(folder / ONNX, options, providers)
         except Exception as error:  # it has a class of errors for each of its statuses, with no base of their own
             raise ValueError(f"{folder / ONNX} cannot be loaded: {error}") from error
 
@@ -72,6 +81,8 @@ class OnnxEngine:
 
 class ExportedProgramEngine:
     """A module of torch.export, which takes the inputs in the order of the description."""
+
+    platform = "pytorch_libtorch"
 
     def __init__(self, folder: Path, description: ModelDescription, threads: int):
         try:
@@ -92,7 +103,7 @@ class ExportedProgramEngine:
             raise ValueError(f"{folder / EXPORTED_PROGRAM} cannot be loaded: {error}") from error
 
     def run(self, inputs: Tensors) -> Tensors:
-        tensors = [self._torch.from_numpy(np.require(inputs[name], requirements="CW")) for name in self._inputs]
+        tensors = [self._torch.from_numpy(np.require(inputs[name], requirements=("C", "W"))) for name in self._inputs]
         with self._torch.inference_mode():
             try:
                 outputs = self._torch.utils._pytree.tree_leaves(self._module(*tensors))

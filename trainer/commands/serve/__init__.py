@@ -1,0 +1,1 @@
+"""`python -m trainer serve`: a server of exported models."""
