@@ -30,6 +30,7 @@ from trainer.config.instantiate import (
     instantiate,
     instantiate_all,
 )
+from trainer.config.preprocessing import Preprocessing
 from trainer.config.saved_transforms import make_transforms
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
 from trainer.config.teacher import Teacher, check_teacher_fits, load_teacher
@@ -67,13 +68,36 @@ LOADING = [option.name for option in fields(LoadingOptions)]
 
 
 def build(config: Config, topology: Topology) -> Run:
-    """Build the Run of this rank.
+    """Build the Run of this rank, and try a step of its training.
 
     Raises:
         ValueError: lists every error in the configuration.
     """
+    run, model = _assemble(config, topology)
+    dry_pass(run, model.copy)
+    return run
+
+
+def build_evaluation(config: Config, topology: Topology, preprocessing: Preprocessing | None) -> Run:
+    """Build a Run of this rank that is not to be trained.
+
+    Args:
+        config: the configuration.
+        topology: the ranks.
+        preprocessing: of the run that has trained the model, by which the examples are prepared; None: it is measured.
+
+    Raises:
+        ValueError: lists every error in the configuration.
+    """
+    return _assemble(config, topology, preprocessing)[0]
+
+
+def _assemble(
+    config: Config, topology: Topology, preprocessing: Preprocessing | None = None
+) -> tuple[Run, InitialModel]:
+    """Make the Run of this rank; return it with its model. Raise ValueError with every error in the configuration."""
     errors = ErrorCollector()
-    splits = errors.collect(lambda: _data(config, topology))
+    splits = errors.collect(lambda: _data(config, topology, preprocessing))
     teacher = errors.collect(lambda: load_teacher(config, topology.device))
     task = errors.collect(lambda: _task(config, splits, teacher))
     algorithm = errors.collect(lambda: _algorithm(config))
@@ -81,7 +105,7 @@ def build(config: Config, topology: Topology) -> Run:
     slots["gradient_compression"] = errors.collect(lambda: _gradient_reducer(config))
     optimizer = errors.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
     model = errors.collect(lambda: InitialModel(config, topology.device))
-    transforms = splits and errors.collect(lambda: _transforms(config, splits))
+    transforms = splits and errors.collect(lambda: _transforms(config, splits, preprocessing))
     partitioned = splits and errors.collect(lambda: _partitioned(config, splits, topology))
     weights = (
         task and partitioned and errors.collect(lambda: apply_class_weights(task, *partitioned, topology=topology))
@@ -121,9 +145,8 @@ def build(config: Config, topology: Topology) -> Run:
     if teacher and model and splits:
         errors.collect(lambda: check_teacher_fits(teacher, model.module, splits, topology.device))
     errors.raise_any()
-    assert run
-    dry_pass(run, model.copy)
-    return run
+    assert run and model
+    return run, model
 
 
 def _check_together(errors: ErrorCollector, config: Config, run: Run | None, *pieces: Any) -> None:
@@ -181,19 +204,28 @@ def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> 
     return list(instantiate_all("loggers", config.loggers, folder=folder, settings=settings).values())
 
 
-def _data(config: Config, topology: Topology) -> DataSplits:
-    files, component = config.data["files"], config.data
+def _data(config: Config, topology: Topology, preprocessing: Preprocessing | None = None) -> DataSplits:
+    files, component, encoder = config.data["files"], config.data, preprocessing and preprocessing.encoder
+    if preprocessing and preprocessing.label_names and component.get("classes", ...) is None:
+        component = component | {"classes": list(preprocessing.label_names)}
+
+    def read(component: ComponentConfig) -> DataSplits:
+        splits = _splits(component)
+        return splits.encoded_by(encoder) if encoder else splits
+
     part, path = component["validation"], component.get("validation_path")
     if part != "auto" and path is not None:
         raise ValueError(f"data.validation_path={path} and data.validation={part}\n  set one of them")
     if files is not None and component.get("path") is not None:
         raise ValueError(f"data.path={component['path']} and data.files={format_value(files)}\n  set one of them")
     if files is not None:
-        splits = load_silo_files(files, lambda file: _splits(component | {"path": file}), topology)
+        splits = load_silo_files(files, lambda file: read(component | {"path": file}), topology, encoder)
     elif declares(config.partition["_target_"], "is_computed_once") and topology.silo_group is not None:
-        splits = collectives.on_all_ranks(lambda: _splits(component))  # ranks that failed would miss the partition
+        splits = collectives.on_all_ranks(lambda: read(component))  # ranks that failed would miss the partition
     else:
-        splits = _splits(component)
+        splits = read(component)
+    if preprocessing:
+        preprocessing.check_labels(splits)
     raise_errors(splits.encoder.errors if splits.encoder else [])
     return splits
 
@@ -227,8 +259,10 @@ def _set_collate_fn(splits: DataSplits, name: str) -> None:
         source.collate_fn = function
 
 
-def _transforms(config: Config, splits: DataSplits) -> Compose:
+def _transforms(config: Config, splits: DataSplits, preprocessing: Preprocessing | None) -> Compose:
     chain = make_transforms(config.transforms, splits.classes, config.channels_last)
+    if preprocessing:
+        chain = chain.with_state(preprocessing.transforms)
     padding: Padding | None = getattr(splits.train, "padding", None)
     if errors := chain.errors(*splits.train.fetch(torch.arange(1)), padding.padded_inputs if padding else ()):
         raise ValueError("\n".join(errors))

@@ -39,7 +39,7 @@ def override_errors(overrides: Iterable[str], compose: Compose) -> list[str]:
             )
         elif message := _renamed_outside_groups(typed.text):
             errors.append(message)
-        elif not typed.is_flag and "=" not in typed.text:
+        elif not typed.is_flag and "=" not in typed.text and not typed.text.startswith("~"):
             errors.append(f"{typed.text} is no override{_question(find_choice(typed.text))}\n  valid: key=value")
         elif not typed.is_assignment or typed.name not in groups:
             others.append(typed)

@@ -14,7 +14,7 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.config.adapter import adapt
 from trainer.config.instantiate import instantiate
 from trainer.config.targets import check_trusted
-from trainer.models.adapters import adapter_parameters
+from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.pretrained import load_pretrained, load_saved
 from trainer.utils.seeding import preserve_random_states, seed_default_generators
 
@@ -43,6 +43,20 @@ def load_model(run_dir: str | os.PathLike[str], weights: Weights = "last", trust
         raise ValueError(f"weights={weights!r}\n  valid: {', '.join(map(repr, get_args(Weights)))}")
     if not folder.config.is_file():
         raise ValueError(f"{folder.path} is no run folder: it has no config.yaml")
+    path = find_weights(folder, weights)
+    settings, device = folder.settings(), torch.device("cpu")
+    if missing := [name for name in (*PARTS, "seed") if name not in settings]:
+        raise ValueError(f"{folder.path}/config.yaml has no {', '.join(missing)}: it is of another version, or damaged")
+    check_trusted({name: settings[name] for name in PARTS}, trust, folder.path)
+    with preserve_random_states(device):
+        seed_default_generators(device, settings["seed"], "initial parameters")
+        module = _make(settings)
+    load_weights(module, path)
+    return module.eval()
+
+
+def find_weights(folder: RunDir, weights: Weights) -> Path:
+    """Return the file with these weights of a finished run; raise ValueError if there is none."""
     path = folder.models[weights]
     if not path.is_file():
         there = [repr(name) for name, other in folder.models.items() if other.is_file()]
@@ -50,28 +64,33 @@ def load_model(run_dir: str | os.PathLike[str], weights: Weights = "last", trust
             f"{folder.path} has no {path.name}; its run is {folder.status() or 'unknown'}.\n"
             f"  valid: {', '.join(there) or 'none until the run has finished: the same command continues it'}"
         )
-    settings, device = folder.settings(), torch.device("cpu")
-    if missing := [name for name in (*PARTS, "seed") if name not in settings]:
-        raise ValueError(f"{folder.path}/config.yaml has no {', '.join(missing)}: it is of another version, or damaged")
-    check_trusted({name: settings[name] for name in PARTS}, trust, folder.path)
-    with preserve_random_states(device):
-        seed_default_generators(device, settings["seed"], "initial parameters")
-        module, base = _make(settings)
-    load_saved(module, path, base)
-    return module.eval()
+    return path
 
 
-def _make(settings: Mapping[str, Any]) -> tuple[nn.Module, set[str]]:
-    """Make a model as its run has made it; return the names of parameters that the files of a run do not have, too.
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a model that a run has written into a module made as the run has made it.
 
-    These are those below an adapter, which come from where the run had them: a file, or its seed.
+    The files of a run do not have the parameters below an adapter, which come from where the run had them: a file, or
+    its seed.
     """
+    base = set[str]()
+    if is_adapted(module):
+        base = {name for name, _ in module.named_parameters(remove_duplicate=False)} - adapter_parameters(module)
+    load_saved(module, path, base)
+
+
+def _make(settings: Mapping[str, Any]) -> nn.Module:
+    """Make a model as its run has made it, without the initial weights that those of a file replace."""
     component = settings["model"]
     module: nn.Module = instantiate("model", component)
-    if instantiate("adapter", settings["adapter"]) is None:
-        return module, set()
+    if not has_adapter(settings):
+        return module
     if (path := component.get("init")) is not None:
         load_pretrained(module, Path(path).expanduser())
     adapt(module, settings["adapter"])
-    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return module, names - adapter_parameters(module)
+    return module
+
+
+def has_adapter(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run has trained an adapter on a model that its files do not have."""
+    return instantiate("adapter", settings["adapter"]) is not None

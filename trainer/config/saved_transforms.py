@@ -32,25 +32,11 @@ def load_transforms(run_dir: str | os.PathLike[str], trust: Sequence[str] = ()) 
     if missing := [name for name in ("transforms", "channels_last") if name not in settings]:
         raise ValueError(f"{folder.path}/config.yaml has no {', '.join(missing)}: it is of another version, or damaged")
     check_trusted({"transforms": settings["transforms"]}, trust, folder.path)
-    return with_statistics(make_transforms(settings["transforms"], None, settings["channels_last"]), folder)
+    transforms = make_transforms(settings["transforms"], None, settings["channels_last"])
+    return transforms.with_state(folder.transforms())
 
 
 def make_transforms(components: ComponentConfigs, classes: int | None, channels_last: bool) -> Compose:
     """Make the transforms of a configuration."""
     keys = {name: component["key"] for name, component in components.items() if component.get("key")}
     return Compose(instantiate_all("transforms", components), classes, channels_last, keys)
-
-
-def with_statistics(transforms: Compose, folder: RunDir) -> Compose:
-    """Return the transforms with the statistics that a run folder has.
-
-    Raises:
-        ValueError: it lacks some that they need.
-    """
-    statistics = folder.transforms()
-    try:
-        return transforms.with_state(statistics)
-    except ValueError as error:
-        raise ValueError(
-            f"{folder.path}: {error}\n  its run has not begun to train, or is of an older version: train it again"
-        ) from error

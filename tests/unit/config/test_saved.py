@@ -10,6 +10,7 @@ import yaml
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.options import expand_config_options
 from trainer.config.compose import compose_tree
+from trainer.config.saved import reading_overrides
 
 
 @pytest.fixture
@@ -76,3 +77,16 @@ def test_references_are_refused(here: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump({**saved, "name": "${oc.env:HOME}"}))
     with pytest.raises(ValueError, match="has references"):
         expand_config_options([f"run_dir='{folder}'"])
+
+
+def test_commands_that_read_a_run_take_its_configuration_with_other_keys(here: Path) -> None:
+    """Of a group with another choice nothing is left, nor of the run's start. A wrong key alone is an error."""
+    folder = started("optimizer=adamw", "optimizer.lr=0.5", "launch.nodes=2", "launch.rdzv_endpoint=a:1", "rounds=3")
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    tree = compose_tree(reading_overrides(folder / "config.yaml", ["data=npz", "data.path=a.npz", "batch_size=7"]))
+    assert tree["data"] == compose_tree(["data=npz", "data.path=a.npz"])["data"]
+    assert (tree["batch_size"], tree["rounds"], tree["optimizer"]) == (7, 3, saved["optimizer"])
+    assert tree["launch"]["nodes"] == 1 and tree["run_dir"] != saved["run_dir"]
+    with pytest.raises(ValueError, match=r"^bach_size is no key; did you mean batch_size") as error:
+        compose_tree(reading_overrides(folder / "config.yaml", ["bach_size=7"]))
+    assert "~" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Workers that measure instead of training: started once, like those of a run."""
+"""Workers that measure or evaluate instead of training: started once, like those of a run."""
 
 from __future__ import annotations
 

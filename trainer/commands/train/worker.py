@@ -225,6 +225,8 @@ class Worker:
             self.folder.write_config({**self.tree, "clients": len(run.clients)})
             if run.data.encoder:
                 self.folder.write_columns(run.data.encoder.to_json())
+            if run.data.label_names:
+                self.folder.write_labels(run.data.label_names)
         if self.config.run.smoke:
             self._fit_or_skip(run, until=1)
         self._fit_or_skip(run)

@@ -14,7 +14,7 @@ from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
 from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.per_client import PerClientSource
-from trainer.data.sources.table import fit_encoder
+from trainer.data.sources.table import TableEncoder, fit_encoder
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.utils.tensor_trees import Tree, named_tensors
@@ -64,7 +64,12 @@ class DatasetInfo:
         )
 
 
-def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], topology: Topology) -> DataSplits:
+def load_silo_files(
+    files: Sequence[str],
+    read: Callable[[str], DataSplits],
+    topology: Topology,
+    encoder: TableEncoder | None = None,
+) -> DataSplits:
     """Load the data set of clients with a file each; a collective.
 
     The first silo gets the first files, and so on; their numbers differ by at most one. Only the ranks of a client's
@@ -74,6 +79,7 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
         files: path of every client's file.
         read: reads a file.
         topology: decides which files are local.
+        encoder: of the columns of tables; None: that of the training examples of all silos.
 
     Raises:
         ValueError: on all ranks alike, lists every problem with any file, or differing kinds of examples.
@@ -86,7 +92,8 @@ def load_silo_files(files: Sequence[str], read: Callable[[str], DataSplits], top
             local[client] = read(files[client])
         except ValueError as error:
             errors.append(str(error))
-    local = _agree_on_columns(local, errors, topology)
+    if encoder is None:
+        local = _agree_on_columns(local, errors, topology)
     infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors, topology)
     if error := _kind_error(files, infos):
         raise ValueError(error)

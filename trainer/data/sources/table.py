@@ -117,15 +117,18 @@ class TableEncoder:
 
     @staticmethod
     def load(path: str | Path) -> TableEncoder:
-        """Read an encoder from `columns.json` of a run folder."""
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-        return TableEncoder(
-            {name: NumberEncoding(**each) for name, each in tree["numbers"].items()},
-            {
-                name: CategoryEncoding(tuple(each["categories"]), each["fill"])
-                for name, each in tree["categories"].items()
-            },
-        )
+        """Read an encoder from `columns.json` of a run folder; raise ValueError if the file is damaged."""
+        try:
+            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            return TableEncoder(
+                {name: NumberEncoding(**each) for name, each in tree["numbers"].items()},
+                {
+                    name: CategoryEncoding(tuple(each["categories"]), each["fill"])
+                    for name, each in tree["categories"].items()
+                },
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     def __call__(self, columns: Mapping[str, Sequence[float | None] | Sequence[str | None]]) -> Tensor:
         """Encode columns by their names, float32 [N, D]; None and NaN are missing."""
@@ -172,8 +175,18 @@ class TableSource:
         self.positions, self.width = torch.empty(0, dtype=torch.int64), 0
 
     def encoded_by(self, encoder: TableEncoder) -> TableSource:
-        """Return the source with the encoder that its `fetch` uses."""
+        """Return the source with the encoder that its `fetch` uses.
+
+        Raises:
+            ValueError: the encoder is of other columns.
+        """
         encoded, rows = copy(self), self.rows
+        known, found = {*encoder.numbers, *encoder.categories}, {*rows.number_names, *rows.category_names}
+        if known != found:
+            raise ValueError(
+                f"data.columns has {', '.join(sorted(found))}, and columns.json of the model "
+                f"{', '.join(sorted(known))}\n  leave data.columns as the run has it"
+            )
         numbers = [encoder.numbers[name] for name in rows.number_names]
         fill, mean, std = (np.array([getattr(each, key) for each in numbers]) for key in ("fill", "mean", "std"))
         center = rows.moments[1]

@@ -113,7 +113,10 @@ class Compose:
             try:
                 transform.load_state_dict(own)
             except KeyError as error:
-                raise ValueError(f"transforms.{name}: no {error} among the statistics that were saved") from error
+                raise ValueError(
+                    f"transforms.{name}: no {error} among the statistics that were saved.\n"
+                    "  its run has not begun to train, or is of an older version: train it again"
+                ) from error
         return replace(self, transforms={**self.transforms, **fitted}, is_fitted=True)
 
     def errors(self, inputs: Tree, targets: Tree, padded: Collection[str] = ()) -> list[str]:

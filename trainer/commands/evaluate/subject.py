@@ -1,0 +1,117 @@
+"""What is evaluated: the model of a finished run, or weights from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from trainer.checkpoint.run_dir import RunDir
+from trainer.config.overrides import literal
+from trainer.config.preprocessing import Preprocessing
+from trainer.config.saved import reading_overrides
+from trainer.config.saved_model import Weights, find_weights, load_weights
+
+NO_ADAPTER = "trainer.models.no_adapter"
+
+
+class Subject(Protocol):
+    """Abstract: a model, and how it is made and fed.
+
+    Attributes:
+        title: what it is, for people.
+        round: the index of the round that it is of.
+    """
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def round(self) -> int: ...
+
+    def overrides(self, typed: Sequence[str]) -> list[str]:
+        """Return the overrides of its configuration, with those that are typed at the end."""
+        ...
+
+    def preprocessing(self) -> Preprocessing | None:
+        """Return how its examples are prepared; None: as the data that are given suggest."""
+        ...
+
+    def finish(self, module: nn.Module) -> None:
+        """Give a module, made by its configuration, its weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The model of a finished run."""
+
+    folder: RunDir
+    weights: Weights
+
+    @property
+    def title(self) -> str:
+        return str(find_weights(self.folder, self.weights))
+
+    @property
+    def round(self) -> int:
+        result = self.folder.result()
+        return result["best_round" if self.weights == "best" else "round"] - 1
+
+    def overrides(self, typed: Sequence[str]) -> list[str]:
+        # Its weights replace the initial ones, unless these are below an adapter; an average of them is a model of its
+        # own.
+        is_plain = self.folder.settings()["adapter"]["_target_"] == NO_ADAPTER
+        of_model = ["ema_decay=null", *(["model.init=null"] if is_plain else [])]
+        return reading_overrides(self.folder.config, [*of_model, *typed])
+
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.of_run(self.folder)
+
+    def finish(self, module: nn.Module) -> None:
+        load_weights(module, find_weights(self.folder, self.weights))
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Weights from a file, in a model that the overrides describe."""
+
+    path: Path
+    round = 0
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+    def overrides(self, typed: Sequence[str]) -> list[str]:
+        return [f"++model.init={literal(str(self.path))}", "ema_decay=null", *typed]
+
+    def preprocessing(self) -> None:
+        return None
+
+    def finish(self, module: nn.Module) -> None:
+        """Do nothing: they are the initial weights."""
+
+
+def find_subject(path: Path, weights: Weights) -> Subject:
+    """Return what a path names.
+
+    Args:
+        path: a run folder, or a file or folder of weights.
+        weights: which of a run's.
+
+    Raises:
+        ValueError: it names neither, or the run has not finished.
+    """
+    if (path / "config.yaml").is_file():
+        run = FinishedRun(RunDir(path), weights)
+        find_weights(run.folder, weights)
+        return run
+    if path.is_file() or (path / "model.safetensors").is_file():
+        return WeightsFile(path)
+    raise ValueError(
+        f"{path}: there is no such model\n  valid: a run folder, a file of weights, or a folder with model.safetensors"
+    )
