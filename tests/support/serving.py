@@ -15,17 +15,25 @@ from trainer.service.server import Server, ServerOptions
 @contextmanager
 def serving(root: Path, **options: Any) -> Iterator[Server]:
     """Serve a folder at free ports, until the block is left."""
-    server, started = Server(root, ServerOptions(http=0, grpc=0, threads=1, **options)), Event()
+    server, started = Server(root, ServerOptions(**{"http": 0, "grpc": 0, "threads": 1, **options})), Event()
+    errors: list[ValueError] = []
 
     async def run() -> None:
-        await server.start()
-        started.set()
+        try:
+            await server.start()
+        except ValueError as error:
+            errors.append(error)
+            return
+        finally:
+            started.set()
         await server.wait()
 
     thread = Thread(target=asyncio.run, args=[run()])
     thread.start()
     try:
         assert started.wait(30)
+        if errors:
+            raise errors[0]
         yield server
     finally:
         server.stop()

@@ -41,6 +41,12 @@ class ExpiredError(InferenceError):
     status, code, reason = 503, "DEADLINE_EXCEEDED", "REJECTED"
 
 
+class ClientGoneError(InferenceError):
+    """Nobody waits for the answer."""
+
+    status, code, reason = 499, "CANCELLED", "CANCELED"  # the status is that of nginx
+
+
 def unlike(name: str, got: Any, wanted: Any) -> InvalidRequestError:
     """Return the error of a part of a request that is not as it should be."""
     return InvalidRequestError(f"{name}: got {shorten(got)}, wanted {wanted}")

@@ -83,7 +83,7 @@ class Repository:
 
     def __init__(self, root: Path, threads: int | None, meters: Meters):
         self.models: Mapping[str, Mapping[int, ServedVersion]] = {}
-        self._root, self._threads, self._meters = root, threads, meters
+        self._root, self._threads, self.meters = root, threads, meters
         self._refused: dict[Path, Stamp] = {}
 
     def find(self, model: str, number: str = "") -> ServedVersion:
@@ -125,7 +125,7 @@ class Repository:
                     break
             if served and list(served.values()) != list(now.values()):
                 newest = next(iter(served.values()))
-                self._meters.newest(model, newest.number, newest.description)
+                self.meters.newest(model, newest.number, newest.description)
                 log.info("%s: version %s", model, " and ".join(map(str, served)))
                 self.models = {**self.models, model: served}
 
@@ -147,13 +147,13 @@ class Repository:
         try:
             description = read_version(folder)
             engine = load_engine(folder, description, self._threads)
-            meters = self._meters.of_version(model, number)
+            meters = self.meters.of_version(model, number)
             version = ServedVersion(model, number, folder, stamp, description, engine, meters)
             version.check_example()
         except (OSError, ValueError) as error:
             log.warning("%s: version %s is passed over: %s", model, number, error)
             self._refused[folder] = stamp
-            self._meters.refused.labels(model).inc()
+            self.meters.refused.labels(model).inc()
             return now
         return version
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from trainer.service.errors import InferenceError, TooLargeError, unlike
+from trainer.service.errors import ClientGoneError, InferenceError, TooLargeError, unlike
 from trainer.service.protocol import decode_request, encode_response
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 HEADER_LENGTH = "inference-header-content-length"
 RETRY_AFTER = {"retry-after": "1"}
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
 
 
 def make_app(service: InferenceService) -> Starlette:
@@ -68,7 +67,7 @@ class Rest:
                 outputs = await answer
             except asyncio.CancelledError as error:
                 if gone.done():
-                    raise ClientDisconnect from error
+                    raise ClientGoneError("the client has gone") from error
                 raise
             finally:
                 gone.cancel()
@@ -164,7 +163,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _gone(_: Request, __: ClientDisconnect) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(status_code=ClientGoneError.status)
 
 
 async def _failure(_: Request, __: Exception) -> Response:

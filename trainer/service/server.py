@@ -148,9 +148,12 @@ class Server:
         host, port = self._options.host, self._options.http
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise _taken("--http", host, port) from error
+        # Its connections have it too. Without it each answer, which is two packets, waits for the client's delayed ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
 
 
 class _HttpServer(uvicorn.Server):
