@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # onnx and onnxruntime take a second
     from onnx import GraphProto
     from onnxruntime import InferenceSession
 
-CALIBRATION_EXAMPLES = 512
 BATCH_SIZE = 64  # of which the processor's time is measured
 REPETITIONS = 9  # of that measurement
 
@@ -74,8 +73,8 @@ class Quantisation:
     @property
     def loss(self) -> float:
         """How much worse the figure is: of scores the difference, of errors, which have no scale, their growth."""
-        change = self.after.figure - self.before.figure
-        return -change if higher_is_better(self.metric) else change / abs(self.before.figure)
+        before, after = self.before.figure, self.after.figure
+        return before - after if higher_is_better(self.metric) else (after - before) / abs(before)
 
     def check(self, tolerance: float) -> None:
         """Raise ValueError if the figure is worse by more than the tolerance."""
@@ -115,6 +114,7 @@ def quantise(
     evaluation: Iterable[tuple[Inputs, Tensor]],
     task: Task,
     part: str,
+    repetitions: int = REPETITIONS,
 ) -> Quantisation:
     """Write a quantised copy of a graph, and measure both.
 
@@ -125,6 +125,7 @@ def quantise(
         evaluation: batches of raw inputs, with their targets.
         task: of the model, whose `outputs` are one tensor.
         part: the name of the set that is evaluated on, for the figure's name.
+        repetitions: of the measurement of time.
 
     Raises:
         ValueError: the graph has no layer whose weights could be quantised.
@@ -134,7 +135,7 @@ def quantise(
     files = (model, target)
     sessions = [_session(file) for file in files]
     figures = _figures(sessions, evaluation, task)
-    seconds = cpu_seconds(sessions, _batch(calibration))
+    seconds = _cpu_seconds(sessions, _batch(calibration), repetitions)
     before, after = (
         Measurement(file.stat().st_size, figure, of_batch)
         for file, figure, of_batch in zip(files, figures, seconds, strict=True)
@@ -258,7 +259,7 @@ def _figures(
     return [task.summary(torch.stack(of_session).sum(0), units)[task.headline] for of_session in rows]
 
 
-def cpu_seconds(sessions: Sequence[InferenceSession], inputs: Inputs, repetitions: int = REPETITIONS) -> list[float]:
+def _cpu_seconds(sessions: Sequence[InferenceSession], inputs: Inputs, repetitions: int) -> list[float]:
     """Return the median time of this thread that each session takes for a batch; they take turns."""
     times: list[list[float]] = [[] for _ in sessions]
     for _ in range(repetitions + 1):  # the first is a rehearsal
