@@ -49,6 +49,11 @@ REFUSED = {
         ["model.freeze=embed", "model.init=none.pt"],
         ["model.freeze=embed matches no parameter", "conv1.weight", "model.init=none.pt is not a file"],
     ],
+    "pruning random weights": [["model.prune=0.9"], ["model.prune=0.9 without model.init", "set model.init to"]],
+    "pruning below an adapter": [
+        ["model.prune=2:4", "model.init=none.pt", "adapter=lora"],
+        ["model.prune=2:4 with adapter=trainer.models.lora", "set adapter=none", "model.init=none.pt is not a file"],
+    ],
     "an adapter of no layer": [
         ["adapter=lora", "adapter.targets=q_proj"],
         ["adapter.targets=q_proj matches no layer of model=DigitsCNN", "its layers: conv1, conv2, "],
@@ -93,6 +98,11 @@ def test_invalid_components_are_refused(name: str, topology: Topology) -> None:
         ("optimizer.exclude_norm_bias_decay=1", "optimizer.exclude_norm_bias_decay=1\n  valid: true or false"),
         ("model.freeze='('", "model.freeze=(\n  valid: a regular expression, or null"),
         ("model.init=3", "model.init=3\n  valid: a text"),
+        ("model.prune=0", 'model.prune=0\n  valid: a number above 0 to below 1, "2:4"'),
+        ("model.prune=1", "model.prune=1\n  valid: a number above 0 to below 1"),
+        ("model.prune=-1", "model.prune=-1\n  valid: a number above 0 to below 1"),
+        ("model.prune=3:4", "model.prune=3:4\n  valid: a number above 0 to below 1"),
+        ("model.prune=half", "model.prune=half\n  valid: a number above 0 to below 1"),
         ("clip.norm_type=3", "clip.norm_type=3\n  valid: 1 or 2 or inf"),
         ("clip.max_value=0", "clip.max_value=0\n  valid: a number above 0, or null"),
     ],

@@ -152,7 +152,7 @@ def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ranks, 
 
 def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
     stored = yaml.safe_load((shell.folder / "run/config.yaml").read_text())
-    assert stored["model"] == {"init": None, "freeze": None, "_target_": "own.Net", "width": 7}
+    assert stored["model"] == {"init": None, "freeze": None, "prune": None, "_target_": "own.Net", "width": 7}
     assert stored["optimizer"] == {
         "exclude_norm_bias_decay": False,
         "lr_multipliers": [],

@@ -292,7 +292,9 @@ class RunDir:
         """Return the status of the run; empty if there is none."""
         return self.state().get("status", "")
 
-    def write_models(self, frozen: Mapping[str, Tensor]) -> None:
+    def write_models(
+        self, frozen: Mapping[str, Tensor], finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    ) -> None:
         """Write model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
 
         Also write best.safetensors, that of the best one, and ema.safetensors, the newest model with the average of its
@@ -300,6 +302,7 @@ class RunDir:
 
         Args:
             frozen: the frozen parameters, which checkpoints do not contain, by all their names.
+            finish: makes the tensors to write of those of a model.
         """
         from trainer.checkpoint.format import write_tensors
         from trainer.checkpoint.resume import best_complete, newest_complete
@@ -314,7 +317,7 @@ class RunDir:
         for name, tensors in models.items():
             path = self.models[name]
             with naming_disk(path, "the model is in the newest checkpoint"):
-                write_tensors(path, tensors)
+                write_tensors(path, finish(tensors))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json; metrics that are not finite become null."""

@@ -49,6 +49,7 @@ from trainer.loop.options import TrainingOptions
 from trainer.loop.run import GradientReducerFactory, Run
 from trainer.models.outputs import SelectOutput
 from trainer.models.pretrained import freeze, load_pretrained
+from trainer.models.pruning import prune
 from trainer.optim import GroupedOptimizerFactory
 from trainer.optim.optimizers import OptimizerFactory, has_fused_step, has_modes
 from trainer.optim.validation import VECTOR, validate_optimizer
@@ -383,8 +384,25 @@ def _model(config: Config) -> nn.Module:
     errors.collect(lambda: adapt(module, config.adapter))
     if (pattern := config.model.get("freeze")) is not None:
         errors.collect(lambda: freeze(module, pattern))
+    errors.collect(lambda: _check_prune(config))
     errors.raise_any()
+    if (sparsity := config.model.get("prune")) is not None:
+        prune(module, sparsity)
     return module
+
+
+def _check_prune(config: Config) -> None:
+    sparsity = config.model.get("prune")
+    if sparsity is not None and config.model.get("init") is None:
+        raise ValueError(
+            f"model.prune={sparsity} without model.init: the smallest of random weights are as good as the others.\n"
+            "  set model.init to the weights of a trained model, such as outputs/mine/model.safetensors"
+        )
+    if sparsity is not None and instantiate("adapter", config.adapter) is not None:
+        raise ValueError(
+            f"model.prune={sparsity} with adapter={config.adapter['_target_']}: what an adapter adds to the weights "
+            "has no zeros.\n  set adapter=none; or prune the merged model of the finished run"
+        )
 
 
 def _check_batch_size(config: Config, topology: Topology) -> None:

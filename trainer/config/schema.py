@@ -37,6 +37,10 @@ Files = Annotated[
     predicate(lambda files: files != []),
 ]
 Validation = Fraction | Annotated[int, Field(ge=2)] | Literal["auto"]  # 1 might mean all, or one example
+Prune = Annotated[
+    Annotated[float, Field(gt=0, lt=1)] | Literal["2:4"] | None,
+    Field(description='a number above 0 to below 1, "2:4" (a YAML file needs the quotes), or null'),
+]
 LrMultipliers = Annotated[
     list[tuple[re.Pattern[str], Annotated[float, Field(ge=0, allow_inf_nan=False)]]],
     Field(description="a list of names, as regular expressions, with factors, such as [[head,10]]"),
@@ -64,7 +68,7 @@ RESERVED_KEYS: dict[str, dict[str, Any]] = {
     },
     "optimizer": {"exclude_norm_bias_decay": bool, "lr_multipliers": LrMultipliers},
     "task": {"output": str | int | None, "teacher": str, "teacher_weights": Literal["best", "last", "ema"]},
-    "model": {"init": str | None, "freeze": re.Pattern[str] | None},
+    "model": {"init": str | None, "freeze": re.Pattern[str] | None, "prune": Prune},
     "transforms": {"key": str | None},  # of each of them
     "adapter": {
         "targets": re.Pattern[str] | None,

@@ -7,6 +7,7 @@ from trainer.models.gpt import GPT
 from trainer.models.logistic_regression import Logistic
 from trainer.models.lstm import LSTM
 from trainer.models.mlp import MLP
+from trainer.models.pruning import prune, unpruned
 from trainer.models.resnet import ResNet
 from trainer.models.summary import describe_model
 from trainer.models.transformers import from_transformers
@@ -26,4 +27,6 @@ __all__ = [
     "from_transformers",
     "lora",
     "no_adapter",
+    "prune",
+    "unpruned",
 ]

@@ -68,9 +68,14 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
 
 
+def rebind_parameter(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter other values, of any type and shape. Only before DistributedDataParallel wraps its module."""
+    parameter.data = values
+
+
 def cast_parameter(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    """Give a parameter another type, in place. Only before its module is wrapped by DistributedDataParallel."""
-    parameter.data = parameter.data.to(dtype)
+    """Give a parameter another type. Only before DistributedDataParallel wraps its module."""
+    rebind_parameter(parameter, parameter.data.to(dtype))
 
 
 class FlatModel:

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.models.flops import transformer_flops
 from trainer.models.layers import TransformerBlock
+from trainer.models.pruning import dense_sizes
 
 
 class GPT(nn.Module):
@@ -56,7 +57,7 @@ class GPT(nn.Module):
     def flops_per_token(self, length: int) -> float:
         """Return the operations per token of training on sequences of `length` tokens."""
         # The embedding counts: tied to the output, it is a matrix product. Positions are only looked up.
-        multiplied = sum(parameter.numel() for parameter in self.parameters()) - self.positions.weight.numel()
+        multiplied = sum(dense_sizes(self).values()) - self.positions.weight.numel()
         return transformer_flops(multiplied, len(self.blocks), self.tokens.embedding_dim, length)
 
     def _init_weights(self, layers: int) -> None:

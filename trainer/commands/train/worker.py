@@ -52,6 +52,7 @@ from trainer.loop.stopping import DivergedError, Preempted
 from trainer.loop.train_state import TrainState
 from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.flat import frozen_tensors
+from trainer.models.pruning import dense_tensors, unpruned
 from trainer.utils.disk import DiskError, naming_disk
 from trainer.utils.hardware import system_load
 from trainer.utils.output import copied_output
@@ -276,9 +277,9 @@ class Worker:
     def _write_result(self, run: Run, result: Result) -> None:
         if not self.writes_to_storage:
             return
-        self.folder.write_models(_kept_frozen(result.model))
+        self.folder.write_models(_kept_frozen(result.model), partial(dense_tensors, result.model))
         if not run.has_personal(result.model):
-            self._export(result.model)
+            self._export(unpruned(result.model))
         self.folder.write_result(result.metrics)
 
     def _export(self, module: nn.Module) -> None:
