@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trainer.service.version import EXPORTED_PROGRAM, ONNX, ModelDescription
+from trainer.service.exported_program import ExportedProgramEngine
+from trainer.service.version import ONNX, ModelDescription
 
 Tensors = dict[str, np.ndarray]
 
@@ -77,36 +78,3 @@ class OnnxEngine:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
         except self._invalid as error:
             raise ValueError(str(error)) from error
-
-
-class ExportedProgramEngine:
-    """A module of torch.export, which takes the inputs in the order of the description."""
-
-    platform = "pytorch_libtorch"
-
-    def __init__(self, folder: Path, description: ModelDescription, threads: int):
-        try:
-            import torch
-        except ImportError as error:
-            raise ValueError(
-                f"{folder} has no {ONNX}, and PyTorch, which {EXPORTED_PROGRAM} needs, is not installed\n"
-                "  export it with --format onnx, or pip install silotrain"
-            ) from error
-        torch.set_num_threads(threads)
-        self._torch: Any = torch
-        self._inputs, self._outputs = (
-            [spec.name for spec in side] for side in (description.inputs, description.outputs)
-        )
-        try:
-            self._module = torch.export.load(folder / EXPORTED_PROGRAM).module()
-        except Exception as error:  # of zip files, JSON, and operators that this PyTorch does not know
-            raise ValueError(f"{folder / EXPORTED_PROGRAM} cannot be loaded: {error}") from error
-
-    def run(self, inputs: Tensors) -> Tensors:
-        tensors = [self._torch.from_numpy(np.require(inputs[name], requirements=("C", "W"))) for name in self._inputs]
-        with self._torch.inference_mode():
-            try:
-                outputs = self._torch.utils._pytree.tree_leaves(self._module(*tensors))
-            except (IndexError, RuntimeError) as error:
-                raise ValueError(str(error)) from error
-        return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
