@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from scripts.reproduce import diloco, fashion, mcmahan, scaffold
+from scripts.reproduce import diloco, distillation, fashion, mcmahan, scaffold
 from scripts.reproduce.series import Runner
 from scripts.reproduce.trials import Series, Trial
 
@@ -25,9 +25,12 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
 class Table(Protocol):
-    """The module of a table. Abstract."""
+    """The module of a table, or one of several such tables. Abstract."""
 
-    SEEDS: tuple[int, ...]
+    @property
+    def SEEDS(self) -> tuple[int, ...]:  # noqa: N802 (a constant of a module)
+        """Return the seeds of its runs."""
+        ...
 
     def trials(self, seeds: Sequence[int]) -> list[Trial]:
         """Return the runs of the table."""
@@ -42,7 +45,16 @@ class Table(Protocol):
         ...
 
 
-TABLES: dict[str, Table] = {"mcmahan": mcmahan, "scaffold": scaffold, "fashion": fashion, "diloco": diloco}
+TABLES: dict[str, Table] = {
+    "mcmahan": mcmahan,
+    "scaffold": scaffold,
+    "fashion": fashion,
+    "diloco": diloco,
+    "distil_digits": distillation.DIGITS,
+    "distil_mnist": distillation.MNIST,
+    "distil_fashion": distillation.FASHION,
+}
+PACKAGED = {"diloco": "Shakespeare comes with a package", "distil_digits": "the digits come with scikit-learn"}
 
 
 def main() -> int:
@@ -77,8 +89,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="run only those whose names contain this")
     parser.add_argument("--show", action="store_true", help="run nothing, and print the table")
     options = parser.parse_args()
-    if options.data and options.table == "diloco":
-        parser.error("--data has no effect on diloco: Shakespeare comes with a package")
+    if options.data and options.table in PACKAGED:
+        parser.error(f"--data has no effect on {options.table}: {PACKAGED[options.table]}")
     return options
 
 

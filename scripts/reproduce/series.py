@@ -33,7 +33,7 @@ class Runner:
         looks = 0
         with self._ended():
             while self.waiting or self.live:
-                while self.waiting and self._has_room(self.waiting[0]):
+                while self.waiting and self._can_start(self.waiting[0]):
                     self._start(self.waiting.pop(0))
                 time.sleep(POLL_INTERVAL_SECONDS)
                 looks += 1
@@ -42,8 +42,9 @@ class Runner:
                     self._stop_decided()
         return self.failed
 
-    def _has_room(self, trial: Trial) -> bool:
-        return not self.live or sum(other.workers for other in self.live) + trial.workers <= self.jobs
+    def _can_start(self, trial: Trial) -> bool:
+        has_room = not self.live or sum(other.workers for other in self.live) + trial.workers <= self.jobs
+        return has_room and trial.teacher not in {other.name for other in self.live}
 
     def _start(self, trial: Trial) -> None:
         if self.series.is_over(trial):  # a rival was faster

@@ -20,6 +20,7 @@ class Trial:
         overrides: its overrides, besides its folder.
         target: the test accuracy at which it ends; None: it runs to its end.
         workers: the number of its processes.
+        teacher: the name of the trial before it whose model it learns from; None: of none.
     """
 
     cell: str
@@ -28,6 +29,7 @@ class Trial:
     overrides: tuple[str, ...]
     target: float | None = None
     workers: int = 1
+    teacher: str | None = None
 
     @property
     def name(self) -> str:
@@ -42,7 +44,8 @@ class Trial:
             f"launch.nproc_per_node={self.workers}",
             "launch.threads_per_worker=1",
         ]
-        return [*self.overrides, *own, f"run_dir={folder / self.name}"]
+        taught = ["task=distillation", f"task.teacher={folder / self.teacher}"] if self.teacher else []
+        return [*taught, *self.overrides, *own, f"run_dir={folder / self.name}"]
 
 
 @dataclass(frozen=True)

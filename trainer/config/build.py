@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import fields
 from functools import partial
@@ -74,7 +74,7 @@ def build(config: Config, topology: Topology) -> Run:
     Raises:
         ValueError: lists every error in the configuration.
     """
-    run, model = _assemble(config, topology)
+    run, model = _assemble(config, topology, lambda: load_teacher(config, topology.device))
     dry_pass(run, model.copy)
     return run
 
@@ -90,16 +90,23 @@ def build_evaluation(config: Config, topology: Topology, preprocessing: Preproce
     Raises:
         ValueError: lists every error in the configuration.
     """
-    return _assemble(config, topology, preprocessing)[0]
+    return _assemble(config, topology, _no_teacher, preprocessing)[0]
+
+
+def _no_teacher() -> None:
+    """Return None: evaluation needs no teacher, whose folder need not be there any longer."""
 
 
 def _assemble(
-    config: Config, topology: Topology, preprocessing: Preprocessing | None = None
+    config: Config,
+    topology: Topology,
+    find_teacher: Callable[[], Teacher | None],
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[Run, InitialModel]:
     """Make the Run of this rank; return it with its model. Raise ValueError with every error in the configuration."""
     errors = ErrorCollector()
     splits = errors.collect(lambda: _data(config, topology, preprocessing))
-    teacher = errors.collect(lambda: load_teacher(config, topology.device))
+    teacher = errors.collect(find_teacher)
     task = errors.collect(lambda: _task(config, splits, teacher))
     algorithm = errors.collect(lambda: _algorithm(config))
     slots = {slot: errors.collect(partial(instantiate, slot, getattr(config, slot))) for slot in COMPONENTS}

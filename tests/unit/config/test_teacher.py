@@ -13,13 +13,13 @@ from torch import nn
 
 from tests.cli.refusals import assert_says, building
 from trainer.checkpoint.format import write_tensors
-from trainer.config.build import build
+from trainer.config.build import build, build_evaluation
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
 from trainer.data.transforms import Standardise
 from trainer.distributed.topology import Topology, distributed
 from trainer.models import MLP, DigitsCNN
-from trainer.tasks import Distillation
+from trainer.tasks import Classification, Distillation
 
 OWN = """
 from torch import nn
@@ -136,3 +136,10 @@ def test_a_task_without_a_teacher(topology: Topology, tmp_path: Path):
     folder = teacher_run(tmp_path / "teacher", DigitsCNN())
     message = building([f"+task.teacher={folder}", "+task.teacher_weights=best"], topology)
     assert_says(message, ["task=trainer.tasks.Classification learns from none"])
+
+
+def test_evaluation_needs_no_teacher(topology: Topology):
+    config = read_config(compose_tree(["task=distillation", "task.teacher=gone"]))
+    run = build_evaluation(config, topology, None)
+    outputs, labels = torch.randn(4, 10), torch.arange(4)
+    assert torch.equal(run.task.score_sums(outputs, labels), Classification().score_sums(outputs, labels))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.reproduce import __main__ as evidence
-from scripts.reproduce import diloco, fashion, mcmahan, scaffold, series
+from scripts.reproduce import diloco, distillation, fashion, mcmahan, scaffold, series
 from scripts.reproduce.alone import accuracy_on_all
 from scripts.reproduce.curves import curve, final, rounds_to_target
 from scripts.reproduce.markdown import rounds_of, spread, table
@@ -166,6 +166,19 @@ class TestMarkdown:
             ["3.500", "3.000", "2.000", "60 |"],
         ]
 
+    def test_a_student_is_compared_with_itself_alone_seed_by_seed(self, tmp_path: Path):
+        """The distilled one is better with seed 0, and not with seed 1."""
+        there = Series(distillation.DIGITS.trials((0, 1)), tmp_path)
+        accuracies = {("sync-alone", 0): 0.7, ("sync-distilled", 0): 0.8, ("sync-alone", 1): 0.9, ("teacher", 0): 0.95}
+        for trial in there.trials:
+            write_rounds(there.of(trial), [0.1, accuracies.get((trial.cell, trial.seed), 0.5)], "finished")
+        assert [line.split(" | ")[1:] for line in distillation.DIGITS.text(there).splitlines()[2:]] == [
+            ["95.0", "– |"],
+            ["80.0 ± 14.1", "50.0 ± 0.0 |"],
+            ["65.0 ± 21.2", "50.0 ± 0.0 |"],
+            ["1 of 2", "0 of 2 |"],
+        ]
+
 
 class TestTrials:
     def test_names_are_unique_and_seeds_and_rates_are_told_apart(self):
@@ -216,12 +229,14 @@ class TestTrials:
         assert {t["eval"]["every_rounds"] * t["round"]["steps"] for t in trees} == {100}
 
 
-# In place of the trainer: a run that improves by 0.1 * lr with every round, and stops at SIGTERM.
+# In place of the trainer: a run that improves by 0.1 * lr with every round, and stops at SIGTERM. A teacher that it has
+# must have finished.
 RUN = """
 import json, signal, sys, time
 from pathlib import Path
 given = dict(argument.split("=", 1) for argument in sys.argv[1:])
 folder = Path(given["run_dir"])
+assert "task.teacher" not in given or Path(given["task.teacher"], "state.json").exists()
 folder.mkdir(parents=True, exist_ok=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 for round in range(1, 101):
@@ -254,6 +269,10 @@ class TestRunner:
         both = rivals(tmp_path, 1.0, 0.5, target=0.85)
         assert Runner(both, "lr0.5", jobs=1).run() == []
         assert [both.rounds_done(trial) > 0 for trial in both.trials] == [False, True]
+
+    def test_a_student_waits_for_its_teacher(self, tmp_path: Path):
+        trials = [Trial("teacher", 1.0, 0, ()), Trial("student", 1.0, 0, (), teacher="teacher-lr1-seed0")]
+        assert Runner(Series(trials, tmp_path), "", jobs=2).run() == []
 
     def test_a_failure_is_told_with_its_log_and_the_others_go_on(self, tmp_path: Path):
         (tmp_path / "run.py").write_text("raise SystemExit('no such thing')")
