@@ -1,10 +1,12 @@
-"""The teacher of a distillation: the model of a finished run, with that run's transforms of evaluation."""
+"""The teacher of a distillation: the model of a finished run, or an exported version."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,60 +17,64 @@ from trainer.config.saved_transforms import load_transforms
 from trainer.config.schema import Config
 from trainer.config.targets import check_teacher_targets, find_targets
 from trainer.data import DataSplits
-from trainer.data.transforms import Compose
 from trainer.loop.local_tensors import digest
 from trainer.models.calling import call_model
 from trainer.models.outputs import SelectOutput, describe_outputs
+from trainer.service.engine import load_engine
+from trainer.service.version import DESCRIPTION, read_version, sha256
 from trainer.utils.hardware import to_device
 from trainer.utils.seeding import derive_seed
-from trainer.utils.tensor_trees import Tree, describe, first_tensor
+from trainer.utils.tensor_trees import Tree, describe, first_tensor, named_tensors
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained model behind the transforms that its run evaluates it with: it takes raw inputs.
+    """A trained model that takes raw inputs.
 
     Attributes:
-        folder: of its run.
-        module: in evaluation mode, on the device of the run that it teaches.
-        transforms: of its own run.
-        fingerprint: a hash of both.
+        folder: where it is.
+        answer: returns its outputs for raw inputs, on their device.
+        fingerprint: a hash of all that its answers depend on.
     """
 
     folder: str
-    module: nn.Module
-    transforms: Compose
+    answer: Callable[[Tree], Any]
     fingerprint: str
 
-    def __call__(self, inputs: Tree) -> Tensor:
-        # The transforms take targets along, of which a teacher has none.
-        transformed, _ = self.transforms.for_evaluation((inputs, torch.empty(0)), first_tensor(inputs).device)
-        return call_model(self.module, transformed)
+    def __call__(self, inputs: Tree) -> Any:
+        return self.answer(inputs)
 
 
 def load_teacher(config: Config, device: torch.device) -> Teacher | None:
-    """Load the teacher that task.teacher= names; None if the task has none.
+    """Load the teacher that task.teacher= names: a finished run, or an exported version. None if the task has none.
 
-    Its classes are silotrain's, those of the user's configuration files, or of modules in the working directory.
+    The classes of a run are silotrain's, those of the user's configuration files, or of modules in the working
+    directory.
 
     Raises:
-        ValueError: the folder has no finished run, names other code, or is that of this run.
+        ValueError: the folder has no finished run and no version, names other code, or is that of this run.
     """
     path = config.task.get("teacher")
     if path is None:
         return None
-    folder = RunDir(Path(path).expanduser())
+    folder = Path(path).expanduser()
     try:
-        return _load(folder, config, device)
+        if (folder / DESCRIPTION).is_file():
+            return _of_version(folder)
+        return _of_run(RunDir(folder), config, device)
     except ValueError as error:
         raise ValueError(f"task.teacher={path}: {error}") from error
 
 
-def _load(folder: RunDir, config: Config, device: torch.device) -> Teacher:
+def _of_run(folder: RunDir, config: Config, device: torch.device) -> Teacher:
+    """Load the model of a run, behind the transforms that the run evaluates it with."""
     if folder.path.resolve() == Path(str(config.run_dir)).resolve():
         raise ValueError("that is the folder of this run\n  choose a finished run, or another run_dir")
     if not folder.config.is_file():
-        raise ValueError("it is no run folder: it has no config.yaml\n  valid: the folder of a finished run")
+        raise ValueError(
+            f"it has neither a run's config.yaml nor a version's {DESCRIPTION}\n"
+            "  valid: the folder of a finished run, or of an exported version, such as MODELS/digits/3"
+        )
     settings = folder.settings()
     parts = {name: settings[name] for name in (*PARTS, "transforms") if name in settings}
     check_teacher_targets(parts, folder.config)
@@ -79,7 +85,33 @@ def _load(folder: RunDir, config: Config, device: torch.device) -> Teacher:
     transforms = load_transforms(folder.path, trust)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **transforms.state_dict()}
     fingerprint = f"{digest(tensors):016x}-{derive_seed(json.dumps(settings['transforms'])):016x}"
-    return Teacher(str(folder.path), module.to(device).requires_grad_(False), transforms, fingerprint)
+    module = module.to(device).requires_grad_(False)
+
+    def answer(inputs: Tree) -> Any:
+        # The transforms take targets along, of which a teacher has none.
+        transformed, _ = transforms.for_evaluation((inputs, torch.empty(0)), device)
+        return call_model(module, transformed)
+
+    return Teacher(str(folder.path), answer, fingerprint)
+
+
+def _of_version(folder: Path) -> Teacher:
+    """Load an exported version, which has its transforms in its graph."""
+    description = read_version(folder)
+    try:
+        engine = load_engine(folder, description, torch.get_num_threads())
+    except ImportError as error:
+        raise ValueError(f"{error}\n  pip install silotrain[serve]") from error
+    names = [spec.name for spec in description.inputs]
+
+    def answer(inputs: Tree) -> Tensor:
+        named = named_tensors(inputs)
+        if named.keys() != {*names}:  # those of a tensor, or of a tuple, which has them in this order
+            named = dict(zip(names, named.values(), strict=True))
+        outputs = engine.run({name: tensor.cpu().numpy() for name, tensor in named.items()})["outputs"]
+        return torch.from_numpy(outputs).to(first_tensor(inputs).device)
+
+    return Teacher(str(folder), answer, sha256(folder / DESCRIPTION))
 
 
 @torch.no_grad()

@@ -12,13 +12,16 @@ import yaml
 from torch import nn
 
 from tests.cli.refusals import assert_says, building
+from tests.support.exported import weights, write_linear
 from trainer.checkpoint.format import write_tensors
 from trainer.config.build import build, build_evaluation
 from trainer.config.compose import compose_tree
 from trainer.config.schema import read_config
+from trainer.config.teacher import load_teacher
 from trainer.data.transforms import Standardise
 from trainer.distributed.topology import Topology, distributed
 from trainer.models import MLP, DigitsCNN
+from trainer.service.version import ONNX
 from trainer.tasks import Classification, Distillation
 
 OWN = """
@@ -96,6 +99,19 @@ def test_one_output_of_a_model_of_ones_own(topology: Topology, tmp_path: Path, m
     assert_says(said, ["names own_teacher.Wide, which neither conf/ nor a module here has", "--config-dir"])
 
 
+def test_an_exported_version(topology: Topology, tmp_path: Path):
+    """Its graph has its transforms. A run of other inputs, or a damaged version, is refused."""
+    folder = write_linear(tmp_path / "linear", 3)
+    teacher = load_teacher(read_config(compose_tree(["task=distillation", f"task.teacher={folder}"])), topology.device)
+    assert teacher
+    inputs = torch.rand(5, 4)
+    torch.testing.assert_close(teacher(inputs), inputs @ torch.from_numpy(weights(3)))
+    other = write_linear(tmp_path / "linear", 4)
+    assert_says(refused(topology, str(other)), ["cannot take examples of shape [1, 8, 8]"])
+    (other / ONNX).write_bytes(b"another")
+    assert_says(refused(topology, str(other)), [f"task.teacher={other}", "its checksum differs"])
+
+
 def test_its_weights_and_transforms_are_its_fingerprint(topology: Topology, tmp_path: Path):
     module = DigitsCNN()
     found = {
@@ -114,7 +130,14 @@ def refused(topology: Topology, teacher: str, *overrides: str) -> str:
 def test_what_is_no_teacher(topology: Topology, tmp_path: Path):
     """All at once, with what else is wrong."""
     said = refused(topology, str(tmp_path), "task.weight=2", "task.temperature=-1", "model.freeze=none")
-    assert_says(said, [f"task.teacher={tmp_path}: it is no run folder", "task.weight=2", "task.temperature=-1"])
+    assert_says(
+        said,
+        [
+            f"task.teacher={tmp_path}: it has neither a run's config.yaml nor a version's model.json",
+            "task.weight=2",
+            "task.temperature=-1",
+        ],
+    )
     assert_says(said, ["model.freeze=none"])
     last = teacher_run(tmp_path / "last", DigitsCNN(), name="model")
     assert_says(refused(topology, last), [f"task.teacher={last}", "has no best.safetensors", "valid: 'last'"])
