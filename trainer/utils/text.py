@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell
 TIME_SCALES = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 
@@ -28,6 +29,12 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def harmless_cell(cell: object) -> object:
+    """Return a cell that a spreadsheet does not take for a formula: a text that begins like one, with an apostrophe."""
+    text = str(cell)
+    return f"'{text}" if text.startswith(FORMULA_SIGNS) and not is_number(text) else cell
 
 
 def suggest(name: str, valid: Sequence[str], meant: str | None = None) -> str:

@@ -14,10 +14,9 @@ from trainer.checkpoint.files import write_file
 from trainer.commands.report.page import AXES, drawn_names
 from trainer.commands.report.settings import title
 from trainer.commands.report.summary import Configuration, Report
-from trainer.utils.text import is_number
+from trainer.utils.text import harmless_cell
 
 SEARCH_LENGTH = 8192  # bytes at the beginning and at the end of a file, where PDF has its metadata
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell
 
 # First columns of the CSV files.
 RUN = ("run", "configuration", "status", "seed")
@@ -126,11 +125,5 @@ def curves_csv(report: Report) -> str:
 def _csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_harmless(cell) for cell in row] for row in (head, *rows))
+    writer.writerows([harmless_cell(cell) for cell in row] for row in (head, *rows))
     return text.getvalue()
-
-
-def _harmless(cell: object) -> object:
-    """Return a cell that a spreadsheet does not take for a formula: a text that begins like one, with an apostrophe."""
-    text = str(cell)
-    return f"'{text}" if text.startswith(FORMULA_SIGNS) and not is_number(text) else cell

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
-from trainer.data.readers.columns import Classes, Columns, make_splits
+from trainer.data.readers.columns import Classes, Columns, make_inputs, make_splits
 from trainer.data.readers.image_decoding import decode, shape_of
 from trainer.data.readers.limits import check_unpacked_size
 from trainer.data.readers.table_inputs import ColumnKinds
 from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.column import NUMBERS, NamedColumn, as_tensor
+from trainer.data.sources.table import TableEncoder
+from trainer.utils.errors import raise_errors
 
 Names = str | list[str] | None
 DECODING_THREADS = 4
@@ -68,6 +71,31 @@ def make_splits_from_tables(
     wanted = {**wanted, "inputs": wanted["inputs"] or _input_names(train, wanted)}
     columns = {part: _read_columns(table, wanted, errors, part == "train") for part, table in tables.items()}
     return make_splits(**{"test": test, **columns}, classes=classes, found=errors)
+
+
+def make_inputs_from_table(
+    table: Any, wanted: Mapping[str, Names], kinds: ColumnKinds | None, encoder: TableEncoder | None
+) -> Source:
+    """Make a source of the inputs of an Arrow table, which need have no other columns; its targets are zeros.
+
+    Args:
+        table: the table.
+        wanted: as for `make_splits_from_tables`.
+        kinds: likewise.
+        encoder: of the numbers and categories of `kinds`.
+
+    Raises:
+        ValueError: lists every problem with the inputs.
+    """
+    errors: list[str] = []
+    if kinds is None:
+        wanted = {**wanted, "inputs": wanted["inputs"] or _input_names(table, wanted)}
+        return make_inputs(_read_inputs(table, wanted, errors), errors)
+    inputs = kinds.read([table], pyarrow(), errors)
+    raise_errors(errors)
+    assert inputs is not None  # otherwise there were errors
+    source: Any = inputs.source(np.arange(len(table)), torch.zeros(len(table), dtype=torch.int64), None)
+    return source.encoded_by(encoder) if encoder else source
 
 
 def _make_splits_by_kind(

@@ -75,9 +75,9 @@ def package_folder(package: str, install: str) -> Path:
 
 
 @contextmanager
-def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Prefix the ValueErrors of the block, one problem per line, with the file `data.path`."""
+def name_file_in_errors(path: Path, key: str = "data.path=") -> Iterator[None]:
+    """Prefix the ValueErrors of the block, one problem per line, with a file, and the key that has named it."""
     try:
         yield
     except ValueError as error:
-        raise ValueError("\n  ".join([f"data.path={path} cannot be used:", *str(error).split("\n")])) from error
+        raise ValueError("\n  ".join([f"{key}{path} cannot be used:", *str(error).split("\n")])) from error

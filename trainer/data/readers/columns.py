@@ -96,6 +96,22 @@ def make_splits(
     return splits.with_parts(*made)  # of which there are three with a validation set
 
 
+def make_inputs(column: NamedColumn, found: Sequence[str] = ()) -> Source:
+    """Make a source of inputs alone, converted as by `make_splits`; its targets are zeros.
+
+    Args:
+        column: the inputs.
+        found: errors found before, reported with the others.
+
+    Raises:
+        ValueError: lists every problem with them.
+    """
+    errors = list(found)
+    inputs = _parse_inputs(column, errors)
+    raise_errors(errors)
+    return _make_source(inputs, np.zeros(len(inputs), np.int64), None)
+
+
 def _select(part: Part, rows: np.ndarray) -> Part:
     inputs, *others = part
     targets, client_ids = (None if column is None else column[rows] for column in others)

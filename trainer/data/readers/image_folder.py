@@ -33,6 +33,8 @@ SPLIT_NAMES = [
     for names in ("train|training", "test|testing", "val|valid|validation|eval|evaluation|dev")
 ]
 
+DECODING_THREADS = 4
+
 LabelledFile = tuple[Path, int]
 
 
@@ -90,6 +92,24 @@ def image_folder(
     }
     splits = DataSplits(sources["train"], sources["test"], len(names), label_names=tuple(names))
     return splits.with_parts(**sources)
+
+
+def read_images(files: Sequence[Path], size: Size = None, channels: Channels = 3) -> ImageSource:
+    """Read images without labels into memory; the targets of the source are zeros.
+
+    Args:
+        files: the images.
+        size: as for `image_folder`.
+        channels: likewise.
+
+    Raises:
+        ValueError: lists images that cannot be read or differ in size.
+    """
+    images = {str(file): file for file in files}
+    shape = (len(images), *shape_of(images, size, channels))
+    check_unpacked_size("images", math.prod(shape))
+    decode(images, pixels := np.empty(shape, np.uint8), size is not None, DECODING_THREADS)
+    return ImageSource(torch.from_numpy(pixels), torch.zeros(len(images), dtype=torch.int64))
 
 
 def _list_files(path: Path, test: float, errors: list[str]) -> tuple[dict[str, list[LabelledFile]], list[str]]:
@@ -180,14 +200,15 @@ def _label_files(
         errors.append(f"{path}: no folders; images must be in folders named like their classes")
     labelled: list[LabelledFile] = []
     for name, folders in classes.items():
-        files = [file for folder in folders for file in sorted(_images_below(folder))]
+        files = [file for folder in folders for file in sorted(images_below(folder))]
         if not files:
             errors.append(f"{folders[0]}: no images ({', '.join(sorted(SUFFIXES))})")
         labelled += [(file, names.index(name)) for file in files]
     return labelled
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder, at any depth."""
     for file in folder.rglob("*"):
         if file.suffix.lower() in SUFFIXES and not any(map(_is_hidden, file.relative_to(folder).parts)):
             yield file

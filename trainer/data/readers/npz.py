@@ -14,10 +14,10 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from numpy.lib.npyio import NpzFile
 
 from trainer.data.readers.cache import name_file_in_errors
-from trainer.data.readers.columns import Classes, Columns, make_splits
+from trainer.data.readers.columns import Classes, Columns, make_inputs, make_splits
 from trainer.data.readers.limits import check_unpacked_size
 from trainer.data.readers.test_split import HELD_OUT_NAMES, held_out_names
-from trainer.data.sources.base import DataSplits
+from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.column import NamedColumn
 from trainer.utils.text import format_bytes
 
@@ -63,6 +63,16 @@ def npz(
         return make_splits(
             train, tests, classes, validation=_read_columns(file, wanted, pattern, found[1]) if found[1] else None
         )
+
+
+def read_npz_inputs(path: Path, inputs: str = "x") -> Source:
+    """Read an array of inputs of a .npz file; the targets of the source are zeros.
+
+    Raises:
+        ValueError: lists every problem with it.
+    """
+    with name_file_in_errors(path, ""), _open(path) as file:
+        return make_inputs(_read_columns(file, {"inputs": inputs}, "{}", "")["inputs"])
 
 
 @contextmanager

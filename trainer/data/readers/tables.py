@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from trainer.data.readers.arrow_tables import Names, make_splits_from_tables, pyarrow
+from trainer.data.readers.arrow_tables import Names, make_inputs_from_table, make_splits_from_tables, pyarrow
 from trainer.data.readers.cache import name_file_in_errors
 from trainer.data.readers.columns import Classes
 from trainer.data.readers.image_decoding import Channels, Size
@@ -23,7 +23,8 @@ from trainer.data.readers.table_files import (
     open_utf8,
 )
 from trainer.data.readers.table_inputs import ColumnKinds
-from trainer.data.sources.base import DataSplits
+from trainer.data.sources.base import DataSplits, Source
+from trainer.data.sources.table import TableEncoder
 from trainer.utils.errors import raise_errors
 
 Wanted = Mapping[str, Names]  # the names of the columns of each role
@@ -67,9 +68,12 @@ ARGUMENTS = """
 
 ReadTable = Callable[[Path, Wanted, ColumnKinds | None], Any]
 
+READERS: dict[str, ReadTable] = {}  # of tables, by the names of the functions below
+
 
 def _splits_reader(read_table: ReadTable):
     """Decorate a function that reads a table to read a data set, with the arguments above."""
+    READERS[read_table.__name__] = read_table
 
     def read_splits(
         path: str | Path,
@@ -93,8 +97,7 @@ def _splits_reader(read_table: ReadTable):
         if kinds and (inputs is not None or targets is None):
             other = "data.targets=null" if inputs is None else f"data.inputs={inputs}"
             raise ValueError(f"{other} with data.columns: they name the inputs by their kinds\n  leave one of them out")
-        roles = {"inputs": inputs, "targets": targets, "client_ids": client_ids, "weights": weights}
-        wanted = {role: _compose(names) for role, names in roles.items()}
+        wanted = _wanted(inputs, targets, client_ids, weights)
         path = Path(path).expanduser()
         with name_file_in_errors(path):
             tables = {
@@ -107,6 +110,50 @@ def _splits_reader(read_table: ReadTable):
     read_splits.__name__ = read_splits.__qualname__ = read_table.__name__
     read_splits.__doc__ = f"{read_table.__doc__}\n{ARGUMENTS}"
     return read_splits
+
+
+def read_table_inputs(
+    kind: str,
+    path: Path,
+    encoder: TableEncoder | None = None,
+    inputs: Names = None,
+    columns: dict[str, Any] | None = None,
+    size: Size = None,
+    channels: Channels = 3,
+    tokenizer: str | None = None,
+    text_length: int = 512,
+    targets: str | None = "label",
+    client_ids: str | None = None,
+    weights: str | None = None,
+) -> Source:
+    """Read the inputs of a table, which need have no other columns; the targets of the source are zeros.
+
+    Args:
+        kind: `csv`, `jsonl` or `parquet`.
+        path: the file; or as for these readers.
+        encoder: of the training rows, for `number` and `category` of `columns`.
+        inputs: as for these readers, and so are all that follow.
+        columns: see there.
+        size: see there.
+        channels: see there.
+        tokenizer: see there.
+        text_length: see there.
+        targets: a column that is no input.
+        client_ids: likewise.
+        weights: likewise.
+
+    Raises:
+        ValueError: lists every problem with the inputs.
+    """
+    kinds = ColumnKinds.of(columns, None, True, size, channels, tokenizer, text_length)
+    wanted = _wanted(inputs, targets, client_ids, weights)
+    with name_file_in_errors(path, ""):
+        return make_inputs_from_table(_read(READERS[kind], path, wanted, kinds), wanted, kinds, encoder)
+
+
+def _wanted(inputs: Names, targets: str | None, client_ids: str | None, weights: str | None) -> Wanted:
+    roles = {"inputs": inputs, "targets": targets, "client_ids": client_ids, "weights": weights}
+    return {role: _compose(names) for role, names in roles.items()}
 
 
 def _compose(names: Names) -> Names:

@@ -1,0 +1,1 @@
+"""`python -m trainer predict`: the predictions of an exported model for the examples of files."""
