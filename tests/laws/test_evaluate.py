@@ -98,6 +98,18 @@ def test_other_weights_of_the_run(ranks: Ranks, trained: Callable[[str], Path], 
             assert found.metrics[f"test/{score}"] == expected[f"{prefix}/{score}"], score
 
 
+def test_a_pruned_run(ranks: Ranks, trained: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its files are of the dense model, with exactly the zeros in place, and have the figures of the run to the bit."""
+    keys = [*RUNS["sync"], f"model.init={trained('sync')}/model.safetensors", "model.prune=0.8", "silos=2"]
+    ranks(2).run(work, [*keys, "algorithm=fedavg", f"run_dir={tmp_path}"])
+    weights = [parameter for parameter in load_model(tmp_path).parameters() if parameter.dim() > 1]
+    numbers = torch.cat([weight.flatten() for weight in weights])
+    assert int((numbers == 0).sum()) == round(0.8 * len(numbers))
+    for kept, prefix in (("last", "test"), ("ema", "ema")):
+        for found in ranks(2).run(figures, str(tmp_path), kept, [], 2):
+            assert found.metrics["test/loss"] == last_round(tmp_path)[f"{prefix}/loss"]
+
+
 def test_weights_from_a_file_in_a_model_of_keys(ranks: Ranks, trained: Callable[[str], Path]) -> None:
     """With the keys of the run they are its model."""
     folder = trained("fedavg")

@@ -62,10 +62,10 @@ class FinishedRun:
         return result["best_round" if self.weights == "best" else "round"] - 1
 
     def overrides(self, typed: Sequence[str]) -> list[str]:
-        # Its weights replace the initial ones, unless these are below an adapter; an average of them is a model of its
-        # own.
+        # Its weights replace the initial ones, unless these are below an adapter, and pruned ones have their zeros in
+        # place; an average of them is a model of its own.
         is_plain = self.folder.settings()["adapter"]["_target_"] == NO_ADAPTER
-        of_model = ["ema_decay=null", *(["model.init=null"] if is_plain else [])]
+        of_model = ["ema_decay=null", *(["model.init=null", "++model.prune=null"] if is_plain else [])]
         return reading_overrides(self.folder.config, [*of_model, *typed])
 
     def preprocessing(self) -> Preprocessing:
