@@ -12,6 +12,8 @@ class LSTM(nn.Module):
     of 256. It has 866,560 parameters for 256 bytes; the paper has 866,578. The state of every window starts at zero.
     """
 
+    dynamic_dimensions = (0,)  # an exported graph has a step of the recurrence for each token
+
     def __init__(
         self, vocabulary: int = 256, embedding: int = 8, width: int = 256, layers: int = 2, dropout: float = 0.0
     ):

@@ -93,7 +93,11 @@ def read_version(folder: Path) -> ModelDescription:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink() or not path.is_file():
             raise ValueError(f"{folder}: {name} is missing")
-        if sha256(path) != expected:
+        try:
+            found = sha256(path)
+        except FileNotFoundError as error:  # an exporter removes the version meanwhile
+            raise ValueError(f"{folder}: {name} is missing") from error
+        if found != expected:
             raise ValueError(f"{folder}: {name} is not the file that was exported: its checksum differs")
     if not {ONNX, EXPORTED_PROGRAM} & description.sha256.keys():
         raise ValueError(f"{folder} has neither {ONNX} nor {EXPORTED_PROGRAM}")

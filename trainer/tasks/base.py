@@ -32,6 +32,9 @@ class Task(Protocol):
 
     A task that learns from more than the examples, such as a teacher, has the attribute `fingerprint`, a hash of it. A
     run is not resumed with another one.
+
+    A task whose outputs mean something to users of a served model has a method `predictions(outputs)`: tensors [B, ...]
+    by name, such as `scores` and `label`. It is exported in the graph of the model, beside the outputs themselves.
     """
 
     @property

@@ -101,6 +101,10 @@ class Classification:
             scores["auc"] = auc(sums["by_score"])
         return scores
 
+    def predictions(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Return the probability of each class as `scores` [B, classes], and the most probable one as `label` [B]."""
+        return {"scores": outputs.softmax(1), "label": outputs.argmax(1)}
+
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 2 or targets.dim() != 1:
             return shape_mismatch(

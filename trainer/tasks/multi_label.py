@@ -87,6 +87,10 @@ class MultiLabel:
         }
         return scores | ({"auc": auc(sums["by_score"])} if "by_score" in sums else {})
 
+    def predictions(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Return the probability of each label as `scores`, and as `label` 1 for those predicted, [B, labels] both."""
+        return {"scores": outputs.sigmoid(), "label": (outputs > 0).long()}
+
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None) -> str:
         if outputs.dim() != 2 or targets.dim() != 2:
             return shape_mismatch(outputs, targets, "multi-label expects both to be [batch, labels]")
