@@ -25,7 +25,11 @@ MEMBER = re.compile(
     r"|archive_format|archive_version|byteorder|\.data/\w+"
 )
 OPERATION = re.compile(r"torch\.ops\.(aten|higher_order)\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+")
-SIZE = re.compile(r"(Symbol|positive|nonnegative|integer|True|False|Max|Min|Mod|FloorDiv|CeilDiv|Eq|Ne|[su]\d+)")
+# Words in the size of a tensor: those of sympy that make numbers of numbers, and symbols.
+SIZE = re.compile(
+    r"Symbol|Integer|Rational|Add|Mul|Pow|Abs|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|IntTrueDiv|Eq|Ne"
+    r"|positive|nonnegative|integer|True|False|[a-z]\d+"
+)
 WORD = re.compile(r"[^\W\d]\w*")
 
 
