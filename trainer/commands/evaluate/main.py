@@ -29,6 +29,7 @@ from trainer.distributed.peers import Peers
 
 USAGE = """\
 python -m trainer evaluate RUN [key=value ...]                  exact figures of a finished run
+python -m trainer evaluate MODELS/NAME[/VERSION] [key=value ...]   the same of an exported version, by its engine
 python -m trainer evaluate WEIGHTS [key=value ...]              of a file of weights, in a model that the keys describe
 torchrun --nproc-per-node 4 -m trainer evaluate ...             with workers that torchrun or srun starts
 

@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a finished run, or weights from elsewhere."""
+"""What is evaluated: the model of a finished run, an exported version, or weights from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from typing import Protocol
 from torch import nn
 
 from trainer.checkpoint.run_dir import RunDir
+from trainer.commands.evaluate.engine_model import EngineModel
+from trainer.commands.exported_version import Version, find_version
 from trainer.config.overrides import literal
 from trainer.config.preprocessing import Preprocessing
 from trainer.config.saved import reading_overrides
 from trainer.config.saved_model import Weights, find_weights, load_weights
+from trainer.service.version import CONFIG
 
 NO_ADAPTER = "trainer.models.no_adapter"
+
+# In place of what a run has trained a model with, and of what is in the graph of an exported one.
+OF_NO_TRAINING = (
+    *("algorithm=sync", "server=average", "optimizer=sgd", "adapter=none", "update_compression=fp32"),
+    *("transforms=[]", "task.output=null", "ema_decay=null", "eval.personal_steps=0", "channels_last=false"),
+    *("compile_backend=null", "precision.autocast=null"),
+)
 
 
 class Subject(Protocol):
@@ -76,6 +86,30 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
+class ExportedVersion:
+    """An exported version, which its engine computes: raw inputs go in, and the transforms are in the graph."""
+
+    folder: Path
+    round = 0
+
+    @property
+    def title(self) -> str:
+        return str(self.folder)
+
+    def overrides(self, typed: Sequence[str]) -> list[str]:
+        engine = f"model._target_={EngineModel.__module__}.{EngineModel.__name__}"
+        of_model = ["model=custom", engine, f"+model.path={literal(str(self.folder))}"]
+        return reading_overrides(self.folder / CONFIG, [*OF_NO_TRAINING, *of_model, *typed])
+
+    def preprocessing(self) -> Preprocessing:
+        version = Version.read(self.folder)
+        return Preprocessing({}, version.encoder, tuple(version.description.label_names))
+
+    def finish(self, module: nn.Module) -> None:
+        """Do nothing: it has its weights."""
+
+
+@dataclass(frozen=True)
 class WeightsFile:
     """Weights from a file, in a model that the overrides describe."""
 
@@ -100,12 +134,14 @@ def find_subject(path: Path, weights: Weights) -> Subject:
     """Return what a path names.
 
     Args:
-        path: a run folder, or a file or folder of weights.
+        path: a run folder, a version or a model that was exported, or a file or folder of weights.
         weights: which of a run's.
 
     Raises:
         ValueError: it names neither, or the run has not finished.
     """
+    if version := find_version(path):
+        return ExportedVersion(version)
     if (path / "config.yaml").is_file():
         run = FinishedRun(RunDir(path), weights)
         find_weights(run.folder, weights)
@@ -113,5 +149,7 @@ def find_subject(path: Path, weights: Weights) -> Subject:
     if path.is_file() or (path / "model.safetensors").is_file():
         return WeightsFile(path)
     raise ValueError(
-        f"{path}: there is no such model\n  valid: a run folder, a file of weights, or a folder with model.safetensors"
+        f"{path}: there is no such model\n"
+        "  valid: a run folder, an exported MODELS/NAME or MODELS/NAME/VERSION, a file of weights, or a folder with "
+        "model.safetensors"
     )

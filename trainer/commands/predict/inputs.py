@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.commands.predict.version import Version
+from trainer.commands.exported_version import Version
 from trainer.data import Source
 from trainer.data.readers.image_folder import SUFFIXES, images_below, read_images
 from trainer.data.readers.npz import read_npz_inputs

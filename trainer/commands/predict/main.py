@@ -58,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     typed = dict(_setting(text) for text in options.files if _is_setting(text))
     files = [Path(text).expanduser() for text in options.files if not _is_setting(text)]
     try:
+        from trainer.commands.exported_version import open_version
         from trainer.commands.predict.inputs import read_file
         from trainer.commands.predict.predictions import FORMATS, predict
-        from trainer.commands.predict.version import open_version
         from trainer.service.engine import load_engine
     except ImportError as error:
         raise ValueError(f"predict needs the package {error.name}\n  pip install silotrain[serve]") from error

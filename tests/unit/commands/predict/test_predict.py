@@ -18,9 +18,9 @@ from PIL import Image
 
 from tests.support.exported import weights, write_linear
 from tests.support.tokenizers import save_tokenizer
+from trainer.commands.exported_version import Version
 from trainer.commands.predict.inputs import read_file
 from trainer.commands.predict.main import main
-from trainer.commands.predict.version import Version
 from trainer.data.sources.table import CategoryEncoding, NumberEncoding, TableEncoder
 from trainer.data.tokenization.tokenizer import load_tokenizer
 from trainer.service.version import DESCRIPTION, ModelDescription, TensorSpec, checksums, read_version

@@ -1,4 +1,4 @@
-"""The version of an exported model that predicts."""
+"""A version of an exported model, with what its run says of its examples."""
 
 from __future__ import annotations
 
