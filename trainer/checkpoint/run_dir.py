@@ -9,6 +9,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   columns.json   of a table with data.columns=: how its columns are encoded
   transforms.safetensors  statistics of the training examples that transforms have measured
   labels.json    of classes with names: those, by label
+  signature.json what the examples are like, for whoever has not the data
   best.safetensors   that of the best saved round, by monitor=
   ema.safetensors    with ema_decay=: the finished one with the average of its weights
   huggingface/       a model of Hugging Face in its own layout; adapter/, merged.safetensors: see docs/adapters.md
@@ -91,6 +92,7 @@ class RunDir:
         self.columns = path / "columns.json"
         self._transforms = path / "transforms.safetensors"
         self._labels = path / "labels.json"
+        self._signature = path / "signature.json"
         self._logs = path / "logs"
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -210,6 +212,21 @@ class RunDir:
     def labels(self) -> tuple[str, ...]:
         """Return the names of the classes, by label; empty if they have none."""
         return tuple(json.loads(self._labels.read_bytes())) if self._labels.exists() else ()
+
+    def write_signature(self, text: str) -> None:
+        """Write signature.json, which says what the examples are like to whoever has not the data."""
+        self._write(self._signature, text)
+
+    def signature(self) -> bytes | None:
+        """Return the content of signature.json; None if there is none."""
+        return self._signature.read_bytes() if self._signature.exists() else None
+
+    def best_so_far(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the best round that is saved, and its model without frozen parameters; None if there is none yet."""
+        from trainer.checkpoint.resume import best_complete, round_order
+
+        saved = best_complete(self.checkpoints)
+        return saved and (round_order(saved.folder)[0], _global_model(saved, {}))
 
     def write_transforms(self, statistics: Mapping[str, Tensor]) -> None:
         """Write transforms.safetensors, by which other examples are transformed as those of training were."""

@@ -107,7 +107,7 @@ def _results(description: ModelDescription, facts: CardFacts) -> list[dict[str, 
         by_set.setdefault(part, []).append({"type": kind, "name": name, "value": value})
     task = {"type": description.task.replace(" ", "-"), "name": description.task}
     return [
-        {"task": task, "dataset": {"type": facts.data, "name": facts.data, "split": part}, "metrics": metrics}
+        {"task": {**task}, "dataset": {"type": facts.data, "name": facts.data, "split": part}, "metrics": metrics}
         for part, metrics in by_set.items()
     ]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from trainer.export.graph import Graph
 from trainer.export.made_up import request, response
-from trainer.service.engine import load_engine
+from trainer.service.engine import Engine, load_engine
 from trainer.service.version import (
     EXAMPLE_REQUEST,
     EXAMPLE_RESPONSE,
@@ -35,6 +35,7 @@ class VersionFiles:
         formats: in which it is written; `onnx` or `pt2` is among them.
         texts: other files by their names.
         save_huggingface: writes the layout of Hugging Face into a folder.
+        quantise: replaces the ONNX graph in a folder, and returns what that has cost, for the description.
         report: is given what is done next, in words.
     """
 
@@ -44,6 +45,7 @@ class VersionFiles:
     formats: Collection[Format] = ("onnx",)
     texts: Mapping[str, str] = field(default_factory=dict)
     save_huggingface: Callable[[Path], Any] | None = None
+    quantise: Callable[[Path], dict[str, Any]] | None = None
     report: Callable[[str], Any] = lambda step: None
 
     def __call__(self, folder: Path) -> ModelDescription:
@@ -64,12 +66,18 @@ class VersionFiles:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
         self.report("compares its answers with the model's")
+        self.graph.check_engine(self._engine(folder))
+        description = self.description
+        if self.quantise:
+            description = replace(description, quantisation=self.quantise(folder))
         self._write_example(folder)
-        return self.description
+        return description
+
+    def _engine(self, folder: Path) -> Engine:
+        return load_engine(folder, replace(self.description, sha256=checksums(folder)))
 
     def _write_example(self, folder: Path) -> None:
-        engine = load_engine(folder, replace(self.description, sha256=checksums(folder)))
-        self.graph.check_engine(engine)
+        engine = self._engine(folder)
         inputs = {name: tensor.numpy() for name, tensor in self.graph.example().items()}
         outputs = engine.run(inputs)
         _write_json(folder / EXAMPLE_REQUEST, request(inputs))

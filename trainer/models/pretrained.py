@@ -64,7 +64,7 @@ def load_saved(module: nn.Module, path: Path, base: Collection[str] = ()) -> Non
         tensors = load_file(path)
     except Exception as error:  # the library does not document what it raises for a file of another format
         raise ValueError(f"{path} cannot be read: {error}") from error
-    buffers = {**dict.fromkeys(empty_buffers(module)), **dict(module.named_buffers(remove_duplicate=False))}
+    buffers = _buffers(module)
     aliases, expected = _aliases(module), module.state_dict()
     wanted = [name for name in expected if name not in base]
     missing = [name for name in wanted if not any(alias in tensors for alias in aliases.get(name, [name]))]
@@ -76,13 +76,23 @@ def load_saved(module: nn.Module, path: Path, base: Collection[str] = ()) -> Non
             f"{path} does not fit {type(module).__name__}: it {found}.\n"
             "  with algorithm.shared_params the other parameters stay with the clients, and are in checkpoints alone"
         )
+    load_tensors(module, tensors)
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors into the parameters and buffers of these names, buffers in whatever shapes they have now."""
     other_shapes = {
         name: tensors[name]
-        for name, buffer in buffers.items()
+        for name, buffer in _buffers(module).items()
         if name in tensors and (buffer is None or not (is_lazy(buffer) or buffer.shape == tensors[name].shape))
     }
     load_buffers(module, other_shapes)
     module.load_state_dict(tensors, strict=False)
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the buffers of a module by their names, those that are not set yet among them."""
+    return {**dict.fromkeys(empty_buffers(module)), **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def freeze(module: nn.Module, pattern: str) -> None:

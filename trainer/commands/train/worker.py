@@ -34,6 +34,7 @@ from trainer.commands.train.torch_settings import configure_torch, resume_thread
 from trainer.config.build import build, build_loggers
 from trainer.config.schema import Config, read_config
 from trainer.config.targets import check_targets
+from trainer.data.sources.signature import DataSignature
 from trainer.distributed import collectives
 from trainer.distributed.environment import ClusterEnvironment, check_ranks, detect_environment
 from trainer.distributed.launch.heartbeat import Heartbeat
@@ -226,6 +227,8 @@ class Worker:
             self.folder.write_config({**self.tree, "clients": len(run.clients)})
             if run.data.encoder:
                 self.folder.write_columns(run.data.encoder.to_json())
+            if signature := DataSignature.of(run.data, run.clients):
+                self.folder.write_signature(signature.to_json())
             if run.data.label_names:
                 self.folder.write_labels(run.data.label_names)
         if self.config.run.smoke:
