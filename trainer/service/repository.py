@@ -56,17 +56,18 @@ class ServedVersion:
         Raises:
             ValueError: it is not.
         """
-        request, response = (self.folder / name for name in (EXAMPLE_REQUEST, EXAMPLE_RESPONSE))
+        signature, folder = self.signature, self.folder
+        request, response = (folder / name for name in (EXAMPLE_REQUEST, EXAMPLE_RESPONSE))
         if not {request.name, response.name} <= self.description.sha256.keys():
             return
         try:
-            answer = self.engine.run(decode_request(request.read_bytes(), None, self.signature).inputs)
+            answer = self.engine.run(decode_request(request.read_bytes(), None, signature).inputs)
             expected = {tensor["name"]: _tensor(tensor) for tensor in orjson.loads(response.read_bytes())["outputs"]}
         except (InferenceError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.folder}: its example fails: {error}") from error
+            raise ValueError(f"{folder}: its example fails: {error}") from error
         for name, tensor in expected.items():
             if name not in answer or not _is_close(answer[name], tensor):
-                raise ValueError(f"{self.folder}: {name} of its example is another one here")
+                raise ValueError(f"{folder}: {name} of its example is another one here")
 
 
 class Repository:
@@ -141,7 +142,10 @@ class Repository:
 
     def _version(self, model: str, number: int, folder: Path, now: ServedVersion | None) -> ServedVersion | None:
         """Return a version, loaded if it is new or another one by now; what was loaded if it is damaged."""
-        stamp = _stamp(folder)
+        try:
+            stamp = _stamp(folder)
+        except FileNotFoundError:  # it was removed meanwhile
+            return now
         if (now is not None and now.stamp == stamp) or self._refused.get(folder) == stamp:
             return now
         try:
@@ -150,7 +154,9 @@ class Repository:
             meters = self.meters.of_version(model, number)
             version = ServedVersion(model, number, folder, stamp, description, engine, meters)
             version.check_example()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever is wrong with a version, the others are served
+            if not folder.is_dir():
+                return now
             log.warning("%s: version %s is passed over: %s", model, number, error)
             self._refused[folder] = stamp
             self.meters.refused.labels(model).inc()

@@ -93,11 +93,18 @@ def other_answers(folder):
     (folder / DESCRIPTION).write_text(json.dumps(description))
 
 
+def scalar_input(folder):
+    description = json.loads((folder / DESCRIPTION).read_text())
+    description["inputs"][0]["shape"] = []
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (other_graph, "model.onnx is not the file that was exported"),
         (no_description, "it has no model.json"),
+        (scalar_input, "list index out of range"),
         (other_answers, "outputs of its example is another one here"),
     ],
 )
