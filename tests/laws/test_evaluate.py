@@ -45,7 +45,7 @@ RUNS = {
 
 
 def figures(path: str, weights: Weights, typed: list[str], silos: int, takes_all: bool = False) -> Evaluation:
-    subject = find_subject(Path(path), weights)
+    subject = find_subject(Path(path), weights, typed)
     config = read_config(compose_tree(subject.overrides(["launch.threads_per_worker=1", *typed])))
     with distributed(silos, device="cpu") as topology:
         return evaluate_in(topology, subject, config, takes_all)
@@ -125,6 +125,24 @@ def test_weights_from_a_file_in_a_model_of_keys(ranks: Ranks, trained: Callable[
     keys = [key for key in RUNS["fedavg"] if not key.startswith(("silos", "rounds"))]
     (found,) = ranks(1).run(figures, str(folder / "model.safetensors"), "last", keys, 1)
     assert found.metrics["test/accuracy"] == last_round(folder)["test/accuracy"]
+
+
+def test_other_weights_in_the_model_of_a_run(ranks: Ranks, trained: Callable[[str], Path]) -> None:
+    """They get the examples as the run has prepared them: its own average has the figures that it had there."""
+    folder = trained("sync")
+    (found,) = ranks(1).run(figures, str(folder), "last", [f"model.init={folder}/ema.safetensors"], 1)
+    assert found.metrics["test/accuracy"] == last_round(folder)["ema/accuracy"]
+
+
+@pytest.mark.long
+def test_an_adapted_model(ranks: Ranks, tmp_path: Path) -> None:
+    """What is below the adapter comes from where the run had it: the seed."""
+    run = tmp_path / "run"
+    keys = ["adapter=lora", "adapter.rank=2", r"adapter.targets='\d+$'", "model.channels=4", "rounds=1"]
+    ranks(2).run(work, [*keys, f"run_dir={run}"])
+    for found in ranks(2).run(figures, str(run), "last", [], 1):
+        for score in ("test/loss", "test/accuracy"):
+            assert found.metrics[score] == last_round(run)[score]
 
 
 def test_all_examples_are_those_of_every_set(ranks: Ranks, trained: Callable[[str], Path]) -> None:

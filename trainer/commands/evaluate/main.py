@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises ValueError for bad input that the launcher finds.
     """
     options, typed = _parse(arguments)
-    subject = find_subject(options.model, options.weights)
+    subject = find_subject(options.model, options.weights, typed)
     overrides = subject.overrides(typed)
     if is_worker(overrides):
         return run_worker(overrides, partial(_evaluate, options, subject, typed))

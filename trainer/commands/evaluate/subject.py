@@ -110,6 +110,27 @@ class ExportedVersion:
 
 
 @dataclass(frozen=True)
+class WeightsOfRun:
+    """Weights from the file of a typed `model.init`, in the model of a run, which prepares the examples too."""
+
+    folder: RunDir
+    round = 0
+
+    @property
+    def title(self) -> str:
+        return f"model.init, in the model of {self.folder.path}"
+
+    def overrides(self, typed: Sequence[str]) -> list[str]:
+        return reading_overrides(self.folder.config, ["ema_decay=null", *typed])
+
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.of_run(self.folder)
+
+    def finish(self, module: nn.Module) -> None:
+        """Do nothing: they are the initial weights."""
+
+
+@dataclass(frozen=True)
 class WeightsFile:
     """Weights from a file, in a model that the overrides describe."""
 
@@ -130,12 +151,13 @@ class WeightsFile:
         """Do nothing: they are the initial weights."""
 
 
-def find_subject(path: Path, weights: Weights) -> Subject:
+def find_subject(path: Path, weights: Weights, typed: Sequence[str] = ()) -> Subject:
     """Return what a path names.
 
     Args:
         path: a run folder, a version or a model that was exported, or a file or folder of weights.
         weights: which of a run's.
+        typed: overrides of the configuration, of which `model.init` names other weights than those of a run.
 
     Raises:
         ValueError: it names neither, or the run has not finished.
@@ -143,6 +165,8 @@ def find_subject(path: Path, weights: Weights) -> Subject:
     if version := find_version(path):
         return ExportedVersion(version)
     if (path / "config.yaml").is_file():
+        if any(override.lstrip("+").startswith("model.init=") for override in typed):
+            return WeightsOfRun(RunDir(path))
         run = FinishedRun(RunDir(path), weights)
         find_weights(run.folder, weights)
         return run
