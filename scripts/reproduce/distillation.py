@@ -105,12 +105,12 @@ def _of_images(data: str) -> DistillationTable:
     return DistillationTable(
         SEEDS=(0, 1, 2),
         lr=0.05,
-        of_all=(f"data={data}", "rounds=3", "batch_size=64", "optimizer=momentum", "schedule=cosine"),
-        of_teacher=(),
-        of_students=("model=resnet", "model.depth=8", "model.width=4", "model.channels=1"),
+        of_all=(f"data={data}", "model=mlp", "rounds=10", "batch_size=64", "optimizer=momentum", "schedule=cosine"),
+        of_teacher=("model.hidden=200",),
+        of_students=("model.hidden=16",),
         of_fedavg=("clients=10",),
-        teacher="`cnn`, 1,663,370 parameters",
-        student="`model=resnet`, 4,934 parameters",
+        teacher="the 2NN, 199,210 parameters",
+        student="`model.hidden=16`, 13,002 parameters",
     )
 
 

@@ -48,7 +48,7 @@ class Distillation(Classification):
 
     def __init__(
         self,
-        teacher: Teacher | None,
+        teacher: Teacher | None = None,
         temperature: float = 2.0,
         weight: float = 0.7,
         class_weights: ClassWeights = None,

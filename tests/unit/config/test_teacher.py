@@ -16,6 +16,7 @@ from tests.support.exported import weights, write_linear
 from trainer.checkpoint.format import write_tensors
 from trainer.config.build import build, build_evaluation
 from trainer.config.compose import compose_tree
+from trainer.config.instantiate import instantiate
 from trainer.config.schema import read_config
 from trainer.config.teacher import load_teacher
 from trainer.data.transforms import Standardise
@@ -165,4 +166,5 @@ def test_evaluation_needs_no_teacher(topology: Topology):
     config = read_config(compose_tree(["task=distillation", "task.teacher=gone"]))
     run = build_evaluation(config, topology, None)
     outputs, labels = torch.randn(4, 10), torch.arange(4)
-    assert torch.equal(run.task.score_sums(outputs, labels), Classification().score_sums(outputs, labels))
+    for task in (run.task, instantiate("task", config.task)):
+        assert torch.equal(task.score_sums(outputs, labels), Classification().score_sums(outputs, labels))
