@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from trainer.distributed.environment import LAUNCHER_PID, is_worker
+from trainer.distributed.environment import LAUNCHER_PID, PARENT_PID, is_worker
 from trainer.utils.output import keep_output_harmless
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -29,8 +29,8 @@ def run() -> int:
 
 def _main_of_launcher() -> Callable[[], int]:
     """Import the command line. Meanwhile Control-C ends the process: imports may swallow a KeyboardInterrupt."""
-    if sweep := os.environ.get("SILOTRAIN_SWEPT"):
-        _leave_with_parent(int(sweep))
+    if parent := os.environ.get(PARENT_PID):
+        _leave_with_parent(int(parent))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from trainer.commands.main import main
 

@@ -1,4 +1,4 @@
-"""The image and the Kubernetes job of docs/deploy/, as far as can be seen without running them."""
+"""The image, the Kubernetes job and the services of docs/deploy/, as far as can be seen without running them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,17 @@ def test_the_job_is_one_of_its_runtime_with_a_valid_configuration() -> None:
     arguments = [one.replace("$(PET_MASTER_ADDR)", "node0") for one in job["spec"]["trainer"]["args"]]
     tree = compose_tree(arguments)
     assert tree["launch"]["nodes"] == job["spec"]["trainer"]["numNodes"] and tree["launch"]["rdzv_endpoint"]
+
+
+def test_the_services_are_of_the_image_and_prometheus_asks_the_one_that_is_there() -> None:
+    services = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
+    command = (FOLDER / "Dockerfile").read_text().splitlines()[0]
+    assert f"--tag {services['silotrain']['image']} " in command and "serve" in services["silotrain"]["command"]
+    asked = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"][0]["static_configs"][0]
+    (target,) = asked["targets"]
+    host, port = target.split(":")
+    assert any(ports.endswith(f":{port}") for ports in services[host]["ports"])
+    by_triton, by_us = yaml.safe_load_all((FOLDER / "inferenceservice.yaml").read_text())
+    (container,) = by_us["spec"]["predictor"]["containers"]
+    assert container["image"] == services["silotrain"]["image"] and container["args"][0] == "serve"
+    assert container["env"][0]["value"] == by_triton["spec"]["predictor"]["model"]["storageUri"]

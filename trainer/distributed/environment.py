@@ -15,6 +15,8 @@ from typing import Literal
 # Variables of workers that our launcher has started: its process id, and for rank 0 the descriptor of a socket that
 # listens at MASTER_PORT.
 LAUNCHER_PID, LISTENER = "SILOTRAIN_LAUNCHER_PID", "SILOTRAIN_LISTENER"
+# The process id of the one that has started this command, which stops when that dies: a sweep, or a server.
+PARENT_PID = "SILOTRAIN_PARENT_PID"
 
 LauncherName = Literal["shell", "launcher", "torchrun", "srun"]
 

@@ -15,7 +15,9 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from trainer.service.version import ModelDescription
 
@@ -28,11 +30,21 @@ SUFFIX = re.compile(rb"\b(nv_\w+?)_total\b")
 
 
 class Meters:
-    """All metrics of a server."""
+    """All metrics of a server.
 
-    def __init__(self):
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+    Args:
+        worker: the number of this process among several, whose metrics are summed. Those of a worker that has died are
+            counted on by the one that follows. None: it is alone.
+    """
+
+    def __init__(self, worker: int | None = None):
+        self.registry = self._shown = CollectorRegistry()
+        if worker is None:
+            ProcessCollector(registry=self.registry)
+        else:  # prometheus-client keeps the numbers of each worker in a file, in PROMETHEUS_MULTIPROC_DIR
+            values.ValueClass = values.MultiProcessValue(lambda: worker)
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown)
         counter = partial(Counter, labelnames=LABELS, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
         self.success = counter("nv_inference_request_success", "Requests that were answered")
@@ -46,7 +58,10 @@ class Meters:
         self.input_us = counter("nv_inference_compute_input_duration_us", "Microseconds of joining requests to batches")
         self.infer_us = counter("nv_inference_compute_infer_duration_us", "Microseconds of the model, for each request")
         self.output_us = counter("nv_inference_compute_output_duration_us", "Microseconds of splitting batches")
-        self.pending = gauge("nv_inference_pending_request_count", "Requests that queue", ["model"])
+        self.pending = gauge(
+            "nv_inference_pending_request_count", "Requests that queue", ["model"], multiprocess_mode="sum"
+        )
+        gauge = partial(gauge, multiprocess_mode="mostrecent")
         self._version = gauge("silotrain_model_version", "The newest version that is served", ["model"])
         self._accuracy = gauge("silotrain_model_accuracy", "The headline of that version", ["model", "metric"])
         self.refused = Counter(
@@ -65,7 +80,7 @@ class Meters:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' format."""
-        return SUFFIX.sub(rb"\1", generate_latest(self.registry))
+        return SUFFIX.sub(rb"\1", generate_latest(self._shown))
 
 
 class VersionMeters:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from trainer.service.errors import InvalidRequestError, unlike
+from trainer.service.errors import unlike
 
 if TYPE_CHECKING:
     from trainer.service.engine import Tensors
@@ -239,4 +239,4 @@ def _parse(text: memoryview) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the request is no JSON: {error}") from error
+        raise unlike("request", f"no JSON: {error}", "JSON") from error

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from trainer.service.errors import ClientGoneError, InferenceError, TooLargeError, unlike
+from trainer.service.errors import ClientGoneError, InferenceError, NotFoundError, TooLargeError, unlike
+from trainer.service.page import HEADERS, render
 from trainer.service.protocol import decode_request, encode_response
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def make_app(service: InferenceService) -> Starlette:
         Route("/v2", rest.server_metadata),
         Route("/v2/repository/index", rest.index, methods=["GET", "POST"]),
         Route("/metrics", rest.metrics),
+        Route("/", rest.page),
     ]
     handlers: dict[Any, Any] = {
         InferenceError: _inference_error,
@@ -113,6 +115,16 @@ class Rest:
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._service.meters.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    async def page(self, request: Request) -> Response:
+        """Answer the page of a model, by default the first one."""
+        models = list(self._service.repository.models)
+        version = self._service.repository.find(request.query_params.get("model", next(iter(models), "")))
+        try:
+            content = await asyncio.to_thread(render, version.folder, version.description, models)
+        except OSError as error:  # the folder was removed; the model is in memory
+            raise NotFoundError(f"page: {error.filename} cannot be read: {error.strerror}") from error
+        return Response(content, headers=HEADERS, media_type="text/html")
 
     def _find(self, request: Request) -> ServedVersion:
         path = request.path_params

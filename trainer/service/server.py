@@ -13,10 +13,12 @@ from pathlib import Path
 import uvicorn
 
 from trainer.service.batcher import Batcher
+from trainer.service.connections import LimitedHttp
 from trainer.service.meters import Meters
 from trainer.service.repository import Repository
 from trainer.service.rest import make_app
 from trainer.service.rpc import make_server
+from trainer.service.tls import ServerCertificates
 
 DRAIN_SECONDS = 30  # for requests that are in flight when the server is stopped
 BACKLOG = 2048
@@ -37,6 +39,8 @@ class ServerOptions:
         threads: of an operation of a model; None: one for each core.
         max_body: bytes of a request.
         release: version of this software, for clients that ask for it.
+        certificates: of TLS; None: plain text.
+        worker: the number of this process among several at the same ports; None: it is alone.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +51,8 @@ class ServerOptions:
     threads: int | None = None
     max_body: int = 16_000_000
     release: str = "unknown"
+    certificates: ServerCertificates | None = None
+    worker: int | None = None
 
 
 class InferenceService:
@@ -54,7 +60,7 @@ class InferenceService:
 
     def __init__(self, root: Path, options: ServerOptions):
         self.max_body, self.release = options.max_body, options.release
-        self.meters = Meters()
+        self.meters = Meters(options.worker)
         self.repository = Repository(root, options.threads, self.meters)
         self.batcher = Batcher(options.max_batch, options.queue, self.meters)
         self.is_stopping = False
@@ -86,7 +92,8 @@ class Server:
     @property
     def http_url(self) -> str:
         """Where REST is served."""
-        return f"http://{self._host}:{self.http_port}"
+        scheme = "https" if self._options.certificates else "http"
+        return f"{scheme}://{self._host}:{self.http_port}"
 
     @property
     def grpc_address(self) -> str:
@@ -111,9 +118,13 @@ class Server:
             )
         listener = self._listen()
         self.http_port = listener.getsockname()[1]
-        self._rpc = make_server(self.service, {"grpc.so_reuseport": 0})
+        self._rpc = make_server(self.service, {"grpc.so_reuseport": int(options.worker is not None)})
+        address, certificates = f"{self._host}:{options.grpc}", options.certificates
         try:
-            self.grpc_port = self._rpc.add_insecure_port(f"{self._host}:{options.grpc}")
+            if certificates:
+                self.grpc_port = self._rpc.add_secure_port(address, certificates.grpc_credentials())
+            else:
+                self.grpc_port = self._rpc.add_insecure_port(address)
         except RuntimeError as error:
             listener.close()
             raise _taken("--grpc", options.host, options.grpc) from error
@@ -121,6 +132,9 @@ class Server:
         config = uvicorn.Config(
             make_app(self.service),
             lifespan="off",
+            http=LimitedHttp,
+            ws="none",
+            ssl_context_factory=certificates and (lambda *_: certificates.ssl_context()),
             access_log=False,
             log_level="warning",
             server_header=False,
@@ -148,7 +162,9 @@ class Server:
         host, port = self._options.host, self._options.http
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            listener = socket.create_server(
+                (host, port), family=family, backlog=BACKLOG, reuse_port=self._options.worker is not None
+            )
         except OSError as error:
             raise _taken("--http", host, port) from error
         # Its connections have it too. Without it each answer, which is two packets, waits for the client's delayed ACK.

@@ -138,7 +138,7 @@ def test_what_is_wrong_with_a_request(curl, request_body, error):
     [
         ("POST", "/v2/models/liner/infer", {"json": {}}, 404, "model: got 'liner', wanted linear"),
         ("POST", "/v2/models/linear/versions/7/infer", {"json": {}}, 404, "version of linear: got '7', wanted 1"),
-        ("POST", "/v2/models/linear/infer", {"content": b"{"}, 400, "the request is no JSON"),
+        ("POST", "/v2/models/linear/infer", {"content": b"{"}, 400, "request: got"),
         ("POST", "/v2/models/linear/infer", {"content": bytes(100_001)}, 413, "body: got 100001 bytes, wanted at most"),
         ("POST", "/v2/models/linear/infer", {"content": iter([bytes(99_999)] * 2)}, 413, "body: got more than 100000"),
         ("GET", "/v2/models/linear/infer", {}, 405, "Method Not Allowed: got GET /v2/models/linear/infer"),

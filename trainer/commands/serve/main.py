@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 from trainer import __version__
 from trainer.commands.exit_codes import FINISHED
 from trainer.commands.options import Parser
+from trainer.commands.serve.workers import own_number, serve_by_workers
 from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
+from trainer.service.tls import ServerCertificates
 
 if TYPE_CHECKING:
     from trainer.service.server import Server
@@ -32,6 +35,10 @@ comes later is checked, and takes over without a failed request. The protocol is
   --queue REQUESTS   that may wait for a model, before others are refused at once; default: 1024
   --threads N        of an operation of a model; default: auto, one for each core
   --max-body BYTES   of a request; default: 16000000
+  --workers N        processes at the same ports, each with the models in its own memory; one that dies is started
+                     again, while the others answer; default: 1
+  --tls CERT KEY     files of a certificate and its key, in PEM: both ports speak TLS alone
+  --ca CA            with --tls: clients need a certificate that one of the authorities in this file has signed
 
   python -m trainer serve models
   curl -d @models/digits/1/example.json http://127.0.0.1:8080/v2/models/digits/infer
@@ -54,26 +61,46 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--queue", type=_number(1), default=1024, metavar="REQUESTS")
     parser.add_argument("--threads", type=_threads, default="auto", metavar="N")
     parser.add_argument("--max-body", type=_number(1), default=16_000_000, metavar="BYTES")
+    parser.add_argument("--workers", type=_number(1), default=1, metavar="N")
+    parser.add_argument("--tls", nargs=2, type=Path, metavar=("CERT", "KEY"))
+    parser.add_argument("--ca", type=Path, metavar="CA")
     options = vars(parser.parse_args(arguments))
-    models = options.pop("models")
+    models, workers, tls, authority = (options.pop(name) for name in ("models", "workers", "tls", "ca"))
     if not models.is_dir():
         raise ValueError(f"{models}: there is no such folder\n  valid: a folder MODELS/NAME/VERSION, by export")
+    certificates = _certificates(tls, authority)
+    worker = own_number()
+    if workers > 1 and worker is None:
+        threads = options["threads"] or max(1, len(os.sched_getaffinity(0)) // workers)
+        each = [*arguments, "--threads", str(threads)]
+        return serve_by_workers(each, workers, options["host"], options["http"], options["grpc"])
     try:
         from trainer.service.server import Server, ServerOptions
     except ImportError as error:
         raise ValueError(f"serve needs the package {error.name}\n  pip install silotrain[serve]") from error
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("trainer.service").setLevel(logging.INFO)
-    server = Server(models, ServerOptions(**options, release=__version__))
+    wanted = ServerOptions(**options, certificates=certificates, worker=worker, release=__version__)
+    server = Server(models, wanted)
     with handle_stop_signals(on_stop=server.stop, on_kill=hard_exit):
-        asyncio.run(_serve(server))
+        asyncio.run(_serve(server, is_first=not worker))
     return FINISHED
 
 
-async def _serve(server: Server) -> None:
+async def _serve(server: Server, is_first: bool) -> None:
     await server.start()
-    print(_introduction(server), flush=True)
+    if is_first:
+        print(_introduction(server), flush=True)
     await server.wait()
+
+
+def _certificates(tls: Sequence[Path] | None, authority: Path | None) -> ServerCertificates | None:
+    if tls:
+        certificate, key = tls
+        return ServerCertificates(certificate, key, authority)
+    if authority:
+        raise ValueError("--ca without --tls: clients show certificates over TLS alone\n  add --tls CERT KEY")
+    return None
 
 
 def _introduction(server: Server) -> str:

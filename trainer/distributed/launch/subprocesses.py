@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.distributed.environment import PARENT_PID
 from trainer.distributed.launch.processes import TRAINER
-
-# The process id of a sweep, in the environment of its commands: they stop when it is killed.
-SWEPT = "SILOTRAIN_SWEPT"
 
 PROMPT = "$ python -m trainer"  # at the beginning of a command's output
 
@@ -65,7 +63,7 @@ class Command:
             output.flush()
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **gpus, SWEPT: str(os.getpid())},
+                env={**os.environ, **gpus, PARENT_PID: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
