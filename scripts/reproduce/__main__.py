@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from scripts.reproduce import diloco, distillation, fashion, mcmahan, scaffold
+from scripts.reproduce import diloco, distillation, fashion, mcmahan, pruning, scaffold
 from scripts.reproduce.series import Runner
 from scripts.reproduce.trials import Series, Trial
 
@@ -53,8 +53,12 @@ TABLES: dict[str, Table] = {
     "distil_digits": distillation.DIGITS,
     "distil_mnist": distillation.MNIST,
     "distil_fashion": distillation.FASHION,
+    "pruning_digits": pruning.DIGITS,
+    "pruning_mnist": pruning.MNIST,
+    "pruning_fashion": pruning.FASHION,
 }
-PACKAGED = {"diloco": "Shakespeare comes with a package", "distil_digits": "the digits come with scikit-learn"}
+DIGITS = "the digits come with scikit-learn"
+PACKAGED = {"diloco": "Shakespeare comes with a package", "distil_digits": DIGITS, "pruning_digits": DIGITS}
 
 
 def main() -> int:

@@ -44,7 +44,7 @@ class Runner:
 
     def _can_start(self, trial: Trial) -> bool:
         has_room = not self.live or sum(other.workers for other in self.live) + trial.workers <= self.jobs
-        return has_room and trial.teacher not in {other.name for other in self.live}
+        return has_room and not {trial.teacher, trial.init} & {other.name for other in self.live}
 
     def _start(self, trial: Trial) -> None:
         if self.series.is_over(trial):  # a rival was faster

@@ -21,6 +21,7 @@ class Trial:
         target: the test accuracy at which it ends; None: it runs to its end.
         workers: the number of its processes.
         teacher: the name of the trial before it whose model it learns from; None: of none.
+        init: the name of the trial before it with whose model it begins; None: with a new one.
     """
 
     cell: str
@@ -30,6 +31,7 @@ class Trial:
     target: float | None = None
     workers: int = 1
     teacher: str | None = None
+    init: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +47,8 @@ class Trial:
             "launch.threads_per_worker=1",
         ]
         taught = ["task=distillation", f"task.teacher={folder / self.teacher}"] if self.teacher else []
-        return [*taught, *self.overrides, *own, f"run_dir={folder / self.name}"]
+        begun = [f"model.init={folder / self.init / 'model.safetensors'}"] if self.init else []
+        return [*taught, *begun, *self.overrides, *own, f"run_dir={folder / self.name}"]
 
 
 @dataclass(frozen=True)

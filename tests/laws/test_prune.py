@@ -39,6 +39,7 @@ from trainer.models.flat import FlatModel, frozen_tensors
 from trainer.models.pretrained import load_saved
 from trainer.models.pruning import dense_tensors, prune, unpruned
 from trainer.optim import GroupedOptimizerFactory, Muon
+from trainer.utils.errors import InputError
 
 WEIGHTS = 5 * FEATURES + CLASSES * 5  # of the two matrices of the tiny model
 OPTIMIZERS = {
@@ -172,6 +173,23 @@ def test_only_kept_numbers_travel(ranks):
     numbers = 450 + 500 + CLASSES
     assert numbers <= sent / (2 * 8) < numbers + 4 * 8 + 16
     assert FlatModel(pruned()).shared_state().keys() == tiny_model().state_dict().keys()
+
+
+def of_other_weights() -> nn.Module:
+    """Return a model that every rank has pruned by weights of its own."""
+    module = tiny_model(torch.distributed.get_rank()).double()
+    prune(module, 0.6)
+    return module
+
+
+def refusal(silos: int) -> str:
+    with pytest.raises(InputError) as error:
+        train("fedavg", silos, of_other_weights, {})
+    return str(error.value)
+
+
+def test_other_weights_on_another_rank_are_refused(ranks):
+    assert all("the same file model.init on all nodes" in message for message in ranks(2).run(refusal, 2))
 
 
 def noisy_and_pruned() -> nn.Module:

@@ -16,6 +16,8 @@ from trainer.distributed import collectives
 from trainer.distributed.transport import Transport
 from trainer.loop.local_tensors import digest
 from trainer.models.flat import frozen_tensors
+from trainer.utils.errors import InputError
+from trainer.utils.seeding import derive_seed
 
 Scalars = dict[str, float]
 Tables = dict[str, Tensor]
@@ -45,7 +47,11 @@ class Exchange(Protocol):
     """How the silos of a run come together. Every rank makes the same calls."""
 
     def start(self, module: nn.Module) -> None:
-        """Make the parameters and buffers of all silos equal. A collective."""
+        """Make the parameters and buffers of all silos equal. A collective.
+
+        Raises:
+            InputError: their parameters have other shapes; on every rank.
+        """
         ...
 
     def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
@@ -71,11 +77,17 @@ class InWorld:
         self.transport = transport
 
     def start(self, module: nn.Module) -> None:
-        value = digest(frozen_tensors(module))
-        highest, lowest = collectives.all_reduce_max(torch.tensor([value, -value])).tolist()
+        frozen = digest(frozen_tensors(module))
+        shapes = derive_seed(str([(name, list(parameter.shape)) for name, parameter in module.named_parameters()]))
+        highest, lowest = collectives.all_reduce_max(torch.tensor([[frozen, shapes], [-frozen, -shapes]]))
+        same_frozen, same_shapes = (highest == -lowest).tolist()
+        if not same_shapes:
+            raise InputError(
+                "model= has parameters of other shapes on some ranks than on others.\n"
+                "  start all of them with the same keys; model.prune needs the same file model.init on all nodes"
+            )
         # Frozen parameters are gigabytes, of a file that every rank has read.
-        are_equal = highest == -lowest
-        parameters = [p for p in module.parameters() if p.requires_grad or not are_equal]
+        parameters = [p for p in module.parameters() if p.requires_grad or not same_frozen]
         for tensor in (*parameters, *module.buffers()):
             collectives.broadcast(tensor)
 
