@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from tests.cli.command import work
+from tests.laws.test_evaluate import figures
 from tests.support.pool import RankPool
 from trainer.commands.export.main import KEPT_BY_FOLLOWER
 from trainer.commands.main import main
@@ -63,7 +64,7 @@ def examples() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_its_accuracy_is_that_of_the_run_to_the_last_digit(
-    trained: Callable[[str], Path], tmp_path: Path, name: str
+    ranks: Ranks, trained: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     run = trained(name)
     folder, description = export(run, tmp_path, "--weights", "last")
@@ -75,6 +76,8 @@ def test_its_accuracy_is_that_of_the_run_to_the_last_digit(
     outputs = load_model(run)(raw).detach()
     np.testing.assert_allclose(found["outputs"], outputs, atol=1e-5)
     np.testing.assert_allclose(found["scores"], outputs.softmax(1), atol=1e-6)
+    for evaluated in ranks(2).run(figures, str(folder), "last", [], 1):
+        assert evaluated.metrics["test/accuracy"] == result["test/accuracy"]
 
 
 def test_weights_have_the_figures_of_their_round(trained: Callable[[str], Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ NO_ADAPTER = "trainer.models.no_adapter"
 OF_NO_TRAINING = (
     *("algorithm=sync", "server=average", "optimizer=sgd", "adapter=none", "update_compression=fp32"),
     *("transforms=[]", "task.output=null", "ema_decay=null", "eval.personal_steps=0", "channels_last=false"),
-    *("compile_backend=null", "precision.autocast=null"),
+    *("compile_backend=null", "precision.autocast=null", "silos=1"),
 )
 
 

@@ -40,6 +40,8 @@ AVERAGED = "ema/"  # of the averaged weights, on the test set
 # Of the configuration, what is not in a version: where the run was, how it was started, who watched it.
 OWN_KEYS = ("run_dir", "require_shared_run_dir", "resume", "name", "launch", "run", "loggers", "objective")
 PATH_KEYS = (*FILE_KEYS, "data.root", "model.init", "model.path")
+DATA_PATH, TOKENIZER_PATH = "data.path", "data.tokenizer"
+MISSING = "???"  # of Hydra: whoever reads it has to say where the data are
 TOKENIZER = "tokenizer"  # the folder of its files in a version
 
 
@@ -185,7 +187,7 @@ class SourceRun:
         for key in PATH_KEYS:
             group, _, name = key.partition(".")
             if public.get(group, {}).get(name) is not None:
-                public[group][name] = TOKENIZER if name == TOKENIZER else None
+                public[group][name] = {DATA_PATH: MISSING, TOKENIZER_PATH: TOKENIZER}.get(key)
         return yaml.safe_dump(public, sort_keys=False)
 
     def _served(self, module: nn.Module) -> nn.Module:
