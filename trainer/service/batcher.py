@@ -46,7 +46,7 @@ class Batcher:
     """Queues of requests, one for each model, and the thread that computes their batches.
 
     Args:
-        max_batch: rows of a batch; a request with more is a batch by itself.
+        max_batch: rows that the model computes together; a request with more is computed in parts.
         capacity: requests that may queue for a model.
         meters: where they are counted.
     """
@@ -84,7 +84,7 @@ class Batcher:
         batch = self._next_batch()
         self._is_busy = bool(batch)
         if batch:
-            future = asyncio.get_running_loop().run_in_executor(self._thread, compute, batch)
+            future = asyncio.get_running_loop().run_in_executor(self._thread, compute, batch, self.max_batch)
             future.add_done_callback(lambda done: self._answer(batch, done.result()))
 
     def _next_batch(self) -> list[Pending]:
@@ -117,7 +117,7 @@ class Batcher:
         self._compute_next()
 
 
-def compute(batch: Sequence[Pending]) -> list[Any]:
+def compute(batch: Sequence[Pending], max_batch: int) -> list[Any]:
     """Compute a batch; return the outputs of each request, or its error.
 
     If the batch fails, each request is computed by itself: one that the model refuses does not spoil the others.
@@ -129,19 +129,31 @@ def compute(batch: Sequence[Pending]) -> list[Any]:
         if count > 1:
             inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in inputs}
         times.append(time.perf_counter_ns())
-        outputs = version.engine.run(inputs)
+        outputs = _run(version, inputs, max_batch)
         times.append(time.perf_counter_ns())
         answers = _split(outputs, [pending.rows for pending in batch])
         times.append(time.perf_counter_ns())
     except Exception as error:
         if count > 1:
-            return [answer for pending in batch for answer in compute([pending])]
+            return [answer for pending in batch for answer in compute([pending], max_batch)]
         kind = InvalidRequestError if isinstance(error, ValueError) else InferenceError
         return [kind(f"{version.model} version {version.number} fails: {error}")]
     queued = sum(times[0] - pending.queued_ns for pending in batch) / 1000
     phases = [count * (end - begin) / 1000 for begin, end in pairwise(times)]
     version.meters.batch(sum(pending.rows for pending in batch), queued, *phases)
     return answers
+
+
+def _run(version: ServedVersion, inputs: Tensors, max_batch: int) -> Tensors:
+    """Compute the outputs, of at most `max_batch` rows at once: memory does not grow with the rows of a request."""
+    rows = len(next(iter(inputs.values())))
+    if rows <= max_batch or not version.signature.is_batched:
+        return version.engine.run(inputs)
+    parts = [
+        version.engine.run({name: tensor[begin : begin + max_batch] for name, tensor in inputs.items()})
+        for begin in range(0, rows, max_batch)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _split(outputs: Tensors, rows: Sequence[int]) -> list[Tensors]:
