@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from trainer import __version__
 from trainer.commands.exit_codes import FINISHED
 from trainer.commands.options import Parser
+from trainer.commands.serve.exported_run import exported_models
 from trainer.commands.serve.workers import own_number, serve_by_workers
 from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
 from trainer.service.tls import ServerCertificates
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 USAGE = """\
 python -m trainer serve MODELS [OPTION ...]     answers requests for the models of a folder, over REST and gRPC
+python -m trainer serve RUN [OPTION ...]        for the model of a run, which is exported into its folder first
 
 MODELS holds what `export` writes, MODELS/NAME/VERSION/. One model in it, MODELS/NAME, or one version can be served
 alone. The newest version of each model answers, and the one before it if it is asked for by number. A version that
-comes later is checked, and takes over without a failed request. The protocol is the Open Inference Protocol, v2.
+comes later is checked, and takes over without a failed request. While RUN is trained, each new best round is one.
+The protocol is the Open Inference Protocol, v2.
 
   --http PORT        of REST and of the metrics for Prometheus, at /metrics; default: 8080; 0: any that is free
   --grpc PORT        of gRPC, with its health and reflection services; default: 8081; 0: any that is free
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises ValueError for bad input.
     """
     parser = Parser("python -m trainer serve")
-    parser.add_argument("models", type=Path, metavar="MODELS")
+    parser.add_argument("models", type=Path, metavar="MODELS|RUN")
     parser.add_argument("--http", type=_number(0, 65535), default=8080, metavar="PORT")
     parser.add_argument("--grpc", type=_number(0, 65535), default=8081, metavar="PORT")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS")
@@ -67,23 +70,27 @@ def main(arguments: Sequence[str]) -> int:
     options = vars(parser.parse_args(arguments))
     models, workers, tls, authority = (options.pop(name) for name in ("models", "workers", "tls", "ca"))
     if not models.is_dir():
-        raise ValueError(f"{models}: there is no such folder\n  valid: a folder MODELS/NAME/VERSION, by export")
+        raise ValueError(
+            f"{models}: there is no such folder\n  valid: a run, or a folder MODELS/NAME/VERSION, by export"
+        )
     certificates = _certificates(tls, authority)
     worker = own_number()
-    if workers > 1 and worker is None:
-        threads = options["threads"] or max(1, len(os.sched_getaffinity(0)) // workers)
-        each = [*arguments, "--threads", str(threads)]
-        return serve_by_workers(each, workers, options["host"], options["http"], options["grpc"])
-    try:
-        from trainer.service.server import Server, ServerOptions
-    except ImportError as error:
-        raise ValueError(f"serve needs the package {error.name}\n  pip install silotrain[serve]") from error
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("trainer.service").setLevel(logging.INFO)
-    wanted = ServerOptions(**options, certificates=certificates, worker=worker, release=__version__)
-    server = Server(models, wanted)
-    with handle_stop_signals(on_stop=server.stop, on_kill=hard_exit):
-        asyncio.run(_serve(server, is_first=not worker))
+    with exported_models(models) as folder:
+        if workers > 1 and worker is None:
+            threads = options["threads"] or max(1, len(os.sched_getaffinity(0)) // workers)
+            each = [str(folder) if Path(argument) == models else argument for argument in arguments]
+            each += ["--threads", str(threads)]
+            return serve_by_workers(each, workers, options["host"], options["http"], options["grpc"])
+        try:
+            from trainer.service.server import Server, ServerOptions
+        except ImportError as error:
+            raise ValueError(f"serve needs the package {error.name}\n  pip install silotrain[serve]") from error
+        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+        logging.getLogger("trainer.service").setLevel(logging.INFO)
+        wanted = ServerOptions(**options, certificates=certificates, worker=worker, release=__version__)
+        server = Server(folder, wanted)
+        with handle_stop_signals(on_stop=server.stop, on_kill=hard_exit):
+            asyncio.run(_serve(server, is_first=not worker))
     return FINISHED
 
 
