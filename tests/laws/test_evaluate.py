@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch.nn import functional as F
 
 from tests.cli.command import work
@@ -23,14 +23,7 @@ from trainer.config.saved_model import Weights, load_model
 from trainer.config.saved_transforms import load_transforms
 from trainer.config.schema import read_config
 from trainer.data import TableEncoder, digits
-from trainer.data.sources.signature import DataSignature
 from trainer.distributed.topology import distributed
-from trainer.export.graph import trace
-from trainer.export.model_folder import write_version
-from trainer.export.served_model import ServedModel
-from trainer.export.version_files import VersionFiles
-from trainer.service.version import ModelDescription
-from trainer.tasks import Classification
 
 Ranks = Callable[[int], RankPool]
 
@@ -190,26 +183,19 @@ def test_what_stays_with_clients_is_refused(ranks: Ranks, tmp_path: Path) -> Non
     assert message == again
 
 
-def test_an_exported_run_predicts_what_the_run_has_measured(
-    ranks: Ranks, trained: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """The accuracy of its predictions, and its evaluation by its engine, are those of the run to the last digit."""
-    folder, test = trained("sync"), digits().test
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    del settings["run_dir"], settings["launch"]
-    signature = DataSignature.of(digits())
-    assert signature
-    graph = trace(ServedModel(load_model(folder), load_transforms(folder), Classification(), signature))
-    description = ModelDescription(graph.inputs, graph.outputs, "classification", "", {})
-    texts = {"config.yaml": yaml.safe_dump(settings)}
-    version = write_version(tmp_path, "digits", VersionFiles("digits", graph, description, texts=texts))
+def test_a_run_predicts_what_it_has_measured(ranks: Ranks, trained: Callable[[str], Path], tmp_path: Path) -> None:
+    """The accuracy of its predictions, and its evaluation by its engine, are those of its best round, every digit."""
+    folder, test = shutil.copytree(trained("sync"), tmp_path / "run"), digits().test
+    folder.chmod(0o700)
+    best = json.loads((folder / "result.json").read_text())["best_round"]
+    expected = json.loads((folder / "metrics.jsonl").read_text().splitlines()[best - 1])
     inputs, targets = test.fetch(torch.arange(len(test)))
     np.savez(tmp_path / "test.npz", x=inputs.numpy())
-    predict([str(version), str(tmp_path / "test.npz"), "--out", str(tmp_path / "predictions.npz")])
+    predict([str(folder), str(tmp_path / "test.npz"), "--out", str(tmp_path / "predictions.npz")])
     with np.load(tmp_path / "predictions.npz") as predictions:
-        expected = last_round(folder)["test/accuracy"]
-        assert np.mean(predictions["label"] == targets.numpy()) == expected
+        assert np.mean(predictions["label"] == targets.numpy()) == expected["test/accuracy"]
         np.testing.assert_allclose(predictions["scores"].sum(1), 1, rtol=1e-5)
-    for found in ranks(2).run(figures, str(version), "last", [], 1):
-        assert found.metrics["test/accuracy"] == expected
-        assert found.metrics["test/loss"] == pytest.approx(last_round(folder)["test/loss"], rel=1e-5)
+    (model,) = (folder / "export").iterdir()
+    for found in ranks(2).run(figures, str(model), "last", [], 1):
+        assert found.metrics["test/accuracy"] == expected["test/accuracy"]
+        assert found.metrics["test/loss"] == pytest.approx(expected["test/loss"], rel=1e-5)

@@ -52,12 +52,25 @@ def find_version(path: Path) -> Path | None:
 
 
 def open_version(path: Path) -> Version:
-    """Return the version of an exported model that a path names; of a model, the newest.
+    """Return the version of an exported model that a path names; of a model the newest, of a run its best round.
 
     Raises:
-        ValueError: it names none, or one that is not whole.
+        ValueError: it names none, one that is not whole, or a run that cannot be exported.
     """
-    folder = find_version(path)
+    folder = find_version(path) or (_export(path) if (path / CONFIG).is_file() else None)
     if folder is None:
-        raise ValueError(f"{path} is no exported model\n  valid: MODELS/NAME or MODELS/NAME/VERSION, by export")
+        raise ValueError(
+            f"{path} is no exported model\n  valid: MODELS/NAME or MODELS/NAME/VERSION, by export, or a run folder"
+        )
     return Version.read(folder)
+
+
+def _export(run: Path) -> Path | None:
+    """Export a finished run into the folder `export` in it, unless that has been done; return the version."""
+    try:
+        from trainer.commands.export.main import export_run
+        from trainer.commands.export.source_run import SourceRun
+
+        return find_version(export_run(run) / SourceRun(run).default_name)
+    except ImportError as error:
+        raise ValueError(f"export needs the package {error.name}\n  pip install silotrain[export]") from error

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 USAGE = """\
 python -m trainer predict MODELS/NAME[/VERSION] FILE ... [OPTION ...] [data.KEY=value ...]     predictions of a model
+python -m trainer predict RUN FILE ...     the same of a finished run, whose best round is exported to RUN/export first
 
 Each FILE is a table (.csv, .jsonl, .parquet), a .npz file, an image or a folder of images, or a text with an example a
 line (.txt). They are read as the examples of training were, and need no targets: columns.json of the version says how
