@@ -71,7 +71,7 @@ def test_a_run_that_finished_says_so(trained: Trained) -> None:
 
 def test_the_folder_holds_what_scripts_look_for_and_nothing_else(trained: Trained) -> None:
     files = {"config.yaml", "state.json", "metrics.jsonl", "result.json", "console.log"}
-    files |= {"model.safetensors", "best.safetensors", "labels.json"}
+    files |= {"model.safetensors", "best.safetensors", "signature.json"}
     folders = {"tensorboard", "checkpoints", "logs"} | (
         {"tensorboard-clients"} if "silos=2" in trained.overrides else set()
     )

@@ -8,7 +8,6 @@ outputs/digits-sync/2026-01-31_12-00-00/
   model.safetensors  the finished model
   columns.json   of a table with data.columns=: how its columns are encoded
   transforms.safetensors  statistics of the training examples that transforms have measured
-  labels.json    of classes with names: those, by label
   signature.json what the examples are like, for whoever has not the data
   best.safetensors   that of the best saved round, by monitor=
   ema.safetensors    with ema_decay=: the finished one with the average of its weights
@@ -31,7 +30,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -91,7 +90,6 @@ class RunDir:
         self._result = path / "result.json"
         self.columns = path / "columns.json"
         self._transforms = path / "transforms.safetensors"
-        self._labels = path / "labels.json"
         self._signature = path / "signature.json"
         self._logs = path / "logs"
 
@@ -204,14 +202,6 @@ class RunDir:
     def write_columns(self, text: str) -> None:
         """Write columns.json, by which other rows of a table are encoded as those of training were."""
         self._write(self.columns, text)
-
-    def write_labels(self, names: Sequence[str]) -> None:
-        """Write labels.json, by which the labels of other examples are numbered as those of training were."""
-        self._write(self._labels, json.dumps(names, ensure_ascii=False) + "\n")
-
-    def labels(self) -> tuple[str, ...]:
-        """Return the names of the classes, by label; empty if they have none."""
-        return tuple(json.loads(self._labels.read_bytes())) if self._labels.exists() else ()
 
     def write_signature(self, text: str) -> None:
         """Write signature.json, which says what the examples are like to whoever has not the data."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.checkpoint.run_dir import RunDir
 from trainer.data import DataSplits, TableEncoder
+from trainer.data.sources.signature import DataSignature
 from trainer.utils.text import format_value
 
 
@@ -30,7 +31,9 @@ class Preprocessing:
     def of_run(folder: RunDir) -> Preprocessing:
         """Read it from a run folder; raise ValueError if a file is damaged."""
         encoder = TableEncoder.load(folder.columns) if folder.columns.exists() else None
-        return Preprocessing(folder.transforms(), encoder, folder.labels())
+        signature = folder.signature()
+        names = DataSignature.from_json(signature).label_names if signature else ()
+        return Preprocessing(folder.transforms(), encoder, tuple(names))
 
     def check_labels(self, splits: DataSplits) -> None:
         """Raise ValueError if labels of a data set mean other classes."""

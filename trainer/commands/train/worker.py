@@ -229,8 +229,6 @@ class Worker:
                 self.folder.write_columns(run.data.encoder.to_json())
             if signature := DataSignature.of(run.data, run.clients):
                 self.folder.write_signature(signature.to_json())
-            if run.data.label_names:
-                self.folder.write_labels(run.data.label_names)
         if self.config.run.smoke:
             self._fit_or_skip(run, until=1)
         self._fit_or_skip(run)
