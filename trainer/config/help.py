@@ -29,6 +29,7 @@ python -m trainer export RUN, predict MODEL FILE, serve MODEL   a model for serv
   --log-level LEVEL          of the logs in the run folder: debug, info, warning or error
   --version                  print the version
   -sc install=bash           print the shell completion; to have it: eval "$(silotrain -sc install=bash)"
+  run.smoke=true             any configuration, tried in a few seconds
 
 Exit codes: 0 finished, 1 failed, 2 bad input, 75 preempted: the same command, or run_dir= alone, continues the run."""
 
