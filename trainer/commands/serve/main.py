@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from trainer.service.tls import ServerCertificates
 
 if TYPE_CHECKING:
     from trainer.service.server import Server
+
+MAX_FILES = 65_536  # that are open at once, where the system allows it
 
 USAGE = """\
 python -m trainer serve MODELS [OPTION ...]     answers requests for the models of a folder, over REST and gRPC
@@ -89,9 +92,17 @@ def main(arguments: Sequence[str]) -> int:
         logging.getLogger("trainer.service").setLevel(logging.INFO)
         wanted = ServerOptions(**options, certificates=certificates, worker=worker, release=__version__)
         server = Server(folder, wanted)
+        _allow_connections()
         with handle_stop_signals(on_stop=server.stop, on_kill=hard_exit):
             asyncio.run(_serve(server, is_first=not worker))
     return FINISHED
+
+
+def _allow_connections() -> None:
+    """Allow more open files, of which a connection is one: a process often may have 1,024 until it asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_unlimited = most == resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES if is_unlimited else min(most, MAX_FILES), most))
 
 
 async def _serve(server: Server, is_first: bool) -> None:
