@@ -73,7 +73,8 @@ class Batcher:
             loop.call_later(request.timeout_us / 1e6, _expire, answer, request.timeout_us)
         if not self._is_busy:
             self._is_busy = True
-            loop.call_soon(self._compute_next)  # after all the requests that have arrived with this one
+            # Two turns of the loop later: all requests that have arrived with this one have been read by then.
+            loop.call_soon(loop.call_soon, loop.call_soon, self._compute_next)
         return answer
 
     def close(self) -> None:
