@@ -74,7 +74,7 @@ class Batcher:
         if not self._is_busy:
             self._is_busy = True
             # Two turns of the loop later: all requests that have arrived with this one have been read by then.
-            loop.call_soon(loop.call_soon, loop.call_soon, self._compute_next)
+            loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(self._compute_next)))
         return answer
 
     def close(self) -> None:
