@@ -30,7 +30,7 @@ class TooLargeError(InferenceError):
 
 
 class OverloadedError(InferenceError):
-    """The queue is full."""
+    """The queue is full, or the memory for requests is."""
 
     status, code, reason = 503, "RESOURCE_EXHAUSTED", "REJECTED"
 

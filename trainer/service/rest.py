@@ -20,6 +20,7 @@ from trainer.service.protocol import decode_request, encode_response
 
 if TYPE_CHECKING:
     from trainer.service.repository import ServedVersion
+    from trainer.service.request_memory import HeldBytes
     from trainer.service.server import InferenceService
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -59,8 +60,8 @@ class Rest:
 
     async def infer(self, request: Request) -> Response:
         version = self._find(request)
-        with version.meters.request():
-            body = await self._body(request)
+        with version.meters.request(), self._service.memory.hold() as held:
+            body = await self._body(request, held)
             inference = decode_request(body, _header_length(request), version.signature)
             answer = self._service.batcher.submit(version, inference)
             gone = asyncio.ensure_future(request.receive())  # behind the body there is only the end of the connection
@@ -130,7 +131,7 @@ class Rest:
         path = request.path_params
         return self._service.repository.find(path["model"], path.get("version", ""))
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, held: HeldBytes) -> bytes:
         """Read the body, of which never more than the limit is in memory."""
         limit = self._service.max_body
         if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
@@ -142,6 +143,7 @@ class Rest:
             size += len(part)
             if size > limit:
                 raise TooLargeError(f"body: got more than {limit} bytes, wanted at most as many")
+            held.add(len(part))
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -71,7 +71,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     @_answers_errors
     async def ModelInfer(self, request: Any) -> Any:
         version = self._service.repository.find(request.model_name, request.model_version)
-        with version.meters.request():
+        with version.meters.request(), self._service.memory.hold() as held:
+            held.add(request.ByteSize())
             inference = decode_message(request, version.signature)
             outputs = await self._service.batcher.submit(version, inference)
             return encode_message(version, inference, outputs)

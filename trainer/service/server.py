@@ -16,6 +16,7 @@ from trainer.service.batcher import Batcher
 from trainer.service.connections import LimitedHttp
 from trainer.service.meters import Meters
 from trainer.service.repository import Repository
+from trainer.service.request_memory import BODIES, RequestMemory
 from trainer.service.rest import make_app
 from trainer.service.rpc import make_server
 from trainer.service.tls import ServerCertificates
@@ -60,6 +61,7 @@ class InferenceService:
 
     def __init__(self, root: Path, options: ServerOptions):
         self.max_body, self.release = options.max_body, options.release
+        self.memory = RequestMemory(BODIES * options.max_body)
         self.meters = Meters(options.worker)
         self.repository = Repository(root, options.threads, self.meters)
         self.batcher = Batcher(options.max_batch, options.queue, self.meters)
