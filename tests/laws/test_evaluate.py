@@ -129,7 +129,7 @@ def test_other_weights_in_the_model_of_a_run(ranks: Ranks, trained: Callable[[st
 
 @pytest.mark.long
 def test_an_adapted_model(ranks: Ranks, tmp_path: Path) -> None:
-    """What is below the adapter comes from where the run had it: the seed."""
+    """Parameters below the adapter come from where the run had them: the seed."""
     run = tmp_path / "run"
     keys = ["adapter=lora", "adapter.rank=2", r"adapter.targets='\d+$'", "model.channels=4", "rounds=1"]
     ranks(2).run(work, [*keys, f"run_dir={run}"])

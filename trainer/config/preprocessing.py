@@ -15,7 +15,7 @@ from trainer.utils.text import format_value
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What was measured of a run's training examples, and the names that their labels had.
+    """Statistics of a run's training examples, and the names of their labels.
 
     Attributes:
         transforms: the statistics of its transforms, by `Compose.state_dict`.

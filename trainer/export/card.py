@@ -34,7 +34,7 @@ MAX_CHARACTERS = 24  # of a label in a picture
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says of a model besides its description.
+    """Facts of a model for its card, besides its description.
 
     Attributes:
         name: of the model, under which it is served.

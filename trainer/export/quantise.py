@@ -1,6 +1,6 @@
 """An exported graph in int8: ONNX Runtime's static quantisation, and what it costs.
 
-Its weights are int8, by channel. What flows between layers with weights is uint8, in ranges that examples of training
+Its weights are int8, by channel. Numbers between layers with weights are uint8, in ranges that examples of training
 have had. The transforms before the first of these layers, and what the task makes of the outputs, stay in floating
 point. The format is QDQ, which other engines read too.
 """
@@ -45,7 +45,7 @@ Inputs = Mapping[str, np.ndarray]  # by the names of the graph, [B, ...]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a file of a model is like: its bytes, its figure, and seconds of one thread for `BATCH_SIZE` examples."""
+    """Bytes of the file of a model, its figure, and seconds of one thread for `BATCH_SIZE` examples."""
 
     bytes: int
     figure: float
@@ -54,7 +54,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What quantising has changed.
+    """The change by quantising.
 
     Attributes:
         metric: the name of the figure, such as `validation/accuracy`.

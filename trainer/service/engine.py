@@ -1,4 +1,4 @@
-"""What computes a version: a session of ONNX Runtime, or PyTorch where there is only an exported program."""
+"""Engines, which compute a version: a session of ONNX Runtime, or PyTorch where there is only an exported program."""
 
 from __future__ import annotations
 

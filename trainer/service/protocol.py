@@ -56,7 +56,7 @@ class InferenceRequest:
 
 
 class Signature:
-    """What a model takes and answers, to check requests by."""
+    """Inputs and outputs of a model, to check requests by."""
 
     def __init__(self, description: ModelDescription):
         self.inputs = {spec.name: spec for spec in description.inputs}

@@ -47,7 +47,7 @@ class ServedVersion:
 
     @cached_property
     def signature(self) -> Signature:
-        """What it takes and answers."""
+        """Its inputs and outputs, to check requests by."""
         return Signature(self.description)
 
     def check_example(self) -> None:

@@ -18,7 +18,7 @@ class ServerCertificates:
     Attributes:
         certificate: of the server, and after it those between it and the authority.
         key: of the certificate, without a passphrase; a file that its owner alone reads, or root's group too.
-        client_authority: the certificates of those that sign clients'; None: clients need none.
+        client_authority: certificates of the authorities of clients; None: clients need no certificate.
     """
 
     certificate: Path

@@ -48,7 +48,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, config=_strict)
 class ModelDescription:
-    """What model.json says of a version.
+    """The content of model.json.
 
     Attributes:
         inputs: raw ones, before the transforms of evaluation, which are in the graph.

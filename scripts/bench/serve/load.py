@@ -2,8 +2,8 @@
 
     python -m scripts.bench.serve.load [--seconds 600]
 
-The models are those of the benchmark. gRPC and JSON are asked at once, each with 64 requests in flight, for all the
-processor that there is; a thousand silent connections are open meanwhile.
+The models are those of the benchmark. gRPC and JSON are asked at once, each with 64 requests in flight, which takes the
+whole processor. A thousand silent connections are open meanwhile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a finished run, an exported version, or weights from elsewhere."""
+"""Subjects of an evaluation: the model of a finished run, an exported version, or weights from elsewhere."""
 
 from __future__ import annotations
 

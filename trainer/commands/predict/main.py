@@ -31,7 +31,7 @@ python -m trainer predict RUN FILE ...     the same of a finished run, whose bes
 
 Each FILE is a table (.csv, .jsonl, .parquet), a .npz file, an image or a folder of images, or a text with an example a
 line (.txt). They are read as the examples of training were, and need no targets: columns.json of the version says how
-the columns of a table are encoded. What cannot be an input of the model is refused.
+the columns of a table are encoded. Anything else than inputs of the model is refused.
 
   --out FILE           .csv, .parquet or .npz: a row for each example, with its file and its row there, the label with
                        its name, the scores and the outputs; without it the first rows are shown

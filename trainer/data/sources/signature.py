@@ -38,7 +38,7 @@ ANY = -1  # a dimension of any size
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class DataSignature:
-    """What the examples of a run are like.
+    """Types and shapes of the examples of a run, and the names of their classes.
 
     Attributes:
         inputs: of a batch, before the transforms. Any size have the dimension of the examples, and that in which they
