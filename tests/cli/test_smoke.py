@@ -187,11 +187,14 @@ def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path,
     assert (tmp_path / "model.safetensors").exists()
 
 
+TRIED_BY_LAWS = {"distillation"}  # it takes a finished run: tests/laws/test_distillation.py
+
+
 @pytest.mark.parametrize("group", ["model", "task", "optimizer", "schedule"])
 def test_all_choices_are_tried(group: str) -> None:
     files = {path.stem for path in (CONF / group).glob("*.yaml")}
     given = [override.partition("=") for overrides in PIECES.values() for override in overrides]
-    assert files == {value for key, _, value in given if key == group}
+    assert files - TRIED_BY_LAWS == {value for key, _, value in given if key == group}
 
 
 def test_a_smoke_run_is_not_continued_by_a_real_one(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_a_follower_exports_each_best_round_of_a_run(ranks: Ranks, tmp_path: Pat
     assert 1 <= len(numbers) <= KEPT_BY_FOLLOWER and headlines == sorted(headlines)  # pyright: ignore
     result = json.loads((run / "result.json").read_text())
     assert headlines[-1] == result["best_value"] and described[-1].provenance["round"] == result["best_round"]
+    assert main(["export", str(run), "--to", str(models), "--name", "digits", "--follow"]) == 0
+    assert version_numbers(models / "digits") == numbers, "a follower that comes later finds nothing new"
     best = load_model(run, "best")(examples()[0]).detach()
     found = answers(models / "digits" / str(numbers[-1]), examples()[0].numpy())
     np.testing.assert_allclose(found["outputs"], best, atol=1e-5)

@@ -211,12 +211,12 @@ class RunDir:
         """Return the content of signature.json; None if there is none."""
         return self._signature.read_bytes() if self._signature.exists() else None
 
-    def best_so_far(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Return the best round that is saved, and its model without frozen parameters; None if there is none yet."""
+    def best_so_far(self) -> tuple[int, Callable[[], dict[str, Tensor]]] | None:
+        """Return the best round that is saved, and what loads its model without frozen parameters; None if none is."""
         from trainer.checkpoint.resume import best_complete, round_order
 
         saved = best_complete(self.checkpoints)
-        return saved and (round_order(saved.folder)[0], _global_model(saved, {}))
+        return saved and (round_order(saved.folder)[0], lambda: _global_model(saved, {}))
 
     def write_transforms(self, statistics: Mapping[str, Tensor]) -> None:
         """Write transforms.safetensors, by which other examples are transformed as those of training were."""

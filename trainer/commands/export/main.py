@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from trainer.commands.exit_codes import FINISHED
+from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED
 from trainer.commands.options import Parser
 
 if TYPE_CHECKING:
@@ -35,11 +35,14 @@ appears by one rename, so servers never see half of one. No path, host or exampl
 
   python -m trainer export outputs/digits-sync/2026-01-31_12-00-00 --to models --name digits
 
-docs/serving.md explains it. Exit codes: 0 finished, 2 bad input."""
+docs/serving.md explains it. Exit codes: 0 finished, 2 bad input; with --follow those of the run."""
 
 WEIGHTS = ("best", "last", "ema")
 KEPT_BY_FOLLOWER = 3
 POLL_SECONDS = 1.0
+RESTART_SECONDS = 60.0  # in which a launcher has restarted the workers of a run that has crashed, if it does
+ENDED = {"finished": FINISHED, "bad_input": BAD_INPUT}
+WAITING = {"preempted": "been preempted", "crashed": "crashed"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,18 +125,23 @@ def _positive(text: str) -> int:
 
 
 def _follow(run: SourceRun, exporter: Exporter) -> int:
-    """Export each new best round until the run has ended."""
-    exported = None
+    """Export each new best round until the run has ended; the exit code."""
+    exported, shown, crashed_at = exporter.newest_round(), "", 0.0
     while True:
-        has_ended = run.has_ended()  # asked first, so that a round that is saved meanwhile is not missed
-        trained = run.best_so_far()
-        if trained and trained.round != exported:
+        status = run.folder.status()  # asked first, so that a round that is saved meanwhile is not missed
+        if trained := run.best_so_far(exported):
             exported = trained.round
             _say(f"round {exported}: {exporter.export(trained, None)}")
-        elif has_ended:
-            return FINISHED
-        else:
-            time.sleep(POLL_SECONDS)
+            continue
+        if status in ENDED:
+            return ENDED[status]
+        if status != shown and status in WAITING:
+            _report(f"the run has {WAITING[status]}: waits until it continues")
+        crashed_at = 0.0 if status != "crashed" else crashed_at or time.monotonic()
+        if crashed_at and time.monotonic() - crashed_at > RESTART_SECONDS:
+            return FAILED
+        shown = status
+        time.sleep(POLL_SECONDS)
 
 
 def _report(step: str) -> None:

@@ -122,10 +122,6 @@ class SourceRun:
         """Whether the run reports nothing of single clients."""
         return self.config.metrics.per_client == "none"
 
-    def has_ended(self) -> bool:
-        """Return whether the run trains no more."""
-        return self.folder.status() in ("finished", "crashed", "bad_input")
-
     def finished(self, weights: Weights) -> TrainedModel:
         """Return the model of the finished run; raise ValueError if it has none."""
         module = load_model(self.folder.path, weights, self.trust)
@@ -143,14 +139,14 @@ class SourceRun:
         load_pretrained(module, path)
         return TrainedModel(module.eval(), 0, {})
 
-    def best_so_far(self) -> TrainedModel | None:
-        """Return the model of the best round that a running run has saved; None if it has saved none."""
+    def best_so_far(self, known: int | None) -> TrainedModel | None:
+        """Return the model of the best round that a running run has saved; None if it is the known one, or none is."""
         best = self.folder.best_so_far()
-        if best is None:
+        if best is None or best[0] == known:
             return None
-        round, tensors = best
+        round, load = best
         module = InitialModel(self.config, torch.device("cpu"))()
-        load_tensors(module, tensors)
+        load_tensors(module, load())
         module = unpruned(module).eval()
         module = merge_adapter(module) if is_adapted(module) else module
         return TrainedModel(module, round, _of_sets(self._metrics_of_round(round)))
@@ -163,14 +159,18 @@ class SourceRun:
         """Return where a version comes from, without paths, hosts or names of people."""
         saved = newest_complete(self.folder.checkpoints)
         return {
-            "run": self.folder.path.resolve().name,
+            **self.identity(),
             "round": trained.round,
-            "seed": self.config.seed,
-            "config_sha256": hashlib.sha256(self.public_config().encode()).hexdigest(),
             "data_fingerprint": saved.load("progress")["data"] if saved else None,
             "silotrain": __version__,
             "torch": installed("torch"),
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Return by what the versions of this run are known. A run may be given more rounds, and stays the same."""
+        settings = {name: value for name, value in yaml.safe_load(self.public_config()).items() if name != "rounds"}
+        config = hashlib.sha256(yaml.safe_dump(settings).encode()).hexdigest()
+        return {"run": self.folder.path.resolve().name, "seed": self.config.seed, "config_sha256": config}
 
     def texts(self) -> dict[str, str]:
         """Return the files of a version that are the run's: its configuration, its columns, its tokenizer."""

@@ -16,7 +16,7 @@ from trainer.config.preprocessing import Preprocessing
 from trainer.distributed.topology import distributed
 from trainer.export.card import CardFacts, model_card
 from trainer.export.graph import Graph, trace
-from trainer.export.model_folder import check_model_folder, write_version
+from trainer.export.model_folder import check_model_folder, newest_version, write_version
 from trainer.export.quantise import Quantisation, quantise
 from trainer.export.raw_examples import calibration_batches, evaluation_batches, evaluation_part
 from trainer.export.served_model import ServedModel
@@ -45,6 +45,13 @@ class Exporter:
     formats: Collection[Format]
     keep: int | None
     report: Callable[[str], Any]
+
+    def newest_round(self) -> int | None:
+        """Return the round of the newest version, if that is of this run; None if it is not, or there is none."""
+        newest = newest_version(self.models / self.name)
+        provenance = newest[1].provenance if newest else {}
+        mine = self.run.identity()
+        return provenance["round"] if mine.items() <= provenance.items() else None
 
     def export(self, trained: TrainedModel, tolerance: float | None = None) -> Path:
         """Write the next version; return its folder.
