@@ -153,7 +153,8 @@ def _tensors(description: ModelDescription) -> Iterator[str]:
     rows = [(kind, spec.name, spec.datatype, " x ".join(map(_size, spec.shape))) for kind, spec in tensors]
     yield _table(("", "name", "type", "shape"), rows)
     if description.label_names:
-        labels = (f"{label} {escape(name)}" for label, name in enumerate(description.label_names))
+        named = enumerate(description.label_names)
+        labels = (name if name == str(label) else f"{label} {escape(name)}" for label, name in named)
         yield f"Labels: {', '.join(first_few(labels, MAX_LABELS))}."
 
 
