@@ -50,8 +50,8 @@ def check_saved_targets(tree: Any, file: Path) -> None:
         )
 
 
-def check_teacher_targets(tree: Any, file: Path) -> None:
-    """Check likewise the targets of the run folder of a teacher.
+def check_run_targets(tree: Any, file: Path) -> None:
+    """Check likewise the targets of a run folder whose model is used, and not trained on.
 
     Raises:
         ValueError: lists those that are not the user's.

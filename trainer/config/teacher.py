@@ -15,7 +15,7 @@ from trainer.checkpoint.run_dir import RunDir
 from trainer.config.saved_model import PARTS, load_model
 from trainer.config.saved_transforms import load_transforms
 from trainer.config.schema import Config
-from trainer.config.targets import check_teacher_targets, find_targets
+from trainer.config.targets import check_run_targets, find_targets
 from trainer.data import DataSplits
 from trainer.loop.local_tensors import digest
 from trainer.models.calling import call_model
@@ -77,7 +77,7 @@ def _of_run(folder: RunDir, config: Config, device: torch.device) -> Teacher:
         )
     settings = folder.settings()
     parts = {name: settings[name] for name in (*PARTS, "transforms") if name in settings}
-    check_teacher_targets(parts, folder.config)
+    check_run_targets(parts, folder.config)
     trust = [*find_targets(parts)]
     module = load_model(folder.path, config.task.get("teacher_weights", "best"), trust)
     if (output := settings["task"]["output"]) is not None:

@@ -24,7 +24,7 @@ from trainer.config.instantiate import instantiate
 from trainer.config.saved_model import PARTS, Weights, load_model
 from trainer.config.saved_transforms import load_transforms
 from trainer.config.schema import read_config
-from trainer.config.targets import check_teacher_targets, find_targets
+from trainer.config.targets import check_run_targets, find_targets
 from trainer.data.sources.signature import DataSignature
 from trainer.data.transforms import Compose
 from trainer.loggers import Metrics, iter_jsonl
@@ -83,7 +83,7 @@ class SourceRun:
             raise ValueError(f"{path} is no run folder: it has no config.yaml\n  valid: the folder of a run")
         self.settings = dict(self.folder.settings())
         parts = {name: self.settings[name] for name in (*PARTS, "transforms", "task") if name in self.settings}
-        check_teacher_targets(parts, self.folder.config)
+        check_run_targets(parts, self.folder.config)
         self.trust = [*find_targets(parts)]
         self.config = read_config(self.settings)
         signature = self.folder.signature()
@@ -116,11 +116,6 @@ class SourceRun:
         """The number of silos at the end of the run, or now."""
         saved = newest_complete(self.folder.checkpoints)
         return len(json.loads(saved.load("progress")["json"])["silo_sizes"]) if saved else 1
-
-    @property
-    def is_private(self) -> bool:
-        """Whether the run reports nothing of single clients."""
-        return self.config.metrics.per_client == "none"
 
     def finished(self, weights: Weights) -> TrainedModel:
         """Return the model of the finished run; raise ValueError if it has none."""
