@@ -16,7 +16,7 @@ from trainer.distributed.environment import check_launcher, check_world, detect_
 
 # Packages, imported when they are typed. The module `main` of each has USAGE, and a function `main` that takes the
 # other arguments and returns the exit code.
-COMMANDS = ("report", "doctor", "partition", "plan", "tokenize", "evaluate", "export", "predict", "serve")
+COMMANDS = ("report", "doctor", "partition", "plan", "tokenize", "evaluate", "export", "predict", "serve", "certify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

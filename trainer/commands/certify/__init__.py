@@ -1,0 +1,1 @@
+"""`python -m trainer certify`: keys and certificates of the members of a federation."""

@@ -1,0 +1,1 @@
+"""Sites: silos that are launches of their own, and a coordinator that they all dial."""
