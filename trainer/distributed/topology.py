@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -71,6 +71,10 @@ class Topology:
     def num_shards(self) -> int:
         """The number of shards of a vector between the silos."""
         return count_shards(self.silo_sizes)
+
+    def alone(self) -> Topology:
+        """Return the topology of this world by itself, as one silo."""
+        return replace(self, silo=0, silo_sizes=(self.world_size,), inter_silo_group=None)
 
     def shard_of(self, length: int) -> slice:
         """Return this replica's shard of a vector whose length is a multiple of their number; empty without a shard."""

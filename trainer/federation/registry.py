@@ -121,6 +121,7 @@ class Registry:
         with self.changed:
             meeting = self._meeting(key)
             meeting.result, meeting.brought = result, {}
+            meeting.counted = meeting.counted or tuple(self.members)
             for old in list(self.meetings)[: -self.KEPT]:
                 del self.meetings[old]
             self.changed.notify_all()

@@ -32,16 +32,14 @@ class GlobalStatistics:
             self.model.statistics.load(self.vector, self.counts)
 
     def pool(self, vector: Tensor, counts: Tensor) -> None:
-        """Set the statistics, and those of the model, to the mean over all clients. A collective.
+        """Set the statistics, and those of the model, to the mean over all clients.
 
         Args:
             vector: the mean [k].
-            counts: the largest counts of this silo [m].
+            counts: the largest counts [m].
         """
         if not self.model.statistics.has_buffers:
             return
-        if len(counts):
-            collectives.all_reduce_max(counts)
         self.vector, self.counts = vector, counts
         self.reset_model()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.algorithms.base import Metrics, RoundSession
+from trainer.algorithms.base import Metrics, RoundSession, RunSession
 from trainer.algorithms.round import Round
 from trainer.distributed import collectives
-from trainer.distributed.transport import Transport
+from trainer.distributed.compression import UpdateCompression
+from trainer.distributed.topology import Topology
+from trainer.distributed.transport import Transport, make_transport
 from trainer.loop.local_tensors import digest
 from trainer.models.flat import frozen_tensors
 from trainer.utils.errors import InputError
@@ -44,7 +46,13 @@ class Combined:
 
 
 class Exchange(Protocol):
-    """How the silos of a run come together. Every rank makes the same calls."""
+    """How the silos of a run come together. Every rank makes the same calls.
+
+    Attributes:
+        transport: moves vectors between the silos of this world.
+    """
+
+    transport: Transport
 
     def start(self, module: nn.Module) -> None:
         """Make the parameters and buffers of all silos equal. A collective.
@@ -54,14 +62,28 @@ class Exchange(Protocol):
         """
         ...
 
-    def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
-        """Sum scalars and float64 tables over everything that trains, exactly the same on every rank. A collective."""
-        ...
-
-    def combine(self, session: RoundSession, round: Round, scalars: Scalars, tables: Mapping[str, Tensor]) -> Combined:
-        """Sum scalars and tables, and then let the session aggregate, unless a silo is unfinished. A collective.
+    def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
+        """Sum scalars and float64 tables over everything that trains, exactly the same on every rank. A collective.
 
         Args:
+            name: of the sum; no other one of the run has it.
+            scalars: this rank's.
+            tables: this rank's.
+        """
+        ...
+
+    def combine(
+        self,
+        algorithm: RunSession,
+        session: RoundSession,
+        round: Round,
+        scalars: Scalars,
+        tables: Mapping[str, Tensor],
+    ) -> Combined:
+        """Sum scalars and tables, and then move the global model, unless a silo is unfinished. A collective.
+
+        Args:
+            algorithm: at work on the model of this silo.
             session: this silo's part of the round.
             round: the round.
             scalars: this rank's, those of the session among them.
@@ -70,11 +92,15 @@ class Exchange(Protocol):
         ...
 
 
+# Makes an exchange for ranks, the compression between silos, and the start and shape of each parameter in a vector.
+ExchangeFactory = Callable[[Topology, UpdateCompression, Sequence[tuple[int, torch.Size]]], Exchange]
+
+
 class InWorld:
     """All silos are ranks of one world, and meet in its process groups."""
 
-    def __init__(self, transport: Transport):
-        self.transport = transport
+    def __init__(self, topology: Topology, compression: UpdateCompression, layout: Sequence[tuple[int, torch.Size]]):
+        self.transport: Transport = make_transport(topology, compression, layout)
 
     def start(self, module: nn.Module) -> None:
         frozen = digest(frozen_tensors(module))
@@ -91,12 +117,19 @@ class InWorld:
         for tensor in (*parameters, *module.buffers()):
             collectives.broadcast(tensor)
 
-    def sum(self, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
+    def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
         return collectives.all_reduce_scalars(scalars, tables)
 
-    def combine(self, session: RoundSession, round: Round, scalars: Scalars, tables: Mapping[str, Tensor]) -> Combined:
+    def combine(
+        self,
+        algorithm: RunSession,
+        session: RoundSession,
+        round: Round,
+        scalars: Scalars,
+        tables: Mapping[str, Tensor],
+    ) -> Combined:
         # The scalars go first: they say who takes part, and what share of the whole each silo has.
-        sums, tables = self.sum(scalars, tables)
+        sums, tables = self.sum(f"round/{round.index}", scalars, tables)
         met = perf_counter()
         if sums[UNFINISHED]:
             return Combined(sums, tables, None, met)

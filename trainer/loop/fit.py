@@ -18,6 +18,7 @@ from trainer.loop.artifacts import make_artifacts
 from trainer.loop.checkpointing import restore, save_round_checkpoint
 from trainer.loop.control import LoopControl
 from trainer.loop.evaluate import evaluate
+from trainer.loop.exchange import ExchangeFactory, InWorld
 from trainer.loop.local_trainer import StepCallback
 from trainer.loop.micro_batch_size import find_micro_batch_size
 from trainer.loop.monitor import best_round, monitored_score, score_of
@@ -52,6 +53,7 @@ def fit(
     control: LoopControl | None = None,
     diverged: DivergedError | None = None,
     on_end: Callable[[Result], None] | None = None,
+    make_exchange: ExchangeFactory = InWorld,
 ) -> Result:
     """Train a run to its end. Every rank calls it. The run stays as it is: another call trains another model.
 
@@ -66,6 +68,7 @@ def fit(
         control: what this process is asked to do.
         diverged: what ended the last attempt; the batches of its window are left out, from `resume_point` on.
         on_end: is called with the result at the end of the last round, once its checkpoint is complete.
+        make_exchange: makes what brings the silos together.
 
     Returns:
         The metrics, equal on every rank, and the trained model.
@@ -75,7 +78,7 @@ def fit(
         DivergedError: the numbers are not finite, and nothing that can be left out mends it.
         RuntimeError: replicas that must be equal are not.
     """
-    state = TrainState(run, control)
+    state = TrainState(run, control, make_exchange)
     with closing(state.trainer.reader):
         if on_start:
             on_start(state)

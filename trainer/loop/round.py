@@ -173,7 +173,7 @@ def aggregate_round(state: TrainState, round: Round, snapshot: RoundSnapshot, fi
     scalars |= {UNFINISHED: float(not finished), "stopping": float(state.control.requested_action() is Action.STOP)}
     # The clocks differ: the first rank's decides for all.
     scalars["out_of_time"] = float(state.run.topology.rank == 0 and arrived >= state.control.training_deadline)
-    combined = state.exchange.combine(session, round, scalars, accumulator.tables())
+    combined = state.exchange.combine(state.algorithm, session, round, scalars, accumulator.tables())
     sums, tables = combined.sums, combined.tables
     state.is_stopping = sums["stopping"] > 0
     if combined.metrics is None:
@@ -183,7 +183,7 @@ def aggregate_round(state: TrainState, round: Round, snapshot: RoundSnapshot, fi
     if round.index + 1 == state.run.rounds or state.progress.stopped:
         state.algorithm.flush()
     if sums["weight"] > 0:
-        state.trainer.statistics.pool(tables["statistics"] / sums["trained_weight"], accumulator.counts)
+        state.trainer.statistics.pool(tables["statistics"] / sums["trained_weight"], tables["counts"].amax(0).long())
         state.update_ema_after_round()
     else:
         state.trainer.statistics.reset_model()

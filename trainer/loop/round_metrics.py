@@ -110,13 +110,20 @@ class RoundAccumulator:
     def tables(self) -> dict[str, Tensor]:
         """Return float64 tables whose sums over all ranks describe the round: by silo, client and rank, statistics."""
         by_row = {"silos": self._silo_table(), "cohort": self._client_table(), "memory": self._memory_table()}
-        return by_row | {"statistics": self.statistics}
+        return by_row | {"statistics": self.statistics, "counts": self._counts_table()}
 
     def _silo_table(self) -> Tensor:
         """Return seconds [silos, data and compute], zero except in this silo's row."""
         table = torch.zeros(self.run.topology.num_silos, len(SILO_COLUMNS), dtype=torch.float64)
         if self.run.topology.is_leader:
             table[self.run.topology.silo] = torch.tensor(list(self.seconds().values()))
+        return table
+
+    def _counts_table(self) -> Tensor:
+        """Return the largest integer buffers [silos, m], zero except in this silo's row: a sum has all of them."""
+        table = torch.zeros(self.run.topology.num_silos, len(self.counts), dtype=torch.float64)
+        if self.run.topology.is_leader:
+            table[self.run.topology.silo] = self.counts
         return table
 
     def _memory_table(self) -> Tensor:

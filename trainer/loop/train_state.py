@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import count
 
 import torch
+from torch import Tensor
 
 from trainer.algorithms.round import Round
 from trainer.data.transforms import Compose
 from trainer.distributed import collectives
-from trainer.distributed.transport import Transport, make_transport
+from trainer.distributed.transport import Transport
 from trainer.loop.control import LoopControl
-from trainer.loop.exchange import Exchange, InWorld
+from trainer.loop.exchange import ExchangeFactory, InWorld
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.progress import Progress
 from trainer.loop.run import Run
@@ -45,14 +46,14 @@ class TrainState:
         self,
         run: Run,
         control: LoopControl | None = None,
-        wrap_transport: Callable[[Transport], Transport] | None = None,
+        make_exchange: ExchangeFactory = InWorld,
     ):
         """Make the state of a run. A collective.
 
         Args:
             run: the choices.
             control: what this process is asked to do; None: nothing.
-            wrap_transport: returns what takes the place of the run's own transport.
+            make_exchange: makes what brings the silos together.
         """
         self.run, self.control = run, control or LoopControl(run.checkpoint.every_seconds)
         self.progress = Progress()
@@ -63,10 +64,8 @@ class TrainState:
         module, algorithm = run.make_model().to(run.topology.device), run.algorithm
         run.validate_model(module)
         layout = parameter_layout(module, algorithm.is_shared)
-        self.transport: Transport = make_transport(run.topology, run.update_compression, layout)
-        if wrap_transport:
-            self.transport = wrap_transport(self.transport)
-        self.exchange: Exchange = InWorld(self.transport)
+        self.exchange = make_exchange(run.topology, run.update_compression, layout)
+        self.transport: Transport = self.exchange.transport
         self.model = FlatModel(module, algorithm.is_shared, algorithm.batchnorm_stats, self.transport.alignment)
         self.exchange.start(module)
         decay = run.training.ema_decay
@@ -87,7 +86,13 @@ class TrainState:
             return run.transforms
         ids = torch.cat([torch.from_numpy(run.clients.train[client]) for client in run.homes[topology.silo]])
         shard = ids[topology.replica :: topology.num_replicas]
-        return run.transforms.fit(run.data.train, shard, collectives.all_reduce_sum, topology.device)
+        numbers = count()
+
+        def total(part: Tensor) -> Tensor:
+            _, sums = self.exchange.sum(f"transforms/{next(numbers)}", {}, {"total": part})
+            return sums["total"]
+
+        return run.transforms.fit(run.data.train, shard, total, topology.device)
 
     def take_wait_seconds(self) -> float:
         """Return the seconds, since the last call, in which this rank did nothing but wait for other silos' sums."""

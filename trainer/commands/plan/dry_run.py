@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from trainer.algorithms.base import RoundSession
 from trainer.algorithms.round import Round
@@ -14,8 +15,8 @@ from trainer.commands.plan.memory import MemoryLines, memory_lines, peak_growth,
 from trainer.commands.plan.null_transport import NullTransport
 from trainer.distributed.gradients import FullPrecisionReducer
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport import Transport
 from trainer.loop.consistency import model_fingerprint
+from trainer.loop.exchange import InWorld
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.micro_batch_size import find_micro_batch_size
 from trainer.loop.round import aggregate_round
@@ -43,7 +44,7 @@ class DryRun:
         self.clients = _clients_of(run, self.silo, self.first)[:MAX_CLIENTS]
         # Other reducers would look for the replicas of the silo.
         alone = replace(run, gradient_compression=FullPrecisionReducer)
-        self.state = TrainState(alone, wrap_transport=self._wrap_transport)
+        self.state = TrainState(alone, make_exchange=self._make_exchange)
         module = self.state.model.module
         self.model = describe_model(module).splitlines()[0]
         if self.device.type == "cpu":  # where the parameters are a part of the process
@@ -54,9 +55,11 @@ class DryRun:
         self.all_gathered = self.sent = 0
         self._run_round(0.0)  # warm-up; it also allocates the state that later rounds find
 
-    def _wrap_transport(self, transport: Transport) -> Transport:
-        self.transport = NullTransport(transport, self.run.topology.num_silos, len(self.first.cohort))
-        return self.transport
+    def _make_exchange(self, *arguments: Any) -> InWorld:
+        exchange = InWorld(*arguments)
+        self.transport = NullTransport(exchange.transport, self.run.topology.num_silos, len(self.first.cohort))
+        exchange.transport = self.transport
+        return exchange
 
     def stage_times(self, seconds: float) -> list[StageTimes]:
         """Return the times of at least one round, for about `seconds`."""
