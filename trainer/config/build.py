@@ -68,13 +68,18 @@ TRAINING = [option.name for option in fields(TrainingOptions)]
 LOADING = [option.name for option in fields(LoadingOptions)]
 
 
-def build(config: Config, topology: Topology) -> Run:
+def build(config: Config, topology: Topology, splits: DataSplits | None = None) -> Run:
     """Build the Run of this rank, and try a step of its training.
+
+    Args:
+        config: the configuration.
+        topology: the ranks.
+        splits: the data, if it has been read already; None: it is read.
 
     Raises:
         ValueError: lists every error in the configuration.
     """
-    run, model = _assemble(config, topology, lambda: load_teacher(config, topology.device))
+    run, model = _assemble(config, topology, lambda: load_teacher(config, topology.device), splits=splits)
     dry_pass(run, model.copy)
     return run
 
@@ -102,10 +107,11 @@ def _assemble(
     topology: Topology,
     find_teacher: Callable[[], Teacher | None],
     preprocessing: Preprocessing | None = None,
+    splits: DataSplits | None = None,
 ) -> tuple[Run, InitialModel]:
     """Make the Run of this rank; return it with its model. Raise ValueError with every error in the configuration."""
     errors = ErrorCollector()
-    splits = errors.collect(lambda: _data(config, topology, preprocessing))
+    splits = splits or errors.collect(lambda: load_data(config, topology, preprocessing))
     teacher = errors.collect(find_teacher)
     task = errors.collect(lambda: _task(config, splits, teacher))
     algorithm = errors.collect(lambda: _algorithm(config))
@@ -198,7 +204,7 @@ class InitialModel:
 
 def build_clients(config: Config, topology: Topology) -> tuple[DataSplits, Clients]:
     """Load the data set, and partition it into clients. A collective if there are several ranks."""
-    return _partitioned(config, _data(config, topology), topology)
+    return _partitioned(config, load_data(config, topology), topology)
 
 
 def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
@@ -212,7 +218,8 @@ def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> 
     return list(instantiate_all("loggers", config.loggers, folder=folder, settings=settings).values())
 
 
-def _data(config: Config, topology: Topology, preprocessing: Preprocessing | None = None) -> DataSplits:
+def load_data(config: Config, topology: Topology, preprocessing: Preprocessing | None = None) -> DataSplits:
+    """Load the data set of a configuration. A collective if silos have files of their own."""
     files, component, encoder = config.data["files"], config.data, preprocessing and preprocessing.encoder
     if preprocessing and preprocessing.label_names and component.get("classes", ...) is None:
         component = component | {"classes": list(preprocessing.label_names)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from trainer.algorithms.base import RoundSession, RunSession
 from trainer.algorithms.round import Round
-from trainer.distributed import collectives
 from trainer.distributed.compression import UpdateCompression
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
@@ -29,7 +27,7 @@ class Meetings(Protocol):
     """The coordinator, as a site sees it."""
 
     def meet(self, message: Message) -> Message:
-        """Bring a message to the meeting that its `key` names, and return the result."""
+        """Bring a message to the meeting that its `key` names; return the result on all ranks. A collective."""
         ...
 
 
@@ -49,7 +47,7 @@ class SiteExchange:
     """A site's end: sums go over its own ranks, and then its leader meets the others.
 
     Args:
-        meetings: the link to the coordinator, on the site's first rank alone.
+        meetings: with the other members, at the coordinator.
         topology: of this rank, in the federation.
         compression: of updates.
         layout: the start and shape of each parameter in a vector.
@@ -57,7 +55,7 @@ class SiteExchange:
 
     def __init__(
         self,
-        meetings: Meetings | None,
+        meetings: Meetings,
         topology: Topology,
         compression: UpdateCompression,
         layout: Sequence[tuple[int, torch.Size]],
@@ -67,14 +65,14 @@ class SiteExchange:
         self.transport: Transport = self.world.transport
 
     def start(self, module: nn.Module) -> None:
-        result = self._meet(Message({"key": START}))
+        result = self.meetings.meet(Message({"key": START}))
         load_module(module, result.tensors)
 
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
         own, own_tables = self.world.sum(name, scalars, tables)
         if own.get(STOPPING):
             return own, own_tables
-        result = self._meet(_message(name, own, own_tables))
+        result = self.meetings.meet(_message(name, own, own_tables))
         return result.header["sums"] | _only(own, STOPPING), _named(result, TABLE)
 
     def combine(
@@ -90,25 +88,10 @@ class SiteExchange:
         met = perf_counter()
         if own[UNFINISHED]:  # this site leaves, and brings its round when it is back
             return Combined(own, own_tables, None, met)
-        result = self._meet(_message(key, own, own_tables, session.contribution()))
+        result = self.meetings.meet(_message(key, own, own_tables, session.contribution()))
         algorithm.load_global_state(_named(result, VECTOR))
         sums = result.header["sums"] | _only(own, STOPPING)
         return Combined(sums, _named(result, TABLE), result.header["metrics"], met)
-
-    def _meet(self, message: Message) -> Message:
-        """Bring a message to its meeting; return the result on all ranks of the site."""
-        result = self.meetings.meet(message) if self.meetings else Message({})
-        described = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in result.tensors.items()]
-        header, described = json.loads(collectives.broadcast_text(json.dumps([result.header, described])))
-        tensors = {
-            name: collectives.broadcast(
-                result.tensors[name]
-                if self.meetings
-                else torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
-            )
-            for name, dtype, shape in described
-        }
-        return Message(header, tensors)
 
 
 class CoordinatorExchange:

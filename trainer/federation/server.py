@@ -18,7 +18,7 @@ from trainer.federation.registry import RefusedError, Registry
 class Admission(Protocol):
     """Who may join, and how large a message may be."""
 
-    def join(self, name: str, header: dict[str, Any]) -> dict[str, Any]:
+    def admit(self, name: str, header: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a member that joins; raise RefusedError with the reason."""
         ...
 
@@ -84,7 +84,7 @@ class Server:
 
     def _join(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         message = self._read(parts, 0)
-        yield from Message(self.admission.join(name, dict(message.header))).parts()
+        yield from Message(self.admission.admit(name, dict(message.header))).parts()
 
     def _watch(self, name: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         session = request.decode(errors="replace")

@@ -69,7 +69,9 @@ def over_sites(name):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(20)
+            if errors:
+                break
         assert not errors and len(results) == len(makers), errors
     return results
 

@@ -28,7 +28,7 @@ def certs(tmp_path_factory):
 class Welcome:
     """Admits members, and messages of a megabyte."""
 
-    def join(self, name, header):
+    def admit(self, name, header):
         if header.get("model") != "cnn":
             raise RefusedError(f"model={header.get('model')}, but the coordinator has cnn")
         return {"name": name}

@@ -31,7 +31,7 @@ from trainer.commands.train.banner import print_banner
 from trainer.commands.train.export import export_model
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch, resume_threads
-from trainer.config.build import build, build_loggers
+from trainer.config.build import build, build_loggers, load_data
 from trainer.config.schema import Config, read_config
 from trainer.config.targets import check_targets
 from trainer.data.sources.signature import DataSignature
@@ -43,9 +43,11 @@ from trainer.distributed.peers import Peers
 from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
+from trainer.federation.membership import open_membership
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, SystemLogger, TensorBoardLogger
 from trainer.loop.checkpointing import logged_metrics, logged_steps, make_checkpointer, saved_threads, validate_resume
-from trainer.loop.control import LoopControl
+from trainer.loop.control import Action, LoopControl
+from trainer.loop.exchange import ExchangeFactory, InWorld
 from trainer.loop.fit import Result, fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
@@ -222,7 +224,22 @@ class Worker:
             self.folder.set_status(status)
 
     def _train(self, topology: Topology) -> None:
-        run = _on_all_ranks(lambda: build(self.config, topology))
+        if not self.config.site.is_federated:
+            self._train_run(_on_all_ranks(lambda: build(self.config, topology)), InWorld)
+            return
+        with open_membership(self.config.site, self.tree, topology, self._is_stopping) as member:
+            try:
+                splits = member.join(lambda: load_data(self.config, topology))
+            except ValueError as error:
+                raise UserInputError(str(error)) from error
+            place = member.topology(topology)
+            self._train_run(_on_all_ranks(lambda: build(self.config, place, splits)), member.make_exchange)
+
+    def _is_stopping(self) -> bool:
+        return self.control.requested_action() is Action.STOP
+
+    def _train_run(self, run: Run, make_exchange: ExchangeFactory) -> None:
+        self.make_exchange = make_exchange
         if self.writes_to_storage:
             self.folder.write_config({**self.tree, "clients": len(run.clients)})
             if run.data.encoder:
@@ -264,7 +281,19 @@ class Worker:
                 profiling = profile_steps(on_step or _ignore_step, self.folder.profile, run.topology.device)
                 on_step = stack.enter_context(profiling)
             write_result = partial(self._write_result, run)
-            fit(run, loggers, checkpoints, start, on_step, self._on_start, until, self.control, diverged, write_result)
+            fit(
+                run,
+                loggers,
+                checkpoints,
+                start,
+                on_step,
+                self._on_start,
+                until,
+                self.control,
+                diverged,
+                write_result,
+                self.make_exchange,
+            )
 
     def _on_start(self, state: TrainState) -> None:
         """Save what transforms have measured, and print the banner, before the first step."""

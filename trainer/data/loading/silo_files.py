@@ -13,7 +13,7 @@ import torch
 from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
 from trainer.data.sources.base import DataSplits, Source
-from trainer.data.sources.per_client import PerClientSource
+from trainer.data.sources.per_client import MadeUpSource, PerClientSource
 from trainer.data.sources.table import TableEncoder, fit_encoder
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
@@ -95,20 +95,40 @@ def load_silo_files(
     if encoder is None:
         local = _agree_on_columns(local, errors, topology)
     infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors, topology)
-    if error := _kind_error(files, infos):
+    return join_clients(files, homes, local, infos)
+
+
+def join_clients(
+    names: Sequence[str], homes: Sequence[int], local: Mapping[int, DataSplits], infos: Sequence[DatasetInfo]
+) -> DataSplits:
+    """Return the data set of clients that bring their own, of which this rank has some.
+
+    Args:
+        names: what each brings, for errors.
+        homes: silo of every client.
+        local: the data of the clients of this rank's silo. Without any, examples are made up.
+        infos: the description of what each brings.
+
+    Raises:
+        ValueError: they bring examples of differing kinds.
+    """
+    if error := _kind_error(names, infos):
         raise ValueError(error)
 
     def join(part: str) -> Source:
         sizes, sources = [getattr(info, part) for info in infos], {c: getattr(local[c], part) for c in local}
-        return PerClientSource(sizes, sources, homes, [info.checksum for info in infos])
+        made_up = None if local else MadeUpSource(infos[0].inputs, infos[0].targets)
+        return PerClientSource(sizes, sources, homes, [info.checksum for info in infos], made_up)
 
     classes = max((info.classes for info in infos if info.classes is not None), default=None)
-    train, names = join("train"), tuple(infos[0].label_names)
+    train, label_names = join("train"), tuple(infos[0].label_names)
     weights = _join_weights(local, len(train)) if any(info.has_weights for info in infos) else None
     validation = None if infos[0].validation is None else join("validation")
-    one = next(iter(local.values()))
-    of_all = {"text_format": one.text_format, "encoder": one.encoder, "label_names": names}
-    return DataSplits(train, join("test"), classes, weights=weights, validation=validation, **of_all)
+    one = next(iter(local.values()), None)
+    of_all = {"text_format": one.text_format, "encoder": one.encoder} if one else {}
+    return DataSplits(
+        train, join("test"), classes, weights=weights, validation=validation, label_names=label_names, **of_all
+    )
 
 
 def _agree_on_columns(local: dict[int, DataSplits], errors: Sequence[str], topology: Topology) -> dict[int, DataSplits]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,22 @@ from trainer.data.sources.torch_datasets import is_read_by_batch, is_sequential
 from trainer.utils.tensor_trees import Tree, concatenate, take
 
 
+class MadeUpSource:
+    """Examples of zeros, for a rank that has none of its own.
+
+    Args:
+        inputs: dtype and shape of an example's inputs, as `DatasetInfo` describes them.
+        targets: those of its targets.
+    """
+
+    def __init__(self, inputs: str, targets: str) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def fetch(self, ids: Tensor) -> tuple[Tree, Tree]:
+        """Return as many examples as there are ids."""
+        return _zeros(self.inputs, len(ids)), _zeros(self.targets, len(ids))
+
+
 class PerClientSource:
     """The sources of all clients as one Source, from which this rank can fetch the local ones.
 
@@ -24,14 +41,21 @@ class PerClientSource:
         local: sources of the clients of this rank's silo, by client.
         homes: silo of every client; equal on all ranks.
         checksums: checksum of every client's data; equal on all ranks.
+        made_up: has examples for a rank whose silo has no client, from which it learns their shapes.
     """
 
     client_ids: np.ndarray | None = None
     labels: np.ndarray | None = None
 
     def __init__(
-        self, sizes: Sequence[int], local: Mapping[int, Source], homes: Sequence[int], checksums: Sequence[int]
+        self,
+        sizes: Sequence[int],
+        local: Mapping[int, Source],
+        homes: Sequence[int],
+        checksums: Sequence[int],
+        made_up: MadeUpSource | None = None,
     ) -> None:
+        self.made_up = made_up
         self.local, self.homes, self.checksums, self.sizes = local, tuple(homes), checksums, sizes
         order = [*local, *(client for client in range(len(sizes)) if client not in local)]
         self.clients = torch.tensor(order)
@@ -68,6 +92,8 @@ class PerClientSource:
 
     def fetch_seeded(self, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
         """Return the examples as `fetch` does; what their sources draw for each is a function of the seed."""
+        if self.made_up:
+            return self.made_up.fetch(ids)
         client_of = self.clients[torch.searchsorted(self.ends, ids, right=True)]
         clients = client_of.unique().tolist() or [next(iter(self.local))]
         if len(clients) == 1:
@@ -84,3 +110,15 @@ class PerClientSource:
     def _fetch_from(self, client: int, ids: Tensor, seed: int) -> tuple[Tree, Tree]:
         assert client in self.local, f"the examples of client {client} are in silo {self.homes[client]}"
         return fetch_seeded(self.local[client], ids - self.starts[client], seed, client)
+
+
+def _zeros(description: str, count: int) -> Tree:
+    """Return zeros of described types: "float32 [1, 8, 8]" is a tensor, "age float32 [], ward int64 []" a dict."""
+    found = re.findall(r"(?:(\S+) )?(\w+) \[([^\]]*)\]", description)
+    tensors = {
+        name: torch.zeros(
+            count, *map(int, sizes.replace("any", "1").split(", ") if sizes else ()), dtype=getattr(torch, dtype)
+        )
+        for name, dtype, sizes in found
+    }
+    return tensors[""] if "" in tensors else tensors

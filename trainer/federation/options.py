@@ -1,0 +1,43 @@
+"""Options of a federation. The configuration has the same keys, which conf/config.yaml documents. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trainer.utils.annotations import OPTIONS, PositiveInt, Seconds
+
+Names = Annotated[Sequence[str], Field(description="a list of names such as [berlin,paris]")]
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class SiteOptions:
+    """Who a launch is in a federation, and whom it meets.
+
+    Attributes:
+        name: of this site; None: it is none.
+        server: host:port of the coordinator, for a site.
+        listen: host:port of this launch, for the coordinator; None: it is none.
+        members: the names of all sites, in the order of their clients, for the coordinator.
+        certificates: the folder of the certificates.
+        min_members: sites without which no version is made; None: all.
+        grace_seconds: how long a round waits for a site that has vanished; None: for ever.
+        retry_seconds: how long a site tries to reach the coordinator.
+    """
+
+    name: str | None
+    server: str | None
+    listen: str | None
+    members: Names
+    certificates: str | None
+    min_members: PositiveInt | None
+    grace_seconds: Seconds | None
+    retry_seconds: Seconds
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether this launch takes part in a federation."""
+        return self.name is not None or self.listen is not None
