@@ -327,7 +327,7 @@ def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
         deal = partial(split_clients, splits, partition, count, config.seed)
         if getattr(partition, "is_computed_once", False):
             deal = partial(split_on_first_rank, deal, splits, count, topology)
-    if count < topology.num_silos:
+    if count < len(set(splits.homes or range(topology.num_silos))):
         raise ValueError(
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"

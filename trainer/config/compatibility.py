@@ -124,7 +124,9 @@ def _check_packed_texts(module: nn.Module, data: DataSplits) -> None:
     Raises:
         ValueError: it lets them see each other.
     """
-    source = next(iter(data.train.local.values())) if isinstance(data.train, PerClientSource) else data.train
+    source = (
+        next(iter(data.train.local.values()), data.train) if isinstance(data.train, PerClientSource) else data.train
+    )
     inputs, _ = source.fetch(torch.arange(min(MAX_CHECKED_EXAMPLES, len(source))))
     if not isinstance(inputs, dict) or "position_ids" not in inputs:
         return
