@@ -121,4 +121,4 @@ def _zeros(description: str, count: int) -> Tree:
         )
         for name, dtype, sizes in found
     }
-    return tensors[""] if "" in tensors else tensors
+    return tensors.get("", tensors)
