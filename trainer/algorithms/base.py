@@ -159,7 +159,13 @@ class RunSession(Protocol):
 
 
 class RoundSession(Protocol):
-    """One round of an algorithm, as seen from one silo."""
+    """One round of an algorithm, as seen from one silo.
+
+    Attributes:
+        planned_weight: the weight of all clients of the round, whichever silo trains them; 0 if there is one silo.
+    """
+
+    planned_weight: float = 0.0
 
     def start_client(self, state: ClientState, exclusive: bool = False) -> ClientSession:
         """Copy the parameters that a client begins with into the model.
@@ -190,7 +196,10 @@ class RoundSession(Protocol):
         ...
 
     def contribution(self) -> dict[str, Tensor]:
-        """Return the vectors that this silo's clients have summed, as shares of the weight planned for its round."""
+        """Return the vectors that this silo's clients have summed, as shares of the weight planned for its round.
+
+        They may lie in the model's memory. There are none if no client has finished.
+        """
         ...
 
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:

@@ -38,7 +38,7 @@ class Corrector:
     """A correction at work. Each overrides the places where it differs from plain averaging, which this one is.
 
     Attributes:
-        vectors: global vectors [n] besides the parameters, by name; equal on all ranks, saved, and sent to new sites.
+        vectors: global vectors [n] besides the parameters, by name; equal on all ranks, and saved.
         summed: the names of those vectors that grow, at the end of a round, by what all clients have added to the
             round's sums of the same name.
         client_vectors: names of the vectors [n] that a client keeps between rounds; zeros before its first one.
@@ -47,6 +47,10 @@ class Corrector:
     vectors: Mapping[str, Tensor] = MappingProxyType({})
     summed: tuple[str, ...] = ()
     client_vectors: tuple[str, ...] = ()
+
+    def start_vectors(self) -> Mapping[str, Tensor]:
+        """Return those of the `vectors` that clients begin a round with, which go to every site."""
+        return self.vectors
 
     def start_client(self, client: FedAvgClient) -> None:
         """Add terms to the client's gradients; its vectors are in `client.vectors`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -119,21 +119,22 @@ class FedAvgRun(FederatedRun):
         return session
 
     def global_state(self) -> dict[str, Tensor]:
-        return {**super().global_state(), **self.corrector.vectors}
+        return {**super().global_state(), **self.corrector.start_vectors()}
 
     def load_global_state(self, state: dict[str, Tensor]) -> None:
         super().load_global_state(state)
-        self._load_vectors(state)
+        self._load_vectors(self.corrector.start_vectors(), state)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.corrector.vectors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._load_vectors(state)
+        self._load_vectors(self.corrector.vectors, state)
 
-    def _load_vectors(self, state: dict[str, Any]) -> None:
-        for name, vector in self.corrector.vectors.items():
+    @staticmethod
+    def _load_vectors(vectors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        for name, vector in vectors.items():
             vector.copy_(pad_or_trim(state[name], len(vector)))
 
 
@@ -192,10 +193,12 @@ class FedAvgRound(FederatedRound):
         return run.options.rule.metrics(sums, norm, factor)
 
     def contribution(self) -> dict[str, Tensor]:
-        return {**self.updates.contribution(self.run.global_model.parameters), **self.sums}
+        return {**self.updates.contribution(), **self.sums} if self.weights else {}
 
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
-        self.updates.merge(contribution, factor * weight / self.planned_weight)
+        if not contribution:
+            return
+        self.updates.merge(contribution, factor * self.updates.share(weight, self.planned_weight))
         for name, vector in self.sums.items():
             vector.add_(contribution[name], alpha=factor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,9 @@ class DynamicRegularization(Corrector):
     def __init__(self, alpha: float, run: FedAvgRun):
         self.alpha, self.population = alpha, len(run.client_weights)
         self.vectors = {"drift": torch.zeros_like(run.global_model.parameters)}
+
+    def start_vectors(self) -> Mapping[str, Tensor]:
+        return {}  # h moves the server alone
 
     def start_client(self, client: FedAvgClient) -> None:
         client.add_vector(client.vectors["lagrangian"], -1.0)

@@ -152,10 +152,11 @@ class ModelAveragingRound(RoundSession, ClientSession):
         return {}
 
     def contribution(self) -> dict[str, Tensor]:
-        return self.run.models.contribution(self.run.parameters)
+        return self.run.models.contribution() if self.weights else {}
 
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
-        self.run.models.merge(contribution, factor * weight / self.planned_weight)
+        if contribution:
+            self.run.models.merge(contribution, factor * self.run.models.share(weight, self.planned_weight))
 
     def state_dict(self) -> dict[str, Any]:
         kept = {"parameters": self.run.parameters} if self.run.is_kept else {}

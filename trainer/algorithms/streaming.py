@@ -198,10 +198,11 @@ class StreamingRound(FederatedRound):
         return {f"delta/{name}": sent.metrics[name] for name in ("norm", "cosine") if name in sent.metrics}
 
     def contribution(self) -> dict[str, Tensor]:
-        return self.run.updates.contribution(self.run.global_model.parameters[self.due])
+        return self.run.updates.contribution() if self.weights else {}
 
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
-        self.run.updates.merge(contribution, factor * weight / self.planned_weight)
+        if contribution:
+            self.run.updates.merge(contribution, factor * self.run.updates.share(weight, self.planned_weight))
 
     def state_dict(self) -> dict[str, Any]:
         numbers = {"weights": self.weights, "norms": self.norms, "due": self.due.start}

@@ -43,8 +43,8 @@ class Updates(Protocol):
         """
         ...
 
-    def contribution(self, like: Tensor) -> dict[str, Tensor]:
-        """Return what this silo has, by name."""
+    def contribution(self) -> dict[str, Tensor]:
+        """Return what this silo has, of one client or more, by name."""
         ...
 
     def merge(self, contribution: dict[str, Tensor], factor: float) -> None:
@@ -108,12 +108,15 @@ class SummedUpdates:
             vector.mul_(factor)
         return vector
 
-    def contribution(self, like: Tensor) -> dict[str, Tensor]:
+    def contribution(self) -> dict[str, Tensor]:
         vector = self._sum()
-        return {"delta": torch.zeros_like(like) if vector is None else vector}
+        assert vector is not None
+        return {"delta": vector}
 
     def merge(self, contribution: dict[str, Tensor], factor: float) -> None:
-        self.add(contribution["delta"] * factor)
+        delta = contribution["delta"]
+        self.add(delta if factor == 1.0 else delta * factor)
+        self.detach()  # the memory is the contribution's
 
     def state_dict(self) -> dict[str, Any]:
         self.detach()
@@ -154,8 +157,8 @@ class StackedUpdates:
         self.clear()
         return ((part, combined[part]) for part in self.transport.chunks(len(combined)))
 
-    def contribution(self, like: Tensor) -> dict[str, Tensor]:
-        return {"rows": self._stacked(like)}
+    def contribution(self) -> dict[str, Tensor]:
+        return {"rows": torch.stack(self.rows)}
 
     def merge(self, contribution: dict[str, Tensor], factor: float) -> None:
         self.rows += contribution["rows"].unbind()
