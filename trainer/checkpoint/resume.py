@@ -60,6 +60,18 @@ def newest_complete(folder: Path) -> SavedState | None:
     return next(filter(None, map(find_saved, reversed(round_folders(folder)))), None)
 
 
+def resumable_rounds(folder: Path, count: int = 2) -> int:
+    """Return how many rounds, with their evaluation, the oldest of a run's newest complete round checkpoints has.
+
+    Args:
+        folder: the run's `checkpoints`.
+        count: how many of the newest it may resume from: from the one before if the newest is damaged.
+    """
+    complete = [path for path in reversed(round_folders(folder)) if find_saved(path)][:count]
+    orders = map(round_order, complete)
+    return min((rounds if is_evaluated else rounds - 1 for rounds, is_evaluated in orders), default=0)
+
+
 def best_complete(folder: Path) -> SavedState | None:
     """Return the round checkpoint that a run's `checkpoints` has marked as the best; None if there is none."""
     mark = folder / BEST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -11,30 +11,45 @@ from torch import Tensor, nn
 
 from trainer.algorithms.base import RoundSession, RunSession
 from trainer.algorithms.round import Round
+from trainer.checkpoint.format import iter_leaves, unflatten
 from trainer.distributed.compression import UpdateCompression
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
+from trainer.federation.link import BehindError, LinkLostError
 from trainer.federation.messages import Message
-from trainer.loop.exchange import UNFINISHED, Combined, InWorld, Scalars, Tables
+from trainer.loop.exchange import UNFINISHED, Combined, InWorld, Scalars, Tables, model_digests
+from trainer.loop.stopping import LeftBehind, Preempted
+from trainer.utils.errors import InputError
 
-START = "start"  # the meeting at which sites get the initial model
+START = "start/model"  # the meeting at which sites get the initial model
 STOPPING = "stopping"  # a scalar that is each launch's own
 OUT_OF_TIME = "out_of_time"  # a scalar that is the coordinator's
 TABLE, VECTOR = "table/", "vector/"  # begin the names of tensors in messages
 
+Tree = Mapping[str, Any]
+
 
 class Meetings(Protocol):
-    """The coordinator, as a site sees it."""
+    """The coordinator, as a site sees it. Every method is a collective of the site's ranks."""
 
     def meet(self, message: Message) -> Message:
-        """Bring a message to the meeting that its `key` names; return the result on all ranks. A collective."""
+        """Bring a message to the meeting that its `key` names; return the result on all ranks.
+
+        Raises:
+            LinkLostError: the coordinator is out of reach, or this site is asked to stop; on all ranks.
+            BehindError: the meeting is over, and its result is kept no more; on all ranks.
+        """
+        ...
+
+    def newest(self, rounds: int) -> Message | None:
+        """Return the state of the run if this site has missed a round since it had done so many; None otherwise."""
         ...
 
 
 class Gatherings(Protocol):
     """The sites, as the coordinator sees them."""
 
-    def gather(self, key: str) -> Mapping[str, Message] | None:
+    def gather(self, key: str, max_bytes: int, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
         """Return what the members have brought, in their order; None if this process is asked to stop."""
         ...
 
@@ -48,6 +63,7 @@ class SiteExchange:
 
     Args:
         meetings: with the other members, at the coordinator.
+        name: of this site.
         topology: of this rank, in the federation.
         compression: of updates.
         layout: the start and shape of each parameter in a vector.
@@ -56,23 +72,42 @@ class SiteExchange:
     def __init__(
         self,
         meetings: Meetings,
+        name: str,
         topology: Topology,
         compression: UpdateCompression,
         layout: Sequence[tuple[int, torch.Size]],
     ):
-        self.meetings = meetings
+        self.meetings, self.name = meetings, name
         self.world = InWorld(topology.alone(), compression, layout)
         self.transport: Transport = self.world.transport
 
     def start(self, module: nn.Module) -> None:
-        result = self.meetings.meet(Message({"key": START}))
-        load_module(module, result.tensors)
+        result = self._meet(Message({"key": START}))
+        if result.header["digests"] != list(model_digests(module)):
+            raise InputError(
+                "the model is not the coordinator's: its parameters have other shapes, or other frozen values.\n"
+                "  start all members with the same model= and the same files"
+            )
+        _unpack(_start_tensors(module), result.tensors)
+
+    def catch_up(self, rounds: int, make_state: Callable[[], Tree]) -> Tree | None:
+        newest = self.meetings.newest(rounds)
+        if newest is None:
+            return None
+        return unflatten({**newest.header["values"], **newest.tensors})
 
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
         own, own_tables = self.world.sum(name, scalars, tables)
         if own.get(STOPPING):
             return own, own_tables
-        result = self.meetings.meet(_message(name, own, own_tables))
+        try:
+            result = self.meetings.meet(_message(name, own, own_tables))
+        except LinkLostError as error:
+            if STOPPING not in own:
+                raise Preempted from error
+            return own | {STOPPING: 1.0}, own_tables
+        except BehindError as error:
+            raise LeftBehind from error
         return result.header["sums"] | _only(own, STOPPING), _named(result, TABLE)
 
     def combine(
@@ -83,15 +118,28 @@ class SiteExchange:
         scalars: Scalars,
         tables: Mapping[str, Tensor],
     ) -> Combined:
-        key = f"round/{round.index}"
+        key = _training(round)
         own, own_tables = self.world.sum(key, scalars, tables)
         met = perf_counter()
         if own[UNFINISHED]:  # this site leaves, and brings its round when it is back
             return Combined(own, own_tables, None, met)
-        result = self.meetings.meet(_message(key, own, own_tables, session.contribution()))
+        try:
+            result = self.meetings.meet(_message(key, own, own_tables, session.contribution()))
+        except LinkLostError:
+            return Combined(own | {STOPPING: 1.0}, own_tables, None, met)
+        except BehindError as error:
+            raise LeftBehind from error
+        if self.name not in result.header["counted"]:
+            raise LeftBehind
         algorithm.load_global_state(_named(result, VECTOR))
         sums = result.header["sums"] | _only(own, STOPPING)
         return Combined(sums, _named(result, TABLE), result.header["metrics"], met)
+
+    def _meet(self, message: Message) -> Message:
+        try:
+            return self.meetings.meet(message)
+        except LinkLostError as error:
+            raise Preempted from error
 
 
 class CoordinatorExchange:
@@ -113,13 +161,26 @@ class CoordinatorExchange:
     ):
         self.gatherings = gatherings
         self.transport: Transport = make_transport(topology.alone(), compression, layout)
+        self._make_state: Callable[[], Message] | None = None
 
     def start(self, module: nn.Module) -> None:
-        self.gatherings.publish(START, Message({}, {name: each.clone() for name, each in module.state_dict().items()}))
+        result = Message({"digests": list(model_digests(module))}, _pack(_start_tensors(module)))
+        self.gatherings.publish(START, result)
+
+    def catch_up(self, rounds: int, make_state: Callable[[], Tree]) -> Tree | None:
+        def message() -> Message:
+            leaves = dict(iter_leaves(make_state()))
+            tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+            return Message({"values": {name: leaves[name] for name in leaves.keys() - tensors.keys()}}, tensors)
+
+        self._make_state = message
+        return None
 
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
-        brought = self.gatherings.gather(name)
+        brought = self._gather(name, tables.values())
         if brought is None:
+            if STOPPING not in scalars:
+                raise Preempted
             return dict(scalars) | {STOPPING: 1.0}, dict(tables)
         sums, tables = _total(scalars, tables, brought)
         self.gatherings.publish(name, _message(name, sums, tables))
@@ -133,8 +194,8 @@ class CoordinatorExchange:
         scalars: Scalars,
         tables: Mapping[str, Tensor],
     ) -> Combined:
-        key = f"round/{round.index}"
-        brought = self.gatherings.gather(key)
+        key = _training(round)
+        brought = self._gather(key, [*tables.values(), *algorithm.global_state().values()])
         met = perf_counter()
         if brought is None:
             return Combined(dict(scalars) | {STOPPING: 1.0}, dict(tables), None, met)
@@ -142,16 +203,40 @@ class CoordinatorExchange:
             session.merge(_named(message, VECTOR), session.planned_weight)
         sums, tables = _total(scalars, tables, brought)
         metrics = session.aggregate(sums)
-        vectors = {name: vector.clone() for name, vector in algorithm.global_state().items()}
-        self.gatherings.publish(key, _message(key, sums, tables, vectors, metrics))
+        self.gatherings.publish(key, _message(key, sums, tables, algorithm.global_state(), metrics))
         return Combined(sums, tables, metrics, met)
+
+    def _gather(self, key: str, like: Iterable[Tensor]) -> dict[str, Message] | None:
+        return self.gatherings.gather(key, sum(tensor.nbytes for tensor in like), self._make_state)
+
+
+def _training(round: Round) -> str:
+    return f"rounds/{round.index}/training"
+
+
+def _start_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the tensors that members begin with alike: parameters that are trained, and buffers."""
+    return [*(parameter for parameter in module.parameters() if parameter.requires_grad), *module.buffers()]
+
+
+def _pack(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return these tensors as one vector of each dtype."""
+    dtypes = {str(tensor.dtype): tensor.dtype for tensor in tensors}
+    return {
+        name: torch.cat([tensor.detach().flatten() for tensor in tensors if tensor.dtype == dtype])
+        for name, dtype in dtypes.items()
+    }
 
 
 @torch.no_grad()
-def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the parameters and buffers of these names."""
-    for name, tensor in module.state_dict().items():
-        tensor.copy_(tensors[name])
+def _unpack(tensors: Sequence[Tensor], packed: Mapping[str, Tensor]) -> None:
+    """Copy what `_pack` has returned for other tensors of these shapes into these."""
+    begins = dict.fromkeys(packed, 0)
+    for tensor in tensors:
+        name = str(tensor.dtype)
+        begin = begins[name]
+        begins[name] = begin + tensor.numel()
+        tensor.copy_(packed[name][begin : begins[name]].view_as(tensor))
 
 
 def _message(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import grpc
 
 from trainer.federation.certificates import Credentials
 from trainer.federation.messages import Message, MessageReader
+from trainer.federation.registry import POLL_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,11 @@ T = TypeVar("T")
 
 COORDINATOR = "coordinator"  # the name in its certificate, whatever host it is on
 SERVICE = "silotrain.Federation"
-JOIN, WATCH, MEET = (f"/{SERVICE}/{name}" for name in ("Join", "Watch", "Meet"))
+JOIN, MEET, FETCH = (f"/{SERVICE}/{name}" for name in ("Join", "Meet", "Fetch"))
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries
 # After these the link is tried again; any other status is an answer.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+MAX_WELCOME_BYTES = 1 << 30
 
 # Both ends. A peer that has fallen silent is noticed by its pings: the keepalive options alone do not end a connection
 # whose socket still takes bytes, ping_timeout_ms does.
@@ -37,6 +39,8 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_receive_message_length", 2 << 20),
+    ("grpc.initial_reconnect_backoff_ms", int(FIRST_PAUSE * 1000)),
+    ("grpc.max_reconnect_backoff_ms", int(LONGEST_PAUSE * 1000)),
     ("grpc.enable_retries", 0),
 )
 
@@ -46,7 +50,11 @@ class LinkRefusedError(ValueError):
 
 
 class LinkLostError(Exception):
-    """The coordinator could not be reached for as long as the site tries."""
+    """The coordinator could not be reached for as long as the site tries, or this process is asked to stop."""
+
+
+class BehindError(Exception):
+    """A meeting is over, and its result is kept no more."""
 
 
 class Link:
@@ -56,7 +64,7 @@ class Link:
         server: host:port.
         credentials: of this member.
         retry_seconds: how long it tries before it gives up.
-        is_stopping: ends the tries at once.
+        is_stopping: ends every wait.
 
     Attributes:
         session: identifies this launch, so that a second one under the same name is noticed.
@@ -74,17 +82,35 @@ class Link:
         ssl = grpc.ssl_channel_credentials(credentials.authority, credentials.key, credentials.certificate)
         options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR))
         self.channel = grpc.secure_channel(server, ssl, options)
-        self._closed = threading.Event()
+        self._changed = threading.Condition()
+        self._welcome: Message | None = None
+        self._refused: LinkRefusedError | None = None
+        self._is_present = self._is_closed = False
 
-    def close(self) -> None:
-        """Hang up."""
-        self._closed.set()
-        self.channel.close()
+    @contextmanager
+    def joined(self, header: Mapping[str, Any]) -> Iterator[Message]:
+        """Be present at the coordinator while the block runs; yield its welcome.
 
-    def join(self, header: dict[str, Any]) -> Message:
-        """Introduce this launch; return the coordinator's answer."""
-        call = self.channel.stream_stream(JOIN)
-        return self._retry(lambda: self._exchange(call, Message({**header, "session": self.session}), 0))
+        Presence is a stream that stays open. When it breaks, the site joins again.
+
+        Args:
+            header: what this site says of itself.
+
+        Raises:
+            LinkRefusedError: the coordinator refuses this site.
+            LinkLostError: it could not be reached for `retry_seconds`, or this process is asked to stop.
+        """
+        message = Message({**header, "session": self.session})
+        thread = threading.Thread(target=self._keep_joined, args=(message,), name="presence", daemon=True)
+        thread.start()
+        try:
+            yield self._wait_welcome()
+        finally:
+            with self._changed:
+                self._is_closed = True
+                self._changed.notify_all()
+            self.channel.close()
+            thread.join()
 
     def meet(self, message: Message, max_bytes: int) -> Message:
         """Bring a message to a meeting, and return its result; send it again until that has come.
@@ -95,52 +121,111 @@ class Link:
 
         Raises:
             LinkRefusedError: the coordinator refuses it.
-            LinkLostError: the coordinator could not be reached for `retry_seconds`.
+            LinkLostError: it could not be reached for `retry_seconds`, or this process is asked to stop.
+            BehindError: the meeting is over, and its result is kept no more.
         """
-        call = self.channel.stream_stream(MEET)
-        return self._retry(lambda: self._exchange(call, message, max_bytes))
+        return self._retry(MEET, message, max_bytes)
 
-    @contextmanager
-    def present(self) -> Iterator[None]:
-        """Be counted as present by the coordinator while the block runs."""
-        thread = threading.Thread(target=self._watch, name="presence", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self.close()
-            thread.join()
+    def fetch(self, message: Message, max_bytes: int) -> Message:
+        """Return the answer to a question; see `meet`."""
+        return self._retry(FETCH, message, max_bytes)
 
-    def _watch(self) -> None:
-        """Hold a stream open, by which the coordinator knows that this member is there."""
-        call = self.channel.unary_stream(WATCH)
-        while not self._closed.is_set():
+    def _wait_welcome(self) -> Message:
+        began = monotonic()
+        with self._changed:
+            while self._welcome is None:
+                if self._refused:
+                    raise self._refused
+                if self.is_stopping():
+                    raise LinkLostError("this process is asked to stop")
+                if self._is_present:
+                    began = monotonic()  # it waits for others
+                elif monotonic() - began >= self.retry_seconds:
+                    raise LinkLostError(f"{self.server} cannot be reached")
+                self._changed.wait(POLL_SECONDS)
+            return self._welcome
+
+    def _keep_joined(self, message: Message) -> None:
+        pause = FIRST_PAUSE
+        while not self._is_closed:
             try:
-                for _ in call(self.session.encode(), wait_for_ready=True):
-                    pass
+                self._join(message)
+                pause = FIRST_PAUSE
             except (grpc.RpcError, ValueError) as error:  # ValueError: of a channel that is closed
+                status: Any = error
+                if isinstance(error, grpc.RpcError) and status.code() not in BROKEN:
+                    self._note(refused=LinkRefusedError(status.details()))
+                    return
                 log.info("the presence at %s ended: %s", self.server, _reason(error))
-            self._closed.wait(FIRST_PAUSE)
+            self._note(is_present=False)
+            with self._changed:
+                self._changed.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _exchange(self, call: Any, message: Message, max_bytes: int) -> Message:
+    def _join(self, message: Message) -> None:
+        """Hold the stream open, by which the coordinator knows that this member is there, until it breaks."""
+        call = self.channel.stream_stream(JOIN)(message.parts())
+        call.initial_metadata()
+        self._note(is_present=True)
+        reader = MessageReader(MAX_WELCOME_BYTES)
+        for part in call:
+            if part:
+                reader.add(part)
+            else:  # the welcome is whole
+                self._note(welcome=reader.finish())
+
+    def _note(
+        self,
+        is_present: bool | None = None,
+        welcome: Message | None = None,
+        refused: LinkRefusedError | None = None,
+    ) -> None:
+        with self._changed:
+            self._is_present = self._is_present if is_present is None else is_present
+            self._welcome = self._welcome or welcome
+            self._refused = self._refused or refused
+            self._changed.notify_all()
+
+    def _exchange(self, method: str, message: Message, max_bytes: int) -> Message:
         reader = MessageReader(max_bytes)
-        for part in call(message.parts()):
-            reader.add(part)
+        call = self.channel.stream_stream(method)(message.parts())
+        ended = threading.Event()
+        call.add_callback(ended.set)
+        threading.Thread(target=self._cancel_when_stopping, args=(call, ended), daemon=True).start()
+        try:
+            for part in call:
+                reader.add(part)
+        finally:
+            ended.set()
         return reader.finish()
 
-    def _retry(self, attempt: Callable[[], T]) -> T:
+    def _cancel_when_stopping(self, call: grpc.Call, ended: threading.Event) -> None:
+        while not ended.wait(POLL_SECONDS):
+            if self.is_stopping():
+                call.cancel()
+
+    def _retry(self, method: str, message: Message, max_bytes: int) -> Message:
         began, pause = monotonic(), FIRST_PAUSE
+        message = Message({**message.header, "session": self.session}, message.tensors)
         while True:
+            if self._refused:
+                raise self._refused
             try:
-                return attempt()
+                return self._exchange(method, message, max_bytes)
             except grpc.RpcError as error:
                 status: Any = error
+                if status.code() is grpc.StatusCode.OUT_OF_RANGE:
+                    raise BehindError(status.details()) from error
                 if status.code() not in BROKEN:
                     raise LinkRefusedError(status.details()) from error
-                if self.is_stopping() or monotonic() - began >= self.retry_seconds:
+                if self.is_stopping():
+                    raise LinkLostError("this process is asked to stop") from error
+                began = monotonic() if self._is_present else began
+                if monotonic() - began >= self.retry_seconds:
                     raise LinkLostError(f"{self.server} cannot be reached: {_reason(error)}") from error
                 log.info("%s cannot be reached, tries again: %s", self.server, _reason(error))
-            self._closed.wait(pause)
+            with self._changed:
+                self._changed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
+from trainer.checkpoint.files import write_text
+from trainer.checkpoint.resume import resumable_rounds
 from trainer.data import DataSplits
 from trainer.data.loading.silo_files import DatasetInfo, join_clients
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.federation.certificates import load_credentials
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
-from trainer.federation.link import COORDINATOR, Link, LinkLostError, LinkRefusedError
-from trainer.federation.messages import Message
+from trainer.federation.link import COORDINATOR, BehindError, Link, LinkLostError, LinkRefusedError
+from trainer.federation.messages import Layout, Message
 from trainer.federation.options import SiteOptions
 from trainer.federation.registry import POLL_SECONDS, RefusedError, Registry
 from trainer.federation.server import Server
+from trainer.federation.spool import Spool
 from trainer.loop.exchange import ExchangeFactory
 from trainer.loop.stopping import Preempted
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
-MEMBERS = "members"  # the meeting at which sites learn how many examples the others have
+END = "end/run"  # the meeting after which nobody needs the coordinator any more
 # Choices that may differ between the members.
 OWN_KEYS = ("site.", "launch.", "data.", "run_dir", "require_shared_run_dir", "resume", "name", "run.", "checkpoint.")
 COMPARED_KEYS = ("data.validation",)
@@ -43,12 +45,16 @@ class Membership(Protocol):
 
     make_exchange: ExchangeFactory
 
-    def topology(self, world: Topology) -> Topology:
-        """Return this rank's topology in the federation."""
-        ...
-
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
         """Return the data of all members, of which this launch has its own. A collective of its ranks."""
+        ...
+
+    def topology(self, world: Topology) -> Topology:
+        """Return this rank's topology in the federation, which it has joined."""
+        ...
+
+    def finish(self) -> None:
+        """Take part in the end of a run that is finished here. A collective of this launch's ranks."""
         ...
 
 
@@ -64,19 +70,13 @@ def open_membership(
         world: the ranks of this launch.
         is_stopping: whether this process is asked to stop.
     """
-    if options.listen is not None:
-        coordinator = Coordinator(options, tree, is_stopping)
-        try:
+    with ExitStack() as stack:
+        if options.listen is None:
+            yield Site(options, tree, world, is_stopping, stack)
+        else:
+            coordinator = Coordinator(options, tree, is_stopping)
+            stack.callback(coordinator.server.stop)
             yield coordinator
-        finally:
-            coordinator.server.stop()
-        return
-    site = Site(options, tree, world, is_stopping)
-    if site.link is None:
-        yield site
-        return
-    with site.link.present():
-        yield site
 
 
 class Coordinator:
@@ -86,29 +86,35 @@ class Coordinator:
         assert options.listen is not None
         self.members, self.is_stopping = list(options.members), is_stopping
         self.settings = _compared(tree)
-        self.registry = Registry(self.members, options.grace_seconds, options.min_members)
-        self.infos: dict[str, DatasetInfo] = {}
+        folder = Path(tree["run_dir"])
+        spool = Spool(folder / "meetings")
+        saved = partial(resumable_rounds, folder / "checkpoints")
+        self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, saved)
+        self.infos_file = spool.folder / "members.json"
+        self.infos = _read_infos(self.infos_file)
         self.has_joined = threading.Condition()
         credentials = load_credentials(Path(str(options.certificates)).expanduser(), COORDINATOR)
         self.server = Server(options.listen, credentials, self.registry, self)
         self.make_exchange: ExchangeFactory = partial(CoordinatorExchange, self)
 
-    def topology(self, world: Topology) -> Topology:
-        silos = len(self.members) + 1  # it is one without clients
-        return replace(world, silo=silos - 1, silo_sizes=(1,) * silos)
-
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
         with self.has_joined:
-            while len(self.infos) < len(self.members):
+            while self._missing():
                 if self.is_stopping():
                     raise Preempted
                 self.has_joined.wait(POLL_SECONDS)
         infos = [self.infos[name] for name in self.members]
-        self.registry.publish(MEMBERS, Message({"infos": list(map(asdict, infos)), "members": self.members}))
         return join_clients(self.members, range(len(self.members)), {}, infos)
 
-    def admit(self, name: str, header: dict[str, Any]) -> dict[str, Any]:
-        """Check what a site says of itself; raise RefusedError if it cannot take part."""
+    def topology(self, world: Topology) -> Topology:
+        silos = len(self.members) + 1  # it is one without clients
+        return replace(world, silo=silos - 1, silo_sizes=(1,) * silos)
+
+    def finish(self) -> None:
+        if self.gather(END, 0, self.make_state) is not None:
+            self.publish(END, Message({}))
+
+    def admit(self, name: str, header: Mapping[str, Any]) -> None:
         if name not in self.members:
             raise RefusedError(f"{name} is no member\n  valid: {', '.join(self.members)}")
         differences = [
@@ -120,52 +126,76 @@ class Coordinator:
             raise RefusedError("\n".join(differences[:MAX_DIFFERENCES]) + "\n  set the same on both sides")
         info = DatasetInfo(**header["info"])
         with self.has_joined:
-            known = self.infos.setdefault(name, info)
+            if self.infos.setdefault(name, info) != info:
+                raise RefusedError(f"the examples of {name} are not those with which it has joined before")
+            write_text(self.infos_file, json.dumps({each: asdict(self.infos[each]) for each in self.infos}))
             self.has_joined.notify_all()
-        if known != info:
-            raise RefusedError(f"the examples of {name} are not those with which it has joined before")
-        self.registry.enter(name, str(header["session"]))
-        return {}
 
-    def max_bytes(self, name: str) -> int:
-        return MAX_BYTES
+    def welcome(self) -> Message | None:
+        with self.has_joined:
+            if self._missing():
+                return None
+            return Message({"members": self.members, "infos": [asdict(self.infos[name]) for name in self.members]})
 
-    def gather(self, key: str) -> Mapping[str, Message] | None:
-        return self.registry.gather(key, self.is_stopping)
+    def gather(self, key: str, max_bytes: int, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
+        self.make_state = make_state
+        return self.registry.gather(key, max_bytes, make_state, self.is_stopping)
 
     def publish(self, key: str, result: Message) -> None:
         self.registry.publish(key, result)
+
+    def _missing(self) -> list[str]:
+        return [name for name in self.members if name not in self.infos]
 
 
 class Site:
     """A launch with data of its own. Its first rank talks to the coordinator."""
 
-    def __init__(self, options: SiteOptions, tree: Mapping[str, Any], world: Topology, is_stopping: Callable[[], bool]):
+    def __init__(
+        self,
+        options: SiteOptions,
+        tree: Mapping[str, Any],
+        world: Topology,
+        is_stopping: Callable[[], bool],
+        stack: ExitStack,
+    ):
         assert options.name is not None and options.server is not None
-        self.name, self.settings, self.link = options.name, _compared(tree), None
+        self.name, self.settings, self.link, self.stack = options.name, _compared(tree), None, stack
+        self.checkpoints = Path(tree["run_dir"]) / "checkpoints"
         if world.rank == 0:
             credentials = load_credentials(Path(str(options.certificates)).expanduser(), options.name)
             self.link = Link(options.server, credentials, options.retry_seconds, is_stopping)
-        self.make_exchange: ExchangeFactory = partial(SiteExchange, self)
+        self.make_exchange: ExchangeFactory = partial(SiteExchange, self, options.name)
         self.members: list[str] = []
+
+    def join(self, read: Callable[[], DataSplits]) -> DataSplits:
+        splits = collectives.on_all_ranks(read)
+        header = {"settings": self.settings, "info": asdict(DatasetInfo.of(splits))}
+        try:
+            welcome = self._on_leader(lambda link: self.stack.enter_context(link.joined(header)))
+        except LinkLostError as error:
+            raise Preempted from error
+        self.members = welcome.header["members"]
+        infos = [DatasetInfo(**info) for info in welcome.header["infos"]]
+        return join_clients(self.members, range(len(self.members)), {self.members.index(self.name): splits}, infos)
 
     def topology(self, world: Topology) -> Topology:
         place = self.members.index(self.name)
         sizes = [world.world_size if silo == place else 1 for silo in range(len(self.members) + 1)]
         return replace(world, silo=place, silo_sizes=tuple(sizes))
 
-    def join(self, read: Callable[[], DataSplits]) -> DataSplits:
-        splits = collectives.on_all_ranks(read)
-        header = {"settings": self.settings, "info": asdict(DatasetInfo.of(splits))}
-        self._on_leader(lambda link: link.join(header))
-        result = self._on_leader(lambda link: link.meet(Message({"key": MEMBERS}), 0))
-        self.members = result.header["members"]
-        infos = [DatasetInfo(**info) for info in result.header["infos"]]
-        return join_clients(self.members, range(len(self.members)), {self.members.index(self.name): splits}, infos)
+    def finish(self) -> None:
+        with suppress(LinkLostError):  # the run is finished here, whatever became of the coordinator
+            self.meet(Message({"key": END}))
 
     def meet(self, message: Message) -> Message:
-        """Bring a message to a meeting; return the result on all ranks of the site. A collective."""
+        saved = resumable_rounds(self.checkpoints)
+        message = Message({**message.header, "saved": saved}, message.tensors)
         return self._on_leader(lambda link: link.meet(message, MAX_BYTES))
+
+    def newest(self, rounds: int) -> Message | None:
+        result = self._on_leader(lambda link: link.fetch(Message({"rounds": rounds}), MAX_BYTES))
+        return result if result.tensors else None
 
     def _on_leader(self, call: Callable[[Link], Message]) -> Message:
         """Return the result of a call of the first rank on all ranks; or raise its error on all."""
@@ -174,28 +204,27 @@ class Site:
         if self.link:
             try:
                 result = call(self.link)
-                outcome = {"header": result.header}
-            except LinkRefusedError as error:
-                outcome = {"refused": str(error)}
-            except LinkLostError as error:
-                outcome = {"lost": str(error)}
-        if result:
-            outcome["tensors"] = [[name, str(each.dtype), list(each.shape)] for name, each in result.tensors.items()]
+                layout = [(name, each.dtype, list(each.shape)) for name, each in result.tensors.items()]
+                outcome = {"header": result.header, "layout": Layout(layout).to_json()}
+            except (LinkRefusedError, LinkLostError, BehindError) as error:
+                outcome = {type(error).__name__: str(error)}
         outcome = json.loads(collectives.broadcast_text(json.dumps(outcome)))
-        if "refused" in outcome:
-            raise ValueError(outcome["refused"])
-        if "lost" in outcome:
-            raise Preempted(outcome["lost"])
-        tensors = result.tensors if result else _empty(outcome["tensors"])
-        return Message(outcome["header"], {name: collectives.broadcast(each) for name, each in tensors.items()})
+        for kind in (LinkRefusedError, LinkLostError, BehindError):
+            if kind.__name__ in outcome:
+                raise kind(outcome[kind.__name__])
+        layout = Layout.from_json(outcome["layout"])
+        content = result.content if result else torch.empty(layout.num_bytes, dtype=torch.uint8)
+        assert content is not None
+        return Message(outcome["header"], layout.views(collectives.broadcast(content) if len(content) else content))
+
+
+def _read_infos(file: Path) -> dict[str, DatasetInfo]:
+    """Return what members have said of their data; empty before they have."""
+    if not file.exists():
+        return {}
+    return {name: DatasetInfo(**info) for name, info in json.loads(file.read_text()).items()}
 
 
 def _compared(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the choices that all members must have made alike, by their dotted keys."""
     return {key: value for key, value in flatten(tree).items() if key in COMPARED_KEYS or not key.startswith(OWN_KEYS)}
-
-
-def _empty(described: Sequence[tuple[str, str, list[int]]]) -> dict[str, Tensor]:
-    return {
-        name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch."))) for name, dtype, shape in described
-    }

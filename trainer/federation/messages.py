@@ -1,33 +1,36 @@
 """Messages between a site and the coordinator: a header in JSON, and tensors as raw bytes, in parts.
 
-The first part is the header, with the names, dtypes and shapes of the tensors. Their bytes follow in that order; a part
-holds bytes of one tensor. Nothing of a message is executed or unpickled. Its size is known, and may be refused, before
-memory is taken for it.
+A message has the layout of a safetensors file. Its first part is the file's header, with the names, dtypes and shapes
+of the tensors; the message's own header is among the metadata there. The other parts are the rest of the file. Nothing
+of a message is executed or unpickled. Its size is known, and may be refused, before memory is taken for it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PROTOCOL = 1
 PART_BYTES = 1 << 19  # larger parts were slower, smaller ones cost more processor
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS, MAX_DIMENSIONS = 4096, 16
+LENGTH_BYTES = 8  # of the number at the start of a file: of bytes of the header that follows
 
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-    )
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
 }
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class MessageError(ValueError):
@@ -36,34 +39,85 @@ class MessageError(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """A header of JSON values, and tensors by name."""
+    """A header of JSON values, and tensors by name.
+
+    Attributes:
+        header: the values.
+        tensors: the tensors.
+        content: the bytes of all tensors in their order, a uint8 vector, if they lie so; None if they do not.
+    """
 
     header: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    content: Tensor | None = None
 
     def parts(self) -> Iterator[bytes]:
         """Yield the parts of the message. The tensors must not change until the last one."""
         flat = {name: tensor.detach().contiguous().cpu() for name, tensor in self.tensors.items()}
-        described = [[name, _dtype_name(tensor), list(tensor.shape)] for name, tensor in flat.items()]
-        yield json.dumps({"protocol": PROTOCOL, "header": self.header, "tensors": described}).encode()
-        for tensor in flat.values():
-            content = memoryview(tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
-            for start in range(0, len(content), PART_BYTES):
-                yield bytes(content[start : start + PART_BYTES])
+        names = sorted(flat, key=lambda name: (-flat[name].element_size(), name))  # all of them aligned in a file
+        yield _first_part(self.header, [(name, flat[name].dtype, list(flat[name].shape)) for name in names])
+        small = bytearray()
+        for name in names:
+            content = _bytes_of(flat[name])
+            if len(small) + len(content) > PART_BYTES and small:
+                yield bytes(small)
+                small.clear()
+            if len(content) <= PART_BYTES:
+                small += content
+            else:
+                yield from (bytes(content[at : at + PART_BYTES]) for at in range(0, len(content), PART_BYTES))
+        if small:
+            yield bytes(small)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a message: names, dtypes and shapes, in the order of their bytes."""
+
+    tensors: list[tuple[str, torch.dtype, list[int]]]
+
+    @classmethod
+    def from_json(cls, described: list[Any]) -> Layout:
+        """Return the layout of which this is the `to_json`."""
+        return cls([(name, DTYPES[dtype], shape) for name, dtype, shape in described])
+
+    def to_json(self) -> list[Any]:
+        """Return a value for JSON."""
+        return [[name, DTYPE_NAMES[dtype], shape] for name, dtype, shape in self.tensors]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors together."""
+        return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.tensors)
+
+    def views(self, content: Tensor) -> dict[str, Tensor]:
+        """Return the tensors that lie in these bytes, a uint8 vector."""
+        found, end = {}, 0
+        for name, dtype, shape in self.tensors:
+            begin, end = end, end + math.prod(shape) * dtype.itemsize
+            found[name] = content[begin:end].view(dtype).view(shape)
+        return found
 
 
 class MessageReader:
-    """Reads a message from its parts.
+    """Reads a message from its parts, into memory or into a file.
 
     Args:
         max_bytes: of all tensors together.
+        file: gets the parts as they come, in place of memory; the tensors are then not among what `finish` returns.
+
+    Attributes:
+        header: of the message, once the first part has come.
+        layout: of its tensors, likewise.
+        content: the bytes of all tensors, a uint8 vector.
     """
 
-    def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, file: BinaryIO | None = None):
+        self.max_bytes, self.file = max_bytes, file
         self.header: dict[str, Any] | None = None
-        self._tensors: dict[str, Tensor] = {}
-        self._missing: list[memoryview] = []  # of the tensors that are not whole, the first one's rest first
+        self.layout = Layout([])
+        self.content = torch.empty(0, dtype=torch.uint8)
+        self._received = self._size = 0
 
     def add(self, part: bytes) -> None:
         """Take the next part.
@@ -72,50 +126,105 @@ class MessageReader:
             MessageError: it is no part of a message, or the message is too large.
         """
         if self.header is None:
-            self._read_header(part)
-            return
-        if not part or not self._missing or len(part) > len(self._missing[0]):
-            raise MessageError(f"a part of {len(part):,} bytes, and {sum(map(len, self._missing)):,} are missing")
-        rest = self._missing[0]
-        rest[: len(part)] = part
-        if len(part) < len(rest):
-            self._missing[0] = rest[len(part) :]
+            self.header, self.layout = parse_first_part(part)
+            self._size = self.layout.num_bytes
+            if self._size > self.max_bytes:
+                raise MessageError(f"tensors of {self._size:,} bytes; at most {self.max_bytes:,} are expected")
+            if self.file is None:
+                self.content = torch.empty(self._size, dtype=torch.uint8)
         else:
-            del self._missing[0]
+            missing = self._size - self._received
+            if not 0 < len(part) <= missing:
+                raise MessageError(f"a part of {len(part):,} bytes, and {missing:,} are missing")
+            if self.file is None:
+                memoryview(self.content.numpy())[self._received : self._received + len(part)] = part  # pyright: ignore[reportArgumentType]
+            self._received += len(part)
+        if self.file is not None:
+            self.file.write(part)
 
     def finish(self) -> Message:
         """Return the message; raise MessageError if parts of it are missing."""
-        if self.header is None or self._missing:
-            raise MessageError(f"the message ended early: {sum(map(len, self._missing)):,} bytes are missing")
-        return Message(self.header, self._tensors)
-
-    def _read_header(self, part: bytes) -> None:
-        content = _parse(part)
-        if content.get("protocol") != PROTOCOL:
-            raise MessageError(
-                f"protocol {content.get('protocol')!r}; this side speaks {PROTOCOL}\n"
-                "  install the same version of silotrain on both sides"
-            )
-        header, described = content.get("header"), content.get("tensors")
-        if not isinstance(header, dict) or not isinstance(described, list) or len(described) > MAX_TENSORS:
-            raise MessageError("the first part is no header")
-        layout = [_described(entry) for entry in described]
-        size = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in layout)
-        if size > self.max_bytes:
-            raise MessageError(f"tensors of {size:,} bytes; at most {self.max_bytes:,} are expected")
-        if len({name for name, _, _ in layout}) < len(layout):
-            raise MessageError("two tensors have one name")
-        self._tensors = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in layout}
-        whole = (tensor for tensor in self._tensors.values() if tensor.numel())
-        self._missing = [memoryview(tensor.view(-1).view(torch.uint8).numpy()) for tensor in whole]
-        self.header = header
+        if self.header is None or self._received < self._size:
+            raise MessageError(f"the message ended early: {self._size - self._received:,} bytes are missing")
+        return Message(self.header, {} if self.file else self.layout.views(self.content), self.content)
 
 
-def _parse(part: bytes) -> dict[str, Any]:
+def parse_first_part(part: bytes) -> tuple[dict[str, Any], Layout]:
+    """Return the header of a message, and the layout of its tensors; raise MessageError if it has none."""
     if len(part) > MAX_HEADER_BYTES:
         raise MessageError(f"a header of {len(part):,} bytes; at most {MAX_HEADER_BYTES:,} are valid")
+    if int.from_bytes(part[:LENGTH_BYTES], "little") != len(part) - LENGTH_BYTES:
+        raise MessageError("the first part is no header")
+    content = _parse(part[LENGTH_BYTES:])
+    metadata = content.pop("__metadata__", None)
+    if not isinstance(metadata, dict):
+        raise MessageError("the first part is no header")
+    if metadata.get("protocol") != str(PROTOCOL):
+        raise MessageError(
+            f"protocol {str(metadata.get('protocol'))[:20]}; this side speaks {PROTOCOL}\n"
+            "  install the same version of silotrain on both sides"
+        )
+    text = metadata.get("header")
+    header = _parse(text.encode()) if isinstance(text, str) else None
+    if header is None or len(content) > MAX_TENSORS:
+        raise MessageError("the first part is no header")
+    return header, _parse_layout(content)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a message in a file."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["header"])
+
+
+def read_message(path: Path) -> Message:
+    """Return a message from a file, whose tensors are mapped into memory: they take none until they are used.
+
+    Raises:
+        MessageError: it is no message.
+    """
     try:
-        content = json.loads(part)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return Message(json.loads(file.metadata()["header"]), tensors)
+    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise MessageError(f"it is no safetensors file: {error}") from error
+
+
+def write_message(path: Path, message: Message) -> None:
+    """Write a message to a file, for its owner alone, aside, and rename it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        for part in message.parts():
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def read_parts(path: Path) -> Iterator[bytes]:
+    """Yield the parts of the message in a file."""
+    with open(path, "rb") as file:
+        length = file.read(LENGTH_BYTES)
+        yield length + file.read(int.from_bytes(length, "little"))
+        while part := file.read(PART_BYTES):
+            yield part
+
+
+def _first_part(header: Mapping[str, Any], described: list[tuple[str, torch.dtype, list[int]]]) -> bytes:
+    tensors, end = {}, 0
+    for name, dtype, shape in described:
+        assert dtype in DTYPE_NAMES, (name, dtype)
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        tensors[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": {"protocol": str(PROTOCOL), "header": json.dumps(header)}, **tensors}).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MessageError("the first part is no JSON") from error
     if not isinstance(content, dict):
@@ -123,19 +232,26 @@ def _parse(part: bytes) -> dict[str, Any]:
     return content
 
 
-def _described(entry: Any) -> tuple[str, torch.dtype, list[int]]:
-    if not isinstance(entry, list) or len(entry) != 3:
-        raise MessageError("a tensor is described by its name, dtype and shape")
-    name, dtype, shape = entry
-    if not isinstance(name, str) or not isinstance(dtype, str) or dtype not in DTYPES:
-        raise MessageError(f"a tensor of dtype {str(dtype)[:40]}; valid: {', '.join(DTYPES)}")
-    is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
-    if not is_shape or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
-        raise MessageError(f"the shape of {name[:80]} is none")
-    return name, DTYPES[dtype], shape
+def _parse_layout(content: Mapping[str, Any]) -> Layout:
+    """Return the layout that a file's header describes: tensors without gaps, each at a multiple of its element."""
+    layout, end = Layout([]), 0
+    for name, entry in content.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise MessageError(f"{name[:80]} is not described by its dtype, shape and data_offsets")
+        dtype, shape = entry["dtype"], entry["shape"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise MessageError(f"a tensor of dtype {str(dtype)[:40]}; valid: {', '.join(DTYPES)}")
+        is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+        if not is_shape or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
+            raise MessageError(f"the shape of {name[:80]} is none")
+        begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        if entry["data_offsets"] != [begin, end] or begin % DTYPES[dtype].itemsize:
+            raise MessageError(f"the data_offsets of {name[:80]} are none")
+        layout.tensors.append((name, DTYPES[dtype], shape))
+    return layout
 
 
-def _dtype_name(tensor: Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    assert name in DTYPES, name
-    return name
+def _bytes_of(tensor: Tensor) -> memoryview:
+    if not tensor.numel():
+        return memoryview(b"")
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]

@@ -5,15 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 
+from trainer.checkpoint.files import sync
 from trainer.federation.messages import Message
+from trainer.federation.spool import Spool, round_of
 
 POLL_SECONDS = 0.1  # of a wait that something else may end
+WAIT_SECONDS = 1.0  # of a wait that is woken up when it ends
 
 
 class RefusedError(Exception):
     """A request of a member that is refused: the sentence says why."""
+
+
+class NotJoinedError(Exception):
+    """A member sends something before it has joined, or after its stream has ended: it joins again."""
+
+
+class OverError(Exception):
+    """A meeting is over, and its result is kept no more: the member is behind."""
 
 
 @dataclass
@@ -23,41 +35,66 @@ class Member:
     Attributes:
         session: of its launch that is present; empty if it is absent.
         since: the reading of the monotonic clock when it came or went.
+        saved: the number of rounds of the checkpoint from which it would resume.
     """
 
     session: str = ""
     since: float = field(default_factory=monotonic)
+    saved: int = 0
 
 
 @dataclass
 class Meeting:
-    """What the members bring under one key, and the result."""
+    """What the members bring under one key, and the result.
 
-    brought: dict[str, Message] = field(default_factory=dict)
-    counted: tuple[str, ...] = ()
-    result: Message | None = None
+    Attributes:
+        max_bytes: of what a member may bring; None until the coordinator waits for it.
+        brought: the names of those whose messages are there.
+        counted: the names of those whose messages are in the result; None until that is decided.
+        has_result: whether there is a result.
+    """
+
+    max_bytes: int | None = None
+    brought: set[str] = field(default_factory=set)
+    counted: tuple[str, ...] | None = None
+    has_result: bool = False
 
 
 class Registry:
     """The members and their meetings. Every method may be called by any thread.
 
-    A meeting has a key, under which each member brings one message, however often it sends it. The newest meetings are
-    kept, so that a member that missed a result may ask again.
+    A meeting has a key, under which each member brings one message, however often it sends it. Messages and results are
+    files: a coordinator that is started again finds them, makes the same results of the same messages, and gives a
+    member that is started again the results it asks for. What no one may need any more is removed.
 
     Args:
+        spool: the files.
         members: their names, in the order in which sums are made.
         grace_seconds: how long a meeting waits for a member that has vanished; None: for ever.
         min_members: without which no meeting ends.
+        saved: returns the number of rounds of the checkpoint from which the coordinator would resume.
     """
 
-    KEPT = 4
-
-    def __init__(self, members: Sequence[str], grace_seconds: float | None = None, min_members: int | None = None):
+    def __init__(
+        self,
+        spool: Spool,
+        members: Sequence[str],
+        grace_seconds: float | None = None,
+        min_members: int | None = None,
+        saved: Callable[[], int] = lambda: 0,
+    ):
+        self.spool, self.grace_seconds, self._saved = spool, grace_seconds, saved
         self.members = {name: Member() for name in members}
-        self.grace_seconds = grace_seconds
         self.min_members = len(members) if min_members is None else min_members
         self.meetings: dict[str, Meeting] = {}
+        for key in spool.meetings():
+            header = spool.result_header(key)
+            counted = tuple(header["counted"]) if header else None  # pyright: ignore[reportArgumentType]
+            self.meetings[key] = Meeting(None, spool.members(key), counted, header is not None)
+        self.oldest = min((index for key in self.meetings if (index := round_of(key)) is not None), default=0)
         self.changed = threading.Condition()
+        self._state: Path | None = None  # for those who are late; None: it would be of an earlier meeting
+        self._wants_state = False
 
     def enter(self, name: str, session: str) -> None:
         """Count a member as present.
@@ -71,8 +108,7 @@ class Registry:
                 raise RefusedError(
                     f"{name} is here already, by another launch\n  end that one, or give this one a name of its own"
                 )
-            if not member.session:
-                member.session, member.since = session, monotonic()
+            member.session, member.since = session, monotonic()
             self.changed.notify_all()
 
     def leave(self, name: str, session: str) -> None:
@@ -83,57 +119,141 @@ class Registry:
                 member.session, member.since = "", monotonic()
             self.changed.notify_all()
 
+    def wake(self) -> None:
+        """Let those who wait look again whether they still do."""
+        with self.changed:
+            self.changed.notify_all()
+
+    def check(self, name: str, session: str) -> None:
+        """Raise NotJoinedError if this launch is not the one that is present."""
+        with self.changed:
+            if not session or self._member(name).session != session:
+                raise NotJoinedError(f"{name} has not joined")
+
     def present(self) -> list[str]:
         """Return the names of the members that are present."""
         with self.changed:
             return [name for name, member in self.members.items() if member.session]
 
-    def bring(self, name: str, key: str, message: Message) -> None:
-        """Take what a member brings; a second time, or after the result, it changes nothing."""
+    def wait_open(self, name: str, key: str, saved: int, is_waiting: Callable[[], bool]) -> int | None:
+        """Wait until a member may bring a message to a meeting.
+
+        Args:
+            name: of the member.
+            key: of the meeting.
+            saved: the number of rounds of the checkpoint from which the member would resume.
+            is_waiting: whether the member still waits.
+
+        Returns:
+            The most bytes that it may bring; None if it need not: it has brought it, or there is a result.
+
+        Raises:
+            OverError: the meeting is over, and its result is kept no more.
+        """
         with self.changed:
-            self._member(name)
-            meeting = self._meeting(key)
-            if meeting.result is None:
-                meeting.brought.setdefault(name, message)
+            self._member(name).saved = saved
+            index = round_of(key)
+            while is_waiting():
+                if index is not None and index < self.oldest:
+                    raise OverError(f"{key} is over")
+                meeting = self.meetings.get(key)
+                if meeting and (meeting.has_result or name in meeting.brought):
+                    return None
+                if meeting and meeting.max_bytes is not None:
+                    return meeting.max_bytes
+                self.changed.wait(WAIT_SECONDS)
+            return None
+
+    def bring(self, name: str, key: str) -> None:
+        """Count what a member has brought, which the spool holds; after the meeting was decided it changes nothing."""
+        with self.changed:
+            self.meetings[key].brought.add(name)
             self.changed.notify_all()
 
-    def gather(self, key: str, is_stopping: Callable[[], bool] = lambda: False) -> dict[str, Message] | None:
+    def gather(
+        self,
+        key: str,
+        max_bytes: int,
+        make_state: Callable[[], Message] | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Message] | None:
         """Wait until all have come, or those who have not have been away for the grace; return what was brought.
 
         Args:
             key: of the meeting.
+            max_bytes: of what a member may bring.
+            make_state: returns the state of the run, for members that are late; None: no one can be late yet.
             is_stopping: ends the wait.
 
         Returns:
             The messages by member, in the order of the members; None if the wait was ended.
         """
         with self.changed:
-            meeting = self._meeting(key)
-            while not self._is_complete(meeting):
+            meeting = self.meetings.setdefault(key, Meeting())
+            meeting.max_bytes, self._state = max_bytes, None
+            self.changed.notify_all()
+            while meeting.counted is None and not self._is_complete(meeting):
                 if is_stopping():
                     return None
+                if self._wants_state and make_state:
+                    self._state, self._wants_state = self.spool.put_state(make_state()), False
+                    self.changed.notify_all()
                 self.changed.wait(POLL_SECONDS)
-            meeting.counted = tuple(name for name in self.members if name in meeting.brought)
-            return {name: meeting.brought[name] for name in meeting.counted}
+            if meeting.counted is None:
+                meeting.counted = tuple(name for name in self.members if name in meeting.brought)
+            self._state = None
+            return {name: self.spool.message(key, name) for name in meeting.counted}
 
     def publish(self, key: str, result: Message) -> None:
-        """Give all who wait the result of a meeting, whose messages are dropped. Its tensors must not change."""
+        """Give all who wait the result of a meeting."""
         with self.changed:
-            meeting = self._meeting(key)
-            meeting.result, meeting.brought = result, {}
-            meeting.counted = meeting.counted or tuple(self.members)
-            for old in list(self.meetings)[: -self.KEPT]:
-                del self.meetings[old]
+            meeting = self.meetings.setdefault(key, Meeting())
+            meeting.counted = tuple(self.members) if meeting.counted is None else meeting.counted
+            counted = meeting.counted
+        path = self.spool.put_result(key, Message({**result.header, "counted": list(counted)}, result.tensors))
+        with self.changed:
+            meeting.has_result = True
             self.changed.notify_all()
+        sync(path)
+        sync(path.parent)
+        self._forget()
 
-    def result(self, name: str, key: str, is_waiting: Callable[[], bool]) -> Message | None:
-        """Wait for the result of a meeting; None if the member was not counted, or waits no more."""
+    def result(self, key: str, is_waiting: Callable[[], bool]) -> Path | None:
+        """Wait for the result of a meeting; return its file, None if the member waits no more."""
         with self.changed:
-            while (meeting := self._meeting(key)).result is None:
-                if not is_waiting():
-                    return None
-                self.changed.wait(POLL_SECONDS)
-            return meeting.result if name in meeting.counted else None
+            while is_waiting() and key in self.meetings:
+                if self.meetings[key].has_result:
+                    return self.spool.result(key)
+                self.changed.wait(WAIT_SECONDS)
+            return None
+
+    def newest(self, name: str, rounds: int, is_waiting: Callable[[], bool]) -> Path | None:
+        """Return the file of the state of the run, if a member has missed a round; None if it has missed none.
+
+        Args:
+            name: of the member.
+            rounds: the number of rounds that it has done.
+            is_waiting: whether the member still waits.
+        """
+        with self.changed:
+            if not self._is_behind(name, rounds):
+                return None
+            while is_waiting():
+                if self._state:
+                    return self._state
+                self._wants_state = True
+                self.changed.wait(WAIT_SECONDS)
+            return None
+
+    def _is_behind(self, name: str, rounds: int) -> bool:
+        if rounds < self.oldest:
+            return True
+        missed = [
+            index
+            for key, meeting in self.meetings.items()
+            if meeting.has_result and name not in (meeting.counted or ()) and (index := round_of(key)) is not None
+        ]
+        return any(index >= rounds for index in missed)
 
     def _is_complete(self, meeting: Meeting) -> bool:
         missing = [member for name, member in self.members.items() if name not in meeting.brought]
@@ -144,11 +264,23 @@ class Registry:
         return all(map(self._is_lost, missing))
 
     def _is_lost(self, member: Member) -> bool:
-        assert self.grace_seconds is not None
-        return not member.session and monotonic() - member.since >= self.grace_seconds
+        return (
+            self.grace_seconds is not None and not member.session and monotonic() - member.since >= self.grace_seconds
+        )
 
-    def _meeting(self, key: str) -> Meeting:
-        return self.meetings.setdefault(key, Meeting())
+    def _forget(self) -> None:
+        """Remove what no one that is started again would ask for."""
+        with self.changed:
+            own = self._saved()
+            kept = min([own, *(member.saved for member in self.members.values() if not self._is_lost(member))])
+            for key in list(self.meetings):
+                index = round_of(key)
+                if index is not None and index < kept:
+                    del self.meetings[key]
+                    self.spool.forget(key)
+                elif index is not None and index < own:
+                    self.spool.forget_brought(key)
+            self.oldest = max(self.oldest, kept)
 
     def _member(self, name: str) -> Member:
         if name not in self.members:

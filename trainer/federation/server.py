@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 from typing import Any, Protocol
 
 import grpc
 
 from trainer.federation.certificates import Credentials
 from trainer.federation.link import CHANNEL_OPTIONS, SERVICE
-from trainer.federation.messages import Message, MessageError, MessageReader
-from trainer.federation.registry import RefusedError, Registry
+from trainer.federation.messages import Message, MessageError, MessageReader, parse_first_part, read_parts
+from trainer.federation.registry import POLL_SECONDS, NotJoinedError, OverError, RefusedError, Registry
+
+STATUSES = {
+    RefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    MessageError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotJoinedError: grpc.StatusCode.UNAVAILABLE,
+    OverError: grpc.StatusCode.OUT_OF_RANGE,
+}
 
 
 class Admission(Protocol):
-    """Who may join, and how large a message may be."""
+    """Who may join."""
 
-    def admit(self, name: str, header: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a member that joins; raise RefusedError with the reason."""
+    def admit(self, name: str, header: Mapping[str, Any]) -> None:
+        """Check what a member says of itself; raise RefusedError with the reason why it cannot join."""
         ...
 
-    def max_bytes(self, name: str) -> int:
-        """Return how many bytes the tensors of a member's message may have."""
+    def welcome(self) -> Message | None:
+        """Return what a member that has joined needs to know; None as long as others are missing."""
         ...
 
 
@@ -48,9 +56,8 @@ class Server:
         pool = ThreadPoolExecutor(4 + 3 * len(registry.members), "link")
         self.server = grpc.server(pool, options=CHANNEL_OPTIONS)
         handlers = {
-            "Join": grpc.stream_stream_rpc_method_handler(self._answering(self._join)),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._answering(self._watch)),
-            "Meet": grpc.stream_stream_rpc_method_handler(self._answering(self._meet)),
+            name: grpc.stream_stream_rpc_method_handler(self._answering(handle))
+            for name, handle in (("Join", self._join), ("Meet", self._meet), ("Fetch", self._fetch))
         }
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         pair = [(credentials.key, credentials.certificate)]
@@ -67,30 +74,33 @@ class Server:
         """Answer what is under way, then hang up."""
         self.server.stop(grace).wait()
 
-    def _answering(self, handle: Callable[[str, Any, grpc.ServicerContext], Iterator[bytes]]) -> Any:
+    def _answering(self, handle: Callable[[str, Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]) -> Any:
         """Return a handler that knows the caller's name, and answers errors with their sentence."""
 
-        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+        def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             names = context.auth_context().get("x509_common_name", [])
-            name = names[0].decode() if len(names) == 1 else ""
+            name = str(names[0], "utf-8", "replace") if len(names) == 1 else ""
+            context.add_callback(self.registry.wake)
             try:
-                yield from handle(name, request, context)
-            except RefusedError as error:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            except MessageError as error:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                yield from handle(name, parts, context)
+            except tuple(STATUSES) as error:
+                context.abort(STATUSES[type(error)], str(error))
 
         return answer
 
     def _join(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        message = self._read(parts, 0)
-        yield from Message(self.admission.admit(name, dict(message.header))).parts()
-
-    def _watch(self, name: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        session = request.decode(errors="replace")
+        header = self._read(parts).header
+        self.admission.admit(name, header)
+        session = str(header.get("session"))
         self.registry.enter(name, session)
         try:
-            yield b""  # tells the member that it is present
+            context.send_initial_metadata(())  # tells the member that it is present
+            while (welcome := self.admission.welcome()) is None:
+                if not context.is_active():
+                    return
+                sleep(POLL_SECONDS)
+            yield from welcome.parts()
+            yield b""  # it is whole
             left = threading.Event()
             if context.add_callback(left.set):
                 left.wait()
@@ -98,18 +108,33 @@ class Server:
             self.registry.leave(name, session)
 
     def _meet(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        message = self._read(parts, self.admission.max_bytes(name))
-        key = str(message.header.get("key"))
-        self.registry.bring(name, key, message)
-        result = self.registry.result(name, key, context.is_active)
-        if result is not None:
-            yield from result.parts()
-        elif context.is_active():
-            raise RefusedError(f"{key} has ended without {name}")
+        first = next(parts, b"")
+        header, _ = parse_first_part(first)
+        self.registry.check(name, str(header.get("session")))
+        key, saved = str(header.get("key")), header.get("saved", 0)
+        max_bytes = self.registry.wait_open(name, key, saved, context.is_active)
+        if max_bytes is not None:
+            with self.registry.spool.receiving(key, name) as file:
+                reader = MessageReader(max_bytes, file)
+                reader.add(first)
+                for part in parts:
+                    reader.add(part)
+                reader.finish()
+            self.registry.bring(name, key)
+        result = self.registry.result(key, context.is_active)
+        if result:
+            yield from read_parts(result)
+
+    def _fetch(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        header = self._read(parts).header
+        self.registry.check(name, str(header.get("session")))
+        state = self.registry.newest(name, int(header["rounds"]), context.is_active)
+        yield from read_parts(state) if state else Message({}).parts()
 
     @staticmethod
-    def _read(parts: Iterator[bytes], max_bytes: int) -> Message:
-        reader = MessageReader(max_bytes)
+    def _read(parts: Iterator[bytes]) -> Message:
+        """Return a message without tensors."""
+        reader = MessageReader(0)
         for part in parts:
             reader.add(part)
         return reader.finish()

@@ -26,7 +26,7 @@ def make_artifacts(state: TrainState) -> FinalArtifacts:
     """
     run = state.run
     if run.task.has_confusion and run.data.classes:
-        _, summed = state.exchange.sum("artifacts", {}, {"confusion": _confusion(state.trainer, run.data.classes)})
+        _, summed = state.exchange.sum("end/artifacts", {}, {"confusion": _confusion(state.trainer, run.data.classes)})
         return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
     is_small = (run.data.classes or 0) <= BYTES
     if run.topology.rank == 0 and run.can_sample and is_small and not run.sample.prompts:

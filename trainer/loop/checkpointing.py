@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,37 @@ def save_round_snapshot(state: TrainState, checkpointer: Checkpointer, snapshot:
         sharded=_trees(sections, "shard", "unique"),
         per_rank=_trees(sections, "rank"),
     )
+
+
+def resume(state: TrainState, resume_point: ResumePoint | None) -> RoundSnapshot | None:
+    """Restore a checkpoint, if there is one, or the state of the others if they went on without this silo.
+
+    Returns:
+        The middle of the round from which this silo continues; None between two rounds.
+    """
+    newest = state.exchange.catch_up(resume_point.logged_rounds if resume_point else 0, partial(_late_state, state))
+    if newest is None:
+        return restore(state, resume_point) if resume_point else None
+    if resume_point and resume_point.round_checkpoint:  # clients' states: what they have done since did not count
+        restore(state, replace(resume_point, mid_round={}))
+    best = state.progress.best_saved_score, state.progress.best_saved_round
+    for section in _late_sections(state):
+        if section.load:
+            section.load(newest.get(section.name, {}))
+    state.progress.best_saved_score, state.progress.best_saved_round = best
+    return None
+
+
+def _late_sections(state: TrainState) -> list[Section]:
+    """Return what a silo needs to continue with the others that it has not done itself."""
+    algorithm = state.algorithm
+    shared = [section for section in _common_sections(state) if section.name in ("progress", "ema")]
+    vectors = Section("vectors", "all", algorithm.global_state, lambda tree: algorithm.load_global_state(dict(tree)))
+    return [*shared, *_round_sections(state), vectors]
+
+
+def _late_state(state: TrainState) -> Tree:
+    return {section.name: section.state() for section in _late_sections(state)}
 
 
 def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:

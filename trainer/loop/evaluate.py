@@ -67,7 +67,8 @@ def evaluate(state: TrainState) -> Metrics | None:
         sums_by_set["personal"] = evaluation_sums(state.trainer, run.data.test, clients.test, finetuned)
     tables = {f"{part}/{name}": table for part, tables in sums_by_set.items() for name, table in tables.items()}
     is_asked = state.control.requested_action() is Action.STOP
-    sums, tables = state.exchange.sum(f"evaluation/{state.progress.rounds}", {"stopping": float(is_asked)}, tables)
+    name = f"rounds/{state.progress.rounds}/evaluation"
+    sums, tables = state.exchange.sum(name, {"stopping": float(is_asked)}, tables)
     state.is_stopping = sums["stopping"] > 0
     if state.is_stopping:
         return None

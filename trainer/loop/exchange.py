@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from trainer.utils.seeding import derive_seed
 
 Scalars = dict[str, float]
 Tables = dict[str, Tensor]
+StateTree = Mapping[str, Any]  # of tensors, numbers and texts
 
 # A scalar that a silo sets to 1 when it brings a round that it has not finished.
 UNFINISHED = "unfinished"
@@ -62,6 +63,15 @@ class Exchange(Protocol):
         """
         ...
 
+    def catch_up(self, rounds: int, make_state: Callable[[], StateTree]) -> StateTree | None:
+        """Return the state from which this silo continues, if the others went on without it; None if they did not.
+
+        Args:
+            rounds: the number of rounds that this silo has done.
+            make_state: returns the state of this silo, for others that are late.
+        """
+        ...
+
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
         """Sum scalars and float64 tables over everything that trains, exactly the same on every rank. A collective.
 
@@ -96,6 +106,12 @@ class Exchange(Protocol):
 ExchangeFactory = Callable[[Topology, UpdateCompression, Sequence[tuple[int, torch.Size]]], Exchange]
 
 
+def model_digests(module: nn.Module) -> tuple[int, int]:
+    """Return digests of the frozen parameters, and of the names and shapes of all parameters."""
+    shapes = [(name, list(parameter.shape)) for name, parameter in module.named_parameters()]
+    return digest(frozen_tensors(module)), derive_seed(str(shapes))
+
+
 class InWorld:
     """All silos are ranks of one world, and meet in its process groups."""
 
@@ -103,8 +119,7 @@ class InWorld:
         self.transport: Transport = make_transport(topology, compression, layout)
 
     def start(self, module: nn.Module) -> None:
-        frozen = digest(frozen_tensors(module))
-        shapes = derive_seed(str([(name, list(parameter.shape)) for name, parameter in module.named_parameters()]))
+        frozen, shapes = model_digests(module)
         highest, lowest = collectives.all_reduce_max(torch.tensor([[frozen, shapes], [-frozen, -shapes]]))
         same_frozen, same_shapes = (highest == -lowest).tolist()
         if not same_shapes:
@@ -116,6 +131,9 @@ class InWorld:
         parameters = [p for p in module.parameters() if p.requires_grad or not same_frozen]
         for tensor in (*parameters, *module.buffers()):
             collectives.broadcast(tensor)
+
+    def catch_up(self, rounds: int, make_state: Callable[[], StateTree]) -> StateTree | None:
+        return None  # no silo goes on without another
 
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
         return collectives.all_reduce_scalars(scalars, tables)
@@ -129,7 +147,7 @@ class InWorld:
         tables: Mapping[str, Tensor],
     ) -> Combined:
         # The scalars go first: they say who takes part, and what share of the whole each silo has.
-        sums, tables = self.sum(f"round/{round.index}", scalars, tables)
+        sums, tables = self.sum(f"rounds/{round.index}/training", scalars, tables)
         met = perf_counter()
         if sums[UNFINISHED]:
             return Combined(sums, tables, None, met)

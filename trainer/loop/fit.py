@@ -15,7 +15,7 @@ from trainer.checkpoint import Checkpointer, ResumePoint
 from trainer.distributed import collectives
 from trainer.loggers import Logger, Metrics, TextLogger, TextSample
 from trainer.loop.artifacts import make_artifacts
-from trainer.loop.checkpointing import restore, save_round_checkpoint
+from trainer.loop.checkpointing import resume, save_round_checkpoint
 from trainer.loop.control import LoopControl
 from trainer.loop.evaluate import evaluate
 from trainer.loop.exchange import ExchangeFactory, InWorld
@@ -74,6 +74,7 @@ def fit(
         The metrics, equal on every rank, and the trained model.
 
     Raises:
+        LeftBehind: the other silos went on without this one: another call continues from their state.
         Preempted: `control` was asked to stop, and all that is needed to resume is saved.
         DivergedError: the numbers are not finite, and nothing that can be left out mends it.
         RuntimeError: replicas that must be equal are not.
@@ -82,7 +83,7 @@ def fit(
     with closing(state.trainer.reader):
         if on_start:
             on_start(state)
-        snapshot = restore(state, resume_point) if resume_point else None
+        snapshot = resume(state, resume_point)
         find_micro_batch_size(state)
         on_step = _with_step_metrics(state, loggers, on_step, snapshot)
         if diverged:

@@ -42,5 +42,9 @@ class DivergedError(RuntimeError):
         self.window, self.skipped = window, list(skipped)
 
 
+class LeftBehind(Exception):
+    """The other silos went on without this one, which continues from their state. On every rank of the silo."""
+
+
 class Preempted(Exception):
     """The run was asked to stop; all that is needed to resume is on disk, if it makes checkpoints."""

@@ -89,7 +89,7 @@ class TrainState:
         numbers = count()
 
         def total(part: Tensor) -> Tensor:
-            _, sums = self.exchange.sum(f"transforms/{next(numbers)}", {}, {"total": part})
+            _, sums = self.exchange.sum(f"start/transforms-{next(numbers)}", {}, {"total": part})
             return sums["total"]
 
         return run.transforms.fit(run.data.train, shard, total, topology.device)

@@ -13,7 +13,9 @@ import torch
 from tests.laws.cases import SIZES, case_run
 from trainer.distributed.topology import distributed
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
+from trainer.federation.messages import MessageReader, read_message
 from trainer.federation.registry import Registry
+from trainer.federation.spool import Spool
 from trainer.loop.fit import fit
 
 ROUNDS = 3
@@ -29,10 +31,26 @@ class Hall:
 
     def meet(self, message):
         key = message.header["key"]
-        self.registry.bring(self.name, key, message)
-        result = self.registry.result(self.name, key, lambda: True)
-        assert result is not None
-        return result
+        max_bytes = self.registry.wait_open(self.name, key, 0, lambda: True)
+        if max_bytes is not None:
+            with self.registry.spool.receiving(key, self.name) as file:
+                reader = MessageReader(max_bytes, file)
+                for part in message.parts():
+                    reader.add(part)
+                reader.finish()
+            self.registry.bring(self.name, key)
+        return read_message(self.registry.result(key, lambda: True))
+
+    def newest(self, rounds):
+        state = self.registry.newest(self.name, rounds, lambda: True)
+        return state and read_message(state)
+
+
+class Hosts:
+    """The gatherings of the coordinator of such sites."""
+
+    def __init__(self, registry):
+        self.gather, self.publish = registry.gather, registry.publish
 
 
 def as_member(run, silo, silos, initial):
@@ -46,10 +64,10 @@ def as_member(run, silo, silos, initial):
     )
 
 
-def over_sites(name):
+def over_sites(name, folder):
     """Return the parameters and the metrics of the coordinator, with a site for each client."""
     names = [f"site-{client}" for client in range(len(SIZES))]
-    registry, results, errors = Registry(names), {}, []
+    registry, results, errors = Registry(Spool(folder), names), {}, []
     with distributed(device="cpu") as topology:
         initial = case_run(topology, name, {"rounds": ROUNDS}).make_model()
 
@@ -63,8 +81,8 @@ def over_sites(name):
                 errors.append(error)
                 raise
 
-        makers = [partial(SiteExchange, Hall(registry, each)) for each in names]
-        makers.append(partial(CoordinatorExchange, registry))
+        makers = [partial(SiteExchange, Hall(registry, each), each) for each in names]
+        makers.append(partial(CoordinatorExchange, Hosts(registry)))
         threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in enumerate(makers)]
         for thread in threads:
             thread.start()
@@ -84,8 +102,8 @@ def in_one_silo(name):
 
 
 @pytest.mark.parametrize("name", [*BIT_EQUAL, *CLOSE])
-def test_sites_are_clients_of_one_silo(name):
-    results = over_sites(name)
+def test_sites_are_clients_of_one_silo(name, tmp_path):
+    results = over_sites(name, tmp_path)
     expected, metrics = in_one_silo(name)
     coordinator, _ = results[len(SIZES)]
     for parameters, _ in results.values():

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from trainer.federation.certificates import certify, load_credentials
-from trainer.federation.link import MEET, Link, LinkLostError, LinkRefusedError
+from trainer.federation.link import MEET, BehindError, Link, LinkLostError, LinkRefusedError
 from trainer.federation.messages import Message
 from trainer.federation.registry import RefusedError, Registry
 from trainer.federation.server import Server
+from trainer.federation.spool import Spool
 
 MEMBERS = ("berlin", "paris")
+HEADER = {"model": "cnn"}
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +28,19 @@ def certs(tmp_path_factory):
 
 
 class Welcome:
-    """Admits members, and messages of a megabyte."""
+    """Admits members with the same model."""
 
     def admit(self, name, header):
         if header.get("model") != "cnn":
             raise RefusedError(f"model={header.get('model')}, but the coordinator has cnn")
-        return {"name": name}
 
-    def max_bytes(self, name):
-        return 1 << 20
+    def welcome(self):
+        return Message({"members": list(MEMBERS)})
+
+
+@pytest.fixture
+def make_registry(tmp_path):
+    return lambda *arguments, **named: Registry(Spool(tmp_path / "meetings"), *arguments, **named)
 
 
 @contextmanager
@@ -47,12 +53,10 @@ def serving(certs, registry, port=0):
 
 
 @contextmanager
-def linked(certs, port, name, retry_seconds=10.0):
-    link = Link(f"127.0.0.1:{port}", load_credentials(certs, name), retry_seconds)
-    try:
+def linked(certs, port, name, retry_seconds=10.0, header=HEADER, is_stopping=lambda: False):
+    link = Link(f"127.0.0.1:{port}", load_credentials(certs, name), retry_seconds, is_stopping)
+    with link.joined(header):
         yield link
-    finally:
-        link.close()
 
 
 def in_threads(*functions):
@@ -70,10 +74,10 @@ def in_threads(*functions):
     return results
 
 
-def add_up(registry, key):
-    brought = registry.gather(key)
+def add_up(registry, key, max_bytes=1 << 20):
+    brought = registry.gather(key, max_bytes)
     total = sum(message.tensors["delta"] for message in brought.values())
-    registry.publish(key, Message({"members": list(brought)}, {"total": total}))
+    registry.publish(key, Message({"key": key}, {"total": total}))
 
 
 def wait_for(condition, seconds=10.0):
@@ -83,28 +87,32 @@ def wait_for(condition, seconds=10.0):
         time.sleep(0.02)
 
 
-def test_the_sum_comes_back_to_both(certs):
-    registry = Registry(MEMBERS)
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_the_sum_comes_back_to_both(certs, make_registry):
+    registry = make_registry(MEMBERS)
     deltas = {name: torch.randn(70_000, generator=torch.Generator().manual_seed(n)) for n, name in enumerate(MEMBERS)}
     with ExitStack() as stack:
         port = stack.enter_context(serving(certs, registry))
         links = {name: stack.enter_context(linked(certs, port, name)) for name in MEMBERS}
-        for number in range(6):
+        for number in range(3):
+            key = f"rounds/{number}/training"
             meets = [
-                lambda name=name, key=str(number): links[name].meet(
-                    Message({"key": key}, {"delta": deltas[name]}), 1 << 20
-                )
+                lambda name=name, key=key: links[name].meet(Message({"key": key}, {"delta": deltas[name]}), 1 << 20)
                 for name in reversed(MEMBERS)
             ]
-            *answers, _ = in_threads(*meets, lambda key=str(number): add_up(registry, key))
+            *answers, _ = in_threads(*meets, lambda key=key: add_up(registry, key))
             for answer in answers:
-                assert answer.header == {"members": list(MEMBERS)}
+                assert answer.header == {"key": key, "counted": list(MEMBERS)}
                 assert torch.equal(answer.tensors["total"], deltas["berlin"] + deltas["paris"])
-    assert len(registry.meetings) <= Registry.KEPT
 
 
-def test_a_message_sent_twice_counts_once(certs):
-    registry = Registry(["berlin"])
+def test_a_message_sent_twice_counts_once(certs, make_registry):
+    registry = make_registry(["berlin"])
     with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
         message = Message({"key": "a"}, {"delta": torch.ones(3)})
         first, _ = in_threads(lambda: link.meet(message, 100), lambda: add_up(registry, "a"))
@@ -112,82 +120,131 @@ def test_a_message_sent_twice_counts_once(certs):
     assert torch.equal(first.tensors["total"], again.tensors["total"])
 
 
-def test_a_coordinator_that_is_replaced_is_only_waited_for(certs):
-    registry = Registry(["berlin"])
-    with serving(certs, registry) as port:
-        pass
-    with linked(certs, port, "berlin") as link:
-        answers = []
-        thread = threading.Thread(
-            target=lambda: answers.append(link.meet(Message({"key": "a"}, {"delta": torch.ones(3)}), 100))
-        )
-        thread.start()
-        time.sleep(0.3)
-        with serving(certs, registry, port):
+def test_a_coordinator_that_is_replaced_is_only_waited_for(certs, make_registry):
+    answers, message = [], Message({"key": "a"}, {"delta": torch.ones(3)})
+    with ExitStack() as stack:
+        with serving(certs, make_registry(["berlin"])) as port:
+            link = stack.enter_context(linked(certs, port, "berlin"))
+            thread = threading.Thread(target=lambda: answers.append(link.meet(message, 100)))
+            thread.start()
+        with serving(certs, registry := make_registry(["berlin"]), port):
             add_up(registry, "a")
             thread.join(20)
     assert torch.equal(answers[0].tensors["total"], torch.ones(3))
 
 
+def test_a_coordinator_started_again_makes_the_same_result_of_the_same_messages(certs, make_registry):
+    message = Message({"key": "rounds/3/training"}, {"delta": torch.ones(3)})
+    with serving(certs, registry := make_registry(["berlin"])) as port, linked(certs, port, "berlin") as link:
+        first, _ = in_threads(lambda: link.meet(message, 100), lambda: add_up(registry, "rounds/3/training"))
+    with serving(certs, registry := make_registry(["berlin"])) as port, linked(certs, port, "berlin") as link:
+        again = link.meet(Message({"key": "rounds/3/training"}, {"delta": torch.zeros(3)}), 100)
+        add_up(registry, "rounds/3/training")  # of what it has on its disk
+        last = link.meet(message, 100)
+    for result in (again, last):
+        assert torch.equal(result.tensors["total"], first.tensors["total"])
+
+
 def test_a_coordinator_that_stays_away_is_lost(certs):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    link = Link(f"127.0.0.1:{free_port()}", load_credentials(certs, "berlin"), 0.3)
+    with pytest.raises(LinkLostError, match="cannot be reached"), link.joined(HEADER):
+        pass
+
+
+def test_a_site_that_is_asked_to_stop_waits_no_more(certs, make_registry):
+    asked = threading.Event()
     with (
-        linked(certs, port, "berlin", retry_seconds=0.3) as link,
-        pytest.raises(LinkLostError, match="cannot be reached"),
+        serving(certs, make_registry(MEMBERS)) as port,
+        linked(certs, port, "berlin", is_stopping=asked.is_set) as link,
     ):
-        link.meet(Message({"key": "a"}), 100)
+        threading.Timer(0.2, asked.set).start()
+        with pytest.raises(LinkLostError, match="asked to stop"):
+            link.meet(Message({"key": "a"}, {"delta": torch.ones(3)}), 100)
 
 
-def test_presence_comes_and_goes_with_the_link(certs):
-    registry = Registry(MEMBERS)
-    with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
-        with link.present():
-            wait_for(lambda: registry.present() == ["berlin"])
+def test_presence_comes_and_goes_with_the_link(certs, make_registry):
+    registry = make_registry(MEMBERS)
+    with serving(certs, registry) as port:
+        with linked(certs, port, "berlin"):
+            assert registry.present() == ["berlin"]
         wait_for(lambda: registry.present() == [])
 
 
-def test_a_second_launch_under_one_name_is_refused(certs):
-    registry = Registry(MEMBERS)
-    with serving(certs, registry) as port, linked(certs, port, "berlin") as link, link.present():
-        wait_for(lambda: registry.present() == ["berlin"])
-        with pytest.raises(RefusedError, match="berlin is here already"):
-            registry.enter("berlin", "another")
+def test_a_second_launch_under_one_name_is_refused(certs, make_registry):
+    registry = make_registry(MEMBERS)
+    with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
+        with pytest.raises(LinkRefusedError, match="berlin is here already"), linked(certs, port, "berlin"):
+            pass
         registry.enter("berlin", link.session)  # the same launch, whose stream was broken
 
 
-def test_the_others_go_on_without_one_that_has_vanished(certs):
-    registry = Registry(MEMBERS, grace_seconds=0.5, min_members=1)
-    with serving(certs, registry) as port:
-        with linked(certs, port, "paris") as link, link.present():
-            wait_for(lambda: registry.present() == ["paris"])
-        with linked(certs, port, "berlin") as link, link.present():
-            message = Message({"key": "a"}, {"delta": torch.ones(2)})
-            began = time.monotonic()
-            answer, _ = in_threads(lambda: link.meet(message, 100), lambda: add_up(registry, "a"))
-            assert time.monotonic() - began < 5
-        with linked(certs, port, "paris") as link, pytest.raises(LinkRefusedError, match="a has ended without paris"):
-            link.meet(message, 100)
-    assert answer.header["members"] == ["berlin"]
+def test_the_others_go_on_without_one_that_has_vanished(certs, make_registry):
+    registry = make_registry(MEMBERS, grace_seconds=0.5, min_members=1)
+    key = "rounds/0/training"
+    message = Message({"key": key}, {"delta": torch.ones(2)})
+    state = Message({"values": {"rounds": 1}}, {"parameters": torch.ones(2)})
+    with serving(certs, registry) as port, ExitStack() as stack:
+        with linked(certs, port, "paris"):
+            pass
+        berlin = stack.enter_context(linked(certs, port, "berlin"))
+        answer, _ = in_threads(lambda: berlin.meet(message, 100), lambda: add_up(registry, key))
+        assert answer.header["counted"] == ["berlin"]
+        paris = stack.enter_context(linked(certs, port, "paris"))
+        assert paris.meet(message, 100).header["counted"] == ["berlin"]
+        assert not berlin.fetch(Message({"rounds": 0}), 100).tensors  # it has missed nothing
+        late, early, after, brought = in_threads(
+            lambda: paris.fetch(Message({"rounds": 0}), 100),
+            lambda: berlin.meet(Message({"key": "rounds/1/training"}), 100),
+            lambda: wait_for(lambda: registry._state) or paris.meet(Message({"key": "rounds/1/training"}), 100),
+            lambda: [
+                registry.gather("rounds/1/training", 100, lambda: state),
+                registry.publish("rounds/1/training", Message({})),
+            ],
+        )
+    assert late.header == state.header
+    assert torch.equal(late.tensors["parameters"], torch.ones(2))
+    assert early.header["counted"] == after.header["counted"] == list(MEMBERS)
+    assert brought[0].keys() == set(MEMBERS)
 
 
-def test_join_refuses_what_differs(certs):
-    registry = Registry(MEMBERS)
-    with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
-        assert link.join({"model": "cnn"}).header == {"name": "berlin"}
-        with pytest.raises(LinkRefusedError, match="model=gpt, but the coordinator has cnn"):
-            link.join({"model": "gpt"})
+def test_results_are_kept_until_every_member_has_saved_them(certs, make_registry):
+    saved = 0
+    registry = make_registry(MEMBERS, saved=lambda: saved)
+    with serving(certs, registry) as port, ExitStack() as stack:
+        links = [stack.enter_context(linked(certs, port, name)) for name in MEMBERS]
+        for index, of_members in enumerate([(0, 0), (1, 0), (2, 1), (3, 3)]):
+            key, saved = f"rounds/{index}/training", index
+            meets = [
+                lambda link=link, key=key, own=own: link.meet(
+                    Message({"key": key, "saved": own}, {"delta": torch.ones(1)}), 100
+                )
+                for link, own in zip(links, of_members, strict=True)
+            ]
+            in_threads(*meets, lambda key=key: add_up(registry, key))
+            kept = [f"rounds/{each}/training" for each in range(min(of_members), index + 1)]
+            wait_for(lambda kept=kept: list(registry.meetings) == registry.spool.meetings() == kept)
+        assert registry.spool.members("rounds/3/training") == set(MEMBERS)
+        with pytest.raises(BehindError, match="rounds/2/training is over"):
+            links[0].meet(Message({"key": "rounds/2/training"}), 100)
 
 
-def test_strangers_do_not_reach_a_handler(certs, tmp_path):
+def test_join_refuses_what_differs(certs, make_registry):
+    with (
+        serving(certs, make_registry(MEMBERS)) as port,
+        pytest.raises(LinkRefusedError, match="model=gpt, but the coordinator has cnn"),
+        linked(certs, port, "berlin", header={"model": "gpt"}),
+    ):
+        pass
+
+
+def test_strangers_do_not_reach_a_handler(certs, make_registry, tmp_path):
     certify(tmp_path / "other", ["coordinator", "berlin"])
-    registry = Registry(MEMBERS)
+    registry = make_registry(MEMBERS)
     with serving(certs, registry) as port:
-        with linked(tmp_path / "other", port, "berlin", 0.5) as link, pytest.raises(LinkLostError):
-            link.meet(Message({"key": "a"}), 100)
-        with linked(certs, port, "rome", 0.5) as link, pytest.raises(LinkRefusedError, match="rome is no member"):
-            link.meet(Message({"key": "a"}), 100)
+        with pytest.raises(LinkLostError), linked(tmp_path / "other", port, "berlin", 0.5):
+            pass
+        with pytest.raises(LinkRefusedError, match="rome is no member"), linked(certs, port, "rome"):
+            pass
         authority = (certs / "ca.pem").read_bytes()
         for channel in (
             grpc.insecure_channel(f"127.0.0.1:{port}"),
@@ -199,25 +256,25 @@ def test_strangers_do_not_reach_a_handler(certs, tmp_path):
         ):
             with channel, pytest.raises(grpc.RpcError):
                 list(channel.stream_stream(MEET)(iter([b"{}"]), timeout=2))
-    assert registry.meetings.keys() <= {"a"}
-    assert not any(meeting.brought for meeting in registry.meetings.values())
+    assert not registry.meetings
 
 
-def test_a_coordinator_of_another_authority_is_refused(certs, tmp_path):
+def test_a_coordinator_of_another_authority_is_refused(certs, make_registry, tmp_path):
     certify(tmp_path / "other", ["coordinator"])
     with (
-        serving(tmp_path / "other", Registry(MEMBERS)) as port,
-        linked(certs, port, "berlin", 0.5) as link,
+        serving(tmp_path / "other", make_registry(MEMBERS)) as port,
         pytest.raises(LinkLostError),
+        linked(certs, port, "berlin", 0.5),
     ):
-        link.meet(Message({"key": "a"}), 100)
+        pass
 
 
-def test_too_large_a_message_is_refused_by_its_header(certs):
-    registry = Registry(MEMBERS)
-    with (
-        serving(certs, registry) as port,
-        linked(certs, port, "berlin") as link,
-        pytest.raises(LinkRefusedError, match="tensors of 4,000,000 bytes; at most 1,048,576"),
-    ):
-        link.meet(Message({"key": "a"}, {"delta": torch.zeros(1_000_000)}), 100)
+def test_too_large_a_message_is_refused_by_its_header(certs, make_registry):
+    registry = make_registry(["berlin"])
+    with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
+        gathering = threading.Thread(target=add_up, args=(registry, "a"))
+        gathering.start()
+        with pytest.raises(LinkRefusedError, match="tensors of 4,000,000 bytes; at most 1,048,576"):
+            link.meet(Message({"key": "a"}, {"delta": torch.zeros(1_000_000)}), 100)
+        link.meet(Message({"key": "a"}, {"delta": torch.zeros(1)}), 100)
+        gathering.join()

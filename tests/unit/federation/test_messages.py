@@ -8,8 +8,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from trainer.federation.messages import DTYPES, MAX_HEADER_BYTES, PART_BYTES, Message, MessageError, MessageReader
+from trainer.federation.messages import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    PART_BYTES,
+    Message,
+    MessageError,
+    MessageReader,
+    read_header,
+    read_message,
+    read_parts,
+    write_message,
+)
 
 
 def read(parts, max_bytes=1 << 30):
@@ -48,39 +60,87 @@ def test_a_view_is_sent_as_what_it_shows():
 
 
 def test_parts_have_their_size():
-    parts = list(Message({}, {"a": torch.zeros(PART_BYTES // 4 + 1), "b": torch.zeros(1)}).parts())
-    assert [len(part) for part in parts[1:]] == [PART_BYTES, 4, 4]
+    parts = list(Message({}, {"a": torch.zeros(PART_BYTES // 4 + 1), "b": torch.zeros(1), "c": torch.zeros(2)}).parts())
+    assert [len(part) for part in parts[1:]] == [PART_BYTES, 4, 12]
 
 
-def header_of(tensors, protocol=1, header=None):
-    return json.dumps({"protocol": protocol, "header": header or {}, "tensors": tensors}).encode()
+def test_a_message_is_a_safetensors_file(tmp_path):
+    tensors = {"a": torch.randn(3, 5), "b": torch.arange(3), "c": torch.tensor([True]), "d": torch.tensor(0.5)}
+    file = tmp_path / "a.safetensors"
+    write_message(file, Message({"key": "1"}, tensors))
+    found = load_file(file)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert list(read_parts(file)) == list(Message({"key": "1"}, tensors).parts())
+    again = read_message(file)
+    assert again.header == read_header(file) == {"key": "1"}
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_parts_go_to_a_file(tmp_path):
+    message = Message({"key": "1"}, {"a": torch.randn(PART_BYTES), "b": torch.arange(3)})
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        reader = MessageReader(1 << 30, file)
+        for part in message.parts():
+            reader.add(part)
+        assert reader.finish().header == message.header
+    arrived = read_message(tmp_path / "a.safetensors")
+    assert all(torch.equal(arrived.tensors[name], tensor) for name, tensor in message.tensors.items())
+
+
+def first_part(content):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def header_of(tensors, protocol="1", header="{}"):
+    return first_part({"__metadata__": {"protocol": protocol, "header": header}, **tensors})
+
+
+def float_of(shape, end, begin=0):
+    return {"a": {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}}
+
+
+BYTE = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+ONE = header_of(float_of([1], 4))
 
 
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
         ([], "ended early"),
-        ([b"\x80\x04"], "no JSON"),
-        ([b"[" * 100_000], "no JSON"),
-        ([b"[]"], "no header"),
+        ([b"\x80\x04"], "no header"),
+        ([b""], "no header"),
+        ([first_part(b"\x80\x04")], "no JSON"),
+        ([first_part(b"[" * 100_000)], "no JSON"),
+        ([first_part(b"[]")], "no header"),
+        ([first_part({})], "no header"),
+        ([first_part({"__metadata__": 1})], "no header"),
+        ([ONE[:-1]], "no header"),
         ([b" " * (MAX_HEADER_BYTES + 1)], "a header of 1,048,577 bytes"),
-        ([header_of([], protocol=2)], "protocol 2; this side speaks 1"),
-        ([header_of([], protocol="1")], "protocol '1'"),
-        ([header_of({})], "no header"),
-        ([header_of([["a", "object", [1]]])], "dtype object"),
-        ([header_of([["a", "float32"]])], "name, dtype and shape"),
-        ([header_of([["a", "float32", [-1]]])], "shape of a is none"),
-        ([header_of([["a", "float32", [1.5]]])], "shape of a is none"),
-        ([header_of([["a", "float32", [True]]])], "shape of a is none"),
-        ([header_of([["a", "float32", [1] * 17]])], "shape of a is none"),
-        ([header_of([["a", "float32", [1]], ["a", "float32", [1]]])], "one name"),
-        ([header_of([["a", "float32", [2**40]]])], "tensors of 4,398,046,511,104 bytes; at most 1,073,741,824"),
-        ([header_of([["a", "uint8", [1]]])] * 5000, "a part of"),
-        ([header_of([["a", "float32", [1]]]), b"12"], "2 bytes are missing"),
-        ([header_of([["a", "float32", [1]]]), b""], "a part of 0 bytes"),
-        ([header_of([["a", "float32", [1]]]), b"12345"], "a part of 5 bytes, and 4 are missing"),
-        ([header_of([["a", "float32", [1]]]), b"1234", b"1"], "a part of 1 bytes, and 0 are missing"),
-        ([header_of([[str(n), "float32", [0]] for n in range(4097)])], "no header"),
+        ([header_of({}, protocol="2")], "protocol 2; this side speaks 1"),
+        ([header_of({}, protocol=1)], "no header|protocol 1; this side"),
+        ([header_of({}, header="[]")], "no header"),
+        ([header_of({}, header="{")], "no JSON"),
+        ([header_of({}, header=None)], "no header"),
+        ([header_of({"a": []})], "a is not described"),
+        ([header_of({"a": {"dtype": "F32", "shape": [1]}})], "a is not described"),
+        ([header_of({"a": {"dtype": "object", "shape": [1], "data_offsets": [0, 4]}})], "dtype object"),
+        ([header_of(float_of([-1], 4))], "shape of a is none"),
+        ([header_of(float_of([1.5], 4))], "shape of a is none"),
+        ([header_of(float_of([True], 4))], "shape of a is none"),
+        ([header_of(float_of([1] * 17, 4))], "shape of a is none"),
+        ([header_of(float_of(1, 4))], "shape of a is none"),
+        ([header_of(float_of([1], 8))], "data_offsets of a are none"),
+        ([header_of(float_of([1], 8, 4))], "data_offsets of a are none"),
+        ([header_of({"b": BYTE, **float_of([1], 5, 1)})], "data_offsets of a are none"),
+        ([header_of(float_of([2**40], 2**42))], "tensors of 4,398,046,511,104 bytes; at most 1,073,741,824"),
+        ([ONE] * 50, "a part of"),
+        ([ONE, b"12"], "2 bytes are missing"),
+        ([ONE, b""], "a part of 0 bytes"),
+        ([ONE, b"12345"], "a part of 5 bytes, and 4 are missing"),
+        ([ONE, b"1234", b"1"], "a part of 1 bytes, and 0 are missing"),
+        ([header_of({str(n): BYTE for n in range(4097)})], "no header"),
     ],
 )
 def test_what_is_no_message_is_refused(parts, reason):
@@ -89,7 +149,7 @@ def test_what_is_no_message_is_refused(parts, reason):
 
 
 def test_a_size_is_refused_before_memory_is_taken():
-    part = header_of([["a", "float32", [1 << 24]]])
+    part = header_of(float_of([1 << 24], 1 << 26))
     tracemalloc.start()
     with pytest.raises(MessageError, match="at most 1,000"):
         MessageReader(1000).add(part)
@@ -99,11 +159,17 @@ def test_a_size_is_refused_before_memory_is_taken():
 
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=4)
 shapes = st.lists(st.integers(-1, 9), max_size=3) | values
-described = st.lists(st.tuples(values, st.sampled_from([*DTYPES, "x"]) | values, shapes), max_size=3) | values
-headers = st.fixed_dictionaries({"protocol": st.just(1) | values, "header": st.just({}) | values, "tensors": described})
+offsets = st.lists(st.integers(-1, 99), max_size=3) | values
+entries = st.fixed_dictionaries(
+    {"dtype": st.sampled_from([*DTYPES, "x"]) | values, "shape": shapes, "data_offsets": offsets}
+)
+metadata = st.fixed_dictionaries({"protocol": st.just("1") | values, "header": st.just("{}") | values})
+headers = st.dictionaries(st.text(max_size=3), entries | values, max_size=3).flatmap(
+    lambda tensors: (metadata | values).map(lambda found: {"__metadata__": found, **tensors})
+)
 
 
-@given(st.lists(st.binary(max_size=64) | headers.map(lambda header: json.dumps(header).encode()), max_size=4))
+@given(st.lists(st.binary(max_size=64) | headers.map(first_part), max_size=4))
 def test_any_parts_are_a_message_or_refused(parts):
     try:
         message = read(parts, max_bytes=4096)

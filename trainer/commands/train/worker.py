@@ -51,7 +51,7 @@ from trainer.loop.exchange import ExchangeFactory, InWorld
 from trainer.loop.fit import Result, fit
 from trainer.loop.profiler import profile_steps
 from trainer.loop.run import Run
-from trainer.loop.stopping import DivergedError, Preempted
+from trainer.loop.stopping import DivergedError, LeftBehind, Preempted
 from trainer.loop.train_state import TrainState
 from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.flat import frozen_tensors
@@ -234,6 +234,7 @@ class Worker:
                 raise UserInputError(str(error)) from error
             place = member.topology(topology)
             self._train_run(_on_all_ranks(lambda: build(self.config, place, splits)), member.make_exchange)
+            member.finish()
 
     def _is_stopping(self) -> bool:
         return self.control.requested_action() is Action.STOP
@@ -251,7 +252,11 @@ class Worker:
         self._fit_or_skip(run)
 
     def _fit_or_skip(self, run: Run, until: int | None = None) -> None:
-        """Train the run to its end. on_nonfinite_loss=skip skips the batches that made the loss non-finite."""
+        """Train the run to its end.
+
+        on_nonfinite_loss=skip skips the batches that made the loss non-finite. A site that has missed a round continues
+        with the others.
+        """
         diverged = None
         while True:
             try:
@@ -260,8 +265,11 @@ class Worker:
                 if error.window is None or self.config.on_nonfinite_loss == "stop":
                     raise
                 diverged = error
+                reason = f"{diverged}: returns to the last checkpoint, and skips the batches since"
+            except LeftBehind:
+                reason = "the others went on without this site: it continues with them"
             if self.prints:
-                print(f"{diverged}: returns to the last checkpoint, and skips the batches since", flush=True)
+                print(reason, flush=True)
 
     def _fit(self, run: Run, until: int | None, diverged: DivergedError | None) -> None:
         """Train the run to its end, from its newest checkpoint if there is one."""
