@@ -17,7 +17,7 @@ from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
 from trainer.federation.link import BehindError, LinkLostError
 from trainer.federation.messages import Message
-from trainer.loop.exchange import UNFINISHED, Combined, InWorld, Scalars, Tables, model_digests
+from trainer.loop.exchange import RANKS, UNFINISHED, Combined, InWorld, Scalars, Tables, model_digests
 from trainer.loop.stopping import LeftBehind, Preempted
 from trainer.utils.errors import InputError
 
@@ -108,7 +108,7 @@ class SiteExchange:
             return own | {STOPPING: 1.0}, own_tables
         except BehindError as error:
             raise LeftBehind from error
-        return result.header["sums"] | _only(own, STOPPING), _named(result, TABLE)
+        return result.header["sums"] | _only(own, STOPPING), _named(result, TABLE) | _by_rank(own_tables)
 
     def combine(
         self,
@@ -133,7 +133,7 @@ class SiteExchange:
             raise LeftBehind
         algorithm.load_global_state(_named(result, VECTOR))
         sums = result.header["sums"] | _only(own, STOPPING)
-        return Combined(sums, _named(result, TABLE), result.header["metrics"], met)
+        return Combined(sums, _named(result, TABLE) | _by_rank(own_tables), result.header["metrics"], met)
 
     def _meet(self, message: Message) -> Message:
         try:
@@ -246,7 +246,7 @@ def _message(
     vectors: Mapping[str, Tensor] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Message:
-    named = {f"{TABLE}{name}": table for name, table in tables.items()}
+    named = {f"{TABLE}{name}": table for name, table in tables.items() if name not in _by_rank(tables)}
     named |= {f"{VECTOR}{name}": vector for name, vector in (vectors or {}).items()}
     return Message({"key": key, "sums": dict(sums), "metrics": metrics}, named)
 
@@ -254,6 +254,11 @@ def _message(
 def _named(message: Message, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of a message whose names begin with this, without it."""
     return {name.removeprefix(prefix): each for name, each in message.tensors.items() if name.startswith(prefix)}
+
+
+def _by_rank(tables: Mapping[str, Tensor]) -> Tables:
+    """Return the tables that each launch has for itself."""
+    return {name: table for name, table in tables.items() if name.startswith(RANKS)}
 
 
 def _only(scalars: Mapping[str, float], name: str) -> Scalars:

@@ -34,7 +34,10 @@ from trainer.utils.trees import flatten
 
 END = "end/run"  # the meeting after which nobody needs the coordinator any more
 # Choices that may differ between the members.
-OWN_KEYS = ("site.", "launch.", "data.", "run_dir", "require_shared_run_dir", "resume", "name", "run.", "checkpoint.")
+OWN_KEYS = (
+    *("site.", "launch.", "data.", "run.", "checkpoint."),
+    *("run_dir", "require_shared_run_dir", "resume", "name", "clients"),
+)
 COMPARED_KEYS = ("data.validation",)
 MAX_DIFFERENCES = 10  # shown
 MAX_BYTES = 1 << 40
@@ -113,6 +116,8 @@ class Coordinator:
     def finish(self) -> None:
         if self.gather(END, 0, self.make_state) is not None:
             self.publish(END, Message({}))
+            self.server.stop()
+            self.registry.spool.remove()  # nobody will ask for anything, and it holds updates of single members
 
     def admit(self, name: str, header: Mapping[str, Any]) -> None:
         if name not in self.members:

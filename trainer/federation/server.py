@@ -54,7 +54,8 @@ class Server:
     def __init__(self, listen: str, credentials: Credentials, registry: Registry, admission: Admission):
         self.registry, self.admission = registry, admission
         pool = ThreadPoolExecutor(4 + 3 * len(registry.members), "link")
-        self.server = grpc.server(pool, options=CHANNEL_OPTIONS)
+        # Otherwise a second coordinator at the same port would get some of the calls.
+        self.server = grpc.server(pool, options=(*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)))
         handlers = {
             name: grpc.stream_stream_rpc_method_handler(self._answering(handle))
             for name, handle in (("Join", self._join), ("Meet", self._meet), ("Fetch", self._fetch))

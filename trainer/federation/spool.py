@@ -112,6 +112,10 @@ class Spool:
         with suppress(OSError):  # others of the round are left
             self._folder(key).parent.rmdir()
 
+    def remove(self) -> None:
+        """Remove all files."""
+        shutil.rmtree(self.folder)
+
     def _folder(self, key: str) -> Path:
         if not KEY.fullmatch(key):
             raise MessageError(f"{key[:80]} is no key of a meeting")

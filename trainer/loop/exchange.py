@@ -25,6 +25,8 @@ Scalars = dict[str, float]
 Tables = dict[str, Tensor]
 StateTree = Mapping[str, Any]  # of tensors, numbers and texts
 
+# Begins the names of tables with a row for each rank of this world. They are summed over this world alone.
+RANKS = "ranks/"
 # A scalar that a silo sets to 1 when it brings a round that it has not finished.
 UNFINISHED = "unfinished"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
 from trainer.algorithms.round import Round
 from trainer.loggers import Metrics, higher_is_better
+from trainer.loop.exchange import RANKS
 from trainer.loop.monitor import client_scores
 from trainer.loop.pooled_sums import totals
 from trainer.loop.run import Run
@@ -109,7 +110,7 @@ class RoundAccumulator:
 
     def tables(self) -> dict[str, Tensor]:
         """Return float64 tables whose sums over all ranks describe the round: by silo, client and rank, statistics."""
-        by_row = {"silos": self._silo_table(), "cohort": self._client_table(), "memory": self._memory_table()}
+        by_row = {"silos": self._silo_table(), "cohort": self._client_table(), RANKS + "memory": self._memory_table()}
         return by_row | {"statistics": self.statistics, "counts": self._counts_table()}
 
     def _silo_table(self) -> Tensor:
@@ -164,7 +165,7 @@ def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[s
         "clients/trained": int(sums["clients"]),
         "clients/nonfinite": int(sums["left_out"]),
         "clients/stragglers": int(sums["late"]),
-        "memory/peak_bytes": tables["memory"].max().item(),
+        "memory/peak_bytes": tables[RANKS + "memory"].max().item(),
     }
     if run.metrics.per_client != "none":  # a silo may be a client
         metrics |= slowest_silo(tables["silos"])

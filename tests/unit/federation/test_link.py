@@ -145,6 +145,16 @@ def test_a_coordinator_started_again_makes_the_same_result_of_the_same_messages(
         assert torch.equal(result.tensors["total"], first.tensors["total"])
 
 
+def test_a_port_has_one_coordinator(certs, make_registry):
+    registry = make_registry(MEMBERS)
+    with (
+        serving(certs, registry) as port,
+        pytest.raises(ValueError, match=f"site.listen=127.0.0.1:{port} cannot be had"),
+        serving(certs, registry, port),
+    ):
+        pass
+
+
 def test_a_coordinator_that_stays_away_is_lost(certs):
     link = Link(f"127.0.0.1:{free_port()}", load_credentials(certs, "berlin"), 0.3)
     with pytest.raises(LinkLostError, match="cannot be reached"), link.joined(HEADER):
