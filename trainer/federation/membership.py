@@ -96,6 +96,7 @@ class Coordinator:
         self.infos_file = spool.folder / "members.json"
         self.infos = _read_infos(self.infos_file)
         self.has_joined = threading.Condition()
+        self._make_state: Callable[[], Message] | None = None  # as the last gathering had it
         credentials = load_credentials(Path(str(options.certificates)).expanduser(), COORDINATOR)
         self.server = Server(options.listen, credentials, self.registry, self)
         self.make_exchange: ExchangeFactory = partial(CoordinatorExchange, self)
@@ -114,7 +115,7 @@ class Coordinator:
         return replace(world, silo=silos - 1, silo_sizes=(1,) * silos)
 
     def finish(self) -> None:
-        if self.gather(END, 0, self.make_state) is not None:
+        if self.gather(END, 0, self._make_state) is not None:
             self.publish(END, Message({}))
             self.server.stop()
             self.registry.spool.remove()  # nobody will ask for anything, and it holds updates of single members
@@ -143,7 +144,7 @@ class Coordinator:
             return Message({"members": self.members, "infos": [asdict(self.infos[name]) for name in self.members]})
 
     def gather(self, key: str, max_bytes: int, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
-        self.make_state = make_state
+        self._make_state = make_state
         return self.registry.gather(key, max_bytes, make_state, self.is_stopping)
 
     def publish(self, key: str, result: Message) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,8 @@ from trainer.federation.exchange import CoordinatorExchange, SiteExchange
 from trainer.federation.messages import MessageReader, read_message
 from trainer.federation.registry import Registry
 from trainer.federation.spool import Spool
+from trainer.loggers import Logger
+from trainer.loop.checkpointing import make_checkpointer
 from trainer.loop.fit import fit
 
 ROUNDS = 3
@@ -114,3 +117,71 @@ def test_sites_are_clients_of_one_silo(name, tmp_path):
     for name, value in metrics.items():
         if name.startswith(("test/", "train/", "client/", "round/")):
             assert results[0][1][name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+
+
+class Waiter(Logger):
+    """Ends a round of a member only when something has happened."""
+
+    def __init__(self, waits, signals):
+        self.waits, self.signals, self.counts = waits, signals, {}
+
+    def log_round(self, metrics):
+        self.counts[metrics["round"]] = metrics["clients/trained"]
+        if metrics["round"] in self.signals:
+            self.signals[metrics["round"]].set()
+        if metrics["round"] in self.waits:
+            assert self.waits[metrics["round"]].wait(20)
+
+
+def test_a_site_that_missed_rounds_continues_with_the_others(tmp_path):
+    names, rounds = [f"site-{client}" for client in range(len(SIZES))], 8
+    last, coordinator = len(SIZES) - 1, len(SIZES)
+    registry = Registry(Spool(tmp_path / "meetings"), names, grace_seconds=0.01, min_members=1)
+    left, back = threading.Event(), threading.Event()
+    states, metrics = {}, {}
+    log = Waiter({5: back}, {5: left})
+    with distributed(device="cpu") as topology:
+        initial = case_run(topology, "scaffold", {"rounds": rounds}).make_model()
+
+        def part(silo, make_exchange, **choices):
+            run = as_member(case_run(topology, "scaffold", {"rounds": rounds}), silo, len(SIZES) + 1, initial)
+            result = fit(
+                run, make_exchange=make_exchange, on_start=lambda state: states.update({silo: state}), **choices
+            )
+            metrics[silo] = result.metrics
+
+        def site(silo, **choices):
+            registry.enter(names[silo], "launch")
+            part(silo, partial(SiteExchange, Hall(registry, names[silo]), names[silo]), **choices)
+
+        def coming_and_going():
+            checkpoints = make_checkpointer(states[0].run, tmp_path / "checkpoints")
+            site(last, until=2, checkpointer=checkpoints)
+            registry.leave(names[last], "launch")
+            assert left.wait(20)
+            registry.enter(names[last], "launch")
+            back.set()
+            site(last, checkpointer=checkpoints, resume_point=checkpoints.latest())
+
+        part_of_each = [
+            partial(site, 0, loggers=[log]),
+            *(partial(site, silo) for silo in range(1, last)),
+            partial(part, coordinator, partial(CoordinatorExchange, Hosts(registry))),
+        ]
+        threads = [threading.Thread(target=each, daemon=True) for each in part_of_each]
+        for thread in threads:
+            thread.start()
+        while 0 not in states:
+            time.sleep(0.01)
+        threads.append(threading.Thread(target=coming_and_going, daemon=True))
+        threads[-1].start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+    assert [log.counts[index + 1] for index in range(rounds)] == [last + 1] * 2 + [last] * 3 + [last + 1] * 3
+    for silo in range(coordinator):
+        assert states[silo].progress.rounds == rounds
+        assert torch.equal(states[silo].participations, states[coordinator].participations)
+        for name, vector in states[coordinator].algorithm.global_state().items():
+            assert torch.equal(states[silo].algorithm.global_state()[name], vector), name
+        assert metrics[silo]["test/loss"] == metrics[coordinator]["test/loss"]
