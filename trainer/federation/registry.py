@@ -92,7 +92,10 @@ class Registry:
             counted = tuple(header["counted"]) if header else None  # pyright: ignore[reportArgumentType]
             self.meetings[key] = Meeting(None, spool.members(key), counted, header is not None)
         self.oldest = min((index for key in self.meetings if (index := round_of(key)) is not None), default=0)
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)  # notified for `gather`: members came, went, or brought something
+        # Each member waits at a condition of its own, or each message would wake up the threads of all members.
+        self._waiting = {name: threading.Condition(lock) for name in members}
         self._state: Path | None = None  # for those who are late; None: it would be of an earlier meeting
         self._wants_state = False
 
@@ -119,10 +122,11 @@ class Registry:
                 member.session, member.since = "", monotonic()
             self.changed.notify_all()
 
-    def wake(self) -> None:
-        """Let those who wait look again whether they still do."""
+    def wake(self, name: str) -> None:
+        """Let the requests of a member look again whether they still wait."""
         with self.changed:
-            self.changed.notify_all()
+            if name in self._waiting:
+                self._waiting[name].notify_all()
 
     def check(self, name: str, session: str) -> None:
         """Raise NotJoinedError if this launch is not the one that is present."""
@@ -161,7 +165,7 @@ class Registry:
                     return None
                 if meeting and meeting.max_bytes is not None:
                     return meeting.max_bytes
-                self.changed.wait(WAIT_SECONDS)
+                self._waiting[name].wait(WAIT_SECONDS)
             return None
 
     def bring(self, name: str, key: str) -> None:
@@ -191,13 +195,13 @@ class Registry:
         with self.changed:
             meeting = self.meetings.setdefault(key, Meeting())
             meeting.max_bytes, self._state = max_bytes, None
-            self.changed.notify_all()
+            self._wake_all()
             while meeting.counted is None and not self._is_complete(meeting):
                 if is_stopping():
                     return None
                 if self._wants_state and make_state:
                     self._state, self._wants_state = self.spool.put_state(make_state()), False
-                    self.changed.notify_all()
+                    self._wake_all()
                 self.changed.wait(POLL_SECONDS)
             if meeting.counted is None:
                 meeting.counted = tuple(name for name in self.members if name in meeting.brought)
@@ -213,18 +217,18 @@ class Registry:
         path = self.spool.put_result(key, Message({**result.header, "counted": list(counted)}, result.tensors))
         with self.changed:
             meeting.has_result = True
-            self.changed.notify_all()
+            self._wake_all()
         sync(path)
         sync(path.parent)
         self._forget()
 
-    def result(self, key: str, is_waiting: Callable[[], bool]) -> Path | None:
+    def result(self, name: str, key: str, is_waiting: Callable[[], bool]) -> Path | None:
         """Wait for the result of a meeting; return its file, None if the member waits no more."""
         with self.changed:
             while is_waiting() and key in self.meetings:
                 if self.meetings[key].has_result:
                     return self.spool.result(key)
-                self.changed.wait(WAIT_SECONDS)
+                self._waiting[name].wait(WAIT_SECONDS)
             return None
 
     def newest(self, name: str, rounds: int, is_waiting: Callable[[], bool]) -> Path | None:
@@ -242,8 +246,13 @@ class Registry:
                 if self._state:
                     return self._state
                 self._wants_state = True
-                self.changed.wait(WAIT_SECONDS)
+                self.changed.notify_all()
+                self._waiting[name].wait(WAIT_SECONDS)
             return None
+
+    def _wake_all(self) -> None:
+        for condition in self._waiting.values():
+            condition.notify_all()
 
     def _is_behind(self, name: str, rounds: int) -> bool:
         if rounds < self.oldest:

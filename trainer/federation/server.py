@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import sleep
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ class Server:
         def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             names = context.auth_context().get("x509_common_name", [])
             name = str(names[0], "utf-8", "replace") if len(names) == 1 else ""
-            context.add_callback(self.registry.wake)
+            context.add_callback(partial(self.registry.wake, name))
             try:
                 yield from handle(name, parts, context)
             except tuple(STATUSES) as error:
@@ -122,7 +123,7 @@ class Server:
                     reader.add(part)
                 reader.finish()
             self.registry.bring(name, key)
-        result = self.registry.result(key, context.is_active)
+        result = self.registry.result(name, key, context.is_active)
         if result:
             yield from read_parts(result)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.checkpoint.files import sync
-from trainer.federation.messages import Message, MessageError, read_header, read_message, write_message
+from trainer.federation.messages import Message, MessageError, PrivateFile, read_header, read_message, write_message
 from trainer.utils.disk import naming_disk
 
 KEY = re.compile(r"[a-z]+(/[a-z0-9-]{1,64}){0,3}")
@@ -65,7 +65,7 @@ class Spool:
         with naming_disk(self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
-                with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                with PrivateFile(aside) as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())

@@ -42,7 +42,7 @@ class Hall:
                     reader.add(part)
                 reader.finish()
             self.registry.bring(self.name, key)
-        return read_message(self.registry.result(key, lambda: True))
+        return read_message(self.registry.result(self.name, key, lambda: True))
 
     def newest(self, rounds):
         state = self.registry.newest(self.name, rounds, lambda: True)
