@@ -233,7 +233,11 @@ class RunDir:
 
     def has_finished(self, rounds: int) -> bool:
         """Return whether the run in this directory has trained all these rounds, or has stopped as it was to."""
-        if self.status() != "finished" or not self._result.exists():
+        return self.status() == "finished" and self.has_result(rounds)
+
+    def has_result(self, rounds: int) -> bool:
+        """Return whether the result of so many rounds is there, or that of a run that has stopped as it was to."""
+        if not self._result.exists():
             return False
         result = self.result()
         return result["round"] >= rounds or "stopped" in result

@@ -42,7 +42,11 @@ class Meetings(Protocol):
         ...
 
     def newest(self, rounds: int) -> Message | None:
-        """Return the state of the run if this site has missed a round since it had done so many; None otherwise."""
+        """Return the state of the run if this site has missed a round since it had done so many; None otherwise.
+
+        Raises:
+            LinkLostError: the coordinator is out of reach, or this site is asked to stop; on all ranks.
+        """
         ...
 
 
@@ -91,7 +95,10 @@ class SiteExchange:
         _unpack(_start_tensors(module), result.tensors)
 
     def catch_up(self, rounds: int, make_state: Callable[[], Tree]) -> Tree | None:
-        newest = self.meetings.newest(rounds)
+        try:
+            newest = self.meetings.newest(rounds)
+        except LinkLostError as error:
+            raise Preempted from error
         if newest is None:
             return None
         return unflatten({**newest.header["values"], **newest.tensors})

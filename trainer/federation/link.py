@@ -50,7 +50,11 @@ class LinkRefusedError(ValueError):
 
 
 class LinkLostError(Exception):
-    """The coordinator could not be reached for as long as the site tries, or this process is asked to stop."""
+    """The coordinator could not be reached for as long as the site tries."""
+
+
+class StoppedError(LinkLostError):
+    """This process is asked to stop, and waits for the coordinator no more."""
 
 
 class BehindError(Exception):
@@ -86,6 +90,7 @@ class Link:
         self._welcome: Message | None = None
         self._refused: LinkRefusedError | None = None
         self._is_present = self._is_closed = False
+        self._absent_since = monotonic()
 
     @contextmanager
     def joined(self, header: Mapping[str, Any]) -> Iterator[Message]:
@@ -98,7 +103,7 @@ class Link:
 
         Raises:
             LinkRefusedError: the coordinator refuses this site.
-            LinkLostError: it could not be reached for `retry_seconds`, or this process is asked to stop.
+            LinkLostError: it could not be reached for `retry_seconds`; StoppedError if this process is asked to stop.
         """
         message = Message({**header, "session": self.session})
         thread = threading.Thread(target=self._keep_joined, args=(message,), name="presence", daemon=True)
@@ -121,7 +126,7 @@ class Link:
 
         Raises:
             LinkRefusedError: the coordinator refuses it.
-            LinkLostError: it could not be reached for `retry_seconds`, or this process is asked to stop.
+            LinkLostError: it could not be reached for `retry_seconds`; StoppedError if this process is asked to stop.
             BehindError: the meeting is over, and its result is kept no more.
         """
         return self._retry(MEET, message, max_bytes)
@@ -131,19 +136,21 @@ class Link:
         return self._retry(FETCH, message, max_bytes)
 
     def _wait_welcome(self) -> Message:
-        began = monotonic()
         with self._changed:
             while self._welcome is None:
                 if self._refused:
                     raise self._refused
                 if self.is_stopping():
-                    raise LinkLostError("this process is asked to stop")
-                if self._is_present:
-                    began = monotonic()  # it waits for others
-                elif monotonic() - began >= self.retry_seconds:
+                    raise StoppedError("this process is asked to stop")
+                if self._has_lost:
                     raise LinkLostError(f"{self.server} cannot be reached")
                 self._changed.wait(POLL_SECONDS)
             return self._welcome
+
+    @property
+    def _has_lost(self) -> bool:
+        """Whether this site has been absent for longer than it tries."""
+        return not self._is_present and monotonic() - self._absent_since >= self.retry_seconds
 
     def _keep_joined(self, message: Message) -> None:
         pause = FIRST_PAUSE
@@ -181,6 +188,8 @@ class Link:
         refused: LinkRefusedError | None = None,
     ) -> None:
         with self._changed:
+            if self._is_present and is_present is False:
+                self._absent_since = monotonic()
             self._is_present = self._is_present if is_present is None else is_present
             self._welcome = self._welcome or welcome
             self._refused = self._refused or refused
@@ -205,7 +214,7 @@ class Link:
                 call.cancel()
 
     def _retry(self, method: str, message: Message, max_bytes: int) -> Message:
-        began, pause = monotonic(), FIRST_PAUSE
+        pause = FIRST_PAUSE
         message = Message({**message.header, "session": self.session}, message.tensors)
         while True:
             if self._refused:
@@ -219,9 +228,8 @@ class Link:
                 if status.code() not in BROKEN:
                     raise LinkRefusedError(status.details()) from error
                 if self.is_stopping():
-                    raise LinkLostError("this process is asked to stop") from error
-                began = monotonic() if self._is_present else began
-                if monotonic() - began >= self.retry_seconds:
+                    raise StoppedError("this process is asked to stop") from error
+                if self._has_lost:
                     raise LinkLostError(f"{self.server} cannot be reached: {_reason(error)}") from error
                 log.info("%s cannot be reached, tries again: %s", self.server, _reason(error))
             with self._changed:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.federation.certificates import load_credentials
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
-from trainer.federation.link import COORDINATOR, BehindError, Link, LinkLostError, LinkRefusedError
+from trainer.federation.link import COORDINATOR, BehindError, Link, LinkLostError, LinkRefusedError, StoppedError
 from trainer.federation.messages import Layout, Message
 from trainer.federation.options import SiteOptions
 from trainer.federation.registry import POLL_SECONDS, RefusedError, Registry
@@ -32,6 +34,8 @@ from trainer.loop.stopping import Preempted
 from trainer.utils.text import format_value
 from trainer.utils.trees import flatten
 
+log = logging.getLogger(__name__)
+
 END = "end/run"  # the meeting after which nobody needs the coordinator any more
 # Choices that may differ between the members.
 OWN_KEYS = (
@@ -41,6 +45,8 @@ OWN_KEYS = (
 COMPARED_KEYS = ("data.validation",)
 MAX_DIFFERENCES = 10  # shown
 MAX_BYTES = 1 << 40
+NEWS_SECONDS = 1.0  # after which a rank that waits for the coordinator lets the others of its site know
+LINK_ERRORS = (LinkRefusedError, LinkLostError, StoppedError, BehindError)
 
 
 class Membership(Protocol):
@@ -57,7 +63,11 @@ class Membership(Protocol):
         ...
 
     def finish(self) -> None:
-        """Take part in the end of a run that is finished here. A collective of this launch's ranks."""
+        """Take part in the end of a run that is finished here. A collective of this launch's ranks.
+
+        Raises:
+            Preempted: this process is asked to stop before others have what they need of it.
+        """
         ...
 
 
@@ -78,7 +88,7 @@ def open_membership(
             yield Site(options, tree, world, is_stopping, stack)
         else:
             coordinator = Coordinator(options, tree, is_stopping)
-            stack.callback(coordinator.server.stop)
+            stack.callback(coordinator.close)
             yield coordinator
 
 
@@ -93,6 +103,7 @@ class Coordinator:
         spool = Spool(folder / "meetings")
         saved = partial(resumable_rounds, folder / "checkpoints")
         self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, saved)
+        self.has_ended = False
         self.infos_file = spool.folder / "members.json"
         self.infos = _read_infos(self.infos_file)
         self.has_joined = threading.Condition()
@@ -115,10 +126,16 @@ class Coordinator:
         return replace(world, silo=silos - 1, silo_sizes=(1,) * silos)
 
     def finish(self) -> None:
-        if self.gather(END, 0, self._make_state) is not None:
-            self.publish(END, Message({}))
-            self.server.stop()
-            self.registry.spool.remove()  # nobody will ask for anything, and it holds updates of single members
+        if self.gather(END, 0, self._make_state) is None:
+            raise Preempted
+        self.publish(END, Message({}))
+        self.has_ended = True
+
+    def close(self) -> None:
+        """Hang up; after the end of the run remove what members have brought, for which nobody will ask any more."""
+        self.server.stop()
+        if self.has_ended:
+            self.registry.spool.remove()
 
     def admit(self, name: str, header: Mapping[str, Any]) -> None:
         if name not in self.members:
@@ -191,8 +208,12 @@ class Site:
         return replace(world, silo=place, silo_sizes=tuple(sizes))
 
     def finish(self) -> None:
-        with suppress(LinkLostError):  # the run is finished here, whatever became of the coordinator
+        try:
             self.meet(Message({"key": END}))
+        except StoppedError as error:
+            raise Preempted from error
+        except LinkLostError:  # the run is finished here, whatever became of the coordinator
+            log.info("the coordinator did not hear of the end of this site")
 
     def meet(self, message: Message) -> Message:
         saved = resumable_rounds(self.checkpoints)
@@ -205,23 +226,30 @@ class Site:
 
     def _on_leader(self, call: Callable[[Link], Message]) -> Message:
         """Return the result of a call of the first rank on all ranks; or raise its error on all."""
-        result: Message | None = None
-        outcome: dict[str, Any] = {}
-        if self.link:
-            try:
-                result = call(self.link)
-                layout = [(name, each.dtype, list(each.shape)) for name, each in result.tensors.items()]
-                outcome = {"header": result.header, "layout": Layout(layout).to_json()}
-            except (LinkRefusedError, LinkLostError, BehindError) as error:
-                outcome = {type(error).__name__: str(error)}
-        outcome = json.loads(collectives.broadcast_text(json.dumps(outcome)))
-        for kind in (LinkRefusedError, LinkLostError, BehindError):
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(call, self.link) if self.link else None
+            outcome: dict[str, Any] = {}
+            while not outcome:  # the others hear of the first rank while it waits, lest they take it to be dead
+                outcome = json.loads(collectives.broadcast_text(json.dumps(_outcome(future))))
+        for kind in LINK_ERRORS:
             if kind.__name__ in outcome:
                 raise kind(outcome[kind.__name__])
         layout = Layout.from_json(outcome["layout"])
-        content = result.content if result else torch.empty(layout.num_bytes, dtype=torch.uint8)
+        content = future.result().content if future else torch.empty(layout.num_bytes, dtype=torch.uint8)
         assert content is not None
         return Message(outcome["header"], layout.views(collectives.broadcast(content) if len(content) else content))
+
+
+def _outcome(future: Future[Message] | None) -> dict[str, Any]:
+    """Return what the other ranks need to know of the message or the error of a call; nothing while it lasts."""
+    if future is None or not wait([future], NEWS_SECONDS).done:
+        return {}
+    try:
+        result = future.result()
+    except LINK_ERRORS as error:
+        return {type(error).__name__: str(error)}
+    layout = [(name, each.dtype, list(each.shape)) for name, each in result.tensors.items()]
+    return {"header": result.header, "layout": Layout(layout).to_json()}
 
 
 def _read_infos(file: Path) -> dict[str, DatasetInfo]:

@@ -14,6 +14,7 @@ from trainer.federation.spool import Spool, round_of
 
 POLL_SECONDS = 0.1  # of a wait that something else may end
 WAIT_SECONDS = 1.0  # of a wait that is woken up when it ends
+SILENCE_SECONDS = 5.0  # after which the link of a launch that has vanished is known to be dead
 
 
 class RefusedError(Exception):
@@ -34,11 +35,14 @@ class Member:
 
     Attributes:
         session: of its launch that is present; empty if it is absent.
+        streams: by which this launch is present: of a broken one and its successor, the end of the former may be
+            noticed last.
         since: the reading of the monotonic clock when it came or went.
         saved: the number of rounds of the checkpoint from which it would resume.
     """
 
     session: str = ""
+    streams: int = 0
     since: float = field(default_factory=monotonic)
     saved: int = 0
 
@@ -99,26 +103,35 @@ class Registry:
         self._state: Path | None = None  # for those who are late; None: it would be of an earlier meeting
         self._wants_state = False
 
-    def enter(self, name: str, session: str) -> None:
-        """Count a member as present.
+    def enter(self, name: str, session: str, is_waiting: Callable[[], bool] = lambda: True) -> None:
+        """Count a member as present. Wait a moment for the end of a launch before it, which may have vanished.
+
+        Args:
+            name: of the member.
+            session: of its launch.
+            is_waiting: whether the member still waits.
 
         Raises:
             RefusedError: it is no member, or another launch of it is present.
         """
         with self.changed:
-            member = self._member(name)
-            if member.session not in ("", session):
-                raise RefusedError(
-                    f"{name} is here already, by another launch\n  end that one, or give this one a name of its own"
-                )
-            member.session, member.since = session, monotonic()
+            member, deadline = self._member(name), monotonic() + SILENCE_SECONDS
+            while member.session not in ("", session):
+                if not is_waiting() or monotonic() >= deadline:
+                    raise RefusedError(
+                        f"{name} is here already, by another launch\n  end that one, or give this one a name of its own"
+                    )
+                self.changed.wait(POLL_SECONDS)
+            member.session, member.streams, member.since = session, member.streams + 1, monotonic()
             self.changed.notify_all()
 
     def leave(self, name: str, session: str) -> None:
-        """Count a member as absent, if its present launch is this one."""
+        """Take a stream of a member as ended; without another one the member is absent."""
         with self.changed:
             member = self._member(name)
-            if member.session == session:
+            assert member.session == session, (member, session)
+            member.streams -= 1
+            if not member.streams:
                 member.session, member.since = "", monotonic()
             self.changed.notify_all()
 

@@ -94,7 +94,7 @@ class Server:
         header = self._read(parts).header
         self.admission.admit(name, header)
         session = str(header.get("session"))
-        self.registry.enter(name, session)
+        self.registry.enter(name, session, context.is_active)
         try:
             context.send_initial_metadata(())  # tells the member that it is present
             while (welcome := self.admission.welcome()) is None:

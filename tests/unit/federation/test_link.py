@@ -9,6 +9,7 @@ import grpc
 import pytest
 import torch
 
+from trainer.federation import registry as registries
 from trainer.federation.certificates import certify, load_credentials
 from trainer.federation.link import MEET, BehindError, Link, LinkLostError, LinkRefusedError
 from trainer.federation.messages import Message
@@ -78,6 +79,11 @@ def add_up(registry, key, max_bytes=1 << 20):
     brought = registry.gather(key, max_bytes)
     total = sum(message.tensors["delta"] for message in brought.values())
     registry.publish(key, Message({"key": key}, {"total": total}))
+
+
+def meet_in_vain(link):
+    with pytest.raises(LinkLostError):
+        link.meet(Message({"key": "a"}), 100)
 
 
 def wait_for(condition, seconds=10.0):
@@ -180,12 +186,44 @@ def test_presence_comes_and_goes_with_the_link(certs, make_registry):
         wait_for(lambda: registry.present() == [])
 
 
-def test_a_second_launch_under_one_name_is_refused(certs, make_registry):
+def test_a_second_launch_under_one_name_is_refused(certs, make_registry, monkeypatch):
+    monkeypatch.setattr(registries, "SILENCE_SECONDS", 0.3)
     registry = make_registry(MEMBERS)
     with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
         with pytest.raises(LinkRefusedError, match="berlin is here already"), linked(certs, port, "berlin"):
             pass
         registry.enter("berlin", link.session)  # the same launch, whose stream was broken
+
+
+def test_a_launch_that_is_started_again_waits_for_the_end_of_the_dead_one(make_registry):
+    registry = make_registry(MEMBERS)
+    registry.enter("berlin", "dead")
+    threading.Timer(0.3, registry.leave, ("berlin", "dead")).start()  # a host that is lost says no good-bye
+    registry.enter("berlin", "new")
+    registry.check("berlin", "new")
+
+
+def test_a_broken_stream_that_is_noticed_late_does_not_end_its_successor(make_registry):
+    registry = make_registry(MEMBERS)
+    registry.enter("berlin", "one")
+    registry.enter("berlin", "one")  # it has joined again
+    registry.leave("berlin", "one")
+    registry.check("berlin", "one")
+    registry.leave("berlin", "one")
+    assert registry.present() == []
+
+
+def test_a_site_that_has_waited_for_long_tries_as_long_as_any_other(certs, make_registry):
+    """The time of its tries begins when the link breaks, not when it began to wait for the others."""
+    with ExitStack() as stack:
+        with serving(certs, make_registry(MEMBERS)) as port:
+            link = stack.enter_context(linked(certs, port, "berlin", retry_seconds=1.0))
+            waiting = threading.Thread(target=meet_in_vain, args=(link,))
+            waiting.start()
+            time.sleep(1.0)
+        left = time.monotonic()
+        waiting.join(20)
+    assert time.monotonic() - left >= 1.0
 
 
 def test_the_others_go_on_without_one_that_has_vanished(certs, make_registry):

@@ -232,9 +232,18 @@ class Worker:
                 splits = member.join(lambda: load_data(self.config, topology))
             except ValueError as error:
                 raise UserInputError(str(error)) from error
+            except Preempted:
+                if self._has_result():  # it was killed while it took its leave, and the coordinator has ended since
+                    return
+                raise
             place = member.topology(topology)
             self._train_run(_on_all_ranks(lambda: build(self.config, place, splits)), member.make_exchange)
             member.finish()
+            self._set_status("finished")  # before this launch removes what others might have needed
+
+    def _has_result(self) -> bool:
+        has_result = self.is_first and self.folder.has_result(self.config.rounds)
+        return bool(collectives.broadcast_text("yes" if has_result else ""))
 
     def _is_stopping(self) -> bool:
         return self.control.requested_action() is Action.STOP

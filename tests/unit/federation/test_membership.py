@@ -1,0 +1,72 @@
+"""The ranks of a site, of which the first talks to the coordinator."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import torch
+
+from trainer.distributed import collectives
+from trainer.distributed.topology import distributed
+from trainer.federation import membership
+from trainer.federation.link import LinkLostError
+from trainer.federation.membership import Site
+from trainer.federation.messages import Message, MessageReader
+from trainer.federation.options import SiteOptions
+
+OPTIONS = SiteOptions("berlin", "localhost:1", None, (), None, None, None, 1.0)
+
+
+class SlowLink:
+    """A link to a coordinator that answers, or is lost, after a while."""
+
+    def __init__(self, seconds, error):
+        self.seconds, self.error = seconds, error
+
+    def meet(self, message, max_bytes):
+        time.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        reader = MessageReader(max_bytes)
+        for part in Message(message.header, {"total": torch.arange(5.0)}).parts():
+            reader.add(part)
+        return reader.finish()
+
+
+def meet(folder, error=None):
+    """Return what a rank of a site gets of a meeting that takes half a second, and how often it has heard of it."""
+    heard, broadcast_text = [], collectives.broadcast_text
+
+    def listen(text):
+        heard.append(text)
+        return broadcast_text(text)
+
+    with (
+        distributed(device="cpu") as world,
+        ExitStack() as stack,
+        patch.object(membership, "load_credentials", lambda *_: None),
+        patch.object(membership, "Link", lambda *_: SlowLink(0.5, error)),
+        patch.object(membership, "NEWS_SECONDS", 0.1),
+        patch.object(collectives, "broadcast_text", listen),
+    ):
+        site = Site(OPTIONS, {"run_dir": folder}, world, lambda: False, stack)
+        try:
+            result = site.meet(Message({"key": "a"}))
+        except LinkLostError as lost:
+            return str(lost), len(heard)
+        return (dict(result.header), result.tensors["total"].tolist()), len(heard)
+
+
+def test_all_ranks_of_a_site_get_the_result_and_hear_of_the_first_meanwhile(ranks, tmp_path):
+    """A round may take longer than the ranks of a site wait for each other."""
+    answers = ranks(2).run(meet, str(tmp_path))
+    for (header, total), heard in answers:
+        assert header == {"key": "a", "saved": 0} and total == [0, 1, 2, 3, 4]
+        assert heard > 2
+
+
+def test_all_ranks_of_a_site_learn_that_the_coordinator_is_lost(ranks, tmp_path):
+    for answer, _ in ranks(2).run(meet, str(tmp_path), LinkLostError("out of reach")):
+        assert answer == "out of reach"
