@@ -202,6 +202,14 @@ class RoundSession(Protocol):
         """
         ...
 
+    def contribution_like(self, clients: int) -> dict[str, Tensor]:
+        """Return vectors of the names, dtypes and shapes of a `contribution`, whose numbers mean nothing.
+
+        Args:
+            clients: of the silo that have finished.
+        """
+        ...
+
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
         """Add the contribution of another silo, as if its clients had trained here.
 

@@ -195,6 +195,9 @@ class FedAvgRound(FederatedRound):
     def contribution(self) -> dict[str, Tensor]:
         return {**self.updates.contribution(), **self.sums} if self.weights else {}
 
+    def contribution_like(self, clients: int) -> dict[str, Tensor]:
+        return {**self.updates.contribution_like(self.start, clients), **self.sums}
+
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
         if not contribution:
             return

@@ -154,6 +154,9 @@ class ModelAveragingRound(RoundSession, ClientSession):
     def contribution(self) -> dict[str, Tensor]:
         return self.run.models.contribution() if self.weights else {}
 
+    def contribution_like(self, clients: int) -> dict[str, Tensor]:
+        return self.run.models.contribution_like(self.run.parameters, clients)
+
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
         if contribution:
             self.run.models.merge(contribution, factor * self.run.models.share(weight, self.planned_weight))

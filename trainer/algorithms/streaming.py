@@ -200,6 +200,9 @@ class StreamingRound(FederatedRound):
     def contribution(self) -> dict[str, Tensor]:
         return self.run.updates.contribution() if self.weights else {}
 
+    def contribution_like(self, clients: int) -> dict[str, Tensor]:
+        return self.run.updates.contribution_like(self.run.global_model.parameters[self.due], clients)
+
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
         if contribution:
             self.run.updates.merge(contribution, factor * self.run.updates.share(weight, self.planned_weight))

@@ -127,6 +127,9 @@ class SyncRound(RoundSession, ClientSession):
     def contribution(self) -> dict[str, Tensor]:
         raise AssertionError("one silo has nobody to contribute to")
 
+    def contribution_like(self, clients: int) -> dict[str, Tensor]:
+        return {}
+
     def merge(self, contribution: dict[str, Tensor], weight: float, factor: float = 1.0) -> None:
         raise AssertionError("one silo has nobody to merge with")
 

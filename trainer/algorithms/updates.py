@@ -47,6 +47,15 @@ class Updates(Protocol):
         """Return what this silo has, of one client or more, by name."""
         ...
 
+    def contribution_like(self, like: Tensor, clients: int) -> dict[str, Tensor]:
+        """Return tensors of the names, dtypes and shapes of a `contribution`; see `RoundSession.contribution_like`.
+
+        Args:
+            like: a vector of the length and dtype of an update.
+            clients: whose updates the contribution has.
+        """
+        ...
+
     def merge(self, contribution: dict[str, Tensor], factor: float) -> None:
         """Add the `contribution` of another silo, times a factor."""
         ...
@@ -113,6 +122,9 @@ class SummedUpdates:
         assert vector is not None
         return {"delta": vector}
 
+    def contribution_like(self, like: Tensor, clients: int) -> dict[str, Tensor]:
+        return {"delta": like}
+
     def merge(self, contribution: dict[str, Tensor], factor: float) -> None:
         delta = contribution["delta"]
         self.add(delta if factor == 1.0 else delta * factor)
@@ -159,6 +171,9 @@ class StackedUpdates:
 
     def contribution(self) -> dict[str, Tensor]:
         return {"rows": torch.stack(self.rows)}
+
+    def contribution_like(self, like: Tensor, clients: int) -> dict[str, Tensor]:
+        return {"rows": like.expand(clients, -1)}
 
     def merge(self, contribution: dict[str, Tensor], factor: float) -> None:
         self.rows += contribution["rows"].unbind()

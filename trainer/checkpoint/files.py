@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+FOR_OWNER_ALONE = 0o077  # the permissions that are taken from new files and folders
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Give files and folders that this process makes in the block to their owner alone."""
+    before = os.umask(FOR_OWNER_ALONE)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -16,15 +19,17 @@ from trainer.distributed.compression import UpdateCompression
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
 from trainer.federation.link import BehindError, LinkLostError
-from trainer.federation.messages import Message
-from trainer.loop.exchange import RANKS, UNFINISHED, Combined, InWorld, Scalars, Tables, model_digests
+from trainer.federation.messages import TABLE, VECTOR, Limit, Message
+from trainer.loop.exchange import LEFT_OUT, RANKS, UNFINISHED, Combined, InWorld, Scalars, Tables, model_digests
 from trainer.loop.stopping import LeftBehind, Preempted
 from trainer.utils.errors import InputError
 
 START = "start/model"  # the meeting at which sites get the initial model
 STOPPING = "stopping"  # a scalar that is each launch's own
+MAX_STATE_FACTOR = 4  # the state of a run, by that of a site that begins
+WEIGHTS = ("weight", "trained_weight")
+FIGURES = ("loss_sum", "gradient_norms", f"{TABLE}cohort", f"{TABLE}silos")  # which may be infinite
 OUT_OF_TIME = "out_of_time"  # a scalar that is the coordinator's
-TABLE, VECTOR = "table/", "vector/"  # begin the names of tensors in messages
 
 Tree = Mapping[str, Any]
 
@@ -32,7 +37,7 @@ Tree = Mapping[str, Any]
 class Meetings(Protocol):
     """The coordinator, as a site sees it. Every method is a collective of the site's ranks."""
 
-    def meet(self, message: Message) -> Message:
+    def meet(self, message: Message, limit: Limit) -> Message:
         """Bring a message to the meeting that its `key` names; return the result on all ranks.
 
         Raises:
@@ -41,7 +46,7 @@ class Meetings(Protocol):
         """
         ...
 
-    def newest(self, rounds: int) -> Message | None:
+    def newest(self, rounds: int, limit: Limit) -> Message | None:
         """Return the state of the run if this site has missed a round since it had done so many; None otherwise.
 
         Raises:
@@ -53,8 +58,14 @@ class Meetings(Protocol):
 class Gatherings(Protocol):
     """The sites, as the coordinator sees them."""
 
-    def gather(self, key: str, max_bytes: int, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
-        """Return what the members have brought, in their order; None if this process is asked to stop."""
+    def gather(self, key: str, limit: Limit, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
+        """Return what the members have brought, in their order; None if this process is asked to stop.
+
+        Args:
+            key: of the meeting.
+            limit: of what a member may bring.
+            make_state: returns the state of the run, for members that are late; None: no one can be late yet.
+        """
         ...
 
     def publish(self, key: str, result: Message) -> None:
@@ -86,7 +97,8 @@ class SiteExchange:
         self.transport: Transport = self.world.transport
 
     def start(self, module: nn.Module) -> None:
-        result = self._meet(Message({"key": START}))
+        own = _pack(_start_tensors(module))
+        result = self._meet(Message({"key": START}), Limit(_num_bytes(own.values())))
         if result.header["digests"] != list(model_digests(module)):
             raise InputError(
                 "the model is not the coordinator's: its parameters have other shapes, or other frozen values.\n"
@@ -95,8 +107,10 @@ class SiteExchange:
         _unpack(_start_tensors(module), result.tensors)
 
     def catch_up(self, rounds: int, make_state: Callable[[], Tree]) -> Tree | None:
+        # Before its first round a server optimizer may have none of the vectors that it has later.
+        own = (leaf for _, leaf in iter_leaves(make_state()) if isinstance(leaf, Tensor))
         try:
-            newest = self.meetings.newest(rounds)
+            newest = self.meetings.newest(rounds, Limit(MAX_STATE_FACTOR * _num_bytes(own)))
         except LinkLostError as error:
             raise Preempted from error
         if newest is None:
@@ -108,7 +122,8 @@ class SiteExchange:
         if own.get(STOPPING):
             return own, own_tables
         try:
-            result = self.meetings.meet(_message(name, own, own_tables))
+            message = _message(name, own, own_tables)
+            result = self.meetings.meet(message, Limit.like(own, message.tensors))
         except LinkLostError as error:
             if STOPPING not in own:
                 raise Preempted from error
@@ -131,7 +146,9 @@ class SiteExchange:
         if own[UNFINISHED]:  # this site leaves, and brings its round when it is back
             return Combined(own, own_tables, None, met)
         try:
-            result = self.meetings.meet(_message(key, own, own_tables, session.contribution()))
+            vectors = _prefixed(VECTOR, algorithm.global_state())
+            limit = Limit.like(own, {**_message(key, own, own_tables).tensors, **vectors})
+            result = self.meetings.meet(_message(key, own, own_tables, session.contribution()), limit)
         except LinkLostError:
             return Combined(own | {STOPPING: 1.0}, own_tables, None, met)
         except BehindError as error:
@@ -142,9 +159,9 @@ class SiteExchange:
         sums = result.header["sums"] | _only(own, STOPPING)
         return Combined(sums, _named(result, TABLE) | _by_rank(own_tables), result.header["metrics"], met)
 
-    def _meet(self, message: Message) -> Message:
+    def _meet(self, message: Message, limit: Limit) -> Message:
         try:
-            return self.meetings.meet(message)
+            return self.meetings.meet(message, limit)
         except LinkLostError as error:
             raise Preempted from error
 
@@ -184,7 +201,7 @@ class CoordinatorExchange:
         return None
 
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
-        brought = self._gather(name, tables.values())
+        brought = self._gather(name, scalars, tables)
         if brought is None:
             if STOPPING not in scalars:
                 raise Preempted
@@ -202,19 +219,51 @@ class CoordinatorExchange:
         tables: Mapping[str, Tensor],
     ) -> Combined:
         key = _training(round)
-        brought = self._gather(key, [*tables.values(), *algorithm.global_state().values()])
+        brought = self._gather(key, scalars, tables, session.contribution_like(clients=1))
         met = perf_counter()
         if brought is None:
             return Combined(dict(scalars) | {STOPPING: 1.0}, dict(tables), None, met)
-        for message in brought.values():
-            session.merge(_named(message, VECTOR), session.planned_weight)
+        for name, message in brought.items():
+            if reason := broken_numbers(message):
+                brought[name] = Message({"sums": {LEFT_OUT: 1.0}})
+            elif message.header["sums"][LEFT_OUT]:
+                reason = "the update of its client is not finite"
+            if reason:
+                print(f"{name} is left out of round {round.index + 1}: {reason}", file=sys.stderr, flush=True)
+            session.merge(_named(brought[name], VECTOR), session.planned_weight)
         sums, tables = _total(scalars, tables, brought)
         metrics = session.aggregate(sums)
-        self.gatherings.publish(key, _message(key, sums, tables, algorithm.global_state(), metrics))
+        self.gatherings.publish(key, _message(key, sums, tables, algorithm.global_state(), {"metrics": metrics}))
         return Combined(sums, tables, metrics, met)
 
-    def _gather(self, key: str, like: Iterable[Tensor]) -> dict[str, Message] | None:
-        return self.gatherings.gather(key, sum(tensor.nbytes for tensor in like), self._make_state)
+    def _gather(
+        self,
+        key: str,
+        scalars: Iterable[str],
+        tables: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> dict[str, Message] | None:
+        """Gather messages with scalars of these names and tables like these, and vectors like these or none."""
+        limit = Limit.like(scalars, _message(key, {}, tables).tensors, _prefixed(VECTOR, vectors))
+        return self.gatherings.gather(key, limit, self._make_state)
+
+
+def broken_numbers(message: Message) -> str:
+    """Return why the numbers of a site cannot be combined with those of others; empty if they can."""
+    sums = message.header["sums"]
+    for name in (name for name in WEIGHTS if sums.get(name, 0.0) < 0):
+        return f"its {name} is {sums[name]:g}"
+    for name in (name for name, number in sums.items() if name not in FIGURES and not math.isfinite(number)):
+        return f"its {name} is {sums[name]:g}"
+    for name, tensor in message.tensors.items():
+        if name not in FIGURES and tensor.is_floating_point() and not _is_finite(tensor):
+            return f"its {name.partition('/')[2]} is not finite"
+    return ""
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Without a tensor of as many truth values. Both are NaN if an element is.
+    return not tensor.numel() or all(bool(bound.isfinite()) for bound in tensor.aminmax())
 
 
 def _training(round: Round) -> str:
@@ -250,12 +299,20 @@ def _message(
     key: str,
     sums: Mapping[str, float],
     tables: Mapping[str, Tensor],
-    vectors: Mapping[str, Tensor] | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    vectors: Mapping[str, Tensor] = MappingProxyType({}),
+    header: Mapping[str, Any] = MappingProxyType({}),
 ) -> Message:
-    named = {f"{TABLE}{name}": table for name, table in tables.items() if name not in _by_rank(tables)}
-    named |= {f"{VECTOR}{name}": vector for name, vector in (vectors or {}).items()}
-    return Message({"key": key, "sums": dict(sums), "metrics": metrics}, named)
+    named = _prefixed(TABLE, {name: table for name, table in tables.items() if name not in _by_rank(tables)})
+    named |= _prefixed(VECTOR, vectors)
+    return Message({"key": key, "sums": dict(sums), **header}, named)
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _named(message: Message, prefix: str) -> dict[str, Tensor]:

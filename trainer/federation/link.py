@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from trainer.federation.certificates import Credentials
-from trainer.federation.messages import Message, MessageReader
+from trainer.federation.messages import Limit, Message, MessageError, MessageReader
 from trainer.federation.registry import POLL_SECONDS
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ JOIN, MEET, FETCH = (f"/{SERVICE}/{name}" for name in ("Join", "Meet", "Fetch"))
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries
 # After these the link is tried again; any other status is an answer.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-MAX_WELCOME_BYTES = 1 << 30
 
 # Both ends. A peer that has fallen silent is noticed by its pings: the keepalive options alone do not end a connection
 # whose socket still takes bytes, ping_timeout_ms does.
@@ -117,23 +116,23 @@ class Link:
             self.channel.close()
             thread.join()
 
-    def meet(self, message: Message, max_bytes: int) -> Message:
+    def meet(self, message: Message, limit: Limit) -> Message:
         """Bring a message to a meeting, and return its result; send it again until that has come.
 
         Args:
             message: has the meeting's `key` in its header.
-            max_bytes: of the tensors of the result.
+            limit: of the result.
 
         Raises:
             LinkRefusedError: the coordinator refuses it.
             LinkLostError: it could not be reached for `retry_seconds`; StoppedError if this process is asked to stop.
             BehindError: the meeting is over, and its result is kept no more.
         """
-        return self._retry(MEET, message, max_bytes)
+        return self._retry(MEET, message, limit)
 
-    def fetch(self, message: Message, max_bytes: int) -> Message:
+    def fetch(self, message: Message, limit: Limit) -> Message:
         """Return the answer to a question; see `meet`."""
-        return self._retry(FETCH, message, max_bytes)
+        return self._retry(FETCH, message, limit)
 
     def _wait_welcome(self) -> Message:
         with self._changed:
@@ -158,6 +157,9 @@ class Link:
             try:
                 self._join(message)
                 pause = FIRST_PAUSE
+            except MessageError as error:
+                self._note(refused=_nonsense(error))
+                return
             except (grpc.RpcError, ValueError) as error:  # ValueError: of a channel that is closed
                 status: Any = error
                 if isinstance(error, grpc.RpcError) and status.code() not in BROKEN:
@@ -174,7 +176,7 @@ class Link:
         call = self.channel.stream_stream(JOIN)(message.parts())
         call.initial_metadata()
         self._note(is_present=True)
-        reader = MessageReader(MAX_WELCOME_BYTES)
+        reader = MessageReader(Limit())
         for part in call:
             if part:
                 reader.add(part)
@@ -195,8 +197,8 @@ class Link:
             self._refused = self._refused or refused
             self._changed.notify_all()
 
-    def _exchange(self, method: str, message: Message, max_bytes: int) -> Message:
-        reader = MessageReader(max_bytes)
+    def _exchange(self, method: str, message: Message, limit: Limit) -> Message:
+        reader = MessageReader(limit)
         call = self.channel.stream_stream(method)(message.parts())
         ended = threading.Event()
         call.add_callback(ended.set)
@@ -204,23 +206,25 @@ class Link:
         try:
             for part in call:
                 reader.add(part)
+            return reader.finish()
+        except MessageError as error:
+            raise _nonsense(error) from error
         finally:
             ended.set()
-        return reader.finish()
 
     def _cancel_when_stopping(self, call: grpc.Call, ended: threading.Event) -> None:
         while not ended.wait(POLL_SECONDS):
             if self.is_stopping():
                 call.cancel()
 
-    def _retry(self, method: str, message: Message, max_bytes: int) -> Message:
+    def _retry(self, method: str, message: Message, limit: Limit) -> Message:
         pause = FIRST_PAUSE
         message = Message({**message.header, "session": self.session}, message.tensors)
         while True:
             if self._refused:
                 raise self._refused
             try:
-                return self._exchange(method, message, max_bytes)
+                return self._exchange(method, message, limit)
             except grpc.RpcError as error:
                 status: Any = error
                 if status.code() is grpc.StatusCode.OUT_OF_RANGE:
@@ -235,6 +239,10 @@ class Link:
             with self._changed:
                 self._changed.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _nonsense(error: MessageError) -> LinkRefusedError:
+    return LinkRefusedError(f"the coordinator answers with something else than is expected: {error}")
 
 
 def _reason(error: Exception) -> str:

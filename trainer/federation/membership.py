@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import JsonValue
+from pydantic.dataclasses import dataclass
 
 from trainer.checkpoint.files import write_text
 from trainer.checkpoint.resume import resumable_rounds
+from trainer.checkpoint.run_dir import CHANGEABLE_KEYS
 from trainer.data import DataSplits
 from trainer.data.loading.silo_files import DatasetInfo, join_clients
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.federation.certificates import load_credentials
+from trainer.federation.disclosure import Disclosure
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
 from trainer.federation.link import COORDINATOR, BehindError, Link, LinkLostError, LinkRefusedError, StoppedError
-from trainer.federation.messages import Layout, Message
-from trainer.federation.options import SiteOptions
+from trainer.federation.messages import HEADER, Layout, Limit, Message, Name, parse_header
+from trainer.federation.options import Figure, SiteOptions
 from trainer.federation.registry import POLL_SECONDS, RefusedError, Registry
 from trainer.federation.server import Server
 from trainer.federation.spool import Spool
@@ -37,22 +41,51 @@ from trainer.utils.trees import flatten
 log = logging.getLogger(__name__)
 
 END = "end/run"  # the meeting after which nobody needs the coordinator any more
-# Choices that may differ between the members.
-OWN_KEYS = (
-    *("site.", "launch.", "data.", "run.", "checkpoint."),
-    *("run_dir", "require_shared_run_dir", "resume", "name", "clients"),
-)
-COMPARED_KEYS = ("data.validation",)
+# Choices that may differ between the members: where and how each runs, its own files, and where its metrics go.
+OWN_KEYS = (*CHANGEABLE_KEYS, "site.", "data.", "loggers", "clients", "model.init", "model.path", "task.teacher")
+COMPARED_KEYS = ("data.validation", "metrics.per_client", "metrics.client_scores", "max_nonfinite_rounds")
 MAX_DIFFERENCES = 10  # shown
-MAX_BYTES = 1 << 40
 NEWS_SECONDS = 1.0  # after which a rank that waits for the coordinator lets the others of its site know
 LINK_ERRORS = (LinkRefusedError, LinkLostError, StoppedError, BehindError)
 
 
+@dataclass(frozen=True, config=HEADER)
+class Joining:
+    """What a site says of itself.
+
+    Attributes:
+        settings: the choices that all members must have made alike, by their dotted keys.
+        info: describes its data.
+        withheld: the figures that it keeps to itself.
+    """
+
+    settings: dict[Name, JsonValue]
+    info: DatasetInfo
+    withheld: list[Figure]
+
+
+@dataclass(frozen=True, config=HEADER)
+class Welcome:
+    """What a site learns of the others.
+
+    Attributes:
+        members: the names of all, in the order in which sums are made.
+        infos: describe their data.
+    """
+
+    members: list[Name]
+    infos: list[DatasetInfo]
+
+
 class Membership(Protocol):
-    """The part of this launch in a federation."""
+    """The part of this launch in a federation.
+
+    Attributes:
+        notice: what its user is to know before it joins.
+    """
 
     make_exchange: ExchangeFactory
+    notice: str
 
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
         """Return the data of all members, of which this launch has its own. A collective of its ranks."""
@@ -111,6 +144,7 @@ class Coordinator:
         credentials = load_credentials(Path(str(options.certificates)).expanduser(), COORDINATOR)
         self.server = Server(options.listen, credentials, self.registry, self)
         self.make_exchange: ExchangeFactory = partial(CoordinatorExchange, self)
+        self.notice = f"listens at {options.listen} for {', '.join(self.members)}"
 
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
         with self.has_joined:
@@ -126,7 +160,7 @@ class Coordinator:
         return replace(world, silo=silos - 1, silo_sizes=(1,) * silos)
 
     def finish(self) -> None:
-        if self.gather(END, 0, self._make_state) is None:
+        if self.gather(END, Limit(), self._make_state) is None:
             raise Preempted
         self.publish(END, Message({}))
         self.has_ended = True
@@ -140,17 +174,20 @@ class Coordinator:
     def admit(self, name: str, header: Mapping[str, Any]) -> None:
         if name not in self.members:
             raise RefusedError(f"{name} is no member\n  valid: {', '.join(self.members)}")
+        said = parse_header(Joining, header)
         differences = [
-            f"{key}={format_value(header['settings'].get(key))}, but the coordinator has {format_value(value)}"
+            f"{key}={format_value(said.settings.get(key))}, but the coordinator has {format_value(value)}"
             for key, value in self.settings.items()
-            if header["settings"].get(key) != value
+            if said.settings.get(key) != value
         ]
         if differences:
             raise RefusedError("\n".join(differences[:MAX_DIFFERENCES]) + "\n  set the same on both sides")
-        info = DatasetInfo(**header["info"])
         with self.has_joined:
-            if self.infos.setdefault(name, info) != info:
+            if self.infos.get(name, said.info) != said.info:
                 raise RefusedError(f"the examples of {name} are not those with which it has joined before")
+            if said.withheld and name not in self.infos:
+                print(f"{name} keeps to itself: {', '.join(said.withheld)}", flush=True)
+            self.infos[name] = said.info
             write_text(self.infos_file, json.dumps({each: asdict(self.infos[each]) for each in self.infos}))
             self.has_joined.notify_all()
 
@@ -160,9 +197,9 @@ class Coordinator:
                 return None
             return Message({"members": self.members, "infos": [asdict(self.infos[name]) for name in self.members]})
 
-    def gather(self, key: str, max_bytes: int, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
+    def gather(self, key: str, limit: Limit, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
         self._make_state = make_state
-        return self.registry.gather(key, max_bytes, make_state, self.is_stopping)
+        return self.registry.gather(key, limit, make_state, self.is_stopping)
 
     def publish(self, key: str, result: Message) -> None:
         self.registry.publish(key, result)
@@ -188,19 +225,24 @@ class Site:
         if world.rank == 0:
             credentials = load_credentials(Path(str(options.certificates)).expanduser(), options.name)
             self.link = Link(options.server, credentials, options.retry_seconds, is_stopping)
+        self.disclosure = Disclosure(options.allow, names_clients=tree["metrics"]["per_client"] != "none")
         self.make_exchange: ExchangeFactory = partial(SiteExchange, self, options.name)
+        self.notice = "\n".join([f"leaves {self.name}, for {options.server}:", *self.disclosure.lines()])
         self.members: list[str] = []
 
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
         splits = collectives.on_all_ranks(read)
-        header = {"settings": self.settings, "info": asdict(DatasetInfo.of(splits))}
+        info = DatasetInfo.of(splits)
+        said = asdict(replace(info, checksum=0))  # by which one could tell whether it has the examples that one knows
+        header = {"settings": self.settings, "info": said, "withheld": self.disclosure.withheld}
         try:
             welcome = self._on_leader(lambda link: self.stack.enter_context(link.joined(header)))
         except LinkLostError as error:
             raise Preempted from error
-        self.members = welcome.header["members"]
-        infos = [DatasetInfo(**info) for info in welcome.header["infos"]]
-        return join_clients(self.members, range(len(self.members)), {self.members.index(self.name): splits}, infos)
+        known = parse_header(Welcome, welcome.header)
+        self.members, place = known.members, known.members.index(self.name)
+        infos = [info if each == place else other for each, other in enumerate(known.infos)]
+        return join_clients(self.members, range(len(self.members)), {place: splits}, infos)
 
     def topology(self, world: Topology) -> Topology:
         place = self.members.index(self.name)
@@ -209,19 +251,20 @@ class Site:
 
     def finish(self) -> None:
         try:
-            self.meet(Message({"key": END}))
+            self.meet(Message({"key": END}), Limit())
         except StoppedError as error:
             raise Preempted from error
         except LinkLostError:  # the run is finished here, whatever became of the coordinator
             log.info("the coordinator did not hear of the end of this site")
 
-    def meet(self, message: Message) -> Message:
+    def meet(self, message: Message, limit: Limit) -> Message:
+        message = self.disclosure.reduce(message)
         saved = resumable_rounds(self.checkpoints)
         message = Message({**message.header, "saved": saved}, message.tensors)
-        return self._on_leader(lambda link: link.meet(message, MAX_BYTES))
+        return self._on_leader(lambda link: link.meet(message, limit))
 
-    def newest(self, rounds: int) -> Message | None:
-        result = self._on_leader(lambda link: link.fetch(Message({"rounds": rounds}), MAX_BYTES))
+    def newest(self, rounds: int, limit: Limit) -> Message | None:
+        result = self._on_leader(lambda link: link.fetch(Message({"rounds": rounds}), limit))
         return result if result.tensors else None
 
     def _on_leader(self, call: Callable[[Link], Message]) -> Message:

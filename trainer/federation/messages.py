@@ -12,19 +12,28 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from trainer.utils.annotations import STRICT
+from trainer.utils.text import first_few
+
+T = TypeVar("T")
+Kind = tuple[torch.dtype, tuple[int, ...]]  # of a tensor: its dtype and shape
 
 PROTOCOL = 1
 PART_BYTES = 1 << 19  # larger parts were slower, smaller ones cost more processor
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS, MAX_DIMENSIONS = 4096, 16
+TABLE, VECTOR = "table/", "vector/"  # begin the names of tensors that are summed, and of the others
 LENGTH_BYTES = 8  # of the number at the start of a file: of bytes of the header that follows
 
 DTYPES = {
@@ -33,6 +42,11 @@ DTYPES = {
     **{"U8": torch.uint8, "BOOL": torch.bool},
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+HEADER = ConfigDict(STRICT, extra="forbid")  # of dataclasses that are headers; a loss may be infinite
+Name = Annotated[str, Field(max_length=200)]
+Sums = Annotated[dict[Name, float], Field(max_length=200)]
 
 
 class MessageError(ValueError):
@@ -128,11 +142,55 @@ class PrivateFile(io.BufferedWriter):
         return count
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a message may hold.
+
+    Attributes:
+        max_bytes: of its tensors together.
+        scalars: the names of its sums; None: any.
+        tensors: dtypes and shapes of the tensors that it has, by name; None: any.
+        optional: those of tensors of which it has all or none.
+    """
+
+    max_bytes: int = 0
+    scalars: Collection[str] | None = None
+    tensors: Mapping[str, Kind] | None = None
+    optional: Mapping[str, Kind] = field(default_factory=dict)
+
+    @classmethod
+    def like(
+        cls,
+        scalars: Iterable[str],
+        tensors: Mapping[str, Tensor],
+        optional: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Limit:
+        """Return the limit of messages with scalars of these names, and tensors like these."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (*tensors.values(), *optional.values()))
+        return cls(size, frozenset(scalars), _kinds(tensors), _kinds(optional))
+
+    def check(self, header: Mapping[str, Any], layout: Layout) -> None:
+        """Raise MessageError if a message with this header and layout holds anything else."""
+        if layout.num_bytes > self.max_bytes:
+            raise MessageError(f"tensors of {layout.num_bytes:,} bytes; at most {self.max_bytes:,} are expected")
+        if self.scalars is not None:
+            _check_names("scalars", header.get("sums", {}), self.scalars)
+        if self.tensors is None:
+            return
+        found = {name: (dtype, tuple(shape)) for name, dtype, shape in layout.tensors}
+        has_optional = bool(found.keys() - self.tensors.keys())
+        expected = {**self.tensors, **self.optional} if has_optional else self.tensors
+        _check_names("tensors", found, expected)
+        for name, kind in expected.items():
+            if found[name] != kind:
+                raise MessageError(f"{name} of {_format_kind(found[name])}; {_format_kind(kind)} is expected")
+
+
 class MessageReader:
     """Reads a message from its parts, into memory or into a file.
 
     Args:
-        max_bytes: of all tensors together.
+        limit: of what it may hold.
         file: gets the parts as they come, in place of memory; the tensors are then not among what `finish` returns.
 
     Attributes:
@@ -141,8 +199,8 @@ class MessageReader:
         content: the bytes of all tensors, a uint8 vector.
     """
 
-    def __init__(self, max_bytes: int, file: BinaryIO | None = None):
-        self.max_bytes, self.file = max_bytes, file
+    def __init__(self, limit: Limit, file: BinaryIO | None = None):
+        self.limit, self.file = limit, file
         self.header: dict[str, Any] | None = None
         self.layout = Layout([])
         self.content = torch.empty(0, dtype=torch.uint8)
@@ -157,8 +215,7 @@ class MessageReader:
         if self.header is None:
             self.header, self.layout = parse_first_part(part)
             self._size = self.layout.num_bytes
-            if self._size > self.max_bytes:
-                raise MessageError(f"tensors of {self._size:,} bytes; at most {self.max_bytes:,} are expected")
+            self.limit.check(self.header, self.layout)
             if self.file is None:
                 self.content = torch.empty(self._size, dtype=torch.uint8)
         else:
@@ -198,6 +255,17 @@ def parse_first_part(part: bytes) -> tuple[dict[str, Any], Layout]:
     if header is None or len(content) > MAX_TENSORS:
         raise MessageError("the first part is no header")
     return header, _parse_layout(content)
+
+
+def parse_header(kind: type[T], header: Mapping[str, Any]) -> T:
+    """Return the header of a message as a dataclass; raise MessageError if it is not of this kind."""
+    try:
+        # As JSON, because only there a strict dataclass accepts a mapping.
+        return TypeAdapter(kind).validate_json(json.dumps(header))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part)[:80] for part in first["loc"][:4])
+        raise MessageError(f"the header's {place}: {first['msg']}") from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -251,12 +319,22 @@ def _first_part(header: Mapping[str, Any], described: list[tuple[str, torch.dtyp
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+    except MessageError:
+        raise
     except (ValueError, RecursionError) as error:
         raise MessageError("the first part is no JSON") from error
     if not isinstance(content, dict):
         raise MessageError("the first part is no header")
     return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict; two libraries might take another one of two with one name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise MessageError("the first part has a name twice")
+    return found
 
 
 def _parse_layout(content: Mapping[str, Any]) -> Layout:
@@ -276,6 +354,21 @@ def _parse_layout(content: Mapping[str, Any]) -> Layout:
             raise MessageError(f"the data_offsets of {name[:80]} are none")
         layout.tensors.append((name, DTYPES[dtype], shape))
     return layout
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _format_kind(kind: Kind) -> str:
+    dtype, shape = kind
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+def _check_names(what: str, found: Collection[str], expected: Collection[str]) -> None:
+    for names, problem in (({*expected} - {*found}, "misses"), ({*found} - {*expected}, "has unexpected")):
+        if names:
+            raise MessageError(f"the message {problem} {what}: {', '.join(first_few(sorted(names), 3))[:200]}")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

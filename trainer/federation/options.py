@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from trainer.utils.annotations import OPTIONS, PositiveInt, Seconds
+from trainer.utils.annotations import OPTIONS, PositiveInt, Seconds, predicate
+
+Figure = Literal["training", "evaluation", "labels", "statistics"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 Names = Annotated[Sequence[str], Field(description="a list of names such as [berlin,paris]")]
+Figures = Annotated[
+    Sequence[Figure],
+    Field(description=f"a list of some of {', '.join(FIGURES)}"),
+    predicate(lambda figures: len({*figures}) == len(figures)),
+]
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -23,6 +31,7 @@ class SiteOptions:
         listen: host:port of this launch, for the coordinator; None: it is none.
         members: the names of all sites, in the order of their clients, for the coordinator.
         certificates: the folder of the certificates.
+        allow: the figures that may leave this site.
         min_members: sites without which no version is made; None: all.
         grace_seconds: how long a round waits for a site that has vanished; None: for ever.
         retry_seconds: how long a site tries to reach the coordinator.
@@ -33,6 +42,7 @@ class SiteOptions:
     listen: str | None
     members: Names
     certificates: str | None
+    allow: Figures
     min_members: PositiveInt | None
     grace_seconds: Seconds | None
     retry_seconds: Seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from trainer.checkpoint.files import sync
-from trainer.federation.messages import Message
+from trainer.federation.messages import Limit, Message
 from trainer.federation.spool import Spool, round_of
 
 POLL_SECONDS = 0.1  # of a wait that something else may end
@@ -23,6 +23,10 @@ class RefusedError(Exception):
 
 class NotJoinedError(Exception):
     """A member sends something before it has joined, or after its stream has ended: it joins again."""
+
+
+class BusyError(Exception):
+    """A member has more streams than it needs. Those of a link that broke end within seconds: it tries again."""
 
 
 class OverError(Exception):
@@ -52,13 +56,13 @@ class Meeting:
     """What the members bring under one key, and the result.
 
     Attributes:
-        max_bytes: of what a member may bring; None until the coordinator waits for it.
+        limit: of what a member may bring; None until the coordinator waits for it.
         brought: the names of those whose messages are there.
         counted: the names of those whose messages are in the result; None until that is decided.
         has_result: whether there is a result.
     """
 
-    max_bytes: int | None = None
+    limit: Limit | None = None
     brought: set[str] = field(default_factory=set)
     counted: tuple[str, ...] | None = None
     has_result: bool = False
@@ -141,6 +145,10 @@ class Registry:
             if name in self._waiting:
                 self._waiting[name].notify_all()
 
+    def check_member(self, name: str) -> None:
+        """Raise RefusedError if this is no member."""
+        self._member(name)
+
     def check(self, name: str, session: str) -> None:
         """Raise NotJoinedError if this launch is not the one that is present."""
         with self.changed:
@@ -152,7 +160,7 @@ class Registry:
         with self.changed:
             return [name for name, member in self.members.items() if member.session]
 
-    def wait_open(self, name: str, key: str, saved: int, is_waiting: Callable[[], bool]) -> int | None:
+    def wait_open(self, name: str, key: str, saved: int, is_waiting: Callable[[], bool]) -> Limit | None:
         """Wait until a member may bring a message to a meeting.
 
         Args:
@@ -162,7 +170,7 @@ class Registry:
             is_waiting: whether the member still waits.
 
         Returns:
-            The most bytes that it may bring; None if it need not: it has brought it, or there is a result.
+            The limit of what it may bring; None if it need not: it has brought it, or there is a result.
 
         Raises:
             OverError: the meeting is over, and its result is kept no more.
@@ -176,8 +184,8 @@ class Registry:
                 meeting = self.meetings.get(key)
                 if meeting and (meeting.has_result or name in meeting.brought):
                     return None
-                if meeting and meeting.max_bytes is not None:
-                    return meeting.max_bytes
+                if meeting and meeting.limit is not None:
+                    return meeting.limit
                 self._waiting[name].wait(WAIT_SECONDS)
             return None
 
@@ -190,7 +198,7 @@ class Registry:
     def gather(
         self,
         key: str,
-        max_bytes: int,
+        limit: Limit,
         make_state: Callable[[], Message] | None = None,
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> dict[str, Message] | None:
@@ -198,7 +206,7 @@ class Registry:
 
         Args:
             key: of the meeting.
-            max_bytes: of what a member may bring.
+            limit: of what a member may bring.
             make_state: returns the state of the run, for members that are late; None: no one can be late yet.
             is_stopping: ends the wait.
 
@@ -207,7 +215,7 @@ class Registry:
         """
         with self.changed:
             meeting = self.meetings.setdefault(key, Meeting())
-            meeting.max_bytes, self._state = max_bytes, None
+            meeting.limit, self._state = limit, None
             self._wake_all()
             while meeting.counted is None and not self._is_complete(meeting):
                 if is_stopping():

@@ -3,25 +3,100 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import field
 from functools import partial
 from time import sleep
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import grpc
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from trainer.federation.certificates import Credentials
 from trainer.federation.link import CHANNEL_OPTIONS, SERVICE
-from trainer.federation.messages import Message, MessageError, MessageReader, parse_first_part, read_parts
-from trainer.federation.registry import POLL_SECONDS, NotJoinedError, OverError, RefusedError, Registry
+from trainer.federation.messages import (
+    HEADER,
+    Limit,
+    Message,
+    MessageError,
+    MessageReader,
+    Sums,
+    parse_first_part,
+    parse_header,
+    read_parts,
+)
+from trainer.federation.registry import POLL_SECONDS, BusyError, NotJoinedError, OverError, RefusedError, Registry
+from trainer.federation.spool import KEY
+
+MAX_STREAMS = 4  # of a member at once: it needs its presence, a meeting, and those of a link that has just broken
+SPARE_THREADS = 4  # that refuse the streams beyond
+# Strangers reach neither a thread nor a handler. These bound what they take of the process: open files and memory.
+HANDSHAKE_MS = 5000
+SPARE_CONNECTIONS = 256  # beyond those of the members
+SERVER_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    ("grpc.so_reuseport", 0),  # otherwise a second coordinator at the same port would get some of the calls
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+    ("grpc.max_concurrent_streams", 2 * MAX_STREAMS),  # of a connection
+)
 
 STATUSES = {
     RefusedError: grpc.StatusCode.FAILED_PRECONDITION,
     MessageError: grpc.StatusCode.INVALID_ARGUMENT,
     NotJoinedError: grpc.StatusCode.UNAVAILABLE,
+    BusyError: grpc.StatusCode.UNAVAILABLE,
     OverError: grpc.StatusCode.OUT_OF_RANGE,
 }
+
+
+Key = Annotated[str, Field(max_length=200, pattern=f"^{KEY.pattern}$")]
+Rounds = Annotated[int, Field(ge=0, lt=1 << 31)]
+Session = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+@dataclass(frozen=True, config=HEADER)
+class Arriving:
+    """The part of the header of a member that joins which any federation has.
+
+    Attributes:
+        session: of the member's launch.
+    """
+
+    session: Session
+
+
+@dataclass(frozen=True, config=HEADER)
+class Bringing:
+    """The header of a message to a meeting.
+
+    Attributes:
+        session: of the member's launch.
+        key: of the meeting.
+        saved: the number of rounds of the checkpoint from which the member would resume.
+        sums: the member's scalars.
+    """
+
+    session: Session
+    key: Key
+    saved: Rounds = 0
+    sums: Sums = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=HEADER)
+class Asking:
+    """The header of a question for the newest state.
+
+    Attributes:
+        session: of the member's launch.
+        rounds: the number of rounds that the member has done.
+    """
+
+    session: Session
+    rounds: Rounds
 
 
 class Admission(Protocol):
@@ -37,7 +112,7 @@ class Admission(Protocol):
 
 
 class Server:
-    """Answers members. Each stream of a member holds a thread.
+    """Answers members. Each stream of a member holds a thread; a member has a few, and cannot take those of others.
 
     Args:
         listen: host:port; port 0 is a free one.
@@ -47,6 +122,7 @@ class Server:
 
     Attributes:
         port: where it listens.
+        streams: the number of those that are answered, by member.
 
     Raises:
         ValueError: the address cannot be had.
@@ -54,9 +130,12 @@ class Server:
 
     def __init__(self, listen: str, credentials: Credentials, registry: Registry, admission: Admission):
         self.registry, self.admission = registry, admission
-        pool = ThreadPoolExecutor(4 + 3 * len(registry.members), "link")
-        # Otherwise a second coordinator at the same port would get some of the calls.
-        self.server = grpc.server(pool, options=(*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)))
+        members = len(registry.members)
+        pool = ThreadPoolExecutor(SPARE_THREADS + MAX_STREAMS * members, "link")
+        connections = ("grpc.max_allowed_incoming_connections", SPARE_CONNECTIONS + 2 * members)
+        self.server = grpc.server(pool, options=(*SERVER_OPTIONS, connections))
+        self.streams: Counter[str] = Counter()
+        self._lock = threading.Lock()
         handlers = {
             name: grpc.stream_stream_rpc_method_handler(self._answering(handle))
             for name, handle in (("Join", self._join), ("Meet", self._meet), ("Fetch", self._fetch))
@@ -84,16 +163,31 @@ class Server:
             name = str(names[0], "utf-8", "replace") if len(names) == 1 else ""
             context.add_callback(partial(self.registry.wake, name))
             try:
-                yield from handle(name, parts, context)
+                with self._admitted(name):
+                    yield from handle(name, parts, context)
             except tuple(STATUSES) as error:
                 context.abort(STATUSES[type(error)], str(error))
 
         return answer
 
+    @contextmanager
+    def _admitted(self, name: str) -> Iterator[None]:
+        """Count a stream while it is answered; refuse those of strangers, and those beyond a member's share."""
+        self.registry.check_member(name)
+        with self._lock:
+            if self.streams[name] >= MAX_STREAMS:
+                raise BusyError(f"{name} has {MAX_STREAMS} streams already")
+            self.streams[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.streams[name] -= 1
+
     def _join(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        header = self._read(parts).header
+        header = dict(self._read(parts).header)
+        session = parse_header(Arriving, {"session": header.pop("session", None)}).session
         self.admission.admit(name, header)
-        session = str(header.get("session"))
         self.registry.enter(name, session, context.is_active)
         try:
             context.send_initial_metadata(())  # tells the member that it is present
@@ -111,13 +205,13 @@ class Server:
 
     def _meet(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         first = next(parts, b"")
-        header, _ = parse_first_part(first)
-        self.registry.check(name, str(header.get("session")))
-        key, saved = str(header.get("key")), header.get("saved", 0)
-        max_bytes = self.registry.wait_open(name, key, saved, context.is_active)
-        if max_bytes is not None:
+        header = parse_header(Bringing, parse_first_part(first)[0])
+        self.registry.check(name, header.session)
+        key = header.key
+        limit = self.registry.wait_open(name, key, header.saved, context.is_active)
+        if limit:
             with self.registry.spool.receiving(key, name) as file:
-                reader = MessageReader(max_bytes, file)
+                reader = MessageReader(limit, file)
                 reader.add(first)
                 for part in parts:
                     reader.add(part)
@@ -128,15 +222,15 @@ class Server:
             yield from read_parts(result)
 
     def _fetch(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        header = self._read(parts).header
-        self.registry.check(name, str(header.get("session")))
-        state = self.registry.newest(name, int(header["rounds"]), context.is_active)
+        header = parse_header(Asking, self._read(parts).header)
+        self.registry.check(name, header.session)
+        state = self.registry.newest(name, header.rounds, context.is_active)
         yield from read_parts(state) if state else Message({}).parts()
 
     @staticmethod
     def _read(parts: Iterator[bytes]) -> Message:
         """Return a message without tensors."""
-        reader = MessageReader(0)
+        reader = MessageReader(Limit())
         for part in parts:
             reader.add(part)
         return reader.finish()

@@ -29,6 +29,8 @@ StateTree = Mapping[str, Any]  # of tensors, numbers and texts
 RANKS = "ranks/"
 # A scalar that a silo sets to 1 when it brings a round that it has not finished.
 UNFINISHED = "unfinished"
+# The number of clients that are left out of a round, because their numbers are not finite.
+LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
 from trainer.algorithms.round import Round
 from trainer.loggers import Metrics, higher_is_better
-from trainer.loop.exchange import RANKS
+from trainer.loop.exchange import LEFT_OUT, RANKS
 from trainer.loop.monitor import client_scores
 from trainer.loop.pooled_sums import totals
 from trainer.loop.run import Run
@@ -103,7 +103,7 @@ class RoundAccumulator:
             "on_time": len(on_time),
             "gradient_norms": sum(float(work.gradient_norm) for work in on_time),
             "learning_rates": sum(work.learning_rate for work in counted),
-            "left_out": sum(norm is not None and not math.isfinite(norm) for norm in self.norms),
+            LEFT_OUT: sum(norm is not None and not math.isfinite(norm) for norm in self.norms),
             "late": sum(work.timed_out for work in self.results) + self.not_started,
         }
         return own | (equal_in_silo if self.run.topology.is_leader else dict.fromkeys(equal_in_silo, 0.0))
@@ -163,7 +163,7 @@ def round_metrics(run: Run, round: Round, sums: dict[str, float], tables: dict[s
         "train/grad_norm": _ratio(sums["gradient_norms"], sums["on_time"]),
         "train/learning_rate": _ratio(sums["learning_rates"], sums["counted"]),
         "clients/trained": int(sums["clients"]),
-        "clients/nonfinite": int(sums["left_out"]),
+        "clients/nonfinite": int(sums[LEFT_OUT]),
         "clients/stragglers": int(sums["late"]),
         "memory/peak_bytes": tables[RANKS + "memory"].max().item(),
     }

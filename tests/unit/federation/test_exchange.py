@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from copy import deepcopy
@@ -13,8 +14,9 @@ import torch
 
 from tests.laws.cases import SIZES, case_run
 from trainer.distributed.topology import distributed
+from trainer.federation.disclosure import Disclosure
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
-from trainer.federation.messages import MessageReader, read_message
+from trainer.federation.messages import Message, MessageReader, read_message, read_parts
 from trainer.federation.registry import Registry
 from trainer.federation.spool import Spool
 from trainer.loggers import Logger
@@ -29,22 +31,28 @@ CLOSE = ["scaffold", "fednova"]
 class Hall:
     """The meetings of sites that are threads of one process."""
 
-    def __init__(self, registry, name):
-        self.registry, self.name = registry, name
+    def __init__(self, registry, name, spoil=None):
+        self.registry, self.name, self.spoil = registry, name, spoil
 
-    def meet(self, message):
+    def meet(self, message, expected):
+        message = Disclosure().reduce(message)
+        if self.spoil:
+            message = self.spoil(message)
         key = message.header["key"]
-        max_bytes = self.registry.wait_open(self.name, key, 0, lambda: True)
-        if max_bytes is not None:
+        limit = self.registry.wait_open(self.name, key, 0, lambda: True)
+        if limit:
             with self.registry.spool.receiving(key, self.name) as file:
-                reader = MessageReader(max_bytes, file)
+                reader = MessageReader(limit, file)
                 for part in message.parts():
                     reader.add(part)
                 reader.finish()
             self.registry.bring(self.name, key)
-        return read_message(self.registry.result(self.name, key, lambda: True))
+        answer = MessageReader(expected)
+        for part in read_parts(self.registry.result(self.name, key, lambda: True)):
+            answer.add(part)
+        return answer.finish()
 
-    def newest(self, rounds):
+    def newest(self, rounds, limit):
         state = self.registry.newest(self.name, rounds, lambda: True)
         return state and read_message(state)
 
@@ -67,8 +75,8 @@ def as_member(run, silo, silos, initial):
     )
 
 
-def over_sites(name, folder):
-    """Return the parameters and the metrics of the coordinator, with a site for each client."""
+def over_sites(name, folder, spoil=None):
+    """Return the parameters and the metrics of all members, with a site for each client; `spoil` changes messages."""
     names = [f"site-{client}" for client in range(len(SIZES))]
     registry, results, errors = Registry(Spool(folder), names), {}, []
     with distributed(device="cpu") as topology:
@@ -84,7 +92,8 @@ def over_sites(name, folder):
                 errors.append(error)
                 raise
 
-        makers = [partial(SiteExchange, Hall(registry, each), each) for each in names]
+        spoils = {names[1]: spoil}
+        makers = [partial(SiteExchange, Hall(registry, each, spoils.get(each)), each) for each in names]
         makers.append(partial(CoordinatorExchange, Hosts(registry)))
         threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in enumerate(makers)]
         for thread in threads:
@@ -185,3 +194,47 @@ def test_a_site_that_missed_rounds_continues_with_the_others(tmp_path):
         for name, vector in states[coordinator].algorithm.global_state().items():
             assert torch.equal(states[silo].algorithm.global_state()[name], vector), name
         assert metrics[silo]["test/loss"] == metrics[coordinator]["test/loss"]
+
+
+def with_sums(**sums):
+    return lambda message: Message({**message.header, "sums": {**message.header["sums"], **sums}}, message.tensors)
+
+
+def with_tensor(name, place, number):
+    def spoil(message):
+        tensor = message.tensors[name].clone()
+        tensor.view(-1)[place] = number
+        return Message(message.header, {**message.tensors, name: tensor})
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (with_sums(weight=math.nan), "its weight is nan"),
+        (with_sums(weight=-3.0), "its weight is -3"),
+        (with_sums(trained_weight=-1.0), "its trained_weight is -1"),
+        (with_sums(learning_rates=math.inf), "its learning_rates is inf"),
+        (with_tensor("vector/delta", 2, math.inf), "its delta is not finite"),
+        (with_tensor("vector/delta", -1, math.nan), "its delta is not finite"),
+        (with_sums(left_out=1.0), "the update of its client is not finite"),
+    ],
+)
+def test_broken_numbers_of_a_site_are_left_out_and_named(spoil, reason, tmp_path, capfd):
+    key = f"rounds/{ROUNDS - 1}/training"
+    results = over_sites(
+        "fedavg", tmp_path, lambda message: spoil(message) if message.header["key"] == key else message
+    )
+    for parameters, metrics in results.values():
+        assert parameters.isfinite().all()
+        assert metrics["clients/nonfinite"] == 1
+        assert math.isfinite(metrics["train/loss"])
+    assert capfd.readouterr().err.count(f"site-1 is left out of round {ROUNDS}: {reason}\n") == 1
+
+
+def test_figures_may_be_infinite(tmp_path, capfd):
+    spoil = with_sums(loss_sum=math.inf)
+    results = over_sites("fedavg", tmp_path, lambda each: spoil(each) if "training" in each.header["key"] else each)
+    assert results[0][1]["train/loss"] == math.inf and results[0][1]["clients/nonfinite"] == 0
+    assert "left out" not in capfd.readouterr().err

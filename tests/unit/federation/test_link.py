@@ -12,13 +12,14 @@ import torch
 from trainer.federation import registry as registries
 from trainer.federation.certificates import certify, load_credentials
 from trainer.federation.link import MEET, BehindError, Link, LinkLostError, LinkRefusedError
-from trainer.federation.messages import Message
+from trainer.federation.messages import Limit, Message
 from trainer.federation.registry import RefusedError, Registry
 from trainer.federation.server import Server
 from trainer.federation.spool import Spool
 
 MEMBERS = ("berlin", "paris")
 HEADER = {"model": "cnn"}
+LIMIT = Limit(1 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +76,15 @@ def in_threads(*functions):
     return results
 
 
-def add_up(registry, key, max_bytes=1 << 20):
-    brought = registry.gather(key, max_bytes)
+def add_up(registry, key, limit=LIMIT):
+    brought = registry.gather(key, limit)
     total = sum(message.tensors["delta"] for message in brought.values())
     registry.publish(key, Message({"key": key}, {"total": total}))
 
 
 def meet_in_vain(link):
     with pytest.raises(LinkLostError):
-        link.meet(Message({"key": "a"}), 100)
+        link.meet(Message({"key": "a"}), LIMIT)
 
 
 def wait_for(condition, seconds=10.0):
@@ -108,7 +109,7 @@ def test_the_sum_comes_back_to_both(certs, make_registry):
         for number in range(3):
             key = f"rounds/{number}/training"
             meets = [
-                lambda name=name, key=key: links[name].meet(Message({"key": key}, {"delta": deltas[name]}), 1 << 20)
+                lambda name=name, key=key: links[name].meet(Message({"key": key}, {"delta": deltas[name]}), LIMIT)
                 for name in reversed(MEMBERS)
             ]
             *answers, _ = in_threads(*meets, lambda key=key: add_up(registry, key))
@@ -121,8 +122,8 @@ def test_a_message_sent_twice_counts_once(certs, make_registry):
     registry = make_registry(["berlin"])
     with serving(certs, registry) as port, linked(certs, port, "berlin") as link:
         message = Message({"key": "a"}, {"delta": torch.ones(3)})
-        first, _ = in_threads(lambda: link.meet(message, 100), lambda: add_up(registry, "a"))
-        again = link.meet(message, 100)  # the answer had been lost on the way
+        first, _ = in_threads(lambda: link.meet(message, LIMIT), lambda: add_up(registry, "a"))
+        again = link.meet(message, LIMIT)  # the answer had been lost on the way
     assert torch.equal(first.tensors["total"], again.tensors["total"])
 
 
@@ -131,7 +132,7 @@ def test_a_coordinator_that_is_replaced_is_only_waited_for(certs, make_registry)
     with ExitStack() as stack:
         with serving(certs, make_registry(["berlin"])) as port:
             link = stack.enter_context(linked(certs, port, "berlin"))
-            thread = threading.Thread(target=lambda: answers.append(link.meet(message, 100)))
+            thread = threading.Thread(target=lambda: answers.append(link.meet(message, LIMIT)))
             thread.start()
         with serving(certs, registry := make_registry(["berlin"]), port):
             add_up(registry, "a")
@@ -142,11 +143,11 @@ def test_a_coordinator_that_is_replaced_is_only_waited_for(certs, make_registry)
 def test_a_coordinator_started_again_makes_the_same_result_of_the_same_messages(certs, make_registry):
     message = Message({"key": "rounds/3/training"}, {"delta": torch.ones(3)})
     with serving(certs, registry := make_registry(["berlin"])) as port, linked(certs, port, "berlin") as link:
-        first, _ = in_threads(lambda: link.meet(message, 100), lambda: add_up(registry, "rounds/3/training"))
+        first, _ = in_threads(lambda: link.meet(message, LIMIT), lambda: add_up(registry, "rounds/3/training"))
     with serving(certs, registry := make_registry(["berlin"])) as port, linked(certs, port, "berlin") as link:
-        again = link.meet(Message({"key": "rounds/3/training"}, {"delta": torch.zeros(3)}), 100)
+        again = link.meet(Message({"key": "rounds/3/training"}, {"delta": torch.zeros(3)}), LIMIT)
         add_up(registry, "rounds/3/training")  # of what it has on its disk
-        last = link.meet(message, 100)
+        last = link.meet(message, LIMIT)
     for result in (again, last):
         assert torch.equal(result.tensors["total"], first.tensors["total"])
 
@@ -175,7 +176,7 @@ def test_a_site_that_is_asked_to_stop_waits_no_more(certs, make_registry):
     ):
         threading.Timer(0.2, asked.set).start()
         with pytest.raises(LinkLostError, match="asked to stop"):
-            link.meet(Message({"key": "a"}, {"delta": torch.ones(3)}), 100)
+            link.meet(Message({"key": "a"}, {"delta": torch.ones(3)}), LIMIT)
 
 
 def test_presence_comes_and_goes_with_the_link(certs, make_registry):
@@ -235,17 +236,17 @@ def test_the_others_go_on_without_one_that_has_vanished(certs, make_registry):
         with linked(certs, port, "paris"):
             pass
         berlin = stack.enter_context(linked(certs, port, "berlin"))
-        answer, _ = in_threads(lambda: berlin.meet(message, 100), lambda: add_up(registry, key))
+        answer, _ = in_threads(lambda: berlin.meet(message, LIMIT), lambda: add_up(registry, key))
         assert answer.header["counted"] == ["berlin"]
         paris = stack.enter_context(linked(certs, port, "paris"))
-        assert paris.meet(message, 100).header["counted"] == ["berlin"]
-        assert not berlin.fetch(Message({"rounds": 0}), 100).tensors  # it has missed nothing
+        assert paris.meet(message, LIMIT).header["counted"] == ["berlin"]
+        assert not berlin.fetch(Message({"rounds": 0}), LIMIT).tensors  # it has missed nothing
         late, early, after, brought = in_threads(
-            lambda: paris.fetch(Message({"rounds": 0}), 100),
-            lambda: berlin.meet(Message({"key": "rounds/1/training"}), 100),
-            lambda: wait_for(lambda: registry._state) or paris.meet(Message({"key": "rounds/1/training"}), 100),
+            lambda: paris.fetch(Message({"rounds": 0}), LIMIT),
+            lambda: berlin.meet(Message({"key": "rounds/1/training"}), LIMIT),
+            lambda: wait_for(lambda: registry._state) or paris.meet(Message({"key": "rounds/1/training"}), LIMIT),
             lambda: [
-                registry.gather("rounds/1/training", 100, lambda: state),
+                registry.gather("rounds/1/training", LIMIT, lambda: state),
                 registry.publish("rounds/1/training", Message({})),
             ],
         )
@@ -264,7 +265,7 @@ def test_results_are_kept_until_every_member_has_saved_them(certs, make_registry
             key, saved = f"rounds/{index}/training", index
             meets = [
                 lambda link=link, key=key, own=own: link.meet(
-                    Message({"key": key, "saved": own}, {"delta": torch.ones(1)}), 100
+                    Message({"key": key, "saved": own}, {"delta": torch.ones(1)}), LIMIT
                 )
                 for link, own in zip(links, of_members, strict=True)
             ]
@@ -273,7 +274,7 @@ def test_results_are_kept_until_every_member_has_saved_them(certs, make_registry
             wait_for(lambda kept=kept: list(registry.meetings) == registry.spool.meetings() == kept)
         assert registry.spool.members("rounds/3/training") == set(MEMBERS)
         with pytest.raises(BehindError, match="rounds/2/training is over"):
-            links[0].meet(Message({"key": "rounds/2/training"}), 100)
+            links[0].meet(Message({"key": "rounds/2/training"}), LIMIT)
 
 
 def test_join_refuses_what_differs(certs, make_registry):
@@ -323,6 +324,6 @@ def test_too_large_a_message_is_refused_by_its_header(certs, make_registry):
         gathering = threading.Thread(target=add_up, args=(registry, "a"))
         gathering.start()
         with pytest.raises(LinkRefusedError, match="tensors of 4,000,000 bytes; at most 1,048,576"):
-            link.meet(Message({"key": "a"}, {"delta": torch.zeros(1_000_000)}), 100)
-        link.meet(Message({"key": "a"}, {"delta": torch.zeros(1)}), 100)
+            link.meet(Message({"key": "a"}, {"delta": torch.zeros(1_000_000)}), LIMIT)
+        link.meet(Message({"key": "a"}, {"delta": torch.zeros(1)}), LIMIT)
         gathering.join()

@@ -13,10 +13,20 @@ from trainer.distributed.topology import distributed
 from trainer.federation import membership
 from trainer.federation.link import LinkLostError
 from trainer.federation.membership import Site
-from trainer.federation.messages import Message, MessageReader
+from trainer.federation.messages import Limit, Message, MessageReader
 from trainer.federation.options import SiteOptions
 
-OPTIONS = SiteOptions("berlin", "localhost:1", None, (), None, None, None, 1.0)
+OPTIONS = SiteOptions(
+    name="berlin",
+    server="localhost:1",
+    listen=None,
+    members=(),
+    certificates=None,
+    allow=(),
+    min_members=None,
+    grace_seconds=None,
+    retry_seconds=1.0,
+)
 
 
 class SlowLink:
@@ -25,11 +35,11 @@ class SlowLink:
     def __init__(self, seconds, error):
         self.seconds, self.error = seconds, error
 
-    def meet(self, message, max_bytes):
+    def meet(self, message, limit):
         time.sleep(self.seconds)
         if self.error:
             raise self.error
-        reader = MessageReader(max_bytes)
+        reader = MessageReader(limit)
         for part in Message(message.header, {"total": torch.arange(5.0)}).parts():
             reader.add(part)
         return reader.finish()
@@ -51,9 +61,9 @@ def meet(folder, error=None):
         patch.object(membership, "NEWS_SECONDS", 0.1),
         patch.object(collectives, "broadcast_text", listen),
     ):
-        site = Site(OPTIONS, {"run_dir": folder}, world, lambda: False, stack)
+        site = Site(OPTIONS, {"run_dir": folder, "metrics": {"per_client": "full"}}, world, lambda: False, stack)
         try:
-            result = site.meet(Message({"key": "a"}))
+            result = site.meet(Message({"key": "a"}), Limit(40))
         except LinkLostError as lost:
             return str(lost), len(heard)
         return (dict(result.header), result.tensors["total"].tolist()), len(heard)

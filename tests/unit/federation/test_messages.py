@@ -14,6 +14,7 @@ from trainer.federation.messages import (
     DTYPES,
     MAX_HEADER_BYTES,
     PART_BYTES,
+    Limit,
     Message,
     MessageError,
     MessageReader,
@@ -25,7 +26,7 @@ from trainer.federation.messages import (
 
 
 def read(parts, max_bytes=1 << 30):
-    reader = MessageReader(max_bytes)
+    reader = MessageReader(Limit(max_bytes))
     for part in parts:
         reader.add(part)
     return reader.finish()
@@ -80,7 +81,7 @@ def test_a_message_is_a_safetensors_file(tmp_path):
 def test_parts_go_to_a_file(tmp_path):
     message = Message({"key": "1"}, {"a": torch.randn(PART_BYTES), "b": torch.arange(3)})
     with open(tmp_path / "a.safetensors", "wb") as file:
-        reader = MessageReader(1 << 30, file)
+        reader = MessageReader(Limit(1 << 30), file)
         for part in message.parts():
             reader.add(part)
         assert reader.finish().header == message.header
@@ -152,7 +153,7 @@ def test_a_size_is_refused_before_memory_is_taken():
     part = header_of(float_of([1 << 24], 1 << 26))
     tracemalloc.start()
     with pytest.raises(MessageError, match="at most 1,000"):
-        MessageReader(1000).add(part)
+        MessageReader(Limit(1000)).add(part)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 

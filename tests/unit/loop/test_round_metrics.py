@@ -134,7 +134,7 @@ def test_the_slowest_silo_may_be_a_client(per_client: Any, is_named: bool):
     topology = Topology(0, 2, 0, 0, (1, 1), torch.device("cpu"), None, None)
     run = make_run(topology, [8, 8], algorithm=fedavg(), **{"metrics.per_client": per_client})
     sums = dict.fromkeys(SUMS, 1.0)
-    tables = {"silos": torch.ones(2, 2), "cohort": torch.zeros(0, 3), "memory": torch.zeros(2)}
+    tables = {"silos": torch.ones(2, 2), "cohort": torch.zeros(0, 3), "ranks/memory": torch.zeros(2)}
     metrics = round_metrics(run, Round(0, 0, (0, 1)), sums, tables)
     assert any(name.startswith("slowest/") for name in metrics) == is_named
 

@@ -10,10 +10,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.files import private_files
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.exit_codes import CODES, DISK_FAILURE, FAILED, PREEMPTED
 from trainer.config.schema import read_config
@@ -66,8 +67,9 @@ def launch(tree: dict[str, Any], arguments: Sequence[str] = TRAINER) -> int:
     Raises:
         ValueError: the run does not fit its folder or this machine; no worker was started.
     """
-    settings = read_config(tree).launch
-    with handle_stop_signals() as stop:
+    config = read_config(tree)
+    settings, private = config.launch, private_files() if config.site.is_federated else nullcontext()
+    with private, handle_stop_signals() as stop:
         try:
             where = (settings.nodes, settings.rdzv_endpoint, settings.token_file)
             with open_rendezvous(*where, lambda world: _validated(tree, world), lambda: stop.signal) as nodes:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trainer import __version__
 from trainer.checkpoint import ResumePoint, SharedStorage, detect_shared_storage
+from trainer.checkpoint.files import private_files
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
@@ -97,7 +98,9 @@ def main(compose: Callable[[], Tree], own: Sequence[str]) -> Status:
         except ValueError as error:
             raise UserInputError(str(error)) from error
         worker = Worker(**composed, environment=environment, store=peers.store)
-        with worker.topology() as topology:
+        # A member of a federation holds what other organisations have sent it.
+        private = private_files() if worker.config.site.is_federated else nullcontext()
+        with private, worker.topology() as topology:
             return worker.work(topology)
     except UserInputError as error:
         if environment.rank == 0:
@@ -228,6 +231,8 @@ class Worker:
             self._train_run(_on_all_ranks(lambda: build(self.config, topology)), InWorld)
             return
         with open_membership(self.config.site, self.tree, topology, self._is_stopping) as member:
+            if self.prints:
+                print(member.notice, flush=True)
             try:
                 splits = member.join(lambda: load_data(self.config, topology))
             except ValueError as error:

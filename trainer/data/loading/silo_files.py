@@ -17,6 +17,7 @@ from trainer.data.sources.per_client import MadeUpSource, PerClientSource
 from trainer.data.sources.table import TableEncoder, fit_encoder
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
+from trainer.utils.annotations import Count
 from trainer.utils.tensor_trees import Tree, named_tensors
 
 MAX_NAMED = 3  # files named in a message
@@ -38,12 +39,12 @@ class DatasetInfo:
         has_weights: whether the examples have weights.
     """
 
-    train: int
-    test: int
-    validation: int | None
+    train: Count
+    test: Count
+    validation: Count | None
     inputs: str
     targets: str
-    classes: int | None
+    classes: Count | None
     label_names: list[str]
     checksum: int
     has_weights: bool
