@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.transformers import make_llama, save_llama
-from trainer.commands.train.export import export_model
+from trainer.export.library_layout import write_library_layout
 from trainer.models import GPT, MLP, ViT, from_transformers, lora
 from trainer.models.adapters import adapter_parameters, attach_adapter, merge_adapter
 from trainer.models.flat import FlatModel
@@ -54,7 +54,7 @@ def test_models_of_ours_take_adapters(name: str, dora: bool, tmp_path: Path):
     randomize(module)
     outputs = module(inputs)
     assert not torch.allclose(outputs, base(inputs), atol=1e-3)
-    export_model(module, tmp_path, merge=True)
+    write_library_layout(module, tmp_path, merge=True)
     assert torch.equal(peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(inputs), outputs)
     from safetensors.torch import load_file
 
@@ -78,7 +78,7 @@ def test_an_exported_adapter_gives_equal_logits(make: Callable[[], Any], tmp_pat
     module = from_transformers(str(save_llama(tmp_path / "base")))
     attach_adapter(module, make())
     logits = randomize(module)(tokens).logits
-    export_model(module, tmp_path, merge=True)
+    write_library_layout(module, tmp_path, merge=True)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "huggingface"}
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -94,7 +94,7 @@ def test_a_peft_model_of_the_users_own_saves_itself(tmp_path: Path):
     tokens, config = torch.arange(10).view(2, 5), peft.LoraConfig(r=2, target_modules=["q_proj"])
     module = peft.get_peft_model(make_llama(), config)
     logits = randomize(module)(tokens).logits
-    export_model(module, tmp_path)
+    write_library_layout(module, tmp_path)
     loaded = peft.PeftModel.from_pretrained(make_llama(), tmp_path / "huggingface").eval()
     assert torch.equal(loaded(tokens).logits, logits) and len([*tmp_path.iterdir()]) == 1
 
@@ -162,7 +162,7 @@ def test_a_finished_model_is_what_transformers_loads(tmp_path: Path):
     (tmp_path / "huggingface/old").touch()
     module, tokens = make_llama().eval(), torch.arange(10).view(2, 5)
     FlatModel(module)
-    export_model(module, tmp_path, tokenizer=tokenizer)
+    write_library_layout(module, tmp_path, tokenizer=tokenizer)
     assert {path.name for path in (tmp_path / "huggingface").iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -175,12 +175,12 @@ def test_tied_weights_stay_tied_in_the_export(tmp_path: Path):
     config = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
     module, tokens = from_transformers(architecture="gpt2", config=config).eval(), torch.arange(10).view(2, 5)
     FlatModel(module)
-    export_model(module, tmp_path)
+    write_library_layout(module, tmp_path)
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "huggingface").eval()
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     assert torch.equal(loaded(tokens).logits, module(tokens).logits)
 
 
 def test_a_model_of_neither_leaves_nothing(tmp_path: Path):
-    export_model(GPT(), tmp_path)
+    write_library_layout(GPT(), tmp_path)
     assert not any(tmp_path.iterdir())

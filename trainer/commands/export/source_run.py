@@ -18,7 +18,7 @@ from torch import nn
 from trainer import __version__
 from trainer.checkpoint.resume import newest_complete
 from trainer.checkpoint.run_dir import FILE_KEYS, RunDir
-from trainer.commands.train.export import TOKENIZER_FILES
+from trainer.export.library_layout import TOKENIZER_FILES
 from trainer.config.build import InitialModel
 from trainer.config.instantiate import instantiate
 from trainer.config.saved_model import PARTS, Weights, load_model

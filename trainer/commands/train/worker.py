@@ -29,7 +29,7 @@ from trainer.checkpoint.files import private_files
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
-from trainer.commands.train.export import export_model
+from trainer.export.library_layout import write_library_layout
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch, resume_threads
 from trainer.config.build import build, build_loggers, load_data
@@ -339,7 +339,7 @@ class Worker:
         tokenizer, merge = self.config.data.get("tokenizer"), self.config.adapter.get("merge", False)
         try:
             with naming_disk(self.folder.path, "the model is in model.safetensors"):
-                export_model(module, self.folder.path, merge, tokenizer and Path(tokenizer).expanduser())
+                write_library_layout(module, self.folder.path, merge, tokenizer and Path(tokenizer).expanduser())
         except DiskError:
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Write the finished model in the layouts of other tools: adapter/ of peft, huggingface/ of transformers."""
+"""A finished model in the layout of the library that it comes from: adapter/ of peft, huggingface/ of transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.models.adapters import adapter_files, is_adapted, merge_adapter
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 
 
-def export_model(module: nn.Module, folder: Path, merge: bool = False, tokenizer: Path | None = None) -> None:
+def write_library_layout(module: nn.Module, folder: Path, merge: bool = False, tokenizer: Path | None = None) -> None:
     """Write a model as the library does that it comes from; nothing, if it comes from none.
 
     * An adapter goes to `adapter/`, which PeftModel.from_pretrained reads.
