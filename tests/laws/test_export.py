@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import yaml
 from tests.cli.command import work
 from tests.laws.test_evaluate import figures
 from tests.support.pool import RankPool
-from trainer.commands.export.main import KEPT_BY_FOLLOWER
+from trainer.checkpoint.run_dir import RunDir
+from trainer.commands.export import main as follower
 from trainer.commands.main import main
 from trainer.config.saved_model import load_model
 from trainer.config.saved_transforms import load_transforms
@@ -124,7 +126,7 @@ def test_a_follower_exports_each_best_round_of_a_run(ranks: Ranks, tmp_path: Pat
     numbers = version_numbers(models / "digits")
     described = [read_version(models / "digits" / str(number)) for number in numbers]
     headlines = [description.metrics["validation/accuracy"] for description in described]
-    assert 1 <= len(numbers) <= KEPT_BY_FOLLOWER and headlines == sorted(headlines)  # pyright: ignore
+    assert 1 <= len(numbers) <= follower.KEPT_BY_FOLLOWER and headlines == sorted(headlines)  # pyright: ignore
     result = json.loads((run / "result.json").read_text())
     assert headlines[-1] == result["best_value"] and described[-1].provenance["round"] == result["best_round"]
     assert main(["export", str(run), "--to", str(models), "--name", "digits", "--follow"]) == 0
@@ -132,6 +134,19 @@ def test_a_follower_exports_each_best_round_of_a_run(ranks: Ranks, tmp_path: Pat
     best = load_model(run, "best")(examples()[0]).detach()
     found = answers(models / "digits" / str(numbers[-1]), examples()[0].numpy())
     np.testing.assert_allclose(found["outputs"], best, atol=1e-5)
+
+
+def test_a_follower_of_a_crashed_run_gives_up_in_the_end(
+    trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has exported the best round until then. Nobody restarts the run in the time that a launcher takes."""
+    run = shutil.copytree(trained("fedavg"), tmp_path / "run")
+    RunDir(run).set_status("crashed")
+    monkeypatch.setattr(follower, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(follower, "RESTART_SECONDS", 0.03)
+    assert main(["export", str(run), "--to", str(tmp_path / "models"), "--name", "digits", "--follow"]) == 1
+    assert "the run has crashed: waits until it continues" in capsys.readouterr().err
+    assert version_numbers(tmp_path / "models/digits") == [1]
 
 
 @pytest.mark.parametrize(
