@@ -9,12 +9,28 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ForkServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 DEADLINE_SECONDS = 120
 SECONDS_FOR_OTHER_ERRORS = 1
+PRELOADED = ["hypothesis", "torch._dynamo", "trainer.commands.train.worker"]  # which ranks import sooner or later
+
+
+@cache
+def server_of(rank: int) -> ForkServer:
+    """Return the process from which this rank of every world is forked, so that it imports torch only once.
+
+    Each rank has one of its own, and with it another seed of the hashes, as processes have that are started one by one.
+    """
+    server = ForkServer()
+    server.set_forkserver_preload(PRELOADED)
+    return server
 
 
 class RankPool:
@@ -53,13 +69,17 @@ class RankPool:
             self.folder.cleanup()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        servers = [server_of(rank) for rank in range(self.size)]
+        for server in servers:
+            server.ensure_running()  # they import at the same time
         self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
         store = Path(self.folder.name) / "store"
-        for rank in range(self.size):
+        for rank, server in enumerate(servers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank, self.size, str(store)), daemon=True)
-            process.start()
+            with patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process):
+                process.start()
             theirs.close()
             self.workers.append((process, ours))
 
