@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import chdir, suppress
+from contextlib import chdir, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -64,6 +65,13 @@ def work(overrides: list[str], folder: str = ".") -> None:
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
             del sys.modules[name]  # another test has a module of this name
+
+
+def printed_by_work(overrides: list[str], folder: str = ".") -> str:
+    """Run a worker as `work` does; return what this rank prints."""
+    with redirect_stdout(io.StringIO()) as output:
+        work(overrides, folder)
+    return output.getvalue()
 
 
 class Shell:

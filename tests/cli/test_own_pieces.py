@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.command import Ended, Shell, work
+from tests.cli.command import Shell, printed_by_work, work
 
 OWN = """
 import torch
@@ -118,30 +118,30 @@ SAME_CHOICES = (
 
 
 @pytest.fixture(scope="module")
-def ended(shell: Shell) -> Ended:
+def out(ranks, shell: Shell) -> str:
+    """Train, and return what is printed."""
     (shell.folder / "own.py").write_text(OWN)
-    return shell.train(*OVERRIDES)
+    return ranks(2).run(printed_by_work, list(OVERRIDES), str(shell.folder))[0]
 
 
-def test_own_pieces_are_trained(ended: Ended, shell: Shell) -> None:
-    assert (ended.code, ended.err) == (0, "")
-    assert "model     Net, 37 parameters" in ended.out
-    assert "examples  189 to train, 21 to validate, 100 to test" in ended.out
+def test_own_pieces_are_trained(out: str, shell: Shell) -> None:
+    assert "model     Net, 37 parameters" in out
+    assert "examples  189 to train, 21 to validate, 100 to test" in out
     assert json.loads((shell.folder / "run/result.json").read_text())["test/accuracy"] > 0.95
 
 
-def test_an_own_sink_is_told_of_the_run(ended: Ended, shell: Shell) -> None:
+def test_an_own_sink_is_told_of_the_run(out: str, shell: Shell) -> None:
     lines = (shell.folder / "run/lines.txt").read_text().splitlines()
     assert lines == ["begins 4", "round 1", "round 2", "round 3", "round 4", "finished 4"]
 
 
 @pytest.mark.long
-def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, ended: Ended) -> None:
+def test_a_sink_that_cannot_be_made_is_bad_input(shell: Shell, out: str) -> None:
     refused = shell.train(*OVERRIDES[:-2], "+loggers.lines={_target_: own.Lines}", "run_dir=without")
     assert refused.code == 2 and "loggers.lines.word has no value" in refused.err
 
 
-def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ranks, ended: Ended, shell: Shell) -> None:
+def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ranks, out: str, shell: Shell) -> None:
     for run_dir, choices in (("own", OWN_CHOICES), ("same", SAME_CHOICES)):
         ranks(2).run(work, [*ROUNDS, *choices, f"run_dir={run_dir}"], str(shell.folder))
     ours, theirs = (load_file(shell.folder / run_dir / "model.safetensors") for run_dir in ("own", "same"))
@@ -150,7 +150,7 @@ def test_own_choices_of_the_other_groups_train_as_those_they_are_made_of(ranks, 
     assert stored["algorithm"] == {"_target_": "own.averaging", "weighting": "equal"}, "no keys of another choice"
 
 
-def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
+def test_own_pieces_are_kept_by_name(out: str, shell: Shell) -> None:
     stored = yaml.safe_load((shell.folder / "run/config.yaml").read_text())
     assert stored["model"] == {"init": None, "freeze": None, "prune": None, "_target_": "own.Net", "width": 7}
     assert stored["optimizer"] == {
@@ -165,9 +165,9 @@ def test_own_pieces_are_kept_by_name(ended: Ended, shell: Shell) -> None:
     assert stored["data"] == ours | reading | {"_target_": "own.points", "examples": 210}
 
 
-def test_scores_of_clients_are_told_without_their_labels(ended: Ended, shell: Shell) -> None:
+def test_scores_of_clients_are_told_without_their_labels(out: str, shell: Shell) -> None:
     """metrics.per_client=scores gives metrics of single clients, but no table of their labels."""
-    assert "clients   3" in ended.out and "validation  test" not in ended.out
+    assert "clients   3" in out and "validation  test" not in out
     last = json.loads((shell.folder / "run/metrics.jsonl").read_text().splitlines()[-1])
     for client in range(3):
         for figure in ("train_loss", "delta_norm", "test_accuracy"):

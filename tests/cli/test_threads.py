@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cli.command import work
+from tests.cli.command import printed_by_work
 
 SMALL = ["model=logistic", "model.inputs=64", "model.classes=10", "round.steps=1", "eval.every_rounds=9"]
 
 
 def threads_and_output(overrides: list[str]) -> tuple[int, str]:
     """Run a worker on this live rank; return its number of threads afterwards, and what it has printed."""
-    with redirect_stdout(io.StringIO()) as output:
-        work([*SMALL, *overrides])
+    output = printed_by_work([*SMALL, *overrides])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return threads, output.getvalue()
+    return threads, output
 
 
 @pytest.mark.parametrize("given", ["auto", "2"])

@@ -19,12 +19,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from trainer.data import DataSplits, PerClientSource, Source, TableEncoder, csv, jsonl, parquet
-from trainer.data.loading.silo_files import load_silo_files
+from tests.support.silo_tables import inputs_of, read_silos
+from trainer.data import DataSplits, TableEncoder, csv, jsonl, parquet
 from trainer.data.readers.limits import check_room
 from trainer.data.sources.table import TableSource
 from trainer.data.transforms.normalization import Standardise
-from trainer.distributed.topology import distributed
 
 COLUMNS = {"number": ["age", "time", "same"], "category": ["city", "sex"]}
 HEADER = "age,time,same,city,sex,label\n"
@@ -91,10 +90,6 @@ def reference(train: pd.DataFrame, *others: pd.DataFrame, **options: Any) -> lis
     return [pipeline.fit_transform(tables[0]), *(pipeline.transform(table) for table in tables[1:])]
 
 
-def inputs_of(source: Source) -> np.ndarray:
-    return source.fetch(torch.arange(len(source)))[0].numpy()
-
-
 def refusal(read: Any, path: Path, **keys: Any) -> str:
     with pytest.raises(ValueError, match=r"\S") as error:
         read(path, **keys)
@@ -121,14 +116,6 @@ def test_encoding_is_that_of_scikit_learn(tmp_path: Path, read: Any, impute: Any
     )
 
 
-def read_silos(files: list[str], test: str, silos: Any) -> tuple[TableEncoder, dict[int, np.ndarray]]:
-    """Return the encoder that this rank has agreed on, and the matrices of the clients of its silo."""
-    with distributed(silos, device="cpu") as topology:
-        splits = load_silo_files(files, lambda file: parquet(file, columns=COLUMNS, test_path=test), topology)
-        assert splits.encoder is not None and isinstance(splits.train, PerClientSource)
-        return splits.encoder, {client: inputs_of(source) for client, source in splits.train.local.items()}
-
-
 def test_statistics_of_silos_are_those_of_the_pooled_table(ranks: Any, tmp_path: Path) -> None:
     """No silo has all categories, one has no value of a column, and two ranks share a silo."""
     tables = [frame(40), frame(50, seed=1), frame(20, seed=2)]
@@ -143,7 +130,7 @@ def test_statistics_of_silos_are_those_of_the_pooled_table(ranks: Any, tmp_path:
     parts = np.split(matrix, np.cumsum([len(table) for table in tables])[:-1])
     assert expected is not None
     for silos in (2, [1, 3], 1):
-        for encoder, local in ranks(4 if silos == [1, 3] else 2).run(read_silos, paths, str(whole), silos):
+        for encoder, local in ranks(4 if silos == [1, 3] else 2).run(read_silos, paths, str(whole), silos, COLUMNS):
             assert encoder.categories == expected.categories
             for name, one in encoder.numbers.items():
                 other = expected.numbers[name]
