@@ -21,7 +21,7 @@ class Net(torch.nn.Sequential):
     def __init__(self):
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 """
-RUN = (*HERE, "model=custom", "model._target_=net.Net", "rounds=1", "run_dir=run")
+RUN = ("launch.nproc_per_node=1", *HERE[1:], "model=custom", "model._target_=net.Net", "rounds=1", "run_dir=run")
 
 
 def install(site: Path, name: str) -> Path:

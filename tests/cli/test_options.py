@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.command import Shell
+from tests.cli.command import HERE, Shell
 from trainer import __version__
 from trainer.commands import main as cli
 from trainer.commands.options import LOG_LEVEL, QUIET
@@ -214,7 +214,8 @@ def test_a_quiet_run_prints_nothing_and_logs_in_detail(shell: Shell) -> None:
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     )
     own = ("model=custom", "model._target_=talks.net", "rounds=1", "run_dir=quiet")
-    ended = shell.train(*own, "-q", "--log-level", "debug")
+    one_worker = ("launch.nproc_per_node=1", *HERE[1:])
+    ended = shell.start("-m", "trainer", *one_worker, *own, "-q", "--log-level", "debug").end()
     assert (ended.code, ended.out, ended.err) == (0, "", "")
     assert (shell.folder / "quiet/result.json").exists()
     assert (shell.folder / "quiet/logs/rank-0.log").read_text().count("DEBUG mine: made a net") == 1

@@ -77,6 +77,7 @@ def alone(ranks, shell: Shell) -> Path:
     return shell.folder / "alone"
 
 
+@pytest.mark.long
 def test_a_preempted_run_goes_on_at_the_step(shell: Shell, alone: Path) -> None:
     """SIGUSR1 in the middle of a round, then a time limit, then the end: the result is that of the undisturbed run."""
     overrides = (*OWN, "algorithm=diloco", "silos=2", "rounds=3", "run_dir=left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config.compose import compose_tree
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+SPARING = ("launch.threads_per_worker=1",)  # more threads than cores wait for each other
 
 
 def blocks(language: str) -> list[str]:
@@ -60,15 +64,19 @@ def single(command: str) -> bool:
     return "--nnodes" not in command and "launch.nodes" not in command
 
 
-FIRST, *OTHERS = filter(single, commands())
+@pytest.mark.parametrize("command", commands())
+def test_the_overrides_of_a_command_compose(command: str):
+    overrides = [argument for argument in shlex.split(command) if "=" in argument and not argument.startswith("--")]
+    assert compose_tree(overrides)["rounds"] > 0
 
 
-@pytest.mark.parametrize("command", [FIRST, *(pytest.param(other, marks=pytest.mark.long) for other in OTHERS)])
+@pytest.mark.long
+@pytest.mark.parametrize("command", list(filter(single, commands())))
 def test_command(command: str, folder: Path):
     """Scripts are started from the source tree, and train into a folder of the test."""
     program, *arguments = shlex.split(command)
     program = str(ROOT / program) if program.startswith("./") else program
-    extra = [] if "--cfg" in arguments else [f"run_dir={folder / 'run'}"]
+    extra = [] if "--cfg" in arguments else [f"run_dir={folder / 'run'}", *SPARING]
     printed = outputs(start(shlex.join([program, *arguments, *extra]), folder))
     assert "test/accuracy" in printed or "_target_" in printed
 
@@ -81,14 +89,27 @@ def test_commands_of_two_nodes(folder: Path):
     for number, several in enumerate([(ours, ours), torchruns]):
         here = [
             command.replace("node0", "127.0.0.1").replace("--nproc-per-node 8", "--nproc-per-node 1")
-            + f" run_dir={folder}/run-{number} launch.nproc_per_node=1"
+            + f" run_dir={folder}/run-{number} launch.nproc_per_node=1 {' '.join(SPARING)}"
             for command in several
         ]
         assert "replicas in the silos: [1,1]" in outputs(*[start(command, folder) for command in here])
 
 
-def test_example_from_python(folder: Path):
-    printed = outputs(start("torchrun --nproc-per-node 2 example.py", folder))
-    assert "test/accuracy" in printed
-    code = (folder / "example.py").read_text().splitlines()
-    assert len([line for line in code if line and not line.startswith(("#", "import", "from"))]) <= 20
+def metrics_of_example(path: Path) -> dict[str, float]:
+    """Run an example on this live rank; return the metrics of its result."""
+    return runpy.run_path(str(path))["result"].metrics
+
+
+def test_example_from_python(ranks, folder: Path):
+    example = folder / "example.py"
+    code = example.read_text()
+    example.write_text(code.replace("rounds=10", "rounds=1").replace("(silos=2)", '(silos=2, device="cpu")'))
+    for metrics in ranks(2).run(metrics_of_example, example):
+        assert metrics["round"] == 1 and 0 < metrics["test/accuracy"] <= 1
+    lines = code.splitlines()
+    assert len([line for line in lines if line and not line.startswith(("#", "import", "from"))]) <= 20
+
+
+@pytest.mark.long
+def test_example_from_python_under_torchrun(folder: Path):
+    assert "test/accuracy" in outputs(start("torchrun --nproc-per-node 2 example.py", folder))

@@ -13,6 +13,8 @@ import yaml
 from tests.cli.command import Ended, Shell, Started
 from trainer.loggers import read_jsonl
 
+pytestmark = pytest.mark.long
+
 SMALL = ("launch.nproc_per_node=1", "launch.threads_per_worker=1", "launch.device=cpu", "model=mlp", "model.inputs=64")
 # One rank cannot be two silos; a job finds that when it starts.
 GRID = (*SMALL, "rounds=1", "seed=1,2", "silos=1,2", "hydra.launcher.jobs=2", "run_dir=grid")
@@ -85,7 +87,6 @@ def test_what_has_finished_is_not_run_again(shell: Shell, grid: Ended) -> None:
     assert (shell.folder / "grid/seed=1,silos=1/state.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.long
 def test_an_interrupted_sweep_is_continued(shell: Shell) -> None:
     """After a stop signal or SIGKILL its jobs save and stop too, and the same command continues."""
     sweep = (*SMALL, "rounds=20", "seed=1,2", "run_dir=long")
@@ -118,7 +119,6 @@ def wait_for(log: Path, text: str, started: Started) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.long
 def test_optuna_looks_for_the_best(shell: Shell) -> None:
     """Three trials in a range; failed ones do not end the study."""
     values = ("optimizer.lr=interval(0.05,0.3)", "silos=1,2", "objective=test/accuracy")
