@@ -30,19 +30,19 @@ def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_twenty_kills(shell: Shell) -> None:
-    """Each kind of kill happens."""
-    counts = kills_of(shell, "--kills", "20", within_seconds=1500)
+def test_ten_kills(shell: Shell) -> None:
+    """Each kind of kill happens. docs/reliability.md has the results of more, by hand."""
+    counts = kills_of(shell, "--kills", "10", within_seconds=1000)
     assert set(counts) == set(Kind)
-    assert all(counts[kind] >= count for kind, count in IN_TWENTY.items()), counts
+    assert all(counts[kind] >= count for kind, count in shares(10).items()), counts
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_twelve_combinations(shell: Shell) -> None:
+def test_six_combinations(shell: Shell) -> None:
     """Random choices together, each run stopped twice and killed once."""
-    ended = shell.start("-m", "scripts.chaos", "--folder", "runs", "--combinations", "12").end(1500)
-    assert ended.code == 0 and ended.out.count(": equal, ") == 12, ended.out + ended.err
+    ended = shell.start("-m", "scripts.chaos", "--folder", "runs", "--combinations", "6").end(1000)
+    assert ended.code == 0 and ended.out.count(": equal, ") == 6, ended.out + ended.err
 
 
 # Differences between runs are found

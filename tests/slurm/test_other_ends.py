@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.conftest import HERE, SMALL, WORK, Project
 
 pytestmark = pytest.mark.long
-SLOWLY = (*HERE, *WORK, "+model.seconds=0.15")
+SLOWLY = (*HERE, *WORK, "+model.seconds=0.08")  # 10 seconds of work
 
 
 @pytest.mark.parametrize("launch", ["torchrun", "srun"])

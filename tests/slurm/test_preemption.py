@@ -10,7 +10,7 @@ from tests.slurm.conftest import HERE, WORK, Project
 
 pytestmark = pytest.mark.long
 
-SLOWLY = "+model.seconds=0.15"  # 18 seconds of work
+SLOWLY = "+model.seconds=0.08"  # 10 seconds of work
 
 
 @pytest.fixture(scope="module")
