@@ -18,7 +18,6 @@ from torch import nn
 from trainer import __version__
 from trainer.checkpoint.resume import newest_complete
 from trainer.checkpoint.run_dir import FILE_KEYS, RunDir
-from trainer.export.library_layout import TOKENIZER_FILES
 from trainer.config.build import InitialModel
 from trainer.config.instantiate import instantiate
 from trainer.config.saved_model import PARTS, Weights, load_model
@@ -27,6 +26,7 @@ from trainer.config.schema import read_config
 from trainer.config.targets import check_run_targets, find_targets
 from trainer.data.sources.signature import DataSignature
 from trainer.data.transforms import Compose
+from trainer.export.library_layout import TOKENIZER_FILES
 from trainer.loggers import Metrics, iter_jsonl
 from trainer.models.adapters import is_adapted, merge_adapter
 from trainer.models.outputs import SelectOutput

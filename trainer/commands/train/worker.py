@@ -29,7 +29,6 @@ from trainer.checkpoint.files import private_files
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS, RunDir, Status
 from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
-from trainer.export.library_layout import write_library_layout
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch, resume_threads
 from trainer.config.build import build, build_loggers, load_data
@@ -44,6 +43,7 @@ from trainer.distributed.peers import Peers
 from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
+from trainer.export.library_layout import write_library_layout
 from trainer.federation.membership import open_membership
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, SystemLogger, TensorBoardLogger
 from trainer.loop.checkpointing import logged_metrics, logged_steps, make_checkpointer, saved_threads, validate_resume
