@@ -69,6 +69,7 @@ T = TypeVar("T")
 Tree = dict[str, Any]
 
 MAX_LOST_NAMED = 5
+FAREWELL_SECONDS = 5.0  # that a site with the result of its run looks for the coordinator
 MAX_STARTS_WITHOUT_PROGRESS = 3  # in a row; there is no further one
 
 
@@ -230,7 +231,10 @@ class Worker:
         if not self.config.site.is_federated:
             self._train_run(_on_all_ranks(lambda: build(self.config, topology)), InWorld)
             return
-        with open_membership(self.config.site, self.tree, topology, self._is_stopping) as member:
+        site, has_result = self.config.site, self._has_result()
+        if has_result:  # it was killed while it took its leave: the coordinator may have ended since
+            site = replace(site, retry_seconds=min(site.retry_seconds, FAREWELL_SECONDS))
+        with open_membership(site, self.tree, topology, self._is_stopping) as member:
             if self.prints:
                 print(member.notice, flush=True)
             try:
@@ -238,7 +242,7 @@ class Worker:
             except ValueError as error:
                 raise UserInputError(str(error)) from error
             except Preempted:
-                if self._has_result():  # it was killed while it took its leave, and the coordinator has ended since
+                if has_result:
                     return
                 raise
             place = member.topology(topology)
