@@ -174,8 +174,9 @@ class Link:
     def _join(self, message: Message) -> None:
         """Hold the stream open, by which the coordinator knows that this member is there, until it breaks."""
         call = self.channel.stream_stream(JOIN)(message.parts())
-        call.initial_metadata()
-        self._note(is_present=True)
+        call.initial_metadata()  # waits for it, or for the end of a call that has failed
+        if call.is_active():
+            self._note(is_present=True)
         reader = MessageReader(Limit())
         for part in call:
             if part:

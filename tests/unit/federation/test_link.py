@@ -127,6 +127,32 @@ def test_a_message_sent_twice_counts_once(certs, make_registry):
     assert torch.equal(first.tensors["total"], again.tensors["total"])
 
 
+def test_a_message_that_is_half_sent_never_counts(certs, make_registry):
+    """Its site dies while it sends. The launch that follows sends it anew."""
+    registry, key, dies = make_registry(["berlin"]), "rounds/0/training", threading.Event()
+    whole = Message({"key": key}, {"delta": torch.ones(200_000)})
+    with serving(certs, registry) as port:
+        gathering = threading.Thread(target=add_up, args=(registry, key))
+        gathering.start()
+        with linked(certs, port, "berlin") as link:
+            first, second, _ = Message({**whole.header, "session": link.session, "saved": 0}, whole.tensors).parts()
+
+            def parts():
+                yield from (first, second)
+                dies.wait()
+
+            call = link.channel.stream_stream(MEET)(parts())
+            folder = registry.spool.folder / key
+            wait_for(lambda: any(path.stat().st_size > len(second) for path in folder.glob(".berlin.*")))
+            call.cancel()
+            dies.set()
+            wait_for(lambda: not list(folder.iterdir()))
+        assert registry.meetings[key].counted is None
+        with linked(certs, port, "berlin") as link:
+            assert torch.equal(link.meet(whole, LIMIT).tensors["total"], torch.ones(200_000))
+        gathering.join()
+
+
 def test_a_coordinator_that_is_replaced_is_only_waited_for(certs, make_registry):
     answers, message = [], Message({"key": "a"}, {"delta": torch.ones(3)})
     with ExitStack() as stack:
@@ -224,7 +250,7 @@ def test_a_site_that_has_waited_for_long_tries_as_long_as_any_other(certs, make_
             time.sleep(1.0)
         left = time.monotonic()
         waiting.join(20)
-    assert time.monotonic() - left >= 1.0
+    assert 1.0 <= time.monotonic() - left < 8
 
 
 def test_the_others_go_on_without_one_that_has_vanished(certs, make_registry):
