@@ -71,6 +71,7 @@ class Algorithm(Protocol):
         skips_nonfinite_clients: whether a client whose update is not finite is left out of the round.
         overlap_steps: steps of the next round during which communication may still be under way.
         adds_to_gradients: whether clients' sessions add terms to the gradients of their steps.
+        needs_one_world: whether silos exchange at other times than once at the end of a round, as sites do.
     """
 
     client_optimizer_state: ClientOptimizerState
@@ -78,6 +79,7 @@ class Algorithm(Protocol):
     moves_global_model: bool = False
     skips_nonfinite_clients: bool = False
     overlap_steps: int = 0
+    needs_one_world: bool = False
 
     @property
     def adds_to_gradients(self) -> bool:

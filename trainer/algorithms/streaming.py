@@ -48,6 +48,7 @@ class Streaming(FederatedOptions):
     overlap_steps: int = 0
     alpha: float = 0.0
     skips_nonfinite_clients = True
+    needs_one_world = True
 
     @property
     def keeps_client_state(self) -> bool:

@@ -39,6 +39,7 @@ class Sync(Algorithm):
     client_optimizer_state: ClientOptimizerState = "keep"
     batchnorm_stats: BatchNormReduction = "pooled"
     moves_global_model = True
+    needs_one_world = True
 
     @property
     def keeps_client_state(self) -> bool:

@@ -19,6 +19,7 @@ outputs/digits-sync/2026-01-31_12-00-00/
   console.log    what the run has printed, over all its starts
   logs/          one file a rank, and where the last start began
   lock.json      while a launch owns the folder: see checkpoint/run_lock.py
+  sites/         with site.simulate=: the run folder of each site, and what it has printed
 
 It holds clients' figures and states, so only its owner may look into it.
 """
@@ -55,6 +56,8 @@ CHANGEABLE_KEYS = (
     *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint.", "sample."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
     *("objective", "allow_unused", "adapter.merge"),
+    *("site.server", "site.listen", "site.certificates"),
+    *("site.min_members", "site.grace_seconds", "site.retry_seconds"),
 )
 
 # Names of files of which checkpoints have a fingerprint: they may move, and other data under a name is refused.
@@ -79,6 +82,7 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.profile = path / "profile"
+        self.sites = path / "sites"
         # Of the finished run, by what they hold.
         self.models = {
             "last": path / "model.safetensors",
@@ -110,9 +114,9 @@ class RunDir:
             _check_same(self.settings(), config, self.path, lambda: not self.has_finished(config["rounds"]))
 
     def _holds_files(self) -> bool:
-        """Return whether the directory holds more than the lock of a launch that begins in it."""
+        """Return whether the directory holds more than the lock of a launch that begins in it, and its sites."""
         try:
-            return self.path.exists() and any(path != self.lock.path for path in self.path.iterdir())
+            return self.path.exists() and any(path not in (self.lock.path, self.sites) for path in self.path.iterdir())
         except PermissionError as error:
             raise ValueError(
                 f"run_dir={self.path} cannot be read: {error.strerror}.\n  choose another folder"

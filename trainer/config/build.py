@@ -34,11 +34,12 @@ from trainer.config.preprocessing import Preprocessing
 from trainer.config.saved_transforms import make_transforms
 from trainer.config.schema import ComponentConfig, Config, typed_overrides
 from trainer.config.teacher import Teacher, check_teacher_fits, load_teacher
-from trainer.data import Clients, DataSplits, Padding, count_natural_clients, per_client_partition, split_clients
+from trainer.data import Clients, DataSplits, Iid, Padding, count_natural_clients, per_client_partition, split_clients
 from trainer.data.loading.class_weights import apply_class_weights
 from trainer.data.loading.readers import LoadingOptions
 from trainer.data.loading.silo_files import load_silo_files
 from trainer.data.partition.first_rank import split_on_first_rank
+from trainer.data.sources.selected import select_examples
 from trainer.data.sources.torch_datasets import DatasetSource
 from trainer.data.transforms import Compose, ComposeForTeacher, shift_clients
 from trainer.distributed import collectives
@@ -228,21 +229,33 @@ def load_data(config: Config, topology: Topology, preprocessing: Preprocessing |
         splits = _splits(component)
         return splits.encoded_by(encoder) if encoder else splits
 
+    client = _own_client(config)
     part, path = component["validation"], component.get("validation_path")
     if part != "auto" and path is not None:
         raise ValueError(f"data.validation_path={path} and data.validation={part}\n  set one of them")
     if files is not None and component.get("path") is not None:
         raise ValueError(f"data.path={component['path']} and data.files={format_value(files)}\n  set one of them")
-    if files is not None:
+    if files is not None and client is not None:
+        splits = read(component | {"path": files[client]})
+    elif files is not None:
         splits = load_silo_files(files, lambda file: read(component | {"path": file}), topology, encoder)
     elif declares(config.partition["_target_"], "is_computed_once") and topology.silo_group is not None:
         splits = collectives.on_all_ranks(lambda: read(component))  # ranks that failed would miss the partition
     else:
         splits = read(component)
+    if files is None and client is not None:
+        clients = _dealt(config, splits, topology)
+        splits = select_examples(splits, {part: getattr(clients, part)[client] for part in splits.parts})
     if preprocessing:
         preprocessing.check_labels(splits)
     raise_errors(splits.encoder.errors if splits.encoder else [])
     return splits
+
+
+def _own_client(config: Config) -> int | None:
+    """Return the client whose examples this launch has, as a site of a simulation; None if it is none."""
+    site = config.site
+    return list(site.members).index(site.name) if site.simulate is not None and site.name is not None else None
 
 
 def _splits(component: ComponentConfig) -> DataSplits:
@@ -317,7 +330,18 @@ def _partitioned(config: Config, splits: DataSplits, topology: Topology) -> tupl
 
 
 def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
+    clients = _dealt(config, splits, topology)
+    part = config.data["validation"]
+    if part == "auto":
+        return clients if splits.has_validation else clients.split_validation(HELD_OUT, config.seed)
+    return clients.split_validation(part, config.seed)
+
+
+def _dealt(config: Config, splits: DataSplits, topology: Topology) -> Clients:
+    """Return the clients as the partition makes them, before validation examples are taken from their training sets."""
     partition = instantiate("partition", config.partition)
+    if splits.homes is not None and config.site.simulate is not None:
+        partition = Iid()  # the sites have their own examples, which the partition has dealt to them
     wanted = None if config.clients == "auto" else int(config.clients)
     if splits.homes is not None:
         count, deal = len(splits.homes), partial(per_client_partition, splits, partition, wanted)
@@ -332,11 +356,7 @@ def _clients(config: Config, splits: DataSplits, topology: Topology) -> Clients:
             f"clients={count} are fewer than the {topology.num_silos} silos.\n"
             f"  valid: {topology.num_silos} or more; or fewer silos"
         )
-    clients: Clients = annotate_errors("partition", config.partition, deal)
-    part = config.data["validation"]
-    if part == "auto":
-        return clients if splits.has_validation else clients.split_validation(HELD_OUT, config.seed)
-    return clients.split_validation(part, config.seed)
+    return annotate_errors("partition", config.partition, deal)
 
 
 def _algorithm(config: Config) -> Algorithm:

@@ -28,12 +28,15 @@ Tree = dict[str, Any]
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
-def compose_tree(overrides: list[str], claim: Callable[[Path], Path] | None = None) -> Tree:
+def compose_tree(
+    overrides: list[str], claim: Callable[[Path], Path] | None = None, check: Callable[[Tree], None] | None = None
+) -> Tree:
     """Compose overrides to a resolved configuration, and validate it.
 
     Args:
         overrides: of the configuration.
         claim: returns the path to use instead of one that may exist, for the default run folder; None: an unused one.
+        check: raises ValueError for a configuration that is not for this command, before the run folder is claimed.
 
     Raises:
         ValueError: lists every error in the overrides.
@@ -48,14 +51,18 @@ def compose_tree(overrides: list[str], claim: Callable[[Path], Path] | None = No
         raise ValueError("\n".join(override_errors(overrides, _compose_plain) or [str(error)])) from error
     choices = config.hydra.runtime.choices
     config = _without_hydra(config)
-    if config.data.files and OmegaConf.is_missing(config.data, "path"):
-        config.data.path = None
+    if (config.data.files or config.site.listen) and OmegaConf.is_missing(config.data, "path"):
+        config.data.path = None  # of files of their own, and of a coordinator, which needs no data
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ValueError("\n".join(f"{key} has no value\n  set {key}=..." for key in missing))
     tree = _plain(config)
     from trainer.config.schema import read_config  # with pydantic, which an unknown key does without
+    from trainer.config.sites import complete_site
 
     read_config(tree)
+    complete_site(tree)
+    if check:
+        check(tree)
     if tree["run"]["smoke"]:
         _make_smoke_run(tree)
     tree["name"] = tree["name"] or choices["experiment"] or f"{choices['data']}-{choices['algorithm']}"
@@ -68,10 +75,14 @@ def compose_tree(overrides: list[str], claim: Callable[[Path], Path] | None = No
 
 
 @contextmanager
-def compose_run(overrides: list[str]) -> Iterator[Tree]:
+def compose_run(overrides: list[str], check: Callable[[Tree], None] | None = None) -> Iterator[Tree]:
     """Compose a run that begins in the block. Its default folder is made at once, so that no other run gets it.
 
     A folder that nothing was put into is removed with the end of the block.
+
+    Args:
+        overrides: of the configuration.
+        check: as of `compose_tree`.
 
     Raises:
         ValueError: as of `compose_tree`; or the folder cannot be made.
@@ -83,7 +94,7 @@ def compose_run(overrides: list[str]) -> Iterator[Tree]:
         return made[0]
 
     try:
-        yield compose_tree(overrides, claim)
+        yield compose_tree(overrides, claim, check)
     finally:
         for folder in made:
             with suppress(OSError):  # it is not empty

@@ -9,6 +9,8 @@ from trainer.config.groups import CONF, file_text, find_groups
 from trainer.utils.text import format_value, suggest
 from trainer.utils.trees import flatten
 
+SECTIONS = ("site",)  # of config.yaml, with a page of their own
+
 USAGE = """\
 python -m trainer [OPTION ...] [key=value ...]                  start the workers of this machine, and train
 torchrun --nproc-per-node 4 -m trainer [key=value ...]          the same with workers that torchrun starts
@@ -20,6 +22,7 @@ python -m trainer partition [key=value ...]                     the clients and 
 python -m trainer tokenize FILE ... tokenizer=PATH out=FILE     texts to a file of tokens, for data=tokens
 python -m trainer evaluate RUN [key=value ...]                  exact figures of a finished run, on other data too
 python -m trainer export RUN, predict MODEL FILE, serve MODEL   a model for servers; its predictions; a server
+python -m trainer certify, coordinator                          a federation of sites, each with its data: --help site
 
   --help GROUP               the choices of a group, with the keys of its default one; --help GROUP=CHOICE: of another
   --cfg job                  print the whole configuration, and start nothing
@@ -41,14 +44,16 @@ def help_page(topic: str = "") -> str:
         ValueError: there is no such group or choice.
     """
     group, _, choice = topic.partition("=")
+    if topic in SECTIONS:
+        return _section_page(topic)
     if group in find_groups():
         return _group_page(group, choice)
     if topic and not choice:
-        raise ValueError(f"--help {topic}: there is no such group{suggest(topic, list(find_groups()))}")
+        raise ValueError(f"--help {topic}: there is no such group{suggest(topic, [*find_groups(), *SECTIONS])}")
     groups = "\n".join(_wrapped(group, options) for group, options in find_groups().items())
     base = (CONF / "config.yaml").read_text().split("\n\n", maxsplit=1)[1]
     # Keys below a group are on its own page.
-    base = re.sub(rf"^(?:{'|'.join(find_groups())}):\n(?:  .*\n)+", "", base, flags=re.MULTILINE)
+    base = re.sub(rf"^(?:{'|'.join([*find_groups(), *SECTIONS])}):\n(?:  .*\n)+", "", base, flags=re.MULTILINE)
     keys = textwrap.indent(re.sub(r"\n+", "\n", base).rstrip(), "  ")
     return f"{USAGE}\n\nGroups (files in conf/; the keys of each: --help GROUP):\n{groups}\n\nKeys:\n{keys}"
 
@@ -77,6 +82,14 @@ def _group_page(group: str, choice: str) -> str:
             line, comment = f"  {name}={format_value(value)}", comments.get(name.rpartition(".")[2])
             lines.append(f"{line:<50} # {comment}" if comment else line)
     return "\n".join(lines)
+
+
+def _section_page(section: str) -> str:
+    """List the keys of a section of config.yaml with their comments."""
+    found = re.search(rf"^{section}:\n((?:  .*\n)+)", (CONF / "config.yaml").read_text(), re.MULTILINE)
+    assert found
+    keys = re.findall(r"^  (\w+): (.*?) # (.*)$", found[1], re.MULTILINE)
+    return "\n".join(f"{f'{section}.{name}={value}':<29} # {comment}" for name, value, comment in keys)
 
 
 def _explanations(group: str, choice: str) -> str:

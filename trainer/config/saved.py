@@ -15,7 +15,7 @@ from trainer.config.targets import check_saved_targets
 
 # Keys about where and how a run was started, and what it wrote, which mean nothing to those who only read it.
 OF_ITS_START = (
-    *("run_dir", "require_shared_run_dir", "resume", "run", "loggers"),
+    *("run_dir", "require_shared_run_dir", "resume", "run", "loggers", "site"),
     *("launch.nodes", "launch.rdzv_endpoint", "launch.token_file", "launch.max_seconds"),
 )
 

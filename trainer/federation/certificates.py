@@ -76,7 +76,7 @@ def certify(folder: Path, names: Sequence[str], days: int = 365, renew: bool = F
     Raises:
         ValueError: lists names that are no names, or have a certificate already; the authority cannot be read.
     """
-    raise_errors([*_name_errors(names), *_days_errors(days), *_existing_errors(folder, names, renew)])
+    raise_errors([*name_errors(names), *_days_errors(days), *_existing_errors(folder, names, renew)])
     folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     authority, authority_key = _open_authority(folder)
     written = []
@@ -111,7 +111,8 @@ def _files(name: str) -> tuple[str, str, str]:
     return f"{AUTHORITY}.pem", f"{name}.pem", f"{name}.key"
 
 
-def _name_errors(names: Sequence[str]) -> list[str]:
+def name_errors(names: Sequence[str]) -> list[str]:
+    """Return what is wrong with the names of members, which have to be labels of hosts."""
     if not names:
         return ["there are no members\n  valid: their names, such as coordinator berlin paris"]
     wrong = [name for name in names if not NAME.fullmatch(name) or name == AUTHORITY]
@@ -119,7 +120,7 @@ def _name_errors(names: Sequence[str]) -> list[str]:
     return [
         *(
             f"{name} is no name\n  valid: lower-case letters, digits and hyphens, up to 63, but not ca"
-            for name in wrong
+            for name in dict.fromkeys(wrong)
         ),
         *(f"{name} is named twice" for name in twice),
     ]

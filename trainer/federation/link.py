@@ -14,13 +14,13 @@ import grpc
 
 from trainer.federation.certificates import Credentials
 from trainer.federation.messages import Limit, Message, MessageError, MessageReader
+from trainer.federation.options import COORDINATOR
 from trainer.federation.registry import POLL_SECONDS
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-COORDINATOR = "coordinator"  # the name in its certificate, whatever host it is on
 SERVICE = "silotrain.Federation"
 JOIN, MEET, FETCH = (f"/{SERVICE}/{name}" for name in ("Join", "Meet", "Fetch"))
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries

@@ -27,9 +27,9 @@ from trainer.distributed.topology import Topology
 from trainer.federation.certificates import load_credentials
 from trainer.federation.disclosure import Disclosure
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
-from trainer.federation.link import COORDINATOR, BehindError, Link, LinkLostError, LinkRefusedError, StoppedError
+from trainer.federation.link import BehindError, Link, LinkLostError, LinkRefusedError, StoppedError
 from trainer.federation.messages import HEADER, Layout, Limit, Message, Name, parse_header
-from trainer.federation.options import Figure, SiteOptions
+from trainer.federation.options import COORDINATOR, Figure, SiteOptions
 from trainer.federation.registry import POLL_SECONDS, RefusedError, Registry
 from trainer.federation.server import Server
 from trainer.federation.spool import Spool

@@ -13,6 +13,8 @@ from trainer.utils.annotations import OPTIONS, PositiveInt, Seconds, predicate
 Figure = Literal["training", "evaluation", "labels", "statistics"]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 
+COORDINATOR = "coordinator"  # the name in its certificate, whatever host it is on
+
 Names = Annotated[Sequence[str], Field(description="a list of names such as [berlin,paris]")]
 Figures = Annotated[
     Sequence[Figure],
@@ -35,6 +37,7 @@ class SiteOptions:
         min_members: sites without which no version is made; None: all.
         grace_seconds: how long a round waits for a site that has vanished; None: for ever.
         retry_seconds: how long a site tries to reach the coordinator.
+        simulate: how many sites this machine starts, or has started if this launch is one of them; None: none.
     """
 
     name: str | None
@@ -46,6 +49,12 @@ class SiteOptions:
     min_members: PositiveInt | None
     grace_seconds: Seconds | None
     retry_seconds: Seconds
+    simulate: PositiveInt | None
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether this launch starts a coordinator and sites, which are launches of their own."""
+        return self.simulate is not None and self.name is None
 
     @property
     def is_federated(self) -> bool:

@@ -26,6 +26,7 @@ OPTIONS = SiteOptions(
     min_members=None,
     grace_seconds=None,
     retry_seconds=1.0,
+    simulate=None,
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.checkpoint.run_dir import RunDir
 from trainer.config.compose import compose_tree
 from trainer.config.overrides import literal
-from trainer.distributed.launch.subprocesses import PROMPT
+from trainer.distributed.launch.subprocesses import log_tail
 
 MAX_NAME_LENGTH = 120  # file systems take 255 bytes
 MAX_LOG_TAIL_LINES = 3
@@ -91,9 +91,7 @@ class Job:
 
     def log_tail(self) -> str:
         """Return the last lines of its log, since its last start."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        lines = text.rpartition(PROMPT)[2].splitlines()[1:]
-        return "\n".join([line for line in lines if line.strip()][-MAX_LOG_TAIL_LINES:])
+        return log_tail(self.log, MAX_LOG_TAIL_LINES)
 
 
 def find_jobs(sweep: Path) -> tuple[Job, ...]:

@@ -6,21 +6,17 @@ hydra.launcher.part: [2,8] is the third of eight parts of the jobs, for machines
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from trainer.commands.sweep.job import Job, make_job
 from trainer.commands.sweep.job_queue import JobQueue
 from trainer.distributed.environment import detect_environment
-from trainer.distributed.launch.subprocesses import ResourceSlot
-
-T = TypeVar("T")
+from trainer.distributed.launch.subprocesses import resource_slots
 
 
 def launch(
@@ -57,33 +53,3 @@ def run_job(config: DictConfig) -> float | None:
 def make_job_from_hydra(overrides: Sequence[str], config: DictConfig, hydra: Any) -> Job:
     """Return the job of a sweeper's overrides, named as in the plan of the sweep."""
     return make_job(overrides, Path(config.run_dir), hydra.job.config.override_dirname.exclude_keys)
-
-
-def resource_slots(jobs: int) -> list[ResourceSlot]:
-    """Divide this machine's cores and GPUs among a number of jobs at a time.
-
-    With fewer cores than jobs, jobs share cores. With fewer GPUs than jobs, all jobs see all GPUs: they run on CPUs.
-    """
-    if jobs == 1:
-        return [ResourceSlot(frozenset(os.sched_getaffinity(0)))]
-    cores = sorted(os.sched_getaffinity(0))
-    gpus = visible_gpus()
-    return [
-        ResourceSlot(
-            frozenset(slice_items(cores, index, jobs) or [cores[index % len(cores)]]),
-            ",".join(slice_items(gpus, index, jobs)) if len(gpus) >= jobs else None,
-        )
-        for index in range(jobs)
-    ]
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs of this machine, by their names in CUDA_VISIBLE_DEVICES."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(index) for index in range(count)]
-
-
-def slice_items(items: Sequence[T], index: int, parts: int) -> Sequence[T]:
-    """Return one of `parts` parts of a sequence, whose lengths differ by at most 1."""
-    return items[len(items) * index // parts : len(items) * (index + 1) // parts]

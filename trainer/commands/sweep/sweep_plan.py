@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 
 from trainer import tasks
 from trainer.checkpoint.run_dir import RunDir
-from trainer.commands.sweep import grid, hydra_plugins, local_launcher
+from trainer.commands.sweep import grid, hydra_plugins
 from trainer.commands.sweep.job import Job, assign, make_job
 from trainer.config.compose import COMPOSITION_ERRORS, Tree, compose_tree, new_sweep_dir
 from trainer.config.overrides import is_hydra_override
+from trainer.distributed.launch.subprocesses import visible_gpus
 from trainer.utils.errors import ErrorCollector
 from trainer.utils.text import suggest
 
@@ -80,6 +81,7 @@ def _pop_folder(overrides: Sequence[Override]) -> tuple[Path | None, list[Overri
 
 def _check(settings: DictConfig, folder: Path | None, swept: list[Override], hydra_overrides: list[str]) -> SweepPlan:
     trees = _compose_all(grid.edges(swept))
+    _check_sites(trees)
     objective = _objective(trees[0])
     folder = folder or new_sweep_dir(_common_name([tree["name"] for tree in trees]))
     constant = [override.get_key_element() for override in swept if not override.is_sweep_override()]
@@ -96,8 +98,17 @@ def _check(settings: DictConfig, folder: Path | None, swept: list[Override], hyd
     return SweepPlan(folder, (*defaults, *hydra_overrides, *run_overrides, *fixed), jobs, objective, launcher)
 
 
+def _check_sites(trees: Sequence[Tree]) -> None:
+    for key in ("name", "listen"):
+        if given := next((tree["site"][key] for tree in trees if tree["site"][key] is not None), None):
+            raise ValueError(
+                f"site.{key}={given} with -m: the launches of a federation meet in one run\n"
+                "  sweep on this machine: leave it out, and set site.simulate="
+            )
+
+
 def _check_gpus(num_jobs: int, trees: list[Tree]) -> None:
-    gpus = len(local_launcher.visible_gpus())
+    gpus = len(visible_gpus())
     if 0 < gpus < num_jobs and any(tree["launch"]["device"] != "cpu" for tree in trees):
         raise ValueError(
             f"hydra.launcher.jobs={num_jobs} with {gpus} visible GPUs: each job needs one\n"

@@ -63,6 +63,12 @@ class TableRows:
             centered[:, column] = values - moments[1, column]
         return TableRows(tuple(numbers), centered, moments, tuple(categories), codes, tuple(categories.values()))
 
+    def select(self, ids: np.ndarray) -> TableRows:
+        """Return some of the rows."""
+        numbers = self.numbers[ids] + self.moments[1]  # in float64
+        columns = dict(zip(self.number_names, numbers.T, strict=True))
+        return TableRows.of(columns, self.codes[ids], dict(zip(self.category_names, self.categories, strict=True)))
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -205,6 +211,11 @@ class TableSource:
             start += len(encoding.categories)
         encoded.positions = torch.tensor(positions, dtype=torch.int64)
         return encoded
+
+    def select(self, ids: np.ndarray) -> TableSource:
+        """Return some of the rows, of which there is at least one, without an encoder."""
+        client_ids = None if self.client_ids is None else self.client_ids[ids]
+        return TableSource(self.rows.select(ids), self.statistics, self.targets[torch.from_numpy(ids)], client_ids)
 
     def __len__(self) -> int:
         return len(self.numbers)

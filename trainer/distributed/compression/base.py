@@ -66,6 +66,7 @@ class PowerSGD:
     name = "powersgd"
     is_identity: Literal[False] = False
     matrix_rank: int
+    needs_one_world = True  # the silos exchange one factor of a matrix, and then the other
 
     def __init__(self, rank: int = 4):
         if rank < 1:

@@ -34,10 +34,10 @@ def choose_nproc(nproc: int | str, device: str) -> int:
     """Return the number of workers of a node; `auto` is one for each visible GPU, else 2."""
     if nproc != "auto":
         return int(nproc)
-    return (_count_gpus() if device != "cpu" else 0) or 2
+    return (count_gpus() if device != "cpu" else 0) or 2
 
 
-def _count_gpus() -> int:
+def count_gpus() -> int:
     """Return `torch.cuda.device_count()`. NVIDIA's driver is asked, because importing torch takes a second."""
     torch = find_spec("torch")
     assert torch and torch.origin

@@ -12,6 +12,7 @@ from trainer.commands.sweep import hydra_plugins
 from trainer.commands.sweep.job import assign
 from trainer.commands.sweep.sweep_plan import make_plan
 from trainer.config.compose import compose_tree
+from trainer.distributed.launch import subprocesses
 
 BATCH = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
@@ -91,6 +92,10 @@ ERRORS = [
     (["hydra/launcher=lokal"], ["hydra/launcher/lokal", "local"]),
     (["--cfg", "job"], ["--cfg and --help cannot be combined with -m", "leave -m out"]),
     (["seed=1,2", "name=a=b"], ["name=a=b"]),
+    (
+        ["seed=1,2", "algorithm=fedavg", "site.name=a", "site.server=h:1", "site.certificates=c"],
+        ["site.name=a with -m", "site.simulate="],
+    ),
 ]
 
 
@@ -128,7 +133,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_jobs_at_a_time_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(subprocesses, "count_gpus", lambda: 2)
     with pytest.raises(ValueError, match=r"hydra\.launcher\.jobs=3 with 2 visible GPUs"):
         names("seed=1,2", "hydra.launcher.jobs=3")
     assert names("seed=1,2", "hydra.launcher.jobs=3", "launch.device=cpu") == ["seed=1", "seed=2"]

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.commands.sweep import local_launcher
 from trainer.distributed.launch import subprocesses
 from trainer.distributed.launch.signals import Terminated, raise_on_stop_signal, reraise_signal
 from trainer.distributed.launch.subprocesses import Command, CommandBusyError, ResourceSlot, command_output
@@ -28,14 +27,14 @@ sys.stdin.read()
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 12))
 def test_the_parts_of_a_list_are_disjoint_and_all_of_it(items: list[int], parts: int) -> None:
-    slices = [list(local_launcher.slice_items(items, index, parts)) for index in range(parts)]
+    slices = [list(subprocesses.slice_items(items, index, parts)) for index in range(parts)]
     assert [*chain(*slices)] == items
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 64])
 def test_every_job_has_cores_and_together_they_have_all(jobs: int) -> None:
-    shares = local_launcher.resource_slots(jobs)
+    shares = subprocesses.resource_slots(jobs)
     cores = os.sched_getaffinity(0)
     assert len(shares) == jobs and all(share.cores for share in shares)
     assert frozenset.union(*(share.cores for share in shares)) == cores
@@ -45,10 +44,10 @@ def test_every_job_has_cores_and_together_they_have_all(jobs: int) -> None:
 
 def test_gpus_are_divided_by_the_names_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,GPU-a")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert [share.gpus for share in local_launcher.resource_slots(3)] == ["3", "5", "6,GPU-a"]
-    assert [share.gpus for share in local_launcher.resource_slots(1)] == [None]
-    assert {share.gpus for share in local_launcher.resource_slots(5)} == {None}
+    monkeypatch.setattr(subprocesses, "count_gpus", lambda: 4)
+    assert [share.gpus for share in subprocesses.resource_slots(3)] == ["3", "5", "6,GPU-a"]
+    assert [share.gpus for share in subprocesses.resource_slots(1)] == [None]
+    assert {share.gpus for share in subprocesses.resource_slots(5)} == {None}
 
 
 @pytest.fixture

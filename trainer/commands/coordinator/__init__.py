@@ -1,0 +1,1 @@
+"""`python -m trainer coordinator`: the launch that the sites of a federation dial."""
