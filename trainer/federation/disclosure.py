@@ -17,6 +17,7 @@ from trainer.federation.options import FIGURES, Figure
 from trainer.utils.errors import InputError
 
 BY_CLIENT = re.compile(f"{TABLE}.+/clients")  # the tables of an evaluation that have a row for each client
+BY_SILO = f"{TABLE}silos"  # seconds, of which only the slowest silo's are reported
 
 
 @dataclass(frozen=True)
@@ -44,48 +45,46 @@ class Item:
 
 # Of the join, and of all that is asked at the coordinator.
 ALWAYS = (
-    "its name and the number of its launch; the choices that all members must make alike",
+    "its name, the number of its launch, the choices that all members must make alike",
     "the numbers of its examples, their types and shapes, the names of their classes",
-    "how many rounds it has saved; whether it is asked to stop",
+    "how many rounds it has saved, whether it is asked to stop",
 )
 TRAINING, EVALUATION = r"rounds/\d+/training", r"rounds/\d+/evaluation"
 # Of the messages that it brings to meetings. The first that has a name is about it.
 ITEMS = (
     Item(
-        "each round: loss, norm of the gradient, norm of the update and seconds of its training",
+        "each round: loss, gradient norm, update norm and seconds of its training",
         TRAINING,
         ("loss_sum", "units", "gradient_norms", "on_time", "table/cohort", "table/silos"),
         frozenset({"training"}),
     ),
     Item(
-        "each round: the update of its model, and the numbers by which the algorithm combines the sites: weight, norm, "
-        "steps, examples, learning rate",
+        "each round: the update of its model, with its weight, norm, steps, examples and learning rate",
         TRAINING,
         ("vector/.+", r"\w+"),
     ),
-    Item("each round: BatchNorm's statistics of its training", TRAINING, ("table/statistics", "table/counts")),
+    Item("each round: the statistics of BatchNorm", TRAINING, ("table/statistics", "table/counts")),
     Item(
-        "each evaluation: sums of the scores of its test and validation examples, and their number",
+        "each evaluation: sums of scores over its test and validation examples, and their number",
         EVALUATION,
         (r"table/\w+/clients", r"table/\w+/by_client"),
         frozenset({"evaluation"}),
     ),
     Item(
-        "each evaluation, for F1, AUC and the like: counts by label and confidence, single scores with their labels; "
-        "at the end the confusion matrix",
+        "each evaluation: counts by label, scores with labels (F1, AUC); at the end the confusion matrix",
         f"{EVALUATION}|end/artifacts",
         (r"table/\w+/.+", "table/confusion"),
         frozenset({"evaluation", "labels"}),
     ),
     Item(
-        "at the start, where transforms or columns are measured: sums over its training examples, the categories",
+        "at the start, if they are measured: sums over its training examples, categories of columns",
         r"start/(transforms|columns)-\w+",
         ("table/total", "sums", "sets"),
         frozenset({"statistics"}),
         is_needed=True,
     ),
     Item(
-        "at the start, with task.class_weights=balanced: the number of its training examples of each class",
+        "at the start, with class_weights=balanced: the number of its training examples by class",
         "start/weights-classes",
         ("sums",),
         frozenset({"labels"}),
@@ -127,7 +126,7 @@ class Disclosure:
             sums = header["sums"].items()
             header["sums"] = {name: value if self._allows(key, name) else 0.0 for name, value in sums}
         tensors = {
-            name: self._pooled(name, tensor) if self._allows(key, name) else torch.zeros_like(tensor)
+            name: self._anonymous(name, tensor) if self._allows(key, name) else torch.zeros_like(tensor)
             for name, tensor in message.tensors.items()
         }
         return Message(header, tensors)
@@ -145,17 +144,19 @@ class Disclosure:
             return True
         if item.is_needed:
             raise InputError(
-                f"site.allow={format_figures(self.allowed)}, and this run needs of all sites, {item.text}\n"
+                f"site.allow={format_figures(self.allowed)}, and this run needs of every site "
+                f"{item.text.rpartition(': ')[2]}\n"
                 f"  add {', '.join(item.needs)} to site.allow, or give all members these numbers in their configuration"
             )
         return False
 
-    def _pooled(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a table with the sum over the clients in its first row, if they are not to be named."""
-        if self.names_clients or not BY_CLIENT.fullmatch(name):
+    def _anonymous(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a table that says of no single client what it adds, if they are not to be named."""
+        if self.names_clients or not (name == BY_SILO or BY_CLIENT.fullmatch(name)):
             return tensor
         pooled = torch.zeros_like(tensor)
-        pooled[:1] = tensor.sum(0)
+        if name != BY_SILO:
+            pooled[:1] = tensor.sum(0)  # others add theirs to the same row
         return pooled
 
     def _state(self, item: Item) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from trainer.loop.round_metrics import RoundAccumulator
 from trainer.models.buffers import BufferStatistics
 from trainer.utils.errors import InputError
 
+ROOT = Path(__file__).parents[3]
 TRAINING = Message(
     {
         "key": "rounds/3/training",
@@ -116,6 +119,7 @@ def test_others_get_the_sum_over_the_clients_alone():
     pooled = Disclosure(names_clients=False).reduce(EVALUATION).tensors
     assert torch.equal(pooled["table/test/clients"], torch.tensor([[5.0, 2.5], [0.0, 0.0]], dtype=torch.float64))
     assert torch.equal(pooled["table/test/by_class"], EVALUATION.tensors["table/test/by_class"])
+    assert zeros(Disclosure(names_clients=False).reduce(TRAINING)) == {"table/silos"}
 
 
 def test_the_numbers_of_a_round_are_those_of_the_list():
@@ -142,6 +146,11 @@ def test_the_list_says_of_each_item_whether_it_leaves(allowed):
     assert set(disclosure.withheld) == set(FIGURES) - allowed
     states = np.array([line.startswith("  stays") for line in lines])
     assert (states[:-1] <= states[1:]).all()
+
+
+def test_the_documentation_has_the_list():
+    text = (ROOT / "docs" / "sites.md").read_text()
+    assert "\n".join(Disclosure(["training"]).lines()) in text
 
 
 @pytest.mark.parametrize("names", [["training", "sizes"], ["labels", "labels"], "all"])
