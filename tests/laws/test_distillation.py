@@ -192,7 +192,7 @@ def class_weighted(weight: float) -> dict[str, Any]:
     with distributed(1, device="cpu") as topology:
         task = Distillation(Linear(), weight=weight, class_weights="balanced")
         data, clients = tiny_data(EXAMPLES), make_clients(SIZES, 21)
-        weights = apply_class_weights(task, data, clients, topology)
+        weights = apply_class_weights(task, data, clients)
         run = case_run(topology, "sync", taught(task=task, weights=weights, batch_size="all", rounds=1))
         records = Records()
         fit(run, [records])

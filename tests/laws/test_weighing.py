@@ -20,7 +20,6 @@ from tests.laws.test_tasks import choices_of
 from tests.support.runs import make_clients
 from trainer.data import DataSplits, ExampleWeights, TensorSource
 from trainer.data.loading.class_weights import apply_class_weights
-from trainer.distributed.topology import distributed
 from trainer.loop.options import RoundOptions
 from trainer.tasks import Classification, LanguageModelling, MultiLabel, Task
 from trainer.utils.seeding import generator
@@ -130,8 +129,7 @@ def weighed(
     source = TensorSource(torch.zeros(len(labels), 2), torch.from_numpy(labels))
     splits = DataSplits(source, source, 4, weights=weights)
     clients = make_clients([len(labels) // 2, len(labels) - len(labels) // 2]).split_validation(validation, 0)
-    with distributed(device="cpu") as topology:
-        found = apply_class_weights(Classification(class_weights), splits, clients, topology)
+    found = apply_class_weights(Classification(class_weights), splits, clients)
     assert found is not None
     return found
 
@@ -181,8 +179,8 @@ class Bare:
 def test_a_task_that_takes_no_weights_is_refused() -> None:
     data = tiny_data(4)
     splits = DataSplits(data.train, data.test, 3, weights=np.array([1, 2, 3, 4]))
-    with distributed(device="cpu") as topology, pytest.raises(ValueError, match="task=Bare takes no weights"):
-        apply_class_weights(Bare(), splits, make_clients([4]), topology)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="task=Bare takes no weights"):
+        apply_class_weights(Bare(), splits, make_clients([4]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavg_adam", "scaffold"])

@@ -122,9 +122,7 @@ def _assemble(
     model = errors.collect(lambda: InitialModel(config, topology.device))
     transforms = splits and errors.collect(lambda: _transforms(config, splits, preprocessing))
     partitioned = splits and errors.collect(lambda: _partitioned(config, splits, topology))
-    weights = (
-        task and partitioned and errors.collect(lambda: apply_class_weights(task, *partitioned, topology=topology))
-    )
+    weights = task and partitioned and errors.collect(lambda: apply_class_weights(task, *partitioned))
     errors.collect(lambda: _check_batch_size(config, topology))
     run = None
     if algorithm and optimizer and partitioned and task and all(slots.values()):
@@ -221,6 +219,13 @@ def build_loggers(config: Config, folder: Path, settings: Mapping[str, Any]) -> 
 
 def load_data(config: Config, topology: Topology, preprocessing: Preprocessing | None = None) -> DataSplits:
     """Load the data set of a configuration. A collective if silos have files of their own."""
+    splits = read_data(config, topology, preprocessing)
+    raise_errors(splits.encoder.errors if splits.encoder else [])
+    return splits
+
+
+def read_data(config: Config, topology: Topology, preprocessing: Preprocessing | None = None) -> DataSplits:
+    """Load the data set of a configuration, of whose columns some may have values at other sites alone."""
     files, component, encoder = config.data["files"], config.data, preprocessing and preprocessing.encoder
     if preprocessing and preprocessing.label_names and component.get("classes", ...) is None:
         component = component | {"classes": list(preprocessing.label_names)}
@@ -248,7 +253,6 @@ def load_data(config: Config, topology: Topology, preprocessing: Preprocessing |
         splits = select_examples(splits, {part: getattr(clients, part)[client] for part in splits.parts})
     if preprocessing:
         preprocessing.check_labels(splits)
-    raise_errors(splits.encoder.errors if splits.encoder else [])
     return splits
 
 
@@ -309,8 +313,7 @@ def _task(config: Config, splits: DataSplits | None, teacher: Teacher | None = N
 
 def _instantiate_task(component: ComponentConfig, splits: DataSplits | None, teacher: Teacher | None) -> Any:
     """Instantiate the task with those of the tokens' bytes and the teacher that it takes."""
-    text_format = splits and splits.text_format
-    offered = {"token_bytes": text_format and text_format.token_bytes, "teacher": teacher}
+    offered = {"token_bytes": splits and splits.token_bytes, "teacher": teacher}
     taken = signature(annotate_errors("task", component, lambda: import_target(component))).parameters.keys()
     if teacher and "teacher" not in taken:
         raise ValueError(

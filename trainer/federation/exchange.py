@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,7 +21,17 @@ from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
 from trainer.federation.link import BehindError, LinkLostError
 from trainer.federation.messages import TABLE, VECTOR, Limit, Message
-from trainer.loop.exchange import LEFT_OUT, RANKS, UNFINISHED, Combined, InWorld, Scalars, Tables, model_digests
+from trainer.loop.exchange import (
+    LEFT_OUT,
+    RANKS,
+    ROWS,
+    UNFINISHED,
+    Combined,
+    InWorld,
+    Scalars,
+    Tables,
+    model_digests,
+)
 from trainer.loop.stopping import LeftBehind, Preempted
 from trainer.utils.errors import InputError
 
@@ -30,6 +41,7 @@ MAX_STATE_FACTOR = 4  # the state of a run, by that of a site that begins
 WEIGHTS = ("weight", "trained_weight")
 FIGURES = ("loss_sum", "gradient_norms", f"{TABLE}cohort", f"{TABLE}silos")  # which may be infinite
 OUT_OF_TIME = "out_of_time"  # a scalar that is the coordinator's
+ROWS_BYTES = 1 << 26  # that tables of rows may have more at a launch of many ranks, or at all sites together
 
 Tree = Mapping[str, Any]
 
@@ -123,7 +135,7 @@ class SiteExchange:
             return own, own_tables
         try:
             message = _message(name, own, own_tables)
-            result = self.meetings.meet(message, Limit.like(own, message.tensors))
+            result = self.meetings.meet(message, _limit(own, message.tensors))
         except LinkLostError as error:
             if STOPPING not in own:
                 raise Preempted from error
@@ -244,7 +256,7 @@ class CoordinatorExchange:
         vectors: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[str, Message] | None:
         """Gather messages with scalars of these names and tables like these, and vectors like these or none."""
-        limit = Limit.like(scalars, _message(key, {}, tables).tensors, _prefixed(VECTOR, vectors))
+        limit = _limit(scalars, _message(key, {}, tables).tensors, _prefixed(VECTOR, vectors))
         return self.gatherings.gather(key, limit, self._make_state)
 
 
@@ -302,9 +314,23 @@ def _message(
     vectors: Mapping[str, Tensor] = MappingProxyType({}),
     header: Mapping[str, Any] = MappingProxyType({}),
 ) -> Message:
-    named = _prefixed(TABLE, {name: table for name, table in tables.items() if name not in _by_rank(tables)})
+    sent = {name: table[table.any(1)] if name.endswith(ROWS) else table for name, table in tables.items()}
+    named = _prefixed(TABLE, {name: table for name, table in sent.items() if name not in _by_rank(tables)})
     named |= _prefixed(VECTOR, vectors)
     return Message({"key": key, "sums": dict(sums), **header}, named)
+
+
+def _limit(
+    scalars: Iterable[str], tensors: Mapping[str, Tensor], optional: Mapping[str, Tensor] = MappingProxyType({})
+) -> Limit:
+    """Return the limit of messages like these, whose tables of rows have any number of them."""
+    limit = Limit.like(scalars, tensors, optional)
+    rows = {name: (each.dtype, (None, *each.shape[1:])) for name, each in tensors.items() if name.endswith(ROWS)}
+    return (
+        replace(limit, max_bytes=limit.max_bytes + ROWS_BYTES, tensors={**(limit.tensors or {}), **rows})
+        if rows
+        else limit
+    )
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -333,11 +359,11 @@ def _total(
     scalars: Mapping[str, float], tables: Mapping[str, Tensor], brought: Mapping[str, Message]
 ) -> tuple[Scalars, Tables]:
     """Return the sums over the coordinator and the members, but for what is the coordinator's own."""
-    sums, summed = dict(scalars), {name: table.clone() for name, table in tables.items()}
+    sums, summed = dict(scalars), dict(tables)
     for message in brought.values():
         for name, value in message.header["sums"].items():
             if name not in (STOPPING, OUT_OF_TIME):
                 sums[name] += value
         for name, table in _named(message, TABLE).items():
-            summed[name] += table
+            summed[name] = torch.cat((summed[name], table)) if name.endswith(ROWS) else summed[name] + table
     return sums, summed

@@ -21,9 +21,10 @@ from trainer.checkpoint.files import write_text
 from trainer.checkpoint.resume import resumable_rounds
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS
 from trainer.data import DataSplits
-from trainer.data.loading.silo_files import DatasetInfo, join_clients
+from trainer.data.loading.silo_files import DatasetInfo, join_clients, kind_error
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
+from trainer.federation.agreement import CoordinatorAgreement, SiteAgreement
 from trainer.federation.certificates import load_credentials
 from trainer.federation.disclosure import Disclosure
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
@@ -44,6 +45,7 @@ END = "end/run"  # the meeting after which nobody needs the coordinator any more
 # Choices that may differ between the members: where and how each runs, its own files, and where its metrics go.
 OWN_KEYS = (*CHANGEABLE_KEYS, "site.", "data.", "loggers", "clients", "model.init", "model.path", "task.teacher")
 COMPARED_KEYS = ("data.validation", "metrics.per_client", "metrics.client_scores", "max_nonfinite_rounds")
+SITES = "the sites"  # that have data, in errors
 MAX_DIFFERENCES = 10  # shown
 NEWS_SECONDS = 1.0  # after which a rank that waits for the coordinator lets the others of its site know
 LINK_ERRORS = (LinkRefusedError, LinkLostError, StoppedError, BehindError)
@@ -153,7 +155,8 @@ class Coordinator:
                     raise Preempted
                 self.has_joined.wait(POLL_SECONDS)
         infos = [self.infos[name] for name in self.members]
-        return join_clients(self.members, range(len(self.members)), {}, infos)
+        homes = range(len(self.members))
+        return join_clients(SITES, self.members, homes, {}, infos, CoordinatorAgreement(self))
 
     def topology(self, world: Topology) -> Topology:
         silos = len(self.members) + 1  # it is one without clients
@@ -183,11 +186,14 @@ class Coordinator:
         if differences:
             raise RefusedError("\n".join(differences[:MAX_DIFFERENCES]) + "\n  set the same on both sides")
         with self.has_joined:
+            known = {**self.infos, name: said.info}
+            if error := kind_error(SITES, list(known), list(known.values())):
+                raise RefusedError(error)
             if self.infos.get(name, said.info) != said.info:
                 raise RefusedError(f"the examples of {name} are not those with which it has joined before")
             if said.withheld and name not in self.infos:
                 print(f"{name} keeps to itself: {', '.join(said.withheld)}", flush=True)
-            self.infos[name] = said.info
+            self.infos = known
             write_text(self.infos_file, json.dumps({each: asdict(self.infos[each]) for each in self.infos}))
             self.has_joined.notify_all()
 
@@ -242,7 +248,8 @@ class Site:
         known = parse_header(Welcome, welcome.header)
         self.members, place = known.members, known.members.index(self.name)
         infos = [info if each == place else other for each, other in enumerate(known.infos)]
-        return join_clients(self.members, range(len(self.members)), {place: splits}, infos)
+        homes = range(len(self.members))
+        return join_clients(SITES, self.members, homes, {place: splits}, infos, SiteAgreement(self))
 
     def topology(self, world: Topology) -> Topology:
         place = self.members.index(self.name)
@@ -299,7 +306,7 @@ def _read_infos(file: Path) -> dict[str, DatasetInfo]:
     """Return what members have said of their data; empty before they have."""
     if not file.exists():
         return {}
-    return {name: DatasetInfo(**info) for name, info in json.loads(file.read_text()).items()}
+    return {name: DatasetInfo.from_tree(info) for name, info in json.loads(file.read_text()).items()}
 
 
 def _compared(tree: Mapping[str, Any]) -> dict[str, Any]:

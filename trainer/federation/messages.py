@@ -27,7 +27,7 @@ from trainer.utils.annotations import STRICT
 from trainer.utils.text import first_few
 
 T = TypeVar("T")
-Kind = tuple[torch.dtype, tuple[int, ...]]  # of a tensor: its dtype and shape
+Kind = tuple[torch.dtype, tuple[int | None, ...]]  # of a tensor: its dtype and shape; None: any size
 
 PROTOCOL = 1
 PART_BYTES = 1 << 19  # larger parts were slower, smaller ones cost more processor
@@ -182,7 +182,7 @@ class Limit:
         expected = {**self.tensors, **self.optional} if has_optional else self.tensors
         _check_names("tensors", found, expected)
         for name, kind in expected.items():
-            if found[name] != kind:
+            if not _is_of_kind(found[name], kind):
                 raise MessageError(f"{name} of {_format_kind(found[name])}; {_format_kind(kind)} is expected")
 
 
@@ -360,9 +360,16 @@ def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
+def _is_of_kind(found: Kind, kind: Kind) -> bool:
+    (dtype, shape), (expected_dtype, expected) = found, kind
+    sizes = zip(shape, expected, strict=False)
+    return dtype == expected_dtype and len(shape) == len(expected) and all(b in (a, None) for a, b in sizes)
+
+
 def _format_kind(kind: Kind) -> str:
     dtype, shape = kind
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    return f"{str(dtype).removeprefix('torch.')} [{sizes}]"
 
 
 def _check_names(what: str, found: Collection[str], expected: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from time import monotonic
 
 from trainer.checkpoint.files import sync
 from trainer.federation.messages import Limit, Message
-from trainer.federation.spool import Spool, round_of
+from trainer.federation.spool import OF_ALL, Spool, round_of
 
 POLL_SECONDS = 0.1  # of a wait that something else may end
 WAIT_SECONDS = 1.0  # of a wait that is woken up when it ends
@@ -217,7 +217,7 @@ class Registry:
             meeting = self.meetings.setdefault(key, Meeting())
             meeting.limit, self._state = limit, None
             self._wake_all()
-            while meeting.counted is None and not self._is_complete(meeting):
+            while meeting.counted is None and not self._is_complete(key, meeting):
                 if is_stopping():
                     return None
                 if self._wants_state and make_state:
@@ -285,11 +285,11 @@ class Registry:
         ]
         return any(index >= rounds for index in missed)
 
-    def _is_complete(self, meeting: Meeting) -> bool:
+    def _is_complete(self, key: str, meeting: Meeting) -> bool:
         missing = [member for name, member in self.members.items() if name not in meeting.brought]
         if not missing:
             return True
-        if self.grace_seconds is None or len(meeting.brought) < self.min_members:
+        if key.startswith(OF_ALL) or self.grace_seconds is None or len(meeting.brought) < self.min_members:
             return False
         return all(map(self._is_lost, missing))
 

@@ -31,6 +31,9 @@ RANKS = "ranks/"
 UNFINISHED = "unfinished"
 # The number of clients that are left out of a round, because their numbers are not finite.
 LEFT_OUT = "left_out"
+# Ends the names of tables in which each rank has rows of its own. Rows of zeros say nothing, and their order does not
+# either: those of several launches are put one below the other.
+ROWS = " rows"
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trainer.loop.exchange import ROWS
 from trainer.tasks.metrics import FLOATS, merge_scores
 
 SCORES = 8192  # of a label, of all ranks together; scores of fewer examples are exact
 MIN_SCORES = 512  # of a label, of one rank
 MAX_PENDING = 1 << 20  # scores that are kept one by one before equal ones are counted together
-SCORED = "scores of "  # begins the names of tables of scores
 
 
 class PooledSums:
@@ -58,19 +58,18 @@ class PooledSums:
             counts = merge_scores(_sum(found), limit)
             table = torch.zeros(world_size, len(counts) * limit, 4, dtype=torch.float64)
             table[rank, : counts._nnz()] = torch.cat((counts.indices().T, counts.values()), 1).double()
-            tables[f"{SCORED}{name}"] = table
+            tables[f"{name}{ROWS}"] = table.flatten(0, 1)
         return tables
 
 
 def totals(tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the pooled sums of all ranks from the sums of their `PooledSums.tables`."""
-    dense = {name: table for name, table in tables.items() if not name.startswith(SCORED)}
-    return dense | {name.removeprefix(SCORED): _counts(table) for name, table in tables.items() if name not in dense}
+    dense = {name: table for name, table in tables.items() if not name.endswith(ROWS)}
+    return dense | {name.removesuffix(ROWS): _counts(table) for name, table in tables.items() if name not in dense}
 
 
-def _counts(table: Tensor) -> Tensor:
+def _counts(rows: Tensor) -> Tensor:
     """Return sparse counts [labels, FLOATS, 2] from rows of a label, a score, and two counts; empty rows have none."""
-    rows = table.flatten(0, 1)
     rows = rows[rows[:, 2:].sum(1) > 0]
     cells = rows[:, :2].T.long()
     labels = int(cells[0].max()) + 1 if len(rows) else 1

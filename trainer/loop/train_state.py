@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,8 +85,9 @@ class TrainState:
         run, topology = self.run, self.run.topology
         if not run.transforms.needs_fitting:
             return run.transforms
-        ids = torch.cat([torch.from_numpy(run.clients.train[client]) for client in run.homes[topology.silo]])
-        shard = ids[topology.replica :: topology.num_replicas]
+        none = np.empty(0, np.int64)  # of a silo without clients
+        ids = np.concatenate([none, *(run.clients.train[client] for client in run.homes[topology.silo])])
+        shard = torch.from_numpy(ids)[topology.replica :: topology.num_replicas]
         numbers = count()
 
         def total(part: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from trainer.commands.options import LOG_LEVEL, QUIET
 from trainer.commands.train.banner import print_banner
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch, resume_threads
-from trainer.config.build import build, build_loggers, load_data
+from trainer.config.build import build, build_loggers, read_data
 from trainer.config.schema import Config, read_config
 from trainer.config.targets import check_targets
 from trainer.data.sources.signature import DataSignature
@@ -238,7 +238,7 @@ class Worker:
             if self.prints:
                 print(member.notice, flush=True)
             try:
-                splits = member.join(lambda: load_data(self.config, topology))
+                splits = member.join(lambda: read_data(self.config, topology))
             except ValueError as error:
                 raise UserInputError(str(error)) from error
             except Preempted:

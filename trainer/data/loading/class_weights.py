@@ -12,14 +12,12 @@ from trainer.data.partition.clients import Clients
 from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.example_weights import ExampleWeights
 from trainer.data.sources.per_client import PerClientSource
-from trainer.distributed import collectives
-from trainer.distributed.topology import Topology
 from trainer.tasks import Task
 
 MAX_NAMED = 5  # clients named in a message
 
 
-def apply_class_weights(task: Task, splits: DataSplits, clients: Clients, topology: Topology) -> ExampleWeights | None:
+def apply_class_weights(task: Task, splits: DataSplits, clients: Clients) -> ExampleWeights | None:
     """Return w_i = e_i c(y_i), of the data's weights e and the task's class weights c; None if there are neither.
 
     With per-client files this is a collective. A silo then contributes the number of its examples of each class, summed
@@ -42,12 +40,13 @@ def apply_class_weights(task: Task, splits: DataSplits, clients: Clients, topolo
     examples = torch.ones(len(splits.train)) if splits.weights is None else torch.from_numpy(splits.weights)
     if class_weights is not None:
         labels = _labels(splits.train)
-        counts = _sum_over_silos(_counts(labels, list(ids.values()), splits.classes), splits, topology)
+        own = _counts(labels, list(ids.values()), splits.classes)
+        counts = torch.from_numpy(splits.agreement.total("weights-classes", own.numpy()))
         examples = examples * _weight_by_class(class_weights, counts)[labels]
     sums = torch.zeros(len(clients), dtype=torch.float64)
     for client, client_ids in ids.items():
         sums[client] = examples[client_ids].sum(dtype=torch.float64)
-    weights = _sum_over_silos(sums, splits, topology).tolist()
+    weights = splits.agreement.total("weights-clients", sums.numpy()).tolist()
     _check_weightless([client for client, weight in enumerate(weights) if weight == 0])
     return ExampleWeights(examples, tuple(weights))
 
@@ -66,14 +65,9 @@ def _labels(train: Source) -> Tensor:
 def _counts(labels: Tensor, ids: Sequence[Tensor], classes: int | None) -> Tensor:
     """Count the examples without a label, and those of each class: int64 [1 + classes]."""
     bins = 1 + (classes or 0)
-    return sum((torch.bincount(labels[part] + 1, minlength=bins) for part in ids), start=torch.tensor(0))
-
-
-def _sum_over_silos(part: Tensor, splits: DataSplits, topology: Topology) -> Tensor:
-    """Sum over the silos where each has files of its own; pooled data is the same in every silo."""
-    if splits.homes is None or topology.silo_group is None:
-        return part
-    return collectives.all_reduce_sum(part if topology.is_leader else torch.zeros_like(part))
+    return sum(
+        (torch.bincount(labels[part] + 1, minlength=bins) for part in ids), start=torch.zeros(bins, dtype=torch.int64)
+    )
 
 
 def _weight_by_class(class_weights: list[float] | str, counts: Tensor) -> Tensor:

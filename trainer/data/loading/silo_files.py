@@ -1,23 +1,27 @@
-"""Load per-client files: a silo opens the files of its clients, and shares a description of each."""
+"""Data of clients that bring their own: a silo reads that of its clients, and shares a description of each."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
+from trainer.data.sources.agreement import Agreement, Alone, BetweenSilos
 from trainer.data.sources.base import DataSplits, Source
-from trainer.data.sources.per_client import MadeUpSource, PerClientSource
-from trainer.data.sources.table import TableEncoder, fit_encoder
+from trainer.data.sources.per_client import ANY, MadeUpSource, PerClientSource
+from trainer.data.sources.table import TableEncoder, TableStatistics, table_rows
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.utils.annotations import Count
+from trainer.utils.errors import raise_errors
 from trainer.utils.tensor_trees import Tree, named_tensors
 
 MAX_NAMED = 3  # files named in a message
@@ -31,12 +35,14 @@ class DatasetInfo:
         train: number of training examples.
         test: number of test examples.
         validation: number of validation examples; None if they are taken from the training examples.
-        inputs: dtype and shape of an example's input.
+        inputs: dtype and shape of an example's input, before columns of tables are encoded.
         targets: dtype and shape of an example's target.
         classes: number of classes; None if there are none.
         label_names: names of the classes.
         checksum: checksum of all examples.
         has_weights: whether the examples have weights.
+        columns: of tables, which are encoded by statistics of all clients; None: there is nothing to encode.
+        token_sizes: checksum of the bytes of each token; None if the examples are no tokens whose text is known.
     """
 
     train: Count
@@ -48,21 +54,38 @@ class DatasetInfo:
     label_names: list[str]
     checksum: int
     has_weights: bool
+    columns: TableStatistics | None = None
+    token_sizes: int | None = None
 
     @staticmethod
     def of(splits: DataSplits) -> DatasetInfo:
         inputs, targets = describe_example(splits.train)
+        columns: TableStatistics | None = getattr(splits.train, "statistics", None)
         return DatasetInfo(
             train=len(splits.train),
             test=len(splits.test),
             validation=len(splits.validation) if splits.has_validation else None,
-            inputs=inputs,
+            inputs=inputs if columns is None else str(columns),
             targets=targets,
             classes=splits.classes,
             label_names=list(splits.label_names),
+            token_sizes=None if splits.token_bytes is None else zlib.crc32(splits.token_bytes.tobytes()),
             checksum=checksum(splits),
             has_weights=splits.weights is not None,
+            columns=columns,
         )
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> DatasetInfo:
+        """Return the description that `asdict` has made this tree of.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            return TypeAdapter(DatasetInfo).validate_json(json.dumps(tree), strict=True)
+        except ValidationError as error:
+            raise ValueError(f"it describes no data: {error.errors()[0]['msg']}") from error
 
 
 def load_silo_files(
@@ -93,70 +116,66 @@ def load_silo_files(
             local[client] = read(files[client])
         except ValueError as error:
             errors.append(str(error))
-    if encoder is None:
-        local = _agree_on_columns(local, errors, topology)
-    infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors, topology)
-    return join_clients(files, homes, local, infos)
+    infos = _gather_info({client: DatasetInfo.of(splits) for client, splits in local.items()}, errors, has_groups)
+    agreement = BetweenSilos(topology) if has_groups else Alone()
+    return join_clients("data.files: the files", files, homes, local, infos, agreement, encoder)
 
 
 def join_clients(
-    names: Sequence[str], homes: Sequence[int], local: Mapping[int, DataSplits], infos: Sequence[DatasetInfo]
+    owners: str,
+    names: Sequence[str],
+    homes: Sequence[int],
+    local: Mapping[int, DataSplits],
+    infos: Sequence[DatasetInfo],
+    agreement: Agreement,
+    encoder: TableEncoder | None = None,
 ) -> DataSplits:
-    """Return the data set of clients that bring their own, of which this rank has some.
+    """Return the data set of clients that bring their own, of which this rank has some. A collective.
 
     Args:
-        names: what each brings, for errors.
+        owners: what has the data, for errors.
+        names: of each of them, for errors.
         homes: silo of every client.
         local: the data of the clients of this rank's silo. Without any, examples are made up.
         infos: the description of what each brings.
+        agreement: of the silos, on what is measured of all examples.
+        encoder: of the columns of tables; None: that of the training examples of all silos.
 
     Raises:
-        ValueError: they bring examples of differing kinds.
+        ValueError: they bring examples of differing kinds, or a column has no values.
     """
-    if error := _kind_error(names, infos):
+    if error := kind_error(owners, names, infos):
         raise ValueError(error)
+    columns, made_up_inputs = infos[0].columns, infos[0].inputs
+    if columns is not None:
+        encoder = encoder or columns.fit(table_rows(splits.train for splits in local.values()), agreement)
+        raise_errors(encoder.errors)
+        local = {client: splits.encoded_by(encoder) for client, splits in local.items()}
+        made_up_inputs = f"float32 [{len(encoder.column_names)}]"
 
     def join(part: str) -> Source:
         sizes, sources = [getattr(info, part) for info in infos], {c: getattr(local[c], part) for c in local}
-        made_up = None if local else MadeUpSource(infos[0].inputs, infos[0].targets)
+        made_up = None if local else MadeUpSource(made_up_inputs, infos[0].targets)
         return PerClientSource(sizes, sources, homes, [info.checksum for info in infos], made_up)
 
     classes = max((info.classes for info in infos if info.classes is not None), default=None)
     train, label_names = join("train"), tuple(infos[0].label_names)
     weights = _join_weights(local, len(train)) if any(info.has_weights for info in infos) else None
     validation = None if infos[0].validation is None else join("validation")
-    one = next(iter(local.values()), None)
-    of_all = {"text_format": one.text_format, "encoder": one.encoder} if one else {}
-    return DataSplits(
-        train, join("test"), classes, weights=weights, validation=validation, label_names=label_names, **of_all
+    joined = DataSplits(
+        train,
+        join("test"),
+        classes,
+        weights=weights,
+        validation=validation,
+        label_names=label_names,
+        text_format=next((splits.text_format for splits in local.values()), None),
+        encoder=encoder,
+        agreement=agreement,
     )
-
-
-def _agree_on_columns(local: dict[int, DataSplits], errors: Sequence[str], topology: Topology) -> dict[int, DataSplits]:
-    """Return the data sets with the encoder of the training examples of all silos, if they are columns of tables."""
-    is_ready = not errors and all(splits.encoder is not None for splits in local.values())
-    if not all(map(json.loads, _gather(json.dumps(is_ready), topology))):
-        return local  # they are not of tables, or there are errors, which are raised next
-    encoder = fit_encoder([splits.train for splits in local.values()], _BetweenSilos(topology))
-    return {client: splits.encoded_by(encoder) for client, splits in local.items()}
-
-
-@dataclass(frozen=True)
-class _BetweenSilos:
-    """The exchange of silos, of which each leader contributes. Without process groups all files are here."""
-
-    topology: Topology
-
-    def union(self, sets: list[list[str]]) -> list[list[str]]:
-        sent = sets if self.topology.is_leader else [[] for _ in sets]
-        gathered = map(json.loads, dict.fromkeys(_gather(json.dumps(sent), self.topology)))
-        return [sorted(set().union(*column)) for column in zip(*gathered, strict=True)]
-
-    def total(self, sums: np.ndarray) -> np.ndarray:
-        if self.topology.silo_group is None:
-            return sums
-        sent = torch.from_numpy(sums if self.topology.is_leader else np.zeros_like(sums))
-        return collectives.all_reduce_sum(sent).numpy()
+    if not local and infos[0].token_sizes is not None:
+        joined.token_bytes = np.zeros(classes or 0, np.int64)  # those who have examples count them
+    return joined
 
 
 def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
@@ -183,39 +202,43 @@ def _describe_types(examples: Tree, padded: Collection[str]) -> str:
     """Describe the dtype and the shape of an example, of each tensor by its name; of padded ones any length."""
     descriptions: list[str] = []
     for name, tensor in named_tensors(examples).items():
-        shape = ["any" if name in padded else tensor.shape[1], *tensor.shape[2:]] if tensor.dim() > 1 else []
+        shape = [ANY if name in padded else tensor.shape[1], *tensor.shape[2:]] if tensor.dim() > 1 else []
         descriptions.append(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape}".strip())
     return ", ".join(descriptions)
 
 
-def _gather(text: str, topology: Topology) -> list[str]:
-    """Gather the texts of all ranks. Without process groups each has all files, and needs no others' texts."""
-    return [text] if topology.silo_group is None else collectives.all_gather_texts(text)
-
-
-def _gather_info(local: dict[int, DatasetInfo], errors: list[str], topology: Topology) -> list[DatasetInfo]:
+def _gather_info(local: dict[int, DatasetInfo], errors: list[str], has_groups: bool) -> list[DatasetInfo]:
     """Gather the descriptions of all clients, in order; raise ValueError with the errors of all ranks."""
-    texts = _gather(json.dumps([errors, {client: asdict(info) for client, info in local.items()}]), topology)
+    text = json.dumps([errors, {client: asdict(info) for client, info in local.items()}])
+    texts = collectives.all_gather_texts(text) if has_groups else [text]
     # Replicas of a silo send the same text.
     gathered: list[tuple[list[str], dict[str, Any]]] = [json.loads(text) for text in dict.fromkeys(texts)]
     if all_errors := list(dict.fromkeys(error for errors, _ in gathered for error in errors)):
         raise ValueError("\n".join(all_errors))
-    infos = {int(client): DatasetInfo(**fields) for _, clients in gathered for client, fields in clients.items()}
+    infos = {int(client): DatasetInfo.from_tree(tree) for _, clients in gathered for client, tree in clients.items()}
     return [infos[client] for client in sorted(infos)]
 
 
-def _kind_error(files: Sequence[str], infos: Sequence[DatasetInfo]) -> str:
-    """Return an error for files whose examples cannot be trained on together, empty if there are none."""
+def kind_error(owners: str, names: Sequence[str], infos: Sequence[DatasetInfo]) -> str:
+    """Return an error for data that cannot be trained on together, empty if it can.
+
+    Args:
+        owners: what has the data, such as `the sites`.
+        names: of each of them.
+        infos: the description of what each has.
+    """
     lines = []
-    for field in ("inputs", "targets", "label_names"):
+    for field in ("inputs", "targets", "label_names", "token_sizes"):
         first, *kinds = (getattr(info, field) for info in infos)
-        others = [f"{file} {kind}" for file, kind in zip(files[1:], kinds, strict=True) if kind != first]
+        others = [f"{name} {kind}" for name, kind in zip(names[1:], kinds, strict=True) if kind != first]
         if others:
-            lines.append(f"{field}: {files[0]} has {first}, but {', '.join(others[:MAX_NAMED])}")
-    without = [file for file, info in zip(files, infos, strict=True) if info.validation is None]
-    if 0 < len(without) < len(files):
+            lines.append(f"{field}: {names[0]} has {first}, but {', '.join(others[:MAX_NAMED])}")
+    without = [name for name, info in zip(names, infos, strict=True) if info.validation is None]
+    if 0 < len(without) < len(names):
         lines.append(f"validation: {', '.join(without[:MAX_NAMED])} without validation examples, and others have some")
         lines.append("set data.validation=0.1, to take them from the training examples of all")
     if any(line.startswith("label_names") for line in lines):
         lines.append("set data.classes= to the names of all classes, such as [cat,dog]")
-    return "\n  ".join(["data.files: the files hold different kinds of examples.", *lines]) if lines else ""
+    if any(line.startswith("token_sizes") for line in lines):
+        lines.append("set data.tokenizer= to the same tokenizer")
+    return "\n  ".join([f"{owners} hold different kinds of examples.", *lines]) if lines else ""

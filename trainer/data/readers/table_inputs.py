@@ -20,10 +20,11 @@ from trainer.data.readers.cache import cached_array
 from trainer.data.readers.image_decoding import Channels, Size, decode, shape_of
 from trainer.data.readers.image_folder import cache_name
 from trainer.data.readers.text_inputs import TextInputs
+from trainer.data.sources.agreement import Alone
 from trainer.data.sources.base import DataSplits, Source
 from trainer.data.sources.column import NamedColumn
 from trainer.data.sources.pixels import ImageSource
-from trainer.data.sources.table import MISSING, Alone, TableRows, TableSource, TableStatistics, fit_encoder
+from trainer.data.sources.table import MISSING, TableRows, TableSource, TableStatistics, table_rows
 from trainer.utils.errors import raise_errors
 from trainer.utils.text import format_value, suggest
 
@@ -51,19 +52,15 @@ class ColumnKinds:
     """The columns of inputs by kind, and how they are encoded.
 
     Attributes:
-        number: names of columns of numbers.
-        category: names of columns of categories.
         image: name of a column of paths of images, which are the only inputs then.
         text: name of a column of texts, which are the only inputs then.
-        statistics: how missing values are imputed, and whether numbers are standardized.
+        statistics: the columns of numbers and categories, and how they are encoded.
         size: of images, as in `image_folder`.
         channels: of images.
         tokenizer: of texts.
         text_length: most tokens of a text.
     """
 
-    number: tuple[str, ...]
-    category: tuple[str, ...]
     image: str | None
     text: str | None
     statistics: TableStatistics
@@ -115,11 +112,11 @@ class ColumnKinds:
             return None
         cut, image, text = len(columns["number"] or []), columns["image"], columns["text"]
         return ColumnKinds(
-            tuple(names[:cut]),
-            tuple(names[cut:]),
             image and normalize("NFC", image),
             text and normalize("NFC", text),
-            TableStatistics(imputes["number"], category and normalize("NFC", category), standardise),
+            TableStatistics(
+                names[:cut], names[cut:], imputes["number"], category and normalize("NFC", category), standardise
+            ),
             size,
             channels,
             tokenizer,
@@ -129,7 +126,7 @@ class ColumnKinds:
     @property
     def names(self) -> list[str]:
         """The names of all columns."""
-        return [*self.number, *self.category, *filter(None, (self.image, self.text))]
+        return [*self.statistics.numbers, *self.statistics.categories, *filter(None, (self.image, self.text))]
 
     def read(self, tables: Sequence[Any], arrow: Any, errors: list[str]) -> Inputs | None:
         """Return the inputs of all rows of Arrow tables, one table after the other; None if that appended errors."""
@@ -146,12 +143,12 @@ class ColumnKinds:
         size = sum(map(len, tables))
         ends = np.cumsum([len(table) for table in tables])[:-1]
         numbers, categories = {}, {}
-        for name in self.number:
+        for name in self.statistics.numbers:
             values = numbers[name] = _numbers(name, [table.column(name) for table in tables], arrow, errors)
             if self.statistics.impute_number is None:
                 errors += _missing_errors(name, np.split(np.isnan(values), ends), "data.impute.number=mean")
-        codes = np.empty((size, len(self.category)), np.int32)
-        for column, name in enumerate(self.category):
+        codes = np.empty((size, len(self.statistics.categories)), np.int32)
+        for column, name in enumerate(self.statistics.categories):
             found = _categories(name, [table.column(name) for table in tables], arrow, errors)
             codes[:, column], categories[name] = found
             if self.statistics.impute_category is None:
@@ -205,7 +202,7 @@ class RowInputs:
         return TableSource(made, self.statistics, targets, client_ids)
 
     def finish(self, splits: DataSplits) -> DataSplits:
-        return splits.encoded_by(fit_encoder([splits.train], Alone()))
+        return splits.encoded_by(self.statistics.fit(table_rows([splits.train]), Alone()))
 
 
 @dataclass(frozen=True)

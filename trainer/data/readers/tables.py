@@ -234,7 +234,7 @@ def _read_csv(file: Path, wanted: Wanted, kinds: ColumnKinds | None) -> Any:
     if set(needed) <= set(composed):  # otherwise the error names all columns
         options["include_columns"] = [names[composed.index(name)] for name in needed]
     if kinds:
-        types = {name: arrow.string() for name in kinds.names} | {name: arrow.float64() for name in kinds.number}
+        types = dict.fromkeys(kinds.names, arrow.string()) | dict.fromkeys(kinds.statistics.numbers, arrow.float64())
         options["column_types"] = {name: types[key] for name, key in zip(names, composed, strict=True) if key in types}
         options["null_values"] = MISSING_MARKS
     try:
@@ -252,7 +252,7 @@ def _read_csv(file: Path, wanted: Wanted, kinds: ColumnKinds | None) -> Any:
         raise ValueError(encoding_error(file))
     table = _prepare(table, file.parent, kinds)
     if kinds:
-        return _without_marks(table, kinds.category, arrow)
+        return _without_marks(table, kinds.statistics.categories, arrow)
     for name in set(_input_columns(composed, wanted)) & set(table.column_names):
         if value := _mixed_in(table.column(name), arrow):
             raise ValueError(_no_number(name, csv_line(file, arrow, composed.index(name), value), value))
@@ -272,7 +272,7 @@ def _read_jsonl(file: Path, wanted: Wanted, kinds: ColumnKinds | None) -> Any:
             raise ValueError(f"{found[1]}: line {line} has {kind}, unlike the lines before. Correct it") from error
         raise
     table = _prepare(table, file.parent, kinds)
-    for name in kinds.number if kinds else ():
+    for name in kinds.statistics.numbers if kinds else ():
         if name in table.column_names and arrow.types.is_string(table.schema.field(name).type):
             raise ValueError(_no_number(name, *json_line(file, arrow, name, wants_number=True)))
     return table

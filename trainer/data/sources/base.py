@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from trainer.data.sources.agreement import Agreement, Alone
 from trainer.data.sources.column import as_targets, check_not_empty, integer_column, label_column
 from trainer.data.sources.example_weights import validate_weights
 from trainer.data.sources.text_format import TextFormat
@@ -190,8 +191,10 @@ class DataSplits:
         text_format: of tokens: how text becomes tokens; None if that is not known.
         validation: like `test`; None if validation examples are taken from the training source.
         encoder: of the columns of a table, if the sources have one.
+        agreement: of silos that have examples of their own; None: each has all.
 
     Attributes:
+        token_bytes: bytes of each token, int64 [classes]; None if the examples are no tokens whose text is known.
         validation: the source of validation examples, which may be that of training.
         has_validation: whether it is a source of its own.
 
@@ -210,6 +213,7 @@ class DataSplits:
         text_format: TextFormat | None = None,
         validation: Source | Dataset[Any] | None = None,
         encoder: TableEncoder | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         self.train, self.test = as_source(train, classes), as_source(test, classes)
         self.has_validation = validation is not None
@@ -218,8 +222,9 @@ class DataSplits:
         self.classes = classes
         self.client_names = client_names
         self.label_names = label_names
-        self.text_format = text_format
+        self.text_format, self.token_bytes = text_format, text_format and text_format.token_bytes
         self.encoder = encoder
+        self.agreement = agreement or Alone()
 
     @property
     def parts(self) -> dict[str, Source]:

@@ -14,6 +14,8 @@ from trainer.data.sources.padding import Padding
 from trainer.data.sources.torch_datasets import is_read_by_batch, is_sequential
 from trainer.utils.tensor_trees import Tree, concatenate, take
 
+ANY = "any"  # the size of a dimension in which examples are padded
+
 
 class MadeUpSource:
     """Examples of zeros, for a rank that has none of its own.
@@ -21,10 +23,15 @@ class MadeUpSource:
     Args:
         inputs: dtype and shape of an example's inputs, as `DatasetInfo` describes them.
         targets: those of its targets.
+
+    Attributes:
+        padding: of those that have any length; None if there are none.
     """
 
     def __init__(self, inputs: str, targets: str) -> None:
         self.inputs, self.targets = inputs, targets
+        padded = dict.fromkeys((name for name, _, sizes in _described(inputs) if ANY in sizes), 0.0)
+        self.padding = Padding(padded, 0.0 if ANY in targets else None, mask=None) if padded else None
 
     def fetch(self, ids: Tensor) -> tuple[Tree, Tree]:
         """Return as many examples as there are ids."""
@@ -77,7 +84,8 @@ class PerClientSource:
 
     @property
     def padding(self) -> Padding | None:
-        return next((found for source in self.local.values() if (found := getattr(source, "padding", None))), None)
+        sources = [self.made_up] if self.made_up else self.local.values()
+        return next((found for source in sources if (found := getattr(source, "padding", None))), None)
 
     def ids(self, client: int) -> np.ndarray:
         """Return the ids of a client's examples, ascending."""
@@ -112,13 +120,20 @@ class PerClientSource:
         return fetch_seeded(self.local[client], ids - self.starts[client], seed, client)
 
 
+def _described(description: str) -> list[tuple[str, str, str]]:
+    """Return the name, the dtype and the sizes of each tensor of a description; a single one has the empty name."""
+    return re.findall(r"(?:(\S+) )?(\w+) \[([^\]]*)\]", description)
+
+
 def _zeros(description: str, count: int) -> Tree:
-    """Return zeros of described types: "float32 [1, 8, 8]" is a tensor, "age float32 [], ward int64 []" a dict."""
-    found = re.findall(r"(?:(\S+) )?(\w+) \[([^\]]*)\]", description)
+    """Return zeros of described types.
+
+    "float32 [1, 8, 8]" is a tensor, "age float32 [], ward int64 []" a dict, "0 float32 [], 1 int64 []" a tuple.
+    """
     tensors = {
         name: torch.zeros(
-            count, *map(int, sizes.replace("any", "1").split(", ") if sizes else ()), dtype=getattr(torch, dtype)
+            count, *map(int, sizes.replace(ANY, "1").split(", ") if sizes else ()), dtype=getattr(torch, dtype)
         )
-        for name, dtype, sizes in found
+        for name, dtype, sizes in _described(description)
     }
-    return tensors.get("", tensors)
+    return tuple(tensors.values()) if "0" in tensors else tensors.get("", tensors)

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.sources.agreement import Agreement
 from trainer.data.sources.base import Source
 from trainer.data.sources.column import as_targets, check_not_empty, integer_column, label_column
 from trainer.utils.hardware import to_device
+from trainer.utils.text import format_value
 
 ROUNDING_UNITS = 8  # of float64, relative to the mean: a column of a smaller deviation is constant
 MISSING = -1  # code of a missing category
@@ -147,7 +149,8 @@ class TableEncoder:
         size = len(next(iter(columns.values())))
         stacked = np.array(codes, np.int32).reshape(len(codes), size).T
         rows = TableRows.of(numbers, stacked, dict(zip(self.categories, sets, strict=True)))
-        source = TableSource(rows, TableStatistics(), torch.zeros(size)).encoded_by(self)
+        statistics = TableStatistics(list(self.numbers), list(self.categories))
+        source = TableSource(rows, statistics, torch.zeros(size)).encoded_by(self)
         return source.fetch(torch.arange(size))[0]
 
 
@@ -251,70 +254,59 @@ class TableSource:
         ]
 
 
-class Exchange(Protocol):
-    """How the statistics of rows on several silos are put together."""
-
-    def union(self, sets: list[list[str]]) -> list[list[str]]:
-        """Return the sorted union of each set over the silos."""
-        ...
-
-    def total(self, sums: np.ndarray) -> np.ndarray:
-        """Return the sum of the numbers over the silos."""
-        ...
-
-
-class Alone:
-    """The exchange of rows that are all here."""
-
-    def union(self, sets: list[list[str]]) -> list[list[str]]:
-        return sets
-
-    def total(self, sums: np.ndarray) -> np.ndarray:
-        return sums
-
-
 @dataclass(frozen=True)
 class TableStatistics:
-    """How an encoder is fitted to training rows.
+    """The columns of a table, and how an encoder is fitted to training rows.
 
     Attributes:
+        numbers: names of the columns of numbers.
+        categories: names of the columns of categories.
         impute_number: of missing numbers, the mean of the others or this number; None: there must be none.
         impute_category: of missing categories, `most_frequent` or this one; None: there must be none.
         standardise: whether numbers are divided by their standard deviation after their mean is subtracted.
     """
 
+    numbers: list[str]
+    categories: list[str]
     impute_number: ImputeNumber = "mean"
     impute_category: ImputeCategory = "most_frequent"
     standardise: bool = True
 
-    def fit(self, tables: Sequence[TableRows], exchange: Exchange) -> TableEncoder:
-        """Return the encoder of these rows, of which there is at least one table, and of those of other silos."""
-        numbers = self._fit_numbers(tables, exchange) if tables[0].number_names else {}
-        return TableEncoder(numbers, self._fit_categories(tables, exchange) if tables[0].category_names else {})
+    def __str__(self) -> str:
+        kinds = {"numbers": self.numbers, "categories": self.categories}
+        named = [f"{kind} [{', '.join(names)}]" for kind, names in kinds.items() if names]
+        imputed = f"imputed by {format_value(self.impute_number)} and {format_value(self.impute_category)}"
+        return ", ".join([*named, imputed, "standardised" if self.standardise else "not standardised"])
 
-    def _fit_numbers(self, tables: Sequence[TableRows], exchange: Exchange) -> dict[str, NumberEncoding]:
-        names = tables[0].number_names
-        moments = [table.moments for table in tables]
+    def fit(self, tables: Sequence[TableRows], agreement: Agreement) -> TableEncoder:
+        """Return the encoder of these rows, and of those of other silos. A silo may have none."""
+        numbers = self._fit_numbers(tables, agreement) if self.numbers else {}
+        return TableEncoder(numbers, self._fit_categories(tables, agreement) if self.categories else {})
+
+    def _fit_numbers(self, tables: Sequence[TableRows], agreement: Agreement) -> dict[str, NumberEncoding]:
+        columns, moments = len(self.numbers), [table.moments for table in tables]
         sizes = [len(table) for table in tables]
-        local = [(count, count * mean, size - count) for size, (count, mean, _) in zip(sizes, moments, strict=True)]
-        count, sums, missing = exchange.total(np.sum(local, axis=0))
+        local = [
+            np.stack((count, count * mean, size - count)) for size, (count, mean, _) in zip(sizes, moments, strict=True)
+        ]
+        count, sums, missing = agreement.total("columns-numbers", sum(local, np.zeros((3, columns))))
         if self.impute_number in ("mean", None):
             fill = np.where(count, sums / np.maximum(count, 1), np.nan)
         else:
-            fill = np.full(len(names), float(self.impute_number))
+            fill = np.full(columns, float(self.impute_number))
         mean = (sums + missing * fill) / (count + missing)
-        squares = exchange.total(np.sum([each[2] + each[0] * (each[1] - mean) ** 2 for each in moments], axis=0))
+        deviations = [each[2] + each[0] * (each[1] - mean) ** 2 for each in moments]
+        squares = agreement.total("columns-deviations", sum(deviations, np.zeros(columns)))
         std = np.sqrt((squares + missing * (fill - mean) ** 2) / (count + missing))
         std[std <= ROUNDING_UNITS * np.finfo(np.float64).eps * np.abs(mean)] = 1.0
         if not self.standardise:
-            mean, std = np.zeros(len(names)), np.ones(len(names))
-        return dict(zip(names, map(NumberEncoding, fill.tolist(), mean.tolist(), std.tolist()), strict=True))
+            mean, std = np.zeros(columns), np.ones(columns)
+        return dict(zip(self.numbers, map(NumberEncoding, fill.tolist(), mean.tolist(), std.tolist()), strict=True))
 
-    def _fit_categories(self, tables: Sequence[TableRows], exchange: Exchange) -> dict[str, CategoryEncoding]:
-        names = tables[0].category_names
-        counts = [[_count(table, column) for table in tables] for column in range(len(names))]
+    def _fit_categories(self, tables: Sequence[TableRows], agreement: Agreement) -> dict[str, CategoryEncoding]:
+        counts = [[_count(table, column) for table in tables] for column in range(len(self.categories))]
         occurring = [{category for count in each for category in count if category is not None} for each in counts]
-        sets = exchange.union([sorted(each) for each in occurring])
+        sets = agreement.union("columns-categories", [sorted(each) for each in occurring])
         # In one sum, for each column: how many values are missing, and how many there are of each category.
         local = [
             sum(count.get(category, 0) for count in each)
@@ -322,9 +314,9 @@ class TableStatistics:
             for category in (None, *found)
         ]
         ends = np.cumsum([len(found) + 1 for found in sets])
-        parts = np.split(exchange.total(np.array(local, np.float64)), ends[:-1])
+        parts = np.split(agreement.total("columns-frequencies", np.array(local, np.float64)), ends[:-1])
         encodings = {}
-        for name, found, (missing, *frequencies) in zip(names, sets, parts, strict=True):
+        for name, found, (missing, *frequencies) in zip(self.categories, sets, parts, strict=True):
             fill = self.impute_category
             if fill == "most_frequent":
                 fill = found[int(np.argmax(frequencies))] if found else None
@@ -333,10 +325,9 @@ class TableStatistics:
         return encodings
 
 
-def fit_encoder(sources: Sequence[Source], exchange: Exchange) -> TableEncoder:
-    """Return the encoder of these training sources, at least one, and of those of other silos."""
-    tables = [source for source in sources if isinstance(source, TableSource)]
-    return tables[0].statistics.fit([table.rows for table in tables], exchange)
+def table_rows(sources: Iterable[Source]) -> list[TableRows]:
+    """Return the rows of those sources that are of a table."""
+    return [source.rows for source in sources if isinstance(source, TableSource)]
 
 
 def _count(table: TableRows, column: int) -> dict[str | None, int]:

@@ -71,7 +71,10 @@ class FittedTransform(Transform, Protocol):
     """Abstract: a transform with statistics of the training examples."""
 
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
-        """Compute the statistics of batches of inputs [B, ...], of which `total` sums a tensor over all ranks."""
+        """Compute the statistics of batches of inputs [B, ...], of which `total` sums a tensor over all ranks.
+
+        A rank without examples has one batch of none.
+        """
         ...
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def _channel_error(inputs: Tensor) -> str:
 def _moments(inputs: Tensor) -> Tensor:
     """Return n, the mean and the sum of squared deviations from it of each channel, float64 [3, C] on the CPU."""
     columns = inputs.transpose(0, 1).flatten(1).double()
-    mean = columns.mean(1)
+    mean = columns.mean(1) if columns.shape[1] else columns.new_zeros(len(columns))
     return torch.stack((torch.full_like(mean, columns.shape[1]), mean, (columns - mean[:, None]).square().sum(1))).cpu()
 
 
@@ -96,7 +96,7 @@ class Standardise:
         self.mean, self.std = state["mean"], state["std"]
 
     def fit(self, batches: Iterable[Tensor], total: Callable[[Tensor], Tensor]) -> None:
-        """Compute the statistics of these batches [B, C, ...], at least one, and those of other ranks.
+        """Compute the statistics of these batches [B, C, ...], at least one, perhaps empty, and those of other ranks.
 
         Raises:
             ValueError: a number of a channel, on any rank, is not finite.
