@@ -109,8 +109,7 @@ class SiteExchange:
         self.transport: Transport = self.world.transport
 
     def start(self, module: nn.Module) -> None:
-        own = _pack(_start_tensors(module))
-        result = self._meet(Message({"key": START}), Limit(_num_bytes(own.values())))
+        result = self._meet(Message({"key": START}), Limit(_num_bytes(_start_tensors(module))))
         if result.header["digests"] != list(model_digests(module)):
             raise InputError(
                 "the model is not the coordinator's: its parameters have other shapes, or other frozen values.\n"
