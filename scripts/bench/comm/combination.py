@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -26,6 +27,7 @@ from trainer.algorithms.round import Round
 from trainer.commands.plan.memory import peak_growth
 from trainer.data import DataSplits, Iid, TensorSource
 from trainer.distributed.topology import Topology, distributed
+from trainer.loop.exchange import ExchangeFactory, InWorld
 from trainer.loop.options import EvalOptions, MetricsOptions, RoundOptions, TrainingOptions
 from trainer.loop.round import aggregate_round
 from trainer.loop.round_metrics import RoundAccumulator
@@ -52,27 +54,32 @@ def layers(numbers: int) -> nn.Sequential:
     return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(max(numbers // WIDTH**2, 1))))
 
 
+def one_step_rounds(topology: Topology, algorithm: Algorithm, numbers: int, rounds: int, clients: int = 2) -> Run:
+    """Return a run of rounds of one step, with a client in each of the first silos."""
+    source = TensorSource(torch.randn(clients, WIDTH), torch.arange(clients))
+    return Run(
+        topology=topology,
+        model=partial(layers, numbers),
+        task=Classification(),
+        data=DataSplits(source, source, WIDTH),
+        clients=replace(Iid().split(source, source, clients, seed=0), homes=tuple(range(clients))),
+        algorithm=algorithm,
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+        rounds=rounds,
+        training=TrainingOptions(batch_size=1),
+        round=RoundOptions(steps=1),
+        eval=EvalOptions(every_rounds=10**6),
+        metrics=MetricsOptions(per_client="none"),
+    )
+
+
 class Rounds:
     """Rounds of one step for one client a silo; everything but the step is timed."""
 
-    def __init__(self, topology: Topology, algorithm: Algorithm, numbers: int, rounds: int):
-        source = TensorSource(torch.randn(2, WIDTH), torch.tensor([0, 1]))
-        self.run = Run(
-            topology=topology,
-            model=partial(layers, numbers),
-            task=Classification(),
-            data=DataSplits(source, source, WIDTH),
-            clients=Iid().split(source, source, clients=2, seed=0),
-            algorithm=algorithm,
-            optimizer=partial(torch.optim.SGD, lr=1e-3),
-            rounds=rounds,
-            training=TrainingOptions(batch_size=1),
-            round=RoundOptions(steps=1),
-            eval=EvalOptions(every_rounds=10**6),
-            metrics=MetricsOptions(per_client="none"),
-        )
-        self.state = TrainState(self.run)
-        self._begin(self.run.sample_round(0))
+    def __init__(self, run: Run, make_exchange: ExchangeFactory = InWorld):
+        self.run = run
+        self.state = TrainState(run, make_exchange=make_exchange)
+        self._begin(run.sample_round(0))
 
     def train(self) -> None:
         """Take the steps of the round."""
@@ -106,7 +113,7 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
 def bench(topology: Topology, name: str, numbers: int, pairs: int) -> None:
     """Print a row of the table."""
     make, goal = ALGORITHMS[name]
-    rounds = Rounds(topology, make(), numbers, pairs + 3)
+    rounds = Rounds(one_step_rounds(topology, make(), numbers, pairs + 3))
     device = topology.device
     vector = torch.zeros(sum(parameter.numel() for parameter in rounds.state.model.module.parameters()), device=device)
     times: list[tuple[float, float]] = []
