@@ -91,6 +91,11 @@ def _site_errors(config: Config) -> Iterator[str]:
             f"site.name={site.name} without site.certificates: sites are known by their certificates\n"
             f"  set site.certificates= to the folder of ca.pem, {site.name}.pem and {site.name}.key"
         )
+    if "training" not in site.allow and not declares(config.algorithm["_target_"], "skips_nonfinite_clients"):
+        yield (
+            f"site.allow={format_value(list(site.allow))} with algorithm={config.algorithm['_target_']}: it knows by "
+            "the loss of training that a model is broken\n  add training to site.allow, or set algorithm=fedavg"
+        )
     if site.simulate is None and config.data["files"] is not None:
         yield (
             f"data.files={format_value(config.data['files'])} with site.name={site.name}: a site is one client\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,18 @@ CHANNEL_OPTIONS = (
 )
 
 
+# What a member is told of a connection that is not made, by what gRPC says of it. The first that it has counts.
+REASONS = {
+    "Hostname Verification": "the certificate there is not the coordinator's: another member or program has this port",
+    "certificate has expired": "the coordinator's certificate has expired",
+    "certificate is not yet valid": "the coordinator's certificate is not valid yet, by this clock",
+    "CERTIFICATE_VERIFY_FAILED": "the certificate there is of another authority than ca.pem",
+    "WRONG_VERSION_NUMBER": "it answers in plain text: another program has this port",
+    "Connection refused": "nothing listens there",
+    "Socket closed": "it hangs up. It may not take this site's certificate: of another authority, or of another time",
+}
+
+
 class LinkRefusedError(ValueError):
     """The coordinator refuses: the sentence is its own."""
 
@@ -96,6 +109,7 @@ class Link:
         self._welcome: Message | None = None
         self._refused: LinkRefusedError | None = None
         self._is_present = self._is_closed = False
+        self._trouble = ""  # why the last try has failed
         self._absent_since = monotonic()
 
     @contextmanager
@@ -142,6 +156,7 @@ class Link:
         return self._retry(FETCH, message, limit)
 
     def _wait_welcome(self) -> Message:
+        told = ""
         with self._changed:
             while self._welcome is None:
                 if self._refused:
@@ -149,7 +164,11 @@ class Link:
                 if self.is_stopping():
                     raise StoppedError("this process is asked to stop")
                 if self._has_lost:
-                    raise LinkLostError(f"{self.server} cannot be reached")
+                    raise LinkLostError(f"{self.server} cannot be reached: {self._trouble}")
+                if self._trouble and not self._is_present and self._trouble != told:
+                    told = self._trouble
+                    message = f"{self.server} cannot be reached: {told}; tries for {self.retry_seconds:g} s"
+                    print(message, file=sys.stderr, flush=True)
                 self._changed.wait(POLL_SECONDS)
             return self._welcome
 
@@ -173,6 +192,7 @@ class Link:
                     self._note(refused=LinkRefusedError(status.details()))
                     return
                 log.info("the presence at %s ended: %s", self.server, _reason(error))
+                self._trouble = _reason(error)
             self._note(is_present=False)
             with self._changed:
                 self._changed.wait(pause)
@@ -254,4 +274,5 @@ def _nonsense(error: MessageError) -> LinkRefusedError:
 
 
 def _reason(error: Exception) -> str:
-    return str(error.details()) if isinstance(error, grpc.Call) else str(error)
+    details = str(error.details()) if isinstance(error, grpc.Call) else str(error)
+    return next((reason for text, reason in REASONS.items() if text in details), details)

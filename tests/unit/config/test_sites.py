@@ -30,6 +30,10 @@ REFUSED = {
     "no name of a certificate": ([*SITE, "site.name=St_Mary"], ["site.name=St_Mary", "lower-case letters"]),
     "the coordinator's name": ([*SITE, "site.name=coordinator"], ["site.name=coordinator", "give the site another"]),
     "files of a site": ([*SITE, "data=npz", "data.files=[a,b]"], ["data.files=[a,b]", "data.path="]),
+    "a loss that stays": (
+        [*SITE, "algorithm=averaging", "site.allow=[labels]"],
+        ["site.allow=[labels]", "ModelAveraging", "add training to site.allow", "set algorithm=fedavg"],
+    ),
     "a partition of a site": (
         [*SITE, "partition=dirichlet", "partition.alpha=1"],
         ["Dirichlet", "leave partition= out"],

@@ -274,17 +274,38 @@ def test_questions_are_checked(berlin: grpc.Channel, rounds: Any) -> None:
     assert reason.startswith("the header's rounds: ")
 
 
-@pytest.mark.parametrize("poser", ["paris", "other", "old"])
-def test_a_site_brings_nothing_to_one_who_is_no_coordinator(certs: Path, tmp_path: Path, poser: str) -> None:
+POSERS = {
+    "paris": "the certificate there is not the coordinator's",
+    "other": "the certificate there is of another authority than ca.pem",
+    "old": "the coordinator's certificate has expired",
+    "early": "the coordinator's certificate is not valid yet",
+}
+
+
+@pytest.mark.parametrize("poser", POSERS)
+def test_a_site_brings_nothing_to_one_who_is_no_coordinator(
+    certs: Path, tmp_path: Path, poser: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = certs if poser == "paris" else certs.with_name(poser)
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         of = credentials(folder, "paris" if poser == "paris" else "coordinator")
         patch.setattr("trainer.federation.membership.load_credentials", lambda *_: of)
         federation = stack.enter_context(coordinating(certs, tmp_path))
         link = Link(federation.address, load_credentials(certs, "berlin"), 0.3)
-        with pytest.raises(LinkLostError, match="cannot be reached"), link.joined(federation.joining()):
+        reason = f"{federation.address} cannot be reached: {POSERS[poser]}"
+        with pytest.raises(LinkLostError, match=reason), link.joined(federation.joining()):
             pass
         assert not federation.checked
+    assert capfd.readouterr().err.count(f"{reason}") == 1
+
+
+@pytest.mark.parametrize("folder", ["other", "old", "early"])
+def test_a_site_that_is_not_taken_is_told_why_that_may_be(quiet: Federation, folder: str) -> None:
+    authority = credentials(quiet.certs, "rome").authority
+    link = Link(quiet.address, replace(credentials(quiet.certs.with_name(folder), "berlin"), authority=authority), 0.3)
+    with pytest.raises(LinkLostError, match="may not take this site's certificate"), link.joined(quiet.joining()):
+        pass
+    assert quiet.is_untouched()
 
 
 def test_a_result_of_another_kind_is_refused_by_the_site(certs: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from trainer.checkpoint.files import private_files
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands.exit_codes import BAD_INPUT, FAILED, FINISHED, PREEMPTED
 from trainer.config.overrides import literal
@@ -43,6 +44,7 @@ def simulate(tree: Mapping[str, Any], overrides: Sequence[str]) -> int:
     site, folder = tree["site"], RunDir(Path(tree["run_dir"]))
     names: list[str] = site["members"]
     with (
+        private_files(),
         handle_stop_signals() as signals,
         TemporaryDirectory(prefix="silotrain-") as certificates,
         _reserved_port() as port,
