@@ -29,14 +29,14 @@ class Item:
         key: regular expression of the meetings to which it is brought.
         names: those of its scalars, tables and vectors.
         needs: the figures that a site must allow; without them zeros leave in its place.
-        is_needed: whether a run that asks for it cannot do without.
+        remedy: of a run that cannot do without; empty if zeros may leave in its place.
     """
 
     text: str
     key: str
     names: tuple[str, ...]
     needs: frozenset[Figure] = frozenset()
-    is_needed: bool = False
+    remedy: str = ""
 
     def has(self, key: str, name: str) -> bool:
         """Return whether this is about a scalar, table or vector that is brought to a meeting."""
@@ -46,7 +46,7 @@ class Item:
 # Of the join, and of all that is asked at the coordinator.
 ALWAYS = (
     "its name, the number of its launch, the choices that all members must make alike",
-    "the numbers of its examples, their types and shapes, the names of their classes",
+    "the numbers of its examples, their types and shapes, the names of their classes and columns",
     "how many rounds it has saved, whether it is asked to stop",
 )
 TRAINING, EVALUATION = r"rounds/\d+/training", r"rounds/\d+/evaluation"
@@ -81,14 +81,14 @@ ITEMS = (
         r"start/(transforms|columns)-\w+",
         ("table/total", "sums", "sets"),
         frozenset({"statistics"}),
-        is_needed=True,
+        "give the numbers, as transforms=[normalise] does",
     ),
     Item(
-        "at the start, with class_weights=balanced: the number of its training examples by class",
-        "start/weights-classes",
+        "at the start, with task.class_weights: the number of its training examples by class",
+        "start/weights-classes",  # the sum of given weights tells it, too
         ("sums",),
         frozenset({"labels"}),
-        is_needed=True,
+        "train without task.class_weights",
     ),
     Item(
         "at the start, if its examples have weights: their sum",
@@ -142,11 +142,11 @@ class Disclosure:
             raise InputError(f"{name} of {key} is not in the list of what may leave a site: nothing of it has left")
         if item is None or item.needs <= self.allowed:
             return True
-        if item.is_needed:
+        if item.remedy:
             raise InputError(
                 f"site.allow={format_figures(self.allowed)}, and this run needs of every site "
                 f"{item.text.rpartition(': ')[2]}\n"
-                f"  add {', '.join(item.needs)} to site.allow, or give all members these numbers in their configuration"
+                f"  add {', '.join(item.needs)} to site.allow, or {item.remedy}"
             )
         return False
 
