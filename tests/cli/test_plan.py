@@ -12,6 +12,7 @@ from trainer.commands import main as cli
 from trainer.distributed.topology import distributed
 
 FEDERATED = ("algorithm=fedavg", "silos=2")
+SITE = ("algorithm=fedavg", "site.certificates=certs")
 
 
 def plan(shell: Shell, *overrides: str) -> Ended:
@@ -76,6 +77,11 @@ def test_what_a_run_refuses_is_refused_with_the_same_text(shell: Shell) -> None:
             ["silos=2", "plan.ranks=8", "plan.bandwidth=1Gbit", "launch.nproc_per_node=1"],
             "plan.bandwidth_inside is not set",
         ),
+        (
+            [*SITE, "site.name=berlin", "site.server=host:7070"],
+            "plan.bandwidth is not set, and the link to the coordinator",
+        ),
+        ([*SITE, "site.listen=host:7070", "site.members=[berlin]"], "site.listen=host:7070: a plan plays rounds"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_before_workers_start(

@@ -14,6 +14,7 @@ from trainer.config.compose import compose_tree
 from trainer.config.schema import Config, read_config
 from trainer.data import DataSplits, TensorSource
 from trainer.data.loading.silo_files import DatasetInfo, join_clients
+from trainer.data.sources.agreement import Alone
 from trainer.data.sources.selected import select_examples
 from trainer.distributed.topology import Topology, distributed
 
@@ -35,7 +36,7 @@ def simulated(site: int, *overrides: str) -> Config:
 def joined(all_splits: list[DataSplits]) -> DataSplits:
     """Return the data of all sites, as a world that had all of them would join it."""
     infos = [DatasetInfo.of(splits) for splits in all_splits]
-    return join_clients(["a", "b", "c"], [0] * SITES, dict(enumerate(all_splits)), infos)
+    return join_clients("the sites", ["a", "b", "c"], [0] * SITES, dict(enumerate(all_splits)), infos, Alone())
 
 
 @pytest.mark.parametrize(

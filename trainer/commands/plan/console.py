@@ -54,9 +54,12 @@ def _facts(plan: RunPlan) -> Iterator[tuple[str, str]]:
     steps = _range(load.steps * costs.rounds for load in costs.loads)
     seconds = timedelta(seconds=math.ceil(estimate(costs).seconds * costs.rounds))
     yield "the run", f"{costs.rounds:,} rounds, {steps} steps of a silo, {seconds} without evaluation"
-    for label, link in {"inside": costs.intra_silo, "between": costs.inter_silo}.items():
+    links = {"inside": (costs.intra_silo, "a small all-reduce"), "between": (costs.inter_silo, "a small all-reduce")}
+    if costs.star:
+        links["between"] = (costs.star.link, "a small message and its answer")
+    for label, (link, message) in links.items():
         if link:
-            speed = f"{format_bytes(link.bandwidth)}/s, {format_seconds(link.latency)} for a small all-reduce"
+            speed = f"{format_bytes(link.bandwidth)}/s, {format_seconds(link.latency)} for {message}"
             yield label, f"{speed}, {'measured' if link.is_measured else 'as given'}"
 
 
@@ -73,11 +76,12 @@ def _step(plan: RunPlan) -> str:
 def _seconds(costs: CostModel) -> list[Row]:
     """Return the seconds of a round and of its parts, with their shares."""
     round = estimate(costs)
+    sending = "meeting at the coordinator" if costs.star else "sending between silos"
     parts = {
         "computing: the steps": round.computing,
         "averaging gradients inside silos": round.averaging,
         "updating parameters: clients and server": round.updating,
-        "sending between silos, then inside": round.sending,
+        f"{sending}, then inside": round.sending,
         WHOLE_ROUND: round.seconds,
     }
     return [(name, f"{took:,.4f} s", f"{took / round.seconds:.1%}") for name, took in parts.items() if took]
@@ -85,9 +89,18 @@ def _seconds(costs: CostModel) -> list[Row]:
 
 def _traffic(costs: CostModel) -> dict[str, float]:
     """Return the bytes that are sent in a round, and between the silos in the run."""
-    all_silos = costs.traffic.inter_silo
+    inside, all_silos = {"inside silos, by a rank": costs.intra_silo_bytes}, costs.traffic.inter_silo
+    if star := costs.star:
+        of_coordinator = star.sites * (star.brought + star.fetched)
+        return {
+            **inside,
+            "by a site, to the coordinator": star.brought,
+            "by the coordinator, to a site": star.fetched,
+            f"by the coordinator and {star.sites} sites": of_coordinator,
+            "by all of them in the run": of_coordinator * costs.rounds,
+        }
     return {
-        "inside silos, by a rank": costs.intra_silo_bytes,
+        **inside,
         "between silos, by a silo": all_silos / len(costs.loads),
         "between silos, by all": all_silos,
         "between silos, by all in the run": all_silos * costs.rounds,

@@ -73,6 +73,28 @@ class LinkSpeed:
 
 
 @dataclass(frozen=True)
+class Star:
+    """Links of a federation: each site has one to the coordinator, all of whose traffic goes over its own.
+
+    Attributes:
+        sites: number of sites.
+        brought: bytes that a site sends in a round.
+        fetched: bytes that it gets.
+        link: the coordinator's, with the latency of a meeting.
+    """
+
+    sites: int
+    brought: int
+    fetched: int
+    link: LinkSpeed
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a round in which sites send and get: first all send, then all get."""
+        return self.link.seconds(self.sites * (self.brought + self.fetched))
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Everything that the time of a round depends on.
 
@@ -85,6 +107,7 @@ class CostModel:
         rounds: number of rounds of the run.
         averaging: seconds per step of averaging the gradients, by number of replicas, where measured.
         overlap: steps of the next round during which communication between silos may still be under way.
+        star: links of a federation, instead of those between silos; None without one.
     """
 
     loads: tuple[SiloLoad, ...]
@@ -95,6 +118,7 @@ class CostModel:
     rounds: int
     averaging: dict[int, float] = field(default_factory=dict)
     overlap: int = 0
+    star: Star | None = None
 
     @property
     def silo_sizes(self) -> tuple[int, ...]:
@@ -137,7 +161,7 @@ def estimate(costs: CostModel) -> Estimate:
     aggregation = max(costs.stage_times[load.replicas].aggregation for load in costs.loads)
     hidden = min(costs.overlap, steps) * (local.computing + local.averaging) / max(steps, 1)
     link = costs.inter_silo or costs.intra_silo
-    header = link.latency if link else 0.0
+    header = link.latency if link and not costs.star else 0.0  # to a coordinator it goes with the vectors
     sending = header + max(_inter_silo_seconds(costs) - hidden, 0.0) + _all_gather_seconds(costs)
     return replace(local, updating=local.updating + aggregation, sending=sending)
 
@@ -170,6 +194,8 @@ def averaging_seconds(gradients: int, replicas: int, link: LinkSpeed | None) -> 
 
 def _inter_silo_seconds(costs: CostModel) -> float:
     """Return the seconds in which silos exchange their vectors."""
+    if costs.star:
+        return costs.star.seconds
     if costs.inter_silo is None or not costs.traffic.inter_silo:
         return 0.0
     return costs.inter_silo.seconds(costs.traffic.inter_silo / len(costs.loads))

@@ -8,6 +8,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from torch import Tensor
+
 from trainer.algorithms.base import RoundSession
 from trainer.algorithms.round import Round
 from trainer.commands.plan.cost_model import SiloLoad, StageTimes, Traffic
@@ -15,6 +17,7 @@ from trainer.commands.plan.memory import MemoryLines, memory_lines, peak_growth,
 from trainer.commands.plan.null_transport import NullTransport
 from trainer.distributed.gradients import FullPrecisionReducer
 from trainer.distributed.topology import Topology
+from trainer.distributed.transport.base import chunks_of
 from trainer.loop.consistency import model_fingerprint
 from trainer.loop.exchange import InWorld
 from trainer.loop.local_trainer import ClientTraining
@@ -73,6 +76,20 @@ class DryRun:
         """Return the largest traffic of a round so far."""
         gradients = self.run.gradient_compression().encoded_size(self.state.model.trainable)
         return Traffic(gradients, self.all_gathered, self.sent)
+
+    def meeting(self) -> tuple[int, int]:
+        """Return the bytes of the vectors that a site brings to the coordinator in a round, and of those it gets."""
+        session = self.state.algorithm.start_round(self.round)
+        self._finish_client(self._train(session, 0.0, self.clients[0])[0])
+        brought, fetched = session.contribution(), self.state.algorithm.global_state()
+        return sum(map(self._sent_bytes, brought.values())), sum(vector.nbytes for vector in fetched.values())
+
+    def _sent_bytes(self, vector: Tensor) -> int:
+        """Return the bytes as which a site sends a vector."""
+        compression = self.run.update_compression
+        if compression.is_identity is True or compression.matrix_rank is not None:  # sites refuse the latter
+            return vector.nbytes
+        return sum(compression.encoded_size(span.stop - span.start) for span in chunks_of(slice(0, vector.numel())))
 
     def memory(self) -> MemoryLines:
         """Return what this rank holds in the middle of a round."""

@@ -22,6 +22,7 @@ from trainer.distributed.launch.processes import TRAINER
 from trainer.distributed.peers import Peers
 from trainer.distributed.silos import silo_sizes
 from trainer.utils.errors import ErrorCollector
+from trainer.utils.text import format_value
 
 USAGE = """\
 python -m trainer plan [key=value ...] [plan.key=value ...]     what a run with these overrides would cost
@@ -32,6 +33,7 @@ and examples, the seconds of a round and the share of it in which ranks compute,
 the memory of a rank. docs/plan.md explains how they are estimated.
 
   plan.bandwidth=100Mbit          that a silo can send to the others: 1Gbit, 10GB/s, ...; default: measured
+                                  of a federation: that its coordinator can send, and get, at once
   plan.latency=50ms               from one silo to another; default: measured, or 0 with plan.bandwidth
   plan.bandwidth_inside=300GB/s   that a rank can send inside its silo; default: measured
   plan.ranks=64                   of a run on other machines, launch.nproc_per_node on each; needs plan.bandwidth
@@ -54,6 +56,9 @@ def main(arguments: Sequence[str]) -> int:
         return run_worker(overrides, partial(_plan, options))
     tree = errors.collect(lambda: compose_tree(overrides))
     errors.raise_any()
+    errors.collect(lambda: _check_site(tree["site"], options))
+    errors.raise_any()
+    tree = _in_one_world(tree)
     config = read_config(tree)
     check_launcher(config.launch.nodes)
     launch = replace(config.launch, nproc_per_node=count_local_workers(options, config.launch))
@@ -64,9 +69,33 @@ def main(arguments: Sequence[str]) -> int:
     return launch_workers(tree, launch, (*TRAINER, "plan", *plan_arguments))
 
 
+def _check_site(site: dict[str, Any], options: PlanOptions) -> None:
+    """Raise ValueError if this launch is part of a federation that cannot be planned here."""
+    if site["listen"] is not None:
+        members = format_value(site["members"])
+        raise ValueError(
+            f"site.listen={site['listen']}: a plan plays rounds, and the coordinator has no examples\n"
+            f"  plan a site, which knows the members: python -m trainer plan ... site.name= site.members={members}"
+        )
+    if site["name"] is not None and options.bandwidth is None:
+        raise ValueError(
+            "plan.bandwidth is not set, and the link to the coordinator is not measured here\n"
+            "  set that of the coordinator, as in plan.bandwidth=100Mbit; python -m trainer doctor measures it"
+        )
+
+
+def _in_one_world(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the sites of a simulation as silos of one world, since they share a machine."""
+    sites, launch = tree["site"]["simulate"], tree["launch"]
+    if sites is None or tree["silos"] == sites:
+        return tree
+    return {**tree, "silos": sites, "launch": {**launch, "nproc_per_node": sites * launch["nproc_per_node"]}}
+
+
 def _plan(options: PlanOptions, tree: dict[str, Any], peers: Peers) -> int:
     """Measure, and print the plan on rank 0; the exit code."""
-    plan = Planner(read_config(tree), options, peers).plan()
+    _check_site(tree["site"], options)  # again: torchrun has started the workers
+    plan = Planner(read_config(_in_one_world(tree)), options, peers).plan()
     if peers.rank == 0:
         show(plan, Console())
     return FINISHED

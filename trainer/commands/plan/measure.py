@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from trainer.commands.plan.cost_model import CostModel, LinkSpeed, SiloLoad, StageTimes, Traffic, slowest_stage_times
+from trainer.commands.plan.cost_model import (
+    CostModel,
+    LinkSpeed,
+    SiloLoad,
+    StageTimes,
+    Star,
+    Traffic,
+    slowest_stage_times,
+)
 from trainer.commands.plan.dry_run import DryRun, measure_step_seconds
 from trainer.commands.plan.memory import MemoryLines
 from trainer.commands.plan.options import PlanOptions
@@ -42,7 +50,7 @@ class RunPlan:
 class DryRunResult:
     """Measurements of a dry run as a rank of a silo of one size.
 
-    `loads` are those of all such silos, by silo.
+    `loads` are those of all such silos, by silo. `meeting` are the bytes that a site of a federation brings and gets.
     """
 
     run: Run
@@ -51,6 +59,7 @@ class DryRunResult:
     loads: dict[int, SiloLoad]
     traffic: Traffic
     memory: MemoryLines
+    meeting: tuple[int, int] | None
 
 
 class Planner:
@@ -58,6 +67,7 @@ class Planner:
 
     def __init__(self, config: Config, options: PlanOptions, peers: Peers):
         self.config, self.options, self.peers = config, options, peers
+        self.is_federated = config.site.is_federated or config.site.is_simulation
         self.is_remote = is_remote_run(options, config.launch, peers.environment.launched_by == "launcher")
 
     def plan(self) -> RunPlan:
@@ -86,6 +96,7 @@ class Planner:
             rounds=largest.run.rounds,
             averaging=averaging,
             overlap=largest.run.algorithm.overlap_steps,
+            star=self._star(largest, inter_silo),
         )
         return RunPlan(largest.run, largest.model, threads, costs, largest.memory)
 
@@ -99,7 +110,18 @@ class Planner:
         if self.options.seconds_per_step:
             times = replace(times, step=self.options.seconds_per_step)
         loads = {silo: dry_run.load(silo) for silo, replicas in enumerate(sizes) if replicas == size}
-        return DryRunResult(dry_run.run, dry_run.model, times, loads, dry_run.traffic(), dry_run.memory())
+        meeting = dry_run.meeting() if self.is_federated else None
+        return DryRunResult(dry_run.run, dry_run.model, times, loads, dry_run.traffic(), dry_run.memory(), meeting)
+
+    def _star(self, result: DryRunResult, inter_silo: LinkSpeed | None) -> Star | None:
+        """Return the links of a federation; None if the run is none."""
+        options = self.options
+        if result.meeting is None:
+            return None
+        link = inter_silo or LinkSpeed(options.bandwidth or 0.0, 0.0, is_measured=False)
+        if options.latency:
+            link = replace(link, latency=2 * options.latency)
+        return Star(len(self.config.site.members) or 1, *result.meeting, link)
 
     def _link_speeds(self, sizes: tuple[int, ...], measured: list[Link]) -> tuple[LinkSpeed | None, LinkSpeed | None]:
         """Return the links inside silos and between them, as given, else as measured.

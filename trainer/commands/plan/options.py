@@ -24,7 +24,7 @@ class PlanOptions:
 
     Attributes:
         ranks: number of ranks of the run; None for those that the command would start.
-        bandwidth: bytes per second that a silo can send to the others.
+        bandwidth: bytes per second that a silo can send to the others, or the coordinator of a federation to its sites.
         bandwidth_inside: bytes per second that a rank can send to another one of its silo.
         latency: seconds from one silo to another.
         seconds_per_step: of one rank with its share of the batch, without communication.

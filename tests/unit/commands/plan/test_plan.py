@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,21 @@ from rich.console import Console
 
 from tests.support.folders import composed_tree
 from tests.support.runs import fedavg, make_run
+from trainer.algorithms import Median, Scaffold
 from trainer.commands.plan.console import show
 from trainer.commands.plan.cost_model import (
     CostModel,
     LinkSpeed,
     SiloLoad,
     StageTimes,
+    Star,
     Traffic,
     averaging_seconds,
     estimate,
     ring_bytes,
     slowest_stage_times,
 )
+from trainer.commands.plan.dry_run import DryRun
 from trainer.commands.plan.measure import RunPlan
 from trainer.commands.plan.memory import peak_growth, tensors_of
 from trainer.commands.plan.null_transport import NullTransport
@@ -33,6 +37,7 @@ from trainer.commands.plan.target_world import count_local_workers, is_remote_ru
 from trainer.config.schema import LaunchConfig, read_config
 from trainer.distributed.compression import Int8
 from trainer.distributed.silos import silo_sizes
+from trainer.distributed.topology import distributed
 from trainer.distributed.transport import AllReduce, CompressedAllReduce
 
 MB = 10**6
@@ -196,6 +201,34 @@ def test_communication_during_training_is_not_waited_for():
     assert waited == pytest.approx([0.2, 0.1, 0.05, 0.05]), "the header is waited for"
 
 
+def test_seconds_and_bytes_of_a_star():
+    """3 sites send 1 MB each, and get 2 MB, at 10 MB/s, after 40 ms there and back; then inside."""
+    star = Star(sites=3, brought=MB, fetched=2 * MB, link=LinkSpeed(10 * MB, 0.04, False))
+    silos, site = costs_of((1, 1, 1), star=star), costs_of((2,), star=star)
+    assert estimate(silos).sending == pytest.approx(0.04 + 0.9)
+    assert estimate(site).sending == pytest.approx(0.04 + 0.9 + 0.005 + 0.002)
+
+
+@pytest.mark.parametrize(
+    ("choices", "brought", "fetched"),
+    [
+        ({"algorithm": fedavg()}, 4, 4),
+        ({"algorithm": fedavg(drift_correction=Scaffold())}, 8, 8),
+        ({"algorithm": fedavg(weighting="equal", rule=Median())}, 4, 4),
+        ({"algorithm": fedavg(), "update_compression": Int8()}, 1 + 4 / 256, 4),
+    ],
+    ids=["fedavg", "scaffold", "median", "int8"],
+)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_bytes_that_a_site_sends_and_gets(choices: dict[str, Any], brought: float, fetched: float, replicas: int):
+    """For each parameter: a number of four bytes, or one and a share of a scale; of each vector that is exchanged."""
+    topology = leader_topology(0, (replicas,), torch.device("cpu"))
+    with distributed(device="cpu"):
+        dry_run = DryRun(make_run(topology, [320], batch_size=32, **choices))
+        count = len(dry_run.state.algorithm.global_state()["parameters"])
+        assert dry_run.meeting() == (pytest.approx(brought * count, rel=0.02), fetched * count)
+
+
 def test_averaging_that_was_measured_replaces_the_estimate_from_links():
     assert estimate(costs_of((3, 1), averaging={3: 0.05})).averaging == pytest.approx(10 * 0.05)
     assert estimate(costs_of((3, 1), averaging={3: 0.0})).averaging == 0
@@ -222,10 +255,14 @@ def plan_of(costs: CostModel) -> RunPlan:
     return RunPlan(run, "MLP", 1, costs, {"parameters and buffers": 1_200_000, "gradients": 1_200_000})
 
 
+STAR = Star(64, 10**10, 10**10, LinkSpeed(10**8, 0.04, False))
+
+
+@pytest.mark.parametrize("star", [None, STAR], ids=["a world", "sites"])
 @pytest.mark.parametrize("sizes", [(1,), (2,), (2, 2), (3, 1), (8,) * 64], ids=str)
-def test_the_output_has_eighty_columns(sizes: tuple[int, ...]):
+def test_the_output_has_eighty_columns(sizes: tuple[int, ...], star: Star | None):
     console = Console(file=StringIO(), width=80)
-    show(plan_of(costs_of(sizes)), console)
+    show(plan_of(costs_of(sizes, star=star)), console)
     lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert any(line.startswith("the whole round") for line in lines)
