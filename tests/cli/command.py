@@ -79,6 +79,7 @@ class Shell:
 
     def __init__(self, folder: Path, cache: Path):
         self.folder, self.cache = folder, cache
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def train(self, *overrides: str) -> Ended:
         """Run `python -m trainer` on two workers of one thread."""
@@ -106,6 +107,20 @@ class Shell:
                 if (process / "cwd").readlink() == self.folder:
                     found.append(int(process.name))
         return found
+
+    def end_all(self) -> None:
+        """Kill the commands that are still running, with their processes, as a failed test leaves them."""
+        left = [process for process in self.started if process.poll() is None]
+        self.started.clear()
+        if left:
+            self.kill(self.running())
+        for process in left:
+            process.wait()
+
+    def kill(self, processes: list[int]) -> None:
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def worker(self, rank: int) -> int:
         """Return the process of this rank."""
@@ -135,6 +150,7 @@ class Started:
                 stderr=err,
                 start_new_session=True,
             )
+        shell.started.append(self.process)
 
     def wait_for(self, text: str) -> None:
         """Wait until the standard output contains the text."""
@@ -161,8 +177,6 @@ class Started:
         deadline = time.monotonic() + SECONDS_TO_FOLLOW
         while (left := self.shell.running()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.shell.kill(left)
         self.process.wait()
         return left

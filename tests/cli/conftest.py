@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +23,35 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def new_shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Shell]:
+def all_shells() -> list[Shell]:
+    """Return the shells that have been made."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def new_shell(tmp_path_factory: pytest.TempPathFactory, all_shells: list[Shell]) -> Callable[[], Shell]:
     """Return a shell in an empty folder."""
     cache = tmp_path_factory.getbasetemp() / "cache"
-    return lambda: Shell(tmp_path_factory.mktemp("command"), cache)
+
+    def make() -> Shell:
+        all_shells.append(Shell(tmp_path_factory.mktemp("command"), cache))
+        return all_shells[-1]
+
+    return make
 
 
 @pytest.fixture(scope="module")
 def shell(new_shell: Callable[[], Shell]) -> Shell:
     """Return a shell for all tests of a file."""
     return new_shell()
+
+
+@pytest.fixture(autouse=True)
+def end_what_is_left(all_shells: list[Shell]) -> Iterator[None]:
+    """Kill the commands that a failed test has left running: they would fail the next test too."""
+    yield
+    for shell in all_shells:
+        shell.end_all()
 
 
 @pytest.fixture(scope="session")

@@ -218,6 +218,7 @@ ROUNDS = {
 
 
 @pytest.mark.parametrize(("overrides", "message"), (COMBINATIONS | SLOTS).values(), ids=(COMBINATIONS | SLOTS).keys())
+@pytest.mark.quick_rows(14)
 def test_invalid_combinations_and_values_are_refused(
     overrides: list[str], message: list[str], topology: Topology
 ) -> None:
@@ -256,6 +257,7 @@ def test_every_update_compression_is_built_from_its_yaml(name: str, topology: To
 
 
 @pytest.mark.parametrize("name", named_choices("algorithm"))
+@pytest.mark.quick_rows(7)
 def test_every_algorithm_is_built_from_its_yaml(name: str, topology: Topology) -> None:
     """Each is built on the digits, with two silos if it supports them."""
     sizes = (1,) if name == "sync" else (1, 1)

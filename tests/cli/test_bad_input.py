@@ -84,6 +84,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("overrides", "message"), UNKNOWN.values(), ids=UNKNOWN.keys())
+@pytest.mark.quick_rows(7)
 def test_unknown_keys_and_choices_are_answered_by_the_known_ones(overrides: list[str], message: list[str]) -> None:
     assert_says(composing(overrides), message)
 
@@ -99,6 +100,7 @@ def test_no_experiment_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(("overrides", "message"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.quick_rows(10)
 def test_invalid_values_are_answered_by_the_valid_ones(overrides: list[str], message: list[str]) -> None:
     assert_says(composing(overrides), message)
 

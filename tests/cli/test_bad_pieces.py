@@ -85,6 +85,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.quick_rows(7)
 def test_invalid_components_are_refused(name: str, topology: Topology) -> None:
     overrides, parts = REFUSED[name]
     assert_says(building(overrides, topology), parts)

@@ -153,6 +153,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.quick_rows(10)
 def test_what_cannot_be_trained_is_refused(name: str, topology: Topology) -> None:
     overrides, parts = REFUSED[name]
     assert_says(building(overrides, topology), parts)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,14 @@ def sweep(ranks, shell: Shell) -> Path:
 
 
 def report(shell: Shell, *arguments: str) -> Ended:
-    return shell.start("-m", "trainer", "report", *arguments).end()
+    """Run the command in this process, in the folder of the shell."""
+    with (
+        chdir(shell.folder),
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        code = cli.main(["report", *arguments])
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize(("overrides", "message"), UNFIT.values(), ids=UNFIT.keys())
+@pytest.mark.quick_rows(20)
 @pytest.mark.usefixtures("folder")
 def test_misfits_are_refused(overrides: list[str], message: list[str], topology: Topology) -> None:
     assert_says(building(overrides, topology), message)

@@ -59,7 +59,7 @@ def start(overrides: tuple[str, ...], folder: Path, stop: Moment | None, is_kill
         return records
 
 
-@pytest.mark.parametrize("seed", ["a", "c"])
+@pytest.mark.parametrize("seed", ["a", pytest.param("c", marks=pytest.mark.long)])
 def test_two_combinations(ranks, seed: str, tmp_path: Path):
     """SCAFFOLD with float16 and int8, Streaming with topk and fine-tuned clients; both with an average of the weights.
 

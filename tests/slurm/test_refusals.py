@@ -21,12 +21,11 @@ REFUSED = {
     "torchruns": (TWO_ON_A_NODE, TORCHRUN, (), "torchrun was started by srun with 2 tasks a node"),
     "strangers": (ONE_A_NODE, TORCHRUN, (), "torchrun knows of 1 node, but srun has started it on 2"),
 }
-SLOW = ("device", "torchruns", "strangers")
-CASES = [pytest.param(*case, id=name, marks=[pytest.mark.long] * (name in SLOW)) for name, case in REFUSED.items()]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-@pytest.mark.parametrize(("tasks", "launcher", "overrides", "message"), CASES)
+@pytest.mark.long
+@pytest.mark.parametrize(("tasks", "launcher", "overrides", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_world_that_does_not_fit_is_refused(
     tasks: tuple[str, ...], launcher: tuple[str, ...], overrides: tuple[str, ...], message: str, project: Project
 ) -> None:

@@ -100,6 +100,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "texts"), ERRORS, ids=[" ".join(arguments) for arguments, _ in ERRORS])
+@pytest.mark.quick_rows(6)
 def test_bad_input_is_refused_before_anything_starts(
     arguments: list[str], texts: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
