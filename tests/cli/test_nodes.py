@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import DEADLINE_SECONDS, Shell, Started
+from tests.cli.command import DEADLINE_SECONDS, Shell, Started, work
 from trainer.checkpoint.run_dir import RunDir
 from trainer.commands import main as cli
 from trainer.loggers import read_jsonl
@@ -51,9 +51,9 @@ def losses(run_dir: Path) -> list[tuple[float, float]]:
 
 
 @pytest.mark.long
-def test_two_nodes_of_one_rank_are_one_node_of_two(shell: Shell, where: str) -> None:
+def test_two_nodes_of_one_rank_are_one_node_of_two(ranks, shell: Shell, where: str) -> None:
     run = ("rounds=3", *FEDERATED)
-    assert shell.train("run_dir=one", *run).code == 0
+    ranks(2).run(work, ["run_dir=one", *run], str(shell.folder))
     nodes = [start(shell, "2", "run_dir=two", where, *run) for _ in range(2)]
     assert [(node.process.wait(60), node.err.read_text()) for node in nodes] == [(0, "")] * 2
     nodes[0].end()
@@ -106,12 +106,12 @@ def test_a_node_that_is_lost_is_done_without_and_one_that_comes_joins(shell: She
 
 
 @pytest.mark.long
-def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(shell: Shell, where: str) -> None:
+def test_a_run_that_is_told_to_stop_on_one_node_goes_on_to_the_same_bits(ranks, shell: Shell, where: str) -> None:
     """The run is resumed on one node of two ranks."""
     run = ("rounds=12", *FEDERATED)
     stop(*[start(shell, "2", "run_dir=stopped", where, *run) for _ in range(2)])
     assert shell.train("run_dir=stopped", *run).code == 0
-    assert shell.train("run_dir=whole", *run).code == 0
+    ranks(2).run(work, ["run_dir=whole", *run], str(shell.folder))
     stopped, whole = (shell.folder / name / "model.safetensors" for name in ("stopped", "whole"))
     assert stopped.read_bytes() == whole.read_bytes()
 
@@ -142,7 +142,7 @@ def stop(*nodes: Started) -> None:
     ids=["a state for each client", "a silo over both"],
 )
 def test_nodes_without_a_common_disk_go_on_from_what_each_has(
-    algorithm: tuple[str, ...], new_shell: Callable[[], Shell], where: str
+    ranks, algorithm: tuple[str, ...], new_shell: Callable[[], Shell], where: str
 ) -> None:
     """One of them has lost its newest checkpoints; nothing is copied between the disks."""
     shells = [new_shell(), new_shell()]
@@ -156,7 +156,7 @@ def test_nodes_without_a_common_disk_go_on_from_what_each_has(
     assert all(line.startswith("skipped: ") and line.endswith("is not whole") for line in message)
     assert any("continues from round" in node.out.read_text() for node in nodes)
     whole = new_shell()
-    assert whole.train(*run[:2], *algorithm).code == 0
+    ranks(2).run(work, [*run[:2], *algorithm], str(whole.folder))
     models = [shell.folder / "run/model.safetensors" for shell in (*shells, whole)]
     assert len({model.read_bytes() for model in models}) == 1
 

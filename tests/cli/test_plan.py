@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.cli.command import HERE, Ended, Shell
+from tests.cli.command import HERE, Ended, Shell, work
 from tests.cli.refusals import building
 from trainer.commands import main as cli
 from trainer.distributed.topology import distributed
@@ -25,7 +25,7 @@ def row_of(ended: Ended, name: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_plan_is_printed_and_no_file_is_left(shell: Shell) -> None:
+def test_a_plan_is_printed_and_no_file_is_left(ranks, shell: Shell) -> None:
     """The bytes are those of the run; the digits CNN has 43,056 numbers including padding."""
     before = {path.name for path in shell.folder.iterdir()}
     ended = plan(shell, *FEDERATED, "rounds=2")
@@ -33,7 +33,7 @@ def test_a_plan_is_printed_and_no_file_is_left(shell: Shell) -> None:
     assert {path.suffix for path in shell.folder.iterdir() if path.name not in before} == {".out", ".err"}
     assert "2 ranks on cpu: 2 silos of 1 replica" in ended.out and ended.out.count("measured") == 1
     assert float(row_of(ended, "the whole round")[0]) > 0
-    assert shell.train(*FEDERATED, "rounds=2", "run_dir=run").code == 0
+    ranks(2).run(work, [*FEDERATED, "rounds=2", "run_dir=run"], str(shell.folder))
     last = json.loads((shell.folder / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert row_of(ended, "between silos, by all in the run")[-2:] == [f"{last['bytes_between_silos'] / 1000:.1f}", "kB"]
 

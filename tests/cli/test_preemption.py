@@ -139,10 +139,10 @@ def test_starts_that_come_no_further_are_not_repeated(shell: Shell) -> None:
 
 
 @pytest.mark.long
-def test_a_damaged_checkpoint_is_passed_over_and_named(shell: Shell, alone: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_named(ranks, shell: Shell, alone: Path) -> None:
     """The previous one is used, and the result is that of the undisturbed run."""
     overrides = (*OWN, "+model.seconds=0", "algorithm=diloco", "silos=2", "run_dir=damaged")
-    assert shell.train(*overrides, "rounds=2").code == 0
+    ranks(2).run(work, [*overrides, "rounds=2"], str(shell.folder))
     newest = round_folders(shell.folder / "damaged/checkpoints")[-1]
     damaged = newest / "silo-1.replica-0.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -170,7 +170,7 @@ def test_a_run_begins_from_the_checkpoint_of_another(shell: Shell, alone: Path) 
 
 
 @pytest.mark.long
-def test_changed_data_is_refused(shell: Shell) -> None:
+def test_changed_data_is_refused(ranks, shell: Shell) -> None:
     """A text is edited between two starts."""
     text = shell.folder / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 200)
@@ -182,7 +182,7 @@ def test_changed_data_is_refused(shell: Shell) -> None:
         "model.layers=1",
         "model.heads=2",
     )
-    assert shell.train(*overrides, "rounds=1", "run_dir=text").code == 0
+    ranks(2).run(work, [*overrides, "rounds=1", "run_dir=text"], str(shell.folder))
     text.write_text(text.read_text().replace("question", "questiom", 1))
     refused = shell.train(*overrides, "rounds=2", "run_dir=text")
     assert refused.code == 2 and "data=" in refused.err and "changed" in refused.err, refused.err

@@ -62,9 +62,9 @@ def test_a_finished_run_is_shown_and_not_run(new_shell: Callable[[], Shell], syn
 
 
 @pytest.mark.long
-def test_a_run_with_more_rounds_is_one_long_run(shell: Shell, sync_run: Trained) -> None:
+def test_a_run_with_more_rounds_is_one_long_run(ranks, shell: Shell, sync_run: Trained) -> None:
     """The weights are the same bit for bit, and so are the losses and the chart; only the times differ."""
-    assert shell.train("rounds=1", "run_dir=sync").code == 0
+    ranks(2).run(work, ["rounds=1", "run_dir=sync"], str(shell.folder))
     folder = shell.folder / "sync"
     first_line = (folder / "metrics.jsonl").read_bytes()
     resumed = shell.train(*SYNC)

@@ -104,7 +104,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.quick_rows(6)
+@pytest.mark.quick_rows(4)
 def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str, text: Path, tmp_path: Path) -> None:
     """Two rounds of one step; the second follows a resume, and has the only evaluation."""
     overrides = ["run.smoke=true", f"algorithm={algorithm}", *DATA[data], f"run_dir={tmp_path}"]
@@ -124,7 +124,7 @@ def test_every_algorithm_on_every_kind_of_data(ranks, algorithm: str, data: str,
 
 
 @pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(3)
 def test_every_data_set(ranks, data: str, tmp_path: Path) -> None:
     """Two silos train on small files."""
     files = tmp_path / "files"
@@ -160,6 +160,7 @@ def test_all_transforms_are_tried() -> None:
 
 
 @pytest.mark.parametrize("gradients", named_choices("gradient_compression"))
+@pytest.mark.quick_rows(2)
 def test_every_gradient_compression(ranks, gradients: str, tmp_path: Path) -> None:
     """Two replicas are resumed between the two steps."""
     ranks(2).run(work, ["run.smoke=true", f"gradient_compression={gradients}", f"run_dir={tmp_path}"])
@@ -176,7 +177,7 @@ def test_a_profile_shows_steps_and_collectives(ranks, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(3)
 def test_every_model_task_optimizer_and_schedule(ranks, pieces: str, text: Path, tmp_path: Path) -> None:
     """Two silos take two steps, are resumed between them, and evaluate and save."""
     if pieces == "transformers":

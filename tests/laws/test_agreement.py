@@ -84,7 +84,7 @@ def drift(name: str, silos: SiloSpec, culprit: int, when: str, choices: dict[str
 
 @pytest.mark.parametrize("culprit", [1, 2])
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.quick_rows(15)
+@pytest.mark.quick_rows(7)
 def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
     """In a silo of 3 one replica's parameters differ from those of the first: all 4 ranks stop, and name the rank."""
     message = ranks(4).run(drift, name, [3, 1], culprit, "while training", {})
@@ -94,7 +94,7 @@ def test_a_replica_that_drifts_is_named(ranks, name: str, culprit: int):
 
 @pytest.mark.parametrize("culprit", [1, 3])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "local"])
-@pytest.mark.quick_rows(14)
+@pytest.mark.quick_rows(7)
 def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
     """In silos of 3 and 1 ranks, the combined model of any rank may differ from that of rank 0."""
     message = ranks(4).run(drift, name, [3, 1], culprit, "after the combination", {})
@@ -103,7 +103,7 @@ def test_a_global_model_that_drifts_is_named(ranks, name: str, culprit: int):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.quick_rows(8)
+@pytest.mark.quick_rows(5)
 def test_ranks_that_agree_are_left_alone(ranks, name: str):
     """Several rounds, in some of which a silo has no client, and not all of which are evaluated."""
     choices: dict[str, Any] = {"rounds": 4, "eval.every_rounds": 2}

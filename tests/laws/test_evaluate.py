@@ -72,6 +72,7 @@ def trained(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.quick_rows(4)
 def test_figures_are_those_of_the_run(ranks: Ranks, trained: Callable[[str], Path], name: str, size: int) -> None:
     """To the last digit what is counted, and in the silos of the run every figure; others up to the order of sums."""
     folder = trained(name)

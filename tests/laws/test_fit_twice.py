@@ -29,7 +29,7 @@ def fit_twice(name: str, silos: SiloSpec, choices: dict[str, Any]) -> list[tuple
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.quick_rows(8)
+@pytest.mark.quick_rows(4)
 def test_the_second_training_of_a_run_is_the_first(ranks, name: str) -> None:
     """With dropout, batch statistics, gradients that leave residuals, and transforms fitted to the training set."""
     choices = noisy_choices(name) | {

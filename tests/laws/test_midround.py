@@ -105,7 +105,7 @@ def assert_left_and_bit_equal(
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.quick_rows(8)
+@pytest.mark.quick_rows(5)
 def test_silos_leave_at_their_own_steps(ranks, name: str, tmp_path: Path):
     """Silo 0 stops in the middle of a client, silo 1 at the end of the round."""
     choices = noisy_choices(name)

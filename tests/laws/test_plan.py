@@ -41,7 +41,7 @@ def estimated(name: str, sizes: tuple[int, ...], choices: dict[str, Any]) -> tup
 
 
 @pytest.mark.parametrize(("name", "silos"), [*((name, [2, 2]) for name in CASES), *OTHER_SILOS], ids=str)
-@pytest.mark.quick_rows(10)
+@pytest.mark.quick_rows(6)
 def test_bytes_and_steps_are_those_that_a_run_reports(ranks, name: str, silos: list[int]):
     """The sums over all silos in a run of two rounds."""
     choices = {"round": RoundOptions(epochs=2)} if name not in ("fedsgd", "scaffold") else {}

@@ -129,7 +129,7 @@ def run_rounds_in_blocks(*arguments: Any) -> Records:
 
 
 @pytest.mark.parametrize("name", COMBINED)
-@pytest.mark.quick_rows(7)
+@pytest.mark.quick_rows(4)
 def test_it_is_so_in_several_blocks(ranks, name: str, tmp_path: Path):
     assert_bit_equal(ranks(2), name, 2, {}, tmp_path, run_rounds_in_blocks)
 

@@ -85,6 +85,7 @@ def test_all_clients_are_combined(ranks, name: str, silos: SiloSpec):
 
 @layouts
 @rules
+@pytest.mark.quick_rows(7)
 def test_a_nan_client_is_left_out(ranks, name: str, silos: SiloSpec):
     """The rules see the other six; the median of six values is the mean of the middle two."""
     ours_by, rule = RULES[name]
@@ -156,6 +157,7 @@ BYZANTINE: dict[str, AggregationRule] = {
 @pytest.mark.parametrize("far", [1e3, -1e9, 1e30])
 @pytest.mark.parametrize("liars", [(3,), (0, 3)], ids=["one", "two of one mind"])
 @pytest.mark.parametrize("name", BYZANTINE)
+@pytest.mark.quick_rows(10)
 def test_liars_do_not_carry_the_model_away(ranks, name: str, liars: tuple[int, ...], far: float):
     """In no round and no coordinate does the model leave the honest clients' range; two liars agree with each other."""
     honest = tuple(client for client in EVERYONE if client not in liars)

@@ -51,7 +51,7 @@ def norm_model() -> nn.Module:
 
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.quick_rows(6)
+@pytest.mark.quick_rows(4)
 def test_after_a_round_all_ranks_hold_the_same_bits(ranks, name: str, silos: SiloSpec):
     """Shared parameters, batch statistics and the server's state are torch.equal to rank 0's, and have moved."""
     choices = {
@@ -87,6 +87,7 @@ def float32_data() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", AT_ONCE)
+@pytest.mark.quick_rows(9)
 def test_an_empty_cohort_moves_nothing(ranks, name: str):
     """Parameters, server and clients keep their bits; the round has no loss and no examples."""
     for before, after in ranks(2).run(around_an_empty_round, name, 2):
@@ -112,7 +113,7 @@ def spoiled(examples: int, first: int) -> DataSplits:
 @pytest.mark.parametrize("silos", [2, [3, 1]], ids=["2", "3+1"])
 # If updates are compressed, clients have the same silos in both runs.
 @pytest.mark.parametrize("name", [name for name in VOTING if name in (*EXACT, "topk", "int4_scaffold")])
-@pytest.mark.quick_rows(6)
+@pytest.mark.quick_rows(4)
 def test_a_nan_client_changes_nothing_but_the_weights(ranks, name: str, silos: SiloSpec):
     """With a NaN client and an absent one, the run is that of the other five: model, server, states and averages."""
     data = spoiled(sum(SIZES), sum(SIZES[:BAD]))

@@ -85,6 +85,7 @@ def test_it_is_so_with_every_compression(ranks, compression: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["fedavg_adam", "scaffold", *STREAMS])
 @pytest.mark.parametrize("compression", ["fp32", "int8"])
+@pytest.mark.quick_rows(4)
 def test_fine_tuning_changes_no_bit_of_the_model(ranks, name: str, compression: str, tmp_path: Path):
     tuned, untouched = (ranks(2).run(train, name, compression, steps, tmp_path / str(steps))[0] for steps in (2, 0))
     assert_same(tuned[-1][1], untouched[-1][1])

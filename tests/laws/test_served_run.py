@@ -50,7 +50,7 @@ def test_its_accuracy_is_that_of_the_run_to_the_last_digit(ranks: Callable[[int]
 @pytest.mark.long
 def test_a_run_is_served_while_it_is_trained_and_its_accuracy_never_falls(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    rounds = ["rounds=4000", "optimizer.lr=0.002", "algorithm=fedavg", "silos=2", "clients=4"]
+    rounds = ["rounds=4000", "optimizer.lr=0.002", "algorithm=fedavg", "clients=4", "launch.nproc_per_node=1"]
     command = [sys.executable, "-m", "trainer", f"run_dir={run}", *rounds, *SMALL]
     training = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
     try:

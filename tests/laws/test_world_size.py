@@ -70,7 +70,7 @@ def train_on(model: str, batches: Batches) -> tuple[dict[str, Any], list[Metrics
 @pytest.mark.parametrize("batches", BATCHES)
 @pytest.mark.parametrize("model", ["mlp", "gpt"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.quick_rows(13)
+@pytest.mark.quick_rows(8)
 def test_ranks_are_one_rank(ranks, size: int, model: str, batches: str):
     ((parameters, rounds),) = ranks(1).run(train_on, model, BATCHES[batches])
     for ours, our_rounds in ranks(size).run(train_on, model, BATCHES[batches]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +48,6 @@ class Project:
     def srun(self, options: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
         """Start Python with these arguments in tasks, as a user would by hand."""
         return self.cluster.run("srun", "--quiet", *options, sys.executable, *arguments, folder=self.folder)
-
-    def train(self, *overrides: str) -> Path:
-        """Train an undisturbed run on this machine, without SLURM, and return its folder."""
-        run = self.folder / uuid.uuid4().hex
-        command = [sys.executable, "-m", "trainer", *HERE, *overrides, f"run_dir={run}"]
-        ended = self.cluster.run(*command, folder=self.folder)
-        assert ended.returncode == 0, ended.stderr
-        return run
 
     def weights(self, run: Path) -> bytes:
         """Return the bytes of the finished model of a run."""

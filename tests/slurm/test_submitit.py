@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.command import work
 from tests.slurm.conftest import HERE, WORK, Project
 
 SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5")
@@ -49,10 +50,10 @@ def wait_for(log: Path, text: str) -> None:
 
 
 @pytest.mark.long
-def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
+def test_a_job_whose_time_is_up_goes_on(ranks, project: Project) -> None:
     """It saves at the signal before the limit, submitit requeues it, and it ends like an undisturbed one."""
-    overrides = (*WORK, "+model.seconds=0.05", "launch.nproc_per_node=1")
-    started = sweep(project, *overrides, "seed=1,2", "run_dir=study")
+    overrides = (*WORK, "launch.nproc_per_node=1")
+    started = sweep(project, *overrides, "+model.seconds=0.05", "seed=1,2", "run_dir=study")
     id = first_of(project, "study")
     log = project.folder / "study/logs/seed=1.log"
     wait_for(log, "round 1/3")
@@ -61,8 +62,8 @@ def test_a_job_whose_time_is_up_goes_on(project: Project) -> None:
     out, err = started.communicate(timeout=SECONDS_TO_RUN)
     assert started.returncode == 0 and "2 of 2 jobs, best first" in out, f"{out}{err}"
     assert log.read_text().count("continues from") == log.read_text().count("preempted; continue") == 1
-    alone = project.train(*overrides, "seed=1")
-    assert project.weights(project.folder / "study/seed=1") == project.weights(alone)
+    ranks(1).run(work, [*overrides, "seed=1", "run_dir=alone"], str(project.folder))
+    assert project.weights(project.folder / "study/seed=1") == project.weights(project.folder / "alone")
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cli.command import work
 from tests.slurm.conftest import HERE, WORK, Project
 
 FEDERATED = (*WORK, "partition=dirichlet", "partition.alpha=0.5")
@@ -30,10 +31,10 @@ def test_each_gpu_of_a_node_has_a_task(jobs: dict[str, str], project: Project, a
 
 @pytest.mark.long
 def test_a_node_with_two_tasks_and_one_with_one_are_silos_of_these_sizes(
-    jobs: dict[str, str], project: Project
+    ranks, jobs: dict[str, str], project: Project
 ) -> None:
-    theirs = project.train(*FEDERATED, "algorithm=fedavg", "silos=[2,1]", "launch.nproc_per_node=3")
+    ranks(3).run(work, [*FEDERATED, "algorithm=fedavg", "silos=[2,1]", "run_dir=alone"], str(project.folder))
     job = jobs["sizes"]
     project.end_of(job)
     assert "replicas in the silos: [2,1]" in project.out(job)
-    assert project.weights(project.folder / "outputs/digits-fedavg" / job) == project.weights(theirs)
+    assert project.weights(project.folder / "outputs/digits-fedavg" / job) == project.weights(project.folder / "alone")

@@ -223,6 +223,7 @@ def assert_same_tree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("saved_after", [1, 2, 5])
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
+@pytest.mark.quick_rows(5)
 def test_a_resumed_state_has_the_same_bits(ranks, name: str, size: int, saved_after: int, tmp_path: Path):
     """It is saved before or after DDP has rebuilt its buckets; loaded tensors are not modified."""
     for ours, theirs in ranks(size).run(in_silo, resumed, name, saved_after, tmp_path):

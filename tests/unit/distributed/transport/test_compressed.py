@@ -92,6 +92,7 @@ def test_sums_and_residuals_add_up_to_the_vectors(ranks, codec: str, sizes: list
 
 @pytest.mark.parametrize("sizes", [[1, 1], [1, 1, 1, 1]], ids=str)
 @every_codec
+@pytest.mark.quick_rows(5)
 def test_float64_vectors_add_up_in_float64(ranks, codec: str, sizes: list[int]):
     outcomes: list[Outcome] = ranks(sum(sizes)).run(rounds_of, sizes, codec, CHUNK_SIZE, ROUNDS, torch.float64)
     left = unsent([state for _, state, _ in outcomes])
@@ -182,7 +183,7 @@ def resumed(sizes: list[int], states: States, before: list[int], codec: str) -> 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
 @every_codec
-@pytest.mark.quick_rows(6)
+@pytest.mark.quick_rows(4)
 def test_a_resumed_transport_has_the_same_bits(ranks, codec: str, sizes: list[int]):
     """Saved after three rounds and loaded in the same world, it continues like an uninterrupted transport."""
     pool = ranks(sum(sizes))
@@ -196,7 +197,7 @@ def test_a_resumed_transport_has_the_same_bits(ranks, codec: str, sizes: list[in
 
 @pytest.mark.parametrize("after", [[1], [4], [1, 1], [2, 2], [3, 1], [1, 1, 1], [1, 1, 1, 1]], ids=str)
 @pytest.mark.parametrize("before", [[2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
-@pytest.mark.quick_rows(6)
+@pytest.mark.quick_rows(4)
 def test_nothing_is_lost_in_another_world(ranks, before: list[int], after: list[int]):
     """The residuals are distributed to other silos and replicas, number by number, which then send them."""
     saved = [state for _, state, _ in ranks(sum(before)).run(rounds_of, before, "int8")]
