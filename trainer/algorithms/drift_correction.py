@@ -21,9 +21,11 @@ class DriftCorrection(Protocol):
 
     Attributes:
         keeps_client_state: whether clients keep vectors of the correction between rounds.
+        rescales_updates: whether silos sum updates in another unit than that of the parameters.
     """
 
     keeps_client_state: bool = False
+    rescales_updates: bool = False
 
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         """Return the reasons why the correction cannot work with these choices."""

@@ -24,6 +24,8 @@ class FedNova(DriftCorrection):
     because a_k is measured that way.
     """
 
+    rescales_updates = True
+
     def errors(self, algorithm: FedAvg, setting: Setting) -> list[str]:
         return [
             *kept_state("fednova", algorithm),

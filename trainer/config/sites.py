@@ -172,6 +172,13 @@ def _choice_errors(config: Config) -> Iterator[str]:
                 f"{key}={target} with {_role(config)}: it needs its silos in one world; sites meet once a round, at "
                 f"its end\n  set {key}={other}"
             )
+    correction, compression = config.algorithm.get("drift_correction") or {}, config.update_compression["_target_"]
+    if declares(correction.get("_target_", ""), "rescales_updates") and not declares(compression, "is_identity"):
+        yield (
+            f"update_compression={compression} with algorithm.drift_correction={correction['_target_']} and "
+            f"{_role(config)}: what a site has not sent yet would be in the unit of its updates, which is not that of "
+            "the parameters\n  set update_compression=fp32, or algorithm=fedavg"
+        )
     pattern, has_newcomers = config.algorithm.get("shared_params", ALL), _newcomers(config)
     if pattern not in (ALL, NONE) and has_newcomers:
         yield (

@@ -76,6 +76,11 @@ class Topology:
         """Return the topology of this world by itself, as one silo."""
         return replace(self, silo=0, silo_sizes=(self.world_size,), inter_silo_group=None)
 
+    @property
+    def of_launch(self) -> Topology:
+        """The topology of the ranks of this world: itself, or one silo if the other silos are launches of their own."""
+        return self if sum(self.silo_sizes) == self.world_size else self.alone()
+
     def shard_of(self, length: int) -> slice:
         """Return this replica's shard of a vector whose length is a multiple of their number; empty without a shard."""
         width = length // self.num_shards

@@ -16,22 +16,13 @@ from torch import Tensor, nn
 from trainer.algorithms.base import RoundSession, RunSession
 from trainer.algorithms.round import Round
 from trainer.checkpoint.format import iter_leaves, unflatten
+from trainer.distributed import collectives
 from trainer.distributed.compression import UpdateCompression
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport import Transport, make_transport
+from trainer.distributed.transport import AllReduce, Transport, decode_upload, make_upload, upload_like
 from trainer.federation.link import BehindError, LinkLostError
 from trainer.federation.messages import TABLE, VECTOR, Limit, Message
-from trainer.loop.exchange import (
-    LEFT_OUT,
-    RANKS,
-    ROWS,
-    UNFINISHED,
-    Combined,
-    InWorld,
-    Scalars,
-    Tables,
-    model_digests,
-)
+from trainer.loop.exchange import LEFT_OUT, RANKS, ROWS, UNFINISHED, Combined, Scalars, Tables, model_digests
 from trainer.loop.stopping import LeftBehind, Preempted
 from trainer.utils.errors import InputError
 
@@ -92,9 +83,11 @@ class SiteExchange:
         meetings: with the other members, at the coordinator.
         name: of this site.
         topology: of this rank, in the federation.
-        compression: of updates.
+        compression: of updates, which are sent whole.
         layout: the start and shape of each parameter in a vector.
     """
+
+    averages_personal = False  # they do not leave their site
 
     def __init__(
         self,
@@ -105,8 +98,7 @@ class SiteExchange:
         layout: Sequence[tuple[int, torch.Size]],
     ):
         self.meetings, self.name = meetings, name
-        self.world = InWorld(topology.alone(), compression, layout)
-        self.transport: Transport = self.world.transport
+        self.transport = make_upload(topology, compression)
 
     def start(self, module: nn.Module) -> None:
         result = self._meet(Message({"key": START}), Limit(_num_bytes(_start_tensors(module))))
@@ -129,7 +121,7 @@ class SiteExchange:
         return unflatten({**newest.header["values"], **newest.tensors})
 
     def sum(self, name: str, scalars: Scalars, tables: Mapping[str, Tensor]) -> tuple[Scalars, Tables]:
-        own, own_tables = self.world.sum(name, scalars, tables)
+        own, own_tables = collectives.all_reduce_scalars(scalars, tables)
         if own.get(STOPPING):
             return own, own_tables
         try:
@@ -152,21 +144,25 @@ class SiteExchange:
         tables: Mapping[str, Tensor],
     ) -> Combined:
         key = _training(round)
-        own, own_tables = self.world.sum(key, scalars, tables)
+        own, own_tables = collectives.all_reduce_scalars(scalars, tables)
         met = perf_counter()
         if own[UNFINISHED]:  # this site leaves, and brings its round when it is back
             return Combined(own, own_tables, None, met)
+        self.transport.start_round(round.seed_for)
+        vectors = session.contribution()
+        sent = self.transport.encode(vectors)
         try:
-            vectors = _prefixed(VECTOR, algorithm.global_state())
-            limit = Limit.like(own, {**_message(key, own, own_tables).tensors, **vectors})
-            result = self.meetings.meet(_message(key, own, own_tables, session.contribution()), limit)
+            expected = {**_message(key, own, own_tables).tensors, **_prefixed(VECTOR, algorithm.global_state())}
+            result = self.meetings.meet(_message(key, own, own_tables, sent), Limit.like(own, expected))
         except LinkLostError:
             return Combined(own | {STOPPING: 1.0}, own_tables, None, met)
         except BehindError as error:
             raise LeftBehind from error
         if self.name not in result.header["counted"]:
             raise LeftBehind
+        self.transport.commit(vectors, sent)
         algorithm.load_global_state(_named(result, VECTOR))
+        self.transport.bytes_sent = result.header["bytes"]
         sums = result.header["sums"] | _only(own, STOPPING)
         return Combined(sums, _named(result, TABLE) | _by_rank(own_tables), result.header["metrics"], met)
 
@@ -183,9 +179,11 @@ class CoordinatorExchange:
     Args:
         gatherings: the members.
         topology: of this process, in the federation.
-        compression: of updates.
+        compression: of the sites' updates.
         layout: the start and shape of each parameter in a vector.
     """
+
+    averages_personal = False
 
     def __init__(
         self,
@@ -194,8 +192,8 @@ class CoordinatorExchange:
         compression: UpdateCompression,
         layout: Sequence[tuple[int, torch.Size]],
     ):
-        self.gatherings = gatherings
-        self.transport: Transport = make_transport(topology.alone(), compression, layout)
+        self.gatherings, self.compression = gatherings, compression
+        self.transport: Transport = AllReduce(topology.alone())
         self._make_state: Callable[[], Message] | None = None
 
     def start(self, module: nn.Module) -> None:
@@ -230,22 +228,36 @@ class CoordinatorExchange:
         tables: Mapping[str, Tensor],
     ) -> Combined:
         key = _training(round)
-        brought = self._gather(key, scalars, tables, session.contribution_like(clients=1))
+        like = session.contribution_like(clients=1)
+        brought = self._gather(key, scalars, tables, upload_like(self.compression, like))
         met = perf_counter()
         if brought is None:
             return Combined(dict(scalars) | {STOPPING: 1.0}, dict(tables), None, met)
         for name, message in brought.items():
-            if reason := broken_numbers(message):
-                brought[name] = Message({"sums": {LEFT_OUT: 1.0}})
+            self.transport.bytes_sent += _num_bytes(_named(message, VECTOR).values())
+            vectors, reason = self._decoded(message, like)
+            if reason:
+                brought[name], vectors = Message({"sums": {LEFT_OUT: 1.0}}), {}
             elif message.header["sums"][LEFT_OUT]:
                 reason = "the update of its client is not finite"
             if reason:
                 print(f"{name} is left out of round {round.index + 1}: {reason}", file=sys.stderr, flush=True)
-            session.merge(_named(brought[name], VECTOR), session.planned_weight)
+            session.merge(vectors, session.planned_weight)
         sums, tables = _total(scalars, tables, brought)
         metrics = session.aggregate(sums)
-        self.gatherings.publish(key, _message(key, sums, tables, algorithm.global_state(), {"metrics": metrics}))
+        state = algorithm.global_state()
+        self.transport.bytes_sent += len(brought) * _num_bytes(state.values())
+        header = {"metrics": metrics, "bytes": self.transport.bytes_sent}
+        self.gatherings.publish(key, _message(key, sums, tables, state, header))
         return Combined(sums, tables, metrics, met)
+
+    def _decoded(self, message: Message, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+        """Return the vectors of a site, and why its numbers cannot be combined with those of others, or nothing."""
+        try:
+            vectors = decode_upload(self.compression, _named(message, VECTOR), like)
+        except ValueError as error:
+            return {}, str(error)
+        return vectors, broken_numbers(Message(message.header, {**message.tensors, **_prefixed(VECTOR, vectors)}))
 
     def _gather(
         self,

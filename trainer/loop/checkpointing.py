@@ -66,7 +66,9 @@ def make_checkpointer(
         storage: which ranks share the folder; None: all of them.
         before_save: is called by the writing thread before each save.
     """
-    return Checkpointer(folder, run.topology, run.assignment_digest, run.checkpoint.keep_last, storage, before_save)
+    return Checkpointer(
+        folder, run.topology.of_launch, run.assignment_digest, run.checkpoint.keep_last, storage, before_save
+    )
 
 
 def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best: bool = False) -> None:
@@ -142,7 +144,7 @@ def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | Non
 
 
 def _restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
-    topology = state.run.topology
+    topology = state.run.topology.of_launch
     _check_frozen(state, resume_point)
     saved = resume_point.mid_round.get(topology.silo)
     if saved is None:
@@ -190,12 +192,13 @@ def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedS
     saved = resume_point.states[0].load("progress")
     silos = json.loads(saved["json"])["silo_sizes"]
     has_states = run.algorithm.keeps_client_state or not run.update_compression.is_identity
-    is_divided = has_states or max(count_shards(silos), run.topology.num_shards) > 1
-    if is_divided and not storage.is_shared and silos != list(run.topology.silo_sizes):
+    topology = run.topology.of_launch
+    is_divided = has_states or max(count_shards(silos), topology.num_shards) > 1
+    if is_divided and not storage.is_shared and silos != list(topology.silo_sizes):
         raise ValueError(
             f"algorithm={type(run.algorithm).__name__} with update_compression={run.update_compression.name} has left "
             "states on the disks of the nodes that trained:\n"
-            f"replicas in the silos were {silos}, and are {list(run.topology.silo_sizes)}.\n"
+            f"replicas in the silos were {silos}, and are {list(topology.silo_sizes)}.\n"
             "  start it on the same nodes, or put run_dir on a disk that all of them share"
         )
     if saved["data"] != run.data_fingerprint:
@@ -222,8 +225,8 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
         state: the state.
         without: a client whose state is left out.
     """
-    clients, topology, run = state.trainer.clients, state.run.topology, state.run
-    homes = set(run.training_homes[topology.silo])
+    clients, topology, run = state.trainer.clients, state.run.topology.of_launch, state.run
+    homes = set(run.training_homes[run.topology.silo])
 
     def load_progress(tree: Tree) -> None:
         state.progress = Progress(**json.loads(tree["json"]))
@@ -323,7 +326,7 @@ def _restore_round(state: TrainState, saved: SavedState) -> Tree:
 
     Clients' states are found wherever their silos were.
     """
-    topology = state.run.topology
+    topology = state.run.topology.of_launch
 
     def load_shards(name: str, wanted: Callable[[str], bool] = bool) -> list[Tree]:
         own = f"silo-{topology.silo}.replica-{topology.replica}"
@@ -386,7 +389,7 @@ def _restore_after_warm_up(state: TrainState, rank_states: list[dict[str, Any]])
 
 
 def _is_same_world(state: TrainState) -> bool:
-    return state.progress.silo_sizes == list(state.run.topology.silo_sizes)
+    return state.progress.silo_sizes == list(state.run.topology.of_launch.silo_sizes)
 
 
 def _shards_of_rank(saved: SavedState, topology: Any) -> Sequence[str]:

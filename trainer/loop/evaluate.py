@@ -57,7 +57,7 @@ def evaluate(state: TrainState) -> Metrics | None:
     sums_by_set = {"test": evaluation_sums(state.trainer, run.data.test, clients.test)}
     if any(len(ids) for ids in clients.validation):
         sums_by_set["validation"] = evaluation_sums(state.trainer, run.data.validation, clients.validation)
-    if state.model.has_personal and state.model.has_shared:
+    if state.averages_personal:
         sums_by_set["global"] = evaluation_sums(state.trainer, run.data.test, clients.test, averaged_personal_model)
     if state.ema:
         averaged = partial(ema_models, state.ema)

@@ -58,9 +58,11 @@ class Exchange(Protocol):
 
     Attributes:
         transport: moves vectors between the silos of this world.
+        averages_personal: whether clients that are new begin with the mean of the others' personal parameters.
     """
 
     transport: Transport
+    averages_personal: bool
 
     def start(self, module: nn.Module) -> None:
         """Make the parameters and buffers of all silos equal. A collective.
@@ -121,6 +123,8 @@ def model_digests(module: nn.Module) -> tuple[int, int]:
 
 class InWorld:
     """All silos are ranks of one world, and meet in its process groups."""
+
+    averages_personal = True
 
     def __init__(self, topology: Topology, compression: UpdateCompression, layout: Sequence[tuple[int, torch.Size]]):
         self.transport: Transport = make_transport(topology, compression, layout)

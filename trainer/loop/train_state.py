@@ -101,12 +101,17 @@ class TrainState:
         before, self._wait_seconds = self._wait_seconds, self.transport.wait_seconds
         return self._wait_seconds - before
 
+    @property
+    def averages_personal(self) -> bool:
+        """Whether there is a mean of the clients' personal parameters, beside those that are shared."""
+        return self.exchange.averages_personal and self.model.has_personal and self.model.has_shared
+
     def prepare_new_clients(self) -> None:
         """Average the personal parameters, for clients that will train for the first time. A collective.
 
         It belongs to the end of a round: in the next one, a silo that resumes in its middle would not take part.
         """
-        if self.model.has_personal and self.model.has_shared and not bool(self.participations.all()):
+        if self.averages_personal and not bool(self.participations.all()):
             self.trainer.clients.next_initial_personal_state = self.trainer.average_personal()
 
     def init_new_clients(self, round: Round) -> None:

@@ -48,6 +48,10 @@ REFUSED = {
         [*SITE, "update_compression=powersgd"],
         ["PowerSGD", "one world", "set update_compression=int8"],
     ),
+    "updates in another unit": (
+        [*SITE, "algorithm=fednova", "update_compression=int8"],
+        ["Int8", "FedNova", "unit of its updates", "set update_compression=fp32"],
+    ),
     "newcomers to personal layers": (
         [*SITE, "algorithm=fedbn", "client_sampling=sample", "client_sampling.clients_per_round=1"],
         ["algorithm.shared_params=", "UniformSampler", "set client_sampling=all"],

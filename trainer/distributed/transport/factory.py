@@ -1,4 +1,4 @@
-"""The transport of each choice of `update_compression=`."""
+"""The transports of each choice of `update_compression=`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from trainer.distributed.topology import Topology
 from trainer.distributed.transport.base import AllReduce, Transport
 from trainer.distributed.transport.compressed import CompressedAllReduce
 from trainer.distributed.transport.low_rank import PowerSGDAllReduce
+from trainer.distributed.transport.upload import CompressedUpload, Upload
+
+
+def make_upload(topology: Topology, compression: UpdateCompression) -> Upload:
+    """Make what sends the vectors of a site to the coordinator.
+
+    Args:
+        topology: of this rank, in the federation
+        compression: of the vectors
+    """
+    if compression.is_identity is True:
+        return Upload(topology)
+    assert compression.matrix_rank is None  # P and Q would take two meetings
+    return CompressedUpload(topology, compression)
 
 
 def make_transport(
