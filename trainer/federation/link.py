@@ -28,6 +28,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries
 # After these the link is tried again; any other status is an answer.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
+WINDOW, WINDOW_BYTES = "grpc.http2.lookahead_bytes", 8 << 20  # of a stream: enough for 1 Gbit/s over 67 ms
+
 # Both ends. A peer that has fallen silent is noticed by its pings: the keepalive options alone do not end a connection
 # whose socket still takes bytes, ping_timeout_ms does.
 CHANNEL_OPTIONS = (
@@ -39,13 +41,11 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_receive_message_length", 2 << 20),
-    # Tensors do not compress. Frames of 16 KiB and windows as large as the memory of the ends cost a fifth more of
-    # processor; this window is enough for 1 Gbit/s over 67 ms, and bounds the memory of a stream.
+    # Tensors do not compress. Frames of 16 KiB, and windows that gRPC lets grow, cost a fifth more of processor.
     ("grpc.per_message_compression", 0),
     ("grpc.per_message_decompression", 0),
     ("grpc.http2.max_frame_size", 1 << 20),
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 8 << 20),
     ("grpc.initial_reconnect_backoff_ms", int(FIRST_PAUSE * 1000)),
     ("grpc.max_reconnect_backoff_ms", int(LONGEST_PAUSE * 1000)),
     ("grpc.enable_retries", 0),
@@ -103,7 +103,7 @@ class Link:
         self.server, self.retry_seconds, self.is_stopping = server, retry_seconds, is_stopping
         self.session = uuid.uuid4().hex
         ssl = grpc.ssl_channel_credentials(credentials.authority, credentials.key, credentials.certificate)
-        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR))
+        options = (*CHANNEL_OPTIONS, (WINDOW, WINDOW_BYTES), ("grpc.ssl_target_name_override", COORDINATOR))
         self.channel = grpc.secure_channel(server, ssl, options)
         self._changed = threading.Condition()
         self._welcome: Message | None = None

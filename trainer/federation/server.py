@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trainer.federation.certificates import Credentials
-from trainer.federation.link import CHANNEL_OPTIONS, SERVICE
+from trainer.federation.link import CHANNEL_OPTIONS, SERVICE, WINDOW, WINDOW_BYTES
 from trainer.federation.messages import (
     HEADER,
     Limit,
@@ -37,6 +37,8 @@ SPARE_THREADS = 4  # that refuse the streams beyond
 # Strangers reach neither a thread nor a handler. These bound what they take of the process: open files and memory.
 HANDSHAKE_MS = 5000
 SPARE_CONNECTIONS = 256  # beyond those of the members
+WINDOWS_BYTES, LEAST_WINDOW_BYTES = 64 << 20, 1 << 20  # of all members together, and of each
+
 SERVER_OPTIONS = (
     *CHANNEL_OPTIONS,
     ("grpc.so_reuseport", 0),  # otherwise a second coordinator at the same port would get some of the calls
@@ -133,7 +135,9 @@ class Server:
         members = len(registry.members)
         pool = ThreadPoolExecutor(SPARE_THREADS + MAX_STREAMS * members, "link")
         connections = ("grpc.max_allowed_incoming_connections", SPARE_CONNECTIONS + 2 * members)
-        self.server = grpc.server(pool, options=(*SERVER_OPTIONS, connections))
+        # What is sent faster than it is written to the spool waits in memory, up to a window for each member.
+        window = (WINDOW, min(WINDOW_BYTES, max(WINDOWS_BYTES // members, LEAST_WINDOW_BYTES)))
+        self.server = grpc.server(pool, options=(*SERVER_OPTIONS, connections, window))
         self.streams: Counter[str] = Counter()
         self._lock = threading.Lock()
         handlers = {

@@ -13,7 +13,7 @@ from trainer.federation import registry as registries
 from trainer.federation.certificates import certify, load_credentials
 from trainer.federation.link import MEET, BehindError, Link, LinkLostError, LinkRefusedError
 from trainer.federation.messages import Limit, Message
-from trainer.federation.registry import RefusedError, Registry
+from trainer.federation.registry import Meeting, RefusedError, Registry
 from trainer.federation.server import Server
 from trainer.federation.spool import Spool
 
@@ -353,3 +353,24 @@ def test_too_large_a_message_is_refused_by_its_header(certs, make_registry):
             link.meet(Message({"key": "a"}, {"delta": torch.zeros(1_000_000)}), LIMIT)
         link.meet(Message({"key": "a"}, {"delta": torch.zeros(1)}), LIMIT)
         gathering.join()
+
+
+def test_a_message_wakes_up_the_coordinator_and_no_other_member(make_registry, monkeypatch):
+    monkeypatch.setattr(registries, "WAIT_SECONDS", 60.0)
+    registry, looked = make_registry(MEMBERS), []
+
+    def is_waiting():
+        looked.append(time.monotonic())
+        return True
+
+    registry.meetings["a"] = Meeting(Limit())
+    waiting = threading.Thread(target=registry.result, args=("paris", "a", is_waiting))
+    waiting.start()
+    wait_for(lambda: looked)
+    for _ in range(5):
+        registry.bring("berlin", "a")
+        time.sleep(0.02)
+    assert len(looked) == 1
+    registry.publish("a", Message({"key": "a"}))
+    waiting.join(10)
+    assert not waiting.is_alive()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from trainer.federation.messages import (
     DTYPES,
+    HUGE_BYTES,
     MAX_HEADER_BYTES,
     PART_BYTES,
     Limit,
@@ -63,6 +64,14 @@ def test_a_view_is_sent_as_what_it_shows():
 def test_parts_have_their_size():
     parts = list(Message({}, {"a": torch.zeros(PART_BYTES // 4 + 1), "b": torch.zeros(1), "c": torch.zeros(2)}).parts())
     assert [len(part) for part in parts[1:]] == [PART_BYTES, 4, 12]
+
+
+def test_a_large_message_arrives_in_memory_and_in_a_file(tmp_path):
+    tensor = torch.arange(HUGE_BYTES // 4 + 5, dtype=torch.int32)
+    assert torch.equal(read(Message({}, {"a": tensor}).parts()).tensors["a"], tensor)
+    write_message(tmp_path / "a.safetensors", Message({}, {"a": tensor}))
+    assert torch.equal(read_message(tmp_path / "a.safetensors").tensors["a"], tensor)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_message_is_a_safetensors_file(tmp_path):
