@@ -10,12 +10,14 @@ from time import perf_counter
 import numpy as np
 
 from scripts.bench.sites.processes import options_of, start_all, watching
+from trainer.federation.server import MAX_STREAMS, SPARE_THREADS
 
 COUNTS = (4, 8, 16, 32, 64)
 SITE_PROCESSES = 2  # which the sites share as threads
 ROUNDS_OF_ALL = 160  # of all sites together
 FEWEST_ROUNDS = 4
-BITS, GIGA, MEGA = 8, 1e9, 1e6
+PYTHON_SHARE = 0.3  # of the processor time of a transfer, by `link`
+BITS = 8
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def forecast(line: Growth, sites: int, size: int, rate: float, cores: int, copie
         sites: their number.
         size: of the model in bytes, which each site sends and gets once a version.
         rate: of the link.
-        cores: that share the work of the links; merging is done by one.
+        cores: of the coordinator. They share the work but for that of Python's threads, of which one runs at a time.
         copies: of the model that the coordinator holds.
     """
     return Forecast(
@@ -148,7 +150,7 @@ def forecast(line: Growth, sites: int, size: int, rate: float, cores: int, copie
         rate=rate,
         cores=cores,
         link=sites * size * BITS / rate,
-        processor=line.fixed + line.per_site * sites / cores,
+        processor=line.fixed + line.per_site * sites * max(1 / cores, PYTHON_SHARE),
         memory=copies * size + line.bytes_per_site * sites,
-        threads=4 + 3 * sites,
+        threads=SPARE_THREADS + MAX_STREAMS * sites,
     )

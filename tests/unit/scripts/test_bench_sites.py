@@ -24,11 +24,13 @@ def test_growth_is_the_line_through_all_but_the_most_sites():
 
 def test_a_forecast_adds_up_by_hand():
     line = growth([crowd(sites, 0.1 + 0.02 * sites) for sites in (4, 8, 16)])
-    found = forecast(line, sites=500, size=4_000_000, rate=1e9, cores=4, copies=3.0)
+    found = forecast(line, sites=500, size=4_000_000, rate=1e9, cores=2, copies=3.0)
     assert found.link == pytest.approx(500 * 4e6 * 8 / 1e9) == pytest.approx(16.0)
-    assert found.processor == pytest.approx(0.1 + 0.02 * 500 / 4)
+    assert found.processor == pytest.approx(0.1 + 0.02 * 500 / 2)
     assert found.memory == pytest.approx(3 * 4e6 + 500 * 2e6)
-    assert found.threads == 1504
+    assert found.threads == 2004
+    many = forecast(line, sites=500, size=4_000_000, rate=1e9, cores=64, copies=3.0)
+    assert many.processor == pytest.approx(0.1 + 0.02 * 500 * 0.3)
 
 
 @pytest.mark.parametrize(
