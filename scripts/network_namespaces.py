@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 LINK = "eth0"  # the name of a host's network interface
 PROBE = "unshare --net sh -c 'ip link add type bridge && ip link add type veth'"
+LIBRARY = ctypes.CDLL(None, use_errno=True)
 KEEPER = ("unshare", "--net", "sh", "-c", "echo ready; exec cat")
 
 
@@ -30,6 +32,12 @@ class Network:
     def inside(self, *command: str) -> tuple[str, ...]:
         """Return the command that runs a command in this network."""
         return ("nsenter", f"--net=/proc/{self.keeper}/ns/net", *command)
+
+    def enter(self) -> None:
+        """Move this process, which has one thread, into this network."""
+        with open(f"/proc/{self.keeper}/ns/net") as namespace:
+            if LIBRARY.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
 
     def ip(self, arguments: str) -> None:
         """Configure this network with the command `ip`."""

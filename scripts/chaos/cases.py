@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-ROUNDS = 12
-
 # Dropout, momentum, and batch statistics that differ between ranks; a round takes a second or two, with several
 # mid-round checkpoints.
 COMMON = (

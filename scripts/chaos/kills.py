@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
+from typing import Protocol, TypeVar
 
 from scripts.chaos.marks import Mark
 
@@ -23,6 +24,18 @@ class Kind(StrEnum):
 
 IN_TWENTY = {Kind.SAVE: 5, Kind.COMBINATION: 3, Kind.RANK_0: 5, Kind.START: 3, Kind.ROW: 2, Kind.RANDOM: 2}
 SECONDS_OF_A_START = 1.0  # a younger worker is still starting
+
+Target = TypeVar("Target")
+
+
+class Hit(Protocol):
+    """A process that was struck, and what it was doing."""
+
+    @property
+    def kind(self) -> StrEnum: ...
+
+    @property
+    def mark(self) -> Mark: ...
 
 
 @dataclass(frozen=True)
@@ -82,23 +95,27 @@ class Kill:
 
 def plan(kills: int, cases: Iterable[str], random: Random) -> dict[str, list[Kind]]:
     """Distribute this number of kills over the cases, and return the kinds of each case in random order."""
-    kinds = [kind for kind, count in shares(kills).items() for _ in range(count)]
-    names = list(cases)
+    return deal(shares(kills, IN_TWENTY), cases, random)
+
+
+def deal(counts: Mapping[Target, int], cases: Iterable[str], random: Random) -> dict[str, list[Target]]:
+    """Distribute this number of each kind over the cases, and return the kinds of each case in random order."""
+    kinds, names = [kind for kind, count in counts.items() for _ in range(count)], list(cases)
     dealt = {name: kinds[place :: len(names)] for place, name in enumerate(names)}
     for each in dealt.values():
         random.shuffle(each)
     return dealt
 
 
-def shares(kills: int) -> dict[Kind, int]:
+def shares(kills: int, in_twenty: Mapping[Target, int]) -> dict[Target, int]:
     """Return the number of kills of each kind: in proportion, with the largest remainders rounded up.
 
-    >>> [shares(20)[kind] for kind in (Kind.SAVE, Kind.START)]
+    >>> [shares(20, IN_TWENTY)[kind] for kind in (Kind.SAVE, Kind.START)]
     [5, 3]
     """
-    total = sum(IN_TWENTY.values())
-    counts = {kind: kills * count // total for kind, count in IN_TWENTY.items()}
-    by_remainder = sorted(IN_TWENTY, key=lambda kind: -(kills * IN_TWENTY[kind] % total))
+    total = sum(in_twenty.values())
+    counts = {kind: kills * count // total for kind, count in in_twenty.items()}
+    by_remainder = sorted(in_twenty, key=lambda kind: -(kills * in_twenty[kind] % total))
     for kind in by_remainder[: kills - sum(counts.values())]:
         counts[kind] += 1
     return counts

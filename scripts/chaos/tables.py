@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from statistics import median
+from typing import TypeVar
 
-from scripts.chaos.kills import Kill, shares
+from scripts.chaos.kills import Hit
 from scripts.chaos.trial import Trial
+
+Target = TypeVar("Target", bound=StrEnum)
 
 
 def kinds(trials: Sequence[Trial]) -> str:
@@ -33,15 +37,13 @@ def outcomes(trials: Sequence[Trial]) -> str:
     return _table(["case", "runs", "equal", "kills", "from a kill to the next step (median)"], rows)
 
 
-def missing(trials: Sequence[Trial], kills: int) -> list[str]:
-    """Return a sentence for each kind of kill that did not happen often enough."""
+def missing(trials: Sequence[Trial], planned: Mapping[Target, int]) -> list[str]:
+    """Return a sentence for each kind of kill that did not happen as often as planned."""
     counts = Counter(kill.kind for trial in trials for kill in trial.kills)
-    return [
-        f"{kind}: {counts[kind]} kills, not {count}" for kind, count in shares(kills).items() if counts[kind] < count
-    ]
+    return [f"{kind}: {counts[kind]} kills, not {count}" for kind, count in planned.items() if counts[kind] < count]
 
 
-def _writing(kill: Kill) -> str:
+def _writing(kill: Hit) -> str:
     """Return the level and the stage of the save, without the name of the part."""
     part, _, stage = kill.mark.saving.rpartition(": ")
     if not part or stage == "removal":
@@ -49,7 +51,7 @@ def _writing(kill: Kill) -> str:
     return f"{'mid-round' if '/step-' in part else 'round'} checkpoint: {stage}"
 
 
-def _by_case(title: str, trials: Sequence[Trial], key: Callable[[Kill], str]) -> str:
+def _by_case(title: str, trials: Sequence[Trial], key: Callable[[Hit], str]) -> str:
     """Return a table of the number of kills by key, for each case and for all."""
     cases = _cases(trials)
     counts = {case: Counter(key(kill) for t in trials if t.case == case for kill in t.kills) for case in cases}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from scripts.chaos.cases import COMMON
+from scripts.chaos.cases import CASES, COMMON
 from scripts.chaos.compare import differences
 from scripts.chaos.killer import Killer
-from scripts.chaos.kills import Kill, Kind
+from scripts.chaos.kills import Hit, Kind
 from scripts.chaos.watch import under_way
 from trainer.config.compose import compose_tree
 
@@ -31,7 +30,7 @@ class Trial:
 
     case: str
     number: int
-    kills: tuple[Kill, ...]
+    kills: tuple[Hit, ...]
     recoveries: tuple[float, ...]
     seconds: float
     errors: tuple[str, ...]
@@ -44,10 +43,10 @@ class Trial:
 class Case:
     """A run to disturb, and its runs in a folder: `<case>-alone`, `<case>-1`, `<case>-2`, ..."""
 
-    def __init__(self, name: str, overrides: Sequence[str], rounds: int, folder: Path):
+    def __init__(self, name: str, rounds: int, folder: Path):
         self.name, self.folder, self.runs = name, folder, 0
         self.alone = folder / f"{name}-alone"
-        self.overrides = [*COMMON, *overrides, f"rounds={rounds}"]
+        self.overrides = [*COMMON, *CASES[name], f"rounds={rounds}"]
         self.start_seconds = 0.0
 
     def run_until_done(self, planned: list[Kind], random: Random) -> list[Trial]:

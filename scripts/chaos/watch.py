@@ -30,13 +30,20 @@ class Watched:
         recoveries: seconds from a kill to the next step of all ranks, for kills that were followed by one.
     """
 
-    def __init__(self, tree: dict[str, Any], folder: Path, nproc: int, forked: bool = False):
+    def __init__(
+        self,
+        tree: dict[str, Any],
+        folder: Path,
+        nproc: int,
+        forked: bool = False,
+        prepare: Callable[[], None] = lambda: None,
+    ):
         self.folder, self.log = folder, folder.with_suffix(".txt")
         marks = folder.with_suffix(".marks")
         marks.mkdir(parents=True, exist_ok=True)
         self.marks = [Marks(marks / str(rank)) for rank in range(nproc)]
         # Forked, because importing torch anew takes seconds.
-        start = (tree, marks, self.log, forked)
+        start = (tree, marks, self.log, forked, prepare)
         self.launcher = multiprocessing.get_context("fork").Process(target=worker.start, args=start)
         self.launcher.start()
         self.began = time.monotonic()
@@ -49,7 +56,14 @@ class Watched:
 
     def workers(self) -> dict[int, int]:
         """Return the process ids of the current workers by rank."""
-        return {rank: pid for pid in self._children() if (rank := self._rank(pid)) is not None}
+        return {rank: pid for pid in self.children() if (rank := self._rank(pid)) is not None}
+
+    def children(self) -> list[int]:
+        """Return the processes that the launcher has started, workers or not yet."""
+        pid = self.launcher.pid
+        with suppress(OSError):
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
 
     def mark(self, rank: int, pid: int) -> Mark:
         """Return the activity of a worker; one without a mark is starting Python."""
@@ -73,12 +87,12 @@ class Watched:
         """Kill a worker, and return its process id and its last activity; None if it has ended by itself."""
         workers = self.workers()
         pid = workers.get(rank)
-        if pid is None or not _is_running(pid):
+        if pid is None or not is_running(pid):
             return None
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         self._since, self._dead = time.monotonic(), self._dead | set(workers.values())
-        self.wait(lambda: not _is_running(pid))
+        self.wait(lambda: not is_running(pid))
         return pid, self.mark(rank, pid)
 
     def bytes_aside(self, saving: str) -> int:
@@ -111,12 +125,6 @@ class Watched:
                 self.start_seconds = now - self._since
             self._since = None
 
-    def _children(self) -> list[int]:
-        pid = self.launcher.pid
-        with suppress(OSError):
-            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return []
-
     def _rank(self, pid: int) -> int | None:
         """Return the rank of a child; None while it is not yet a worker."""
         for rank, marks in enumerate(self.marks):  # a forked one shows the environment of its launcher
@@ -142,14 +150,16 @@ def under_way(tree: dict[str, Any], folder: Path, nproc: int, forked: bool = Fal
             watched.launcher.terminate()
         watched.launcher.join(SECONDS_TO_END)
         for pid in (watched.launcher.pid, *left):
-            if pid is not None and _is_running(pid):
+            if pid is not None and is_running(pid):
                 os.kill(pid, signal.SIGKILL)
         watched.launcher.join()
 
 
-def _is_running(pid: int) -> bool:
-    """Return whether the process is running; a zombie is not."""
+def is_running(pid: int) -> bool:
+    """Return whether the process is running; a zombie is not, once all its threads have ended and freed its files."""
+    process = Path(f"/proc/{pid}")
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+        state = (process / "stat").read_text().rpartition(") ")[2][0]
+        return state not in "ZX" or len(list((process / "task").iterdir())) > 1
     except OSError:
         return False

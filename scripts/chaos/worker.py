@@ -20,21 +20,23 @@ from scripts.chaos.marks import Marks
 FOLDER = "CHAOS_MARKS"  # where the marks are: one file a rank
 
 
-def start(tree: dict[str, Any], marks: Path, log: Path, forked: bool) -> None:
-    """Launch the run of a resolved configuration with its output in `log`, and exit with its exit code.
+def start(tree: dict[str, Any], marks: Path, log: Path, forked: bool, prepare: Callable[[], None]) -> None:
+    """Launch the run of a resolved configuration with its output added to `log`, and exit with its exit code.
 
     Args:
         tree: the configuration.
         marks: the folder of the marks.
         log: the file of the output.
         forked: whether workers are forked from the launcher, which saves them the imports.
+        prepare: is called first.
     """
+    prepare()
     from trainer.commands.train.launcher import launch
     from trainer.distributed.launch import processes
 
     if forked:
         setattr(processes, "subprocess", SimpleNamespace(Popen=partial(ForkedWorker, work)))  # noqa: B010 (not a module)
-    with log.open("w") as file:
+    with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.environ[FOLDER] = str(marks)
@@ -57,18 +59,22 @@ def _mark(marks: Marks) -> None:
     from trainer.checkpoint import checkpointer
     from trainer.commands.train import worker
     from trainer.distributed import collectives
+    from trainer.federation import membership
     from trainer.loop import fit, local_trainer, round
 
     for owner, name, doing in (
         (worker, "build", "building"),
         (checkpointer.Checkpointer, "latest", "choosing a checkpoint"),
-        (fit, "restore", "restoring"),
+        (fit, "resume", "resuming"),
         (local_trainer.LocalTrainer, "train", "training"),
         (round, "aggregate_round", "combining"),
         (fit, "evaluate", "evaluating"),
         (fit, "_end_round", "ending the round"),
         (collectives, "all_reduce_scalars", "scalars"),
         (GlobalModel, "move", "vectors"),
+        (membership.Site, "meet", "meeting"),
+        (membership.Coordinator, "gather", "gathering"),
+        (membership.Coordinator, "publish", "publishing"),
     ):
         setattr(owner, name, _inside(getattr(owner, name), marks, doing))
     _mark_steps(marks)

@@ -1,9 +1,10 @@
-"""Runs whose workers are killed at any moment end with exactly the weights of an undisturbed run."""
+"""Runs whose workers, sites or coordinators are killed at any moment end with the weights of an undisturbed run."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,7 @@ from scripts.chaos.cases import CASES
 from scripts.chaos.compare import differences
 from scripts.chaos.kills import IN_TWENTY, Kill, Kind, plan, shares
 from scripts.chaos.marks import Mark
+from scripts.chaos.sites import strikes
 from tests.cli.command import Shell
 from trainer.checkpoint.format import Shard, write_shard, write_tensors
 
@@ -43,6 +45,30 @@ def test_six_combinations(shell: Shell) -> None:
     """Random choices together, each run stopped twice and killed once."""
     ended = shell.start("-m", "scripts.chaos", "--folder", "runs", "--combinations", "6").end(1000)
     assert ended.code == 0 and ended.out.count(": equal, ") == 6, ended.out + ended.err
+
+
+def strikes_of(shell: Shell, *options: str, within_seconds: float) -> Counter[strikes.Kind]:
+    """Return the strikes at sites and their coordinator by kind; each run must end like the undisturbed one."""
+    ended = shell.start("-m", "scripts.chaos", "--sites", "--folder", "runs", *options).end(within_seconds)
+    assert ended.code == 0 and "NOT EQUAL" not in ended.out, ended.out + ended.err
+    return Counter(kind for line in ended.out.splitlines() for kind in strikes.Kind if f" s  {kind}  " in line)
+
+
+def test_two_kills_of_a_federation(new_shell: Callable[[], Shell]) -> None:
+    """A site and the coordinator are killed, and started again."""
+    options = ("--kills", "2", "--cases", "fedavg", "--rounds", "3")
+    counts = strikes_of(new_shell(), *options, within_seconds=300)
+    assert counts == {strikes.Kind.SITE: 1, strikes.Kind.COORDINATOR: 1}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twelve_kills_of_federations(new_shell: Callable[[], Shell]) -> None:
+    """Among them are ranks of sites; sites and coordinators are preempted and paused, too."""
+    options = ("--kills", "12", "--cases", "adam", "scaffold", "topk", "--rounds", "8")
+    counts = strikes_of(new_shell(), *options, within_seconds=1500)
+    assert sum(counts[kind] for kind in strikes.KILLS) == 12
+    assert set(counts) >= {strikes.Kind.RANK, *strikes.OTHERS}
 
 
 # Differences between runs are found
@@ -119,5 +145,5 @@ def test_a_kill_counts_as_what_it_hit(hit: Kill, kind: Kind) -> None:
 @pytest.mark.parametrize("kills", [1, 6, 20, 200])
 def test_kinds_are_planned_in_proportion(kills: int) -> None:
     planned = plan(kills, CASES, Random(0))
-    assert sum(map(len, planned.values())) == sum(shares(kills).values()) == kills
-    assert all(abs(count - kills * IN_TWENTY[kind] / 20) < 1 for kind, count in shares(kills).items())
+    assert sum(map(len, planned.values())) == sum(shares(kills, IN_TWENTY).values()) == kills
+    assert all(abs(count - kills * IN_TWENTY[kind] / 20) < 1 for kind, count in shares(kills, IN_TWENTY).items())
