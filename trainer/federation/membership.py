@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -33,7 +34,7 @@ from trainer.federation.messages import HEADER, Layout, Limit, Message, Name, pa
 from trainer.federation.options import COORDINATOR, Figure, SiteOptions
 from trainer.federation.registry import POLL_SECONDS, RefusedError, Registry
 from trainer.federation.server import Server
-from trainer.federation.spool import Spool
+from trainer.federation.spool import Spool, round_of
 from trainer.loop.exchange import ExchangeFactory
 from trainer.loop.stopping import Preempted
 from trainer.utils.text import format_value
@@ -139,6 +140,7 @@ class Coordinator:
         saved = partial(resumable_rounds, folder / "checkpoints")
         self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, saved)
         self.has_ended = False
+        self._away: set[str] = set()  # those who were not counted in the last meeting
         self.infos_file = spool.folder / "members.json"
         self.infos = _read_infos(self.infos_file)
         self.has_joined = threading.Condition()
@@ -205,10 +207,24 @@ class Coordinator:
 
     def gather(self, key: str, limit: Limit, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
         self._make_state = make_state
-        return self.registry.gather(key, limit, make_state, self.is_stopping)
+        brought = self.registry.gather(key, limit, make_state, self.is_stopping)
+        if brought is not None:
+            self._note_counted(key, brought)
+        return brought
 
     def publish(self, key: str, result: Message) -> None:
         self.registry.publish(key, result)
+
+    def _note_counted(self, key: str, brought: Mapping[str, Message]) -> None:
+        """Log who is counted, and print who is not any more, or again."""
+        log.info("%s: counted are %s", key, ", ".join(brought))
+        index, away = round_of(key), set(self.members) - set(brought)
+        where = key if index is None else f"round {index + 1}"
+        for name in sorted(away - self._away):
+            print(f"{where}: {name} is away, the others go on", file=sys.stderr, flush=True)
+        for name in sorted(self._away - away):
+            print(f"{where}: {name} is back", file=sys.stderr, flush=True)
+        self._away = away
 
     def _missing(self) -> list[str]:
         return [name for name in self.members if name not in self.infos]

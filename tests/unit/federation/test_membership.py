@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from threading import Thread
 from unittest.mock import patch
 
 import torch
 
+from tests.support.coordinator import HONEST, INFO, LIMIT, MEMBERS, coordinating
+from trainer.data.loading.silo_files import DatasetInfo
 from trainer.distributed import collectives
 from trainer.distributed.topology import distributed
 from trainer.federation import membership
+from trainer.federation.certificates import certify
 from trainer.federation.link import LinkLostError
 from trainer.federation.membership import Site
 from trainer.federation.messages import Limit, Message, MessageReader
@@ -81,3 +85,26 @@ def test_all_ranks_of_a_site_get_the_result_and_hear_of_the_first_meanwhile(rank
 def test_all_ranks_of_a_site_learn_that_the_coordinator_is_lost(ranks, tmp_path):
     for answer, _ in ranks(2).run(meet, str(tmp_path), LinkLostError("out of reach")):
         assert answer == "out of reach"
+
+
+def test_the_coordinator_says_who_is_away_and_who_is_back(tmp_path, capsys):
+    certify(tmp_path / "certs", ["coordinator", *MEMBERS])
+    with coordinating(tmp_path / "certs", tmp_path / "run") as federation, ExitStack() as stack:
+        coordinator = federation.coordinator
+        coordinator.registry.grace_seconds, coordinator.registry.min_members = 0.0, 1
+        coordinator.infos |= dict.fromkeys(MEMBERS, DatasetInfo(**INFO))
+        links = [stack.enter_context(federation.joined("berlin"))]
+        for index in range(4):
+            if index == 2:
+                links.append(stack.enter_context(federation.joined("paris")))
+            key = f"rounds/{index}/training"
+            message = Message({**HONEST.header, "key": key}, HONEST.tensors)
+            meets = [Thread(target=link.meet, args=(message, LIMIT)) for link in links]
+            for meet in meets:
+                meet.start()
+            assert coordinator.gather(key, LIMIT, None).keys() == set(MEMBERS[: len(links)])
+            coordinator.publish(key, message)
+            for meet in meets:
+                meet.join(20)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("round")]
+    assert said == ["round 1: paris is away, the others go on", "round 3: paris is back"]
