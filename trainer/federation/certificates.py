@@ -39,7 +39,8 @@ MAX_DAYS = 825  # of a member: a key that was lost is of use to its finder for n
 CLOCK_SKEW = timedelta(hours=1)  # a member's clock may be behind that of the authority
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # the label of a host, which a certificate can hold
 PRIVATE, PRIVATE_FOLDER = 0o600, 0o700
-READABLE_BY_OTHERS = 0o077
+OPEN_TO_OTHERS, LENT_BY_ROOT = 0o077, 0o037  # root may lend a key to a group, as Kubernetes does with its secrets
+EXPIRY_WARNING = timedelta(days=14)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ class Credentials:
     key: bytes
     expires: datetime
 
+    def expiry_warning(self) -> str:
+        """Return a sentence if a certificate expires within two weeks; else an empty text."""
+        if self.expires - datetime.now(UTC) >= EXPIRY_WARNING:
+            return ""
+        return (
+            f"the certificates of {self.name} are valid until {self.expires:%Y-%m-%d %H:%M} UTC; links that are made "
+            "later are refused\n"
+            f"  python -m trainer certify ... {self.name} --renew, and start again with the new files"
+        )
+
 
 def certify(folder: Path, names: Sequence[str], days: int = 365, renew: bool = False) -> list[Path]:
     """Write a key and a certificate for each member, and those of the authority if the folder has none.
@@ -68,17 +79,19 @@ def certify(folder: Path, names: Sequence[str], days: int = 365, renew: bool = F
         folder: of ca.pem, ca.key, NAME.pem and NAME.key; is made, for its owner alone.
         names: of the members: lower-case letters, digits and hyphens.
         days: how long the members' certificates are valid.
-        renew: whether to replace certificates that exist, and their keys.
+        renew: whether to replace the certificates of these members, and their keys.
 
     Returns:
         The certificates that were written.
 
     Raises:
-        ValueError: lists names that are no names, or have a certificate already; the authority cannot be read.
+        ValueError: lists names that are no names, or have a certificate already, or have none to renew; others can look
+            into the folder; the authority cannot be read, or expires too early.
     """
-    raise_errors([*name_errors(names), *_days_errors(days), *_existing_errors(folder, names, renew)])
+    errors = [*name_errors(names), *_days_errors(days), *_existing_errors(folder, names, renew)]
+    raise_errors([*errors, *_folder_errors(folder)])
     folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-    authority, authority_key = _open_authority(folder)
+    authority, authority_key = _open_authority(folder, days)
     written = []
     for name in names:
         key = _new_key()
@@ -132,14 +145,34 @@ def _days_errors(days: int) -> list[str]:
 
 def _existing_errors(folder: Path, names: Sequence[str], renew: bool) -> list[str]:
     existing = [name for name in names if (folder / f"{name}.key").exists() or (folder / f"{name}.pem").exists()]
-    if not existing or renew:
+    if renew:
+        missing = [name for name in names if name not in existing]
+        return [
+            f"{name} has no certificate in {folder} that could be renewed\n  without --renew it gets its first one"
+            for name in missing
+        ]
+    if not existing:
         return []
     verb = "has a certificate" if len(existing) == 1 else "have certificates"
     return [f"{', '.join(first_few(existing, 5))} {verb} in {folder} already\n  --renew replaces them, and their keys"]
 
 
-def _open_authority(folder: Path) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
-    """Return the certificate and the key of the authority, which are made if there are none."""
+def _folder_errors(folder: Path) -> list[str]:
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        return [f"{folder} is a file\n  valid: a new folder, or one that certify has written"]
+    is_open = folder.stat().st_mode & OPEN_TO_OTHERS
+    return [f"others can look into {folder}, which gets private keys\n  chmod 700 {folder}"] if is_open else []
+
+
+def _open_authority(folder: Path, days: int) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
+    """Return the certificate and the key of the authority, which are made if there are none.
+
+    Args:
+        folder: of both.
+        days: for which it is going to sign.
+    """
     certificate_file, key_file = folder / f"{AUTHORITY}.pem", folder / f"{AUTHORITY}.key"
     if not certificate_file.exists() and not key_file.exists():
         key = _new_key()
@@ -151,6 +184,14 @@ def _open_authority(folder: Path) -> tuple[x509.Certificate, EllipticCurvePrivat
     key = _parse(_load_key, _read(key_file), key_file)
     if key.public_key() != certificate.public_key():
         raise ValueError(f"{key_file} is not the key of {certificate_file}\n  restore both from a copy")
+    if _is_open_to_others(key_file):
+        raise ValueError(f"{key_file} can be read by others\n  chmod 600 {key_file}")
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
+    if left < timedelta(days=days):
+        raise ValueError(
+            f"{certificate_file} expires on {certificate.not_valid_after_utc:%Y-%m-%d}, before --days {days} are over\n"
+            f"  valid: --days of at most {max(left.days, 0)}; or another folder, in which a new authority is made"
+        )
     return certificate, key
 
 
@@ -196,7 +237,7 @@ def _credential_errors(
     folder: Path, name: str, authority: x509.Certificate, certificate: x509.Certificate, key: EllipticCurvePrivateKey
 ) -> list[str]:
     errors, files = [], [folder / file for file in _files(name)]
-    if (folder / f"{name}.key").stat().st_mode & READABLE_BY_OTHERS:
+    if _is_open_to_others(files[2]):
         errors.append(f"{files[2]} can be read by others\n  chmod 600 {files[2]}")
     if key.public_key() != certificate.public_key():
         errors.append(f"{files[2]} is not the key of {files[1]}")
@@ -215,6 +256,11 @@ def _credential_errors(
         if each.not_valid_before_utc > datetime.now(UTC):
             errors.append(f"{file} is valid from {each.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: is this clock right?")
     return errors
+
+
+def _is_open_to_others(key: Path) -> bool:
+    found = key.stat()
+    return bool(found.st_mode & (LENT_BY_ROOT if found.st_uid == 0 else OPEN_TO_OTHERS))
 
 
 def _new_key() -> EllipticCurvePrivateKey:

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from trainer.commands.main import main
+from trainer.federation import certificates
 from trainer.federation.certificates import certify, load_credentials
 
 
@@ -21,9 +22,20 @@ def certs(tmp_path_factory):
     return folder
 
 
+def at(monkeypatch, days):
+    """Move the clock of certificates by some days."""
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.now(tz) + datetime.timedelta(days=days)
+
+    monkeypatch.setattr(certificates, "datetime", Then)
+
+
 def copy(certs, tmp_path):
     folder = tmp_path / "copy"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     for file in certs.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
         (folder / file.name).chmod(0o600)
@@ -137,17 +149,90 @@ def test_another_authority_is_refused(certs, tmp_path):
         certify(folder, ["rome"])
 
 
-def test_an_expired_certificate_is_refused(certs, tmp_path, monkeypatch):
-    from trainer.federation import certificates
-
-    class Later(datetime.datetime):
-        @classmethod
-        def now(cls, zone=None):
-            return datetime.datetime.now(zone) + datetime.timedelta(days=400)
-
-    monkeypatch.setattr(certificates, "datetime", Later)
+def test_an_expired_certificate_is_refused(certs, monkeypatch):
+    at(monkeypatch, days=400)
     with pytest.raises(ValueError, match=r"berlin\.pem expired on"):
         load_credentials(certs, "berlin")
+
+
+def test_a_certificate_of_a_clock_that_is_ahead_is_refused(certs, monkeypatch):
+    at(monkeypatch, days=-1)
+    with pytest.raises(ValueError, match=r"berlin\.pem is valid from .* UTC: is this clock right\?"):
+        load_credentials(certs, "berlin")
+
+
+def test_two_weeks_before_the_end_there_is_a_warning(certs, monkeypatch):
+    at(monkeypatch, days=350)
+    assert load_credentials(certs, "berlin").expiry_warning() == ""
+    at(monkeypatch, days=352)
+    warning = load_credentials(certs, "berlin").expiry_warning()
+    assert (
+        warning.startswith("the certificates of berlin are valid until 20") and "certify ... berlin --renew" in warning
+    )
+
+
+def test_an_authority_signs_for_no_longer_than_it_lasts(certs, tmp_path, monkeypatch):
+    folder = copy(certs, tmp_path)
+    at(monkeypatch, days=3600)
+    with pytest.raises(
+        ValueError, match=r"ca\.pem expires on .*, before --days 365 are over\n  valid: --days of at most 4"
+    ):
+        certify(folder, ["rome"])
+    certify(folder, ["rome"], days=49)
+    at(monkeypatch, days=3700)
+    with pytest.raises(ValueError, match="at most 0; or another folder"):
+        certify(folder, ["rome"], days=1, renew=True)
+
+
+def test_only_what_there_is_can_be_renewed(certs, tmp_path):
+    folder = copy(certs, tmp_path)
+    with pytest.raises(ValueError, match=r"berlni has no certificate in .* that could be renewed\n  without --renew"):
+        certify(folder, ["paris", "berlni"], renew=True)
+    assert (folder / "paris.pem").read_bytes() == (certs / "paris.pem").read_bytes()
+
+
+def test_what_others_can_look_into_is_refused(certs, tmp_path):
+    folder = copy(certs, tmp_path)
+    folder.chmod(0o755)
+    with pytest.raises(ValueError, match=r"others can look into .*\n  chmod 700 "):
+        certify(folder, ["rome"])
+    folder.chmod(0o700)
+    (folder / "ca.key").chmod(0o644)
+    with pytest.raises(ValueError, match=r"ca\.key can be read by others\n  chmod 600 "):
+        certify(folder, ["rome"])
+    with pytest.raises(ValueError, match=r"ca\.pem is a file\n  valid: a new folder"):
+        certify(folder / "ca.pem", ["rome"])
+
+
+def test_a_key_is_lent_to_a_group_by_root_alone(certs, tmp_path):
+    """Kubernetes does so with the files of a secret."""
+    key = copy(certs, tmp_path) / "berlin.key"
+    key.chmod(0o640)
+    if key.stat().st_uid == 0:
+        assert load_credentials(key.parent, "berlin")
+    else:
+        with pytest.raises(ValueError, match="can be read by others"):
+            load_credentials(key.parent, "berlin")
+
+
+def test_private_keys_are_in_the_folder_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    old = os.umask(0)
+    try:
+        assert main(["certify", "certs", "coordinator", "berlin"]) == 0
+        assert main(["certify", "certs", "berlin", "--renew"]) == 0
+    finally:
+        os.umask(old)
+    printed = capsys.readouterr()
+    assert "PRIVATE" not in printed.out + printed.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    keys = {path for path in files if b"PRIVATE KEY" in path.read_bytes()}
+    assert keys == {tmp_path / "certs" / f"{name}.key" for name in ("ca", "coordinator", "berlin")}
+    assert {path.parent for path in files} == {tmp_path / "certs"}
+    assert (tmp_path / "certs").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
 def test_the_command_prints_what_it_wrote(tmp_path, capsys):

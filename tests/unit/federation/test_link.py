@@ -1,5 +1,6 @@
 """Links over real mutual TLS on loopback: what is brought comes back as a result, and strangers are refused."""
 
+import shutil
 import socket
 import threading
 import time
@@ -374,3 +375,19 @@ def test_a_message_wakes_up_the_coordinator_and_no_other_member(make_registry, m
     registry.publish("a", Message({"key": "a"}))
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_renewed_certificates_are_taken_at_the_next_start_of_each_side(certs, tmp_path, make_registry):
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(certs, old)
+    registry, message = make_registry(["berlin"]), Message({"key": "a"}, {"delta": torch.ones(2)})
+    with serving(old, registry) as port:
+        with linked(old, port, "berlin") as link:
+            shutil.copytree(old, new)
+            certify(new, ["berlin", "coordinator"], renew=True)
+            first, _ = in_threads(lambda: link.meet(message, LIMIT), lambda: add_up(registry, "a"))
+        wait_for(lambda: registry.present() == [])
+        with linked(new, port, "berlin") as link:  # the site was started again, and the coordinator not
+            assert torch.equal(link.meet(message, LIMIT).tensors["total"], first.tensors["total"])
+    with serving(new, registry, port), linked(old, port, "berlin") as link:  # and now the other way round
+        assert torch.equal(link.meet(message, LIMIT).tensors["total"], first.tensors["total"])
