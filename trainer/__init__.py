@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trainer.utils.version import __version__
+
 if TYPE_CHECKING:
     from trainer.config.saved_model import load_model
     from trainer.loop.fit import fit
     from trainer.loop.run import Run
-
-__version__ = "0.1.0"
 
 __all__ = ["Run", "__version__", "fit", "load_model"]
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SERVICE = "silotrain.Federation"
-JOIN, MEET, FETCH = (f"/{SERVICE}/{name}" for name in ("Join", "Meet", "Fetch"))
+JOIN, MEET, FETCH, PROBE = (f"/{SERVICE}/{name}" for name in ("Join", "Meet", "Fetch", "Probe"))
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two tries
 # After these the link is tried again; any other status is an answer.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)

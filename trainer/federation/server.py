@@ -29,6 +29,7 @@ from trainer.federation.messages import (
     parse_header,
     read_parts,
 )
+from trainer.federation.probe import Probes
 from trainer.federation.registry import POLL_SECONDS, BusyError, NotJoinedError, OverError, RefusedError, Registry
 from trainer.federation.spool import KEY
 
@@ -113,6 +114,25 @@ class Admission(Protocol):
         ...
 
 
+class Traffic:
+    """Bytes by member, counted while they pass."""
+
+    def __init__(self):
+        self._bytes: Counter[str] = Counter()
+        self._changing = threading.Lock()
+
+    def passing(self, name: str, parts: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the parts, and count them."""
+        for part in parts:
+            with self._changing:
+                self._bytes[name] += len(part)
+            yield part
+
+    def of(self, name: str) -> int:
+        """Return the number of bytes of a member."""
+        return self._bytes[name]
+
+
 class Server:
     """Answers members. Each stream of a member holds a thread; a member has a few, and cannot take those of others.
 
@@ -125,13 +145,16 @@ class Server:
     Attributes:
         port: where it listens.
         streams: the number of those that are answered, by member.
+        received: counts the bytes of what members have sent.
+        sent: counts the bytes of what they were answered.
 
     Raises:
         ValueError: the address cannot be had.
     """
 
     def __init__(self, listen: str, credentials: Credentials, registry: Registry, admission: Admission):
-        self.registry, self.admission = registry, admission
+        self.registry, self.admission, self.probes = registry, admission, Probes()
+        self.received, self.sent = Traffic(), Traffic()
         members = len(registry.members)
         pool = ThreadPoolExecutor(SPARE_THREADS + MAX_STREAMS * members, "link")
         connections = ("grpc.max_allowed_incoming_connections", SPARE_CONNECTIONS + 2 * members)
@@ -140,9 +163,9 @@ class Server:
         self.server = grpc.server(pool, options=(*SERVER_OPTIONS, connections, window))
         self.streams: Counter[str] = Counter()
         self._lock = threading.Lock()
+        methods = {"Join": self._join, "Meet": self._meet, "Fetch": self._fetch, "Probe": self._probe}
         handlers = {
-            name: grpc.stream_stream_rpc_method_handler(self._answering(handle))
-            for name, handle in (("Join", self._join), ("Meet", self._meet), ("Fetch", self._fetch))
+            name: grpc.stream_stream_rpc_method_handler(self._answering(handle)) for name, handle in methods.items()
         }
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         pair = [(credentials.key, credentials.certificate)]
@@ -163,12 +186,12 @@ class Server:
         """Return a handler that knows the caller's name, and answers errors with their sentence."""
 
         def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            names = context.auth_context().get("x509_common_name", [])
+            names = list(context.auth_context().get("x509_common_name", []))
             name = str(names[0], "utf-8", "replace") if len(names) == 1 else ""
             context.add_callback(partial(self.registry.wake, name))
             try:
                 with self._admitted(name):
-                    yield from handle(name, parts, context)
+                    yield from self.sent.passing(name, handle(name, self.received.passing(name, parts), context))
             except tuple(STATUSES) as error:
                 context.abort(STATUSES[type(error)], str(error))
 
@@ -230,6 +253,9 @@ class Server:
         self.registry.check(name, header.session)
         state = self.registry.newest(name, header.rounds, context.is_active)
         yield from read_parts(state) if state else Message({}).parts()
+
+    def _probe(self, name: str, parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield from self.probes.answer(parts, context.cancel)
 
     @staticmethod
     def _read(parts: Iterator[bytes]) -> Message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +31,12 @@ class Diagnosis(NamedTuple):
     remedy: str
 
 
-def diagnose(survey: HostSurvey, config: Config, tree: dict[str, object]) -> list[Diagnosis]:
-    """Return the diagnoses of a survey for a run's configuration, errors first."""
+def diagnose(
+    survey: HostSurvey, config: Config, tree: dict[str, object], others: Sequence[Diagnosis] = ()
+) -> list[Diagnosis]:
+    """Return the diagnoses of a survey for a run's configuration, and others, errors first."""
     checks = (_network, _gpus, _run_dir, _free_space, _versions, _clocks, _threads)
-    diagnoses = [diagnosis for check in checks for diagnosis in check(survey, config)]
+    diagnoses = [*others, *(diagnosis for check in checks for diagnosis in check(survey, config))]
     try:
         RunDir(Path(str(config.run_dir))).check(tree)
     except ValueError as error:

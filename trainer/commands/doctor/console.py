@@ -15,11 +15,14 @@ from trainer.utils.tables import make_table
 from trainer.utils.text import format_bytes, format_seconds
 
 RANK_HEADINGS = ("ranks", "hosts", "interface", "threads", "cores", "GiB: memory", "shm", "disk", "GPU")
+FEDERATION_HEADINGS = ("federation", "")
 LINK_HEADINGS = ("links", "groups of ranks", "latency", "bandwidth", "slowest at")
 
 
-def show(survey: HostSurvey, diagnoses: Sequence[Diagnosis], console: Console) -> None:
-    """Print the survey and the diagnoses."""
+def show(
+    survey: HostSurvey, federation: Sequence[tuple[str, str]], diagnoses: Sequence[Diagnosis], console: Console
+) -> None:
+    """Print the survey, what was found of the federation, and the diagnoses."""
     versions = survey.facts[0].versions
     console.print(Text(", ".join(f"{name} {version}" for name, version in versions.items())), soft_wrap=True)
     console.print(make_table(RANK_HEADINGS, [_rank_row(group) for group in groups(survey.facts)]))
@@ -30,6 +33,8 @@ def show(survey: HostSurvey, diagnoses: Sequence[Diagnosis], console: Console) -
         console.print(make_table(LINK_HEADINGS, [_link_row(link, survey.facts) for link in survey.links]))
     elif survey.unreachable:
         console.print("links: not measured, because hosts do not reach each other")
+    if federation:
+        console.print(make_table(FEDERATION_HEADINGS, federation))
     for diagnosis in diagnoses:
         style, word = ("bold red", "wrong") if diagnosis.is_error else ("yellow", "note ")
         console.print(Text.assemble((word, style), "  ", diagnosis.text), soft_wrap=True)

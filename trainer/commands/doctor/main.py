@@ -10,6 +10,7 @@ from rich.console import Console
 from trainer.commands.doctor.checks import diagnose
 from trainer.commands.doctor.console import show
 from trainer.commands.doctor.examine import survey_hosts
+from trainer.commands.doctor.federation import survey_federation
 from trainer.commands.exit_codes import FAILED, FINISHED
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
@@ -23,7 +24,8 @@ python -m trainer doctor [key=value ...]                        examine the mach
 torchrun --nproc-per-node 4 -m trainer doctor [key=value ...]   the same with workers that torchrun or srun starts
 
 Each rank reports its host, interface, versions, clock, threads and cores, memory, disk and GPU. Then the links are
-measured. The doctor lists what would go wrong, with remedies; docs/doctor.md has all of them.
+measured. Of a federation, a site tries its way to the coordinator, and the coordinator its certificates, its port and
+its disk; neither joins. The doctor lists what would go wrong, with remedies; docs/doctor.md has all of them.
 
 Exit codes: 0 nothing would go wrong, 1 something would, 2 bad input."""
 
@@ -47,6 +49,7 @@ def _examine(tree: dict[str, Any], peers: Peers) -> int:
     survey = survey_hosts(config, peers)
     if peers.rank:
         return FINISHED
-    diagnoses = diagnose(survey, config, tree)
-    show(survey, diagnoses, Console())
+    federation = survey_federation(config)
+    diagnoses = diagnose(survey, config, tree, federation.diagnoses)
+    show(survey, federation.rows, diagnoses, Console())
     return FAILED if any(diagnosis.is_error for diagnosis in diagnoses) else FINISHED

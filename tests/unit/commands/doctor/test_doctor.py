@@ -157,7 +157,7 @@ def test_errors_come_first() -> None:
 
 def shown(survey: HostSurvey, diagnoses: list[Diagnosis]) -> list[str]:
     console = Console(file=StringIO(), width=160)
-    show(survey, diagnoses, console)
+    show(survey, [], diagnoses, console)
     return console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
 
 
