@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.cli.command import Shell
+from tests.cli.command import Shell, work
 from tests.cli.refusals import assert_says
 from trainer.commands import main as cli
 
@@ -53,6 +55,11 @@ def test_refusals(
     assert cli.main(arguments) == 2
     assert_says(capsys.readouterr().err, message)
     assert list(here.iterdir()) == []
+
+
+def test_a_site_without_its_certificates_is_bad_input_on_all_ranks(ranks: Callable[[int], Any], here: Path) -> None:
+    ranks(2).run(work, [*SITE, f"site.certificates={here / 'certs'}", f"run_dir={here / 'run'}"])
+    assert json.loads((here / "run" / "state.json").read_text())["status"] == "bad_input"
 
 
 def test_a_coordinator_prints_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ def complete_site(tree: dict[str, Any]) -> None:
 
 def _errors(config: Config) -> Iterator[str]:
     site = config.site
+    yield from _monitor_errors(config)
     if not site.is_federated and not site.is_simulation:
         yield from _stray_errors(config)
         return
@@ -62,6 +63,15 @@ def _stray_errors(config: Config) -> Iterator[str]:
             f"site.members={format_value(list(site.members))} without site.listen: they are the coordinator's\n"
             "  python -m trainer coordinator site.listen=0.0.0.0:7070 ..."
         )
+
+
+def _monitor_errors(config: Config) -> Iterator[str]:
+    site = config.site
+    if site.monitor is None:
+        return
+    if site.listen is None and site.simulate is None:
+        yield f"site.monitor={site.monitor} without site.listen: it is the coordinator's\n  leave site.monitor= out"
+    yield from _endpoint_errors("site.monitor", site.monitor, "of this machine, such as 127.0.0.1:9090")
 
 
 def _name_errors(config: Config) -> Iterator[str]:

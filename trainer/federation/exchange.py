@@ -27,6 +27,7 @@ from trainer.loop.stopping import LeftBehind, Preempted
 from trainer.utils.errors import InputError
 
 START = "start/model"  # the meeting at which sites get the initial model
+TRAINING = "/training"  # ends the keys of the meetings at which rounds are combined
 STOPPING = "stopping"  # a scalar that is each launch's own
 MAX_STATE_FACTOR = 4  # the state of a run, by that of a site that begins
 WEIGHTS = ("weight", "trained_weight")
@@ -290,7 +291,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _training(round: Round) -> str:
-    return f"rounds/{round.index}/training"
+    return f"rounds/{round.index}{TRAINING}"
 
 
 def _start_tensors(module: nn.Module) -> list[Tensor]:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from trainer.data.loading.silo_files import DatasetInfo, join_clients, kind_erro
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.federation.agreement import CoordinatorAgreement, SiteAgreement
-from trainer.federation.certificates import load_credentials
+from trainer.federation.certificates import Credentials, load_credentials
 from trainer.federation.disclosure import Disclosure
 from trainer.federation.exchange import CoordinatorExchange, SiteExchange
 from trainer.federation.link import BehindError, Link, LinkLostError, LinkRefusedError, StoppedError
@@ -125,6 +125,8 @@ def open_membership(
         else:
             coordinator = Coordinator(options, tree, is_stopping)
             stack.callback(coordinator.close)
+            if options.monitor is not None:
+                stack.enter_context(coordinator.monitored(options.monitor))
             yield coordinator
 
 
@@ -137,18 +139,25 @@ class Coordinator:
         self.settings = _compared(tree)
         folder = Path(tree["run_dir"])
         spool = Spool(folder / "meetings")
-        saved = partial(resumable_rounds, folder / "checkpoints")
-        self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, saved)
+        self.saved = partial(resumable_rounds, folder / "checkpoints")
+        self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, self.saved)
         self.has_ended = False
         self._away: set[str] = set()  # those who were not counted in the last meeting
         self.infos_file = spool.folder / "members.json"
         self.infos = _read_infos(self.infos_file)
         self.has_joined = threading.Condition()
         self._make_state: Callable[[], Message] | None = None  # as the last gathering had it
-        credentials = load_credentials(Path(str(options.certificates)).expanduser(), COORDINATOR)
-        self.server = Server(options.listen, credentials, self.registry, self)
+        self.server = Server(options.listen, _credentials(options, COORDINATOR), self.registry, self)
         self.make_exchange: ExchangeFactory = partial(CoordinatorExchange, self)
         self.notice = f"listens at {options.listen} for {', '.join(self.members)}"
+
+    def monitored(self, listen: str) -> AbstractContextManager[object]:
+        """Return what answers questions about this coordinator at an address, while its block runs."""
+        from trainer.federation.monitor import Meter, Monitor  # with prometheus_client, which others do without
+
+        meter = Meter(self, self.registry, self.server, self.saved())
+        self.make_exchange = partial(CoordinatorExchange, meter)
+        return Monitor(listen, meter)
 
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
         with self.has_joined:
@@ -245,8 +254,7 @@ class Site:
         self.name, self.settings, self.link, self.stack = options.name, _compared(tree), None, stack
         self.checkpoints = Path(tree["run_dir"]) / "checkpoints"
         if world.rank == 0:
-            credentials = load_credentials(Path(str(options.certificates)).expanduser(), options.name)
-            self.link = Link(options.server, credentials, options.retry_seconds, is_stopping)
+            self.link = Link(options.server, _credentials(options, options.name), options.retry_seconds, is_stopping)
         self.disclosure = Disclosure(options.allow, names_clients=tree["metrics"]["per_client"] != "none")
         self.make_exchange: ExchangeFactory = partial(SiteExchange, self, options.name)
         self.notice = "\n".join([f"leaves {self.name}, for {options.server}:", *self.disclosure.lines()])
@@ -316,6 +324,14 @@ def _outcome(future: Future[Message] | None) -> dict[str, Any]:
         return {type(error).__name__: str(error)}
     layout = [(name, each.dtype, list(each.shape)) for name, each in result.tensors.items()]
     return {"header": result.header, "layout": Layout(layout).to_json()}
+
+
+def _credentials(options: SiteOptions, name: str) -> Credentials:
+    """Load the certificates of a member, and warn if they expire soon."""
+    credentials = load_credentials(Path(str(options.certificates)).expanduser(), name)
+    if warning := credentials.expiry_warning():
+        print(warning, file=sys.stderr, flush=True)
+    return credentials
 
 
 def _read_infos(file: Path) -> dict[str, DatasetInfo]:

@@ -37,6 +37,7 @@ class SiteOptions:
         min_members: sites without which no version is made; None: all.
         grace_seconds: how long a round waits for a site that has vanished; None: for ever.
         retry_seconds: how long a site tries to reach the coordinator.
+        monitor: host:port at which the coordinator answers /healthz and /metrics; None: nowhere.
         simulate: how many sites this machine starts, or has started if this launch is one of them; None: none.
     """
 
@@ -49,6 +50,7 @@ class SiteOptions:
     min_members: PositiveInt | None
     grace_seconds: Seconds | None
     retry_seconds: Seconds
+    monitor: str | None
     simulate: PositiveInt | None
 
     @property

@@ -160,6 +160,11 @@ class Registry:
         with self.changed:
             return [name for name, member in self.members.items() if member.session]
 
+    def count_open(self) -> int:
+        """Return the number of meetings that wait for members."""
+        with self.changed:
+            return sum(meeting.limit is not None and not meeting.has_result for meeting in self.meetings.values())
+
     def wait_open(self, name: str, key: str, saved: int, is_waiting: Callable[[], bool]) -> Limit | None:
         """Wait until a member may bring a message to a meeting.
 

@@ -62,6 +62,9 @@ REFUSED = {
     ),
     "no port to listen at": ([*COORDINATOR, "site.listen=localhost"], ["site.listen=localhost\n", "valid: host:port"]),
     "any port": ([*COORDINATOR, "site.listen=localhost:0"], ["site.listen=localhost:0\n"]),
+    "no port to be watched at": ([*COORDINATOR, "site.monitor=host"], ["site.monitor=host\n", "valid: host:port"]),
+    "a monitor of a site": ([*SITE, "site.monitor=localhost:1"], ["site.monitor=localhost:1 without site.listen"]),
+    "a monitor of nobody": (["site.monitor=localhost:1"], ["without site.listen", "leave site.monitor= out"]),
     "nobody to meet": ([*COORDINATOR, "site.members=[]"], ["site.members=[]", "[berlin,paris]"]),
     "a coordinator without certificates": (
         [*COORDINATOR, "site.certificates=null"],

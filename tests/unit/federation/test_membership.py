@@ -30,6 +30,7 @@ OPTIONS = SiteOptions(
     min_members=None,
     grace_seconds=None,
     retry_seconds=1.0,
+    monitor=None,
     simulate=None,
 )
 
@@ -61,7 +62,7 @@ def meet(folder, error=None):
     with (
         distributed(device="cpu") as world,
         ExitStack() as stack,
-        patch.object(membership, "load_credentials", lambda *_: None),
+        patch.object(membership, "_credentials", lambda *_: None),
         patch.object(membership, "Link", lambda *_: SlowLink(0.5, error)),
         patch.object(membership, "NEWS_SECONDS", 0.1),
         patch.object(collectives, "broadcast_text", listen),

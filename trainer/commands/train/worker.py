@@ -234,7 +234,9 @@ class Worker:
         site, has_result = self.config.site, self._has_result()
         if has_result:  # it was killed while it took its leave: the coordinator may have ended since
             site = replace(site, retry_seconds=min(site.retry_seconds, FAREWELL_SECONDS))
-        with open_membership(site, self.tree, topology, self._is_stopping) as member:
+        with ExitStack() as stack:
+            opened = open_membership(site, self.tree, topology, self._is_stopping)
+            member = _on_all_ranks(lambda: stack.enter_context(opened))
             if self.prints:
                 print(member.notice, flush=True)
             try:
