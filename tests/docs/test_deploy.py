@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import yaml
 
 from tests.cli.command import ROOT
+from trainer.commands.exit_codes import BAD_INPUT
 from trainer.config.compose import compose_tree
+from trainer.federation.membership import _compared
 
 FOLDER = ROOT / "docs/deploy"
 
@@ -47,3 +50,57 @@ def test_the_services_are_of_the_image_and_prometheus_asks_the_one_that_is_there
     (container,) = by_us["spec"]["predictor"]["containers"]
     assert container["image"] == services["silotrain"]["image"] and container["args"][0] == "serve"
     assert container["env"][0]["value"] == by_triton["spec"]["predictor"]["model"]["storageUri"]
+
+
+def test_the_services_of_a_federation_are_its_members_and_agree() -> None:
+    content = yaml.safe_load((FOLDER / "federation.compose.yaml").read_text())
+    services = content["services"]
+    coordinator, sites = services.pop("coordinator"), services
+    members = compose_member(coordinator["command"])["site"]["members"]
+    assert members == [compose_member(site["command"])["site"]["name"] for site in sites.values()] == list(sites)
+    trees = [compose_member(service["command"]) for service in (coordinator, *sites.values())]
+    assert len({yaml.safe_dump(_compared(tree)) for tree in trees}) == 1
+    assert len({tree["run_dir"] for tree in trees}) == len(trees)
+    (published, monitored) = coordinator["ports"]
+    assert published == "7070:7070" and trees[0]["site"]["listen"].endswith(":7070")
+    assert monitored.startswith("127.0.0.1:") and trees[0]["site"]["monitor"].endswith(":9090")
+    for name, service in {"coordinator": coordinator, **sites}.items():
+        assert f"--tag {service['image']} " in (FOLDER / "Dockerfile").read_text().splitlines()[0]
+        files = {each["target"]: content["secrets"][each["source"]]["file"] for each in service["secrets"]}
+        assert files == {file: f"./certs/{file}" for file in ("ca.pem", f"{name}.pem", f"{name}.key")}
+        assert "ports" not in service or name == "coordinator"
+
+
+def test_the_manifest_of_a_federation_has_the_files_and_ports_of_its_members() -> None:
+    documents = list(yaml.safe_load_all((FOLDER / "federation.yaml").read_text()))
+    kinds = {}
+    for document in documents:
+        kinds.setdefault(document["kind"], []).append(document)
+    (service,), (policy,) = kinds["Service"], kinds["NetworkPolicy"]
+    claims = {claim["metadata"]["name"] for claim in kinds["PersistentVolumeClaim"]}
+    trees = []
+    for job in kinds["Job"]:
+        pod = job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        trees.append(tree := compose_member(container["args"]))
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
+        assert volumes["run"]["persistentVolumeClaim"]["claimName"] in claims
+        assert volumes["certificates"]["secret"]["defaultMode"] == 0o440
+        assert volumes["certificates"]["secret"]["secretName"] == job["metadata"]["name"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert tree["site"]["certificates"] == mounts["certificates"]
+        (failed, _) = job["spec"]["podFailurePolicy"]["rules"]
+        assert failed["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [BAD_INPUT]}
+    labels = kinds["Job"][0]["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
+    ports = {each["containerPort"] for each in kinds["Job"][0]["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert ports == {int(trees[0]["site"][key].rpartition(":")[2]) for key in ("listen", "monitor")}
+    assert [each["port"] for each in service["spec"]["ports"]] == [7070]
+    assert trees[1]["site"]["name"] in trees[0]["site"]["members"]
+    assert len({yaml.safe_dump(_compared(tree)) for tree in trees}) == 1
+
+
+def compose_member(arguments: list[str]) -> dict[str, Any]:
+    """Return the configuration of a member; the coordinator's begins with its command."""
+    return compose_tree([one for one in arguments if one != "coordinator"])
