@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -162,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown: {', '.join(unknown)}; valid: {', '.join(CASES_BY_NAME)}")
     if not names:
         parser.error(f"name cases of {', '.join(CASES_BY_NAME)}, or say --all")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no process, group or file is left
     figures = {"machine": machine(), "load": os.getloadavg()[0]}
     print(f"{figures['machine']}; load {figures['load']:.1f} at the start", flush=True)
     for name in names:
