@@ -34,7 +34,7 @@ from trainer.federation.messages import HEADER, Layout, Limit, Message, Name, pa
 from trainer.federation.options import COORDINATOR, Figure, SiteOptions
 from trainer.federation.registry import POLL_SECONDS, RefusedError, Registry
 from trainer.federation.server import Server
-from trainer.federation.spool import Spool, round_of
+from trainer.federation.spool import OF_END, Spool, round_of
 from trainer.loop.exchange import ExchangeFactory
 from trainer.loop.stopping import Preempted
 from trainer.utils.text import format_value
@@ -42,7 +42,7 @@ from trainer.utils.trees import flatten
 
 log = logging.getLogger(__name__)
 
-END = "end/run"  # the meeting after which nobody needs the coordinator any more
+END = f"{OF_END}run"  # the meeting after which nobody needs the coordinator any more
 # Choices that may differ between the members: where and how each runs, its own files, and where its metrics go.
 OWN_KEYS = (*CHANGEABLE_KEYS, "site.", "data.", "loggers", "clients", "model.init", "model.path", "task.teacher")
 COMPARED_KEYS = ("data.validation", "metrics.per_client", "metrics.client_scores", "max_nonfinite_rounds")
@@ -141,7 +141,7 @@ class Coordinator:
         spool = Spool(folder / "meetings")
         self.saved = partial(resumable_rounds, folder / "checkpoints")
         self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, self.saved)
-        self.has_ended = False
+        self.has_ended, self._farewell_seconds = False, options.retry_seconds  # as long as a site looks for this launch
         self._away: set[str] = set()  # those who were not counted in the last meeting
         self.infos_file = spool.folder / "members.json"
         self.infos = _read_infos(self.infos_file)
@@ -174,7 +174,7 @@ class Coordinator:
         return replace(world, silo=silos - 1, silo_sizes=(1,) * silos)
 
     def finish(self) -> None:
-        if self.gather(END, Limit(), self._make_state) is None:
+        if self.registry.gather(END, Limit(), self._make_state, self.is_stopping, self._farewell_seconds) is None:
             raise Preempted
         self.publish(END, Message({}))
         self.has_ended = True

@@ -10,7 +10,7 @@ from time import monotonic
 
 from trainer.checkpoint.files import sync
 from trainer.federation.messages import Limit, Message
-from trainer.federation.spool import OF_ALL, Spool, round_of
+from trainer.federation.spool import OF_ALL, OF_END, Spool, round_of
 
 POLL_SECONDS = 0.1  # of a wait that something else may end
 WAIT_SECONDS = 1.0  # of a wait that is woken up when it ends
@@ -206,6 +206,7 @@ class Registry:
         limit: Limit,
         make_state: Callable[[], Message] | None = None,
         is_stopping: Callable[[], bool] = lambda: False,
+        farewell_seconds: float | None = None,
     ) -> dict[str, Message] | None:
         """Wait until all have come, or those who have not have been away for the grace; return what was brought.
 
@@ -214,6 +215,8 @@ class Registry:
             limit: of what a member may bring.
             make_state: returns the state of the run, for members that are late; None: no one can be late yet.
             is_stopping: ends the wait.
+            farewell_seconds: how long it waits, whatever the grace, for a member that is away and has come to another
+                meeting of the end: it has its result. None: as for any other.
 
         Returns:
             The messages by member, in the order of the members; None if the wait was ended.
@@ -222,7 +225,7 @@ class Registry:
             meeting = self.meetings.setdefault(key, Meeting())
             meeting.limit, self._state = limit, None
             self._wake_all()
-            while meeting.counted is None and not self._is_complete(key, meeting):
+            while meeting.counted is None and not self._is_complete(key, meeting, farewell_seconds):
                 if is_stopping():
                     return None
                 if self._wants_state and make_state:
@@ -290,18 +293,27 @@ class Registry:
         ]
         return any(index >= rounds for index in missed)
 
-    def _is_complete(self, key: str, meeting: Meeting) -> bool:
-        missing = [member for name, member in self.members.items() if name not in meeting.brought]
+    def _is_complete(self, key: str, meeting: Meeting, farewell_seconds: float | None) -> bool:
+        missing = [name for name in self.members if name not in meeting.brought]
+        if farewell_seconds is not None:
+            missing = [name for name in missing if not self._has_left(name, farewell_seconds)]
         if not missing:
             return True
         if key.startswith(OF_ALL) or self.grace_seconds is None or len(meeting.brought) < self.min_members:
             return False
-        return all(map(self._is_lost, missing))
+        return all(self._is_lost(self.members[name]) for name in missing)
+
+    def _has_left(self, name: str, farewell_seconds: float) -> bool:
+        """Return whether a member is away that has come to a meeting of the end: it has its result."""
+        has_result = any(name in each.brought for key, each in self.meetings.items() if key.startswith(OF_END))
+        return has_result and self._is_away(self.members[name], farewell_seconds)
 
     def _is_lost(self, member: Member) -> bool:
-        return (
-            self.grace_seconds is not None and not member.session and monotonic() - member.since >= self.grace_seconds
-        )
+        return self.grace_seconds is not None and self._is_away(member, self.grace_seconds)
+
+    @staticmethod
+    def _is_away(member: Member, seconds: float) -> bool:
+        return not member.session and monotonic() - member.since >= seconds
 
     def _forget(self) -> None:
         """Remove what no one that is started again would ask for."""

@@ -25,6 +25,7 @@ from trainer.utils.disk import naming_disk
 
 KEY = re.compile(r"[a-z]+(/[a-z0-9-]{1,64}){0,3}")
 ROUND = re.compile(r"rounds/(\d+)/.*")
+OF_END = "end/"  # begins the keys of meetings to which a member comes when it has the result of the run
 OF_ALL = "start/"  # begins the keys of meetings that end with no member missing: they measure all examples
 SUFFIX, PARTIAL = ".safetensors", ".partial"
 RESULT, STATE = f"_result{SUFFIX}", f"_state{SUFFIX}"  # no member's name begins so

@@ -154,6 +154,21 @@ def test_a_message_that_is_half_sent_never_counts(certs, make_registry):
         gathering.join()
 
 
+def test_the_end_does_not_wait_for_those_who_have_left_with_their_result(make_registry):
+    """A site leaves when it has its result and finds no coordinator for as long as it tries."""
+    registry = make_registry(MEMBERS)
+    for name in MEMBERS:
+        with registry.spool.receiving("end/artifacts", name) as file:
+            for part in Message({"key": "end/artifacts"}).parts():
+                file.write(part)
+    registry = make_registry(MEMBERS)  # of a coordinator that was away meanwhile
+    assert registry.gather("end/run", Limit(), farewell_seconds=0.2) == {}
+    has_none = make_registry([*MEMBERS, "rome"])
+    asked = threading.Event()
+    threading.Timer(0.6, asked.set).start()
+    assert has_none.gather("end/other", Limit(), is_stopping=asked.is_set, farewell_seconds=0.2) is None
+
+
 def test_a_coordinator_that_is_replaced_is_only_waited_for(certs, make_registry):
     answers, message = [], Message({"key": "a"}, {"delta": torch.ones(3)})
     with ExitStack() as stack:
