@@ -51,7 +51,11 @@ NEEDED = {
     "chat_lora": [
         *("data.path=chat.jsonl", "data.tokenizer=tokenizer", "model.config.hidden_size=32"),
         *("model.config.intermediate_size=64", "model.config.vocab_size=400"),
-    ]
+    ],
+    "clinic": [
+        *("data.columns.number=[x,y]", "data.columns.category=[]", "data.targets=label", "data.classes=3"),
+        *("data.path=clinic.csv", "model.inputs=2", "model.classes=3", "monitor=null", "metrics.client_scores=[]"),
+    ],
 }
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from tests.cli.command import work
 from tests.support.pool import RankPool
-from trainer.commands.evaluate.evaluation import Evaluation, evaluate_in
+from tests.support.runs import make_clients, make_run
+from trainer.commands.evaluate.evaluation import Evaluation, evaluate_in, with_all_examples
 from trainer.commands.evaluate.subject import find_subject
 from trainer.commands.predict.main import main as predict
 from trainer.config.compose import compose_tree
@@ -24,6 +25,7 @@ from trainer.config.saved_transforms import load_transforms
 from trainer.config.schema import read_config
 from trainer.data import TableEncoder, digits
 from trainer.distributed.topology import distributed
+from trainer.loop.stopping import StopCriteria
 
 Ranks = Callable[[int], RankPool]
 
@@ -200,3 +202,13 @@ def test_a_run_predicts_what_it_has_measured(ranks: Ranks, trained: Callable[[st
     for found in ranks(2).run(figures, str(model), "last", [], 1):
         assert found.metrics["test/accuracy"] == expected["test/accuracy"]
         assert found.metrics["test/loss"] == pytest.approx(expected["test/loss"], rel=1e-5)
+
+
+def test_all_examples_leave_none_to_go_by() -> None:
+    """A run that went by its validation examples is evaluated on them as on the others."""
+    clients = make_clients([8, 8]).split_validation(0.5, 0)
+    with distributed(device="cpu") as topology:
+        run = make_run(topology, [8, 8], clients=clients, monitor="validation/accuracy", stop=StopCriteria(0.9))
+        whole = with_all_examples(run)
+    assert (whole.monitor, whole.stop) == (None, StopCriteria())
+    assert sum(map(len, whole.clients.test)) == 24

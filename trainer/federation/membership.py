@@ -22,7 +22,7 @@ from trainer.checkpoint.files import write_text
 from trainer.checkpoint.resume import resumable_rounds
 from trainer.checkpoint.run_dir import CHANGEABLE_KEYS
 from trainer.data import DataSplits
-from trainer.data.loading.silo_files import DatasetInfo, join_clients, kind_error
+from trainer.data.loading.silo_files import DatasetInfo, join_clients, kind_error, with_central
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
 from trainer.federation.agreement import CoordinatorAgreement, SiteAgreement
@@ -74,10 +74,12 @@ class Welcome:
     Attributes:
         members: the names of all, in the order in which sums are made.
         infos: describe their data.
+        has_central: whether the coordinator has a test set of its own.
     """
 
     members: list[Name]
     infos: list[DatasetInfo]
+    has_central: bool = False
 
 
 class Membership(Protocol):
@@ -137,6 +139,8 @@ class Coordinator:
         assert options.listen is not None
         self.members, self.is_stopping = list(options.members), is_stopping
         self.settings = _compared(tree)
+        # In a simulation data.path= is that of the sites.
+        self.has_data = flatten(tree).get("data.path") is not None and options.simulate is None
         folder = Path(tree["run_dir"])
         spool = Spool(folder / "meetings")
         self.saved = partial(resumable_rounds, folder / "checkpoints")
@@ -160,6 +164,7 @@ class Coordinator:
         return Monitor(listen, meter)
 
     def join(self, read: Callable[[], DataSplits]) -> DataSplits:
+        own = read() if self.has_data else None
         with self.has_joined:
             while self._missing():
                 if self.is_stopping():
@@ -167,7 +172,8 @@ class Coordinator:
                 self.has_joined.wait(POLL_SECONDS)
         infos = [self.infos[name] for name in self.members]
         homes = range(len(self.members))
-        return join_clients(SITES, self.members, homes, {}, infos, CoordinatorAgreement(self))
+        joined = join_clients(SITES, self.members, homes, {}, infos, CoordinatorAgreement(self))
+        return with_central(joined, own, self.members[0], infos[0]) if own else joined
 
     def topology(self, world: Topology) -> Topology:
         silos = len(self.members) + 1  # it is one without clients
@@ -212,7 +218,8 @@ class Coordinator:
         with self.has_joined:
             if self._missing():
                 return None
-            return Message({"members": self.members, "infos": [asdict(self.infos[name]) for name in self.members]})
+            infos = [asdict(self.infos[name]) for name in self.members]
+            return Message({"members": self.members, "infos": infos, "has_central": self.has_data})
 
     def gather(self, key: str, limit: Limit, make_state: Callable[[], Message] | None) -> dict[str, Message] | None:
         self._make_state = make_state
@@ -273,7 +280,9 @@ class Site:
         self.members, place = known.members, known.members.index(self.name)
         infos = [info if each == place else other for each, other in enumerate(known.infos)]
         homes = range(len(self.members))
-        return join_clients(SITES, self.members, homes, {place: splits}, infos, SiteAgreement(self))
+        joined = join_clients(SITES, self.members, homes, {place: splits}, infos, SiteAgreement(self))
+        joined.has_central = known.has_central
+        return joined
 
     def topology(self, world: Topology) -> Topology:
         place = self.members.index(self.name)

@@ -19,7 +19,7 @@ from trainer.loggers import Metrics
 from trainer.loop.consistency import check_consistency
 from trainer.loop.control import Action
 from trainer.loop.local_trainer import LocalTrainer
-from trainer.loop.monitor import client_scores
+from trainer.loop.monitor import COORDINATOR, client_scores
 from trainer.loop.pooled_sums import PooledSums, totals
 from trainer.loop.round_metrics import evaluation_metrics
 from trainer.loop.run import Run
@@ -65,6 +65,8 @@ def evaluate(state: TrainState) -> Metrics | None:
     if run.eval.personal_steps:
         finetuned = partial(finetuned_models, run.sample_round(state.progress.rounds))
         sums_by_set["personal"] = evaluation_sums(state.trainer, run.data.test, clients.test, finetuned)
+    if run.data.has_central:
+        sums_by_set[COORDINATOR] = evaluation_sums(state.trainer, *_central_examples(run), coordinator_model)
     tables = {f"{part}/{name}": table for part, tables in sums_by_set.items() for name, table in tables.items()}
     is_asked = state.control.requested_action() is Action.STOP
     name = f"rounds/{state.progress.rounds}/evaluation"
@@ -110,6 +112,19 @@ def finetuned_models(round: Round, trainer: LocalTrainer) -> Iterator[list[int]]
             yield [client]
         trainer.local_tensors.load_state_dict(local)
     trainer.load_global_model()
+
+
+def coordinator_model(trainer: LocalTrainer) -> Iterator[list[int]]:
+    """Yield the place of the coordinator's examples in `_central_examples`, with the global model."""
+    yield [0]
+
+
+def _central_examples(run: Run) -> tuple[Source, tuple[np.ndarray, ...]]:
+    """Return the coordinator's own test set, in the place of the first client; at a site the site's, and no ids."""
+    none = [np.empty(0, np.int64) for _ in run.clients.test]
+    if run.data.central is None:
+        return run.data.test, tuple(none)
+    return run.data.central, (np.arange(len(run.data.central)), *none[1:])
 
 
 def evaluation_sums(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainer.loop.run import Run
 
 SPREADS = ("worst_{}", "{}_std")  # over the clients, of each of their scores
+COORDINATOR = "coordinator"  # the prefix of metrics on the coordinator's own test set, which has no clients
 
 
 def monitored_metric(run: Run) -> str:
@@ -77,8 +78,10 @@ def _metric_names(run: Run, scores: Iterable[str], has_personal: bool) -> list[s
     spread = [pattern.format(score) for score in client_scores(run) for pattern in SPREADS]
     parts = {"validation": has_validation(run), "test": True, "global": has_personal}
     parts |= {"ema": run.training.ema_decay is not None, "personal": run.eval.personal_steps > 0}
+    parts |= {COORDINATOR: run.data.has_central}
     measured = [part for part, is_measured in parts.items() if is_measured]
     names = [f"{part}/{score}" for part in measured for score in scores]
+    measured = [part for part in measured if part != COORDINATOR]
     names += [f"{'clients' if part == 'test' else part}/{name}" for part in measured for name in spread]
     return [*names, "train/loss"]
 

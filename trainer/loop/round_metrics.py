@@ -15,7 +15,7 @@ from trainer.algorithms.client_result import ClientResult, client_result_from_st
 from trainer.algorithms.round import Round
 from trainer.loggers import Metrics, higher_is_better
 from trainer.loop.exchange import LEFT_OUT, RANKS
-from trainer.loop.monitor import client_scores
+from trainer.loop.monitor import COORDINATOR, client_scores
 from trainer.loop.pooled_sums import totals
 from trainer.loop.run import Run
 from trainer.models.buffers import BufferStatistics
@@ -190,7 +190,7 @@ def evaluation_metrics(run: Run, name: str, sums: Mapping[str, Tensor]) -> Metri
     pooled = totals({key: part for key, part in sums.items() if key not in ("clients", "by_client")})
     pooled_metrics = run.task.summary(table[:, 1:].sum(0), table[:, 0].sum().item()) | run.task.pooled_summary(pooled)
     metrics = {f"{name}/{key}": value for key, value in pooled_metrics.items()}
-    if not client_scores(run):
+    if name == COORDINATOR or not client_scores(run):
         return metrics
     tested = [client for client, row in enumerate(table) if row[0] > 0]
     summaries = [

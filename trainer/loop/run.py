@@ -147,6 +147,11 @@ class Run:
                 f"model= has {', '.join(found)}, which checkpoints cannot hold.\n"
                 f"  valid: dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
             )
+        if self.data.has_central and self.has_personal(module):
+            raise ValueError(
+                "the coordinator has examples of its own, and some parameters or buffers stay with their sites: it has "
+                "no whole model.\n  start it without data.path, or set algorithm=fedavg"
+            )
         names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         if any(map(self.algorithm.is_shared, names)):
             return

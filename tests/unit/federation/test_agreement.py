@@ -15,8 +15,9 @@ from tests.unit.data.readers.test_table_columns import COLUMNS, frame
 from tests.unit.federation.test_exchange import Hall, Hosts
 from trainer.data import csv, per_client_partition
 from trainer.data.loading.class_weights import apply_class_weights
-from trainer.data.loading.silo_files import DatasetInfo, join_clients, kind_error, load_silo_files
+from trainer.data.loading.silo_files import DatasetInfo, join_clients, kind_error, load_silo_files, with_central
 from trainer.data.partition.partition import Iid
+from trainer.data.sources.agreement import Alone
 from trainer.distributed.topology import distributed
 from trainer.federation.agreement import CoordinatorAgreement, SiteAgreement
 from trainer.federation.messages import Limit
@@ -134,3 +135,15 @@ def test_descriptions_of_data_are_read_again(files):
     assert DatasetInfo.from_tree(asdict(info)) == info
     with pytest.raises(ValueError, match="it describes no data"):
         DatasetInfo.from_tree({"train": "many"})
+
+
+def test_a_coordinator_has_test_examples_of_the_same_kind(files):
+    paris, own = read(files[1]), read(files[2])
+    info = DatasetInfo.of(paris)
+    joined = join_clients("the sites", NAMES[1:2], [0], {0: paris}, [info], Alone())
+    found = with_central(joined, own, "paris", info)
+    assert found.has_central and len(found.central) == len(own.train) + len(own.test)
+    inputs, _ = found.central.fetch(torch.arange(2))
+    assert torch.equal(inputs, own.encoded_by(joined.encoder).train.fetch(torch.arange(2))[0])
+    with pytest.raises(ValueError, match="the sites and the coordinator hold different kinds"):
+        with_central(joined, csv(files[2], columns={"number": ["age"]}), "paris", info)

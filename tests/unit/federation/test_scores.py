@@ -62,6 +62,8 @@ def over_sites(folder):
             run = scored_run(place)
             homes = tuple(range(len(SIZES)))
             run = replace(run, model=lambda: deepcopy(initial), clients=replace(run.clients, homes=homes))
+            run.data.has_central = True
+            run.data.central = run.data.test if silo == len(SIZES) else None
             results[silo] = fitted(run, make_exchange)
 
         threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in enumerate(makers)]
@@ -81,6 +83,9 @@ def test_scores_are_those_of_one_silo_and_of_scikit_learn(tmp_path):
     for metrics, model, its_confusion, measured in over_sites(tmp_path):
         for name in names:
             assert metrics[name] == pytest.approx(expected[name], rel=1e-9), name
+        for name in ("loss", "accuracy", "auc"):  # the coordinator's test set is that of all sites
+            assert metrics[f"coordinator/{name}"] == pytest.approx(expected[f"test/{name}"], rel=1e-9), name
+        assert not any(name.startswith("client/") and "coordinator" in name for name in metrics)
         assert torch.equal(its_confusion, confusion)
         for name, found in measured.items():
             torch.testing.assert_close(found, statistics[name], rtol=1e-14, atol=1e-15)

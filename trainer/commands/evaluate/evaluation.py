@@ -19,6 +19,7 @@ from trainer.distributed.topology import Topology, distributed
 from trainer.loggers import Metrics
 from trainer.loop.evaluate import evaluate
 from trainer.loop.run import Run
+from trainer.loop.stopping import StopCriteria
 from trainer.loop.train_state import TrainState
 
 Ids = tuple[np.ndarray, ...]  # of each client
@@ -89,7 +90,9 @@ def with_all_examples(run: Run) -> Run:
         ids = tuple(map(np.concatenate, zip(ids, clients.validation, strict=True)))
     parts = data.parts | {"test": source}
     none = (np.empty(0, np.int64),) * len(ids)
-    return replace(run, data=data.with_parts(**parts), clients=replace(clients, test=ids, validation=none))
+    clients = replace(clients, test=ids, validation=none)
+    # Training may have gone by the validation examples.
+    return replace(run, data=data.with_parts(**parts), clients=clients, monitor=None, stop=StopCriteria())
 
 
 def _joined(first: Source, ids: Ids, second: Source, others: Ids) -> tuple[Source, Ids]:

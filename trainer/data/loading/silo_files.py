@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from trainer.data.loading.fingerprint import checksum
 from trainer.data.partition.allocation import even_groups
 from trainer.data.sources.agreement import Agreement, Alone, BetweenSilos
 from trainer.data.sources.base import DataSplits, Source
+from trainer.data.sources.joined import JoinedSource
 from trainer.data.sources.per_client import ANY, MadeUpSource, PerClientSource
 from trainer.data.sources.table import TableEncoder, TableStatistics, table_rows
 from trainer.distributed import collectives
@@ -178,6 +180,26 @@ def join_clients(
     return joined
 
 
+def with_central(splits: DataSplits, own: DataSplits, name: str, info: DatasetInfo) -> DataSplits:
+    """Return the data set of sites with the test set of their coordinator.
+
+    Args:
+        splits: of the sites.
+        own: the coordinator's; all its examples are test examples.
+        name: of one of the sites, for errors.
+        info: the description of what this site brings.
+
+    Raises:
+        ValueError: the coordinator has examples of another kind.
+    """
+    kinds = [info, replace(DatasetInfo.of(own), validation=info.validation)]
+    if error := kind_error("the sites and the coordinator", [name, "the coordinator"], kinds):
+        raise ValueError(error)
+    own = own.encoded_by(splits.encoder) if splits.encoder else own
+    splits.central, splits.has_central = reduce(JoinedSource, own.parts.values()), True
+    return splits
+
+
 def _join_weights(local: Mapping[int, DataSplits], examples: int) -> np.ndarray:
     """Return the weights of the local examples, which have the first ids, and 1 for others: float32 [N]."""
     weights, first = np.ones(examples, np.float32), 0
@@ -203,7 +225,8 @@ def _describe_types(examples: Tree, padded: Collection[str]) -> str:
     descriptions: list[str] = []
     for name, tensor in named_tensors(examples).items():
         shape = [ANY if name in padded else tensor.shape[1], *tensor.shape[2:]] if tensor.dim() > 1 else []
-        descriptions.append(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape}".strip())
+        sizes = ", ".join(map(str, shape))
+        descriptions.append(f"{name} {str(tensor.dtype).removeprefix('torch.')} [{sizes}]".strip())
     return ", ".join(descriptions)
 
 

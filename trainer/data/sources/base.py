@@ -195,6 +195,8 @@ class DataSplits:
 
     Attributes:
         token_bytes: bytes of each token, int64 [classes]; None if the examples are no tokens whose text is known.
+        central: the test set of a coordinator, which it has itself; None elsewhere.
+        has_central: whether the coordinator has one, on all members of a federation.
         validation: the source of validation examples, which may be that of training.
         has_validation: whether it is a source of its own.
 
@@ -225,6 +227,8 @@ class DataSplits:
         self.text_format, self.token_bytes = text_format, text_format and text_format.token_bytes
         self.encoder = encoder
         self.agreement = agreement or Alone()
+        self.central: Source | None = None
+        self.has_central = False
 
     @property
     def parts(self) -> dict[str, Source]:
