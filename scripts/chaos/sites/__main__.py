@@ -91,7 +91,7 @@ class Measured:
         return max((number for number, _ in self._rounds()), default=0)
 
     def _rounds(self) -> list[tuple[int, int]]:
-        return [(line["round"], line["clients/trained"]) for line in self.coordinator.logged()]
+        return [(int(line["round"]), int(line["clients/trained"])) for line in self.coordinator.logged()]
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         came = self.federation.wait(condition, SECONDS_TO_WAIT)
