@@ -49,8 +49,8 @@ def test_files_are_private_and_name_no_single_site(new_shell: Callable[[], Shell
         address = f"localhost:{free.getsockname()[1]}"
     shells = {name: new_shell() for name in ("coordinator", *SIZES)}
     certificates = f"site.certificates={tmp_path / 'certs'}"
-    listening = ("data.path=none", f"site.listen={address}", "site.members=[berlin,paris]")
-    started = [shells["coordinator"].start("-m", "trainer", *COMMON, certificates, *listening)]
+    listening = (f"site.listen={address}", "site.members=[berlin,paris]")
+    started = [shells["coordinator"].start("-m", "trainer", "coordinator", *COMMON, certificates, *listening)]
     for name, (train, test) in SIZES.items():
         write_data(tmp_path / f"{name}.npz", train, test)
         dialling = (f"data.path={tmp_path / name}.npz", f"site.name={name}", f"site.server={address}")
