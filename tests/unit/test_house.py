@@ -53,3 +53,10 @@ def test_the_launcher_of_one_machine_never_imports_torch(tmp_path: Path):
     """Workers start a second sooner. Here they fail, and are started again, three times."""
     command = [sys.executable, "-c", LAUNCH, str(tmp_path / "run")]
     assert subprocess.run(command, cwd=TRAINER.parent, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def test_no_run_but_a_member_of_a_federation_needs_its_packages():
+    modules = "trainer.commands.train.worker, trainer.commands.doctor.main, trainer.commands.plan.main"
+    program = f"import sys; sys.modules.update(cryptography=None, grpc=None); import {modules}"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=TRAINER.parent, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

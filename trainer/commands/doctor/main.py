@@ -10,7 +10,6 @@ from rich.console import Console
 from trainer.commands.doctor.checks import diagnose
 from trainer.commands.doctor.console import show
 from trainer.commands.doctor.examine import survey_hosts
-from trainer.commands.doctor.federation import survey_federation
 from trainer.commands.exit_codes import FAILED, FINISHED
 from trainer.commands.probe.workers import launch_workers, run_worker
 from trainer.config.compose import compose_tree
@@ -49,7 +48,12 @@ def _examine(tree: dict[str, Any], peers: Peers) -> int:
     survey = survey_hosts(config, peers)
     if peers.rank:
         return FINISHED
-    federation = survey_federation(config)
-    diagnoses = diagnose(survey, config, tree, federation.diagnoses)
-    show(survey, federation.rows, diagnoses, Console())
+    rows, found = [], []
+    if config.site.is_federated:
+        from trainer.commands.doctor.federation import survey_federation  # with packages that other runs do without
+
+        federation = survey_federation(config)
+        rows, found = federation.rows, federation.diagnoses
+    diagnoses = diagnose(survey, config, tree, found)
+    show(survey, rows, diagnoses, Console())
     return FAILED if any(diagnosis.is_error for diagnosis in diagnoses) else FINISHED

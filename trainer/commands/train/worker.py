@@ -44,7 +44,6 @@ from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
 from trainer.export.library_layout import write_library_layout
-from trainer.federation.membership import open_membership
 from trainer.loggers import ConsoleLogger, FinalArtifacts, JsonLinesLogger, Logger, SystemLogger, TensorBoardLogger
 from trainer.loop.checkpointing import logged_metrics, logged_steps, make_checkpointer, saved_threads, validate_resume
 from trainer.loop.control import Action, LoopControl
@@ -231,6 +230,8 @@ class Worker:
         if not self.config.site.is_federated:
             self._train_run(_on_all_ranks(lambda: build(self.config, topology)), InWorld)
             return
+        from trainer.federation.membership import open_membership  # with cryptography, which other runs do without
+
         site, has_result = self.config.site, self._has_result()
         if has_result:  # it was killed while it took its leave: the coordinator may have ended since
             site = replace(site, retry_seconds=min(site.retry_seconds, FAREWELL_SECONDS))
