@@ -157,7 +157,7 @@ def _simulation_errors(config: Config) -> Iterator[str]:
 def _min_members_errors(config: Config) -> Iterator[str]:
     least, most = config.site.min_members, len(config.site.members)
     if least is not None and least > most > 0:
-        yield f"site.min_members={least}, and there are {most} members\n  valid: 1 to {most}, or null for all"
+        yield f"site.min_members={least}, and there are {most} members\n  valid: 1 to {most}, or null for more than half of them"
 
 
 def _silo_errors(config: Config) -> Iterator[str]:
@@ -194,7 +194,7 @@ def _choice_errors(config: Config) -> Iterator[str]:
         yield (
             f"algorithm.shared_params={pattern} with {has_newcomers}: a site that trains for the first time would "
             "begin with the mean of the others' personal parameters, which do not leave their sites\n"
-            "  set client_sampling=all and site.min_members=null, or algorithm.shared_params='.*'"
+            "  set client_sampling=all and site.grace_seconds=null, or algorithm.shared_params='.*'"
         )
 
 
@@ -203,8 +203,8 @@ def _newcomers(config: Config) -> str:
     site, sampling = config.site, config.client_sampling["_target_"]
     if not declares(sampling, "takes_all"):
         return f"client_sampling={sampling}"
-    is_late = site.min_members is not None and site.min_members < len(site.members) and site.grace_seconds is not None
-    return f"site.min_members={site.min_members}" if is_late else ""
+    is_late = site.quorum < len(site.members) and site.grace_seconds is not None
+    return f"site.grace_seconds={site.grace_seconds:g}" if is_late else ""
 
 
 def _role(config: Config) -> str:

@@ -144,7 +144,7 @@ class Coordinator:
         folder = Path(tree["run_dir"])
         spool = Spool(folder / "meetings")
         self.saved = partial(resumable_rounds, folder / "checkpoints")
-        self.registry = Registry(spool, self.members, options.grace_seconds, options.min_members, self.saved)
+        self.registry = Registry(spool, self.members, options.grace_seconds, options.quorum, self.saved)
         self.has_ended, self._farewell_seconds = False, options.retry_seconds  # as long as a site looks for this launch
         self._away: set[str] = set()  # those who were not counted in the last meeting
         self.infos_file = spool.folder / "members.json"

@@ -34,7 +34,7 @@ class SiteOptions:
         members: the names of all sites, in the order of their clients, for the coordinator.
         certificates: the folder of the certificates.
         allow: the figures that may leave this site.
-        min_members: sites without which no version is made; None: all.
+        min_members: how many sites a version needs; None: more than half of them.
         grace_seconds: how long a round waits for a site that has vanished; None: for ever.
         retry_seconds: how long a site tries to reach the coordinator.
         monitor: host:port at which the coordinator answers /healthz and /metrics; None: nowhere.
@@ -52,6 +52,11 @@ class SiteOptions:
     retry_seconds: Seconds
     monitor: str | None
     simulate: PositiveInt | None
+
+    @property
+    def quorum(self) -> int:
+        """The number of sites without which the others do not go on."""
+        return len(self.members) // 2 + 1 if self.min_members is None else self.min_members
 
     @property
     def is_simulation(self) -> bool:

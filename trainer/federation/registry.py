@@ -79,7 +79,7 @@ class Registry:
         spool: the files.
         members: their names, in the order in which sums are made.
         grace_seconds: how long a meeting waits for a member that has vanished; None: for ever.
-        min_members: without which no meeting ends.
+        min_members: how many a meeting needs; None: all.
         saved: returns the number of rounds of the checkpoint from which the coordinator would resume.
     """
 

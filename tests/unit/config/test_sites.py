@@ -58,7 +58,7 @@ REFUSED = {
     ),
     "late sites with personal layers": (
         [*COORDINATOR, "algorithm=fedbn", "site.min_members=1"],
-        ["algorithm.shared_params=", "site.min_members=1", "site.min_members=null"],
+        ["algorithm.shared_params=", "site.grace_seconds=30", "site.grace_seconds=null"],
     ),
     "no port to listen at": ([*COORDINATOR, "site.listen=localhost"], ["site.listen=localhost\n", "valid: host:port"]),
     "any port": ([*COORDINATOR, "site.listen=localhost:0"], ["site.listen=localhost:0\n"]),

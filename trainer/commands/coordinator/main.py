@@ -21,7 +21,7 @@ and the report, and needs no data: data.path= may be left out. It is one process
   site.listen=0.0.0.0:7070        where it listens; the only port of the federation
   site.members=[berlin,paris]     the names of the sites, as in their certificates
   site.certificates=certs         folder of ca.pem, coordinator.pem and coordinator.key, by: python -m trainer certify
-  site.min_members=2              sites without which a round does not end; default: all
+  site.min_members=2              how many sites a round needs; default: more than half of them
   site.grace_seconds=30           that a round waits for a site that has vanished; null: for ever
   site.monitor=127.0.0.1:9090     where it answers /healthz and Prometheus' /metrics; default: nowhere
   --cfg job, --config FILE, --config-dir DIR, -q, --log-level LEVEL     as of a run

@@ -21,7 +21,7 @@ from trainer.distributed.launch.processes import POLL_INTERVAL_SECONDS
 from trainer.distributed.launch.reachability import LOOPBACK
 from trainer.distributed.launch.signals import SignalHandler, handle_stop_signals
 from trainer.distributed.launch.subprocesses import Command, ResourceSlot, log_tail, resource_slots
-from trainer.federation.options import COORDINATOR
+from trainer.federation.options import COORDINATOR, SiteOptions
 
 LOG_TAIL_LINES = 12
 SECONDS_TO_AGREE = 5  # within which the coordinator finds the bad input that a site has found
@@ -41,8 +41,8 @@ def simulate(tree: Mapping[str, Any], overrides: Sequence[str]) -> int:
     """
     from trainer.federation.certificates import certify  # with cryptography, which other runs do without
 
-    site, folder = tree["site"], RunDir(Path(tree["run_dir"]))
-    names: list[str] = site["members"]
+    site, folder = SiteOptions(**tree["site"]), RunDir(Path(tree["run_dir"]))
+    names = list(site.members)
     with (
         private_files(),
         handle_stop_signals() as signals,
@@ -60,7 +60,7 @@ def simulate(tree: Mapping[str, Any], overrides: Sequence[str]) -> int:
             log, run_dir = folder.sites / f"{name}.log", literal(str(folder.sites / name))
             place = [f"site.name={name}", f"site.server={address}", "site.listen=null", f"run_dir={run_dir}"]
             sites[name] = _Site(Command([*common, *place], log, slot), log)
-        return _Federation(coordinator, sites, site["min_members"] or len(names), signals).wait()
+        return _Federation(coordinator, sites, site.quorum, signals).wait()
 
 
 @contextmanager
