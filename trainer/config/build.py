@@ -147,7 +147,7 @@ def _assemble(
                 metrics=config.metrics,
                 monitor=config.monitor,
                 weights=weights,
-                transforms=transforms,
+                transforms=transforms or Compose(),
                 autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
                 cache_on_gpu=config.data["cache_on_gpu"],
                 loading=LoadingOptions(**{name: config.data[name] for name in LOADING if name in config.data}),

@@ -157,7 +157,10 @@ def _simulation_errors(config: Config) -> Iterator[str]:
 def _min_members_errors(config: Config) -> Iterator[str]:
     least, most = config.site.min_members, len(config.site.members)
     if least is not None and least > most > 0:
-        yield f"site.min_members={least}, and there are {most} members\n  valid: 1 to {most}, or null for more than half of them"
+        yield (
+            f"site.min_members={least}, and there are {most} members\n"
+            f"  valid: 1 to {most}, or null for more than half of them"
+        )
 
 
 def _silo_errors(config: Config) -> Iterator[str]:

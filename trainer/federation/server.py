@@ -186,8 +186,8 @@ class Server:
         """Return a handler that knows the caller's name, and answers errors with their sentence."""
 
         def answer(parts: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            names = list(context.auth_context().get("x509_common_name", []))
-            name = str(names[0], "utf-8", "replace") if len(names) == 1 else ""
+            names: list[bytes] = [*map(bytes, context.auth_context().get("x509_common_name", []))]
+            name = names[0].decode(errors="replace") if len(names) == 1 else ""
             context.add_callback(partial(self.registry.wake, name))
             try:
                 with self._admitted(name):

@@ -57,12 +57,15 @@ class Exchange(Protocol):
     """How the silos of a run come together. Every rank makes the same calls.
 
     Attributes:
-        transport: moves vectors between the silos of this world.
         averages_personal: whether clients that are new begin with the mean of the others' personal parameters.
     """
 
-    transport: Transport
     averages_personal: bool
+
+    @property
+    def transport(self) -> Transport:
+        """What moves vectors between the silos of this world."""
+        ...
 
     def start(self, module: nn.Module) -> None:
         """Make the parameters and buffers of all silos equal. A collective.
