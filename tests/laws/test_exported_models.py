@@ -21,7 +21,7 @@ from trainer.service.engine import OnnxEngine
 from trainer.service.version import ONNX, ModelDescription
 from trainer.tasks import Classification, LanguageModelling, Task
 
-BATCHES = (1, 3, 64)
+BATCHES = (1, 2, 3, 64, 359)
 IMAGES, PIXELS, COLOURS, TOKENS = (1, 28, 28), (1, 8, 8), (3, 16, 16), 12
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | int]] = {

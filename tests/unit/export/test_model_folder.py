@@ -154,7 +154,7 @@ def test_of_two_writers_at_once_each_has_a_number(tmp_path: Path):
         read_version(tmp_path / "digits" / str(number))
 
 
-@pytest.mark.parametrize("moments", [6, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("moments", [6, pytest.param(50, marks=pytest.mark.long)])
 def test_a_kill_at_any_moment_leaves_no_half_version(tmp_path: Path, moments: int):
     """Killed while it writes, renames and removes: whatever is a version is a whole one, also for the next writer."""
     model = tmp_path / "digits"
