@@ -114,19 +114,19 @@ def test_a_follower_exports_each_best_round_of_a_run(ranks: Ranks, tmp_path: Pat
     """Versions appear while the run trains, their headline rises, and the follower ends with the run."""
     run, models = tmp_path / "run", tmp_path / "models"
     seen: list[float] = []
-    follower = threading.Thread(
+    following = threading.Thread(
         target=lambda: seen.append(main(["export", str(run), "--to", str(models), "--name", "digits", "--follow"]))
     )
     overrides = ["rounds=6", "algorithm=fedavg", "silos=2", "clients=4", *SMALL, f"run_dir={run}"]
     ranks(2).run(work, [*overrides, "rounds=1"])
-    follower.start()
+    following.start()
     ranks(2).run(work, overrides)
-    follower.join(60)
+    following.join(60)
     assert seen == [0]
     numbers = version_numbers(models / "digits")
     described = [read_version(models / "digits" / str(number)) for number in numbers]
     headlines = [description.metrics["validation/accuracy"] for description in described]
-    assert 1 <= len(numbers) <= follower.KEPT_BY_FOLLOWER and headlines == sorted(headlines)  # pyright: ignore
+    assert 1 <= len(numbers) <= follower.KEPT_BY_FOLLOWER and headlines == sorted(headlines)
     result = json.loads((run / "result.json").read_text())
     assert headlines[-1] == result["best_value"] and described[-1].provenance["round"] == result["best_round"]
     assert main(["export", str(run), "--to", str(models), "--name", "digits", "--follow"]) == 0

@@ -88,7 +88,7 @@ def trees(
     """
     address = f"{host}:{_free_port()}"
     members = f"site.members=[{','.join(sites)}]"
-    own = {COORDINATOR: [f"site.listen={address}", members, "data.path=none", "launch.nproc_per_node=1"]}
+    own = {COORDINATOR: [f"site.listen={address}", members, "data.path=null", "launch.nproc_per_node=1"]}
     for name, ranks in sites.items():
         there = [f"site.server={address}", f"data.path={files / name}.npz", f"launch.nproc_per_node={ranks}"]
         own[name] = [f"site.name={name}", *there]

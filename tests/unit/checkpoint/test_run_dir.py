@@ -91,7 +91,7 @@ def test_a_configuration_that_was_cut_off_is_not_called_another(tmp_path: Path, 
 
 def test_a_damaged_count_of_starts_is_named(tmp_path: Path) -> None:
     folder = begun(tmp_path)
-    folder.start_log(0)
+    (tmp_path / "logs").mkdir()
     assert folder.count_start(0) == 1 and folder.count_start(1) == 2
     (tmp_path / "logs/starts.json").write_text("[")
     with pytest.raises(ValueError, match=r"starts\.json is damaged"):

@@ -99,7 +99,7 @@ def launch(folder: Path, *overrides: str) -> Launches:
     def work(name: str, site: dict[str, Any]) -> None:
         try:
             options = {**composed["site"], "certificates": str(folder / "certs"), **site}
-            data = {**composed["data"], "path": str(folder / f"{name}.npz")}
+            data = {**composed["data"], "path": None if name == "coordinator" else str(folder / f"{name}.npz")}
             tree = {**composed, "site": options, "data": data, "run_dir": str(folder / name)}
             config = read_config(tree)
             with open_membership(config.site, tree, topology, lambda: False) as member:
@@ -126,8 +126,8 @@ def launch(folder: Path, *overrides: str) -> Launches:
             site = {"name": name, "server": address[0], "allow": ALLOWED[name]}
             threads.append(threading.Thread(target=work, args=(name, site), daemon=True))
             threads[-1].start()
-        for thread in threads:
-            thread.join(60)
+        while not errors and any(thread.is_alive() for thread in threads):
+            threads[0].join(0.1)
     assert not errors, errors
     return launches
 

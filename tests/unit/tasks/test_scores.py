@@ -161,7 +161,7 @@ def test_the_scores_of_torchmetrics_issue_2819():
 def test_tables_come_in_one_order_on_all_ranks():
     """Ranks add them up one after the other; the order of a set differs from process to process."""
     sums = {name: torch.zeros(2) for name in "dacb"} | {"scores": score_counts(torch.zeros(1, 1), torch.zeros(1, 1))}
-    assert list(PooledSums(sums).tables(0, 2)) == ["d", "a", "c", "b", "scores of scores"]
+    assert list(PooledSums(sums).tables(0, 2)) == ["d", "a", "c", "b", "scores rows"]
 
 
 def test_scores_of_no_number_have_a_place():
