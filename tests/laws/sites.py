@@ -120,7 +120,7 @@ def check(limit: Limit, message: Message) -> None:
 
 @dataclass(frozen=True)
 class Federation:
-    """What came of a federation: the outcomes of the sites and of the coordinator, and what they have brought."""
+    """The results of a federation: the outcomes of the sites and of the coordinator, and what they have brought."""
 
     sites: list[Outcome]
     coordinator: Outcome

@@ -299,7 +299,7 @@ def test_what_a_site_has_not_sent_is_in_its_checkpoint(name: str, tmp_path: Path
 
 
 def test_a_site_that_is_not_counted_has_sent_nothing():
-    """What it lacks is still to be sent: encoding the same vector again gives the same bytes."""
+    """A residual is still to be sent: encoding the same vector again gives the same bytes."""
     with distributed(device="cpu") as world:
         upload = make_upload(replace(world, silo=1, silo_sizes=(1, 1, 1)), Int8(8))
         upload.start_round(Round(0, 0, ()).seed_for)

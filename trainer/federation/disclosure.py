@@ -1,4 +1,4 @@
-"""What leaves a site: one list, by which each message is reduced, and which the site prints when it joins.
+"""The list of what leaves a site, by which each message is reduced, and which the site prints when it joins.
 
 A table or vector that the list does not name leaves no site.
 """
@@ -99,7 +99,7 @@ ITEMS = (
 
 
 class Disclosure:
-    """What a site discloses.
+    """The part of its messages that a site discloses.
 
     Args:
         allowed: the figures that it allows.

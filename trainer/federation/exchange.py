@@ -51,7 +51,7 @@ class Meetings(Protocol):
         ...
 
     def newest(self, rounds: int, limit: Limit) -> Message | None:
-        """Return the state of the run if this site has missed a round since it had done so many; None otherwise.
+        """Return the state of the run if this site has missed a round after these; None if it has missed none.
 
         Raises:
             LinkLostError: the coordinator is out of reach, or this site is asked to stop; on all ranks.

@@ -54,7 +54,7 @@ LINK_ERRORS = (LinkRefusedError, LinkLostError, StoppedError, BehindError)
 
 @dataclass(frozen=True, config=HEADER)
 class Joining:
-    """What a site says of itself.
+    """A site's description of itself.
 
     Attributes:
         settings: the choices that all members must have made alike, by their dotted keys.
@@ -69,7 +69,7 @@ class Joining:
 
 @dataclass(frozen=True, config=HEADER)
 class Welcome:
-    """What a site learns of the others.
+    """The coordinator's description of all members.
 
     Attributes:
         members: the names of all, in the order in which sums are made.

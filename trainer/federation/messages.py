@@ -146,7 +146,7 @@ class PrivateFile(io.BufferedWriter):
 
 @dataclass(frozen=True)
 class Limit:
-    """What a message may hold.
+    """The bounds of a message.
 
     Attributes:
         max_bytes: of its tensors together.

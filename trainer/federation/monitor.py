@@ -1,4 +1,4 @@
-"""What a coordinator says of itself to those who watch over it: /healthz, and /metrics for Prometheus."""
+"""The coordinator's state for whoever watches over it: /healthz, and /metrics for Prometheus."""
 
 from __future__ import annotations
 

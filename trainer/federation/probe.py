@@ -34,7 +34,7 @@ VERSIONS = {"silotrain": __version__, "torch": str(torch.__version__)}
 
 @dataclass(frozen=True)
 class LinkFacts:
-    """What a probe has found.
+    """The findings of a probe.
 
     Attributes:
         latency: seconds of a message and its answer.

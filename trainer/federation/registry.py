@@ -1,4 +1,4 @@
-"""What the coordinator knows of the members: who is there, what each has brought, and what came of it."""
+"""The members, as the coordinator knows them: who is there, what each has brought, and the results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Member:
 
 @dataclass
 class Meeting:
-    """What the members bring under one key, and the result.
+    """The messages that the members bring under one key, and the result.
 
     Attributes:
         limit: of what a member may bring; None until the coordinator waits for it.

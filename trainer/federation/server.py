@@ -144,7 +144,7 @@ class Server:
 
     Attributes:
         port: where it listens.
-        streams: the number of those that are answered, by member.
+        streams: how many are answered now, by member.
         received: counts the bytes of what members have sent.
         sent: counts the bytes of what they were answered.
 

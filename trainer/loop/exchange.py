@@ -64,7 +64,7 @@ class Exchange(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """What moves vectors between the silos of this world."""
+        """The transport of vectors between the silos of this world."""
         ...
 
     def start(self, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ BITS = 8
 
 @dataclass(frozen=True)
 class Crowd:
-    """What a coordinator needs for a number of sites.
+    """The needs of a coordinator with a number of sites.
 
     Attributes:
         sites: their number.

@@ -83,7 +83,7 @@ class Measured:
         return time.monotonic() - began
 
     def _wait_for_rounds(self, count: int, sites: int) -> None:
-        """Wait for so many further rounds of so many sites."""
+        """Wait for `count` further rounds in which this number of sites has trained."""
         newest = self._newest()
         self._wait(lambda: len([n for n, trained in self._rounds() if n > newest and trained == sites]) >= count)
 

@@ -40,7 +40,7 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Federation:
-    """What its members train.
+    """The overrides of its members.
 
     Attributes:
         sites: their names, and the number of ranks of each.

@@ -1,4 +1,4 @@
-"""What sites measure of their examples is what one silo measures that has them all, and numpy."""
+"""Sites measure of their examples what one silo measures that has them all, and numpy."""
 
 from __future__ import annotations
 

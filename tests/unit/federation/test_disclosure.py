@@ -1,4 +1,4 @@
-"""What leaves a site is what its list names and site.allow permits; zeros leave in place of the rest."""
+"""Only what its list names and site.allow permits leaves a site; zeros leave in place of the rest."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Recording:
 
 @dataclass
 class Launches:
-    """What came of a coordinator and its sites.
+    """The results of a coordinator and its sites.
 
     Attributes:
         calls: what each site has sent: methods, and parts.

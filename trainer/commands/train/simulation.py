@@ -34,7 +34,7 @@ def simulate(tree: Mapping[str, Any], overrides: Sequence[str]) -> int:
 
     Args:
         tree: the resolved configuration.
-        overrides: those that it was composed of.
+        overrides: of which it was composed.
 
     Returns:
         The exit code of the coordinator, or that of the site without which the others could not go on.

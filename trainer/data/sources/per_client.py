@@ -25,7 +25,7 @@ class MadeUpSource:
         targets: those of its targets.
 
     Attributes:
-        padding: of those that have any length; None if there are none.
+        padding: of tensors of any length; None if there are none.
     """
 
     def __init__(self, inputs: str, targets: str) -> None:

@@ -19,7 +19,7 @@ class SelectedSource:
 
     Args:
         source: has all examples.
-        ids: of those that are selected, int64 [N].
+        ids: of the selected examples, int64 [N].
     """
 
     def __init__(self, source: Source, ids: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def decode_upload(
     Args:
         compression: of the vectors
         sent: what has come, of the dtypes and shapes of `upload_like`
-        like: vectors of the lengths, dtypes and devices of those that were encoded
+        like: vectors of the lengths, dtypes and devices of the encoded ones
 
     Raises:
         ValueError: it is no encoding of such vectors
