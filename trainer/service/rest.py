@@ -49,7 +49,9 @@ def make_app(service: InferenceService) -> Starlette:
         ClientDisconnect: _gone,
         Exception: _failure,
     }
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a path of another model or version is not found, and leads nowhere
+    return app
 
 
 class Rest:

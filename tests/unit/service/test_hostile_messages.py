@@ -107,6 +107,10 @@ def quoted(name: str) -> str:
     return quote(name, safe="").replace(".", "%2E")
 
 
+def test_a_slash_too_many_leads_nowhere(client: httpx.Client) -> None:
+    assert client.get("/v2/models/linear/versions/0/").status_code == 404
+
+
 @settings(max_examples=150, deadline=None)
 @given(model=names, version=st.none() | names, tail=st.sampled_from(["", "/ready", "/infer"]))
 def test_paths(client: httpx.Client, model: str, version: str | None, tail: str) -> None:
