@@ -240,7 +240,7 @@ class RunDir:
         return self.status() == "finished" and self.has_result(rounds)
 
     def has_result(self, rounds: int) -> bool:
-        """Return whether the result of so many rounds is there, or that of a run that has stopped as it was to."""
+        """Return whether the result is there: of these rounds, or of a run that a criterion has ended before them."""
         if not self._result.exists():
             return False
         result = self.result()

@@ -52,7 +52,7 @@ CHANNEL_OPTIONS = (
 )
 
 
-# What a member is told of a connection that is not made, by what gRPC says of it. The first that it has counts.
+# Sentences for a member whose connection is not made, by gRPC's words for it. The first that matches is taken.
 REASONS = {
     "Hostname Verification": "the certificate there is not the coordinator's: another member or program has this port",
     "certificate has expired": "the coordinator's certificate has expired",
