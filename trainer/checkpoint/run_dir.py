@@ -55,7 +55,7 @@ Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 CHANGEABLE_KEYS = (
     *("run_dir", "require_shared_run_dir", "resume", "name", "run.", "launch.", "metrics.", "checkpoint.", "sample."),
     *("eval.batch_size", "data.root", "data.cache_on_gpu", "channels_last", "max_nonfinite_rounds", "micro_batch_size"),
-    *("objective", "allow_unused", "adapter.merge"),
+    *("objective", "allow_unused", "adapter.merge", "silo."),
     *("site.server", "site.listen", "site.certificates", "site.monitor", "site.allow"),
     *("site.min_members", "site.grace_seconds", "site.retry_seconds"),
 )

@@ -9,7 +9,7 @@ from trainer.config.groups import CONF, file_text, find_groups
 from trainer.utils.text import format_value, suggest
 from trainer.utils.trees import flatten
 
-SECTIONS = ("site",)  # of config.yaml, with a page of their own
+SECTIONS = ("silo", "site")  # of config.yaml, with a page of their own
 
 USAGE = """\
 python -m trainer [OPTION ...] [key=value ...]                  start the workers of this machine, and train

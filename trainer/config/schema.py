@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from trainer.config.validators import value_errors
+from trainer.distributed.options import SiloOptions
 from trainer.federation.options import SiteOptions
 from trainer.loop.options import (
     CheckpointOptions,
@@ -147,6 +148,7 @@ class Config(TrainingOptions):
     run: RunConfig
     precision: PrecisionConfig
     launch: LaunchConfig
+    silo: SiloOptions
     site: SiteOptions
     data: ComponentConfig
     client_shift: ComponentConfigs

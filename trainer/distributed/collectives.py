@@ -120,20 +120,27 @@ def barrier() -> None:
 
 
 def all_reduce_in_silo(tensor: Tensor, topology: Topology) -> Tensor:
-    """Sum a tensor over the replicas of this silo, in place."""
-    if topology.num_replicas > 1:
+    """Sum a tensor over the ranks of this silo, in place."""
+    if topology.silo_size > 1:
         dist.all_reduce(tensor, group=topology.silo_group)
     return tensor
 
 
 def all_reduce_mean_in_silo(vector: Tensor, topology: Topology) -> Tensor:
-    """Average a vector over the replicas of this silo, in place."""
-    return all_reduce_in_silo(vector, topology).div_(topology.num_replicas)
+    """Average a vector over the ranks of this silo, in place."""
+    return all_reduce_in_silo(vector, topology).div_(topology.silo_size)
+
+
+def sum_over_parts(tensor: Tensor, topology: Topology) -> Tensor:
+    """Sum a tensor over the parts of one copy of the model, in place: the squares of the parts of a vector, say."""
+    if topology.num_parts > 1:
+        dist.all_reduce(tensor, group=topology.parts_group)
+    return tensor
 
 
 def broadcast_in_silo(tensors: Sequence[Tensor], topology: Topology) -> None:
-    """Broadcast tensors of the silo's first replica to the others, in place, all together."""
-    if topology.num_replicas == 1 or not tensors:
+    """Broadcast tensors of the silo's first rank to the others, in place, all together."""
+    if topology.silo_size == 1 or not tensors:
         return
     bits = [contiguous_bits(tensor) for tensor in tensors]
     packed = torch.cat(bits)
@@ -157,19 +164,19 @@ def _copy_bits(sent: Tensor, tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max_in_silo_async(values: Tensor, topology: Topology) -> Work:
-    """Start the elementwise maximum over the replicas of this silo, in place; `wait()` before reading it."""
+    """Start the elementwise maximum over the ranks of this silo, in place; `wait()` before reading it."""
     work = dist.all_reduce(values, op=dist.ReduceOp.MAX, group=topology.silo_group, async_op=True)
     assert work is not None
     return work
 
 
 def all_gather_shards(vector: Tensor, topology: Topology) -> Tensor:
-    """Complete a vector, of which each replica of this silo holds its own shard, in place."""
+    """Complete a vector, of which each copy in this silo holds its own shard, in place."""
     if topology.num_shards > 1:
         shard = vector[topology.shard_of(len(vector))]
-        all_gather(vector, shard, group=topology.silo_group)
-    elif topology.num_replicas > 1:
-        dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
+        all_gather(vector, shard, group=topology.copies_group)
+    elif topology.num_copies > 1:
+        dist.broadcast(vector, src=topology.first_copy, group=topology.copies_group)
     return vector
 
 

@@ -1,4 +1,4 @@
-"""The position of this rank: its silo, its replica inside the silo, and the process groups of both levels.
+"""The position of this rank: its silo, what it holds of the model there, and the process groups of both levels.
 
 with distributed(silos=2) as topology:
     ...
@@ -8,69 +8,117 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from trainer.distributed.device import check_nccl, choose_device, count_ranks_on_device
 from trainer.distributed.environment import ClusterEnvironment, detect_environment
+from trainer.distributed.parallel_dims import ParallelDims, ShardSpec, parallel_dims
 from trainer.distributed.peers import Peers
+from trainer.distributed.process_groups import new_group, open_mesh, open_silo_groups
 from trainer.distributed.silos import SiloSpec, count_shards, silo_sizes
 from trainer.distributed.store import SignedStore, open_store
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The position of this rank. Ranks of a silo are consecutive, and replica 0 of each silo is its leader.
+    """The position of this rank. Ranks of a silo are consecutive, and the first of each silo is its leader.
 
-    Between the silos a vector travels in shards: one each replica if all silos are of one size, else one, the leader's.
+    A silo holds one copy of the model or several. A copy is one rank, or one rank for each of its parts. Between the
+    silos each part travels in shards: one each copy if all silos have as many copies, else one, the first copy's.
 
     rank              the global rank
     world_size        the number of ranks
     silo              the index of this rank's silo
-    replica           the rank inside the silo
-    silo_sizes        the number of replicas of each silo
+    silo_rank         the rank inside the silo
+    silo_sizes        the number of ranks of each silo
     device            of this rank
-    silo_group        the replicas of this silo
-    inter_silo_group  the ranks with the same shard in all silos; None on a rank without a shard
+    silo_group        the ranks of this silo
+    inter_silo_group  the ranks with the same shard of the same part in all silos; None on a rank without a shard
     ranks_on_device   the number of ranks on this rank's GPU, itself included
+    dims              how the silos divide the model
+    copies_group      the ranks of this silo with the same part
+    parts_group       the ranks of this silo with the other parts of the same copy; None if there is one part
+    mesh              the ranks of this silo, with torch's names of axes; None if there is one part
     """
 
     rank: int
     world_size: int
     silo: int
-    replica: int
+    silo_rank: int
     silo_sizes: tuple[int, ...]
     device: torch.device
     silo_group: dist.ProcessGroup | None
     inter_silo_group: dist.ProcessGroup | None
     ranks_on_device: int = 1
+    dims: ParallelDims = ParallelDims()
+    copies_group: dist.ProcessGroup | None = None
+    parts_group: dist.ProcessGroup | None = None
+    mesh: DeviceMesh | None = None
 
     @property
     def num_silos(self) -> int:
         return len(self.silo_sizes)
 
     @property
-    def num_replicas(self) -> int:
+    def silo_size(self) -> int:
+        """The number of ranks of this silo."""
         return self.silo_sizes[self.silo]
 
     @property
+    def replica(self) -> int:
+        """The index of this rank among those of its silo that see different examples."""
+        return self.silo_rank // self.dims.tensor
+
+    @property
+    def num_replicas(self) -> int:
+        """The number of ranks of this silo that see different examples."""
+        return self.silo_size // self.dims.tensor
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts of a copy of the model."""
+        return self.dims.num_parts
+
+    @property
+    def part(self) -> int:
+        """The part of the model that this rank holds."""
+        return self.silo_rank % self.num_parts
+
+    @property
+    def copy(self) -> int:
+        """The index of the copy of the model to which this rank's part belongs."""
+        return self.silo_rank // self.num_parts
+
+    @property
+    def num_copies(self) -> int:
+        """The number of copies of the model in this silo."""
+        return self.silo_size // self.num_parts
+
+    @property
     def is_leader(self) -> bool:
-        return self.replica == 0
+        return self.silo_rank == 0
 
     @property
     def leader(self) -> int:
-        """The global rank of this silo's replica 0."""
-        return self.rank - self.replica
+        """The global rank of this silo's first rank."""
+        return self.rank - self.silo_rank
+
+    @property
+    def first_copy(self) -> int:
+        """The global rank of the first rank of this silo with the same part."""
+        return self.leader + self.part
 
     @property
     def num_shards(self) -> int:
-        """The number of shards of a vector between the silos."""
-        return count_shards(self.silo_sizes)
+        """The number of shards of a part between the silos."""
+        return count_shards([size // self.num_parts for size in self.silo_sizes])
 
     def alone(self) -> Topology:
         """Return the topology of this world by itself, as one silo."""
@@ -82,10 +130,10 @@ class Topology:
         return self if sum(self.silo_sizes) == self.world_size else self.alone()
 
     def shard_of(self, length: int) -> slice:
-        """Return this replica's shard of a vector whose length is a multiple of their number; empty without a shard."""
+        """Return this copy's shard of a vector whose length is a multiple of their number; empty without a shard."""
         width = length // self.num_shards
         assert width * self.num_shards == length, (length, self.num_shards)
-        start = self.replica * width
+        start = self.copy * width
         return slice(min(start, length), min(start + width, length))
 
 
@@ -100,6 +148,8 @@ def distributed(
     inter_silo_backend: str = "auto",
     clients: int | None = None,
     backend: str = "auto",
+    shard: ShardSpec = 1,
+    tensor: int = 1,
 ) -> Iterator[Topology]:
     """Open the process groups of this rank's Topology, and close them with the block. All ranks must call it.
 
@@ -116,9 +166,11 @@ def distributed(
         clients: the number of clients of a resumed run, see `silo_sizes`
         backend: of vectors; "auto" is NCCL on GPUs and gloo on the CPU. gloo takes vectors from GPUs over TCP, and
             several ranks may then share a GPU.
+        shard: see `parallel_dims`
+        tensor: likewise
 
     Raises:
-        ValueError: the silos do not fit the world, or a rank cannot have its device or backend
+        ValueError: the silos do not fit the world or cannot be divided so, or a rank cannot have its device or backend
     """
     environment = environment or detect_environment()
     owned = not dist.is_initialized()
@@ -132,8 +184,8 @@ def distributed(
         groups: list[dist.ProcessGroup | None] = []
         try:
             vector_backend = _inter_silo_backend(inter_silo_backend, backend, target)
-            silo_timeout = timedelta(seconds=silo_timeout_seconds)
-            yield _build_topology(silos, clients, environment, target, silo_timeout, vector_backend, groups)
+            timeout = timedelta(seconds=silo_timeout_seconds)
+            yield _build_topology((silos, clients, shard, tensor), environment, target, timeout, vector_backend, groups)
         finally:
             if owned:
                 dist.destroy_process_group()
@@ -188,32 +240,48 @@ def _loopback_interface() -> str:
 
 
 def _build_topology(
-    silos: SiloSpec,
-    clients: int | None,
+    choices: tuple[SiloSpec, int | None, ShardSpec, int],
     environment: ClusterEnvironment,
     device: torch.device,
     silo_timeout: timedelta,
     inter_silo_backend: str | None,
     groups: list[dist.ProcessGroup | None],
 ) -> Topology:
+    silos, clients, shard, tensor = choices
     world_size, rank = dist.get_world_size(), dist.get_rank()
     nodes = torch.zeros(world_size, dtype=torch.int64)
     nodes[rank] = environment.node
     dist.all_reduce(nodes)
     sizes = silo_sizes(silos, nodes.tolist(), clients)
+    dims = parallel_dims(sizes, nodes.tolist(), shard, tensor)
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    # Every rank makes every group, in the same order: new_group is a collective over the world.
-    for start, size in zip(starts, sizes, strict=True):
-        groups.append(_new_group(range(start, start + size), silo_timeout, None))
-    for replica in range(count_shards(sizes)):
-        groups.append(_new_group([start + replica for start in starts], None, inter_silo_backend))
+    ranks = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    inside = open_silo_groups(ranks, dims, silo_timeout)
+    groups += inside.values()
+    shards = count_shards([size // dims.num_parts for size in sizes]) * dims.num_parts
+    between = [new_group([start + place for start in starts], None, inter_silo_backend) for place in range(shards)]
+    groups += between
     # A rank without work must not close its connections while others still open theirs.
     dist.all_reduce(nodes)
     silo = max(index for index, start in enumerate(starts) if start <= rank)
-    replica = rank - starts[silo]
-    inter_silo_group = dict(enumerate(groups[len(sizes) :])).get(replica)
-    sharers = count_ranks_on_device(device, environment)
-    return Topology(rank, world_size, silo, replica, sizes, device, groups[silo], inter_silo_group, sharers)
+    silo_rank, own = rank - starts[silo], ranks[silo]
+    copies = own[silo_rank % dims.num_parts :: dims.num_parts]
+    first = rank - silo_rank % dims.num_parts
+    return Topology(
+        rank,
+        world_size,
+        silo,
+        silo_rank,
+        sizes,
+        device,
+        inside[tuple(own)],
+        between[silo_rank] if silo_rank < shards else None,
+        count_ranks_on_device(device, environment),
+        dims,
+        inside[tuple(copies)],
+        inside[tuple(range(first, first + dims.num_parts))] if dims.num_parts > 1 else None,
+        open_mesh(own, rank, dims, inside, device) if dims.num_parts > 1 else None,
+    )
 
 
 def _inter_silo_backend(choice: str, backend: str, device: torch.device) -> str | None:
@@ -225,8 +293,3 @@ def _inter_silo_backend(choice: str, backend: str, device: torch.device) -> str 
             "all vectors.\n  set launch.backend=auto, or launch.inter_silo_backend=auto"
         )
     return "gloo" if choice == "gloo" else None
-
-
-def _new_group(ranks: Sequence[int], timeout: timedelta | None, backend: str | None) -> dist.ProcessGroup | None:
-    group = dist.new_group(list(ranks), timeout=timeout, backend=backend)
-    return group if isinstance(group, dist.ProcessGroup) else None

@@ -30,6 +30,7 @@ from trainer.distributed.launch.processes import (
 from trainer.distributed.launch.rendezvous import open_rendezvous
 from trainer.distributed.launch.signals import STOP_SIGNALS, SignalHandler, handle_stop_signals
 from trainer.distributed.launch.world import Interrupted, NodesUnreachableError, Rendezvous, World
+from trainer.distributed.parallel_dims import parallel_dims
 from trainer.distributed.silos import silo_sizes
 from trainer.utils.disk import DiskError
 from trainer.utils.output import copied_output
@@ -156,7 +157,8 @@ def _validated(tree: dict[str, Any], world: World) -> str:
     try:
         folder.check(tree)
         folder.check_not_in_use()
-        silo_sizes(config.silos, world.nodes, folder.num_clients())
+        sizes = silo_sizes(config.silos, world.nodes, folder.num_clients())
+        parallel_dims(sizes, world.nodes, config.silo.shard, config.silo.tensor)
     except ValueError as error:
         return json.dumps({"errors": str(error)})
     return json.dumps({"config": tree})

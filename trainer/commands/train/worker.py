@@ -159,7 +159,8 @@ class Worker:
             stack.enter_context(handle_stop_signals(self.control.request_stop, hard_exit))
             stack.enter_context(self.heartbeat.running(lambda: self.control.stop_requested, self.control.request_stop))
             position = (self.config.silos, self.environment, self.store, launch.device)
-            world = distributed(*position, *between, self.clients, launch.backend)
+            silo = self.config.silo
+            world = distributed(*position, *between, self.clients, launch.backend, silo.shard, silo.tensor)
             try:
                 topology = stack.enter_context(world)
             except ValueError as error:
