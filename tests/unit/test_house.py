@@ -20,7 +20,7 @@ def test_parameters_are_bound_to_the_vectors_in_one_place():
         and any(isinstance(target, ast.Attribute) and target.attr == "data" for target in node.targets)
         and ast.unparse(node.targets[0]) != "self.data"
     }
-    assert binding == {"models/flat.py"}
+    assert binding == {"models/storage.py"}
 
 
 WITHOUT_TORCH = """

@@ -151,6 +151,7 @@ def _assemble(
                 autocast=getattr(torch, config.precision.autocast) if config.precision.autocast else None,
                 cache_on_gpu=config.data["cache_on_gpu"],
                 loading=LoadingOptions(**{name: config.data[name] for name in LOADING if name in config.data}),
+                silo=config.silo,
                 **slots,
             )
         )

@@ -5,6 +5,7 @@ Every function is a collective over the ranks that it names. All of them must ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -136,6 +137,23 @@ def sum_over_parts(tensor: Tensor, topology: Topology) -> Tensor:
     if topology.num_parts > 1:
         dist.all_reduce(tensor, group=topology.parts_group)
     return tensor
+
+
+def norm_over_parts(norm: Tensor, order: float, topology: Topology) -> Tensor:
+    """Return the p-norm of a vector from the p-norm of this rank's part of it: (sum over parts of norm^p)^(1/p).
+
+    Args:
+        norm: of this rank's part
+        order: p; infinity for the largest magnitude
+        topology: of this rank
+    """
+    if topology.num_parts == 1:
+        return norm
+    powers = norm.to(topology.device, torch.float64, copy=True)
+    if math.isinf(order):
+        dist.all_reduce(powers, op=dist.ReduceOp.MAX, group=topology.parts_group)
+        return powers.to(norm.dtype)
+    return sum_over_parts(powers.pow_(order), topology).pow_(1 / order).to(norm.dtype)
 
 
 def broadcast_in_silo(tensors: Sequence[Tensor], topology: Topology) -> None:

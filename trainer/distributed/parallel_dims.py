@@ -1,4 +1,4 @@
-"""How the ranks of a silo divide a model among them. Needs no torch: the launcher checks it before it starts workers."""
+"""How the ranks of a silo divide a model. Needs no torch: the launcher checks it before it starts the workers."""
 
 from __future__ import annotations
 

@@ -18,11 +18,12 @@ from trainer.algorithms.round import Round
 from trainer.checkpoint.format import iter_leaves, unflatten
 from trainer.distributed import collectives
 from trainer.distributed.compression import UpdateCompression
+from trainer.distributed.sharding import ParallelModel
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport import AllReduce, Transport, decode_upload, make_upload, upload_like
 from trainer.federation.link import BehindError, LinkLostError
 from trainer.federation.messages import TABLE, VECTOR, Limit, Message
-from trainer.loop.exchange import LEFT_OUT, RANKS, ROWS, UNFINISHED, Combined, Scalars, Tables, model_digests
+from trainer.loop.exchange import LEFT_OUT, RANKS, ROWS, UNFINISHED, Combined, Scalars, Tables
 from trainer.loop.stopping import LeftBehind, Preempted
 from trainer.utils.errors import InputError
 
@@ -101,14 +102,16 @@ class SiteExchange:
         self.meetings, self.name = meetings, name
         self.transport = make_upload(topology, compression)
 
-    def start(self, module: nn.Module) -> None:
-        result = self._meet(Message({"key": START}), Limit(_num_bytes(_start_tensors(module))))
-        if result.header["digests"] != list(model_digests(module)):
+    def start(self, parallel: ParallelModel, digests: tuple[int, int]) -> int:
+        tensors = _start_tensors(parallel.module)
+        result = self._meet(Message({"key": START}), Limit(_num_bytes(tensors)))
+        if result.header["digests"] != list(digests):
             raise InputError(
                 "the model is not the coordinator's: its parameters have other shapes, or other frozen values.\n"
                 "  start all members with the same model= and the same files"
             )
-        _unpack(_start_tensors(module), result.tensors)
+        _unpack(tensors, result.tensors)
+        return digests[0]
 
     def catch_up(self, rounds: int, make_state: Callable[[], Tree]) -> Tree | None:
         # Before its first round a server optimizer may have none of the vectors that it has later.
@@ -197,9 +200,10 @@ class CoordinatorExchange:
         self.transport: Transport = AllReduce(topology.alone())
         self._make_state: Callable[[], Message] | None = None
 
-    def start(self, module: nn.Module) -> None:
-        result = Message({"digests": list(model_digests(module))}, _pack(_start_tensors(module)))
+    def start(self, parallel: ParallelModel, digests: tuple[int, int]) -> int:
+        result = Message({"digests": list(digests)}, _pack(_start_tensors(parallel.module)))
         self.gatherings.publish(START, result)
+        return digests[0]
 
     def catch_up(self, rounds: int, make_state: Callable[[], Tree]) -> Tree | None:
         def message() -> Message:

@@ -25,14 +25,16 @@ def check_consistency(topology: Topology, local: int, model: FlatModel) -> None:
         local: the fingerprint of this rank's model at the end of its local work, which is equal within a silo.
         model: after the combination, with shared parameters that are equal everywhere.
     """
-    rows = collectives.all_gather_rows(torch.tensor([topology.silo, local, _hash(model.shared)])).tolist()
-    leaders = {silo: local for silo, local, _ in reversed(rows)}
-    differing = [rank for rank, (silo, local, _) in enumerate(rows) if local != leaders[silo]]
+    own = torch.tensor([topology.silo, topology.part, local, _hash(model.shared)])
+    rows = collectives.all_gather_rows(own).tolist()
+    leaders = {(silo, part): local for silo, part, local, _ in reversed(rows)}
+    differing = [rank for rank, (silo, part, local, _) in enumerate(rows) if local != leaders[silo, part]]
     if differing:
         raise RuntimeError(f"Replicas have drifted apart: ranks {differing} differ from the first rank of their silo.")
-    differing = [rank for rank, row in enumerate(rows) if row[2] != rows[0][2]]
+    firsts = {part: shared for _, part, _, shared in reversed(rows)}
+    differing = [rank for rank, (_, part, _, shared) in enumerate(rows) if shared != firsts[part]]
     if differing:
-        raise RuntimeError(f"The global model has drifted apart: ranks {differing} differ from rank 0.")
+        raise RuntimeError(f"The global model has drifted apart: ranks {differing} differ from the first silo.")
 
 
 def _hash(vector: Tensor) -> int:

@@ -14,6 +14,7 @@ from trainer.algorithms.base import Metrics, RoundSession, RunSession
 from trainer.algorithms.round import Round
 from trainer.distributed import collectives
 from trainer.distributed.compression import UpdateCompression
+from trainer.distributed.sharding import ParallelModel
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
 from trainer.loop.local_tensors import digest
@@ -67,8 +68,15 @@ class Exchange(Protocol):
         """The transport of vectors between the silos of this world."""
         ...
 
-    def start(self, module: nn.Module) -> None:
+    def start(self, parallel: ParallelModel, digests: tuple[int, int]) -> int:
         """Make the parameters and buffers of all silos equal. A collective.
+
+        Args:
+            parallel: the model of this silo.
+            digests: the `model_digests` of its module.
+
+        Returns:
+            The digest of the frozen parameters that all have now.
 
         Raises:
             InputError: their parameters have other shapes; on every rank.
@@ -132,8 +140,8 @@ class InWorld:
     def __init__(self, topology: Topology, compression: UpdateCompression, layout: Sequence[tuple[int, torch.Size]]):
         self.transport: Transport = make_transport(topology, compression, layout)
 
-    def start(self, module: nn.Module) -> None:
-        frozen, shapes = model_digests(module)
+    def start(self, parallel: ParallelModel, digests: tuple[int, int]) -> int:
+        frozen, shapes = digests
         highest, lowest = collectives.all_reduce_max(torch.tensor([[frozen, shapes], [-frozen, -shapes]]))
         same_frozen, same_shapes = (highest == -lowest).tolist()
         if not same_shapes:
@@ -142,9 +150,8 @@ class InWorld:
                 "  start all of them with the same keys; model.prune needs the same file model.init on all nodes"
             )
         # Frozen parameters are gigabytes, of a file that every rank has read.
-        parameters = [p for p in module.parameters() if p.requires_grad or not same_frozen]
-        for tensor in (*parameters, *module.buffers()):
-            collectives.broadcast(tensor)
+        parallel.broadcast(lambda parameter: parameter.requires_grad or not same_frozen)
+        return int(collectives.broadcast(torch.tensor(frozen)))
 
     def catch_up(self, rounds: int, make_state: Callable[[], StateTree]) -> StateTree | None:
         return None  # no silo goes on without another

@@ -22,16 +22,14 @@ class LocalTensors:
 
     Args:
         model: as it is before training.
-
-    Attributes:
         frozen_digest: a hash of the frozen parameters as they are before training, which checkpoints have in their
             place. Another one says that the run would continue on another model.
     """
 
-    def __init__(self, model: FlatModel):
+    def __init__(self, model: FlatModel, frozen_digest: int):
         self.model = model
         self.initial = {name: _checksum(tensor) for name, tensor in model.local_tensors.items()}
-        self.frozen_digest = digest(model.frozen)
+        self.frozen_digest = frozen_digest
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the live tensors that have moved on this rank, by name."""

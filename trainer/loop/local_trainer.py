@@ -19,6 +19,7 @@ from trainer.data.loading.prefetch import DeviceFeeder
 from trainer.data.loading.readers import make_reader
 from trainer.data.transforms import Compose
 from trainer.data.transforms.compose import example_seed
+from trainer.distributed.sharding import ParallelModel
 from trainer.loop.batch_statistics import GlobalStatistics
 from trainer.loop.client_store import RANK_STATE, ClientStore
 from trainer.loop.control import Action, ActionConsensus, LoopControl
@@ -68,6 +69,8 @@ class LocalTrainer:
         self,
         run: Run,
         model: FlatModel,
+        parallel: ParallelModel,
+        frozen_digest: int,
         algorithm: RunSession,
         control: LoopControl,
         transforms: Compose,
@@ -76,12 +79,12 @@ class LocalTrainer:
         self.run, self.model, self.algorithm, self.control = run, model, algorithm, control
         self.transforms = transforms
         self.consensus = ActionConsensus(run.topology, control)
-        self.step = TrainStep(run, model, ema)
+        self.step = TrainStep(run, model, parallel, ema)
         self.feeder = DeviceFeeder(run.data.train, run.topology.device, run.cache_on_gpu)
         self.reader = make_reader(tuple(run.data.parts.values()), run.loading, run.topology.device)
         self.clients = ClientStore(model.personal_state())
         self.statistics = GlobalStatistics(model, run.topology)
-        self.local_tensors = LocalTensors(model)
+        self.local_tensors = LocalTensors(model, frozen_digest)
         self.micro_batch_size = None if run.training.micro_batch_size == "auto" else run.training.micro_batch_size
         self.skipped_windows: list[tuple[int, int]] = []
         self.has_stepped = False

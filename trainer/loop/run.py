@@ -23,6 +23,7 @@ from trainer.data.loading.unit_counts import count_units
 from trainer.data.transforms import Compose
 from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
+from trainer.distributed.options import SiloOptions
 from trainer.distributed.topology import Topology
 from trainer.loop.assignment import assign_clients
 from trainer.loop.monitor import metric_errors
@@ -81,6 +82,7 @@ class Run:
         autocast: dtype of the forward pass; None: that of the parameters.
         cache_on_gpu: whether a GPU holds the training set in its memory; auto: if it is small.
         loading: how the items of torch Datasets are read.
+        silo: how a silo holds the model; the topology has its division into parts.
 
     Raises:
         ValueError: lists the choices that cannot be combined.
@@ -112,6 +114,7 @@ class Run:
     autocast: torch.dtype | None = None
     cache_on_gpu: CacheOnGpu = "auto"
     loading: LoadingOptions = LoadingOptions()
+    silo: SiloOptions = SiloOptions()
 
     def __post_init__(self):
         errors = ErrorCollector()

@@ -12,7 +12,9 @@ from torch import Tensor
 from trainer.algorithms.base import ClientSession
 from trainer.algorithms.client_result import ClientResult
 from trainer.data.loading.loader import MicroBatch, ReplicaBatch
-from trainer.distributed.gradients.ddp import no_sync, raise_if_unused, wrap_ddp
+from trainer.distributed import collectives
+from trainer.distributed.gradients.ddp import raise_if_unused
+from trainer.distributed.sharding import ParallelModel
 from trainer.loop.loss_normalizer import LossNormalizer
 from trainer.loop.run import Run
 from trainer.models.calling import call_model
@@ -31,6 +33,7 @@ class TrainStep:
     """Makes the steps of one client after the other, with one optimizer whose state is swapped between them.
 
     Attributes:
+        parallel: the model as the ranks of the silo hold it.
         optimizer: the clients' optimizer.
         scheduler: sets its learning rates by the progress of the run.
         scaler: scales the loss for float16.
@@ -40,14 +43,13 @@ class TrainStep:
         generators: PyTorch's default random generators, seeded anew for every micro-batch.
     """
 
-    def __init__(self, run: Run, model: FlatModel, ema: ExponentialMovingAverage | None):
-        self.run, self.model, self.ema = run, model, ema
+    def __init__(self, run: Run, model: FlatModel, parallel: ParallelModel, ema: ExponentialMovingAverage | None):
+        self.run, self.model, self.parallel, self.ema = run, model, parallel, ema
         device = run.topology.device
         self.scaler: LossScaler = DynamicLossScaler(device) if run.autocast == torch.float16 else IdentityLossScaler()
         reducer, allow_unused = run.gradient_compression(), run.training.allow_unused
-        wrapped, self.gradient_reducer = wrap_ddp(model.module, run.topology, reducer, self.scaler, allow_unused)
-        self.no_sync = partial(no_sync, wrapped)
-        self.ddp_model = compile_module(wrapped, run.training.compile_backend)
+        wrapped, self.gradient_reducer = parallel.wrap(reducer, self.scaler, allow_unused)
+        self.training_model = compile_module(wrapped, run.training.compile_backend)
         self.forward = partial(call_model, compile_module(model.module, run.training.compile_backend))
         self.loss_sum = self._loss_sum
         if run.autocast:
@@ -75,9 +77,10 @@ class TrainStep:
             measure_norm: whether the norm of the gradient is wanted, even if it is not clipped.
         """
         loss_sum, units = self._accumulate_gradients(batch, seed)
+        self.parallel.take_gradients()
         self.scaler.unscale(self.optimizer)
         session.adjust_gradients()
-        result.gradient_norm = self.run.clipper(self.model.trainable, measure=measure_norm)
+        result.gradient_norm = self.run.clipper(self.model.trainable, measure_norm, self._norm_over_parts)
         if self.scaler.step(self.optimizer):
             result.lr_factors.append(self.scheduler.factor)
             if self.ema:
@@ -112,6 +115,7 @@ class TrainStep:
         """
         self.model.module.train()
         (self.loss_sum(inputs, targets) * 0).backward()
+        self.parallel.take_gradients()
         self.model.clear_gradients()
         self.gradient_reducer.load_state_dict({})
 
@@ -134,7 +138,7 @@ class TrainStep:
         return loss_sum if counted else torch.zeros_like(loss_sum), counted
 
     def _forward_backward_no_sync(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:
-        with self.no_sync():
+        with self.parallel.no_sync():
             return self._forward_backward(examples, scale, seed)
 
     def _forward_backward(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:
@@ -152,8 +156,11 @@ class TrainStep:
             raise
         return loss_sum.detach_()
 
+    def _norm_over_parts(self, norm: Tensor, order: float) -> Tensor:
+        return collectives.norm_over_parts(norm, order, self.run.topology)
+
     def _loss_sum(self, inputs: Tree, targets: Tree, *weights: Tensor) -> Tensor:
-        return self.run.task.loss_sum(call_model(self.ddp_model, inputs), targets, *weights)
+        return self.run.task.loss_sum(call_model(self.training_model, inputs), targets, *weights)
 
 
 def _one_unit(targets: Tree) -> int:

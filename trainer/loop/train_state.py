@@ -11,9 +11,10 @@ from torch import Tensor
 from trainer.algorithms.round import Round
 from trainer.data.transforms import Compose
 from trainer.distributed import collectives
+from trainer.distributed.sharding import parallelize
 from trainer.distributed.transport import Transport
 from trainer.loop.control import LoopControl
-from trainer.loop.exchange import ExchangeFactory, InWorld
+from trainer.loop.exchange import ExchangeFactory, InWorld, model_digests
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.progress import Progress
 from trainer.loop.run import Run
@@ -64,17 +65,23 @@ class TrainState:
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
         module, algorithm = run.make_model().to(run.topology.device), run.algorithm
         run.validate_model(module)
-        layout = parameter_layout(module, algorithm.is_shared)
+        digests = model_digests(module)
+        parallel = parallelize(module, run.topology, run.silo)
+        layout = parameter_layout(module, algorithm.is_shared, parallel)
         self.exchange = make_exchange(run.topology, run.update_compression, layout)
         self.transport: Transport = self.exchange.transport
-        self.model = FlatModel(module, algorithm.is_shared, algorithm.batchnorm_stats, self.transport.alignment)
-        self.exchange.start(module)
+        self.model = FlatModel(
+            module, algorithm.is_shared, algorithm.batchnorm_stats, self.transport.alignment, parallel
+        )
+        frozen_digest = self.exchange.start(parallel, digests)
         decay = run.training.ema_decay
         self.ema = None if decay is None else ExponentialMovingAverage(self.model, decay)
         self.algorithm = algorithm.setup(self.model, run.optimizer, run.training_weights, self.transport)
         ema_of_steps = self.ema if algorithm.moves_global_model else None
         transforms = self._fit_transforms()
-        self.trainer = LocalTrainer(run, self.model, self.algorithm, self.control, transforms, ema_of_steps)
+        self.trainer = LocalTrainer(
+            run, self.model, parallel, frozen_digest, self.algorithm, self.control, transforms, ema_of_steps
+        )
         self.throughput = ThroughputMeter(run, module)
         self.local_fingerprint = 0
         self.is_stopping = False

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.models.flat import cast_parameter
+from trainer.models.storage import cast_parameter
 
 ADAPTER = "default"  # the name that peft gives to the only adapter of a model, and expects in none of its files
 PREFIX = "base_model.model."  # of the names in a file that PeftModel.from_pretrained reads

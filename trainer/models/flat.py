@@ -1,7 +1,8 @@
 """A model whose trainable parameters are views into two flat vectors, one shared between silos and one personal.
 
 Copying, subtracting or sending a whole model is then one operation on one vector. The parameters stay views: they are
-written with `copy_` and never rebound after DistributedDataParallel has wrapped the module.
+written with `copy_` and never rebound after DistributedDataParallel has wrapped the module. Where a rank holds a part
+of the model, the vectors are that part.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from trainer.models.buffers import (
     materialize_buffers,
     select_all,
 )
+from trainer.models.storage import ParameterStorage, WholeStorage
 from trainer.utils.text import first_few
 
 ALIGNMENT_BYTES = 64  # each parameter starts on a cache line, as separately allocated tensors do
+
+WHOLE = WholeStorage()
 
 NAMES_SHOWN = 4  # parameters of each type in a message
 
@@ -68,16 +72,6 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
 
 
-def rebind_parameter(parameter: nn.Parameter, values: Tensor) -> None:
-    """Give a parameter other values, of any type and shape. Only before DistributedDataParallel wraps its module."""
-    parameter.data = values
-
-
-def cast_parameter(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    """Give a parameter another type. Only before DistributedDataParallel wraps its module."""
-    rebind_parameter(parameter, parameter.data.to(dtype))
-
-
 class FlatModel:
     """A module whose trainable parameters are views into the vectors `shared` and `personal`.
 
@@ -85,10 +79,17 @@ class FlatModel:
     buffers are neither trained nor sent: those that are personal stay with their client, the others with the rank.
     Frozen parameters are made again with the module, so they are not part of its state either.
 
-    module: its parameters are rebound, once, to views into the vectors.
-    is_shared: whether the parameter or buffer of a name is combined between silos. The others stay with their client.
-    moments: how the running statistics of BatchNorm are combined, see BufferStatistics.
-    alignment: the length of `shared` is a multiple of it.
+    Args:
+        module: its parameters are bound, once, to the vectors.
+        is_shared: whether the parameter or buffer of a name is combined between silos. The others stay with their
+            client.
+        moments: how the running statistics of BatchNorm are combined, see BufferStatistics.
+        alignment: the length of `shared` is a multiple of it.
+        storage: of the parameters.
+
+    Attributes:
+        boxes: the region of each trainable parameter that this rank holds, by name.
+        named_trainable: the trainable parameters with their names, as views of this rank's regions.
 
     Raises:
         ValueError: see `trainable_parameters` and BufferStatistics.
@@ -100,20 +101,32 @@ class FlatModel:
         is_shared: Callable[[str], bool] = select_all,
         moments: BatchNormReduction = "pooled",
         alignment: int = 1,
+        storage: ParameterStorage = WHOLE,
     ):
-        self.module = module
+        self.module, self.storage = module, storage
         trainable = trainable_parameters(module)
-        self.named_trainable = list(trainable.items())
-        self.trainable = list(trainable.values())
+        self.boxes = {name: storage.box(parameter) for name, parameter in trainable.items()}
         self.shared_names = [name for name in trainable if is_shared(name)]
         self.personal_names = [name for name in trainable if not is_shared(name)]
         personal = {id(trainable[name]) for name in self.personal_names}
         # Tied parameters have several names, of which `named_parameters` yields only the first.
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in personal}
         self.frozen_aliases = set(frozen_tensors(module))
-        self.shared_parameters = [trainable[name] for name in self.shared_names]
-        self.shared = _flatten(self.shared_parameters, self.trainable[0], alignment)
-        self.personal = _flatten([trainable[name] for name in self.personal_names], self.trainable[0])
+        self._trained = {id(parameter) for parameter in trainable.values()}
+        places = {id(trainable[name]): place for place, name in enumerate(self.shared_names)}
+        named = module.named_parameters(remove_duplicate=False)
+        self._shared_places = {name: places[id(p)] for name, p in named if id(p) in places}
+        shared, own = ([trainable[name] for name in names] for names in (self.shared_names, self.personal_names))
+        self._starts, _ = _offsets(shared, storage)
+        like = next(iter(trainable.values()))
+        self.shared, self.shared_parameters = _bind(shared, storage, like, alignment)
+        self.personal, personal_parameters = _bind(own, storage, like)
+        bound = {
+            **dict(zip(self.shared_names, self.shared_parameters, strict=True)),
+            **dict(zip(self.personal_names, personal_parameters, strict=True)),
+        }
+        self.named_trainable = [(name, bound[name]) for name in trainable]
+        self.trainable = [parameter for _, parameter in self.named_trainable]
         materialize_buffers(module)
         self.statistics = BufferStatistics(module, is_shared, moments)
         self.personal_statistics = BufferStatistics(module, lambda name: not is_shared(name))
@@ -128,20 +141,18 @@ class FlatModel:
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """Return a view into a vector like `shared` for each of the `shared_parameters`, in their shapes."""
-        starts, _ = _parameter_offsets(self.shared_parameters)
-        located = zip(self.shared_parameters, starts, strict=True)
+        located = zip(self.shared_parameters, self._starts, strict=True)
         return [vector[start : start + p.numel()].view_as(p) for p, start in located]
 
     def named_views(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the views into a vector like `shared` by parameter name; tied parameters have several names."""
-        views = dict(zip(map(id, self.shared_parameters), self.views(vector), strict=True))
-        named = self.module.named_parameters(remove_duplicate=False)
-        return {name: views[id(parameter)] for name, parameter in named if id(parameter) in views}
+        views = self.views(vector)
+        return {name: views[place] for name, place in self._shared_places.items()}
 
     def untrained_parameters(self) -> list[str]:
         """Return the names of parameters that require gradients, and were frozen or not there when this was made."""
-        trained = set(map(id, self.trainable))
-        return [name for name, p in self.module.named_parameters() if p.requires_grad and id(p) not in trained]
+        named = self.module.named_parameters()
+        return [name for name, p in named if p.requires_grad and id(p) not in self._trained]
 
     def clear_gradients(self) -> None:
         """Set all gradients to None."""
@@ -184,8 +195,8 @@ class FlatModel:
     @property
     def frozen(self) -> dict[str, Tensor]:
         """The live frozen parameters by name. Those that are tied have one name here."""
-        trainable = set(map(id, self.trainable))
-        return {name: p.detach() for name, p in self.module.named_parameters() if id(p) not in trainable}
+        named = self.module.named_parameters()
+        return {name: self.storage.local(p) for name, p in named if id(p) not in self._trained}
 
     @property
     def has_personal(self) -> bool:
@@ -203,7 +214,7 @@ class FlatModel:
         Buffers that the module has registered since it was made are left out: another one has no place for them.
         """
         names = self.saved_names - {*self.personal_aliases, *self.personal_buffer_names, *self.frozen_aliases}
-        return {name: t.clone() for name, t in self.module.state_dict().items() if name in names}
+        return {name: self.storage.local(t).clone() for name, t in self.module.state_dict().items() if name in names}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
         """Load a `shared_state` into the vectors.
@@ -217,11 +228,10 @@ class FlatModel:
                 f"model= is not the checkpoint's: only one of the two has tensors named {unmatched}.\n"
                 "  set the model of the run, or another run_dir"
             )
-        buffers = {name for name, _ in self.module.named_buffers(remove_duplicate=False)} | set(self.empty_buffers)
-        self.module.load_state_dict(
-            {name: tensor for name, tensor in state.items() if name not in buffers}, strict=False
-        )
-        load_buffers(self.module, {name: tensor for name, tensor in state.items() if name in buffers})
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        for name in state.keys() & parameters.keys():
+            self.storage.local(parameters[name]).copy_(state[name])
+        load_buffers(self.module, {name: tensor for name, tensor in state.items() if name not in parameters})
 
 
 def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> tuple[Tensor, float]:
@@ -252,28 +262,31 @@ def pad_or_trim(vector: Tensor, length: int) -> Tensor:
     return torch.cat([vector[:length], vector.new_zeros(max(length - len(vector), 0))])
 
 
-def parameter_layout(module: nn.Module, is_shared: Callable[[str], bool] = select_all) -> list[tuple[int, torch.Size]]:
-    """Return the offset in a FlatModel's shared vector and the shape of each shared parameter."""
+def parameter_layout(
+    module: nn.Module, is_shared: Callable[[str], bool] = select_all, storage: ParameterStorage = WHOLE
+) -> list[tuple[int, torch.Size]]:
+    """Return the offset in a FlatModel's shared vector and the shape of each shared parameter, as this rank has it."""
     parameters = [p for name, p in module.named_parameters() if p.requires_grad and is_shared(name)]
-    return list(zip(_parameter_offsets(parameters)[0], (p.shape for p in parameters), strict=True))
+    shapes = (torch.Size(storage.box(parameter).shape) for parameter in parameters)
+    return list(zip(_offsets(parameters, storage)[0], shapes, strict=True))
 
 
-def _parameter_offsets(parameters: list[nn.Parameter]) -> tuple[list[int], int]:
+def _offsets(parameters: list[nn.Parameter], storage: ParameterStorage) -> tuple[list[int], int]:
     """Return the offsets of the parameters in their vector, each on a new cache line, and the vector's length."""
     starts, total = [], 0
     for parameter in parameters:
         step = ALIGNMENT_BYTES // parameter.element_size()
         starts.append(total)
-        total += -(-parameter.numel() // step) * step
+        total += -(-storage.room(parameter) // step) * step
     return starts, total
 
 
-def _flatten(parameters: list[nn.Parameter], like: Tensor, alignment: int = 1) -> Tensor:
-    starts, total = _parameter_offsets(parameters)
+def _bind(
+    parameters: list[nn.Parameter], storage: ParameterStorage, like: Tensor, alignment: int = 1
+) -> tuple[Tensor, list[nn.Parameter]]:
+    """Return a vector of the parameters, and the parameters as views into it."""
+    starts, total = _offsets(parameters, storage)
     # The padding after parameters is zero in every silo, so it stays zero in every combination.
     vector = torch.zeros(-(-total // alignment) * alignment, dtype=like.dtype, device=like.device)
-    for parameter, start in zip(parameters, starts, strict=True):
-        view = vector[start : start + parameter.numel()].view_as(parameter)
-        view.copy_(parameter.detach())
-        parameter.data = view
-    return vector
+    located = zip(parameters, starts, strict=True)
+    return vector, [storage.bind(p, vector[start : start + storage.room(p)]) for p, start in located]

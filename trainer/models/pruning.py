@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.models.flat import rebind_parameter
+from trainer.models.storage import rebind_parameter
 
 Sparsity = float | Literal["2:4"]
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+
+# From the norm of this rank's part of a gradient, and its order, to the norm of the whole.
+NormOverParts = Callable[[Tensor, float], Tensor]
+
+
+def _as_it_is(norm: Tensor, order: float) -> Tensor:
+    return norm
 
 
 @dataclass(frozen=True)
@@ -32,28 +39,34 @@ class GradientClipper:
                 "  set clip.max_norm=1, or clip.norm_type=2"
             )
 
-    def __call__(self, parameters: Sequence[nn.Parameter], measure: bool) -> Tensor | float:
+    def __call__(
+        self, parameters: Sequence[nn.Parameter], measure: bool, over_parts: NormOverParts = _as_it_is
+    ) -> Tensor | float:
         """Clip the gradients in place.
 
         Args:
             parameters: those whose `grad` is clipped.
             measure: whether to compute the norm even if nothing is clipped by it, which costs a third of a small
                 model's step.
+            over_parts: makes the norm of the whole model, where the parameters are a part of it.
 
         Returns:
             The norm before clipping, or 0.0 if it was not computed.
         """
-        if self.max_norm is not None and self.max_value is None:
-            return clip_grad_norm_(parameters, self.max_norm, self.norm_type)
         norm = 0.0
-        if measure:
-            gradients = [_values(parameter.grad) for parameter in parameters if parameter.grad is not None]
-            norm = get_total_norm(gradients, self.norm_type)
+        if measure or (self.max_norm is not None and self.max_value is None):
+            norm = self._norm(parameters, over_parts)
         if self.max_value is not None:
             clip_grad_value_(parameters, self.max_value)
         if self.max_norm is not None:
-            clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+            limited = norm if self.max_value is None else self._norm(parameters, over_parts)
+            assert isinstance(limited, Tensor)
+            clip_grads_with_norm_(parameters, self.max_norm, limited)
         return norm
+
+    def _norm(self, parameters: Sequence[nn.Parameter], over_parts: NormOverParts) -> Tensor:
+        gradients = [_values(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        return over_parts(get_total_norm([each for each in gradients if each.numel()], self.norm_type), self.norm_type)
 
     @property
     def settings(self) -> list[str]:

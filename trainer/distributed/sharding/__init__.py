@@ -1,0 +1,4 @@
+"""How the ranks of a silo hold and train a model together: each all of it, or in parts."""
+
+from trainer.distributed.sharding.parallel_model import ParallelModel as ParallelModel
+from trainer.distributed.sharding.parallelize import parallelize as parallelize

@@ -1,0 +1,117 @@
+"""A model in parts, by FSDP2. The only file that knows private names of `torch.distributed.fsdp`.
+
+FSDP2 keeps a rank's part of each parameter in memory of its own, padded so that all ranks have as much. Here that
+memory is a stretch of the FlatModel's vector. So what is written into the vector is in the next forward pass, and
+optimizers and algorithms see plain tensors. Both halves of this were read in torch 2.11 and 2.13, and `_check` looks
+after the first forward pass whether they still hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from trainer.distributed import collectives
+from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
+from trainer.distributed.options import SiloOptions
+from trainer.distributed.sharding.units import find_units
+from trainer.distributed.topology import Topology
+from trainer.models.boxes import Box
+from trainer.optim import LossScaler
+
+
+class ShardedModel:
+    """A module whose parameters are divided over ranks of the silo, along their first dimension.
+
+    Units are gathered for their forward and their backward pass, one after the other. Gradients are averaged over the
+    silo by a reduce-scatter of each unit, in every backward pass.
+
+    Args:
+        module: on the device of the topology; its parameters are replaced.
+        topology: of this rank.
+        options: of the silo.
+    """
+
+    forwards_together = True
+
+    def __init__(self, module: nn.Module, topology: Topology, options: SiloOptions):
+        self.module, self.topology = module, topology
+        first = topology.rank == 0
+        named = dict(module.named_parameters())
+        self._initial = {name: parameter.detach() for name, parameter in named.items()} if first else {}
+        assert topology.mesh is not None
+        for unit in (*find_units(module, options.units), module):
+            fully_shard(unit, mesh=topology.mesh, reshard_after_forward=not options.keep_gathered)
+        self._parts = {id(part.sharded_param): part for part in _fsdp_parameters(module)}
+        self._bound: list[tuple[nn.Parameter, nn.Parameter]] = []
+        # A pass without gradients is not followed by a backward pass, which would free what it has gathered.
+        module.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else self._reshard())
+
+    def box(self, parameter: nn.Parameter) -> Box:
+        assert isinstance(parameter, DTensor)
+        whole, part = tuple(parameter.shape), self._parts[id(parameter)]
+        rows = int(part.padded_sharded_param_size[0])
+        first = min(rows * self.topology.part, whole[0])
+        return Box((first, *(0 for _ in whole[1:])), tuple(self.local(parameter).shape), whole)
+
+    def room(self, parameter: nn.Parameter) -> int:
+        return self._parts[id(parameter)]._sharded_param_data.numel()
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor._local_tensor.detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+    @torch.no_grad()
+    def bind(self, parameter: nn.Parameter, memory: Tensor) -> nn.Parameter:
+        assert isinstance(parameter, DTensor)
+        part, local = self._parts[id(parameter)], self.local(parameter)
+        memory.copy_(part._sharded_param_data)
+        view = memory[: local.numel()].view_as(local)
+        part._sharded_param_data, parameter._local_tensor = memory, view
+        bound = nn.Parameter(view)
+        self._bound.append((parameter, bound))
+        return bound
+
+    @torch.no_grad()
+    def broadcast(self, is_sent: Callable[[nn.Parameter], bool]) -> None:
+        for name, parameter in self.module.named_parameters():
+            if is_sent(parameter):
+                box, local = self.box(parameter), self.local(parameter)
+                initial = self._initial.get(name)
+                whole = collectives.broadcast(local.new_empty(box.whole) if initial is None else initial)
+                local.copy_(whole[box.slices])
+        self._initial = {}
+        for buffer in self.module.buffers():
+            collectives.broadcast(buffer)
+
+    def wrap(
+        self, reducer: GradientReducer, scaler: LossScaler, allow_unused: bool
+    ) -> tuple[nn.Module, GradientReducer]:
+        return self.module, FullPrecisionReducer()
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        return nullcontext()  # whole gradients of all units would have to be kept until the last micro-batch
+
+    def take_gradients(self) -> None:
+        for parameter, bound in self._bound:
+            bound.grad = None if parameter.grad is None else self.local(parameter.grad)
+            parameter.grad = None
+
+    def _reshard(self) -> None:
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def _fsdp_parameters(module: nn.Module) -> Iterator[Any]:
+    for layer in module.modules():
+        if isinstance(layer, FSDPModule):
+            state: Any = layer._get_fsdp_state()
+            groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+            for group in filter(None, groups):
+                yield from group.fsdp_params

@@ -1,0 +1,24 @@
+"""Make the model of a silo from a module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from trainer.distributed.options import SiloOptions
+from trainer.distributed.sharding.parallel_model import ParallelModel, ReplicatedModel
+from trainer.distributed.topology import Topology
+
+
+def parallelize(module: nn.Module, topology: Topology, options: SiloOptions) -> ParallelModel:
+    """Return a module as the ranks of a silo hold it: each whole, or each a part of it.
+
+    Args:
+        module: on the device of the topology, with the same names and shapes on all ranks.
+        topology: of this rank.
+        options: of the silo.
+    """
+    if topology.num_parts == 1:
+        return ReplicatedModel(module, topology)
+    from trainer.distributed.sharding.fsdp import ShardedModel  # its import takes a second
+
+    return ShardedModel(module, topology, options)

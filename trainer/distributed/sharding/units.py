@@ -1,0 +1,32 @@
+"""The units of a module: the submodules whose parameters are gathered together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import nn
+
+
+def find_units(module: nn.Module, choice: Literal["auto"] | re.Pattern[str]) -> list[nn.Module]:
+    """Return the units of a module, outermost first; what is in none of them is gathered by itself.
+
+    Args:
+        module: the model.
+        choice: `auto` for the members of every ModuleList and Sequential that have parameters, outermost alone; or the
+            names of the units.
+    """
+    return (
+        list(_automatic(module))
+        if choice == "auto"
+        else [m for name, m in module.named_modules() if choice.search(name)]
+    )
+
+
+def _automatic(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            yield from (member for member in child.children() if any(True for _ in member.parameters()))
+        else:
+            yield from _automatic(child)
