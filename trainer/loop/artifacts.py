@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from trainer.data import BYTES
 from trainer.loggers import FinalArtifacts
-from trainer.loop.evaluate import client_models, evaluation_batches
+from trainer.loop.evaluate import client_models, evaluated_batches
 from trainer.loop.local_trainer import LocalTrainer
 from trainer.loop.run import Run
-from trainer.loop.text_samples import continue_text
+from trainer.loop.text_samples import continue_text, writes_samples
 from trainer.loop.train_state import TrainState
 
 SAMPLE_PROMPT, SAMPLE_LENGTH = "\n", 256  # of the text that a language model writes, without prompts of the user's
@@ -29,8 +29,9 @@ def make_artifacts(state: TrainState) -> FinalArtifacts:
         _, summed = state.exchange.sum("end/artifacts", {}, {"confusion": _confusion(state.trainer, run.data.classes)})
         return FinalArtifacts(confusion=summed["confusion"].long(), label_names=run.data.label_names)
     is_small = (run.data.classes or 0) <= BYTES
-    if run.topology.rank == 0 and run.can_sample and is_small and not run.sample.prompts:
-        return FinalArtifacts(sample=_sample(run, state.model.module))
+    if writes_samples(state) and run.can_sample and is_small and not run.sample.prompts:
+        sample = _sample(run, state.model.module)
+        return FinalArtifacts(sample=sample) if run.topology.rank == 0 else FinalArtifacts()
     return FinalArtifacts()
 
 
@@ -49,8 +50,7 @@ def _confusion(trainer: LocalTrainer, classes: int) -> Tensor:
     run, matrix = trainer.run, torch.zeros(classes * classes, dtype=torch.float64)
     trainer.model.module.eval()
     for group in client_models(trainer):
-        for _, examples in evaluation_batches(trainer, run.data.test, run.clients.test, group):
-            inputs, targets = trainer.transforms.for_evaluation(examples, run.topology.device)
-            predicted = trainer.step.forward(inputs).argmax(1)
+        for _, outputs, targets in evaluated_batches(trainer, run.data.test, run.clients.test, group):
+            predicted = outputs.argmax(1)
             matrix += torch.bincount((targets * classes + predicted).cpu(), minlength=classes * classes)
     return matrix.view(classes, classes)

@@ -71,6 +71,7 @@ def evaluate(state: TrainState) -> Metrics | None:
     is_asked = state.control.requested_action() is Action.STOP
     name = f"rounds/{state.progress.rounds}/evaluation"
     sums, tables = state.exchange.sum(name, {"stopping": float(is_asked)}, tables)
+    state.trainer.consensus.flush()  # what it has under way belongs to this round
     state.is_stopping = sums["stopping"] > 0
     if state.is_stopping:
         return None
@@ -143,10 +144,7 @@ def evaluation_sums(
     table, pooled, of_clients = rows.new_zeros(len(ids), rows.shape[1]), PooledSums(like), ClientSums(run, ids, like)
     for group in models(trainer):
         trainer.model.module.eval()
-        for clients, examples in evaluation_batches(trainer, source, ids, group):
-            if trainer.control.requested_action() is Action.STOP:
-                break
-            outputs, targets = _forward(trainer, examples)
+        for clients, outputs, targets in evaluated_batches(trainer, source, ids, group):
             table.index_add_(0, clients, _score_rows(run.task, outputs, targets))
             pooled.add(_pooled_sums(run.task, outputs, targets))
             of_clients.add(clients, outputs, targets)
@@ -224,15 +222,39 @@ def _forward(trainer: LocalTrainer, examples: Examples) -> tuple[Tensor, Tensor]
         raise
 
 
-def evaluation_batches(
+def evaluated_batches(
     trainer: LocalTrainer, source: Source, ids: tuple[np.ndarray, ...], clients: list[int]
-) -> Iterator[tuple[Tensor, Examples]]:
-    """Yield this replica's examples of these clients, with the client of each, some at a time."""
-    run, topology = trainer.run, trainer.run.topology
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the clients, outputs and targets of this replica's examples of some clients, until it is asked to stop.
+
+    Where a forward pass is a collective of the silo, all replicas make as many as the one with most examples, and agree
+    on when to stop.
+    """
+    topology, size = trainer.run.topology, trainer.run.eval.batch_size
     mine = [torch.from_numpy(ids[client][topology.replica :: topology.num_replicas]) for client in clients]
-    if not any(map(len, mine)):
+    requested, fillers = trainer.control.requested_action, 0
+    if trainer.step.parallel.forwards_together:
+        requested = trainer.consensus.poll
+        most = sum(-(-len(ids[client]) // topology.num_replicas) for client in clients)
+        fillers = -(-most // size) - -(-sum(map(len, mine)) // size)
+    counts = torch.tensor([len(part) for part in mine], dtype=torch.int64)
+    owners = torch.repeat_interleave(torch.tensor(clients, dtype=torch.int64), counts)
+    for some, examples in _evaluation_batches(trainer, source, owners, torch.cat([owners[:0], *mine])):
+        if requested() is Action.STOP:
+            return
+        yield some, *_forward(trainer, examples)
+    for _ in range(fillers):
+        if requested() is Action.STOP:
+            return
+        _forward(trainer, source.fetch(torch.zeros(1, dtype=torch.int64)))
+
+
+def _evaluation_batches(
+    trainer: LocalTrainer, source: Source, owners: Tensor, ids: Tensor
+) -> Iterator[tuple[Tensor, Examples]]:
+    """Yield examples with the client of each, some at a time."""
+    if not len(ids):
         return  # splitting nothing makes a part without examples
-    owners = torch.repeat_interleave(torch.tensor(clients), torch.tensor([len(part) for part in mine]))
-    size = run.eval.batch_size
-    requests = ((some, EVALUATION_SEED) for some in torch.cat(mine).split(size))
+    size = trainer.run.eval.batch_size
+    requests = ((some, EVALUATION_SEED) for some in ids.split(size))
     yield from zip(owners.split(size), trainer.reader.read(source, requests, is_split=True), strict=True)

@@ -172,7 +172,8 @@ class LocalTrainer:
         """Return the batches of a client, as this replica sees them."""
         run, topology = self.run, self.run.topology
         least = 2 if self.step.has_batch_statistics else 0
-        shard = BatchShard(topology.replica, topology.num_replicas, self.micro_batch_size, least)
+        is_even = self.step.parallel.forwards_together
+        shard = BatchShard(topology.replica, topology.num_replicas, self.micro_batch_size, least, is_even)
         ids, source = run.training_sets[client], self.feeder.source
         members = torch.from_numpy(ids)
 

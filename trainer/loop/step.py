@@ -26,7 +26,7 @@ from trainer.optim.state import OptimizerState
 from trainer.utils.compile import compile_module
 from trainer.utils.oom import raise_if_oom
 from trainer.utils.seeding import default_generators
-from trainer.utils.tensor_trees import Tree, num_examples
+from trainer.utils.tensor_trees import Tree, num_examples, take
 
 
 class TrainStep:
@@ -120,9 +120,10 @@ class TrainStep:
         self.gradient_reducer.load_state_dict({})
 
     def try_forward_backward(self, inputs: Tree, targets: Tree) -> None:
-        """Run forward and backward of these examples without communication."""
+        """Run forward and backward of these examples without communication. Leaves gradients behind."""
         self.model.module.train()
-        self._forward_backward_no_sync((inputs, targets), self.loss_normalizer[num_examples(inputs)], 0)
+        with self.parallel.alone():
+            self._forward_backward((inputs, targets), self.loss_normalizer[num_examples(inputs)], 0)
 
     def _accumulate_gradients(self, batch: ReplicaBatch, seed: int) -> tuple[Tensor, float]:
         """Add the gradient of the mean loss over the silo's batch; return this replica's loss sum and units."""
@@ -134,6 +135,8 @@ class TrainStep:
         losses = [self._forward_backward_no_sync(examples, scale, seed + 1 + i) for i, examples in enumerate(earlier)]
         # Only the last micro-batch is a collective.
         loss_sum = self._forward_backward(last, scale, seed)
+        for _ in range(batch.fillers):
+            self._forward_backward(_first_example(last), self.loss_normalizer[math.inf], seed)
         loss_sum = sum(losses, start=loss_sum) if losses else loss_sum
         return loss_sum if counted else torch.zeros_like(loss_sum), counted
 
@@ -161,6 +164,10 @@ class TrainStep:
 
     def _loss_sum(self, inputs: Tree, targets: Tree, *weights: Tensor) -> Tensor:
         return self.run.task.loss_sum(call_model(self.training_model, inputs), targets, *weights)
+
+
+def _first_example(columns: MicroBatch) -> MicroBatch:
+    return tuple(take(column, slice(1)) for column in columns)
 
 
 def _one_unit(targets: Tree) -> int:

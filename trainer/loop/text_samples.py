@@ -20,13 +20,20 @@ def write_samples(state: TrainState) -> list[TextSample]:
     A prompt draws the same random numbers at every evaluation, so that its samples differ by the model alone.
     """
     run, options = state.run, state.run.sample
-    if run.topology.rank or not options.prompts:
+    if not options.prompts or not writes_samples(state):
         return []
     state.control.set_activity(f"round {state.progress.rounds + 1}: writing samples")
-    return [
+    samples = [
         TextSample(prompt, continue_text(run, state.model.module, prompt, options.tokens, options.temperature, number))
         for number, prompt in enumerate(options.prompts)
     ]
+    return [] if run.topology.rank else samples
+
+
+def writes_samples(state: TrainState) -> bool:
+    """Return whether this rank calls the model for samples: rank 0, and its silo where a forward is a collective."""
+    topology = state.run.topology
+    return topology.rank == 0 or (topology.silo == 0 and state.trainer.step.parallel.forwards_together)
 
 
 @torch.no_grad()

@@ -41,12 +41,14 @@ class BatchShard:
         num_replicas: number of replicas of the silo.
         micro_batch_size: most examples of a micro-batch; None for the whole shard.
         min_examples: fewest examples of a shard. A last batch with smaller shards joins the batch before it.
+        is_even: whether all replicas get as many micro-batches, since each forward pass is a collective.
     """
 
     replica: int = 0
     num_replicas: int = 1
     micro_batch_size: int | None = None
     min_examples: int = 0
+    is_even: bool = False
 
     def range_of(self, start: int, stop: int) -> tuple[int, int]:
         """Return this replica's range of the batch [start, stop)."""
@@ -58,6 +60,18 @@ class BatchShard:
         first, last = self.range_of(start, stop)
         first = min(first, stop - 1)
         return first, max(last, first + 1)
+
+    def num_fillers(self, examples: int, micro_batches: int) -> int:
+        """Return how many forward passes this replica makes beside its own, for another with more micro-batches.
+
+        Args:
+            examples: of the silo's batch.
+            micro_batches: of this replica.
+        """
+        if not self.is_even or self.micro_batch_size is None:
+            return 0
+        largest = -(-examples // self.num_replicas)
+        return max(-(-largest // self.micro_batch_size), 1) - micro_batches
 
     def bounds(self, examples: int, batch_size: int) -> list[int]:
         """Return the boundaries of the batches of an epoch: [0, batch_size, ..., examples]."""
@@ -87,12 +101,14 @@ class ReplicaBatch:
         examples: number of examples of the silo's whole batch.
         weight: their number, or the sum of their weights, times their units if these differ; equal on all replicas.
         replica_weight: likewise of this replica's examples.
+        fillers: forward passes that follow and add nothing, see `BatchShard.is_even`.
     """
 
     micro_batches: list[MicroBatch]
     examples: int
     weight: float
     replica_weight: float
+    fillers: int = 0
 
 
 class ClientBatches:
@@ -147,7 +163,9 @@ class ClientBatches:
             begin, end = place.begin, place.end
             weight = self._weight(place.order, begin, end)
             replica_weight = self._weight(place.order, *self.shard.range_of(begin, end))
-            yield ReplicaBatch(self._micro_batches(columns), end - begin, weight, replica_weight)
+            micro_batches = self._micro_batches(columns)
+            fillers = self.shard.num_fillers(end - begin, len(micro_batches))
+            yield ReplicaBatch(micro_batches, end - begin, weight, replica_weight, fillers)
 
     def _places(self, start: int, stop: int) -> Iterator[BatchPlace]:
         """Yield where the batches are."""

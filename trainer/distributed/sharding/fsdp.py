@@ -8,8 +8,8 @@ after the first forward pass whether they still hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class ShardedModel:
         assert topology.mesh is not None
         for unit in (*find_units(module, options.units), module):
             fully_shard(unit, mesh=topology.mesh, reshard_after_forward=not options.keep_gathered)
-        self._parts = {id(part.sharded_param): part for part in _fsdp_parameters(module)}
+        self._parts = {id(part.sharded_param): part for group in _groups(module) for part in group.fsdp_params}
         self._bound: list[tuple[nn.Parameter, nn.Parameter]] = []
         # A pass without gradients is not followed by a backward pass, which would free what it has gathered.
         module.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else self._reshard())
@@ -97,6 +97,24 @@ class ShardedModel:
     def no_sync(self) -> AbstractContextManager[None]:
         return nullcontext()  # whole gradients of all units would have to be kept until the last micro-batch
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        groups = list(_groups(self.module))
+        before = [(group._all_gather_comm, group._reduce_scatter_comm, group.all_reduce_grads) for group in groups]
+        for group in groups:
+            group._all_gather_comm, group._reduce_scatter_comm = _Silence(), _Silence()
+            group.all_reduce_grads = False
+        try:
+            yield
+        finally:  # of memory there may have been too little, anywhere in a pass
+            root: Any = self.module
+            root.reset_iter_state()
+            for group, (gather, scatter, reduces) in zip(groups, before, strict=True):
+                group._all_gather_comm, group._reduce_scatter_comm, group.all_reduce_grads = gather, scatter, reduces
+                group._partial_reduce_output = None
+            for parameter, _ in self._bound:
+                parameter.grad = None
+
     def take_gradients(self) -> None:
         for parameter, bound in self._bound:
             bound.grad = None if parameter.grad is None else self.local(parameter.grad)
@@ -108,10 +126,20 @@ class ShardedModel:
                 module.reshard()
 
 
-def _fsdp_parameters(module: nn.Module) -> Iterator[Any]:
+class _Silence:
+    """A collective that leaves its output empty."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *_: Any, **__: Any) -> None:
+        output_tensor.zero_()
+
+
+def _groups(module: nn.Module) -> Iterator[Any]:
+    """Yield FSDP2's groups of parameters, one a unit."""
     for layer in module.modules():
         if isinstance(layer, FSDPModule):
             state: Any = layer._get_fsdp_state()
             groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
-            for group in filter(None, groups):
-                yield from group.fsdp_params
+            yield from filter(None, groups)

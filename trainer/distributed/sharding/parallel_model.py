@@ -59,6 +59,10 @@ class ParallelModel(ParameterStorage, Protocol):
         """Return a context for the backward passes of all micro-batches of a step but the last."""
         ...
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Return a context in which passes communicate with no one, and need as much memory; their values are void."""
+        ...
+
     def take_gradients(self) -> None:
         """Give the bound parameters their gradients, after the last backward pass of a step."""
         ...
@@ -89,6 +93,9 @@ class ReplicatedModel(WholeStorage):
         return self._wrapped, used
 
     def no_sync(self) -> AbstractContextManager[None]:
+        return no_sync(self._wrapped)
+
+    def alone(self) -> AbstractContextManager[None]:
         return no_sync(self._wrapped)
 
     def take_gradients(self) -> None:
