@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.flops import transformer_flops
-from trainer.models.layers import TransformerBlock
+from trainer.models.layers import TransformerBlock, order_by_heads
 from trainer.models.pruning import dense_sizes
 
 
@@ -35,7 +35,7 @@ class GPT(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        self.length, self.checkpointing = length, checkpointing
+        self.length, self.heads, self.checkpointing = length, heads, checkpointing
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
         self.drop = nn.Dropout(dropout)
@@ -54,6 +54,12 @@ class GPT(nn.Module):
             hidden = checkpoint(block, hidden, mask, use_reentrant=False) if recompute else block(hidden, mask)
         return self.output(self.norm(hidden))
 
+    @property
+    def tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism cuts the layers, by name."""
+        ends = {"tokens": "embedding_rowwise", "output": "colwise_gather_output"}
+        return ends | {f"blocks.*.{name}": style for name, style in TransformerBlock.tp_plan.items()}
+
     def flops_per_token(self, length: int) -> float:
         """Return the operations per token of training on sequences of `length` tokens."""
         # The embedding counts: tied to the output, it is a matrix product. Positions are only looked up.
@@ -68,6 +74,7 @@ class GPT(nn.Module):
                 # GPT-2: each block adds to the residual stream twice, so scale down to keep the variance of the sum.
                 scale = 0.02 / math.sqrt(2 * layers) if name.endswith("project.weight") else 0.02
                 nn.init.normal_(parameter, std=scale)
+        order_by_heads(self, self.heads)
 
 
 def _same_text(position_ids: Tensor) -> Tensor:

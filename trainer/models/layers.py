@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +24,19 @@ class TransformerBlock(nn.Module):
     Maps [B, T, width] to [B, T, width]. With a mask, bool [B, 1, T, T], position i attends to the positions j where it
     is true.
 
+    The rows of `attention_heads` are ordered by heads: the query, the key and the value of the first head, then those
+    of the second. So equal stretches of rows are whole heads, which tensor parallelism gives to different ranks.
+
     is_causal: whether, without a mask, a position attends only to itself and earlier positions.
     """
+
+    # How tensor parallelism cuts the layers of a block, in the words of transformers' plans.
+    tp_plan: ClassVar[dict[str, str]] = {
+        "attention_heads": "colwise",
+        "attention_project": "rowwise",
+        "hidden": "colwise",
+        "hidden_project": "rowwise",
+    }
 
     def __init__(self, width: int, heads: int, dropout: float, is_causal: bool):
         super().__init__()
@@ -33,9 +45,9 @@ class TransformerBlock(nn.Module):
                 f"model.width={width} is not a multiple of model.heads={heads}.\n"
                 "  set a width that the number of heads divides"
             )
-        self.heads, self.is_causal = heads, is_causal
+        self.head_width, self.is_causal = width // heads, is_causal
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = nn.Linear(width, 3 * width)
+        self.attention_heads = nn.Linear(width, 3 * width)
         self.attention_project = nn.Linear(width, width)
         self.norm_hidden = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, 4 * width)
@@ -47,9 +59,9 @@ class TransformerBlock(nn.Module):
         return stream + self.drop(self.hidden_project(F.gelu(self.hidden(self.norm_hidden(stream)))))
 
     def _attend(self, normed: Tensor, mask: Tensor | None) -> Tensor:
-        batch, length, width = normed.shape
-        projected = self.attention(normed).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        # The number of heads is not asked: with tensor parallelism these are the heads of this rank.
+        projected = self.attention_heads(normed).unflatten(-1, (-1, 3, self.head_width))
+        query, key, value = projected.permute(3, 0, 2, 1, 4)
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -58,4 +70,15 @@ class TransformerBlock(nn.Module):
             dropout_p=self.drop.p if self.training else 0.0,
             is_causal=self.is_causal and mask is None,
         )
-        return mixed.transpose(1, 2).reshape(batch, length, width)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def order_by_heads(module: nn.Module, heads: int) -> None:
+    """Order the rows of each `attention_heads` by heads, where they were all queries, then all keys, then all values.
+
+    Parameters are drawn in that order: an earlier version had no other, and a seed gives the model that it gave then.
+    """
+    for name, weight in module.named_parameters():
+        if name.endswith("attention_heads.weight"):
+            weight.copy_(weight.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2))

@@ -16,6 +16,8 @@ from trainer.models.buffers import empty_buffers, load_buffers
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # of several files, in the layout of Hugging Face
+SET_ANOTHER = "\n  set the model that the file was saved from, or rename and remove tensors in a copy of the file"
+PERSONAL = "\n  with algorithm.shared_params the other parameters stay with the clients, and are in checkpoints alone"
 MAX_NAMED = 5  # tensors per kind of mismatch in an error
 
 
@@ -44,7 +46,7 @@ def load_pretrained(module: nn.Module, path: Path) -> None:
     if lines := [f"  {kind}: {_first_few(names)}" for kind, names in mismatches.items() if names]:
         raise ValueError(
             "\n".join([f"model.init={path} does not fit model={type(module).__name__}:", *lines])
-            + "\n  set the model that the file was saved from, or rename and remove tensors in a copy of the file"
+            + (_reordering(missing, tensors) or SET_ANOTHER)
         )
     module.load_state_dict(tensors, strict=False)
 
@@ -73,8 +75,7 @@ def load_saved(module: nn.Module, path: Path, base: Collection[str] = ()) -> Non
         kinds = {"lacks": missing, "has besides": unexpected}
         found = "; it ".join(f"{kind} {_first_few(names)}" for kind, names in kinds.items() if names)
         raise ValueError(
-            f"{path} does not fit {type(module).__name__}: it {found}.\n"
-            "  with algorithm.shared_params the other parameters stay with the clients, and are in checkpoints alone"
+            f"{path} does not fit {type(module).__name__}: it {found}." + (_reordering(missing, tensors) or PERSONAL)
         )
     load_tensors(module, tensors)
 
@@ -164,6 +165,19 @@ def _aliases(module: nn.Module) -> dict[str, list[str]]:
     ):
         names.setdefault(id(tensor), []).append(name)
     return {name: same for same in names.values() for name in same}
+
+
+def _reordering(missing: Collection[str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the remedy for a file of an earlier version, whose attention has its rows in another order; or nothing."""
+    earlier = {name: name.replace("attention_heads", "attention") for name in missing}
+    renamed = sorted(name for name, old in earlier.items() if old != name and old in tensors)
+    if not renamed:
+        return ""
+    return (
+        f"\n  an earlier version had the rows of {earlier[renamed[0]]} in another order: all queries, keys, values.\n"
+        f"  in a copy of the file, order those of weights and biases by heads, and save them as {renamed[0]}: "
+        "rows.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)"
+    )
 
 
 def _first_few(names: list[str]) -> str:

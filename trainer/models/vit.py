@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.models.layers import TransformerBlock
+from trainer.models.layers import TransformerBlock, order_by_heads
 
 
 class ViT(nn.Module):
@@ -34,6 +34,7 @@ class ViT(nn.Module):
                 f"model.size={size} is not a multiple of model.patch={patch}.\n"
                 "  set a patch size that divides the image size"
             )
+        self.heads = heads
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.class_embed = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + (size // patch) ** 2, width))
@@ -51,6 +52,11 @@ class ViT(nn.Module):
             hidden = block(hidden)
         return self.head(self.norm(hidden[:, 0]))
 
+    @property
+    def tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism cuts the layers, by name."""
+        return {f"blocks.*.{name}": style for name, style in TransformerBlock.tp_plan.items()}
+
     def _init_weights(self) -> None:
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -58,3 +64,4 @@ class ViT(nn.Module):
                 nn.init.zeros_(layer.bias)
         for parameter in (self.class_embed, self.positions):
             nn.init.trunc_normal_(parameter, std=0.02)
+        order_by_heads(self, self.heads)

@@ -137,7 +137,7 @@ def test_a_alone_may_stay_as_it_is():
     [
         (
             lambda: attach_adapter(GPT(), lora(), "q_proj"),
-            "adapter.targets=q_proj matches no layer of model=GPT\n  its layers: tokens, positions, attention, ",
+            "adapter.targets=q_proj matches no layer of model=GPT\n  its layers: tokens, positions, attention_heads, ",
         ),
         (lambda: attach_adapter(nn.Linear(2, 2), lora()), "adapter.targets has no value, and there is no layer"),
         (lambda: attach_adapter(GPT(), lora(rank=0)), "adapter.rank=0\n  valid: 1 or more"),

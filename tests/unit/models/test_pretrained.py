@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.models import GPT, MLP, DigitsCNN
-from trainer.models.pretrained import freeze, load_pretrained
+from trainer.models.pretrained import freeze, load_pretrained, load_saved
 
 
 def save(module: nn.Module, path: Path) -> None:
@@ -129,3 +130,21 @@ def test_a_pattern_that_matches_none_or_all_is_refused(pattern: str, message: st
     with pytest.raises(ValueError, match=message) as refusal:
         freeze(DigitsCNN(), pattern)
     assert "conv1.weight" in str(refusal.value)
+
+
+@pytest.mark.parametrize("read", [load_pretrained, load_saved])
+def test_rows_of_attention_in_the_order_of_an_earlier_version_are_refused(
+    read: Callable[[nn.Module, Path], None], tmp_path: Path
+):
+    """The remedy in the message gives the model that it was."""
+    saved = GPT(width=8, heads=2, layers=1)
+    earlier = {}
+    for name, tensor in saved.state_dict().items():
+        rows = tensor.unflatten(0, (2, 3, -1)).transpose(0, 1).flatten(0, 2) if "attention_heads" in name else tensor
+        earlier[name.replace("attention_heads", "attention")] = rows.clone()
+    save_file(earlier, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"had the rows of blocks.0.attention.bias in another order") as refusal:
+        read(GPT(width=8, heads=2, layers=1), tmp_path / "weights.safetensors")
+    remedy = str(refusal.value).rsplit(": ", 1)[1]
+    rows = earlier["blocks.0.attention.weight"]
+    assert torch.equal(eval(remedy, {"rows": rows, "heads": 2}), saved.blocks[0].attention_heads.weight)
