@@ -65,7 +65,15 @@ def python_seconds() -> float:
     """
     threads = {thread.native_id for thread in threading.enumerate()}
     others = [task for task in Path("/proc/self/task").iterdir() if int(task.name) not in threads]
-    return process_time() - NANO * sum(int((task / "schedstat").read_text().split()[0]) for task in others)
+    return process_time() - NANO * sum(map(_nanoseconds, others))
+
+
+def _nanoseconds(task: Path) -> int:
+    """Return the processor time of a thread; 0 if it has just ended."""
+    try:
+        return int((task / "schedstat").read_text().split()[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 @contextmanager

@@ -30,10 +30,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 def randomize(module: nn.Module) -> nn.Module:
     """Give the trainable parameters random values: an adapter is without effect at first."""
+    numbers = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.2, generator=numbers)
     return module.eval()
 
 
@@ -60,7 +61,7 @@ def test_models_of_ours_take_adapters(name: str, dora: bool, tmp_path: Path):
 
     merged = seeded(make)
     merged.load_state_dict(load_file(tmp_path / "merged.safetensors"))
-    torch.testing.assert_close(merged(inputs), outputs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged(inputs), outputs, rtol=0, atol=1e-5 * float(outputs.detach().abs().max()))
 
 
 @pytest.mark.parametrize(
