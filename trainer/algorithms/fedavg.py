@@ -263,7 +263,8 @@ class FedAvgClient(ClientSession):
         # start - local: it points where a gradient points, so server optimizers need no minus sign. The local model is
         # needed no more, and the update takes its place if that is precise enough.
         local = run.model.shared
-        update, norm = difference(round.start, local, share, out=local if local.dtype == round.start.dtype else None)
+        into = local if local.dtype == round.start.dtype else None
+        update, norm = difference(round.start, local, share, into, run.transport.counted(len(local)))
         if run.options.has_personal and not torch.linalg.vector_norm(run.model.personal).isfinite():
             norm = math.nan
         if not math.isfinite(norm):

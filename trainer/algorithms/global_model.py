@@ -57,7 +57,8 @@ class GlobalModel:
                 self.server.step(block, update)
                 if fragment is None:
                     self.model.shared[block].copy_(self.parameters[block])
-        self.transport.all_gather(self.parameters if fragment is None else self.parameters[fragment])
+        moved = fragment or slice(0, len(self.parameters))
+        self.transport.all_gather(self.parameters[moved], moved.start)
         self.in_model = self.moves_all and fragment is None
         return math.sqrt(self.transport.all_reduce_in_silo(squares))
 

@@ -109,7 +109,7 @@ class StreamingRun(FederatedRun):
 
     def parts_of(self, fragment: slice) -> list[slice]:
         """Return the parts of a fragment that this rank moves."""
-        parts = self.transport.chunks(fragment.stop - fragment.start)
+        parts = self.transport.chunks(fragment.stop - fragment.start, fragment.start)
         return [shift_slice(part, fragment.start) for part in parts]
 
     def start_round(self, round: Round) -> StreamingRound:
@@ -245,7 +245,9 @@ class StreamingClient(ClientSession):
         weight = run.options.weight_of(result.weight)
         share = run.updates.share(weight, round.planned_weight)
         # In memory of its own: it travels while the model trains.
-        update, norm = difference(run.global_model.parameters[round.due], local[round.due], share)
+        due = round.due
+        counted = run.transport.counted(due.stop - due.start, due.start)
+        update, norm = difference(run.global_model.parameters[due], local[due], share, counted=counted)
         if run.options.has_personal and not torch.linalg.vector_norm(run.model.personal).isfinite():
             norm = math.nan
         if not torch.linalg.vector_norm(local).isfinite():

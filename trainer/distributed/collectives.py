@@ -156,6 +156,14 @@ def norm_over_parts(norm: Tensor, order: float, topology: Topology) -> Tensor:
     return sum_over_parts(powers.pow_(order), topology).pow_(1 / order).to(norm.dtype)
 
 
+def broadcast_over_tensor_ranks(tensor: Tensor, topology: Topology) -> Tensor:
+    """Broadcast a tensor of the first of the ranks over which layers are divided to the others, in place."""
+    if topology.dims.tensor > 1 and len(tensor):
+        assert topology.mesh is not None
+        dist.broadcast(tensor, group=topology.mesh.get_group("tp"), group_src=0)
+    return tensor
+
+
 def broadcast_in_silo(tensors: Sequence[Tensor], topology: Topology) -> None:
     """Broadcast tensors of the silo's first rank to the others, in place, all together."""
     if topology.silo_size == 1 or not tensors:

@@ -45,12 +45,15 @@ def open_mesh(ranks: range, rank: int, dims: ParallelDims, groups: Groups, devic
         device: of this rank
     """
     grid = _grid(ranks, dims)
-    axes = [axis for axis, size in enumerate(grid.shape) if size > 1]
+    # Gradients are averaged along the first two, which FSDP2 takes together.
+    axes = [axis for axis, size in enumerate(grid.shape) if size > 1 or AXES[axis] == "dp_shard"]
     own = [next(tuple(line.tolist()) for line in _lines(grid, axis) if rank in line) for axis in axes]
     members = [group for group in (groups[line] for line in own) if group is not None]
     names = tuple(AXES[axis] for axis in axes)
     # A mesh of torch's own making would open the groups a second time.
-    return DeviceMesh.from_group(members, device.type, grid.squeeze(), mesh_dim_names=names)
+    return DeviceMesh.from_group(
+        members, device.type, grid.view([grid.shape[axis] for axis in axes]), mesh_dim_names=names
+    )
 
 
 def new_group(

@@ -82,6 +82,11 @@ class Topology:
         return self.silo_size // self.dims.tensor
 
     @property
+    def counts_examples(self) -> bool:
+        """Whether this rank is the one that counts its examples, of those that see the same ones."""
+        return self.tensor_rank == 0
+
+    @property
     def num_parts(self) -> int:
         """The number of parts of a copy of the model."""
         return self.dims.num_parts
@@ -90,6 +95,16 @@ class Topology:
     def part(self) -> int:
         """The part of the model that this rank holds."""
         return self.silo_rank % self.num_parts
+
+    @property
+    def tensor_rank(self) -> int:
+        """The index of this rank among those over which layers are divided."""
+        return self.part % self.dims.tensor
+
+    @property
+    def shard_rank(self) -> int:
+        """The index of this rank among those over which each of its parameters is divided."""
+        return self.part // self.dims.tensor
 
     @property
     def copy(self) -> int:

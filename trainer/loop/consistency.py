@@ -25,16 +25,21 @@ def check_consistency(topology: Topology, local: int, model: FlatModel) -> None:
         local: the fingerprint of this rank's model at the end of its local work, which is equal within a silo.
         model: after the combination, with shared parameters that are equal everywhere.
     """
-    own = torch.tensor([topology.silo, topology.part, local, _hash(model.shared)])
-    rows = collectives.all_gather_rows(own).tolist()
-    leaders = {(silo, part): local for silo, part, local, _ in reversed(rows)}
-    differing = [rank for rank, (silo, part, local, _) in enumerate(rows) if local != leaders[silo, part]]
+    position = (topology.silo, topology.part, topology.shard_rank)
+    hashes = (local, _hash(model.shared), _hash(model.shared[model.repeated]))
+    rows = collectives.all_gather_rows(torch.tensor([*position, *hashes])).tolist()
+    leaders = {(silo, part): local for silo, part, _, local, *_ in reversed(rows)}
+    differing = [rank for rank, (silo, part, _, local, *_) in enumerate(rows) if local != leaders[silo, part]]
     if differing:
         raise RuntimeError(f"Replicas have drifted apart: ranks {differing} differ from the first rank of their silo.")
-    firsts = {part: shared for _, part, _, shared in reversed(rows)}
-    differing = [rank for rank, (_, part, _, shared) in enumerate(rows) if shared != firsts[part]]
+    firsts = {part: shared for _, part, _, _, shared, _ in reversed(rows)}
+    differing = [rank for rank, (_, part, _, _, shared, _) in enumerate(rows) if shared != firsts[part]]
     if differing:
         raise RuntimeError(f"The global model has drifted apart: ranks {differing} differ from the first silo.")
+    firsts = {shard: repeated for _, _, shard, *_, repeated in reversed(rows)}
+    differing = [rank for rank, (_, _, shard, *_, repeated) in enumerate(rows) if repeated != firsts[shard]]
+    if differing:
+        raise RuntimeError(f"Parts of the model have drifted apart: ranks {differing} differ in what all parts have.")
 
 
 def _hash(vector: Tensor) -> int:

@@ -98,7 +98,7 @@ class ActionConsensus:
 
     def poll(self) -> Action:
         """Return what all replicas do now. Each calls it after every step."""
-        if self.topology.num_replicas == 1:
+        if self.topology.silo_size == 1:
             return self._apply(self.control.requested_action())
         self.countdown -= 1
         return Action.CONTINUE if self.countdown else self._exchange()

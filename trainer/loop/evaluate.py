@@ -190,7 +190,7 @@ class ClientSums:
             for client, sums in self.sums.items()
         }
         parts = [part for of_client in tables.values() for part in of_client.values()]
-        if parts and replicas > 1:
+        if parts and topology.silo_size > 1:
             packed = collectives.all_reduce_in_silo(torch.cat([part.flatten() for part in parts]), topology)
             for part, summed in zip(parts, packed.split([part.numel() for part in parts]), strict=True):
                 part.copy_(summed.view_as(part))
@@ -242,7 +242,9 @@ def evaluated_batches(
     for some, examples in _evaluation_batches(trainer, source, owners, torch.cat([owners[:0], *mine])):
         if requested() is Action.STOP:
             return
-        yield some, *_forward(trainer, examples)
+        outputs, targets = _forward(trainer, examples)
+        if topology.counts_examples:
+            yield some, outputs, targets
     for _ in range(fillers):
         if requested() is Action.STOP:
             return

@@ -47,7 +47,7 @@ class RoundAccumulator:
         self.counts = buffers.counts()
 
     def add(self, result: ClientResult, delta_norm: float | None) -> None:
-        """Count a client; its batch statistics are pooled by n_k, and over the replicas of the silo.
+        """Count a client; its batch statistics are pooled by n_k, and over the ranks of the silo.
 
         Args:
             result: what the client did.
@@ -58,7 +58,7 @@ class RoundAccumulator:
         if _counts(delta_norm):
             self.weight += result.weight
             if self.buffers.has_buffers:
-                self.statistics += self.buffers.vector() * (result.weight / self.run.topology.num_replicas)
+                self.statistics += self.buffers.vector() * (result.weight / self.run.topology.silo_size)
                 self.counts = torch.maximum(self.counts, self.buffers.counts())
 
     def state_dict(self) -> dict[str, Any]:

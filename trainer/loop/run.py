@@ -21,6 +21,7 @@ from trainer.data.loading.prefetch import CacheOnGpu, check_cache_on_gpu
 from trainer.data.loading.readers import LoadingOptions, check_loading
 from trainer.data.loading.unit_counts import count_units
 from trainer.data.transforms import Compose
+from trainer.distributed import sharding
 from trainer.distributed.compression import Uncompressed, UpdateCompression
 from trainer.distributed.gradients import FullPrecisionReducer, GradientReducer
 from trainer.distributed.options import SiloOptions
@@ -144,7 +145,7 @@ class Run:
         return module
 
     def validate_model(self, module: nn.Module) -> None:
-        """Raise ValueError if the model cannot be saved, or shares no parameter while a choice is about those."""
+        """Raise ValueError if the model cannot be saved or divided, or a choice is about parameters that it lacks."""
         if found := unsavable(module.state_dict() | dict(module.named_buffers())):
             raise ValueError(
                 f"model= has {', '.join(found)}, which checkpoints cannot hold.\n"
@@ -155,6 +156,7 @@ class Run:
                 "the coordinator has examples of its own, and some parameters or buffers stay with their sites: it has "
                 "no whole model.\n  start it without data.path, or set algorithm=fedavg"
             )
+        sharding.validate_plan(module, self.topology)
         names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         if any(map(self.algorithm.is_shared, names)):
             return

@@ -61,6 +61,9 @@ class TrainStep:
         self.generators = default_generators(device)
         self.loss_normalizer = LossNormalizer(run.topology, torch.promote_types(model.shared.dtype, torch.float32))
         self.has_batch_statistics = model.has_batch_statistics
+        # What several parts have in common is counted in the norm by one of them.
+        left_out = model.repeated_names if run.topology.tensor_rank else set()
+        self._counted = [parameter for name, parameter in model.named_trainable if name not in left_out]
         # With counts of units the weight of a batch is their sum.
         self.units = run.task.units if run.unit_counts is None else _one_unit
 
@@ -80,7 +83,8 @@ class TrainStep:
         self.parallel.take_gradients()
         self.scaler.unscale(self.optimizer)
         session.adjust_gradients()
-        result.gradient_norm = self.run.clipper(self.model.trainable, measure_norm, self._norm_over_parts)
+        clipped = (self.model.trainable, measure_norm, self._norm_over_parts, self._counted)
+        result.gradient_norm = self.run.clipper(*clipped)
         if self.scaler.step(self.optimizer):
             result.lr_factors.append(self.scheduler.factor)
             if self.ema:
@@ -138,6 +142,8 @@ class TrainStep:
         for _ in range(batch.fillers):
             self._forward_backward(_first_example(last), self.loss_normalizer[math.inf], seed)
         loss_sum = sum(losses, start=loss_sum) if losses else loss_sum
+        if not self.run.topology.counts_examples:
+            counted = 0.0
         return loss_sum if counted else torch.zeros_like(loss_sum), counted
 
     def _forward_backward_no_sync(self, examples: MicroBatch, scale: Tensor, seed: int) -> Tensor:

@@ -73,6 +73,7 @@ class TrainState:
         self.model = FlatModel(
             module, algorithm.is_shared, algorithm.batchnorm_stats, self.transport.alignment, parallel
         )
+        self.transport.repeated_from = self.model.repeated.start if self.model.repeated_names else None
         frozen_digest = self.exchange.start(parallel, digests)
         decay = run.training.ema_decay
         self.ema = None if decay is None else ExponentialMovingAverage(self.model, decay)
@@ -95,6 +96,7 @@ class TrainState:
         none = np.empty(0, np.int64)  # of a silo without clients
         ids = np.concatenate([none, *(run.clients.train[client] for client in run.homes[topology.silo])])
         shard = torch.from_numpy(ids)[topology.replica :: topology.num_replicas]
+        shard = shard if topology.counts_examples else shard[:0]
         numbers = count()
 
         def total(part: Tensor) -> Tensor:

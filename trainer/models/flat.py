@@ -7,7 +7,7 @@ of the model, the vectors are that part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ class FlatModel:
     Attributes:
         boxes: the region of each trainable parameter that this rank holds, by name.
         named_trainable: the trainable parameters with their names, as views of this rank's regions.
+        repeated: the stretch of `shared` that ranks with other parts of the same copy hold too. It is the last.
+        repeated_names: the trainable parameters of which that is true, personal ones among them.
 
     Raises:
         ValueError: see `trainable_parameters` and BufferStatistics.
@@ -106,7 +108,7 @@ class FlatModel:
         self.module, self.storage = module, storage
         trainable = trainable_parameters(module)
         self.boxes = {name: storage.box(parameter) for name, parameter in trainable.items()}
-        self.shared_names = [name for name in trainable if is_shared(name)]
+        self.shared_names = _shared_names(trainable, is_shared, storage)
         self.personal_names = [name for name in trainable if not is_shared(name)]
         personal = {id(trainable[name]) for name in self.personal_names}
         # Tied parameters have several names, of which `named_parameters` yields only the first.
@@ -118,8 +120,11 @@ class FlatModel:
         self._shared_places = {name: places[id(p)] for name, p in named if id(p) in places}
         shared, own = ([trainable[name] for name in names] for names in (self.shared_names, self.personal_names))
         self._starts, _ = _offsets(shared, storage)
+        repeated = [start for start, p in zip(self._starts, shared, strict=True) if storage.is_repeated(p)]
+        self.repeated_names = {name for name, p in trainable.items() if storage.is_repeated(p)}
         like = next(iter(trainable.values()))
         self.shared, self.shared_parameters = _bind(shared, storage, like, alignment)
+        self.repeated = slice(repeated[0] if repeated else len(self.shared), len(self.shared))
         self.personal, personal_parameters = _bind(own, storage, like)
         bound = {
             **dict(zip(self.shared_names, self.shared_parameters, strict=True)),
@@ -234,7 +239,9 @@ class FlatModel:
         load_buffers(self.module, {name: tensor for name, tensor in state.items() if name not in parameters})
 
 
-def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> tuple[Tensor, float]:
+def difference(
+    a: Tensor, b: Tensor, factor: float, out: Tensor | None = None, counted: int | None = None
+) -> tuple[Tensor, float]:
     """Compute (a - b) * factor and the 2-norm of a - b in one pass over memory.
 
     Args:
@@ -242,6 +249,7 @@ def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -
         b: a vector of the same length, dtype and device.
         factor: multiplies the difference, not the norm.
         out: where the scaled difference goes; may be `a` or `b`, or None for a new vector.
+        counted: the norm is that of so many numbers, the first; None: of all.
 
     Returns:
         The scaled difference, and the norm, which is not finite if any element of a - b is not.
@@ -250,7 +258,8 @@ def difference(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -
     squares = []
     for block in blocks_of(a, slice(0, len(a))):
         torch.sub(a[block], b[block], out=out[block])
-        squares.append(torch.linalg.vector_norm(out[block]).double().square())
+        within = out[slice(block.start, block.stop if counted is None else min(block.stop, counted))]
+        squares.append(torch.linalg.vector_norm(within).double().square())
         out[block].mul_(factor)
     return out, float(torch.stack(squares).sum().sqrt())
 
@@ -266,9 +275,17 @@ def parameter_layout(
     module: nn.Module, is_shared: Callable[[str], bool] = select_all, storage: ParameterStorage = WHOLE
 ) -> list[tuple[int, torch.Size]]:
     """Return the offset in a FlatModel's shared vector and the shape of each shared parameter, as this rank has it."""
-    parameters = [p for name, p in module.named_parameters() if p.requires_grad and is_shared(name)]
+    trainable = trainable_parameters(module)
+    parameters = [trainable[name] for name in _shared_names(trainable, is_shared, storage)]
     shapes = (torch.Size(storage.box(parameter).shape) for parameter in parameters)
     return list(zip(_offsets(parameters, storage)[0], shapes, strict=True))
+
+
+def _shared_names(
+    trainable: Mapping[str, nn.Parameter], is_shared: Callable[[str], bool], storage: ParameterStorage
+) -> list[str]:
+    """Return the names of the shared parameters in the order of their vector, in which what is repeated is last."""
+    return sorted(filter(is_shared, trainable), key=lambda name: storage.is_repeated(trainable[name]))
 
 
 def _offsets(parameters: list[nn.Parameter], storage: ParameterStorage) -> tuple[list[int], int]:

@@ -13,6 +13,10 @@ from trainer.models.boxes import Box, whole_box
 class ParameterStorage(Protocol):
     """The memory of a module's parameters, which a FlatModel replaces by its vectors."""
 
+    def is_repeated(self, parameter: nn.Parameter) -> bool:
+        """Return whether ranks with other parts of the same copy hold the same region of a parameter too."""
+        ...
+
     def box(self, parameter: nn.Parameter) -> Box:
         """Return the region of a parameter that this rank holds."""
         ...
@@ -35,6 +39,9 @@ class ParameterStorage(Protocol):
 
 class WholeStorage:
     """Parameters that every rank holds whole."""
+
+    def is_repeated(self, parameter: nn.Parameter) -> bool:
+        return False
 
     def box(self, parameter: nn.Parameter) -> Box:
         return whole_box(parameter.shape)

@@ -40,7 +40,11 @@ class GradientClipper:
             )
 
     def __call__(
-        self, parameters: Sequence[nn.Parameter], measure: bool, over_parts: NormOverParts = _as_it_is
+        self,
+        parameters: Sequence[nn.Parameter],
+        measure: bool,
+        over_parts: NormOverParts = _as_it_is,
+        counted: Sequence[nn.Parameter] | None = None,
     ) -> Tensor | float:
         """Clip the gradients in place.
 
@@ -49,17 +53,18 @@ class GradientClipper:
             measure: whether to compute the norm even if nothing is clipped by it, which costs a third of a small
                 model's step.
             over_parts: makes the norm of the whole model, where the parameters are a part of it.
+            counted: those that the norm of this part counts, where parts have some in common; None: all.
 
         Returns:
             The norm before clipping, or 0.0 if it was not computed.
         """
-        norm = 0.0
+        norm, counted = 0.0, parameters if counted is None else counted
         if measure or (self.max_norm is not None and self.max_value is None):
-            norm = self._norm(parameters, over_parts)
+            norm = self._norm(counted, over_parts)
         if self.max_value is not None:
             clip_grad_value_(parameters, self.max_value)
         if self.max_norm is not None:
-            limited = norm if self.max_value is None else self._norm(parameters, over_parts)
+            limited = norm if self.max_value is None else self._norm(counted, over_parts)
             assert isinstance(limited, Tensor)
             clip_grads_with_norm_(parameters, self.max_norm, limited)
         return norm

@@ -32,8 +32,8 @@ class NullTransport(Transport):
         """Reset the counters."""
         self.bytes_sent = self.bytes_all_gathered = 0
 
-    def chunks(self, length: int) -> list[slice]:
-        return self.transport.chunks(length)
+    def chunks(self, length: int, offset: int = 0) -> list[slice]:
+        return self.transport.chunks(length, offset)
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         return self.transport.all_reduce_bytes(vector, offset)
@@ -55,7 +55,7 @@ class NullTransport(Transport):
     def lookahead(self, vector: Tensor, name: str) -> Tensor:
         return self.all_gather(vector.clone()) if self.transport.stateful and self.num_silos > 1 else vector
 
-    def all_gather(self, vector: Tensor) -> Tensor:
+    def all_gather(self, vector: Tensor, offset: int = 0) -> Tensor:
         self.bytes_all_gathered += vector.nbytes
         return vector
 

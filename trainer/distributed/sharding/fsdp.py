@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from trainer.distributed import collectives
 from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
 from trainer.distributed.options import SiloOptions
+from trainer.distributed.sharding.tensor_parallel import apply_tensor_parallel, cut_dimension
 from trainer.distributed.sharding.units import find_units
 from trainer.distributed.topology import Topology
 from trainer.models.boxes import Box
@@ -29,6 +30,8 @@ from trainer.optim import LossScaler
 class ShardedModel:
     """A module whose parameters are divided over ranks of the silo, along their first dimension.
 
+    With tensor parallelism its layers are divided before, and each rank's cut of a parameter is what is divided here.
+
     Units are gathered for their forward and their backward pass, one after the other. Gradients are averaged over the
     silo by a reduce-scatter of each unit, in every backward pass.
 
@@ -36,6 +39,9 @@ class ShardedModel:
         module: on the device of the topology; its parameters are replaced.
         topology: of this rank.
         options: of the silo.
+
+    Raises:
+        InputError: see `apply_tensor_parallel`.
     """
 
     forwards_together = True
@@ -45,20 +51,32 @@ class ShardedModel:
         first = topology.rank == 0
         named = dict(module.named_parameters())
         self._initial = {name: parameter.detach() for name, parameter in named.items()} if first else {}
-        assert topology.mesh is not None
+        assert topology.mesh is not None and topology.mesh.mesh_dim_names is not None
+        if topology.dims.tensor > 1:
+            apply_tensor_parallel(module, topology.mesh["tp"])
+        cuts = {name: cut_dimension(parameter) for name, parameter in module.named_parameters()}
+        mesh = topology.mesh[tuple(axis for axis in topology.mesh.mesh_dim_names if axis != "tp")]
         for unit in (*find_units(module, options.units), module):
-            fully_shard(unit, mesh=topology.mesh, reshard_after_forward=not options.keep_gathered)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=not options.keep_gathered)
         self._parts = {id(part.sharded_param): part for group in _groups(module) for part in group.fsdp_params}
+        self._cuts = {id(parameter): cuts[name] for name, parameter in module.named_parameters()}
         self._bound: list[tuple[nn.Parameter, nn.Parameter]] = []
         # A pass without gradients is not followed by a backward pass, which would free what it has gathered.
         module.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else self._reshard())
 
     def box(self, parameter: nn.Parameter) -> Box:
         assert isinstance(parameter, DTensor)
-        whole, part = tuple(parameter.shape), self._parts[id(parameter)]
-        rows = int(part.padded_sharded_param_size[0])
-        first = min(rows * self.topology.part, whole[0])
-        return Box((first, *(0 for _ in whole[1:])), tuple(self.local(parameter).shape), whole)
+        whole, cut = tuple(parameter.shape), self._cuts[id(parameter)]
+        first, size = [0] * len(whole), list(whole)  # of this tensor rank's cut
+        if cut is not None:
+            size[cut] //= self.topology.dims.tensor
+            first[cut] = size[cut] * self.topology.tensor_rank
+        rows = int(self._parts[id(parameter)].padded_sharded_param_size[0])
+        first[0] += min(rows * self.topology.shard_rank, size[0])
+        return Box(tuple(first), tuple(self.local(parameter).shape), whole)
+
+    def is_repeated(self, parameter: nn.Parameter) -> bool:
+        return self.topology.dims.tensor > 1 and self._cuts[id(parameter)] is None
 
     def room(self, parameter: nn.Parameter) -> int:
         return self._parts[id(parameter)]._sharded_param_data.numel()

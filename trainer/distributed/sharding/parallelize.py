@@ -9,6 +9,14 @@ from trainer.distributed.sharding.parallel_model import ParallelModel, Replicate
 from trainer.distributed.topology import Topology
 
 
+def validate_plan(module: nn.Module, topology: Topology) -> None:
+    """Raise InputError, a ValueError, if a module has no plan by which the ranks could divide its layers."""
+    if topology.dims.tensor > 1:
+        from trainer.distributed.sharding.tensor_parallel import plan_of  # its import takes a second
+
+        plan_of(module, topology.dims.tensor)
+
+
 def parallelize(module: nn.Module, topology: Topology, options: SiloOptions) -> ParallelModel:
     """Return a module as the ranks of a silo hold it: each whole, or each a part of it.
 

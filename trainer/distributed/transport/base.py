@@ -38,6 +38,8 @@ class Transport:
     bytes_sent             between the silos, by all of them, since the start of the run
     wait_seconds           for which this rank has waited for sums
     stateful               whether ranks have a state between rounds
+    repeated_from          where the stretch of a vector begins that several parts of a copy hold, to its end; None: no
+                           part does. The first of them sends it
     codec                  encodes what silos send; None if it needs no codec
     collectives_per_chunk  between the silos
     """
@@ -49,15 +51,28 @@ class Transport:
     def __init__(self, topology: Topology):
         self.topology = topology
         self.alignment = topology.num_shards * SHARD_ALIGNMENT
+        self.repeated_from: int | None = None
         self.bytes_sent = 0
         self.wait_seconds = 0.0
 
     def start_round(self, seed_for: SeedFor) -> None:
         """Start a round, from which the seeds of random encodings are derived."""
 
-    def chunks(self, length: int) -> list[slice]:
-        """Return the spans of a vector that this rank sends, in order."""
-        return chunks_of(self.topology.shard_of(length))
+    def counted(self, length: int, offset: int = 0) -> int:
+        """Return how many numbers of a vector this rank counts in norms and sends; another part does the rest.
+
+        Args:
+            length: of the vector
+            offset: of the vector in a longer one, if it is a fragment
+        """
+        if self.repeated_from is None or self.topology.tensor_rank == 0:
+            return length
+        return min(max(self.repeated_from - offset, 0), length)
+
+    def chunks(self, length: int, offset: int = 0) -> list[slice]:
+        """Return the spans of a vector, or fragment at `offset`, that this rank sends, in order."""
+        shard = self.topology.shard_of(length)
+        return chunks_of(slice(shard.start, min(shard.stop, self.counted(length, offset))))
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
         """Return the bytes that all silos together send for the sum of such a vector, or fragment at `offset`."""
@@ -74,7 +89,7 @@ class Transport:
         Returns:
             the spans of this rank, shifted by the offset, and their sums, with the same bits on all ranks
         """
-        chunks = [(shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector))]
+        chunks = [(shift_slice(part, offset), vector[part]) for part in self.chunks(len(vector), offset)]
         if self.topology.num_silos == 1:
             return ((span, self.flush(name, span, values)) for span, values in chunks)
         self.bytes_sent += self.all_reduce_bytes(vector, offset)
@@ -102,9 +117,9 @@ class Transport:
         """
         return vector
 
-    def all_gather(self, vector: Tensor) -> Tensor:
-        """Complete a vector, of which each rank of this silo has the spans that it sends, in place."""
-        return collectives.all_gather_shards(vector, self.topology)
+    def all_gather(self, vector: Tensor, offset: int = 0) -> Tensor:
+        """Complete a vector, or fragment at `offset`, of which each rank of this silo has what it sends, in place."""
+        return self._repeat(collectives.all_gather_shards(vector, self.topology), offset)
 
     def all_reduce_in_silo(self, value: float) -> float:
         """Sum a number over the ranks of this silo."""
@@ -146,6 +161,12 @@ class Transport:
             parts: the spans that this rank sends
             same_world: whether the sizes of the silos are those of the states
         """
+
+    def _repeat(self, vector: Tensor, offset: int = 0) -> Tensor:
+        """Give the parts that hold the same numbers those of the first, in place."""
+        if self.repeated_from is not None:
+            collectives.broadcast_over_tensor_ranks(vector[max(self.repeated_from - offset, 0) :], self.topology)
+        return vector
 
     def _wait(self, pending: collectives.PendingCollective) -> Tensor:
         """Wait for a collective, and count the time."""
