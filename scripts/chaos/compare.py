@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import newest_complete
-from trainer.checkpoint.format import iter_leaves
+from trainer.checkpoint.format import iter_leaves, part_name
 from trainer.checkpoint.run_dir import RunDir
 from trainer.loggers import Metrics, read_jsonl
 
@@ -31,7 +31,10 @@ def final_state(checkpoints: Path) -> dict[str, Any]:
     """Return the leaves of the last checkpoint."""
     saved = newest_complete(checkpoints)
     assert saved, f"{checkpoints} holds no checkpoint"
-    loaded = {section: saved.load(section) for section in SECTIONS}
+    parts = range(saved.load("cut")["parts"])
+    loaded: dict[str, Any] = {
+        part_name(part): {section: saved.load(section, part=part) for section in SECTIONS} for part in parts
+    }
     loaded |= {shard: saved.load_shard(shard, "own") for shard in saved.shards}
     return {"round checkpoint": saved.folder.name, **dict(iter_leaves(loaded))}
 

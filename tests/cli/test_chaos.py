@@ -18,7 +18,7 @@ from scripts.chaos.kills import IN_TWENTY, Kill, Kind, plan, shares
 from scripts.chaos.marks import Mark
 from scripts.chaos.sites import strikes
 from tests.cli.command import Shell
-from trainer.checkpoint.format import Shard, write_shard, write_tensors
+from trainer.checkpoint.format import Shard, part_name, write_shard, write_tensors
 
 
 def kills_of(shell: Shell, *options: str, within_seconds: float) -> Counter[Kind]:
@@ -78,7 +78,8 @@ def write_run(folder: Path, weight: Tensor, losses: dict[int, float], seconds: f
     """Write the compared files of a finished run, and return the folder."""
     part = Shard("silo-0.replica-0", ("silo-0.replica-0",), "attempt")
     state = {"model": {"weight": weight}, "algorithm": {"server": {}}, "clients": {"0": {"step": 3}}}
-    write_shard(folder / "checkpoints/round-000002", part, state)
+    state["cut"] = {"parts": 1}
+    write_shard(folder / "checkpoints/round-000002", part, {part_name(0): state})
     write_tensors(folder / "model.safetensors", {"weight": weight})
     rounds = [{"round": round, "train/loss": loss, "seconds": seconds} for round, loss in losses.items()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
@@ -101,7 +102,7 @@ def test_clocks_are_not_compared(alone: Path, tmp_path: Path) -> None:
 def test_the_last_bit_of_a_weight_is_compared(alone: Path, tmp_path: Path) -> None:
     near = torch.nextafter(WEIGHT, torch.tensor([1.0, 1.0, 2.0]))
     message = differences(alone, write_run(tmp_path / "other", near, LOSSES, 1.0))
-    assert message == ["checkpoint: model/weight differs", "model.safetensors differs"]
+    assert message == ["checkpoint: part-0/model/weight differs", "model.safetensors differs"]
 
 
 def test_the_figures_of_every_round_are_compared(alone: Path, tmp_path: Path) -> None:

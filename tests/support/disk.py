@@ -49,7 +49,7 @@ def save_round(ranks: Sequence[Checkpointer], rounds: int, is_evaluated: bool = 
     """Write a round checkpoint, rank after rank."""
     for one in ranks:
         common = {"model": {"weight": torch.full((4,), rounds)}, "progress": {"rounds": rounds}}
-        one.save_round(round_name(rounds, is_evaluated), common, {}, {}, {}, True, is_best)
+        one.save_round(round_name(rounds, is_evaluated), common, {}, {}, {}, {}, True, is_best)
         one.wait()
 
 

@@ -2,7 +2,7 @@
 
 checkpoints/
   round-000012/                      round checkpoint: global model, algorithm, clients' states, progress
-    silo-0.replica-0.safetensors     a shard: replicas divide what they hold in common
+    silo-0.replica-0.safetensors     a shard: the ranks of a silo divide what they hold in common
     silo-0.replica-0.json            its manifest: the names of all shards, size and crc32
     silo-1-3f0a9c1e/step-000400/     mid-round checkpoint of silo 1 after 400 steps of the round that follows; the
       replica-0.safetensors, ...     letters are a digest of which silo trains which clients
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.files import write_text
-from trainer.checkpoint.format import Shard, Tree, iter_leaves, unflatten, write_shard
+from trainer.checkpoint.format import Shard, Tree, iter_leaves, part_name, unflatten, write_shard
 from trainer.checkpoint.resume import (
     BEST,
     IS_INCOMPLETE,
@@ -105,6 +105,7 @@ class Checkpointer:
         replicated: Tree,
         sharded: Tree,
         per_silo: Tree,
+        unique: Tree,
         per_rank: Tree,
         all_ranks_write: bool,
         is_best: bool = False,
@@ -113,47 +114,64 @@ class Checkpointer:
 
         Args:
             name: of its folder.
-            replicated: what all ranks hold; the replicas of the first silo on a storage divide it.
+            replicated: what all ranks with this part of the model hold; those in the first silo on a storage divide it.
             sharded: what the ranks with the same shard of vectors hold; the first of them on a storage writes it.
-            per_silo: what the replicas of this silo hold; they divide it.
+            per_silo: what the ranks of this silo with this part hold; they divide it.
+            unique: what this rank alone holds of its part.
             per_rank: what this rank alone holds.
             all_ranks_write: whether every rank has something to write.
             is_best: whether it is the best so far.
         """
         homes, me = self._ranks_on_storage(), self.topology.rank
-        first_silo, slice_writers = homes[self.storage.first_rank][0], self._shard_writers(homes)
-        ranks = [rank for rank in homes if all_ranks_write or homes[rank][0] == first_silo or rank in slice_writers]
+        firsts, shard_writers = self._first_copies(homes), self._shard_writers(homes)
+        ranks = [rank for rank in homes if all_ranks_write or rank in firsts or rank in shard_writers]
         if me not in ranks:
             return self.wait()
-        parts = {rank: f"silo-{homes[rank][0]}.replica-{homes[rank][1]}" for rank in ranks}
-        tree = self._local_leaves(per_silo) | dict(iter_leaves(per_rank))
-        if homes[me][0] == first_silo:
-            tree |= self._local_leaves(replicated)
-        if me in slice_writers:
-            tree |= dict(iter_leaves(sharded))
-        return self._save(self.folder / name, Shard(parts[me], tuple(parts.values()), self.attempt_id), tree, is_best)
+        names = {rank: f"silo-{homes[rank][0]}.replica-{homes[rank][1]}" for rank in ranks}
+        tree = self._of_part(self._divide(per_silo, self._peers_with_part())) | self._of_part(dict(iter_leaves(unique)))
+        if me in firsts:
+            tree |= self._of_part(self._divide(replicated, self._peers_with_part()))
+        if me in shard_writers:
+            tree |= self._of_part(dict(iter_leaves(sharded)))
+        shard = Shard(names[me], tuple(names.values()), self.attempt_id)
+        return self._save(self.folder / name, shard, tree | dict(iter_leaves(per_rank)), is_best)
+
+    def _first_copies(self, homes: Mapping[int, tuple[int, int]]) -> set[int]:
+        """Return, for each part of the model, the ranks on the storage that have it in the first silo with it there."""
+        first_silos: dict[int, int] = {}
+        for silo, silo_rank in homes.values():
+            first_silos.setdefault(silo_rank % self.topology.num_parts, silo)
+        parts = {rank: silo_rank % self.topology.num_parts for rank, (_, silo_rank) in homes.items()}
+        return {rank for rank, (silo, _) in homes.items() if silo == first_silos[parts[rank]]}
 
     def _shard_writers(self, homes: Mapping[int, tuple[int, int]]) -> list[int]:
         """Return the first rank on the storage with each of the shards in which vectors go between the silos."""
         firsts: dict[int, int] = {}
-        for rank, (_, replica) in homes.items():
-            firsts.setdefault(replica, rank)
-        return [rank for replica, rank in firsts.items() if replica < self.topology.num_shards]
+        for rank, (_, silo_rank) in homes.items():
+            firsts.setdefault(silo_rank, rank)
+        shards = self.topology.num_shards * self.topology.num_parts
+        return [rank for silo_rank, rank in firsts.items() if silo_rank < shards]
 
     def _ranks_on_storage(self) -> dict[int, tuple[int, int]]:
-        """Return the silo and the replica of each rank that shares the storage."""
+        """Return the silo of each rank that shares the storage, and its rank inside the silo."""
         sizes = self.topology.silo_sizes
-        homes = enumerate((silo, replica) for silo, size in enumerate(sizes) for replica in range(size))
+        homes = enumerate((silo, silo_rank) for silo, size in enumerate(sizes) for silo_rank in range(size))
         return {rank: home for rank, home in homes if self.storage.is_shared or rank in self.storage.ranks}
 
     def _peers(self) -> list[int]:
-        """Return the replicas of this silo that share the storage."""
-        return [replica for silo, replica in self._ranks_on_storage().values() if silo == self.topology.silo]
+        """Return the ranks inside this silo that share the storage."""
+        return [silo_rank for silo, silo_rank in self._ranks_on_storage().values() if silo == self.topology.silo]
 
-    def _local_leaves(self, tree: Tree) -> dict[str, object]:
-        """Return the leaves that this replica writes of a tree which all replicas of the silo hold."""
-        peers = self._peers()
-        return assign_leaves(tree, peers.index(self.topology.replica), len(peers))
+    def _peers_with_part(self) -> list[int]:
+        """Return those of the peers that have the same part of the model."""
+        return [silo_rank for silo_rank in self._peers() if silo_rank % self.topology.num_parts == self.topology.part]
+
+    def _divide(self, tree: Tree, copies: Sequence[int]) -> dict[str, object]:
+        """Return the leaves that this rank writes of a tree which all these ranks hold."""
+        return assign_leaves(tree, copies.index(self.topology.silo_rank), len(copies))
+
+    def _of_part(self, leaves: Mapping[str, object]) -> dict[str, object]:
+        return {f"{part_name(self.topology.part)}/{name}": leaf for name, leaf in leaves.items()}
 
     def save_mid_round(self, rounds: int, step: int, replicated: Tree, sharded: Tree, per_rank: Tree) -> None:
         """Start writing this silo's mid-round checkpoint. No collective.
@@ -161,17 +179,19 @@ class Checkpointer:
         Args:
             rounds: the number of rounds before.
             step: the number of steps that this silo has made of the round.
-            replicated: what all replicas of the silo hold; they divide it.
+            replicated: what all ranks of the silo with this part of the model hold; they divide it.
             sharded: this rank's shards of vectors.
             per_rank: what this rank alone holds.
         """
         folder = (
             self.folder / f"round-{rounds:06d}" / self._silo_folder(self.topology.silo, rounds) / f"step-{step:06d}"
         )
-        parts = tuple(shard_name(replica, self.topology.num_replicas, self._peers()) for replica in self._peers())
-        mine = shard_name(self.topology.replica, self.topology.num_replicas, self._peers())
-        tree = self._local_leaves(replicated) | dict(iter_leaves(sharded)) | dict(iter_leaves({"own": per_rank}))
-        self._save(folder, Shard(mine, parts, self.attempt_id), tree)
+        names = tuple(shard_name(peer, self.topology.silo_size, self._peers()) for peer in self._peers())
+        mine = shard_name(self.topology.silo_rank, self.topology.silo_size, self._peers())
+        tree = self._of_part(self._divide(replicated, self._peers_with_part())) | self._of_part(
+            dict(iter_leaves(sharded))
+        )
+        self._save(folder, Shard(mine, names, self.attempt_id), tree | dict(iter_leaves({"own": per_rank})))
 
     def take_stall_seconds(self) -> float:
         """Return the seconds that training has waited for saves since the last call."""
@@ -325,19 +345,19 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-def shard_name(replica: int, num_replicas: int, peers: Sequence[int]) -> str:
-    """Return the name of a replica's shard; if its peers are on several storages, it contains their number."""
-    return f"replica-{replica}" + (f"-of-{num_replicas}" if len(peers) < num_replicas else "")
+def shard_name(silo_rank: int, silo_size: int, peers: Sequence[int]) -> str:
+    """Return the name of a rank's shard; if the ranks of its silo are on several storages, it has their number."""
+    return f"replica-{silo_rank}" + (f"-of-{silo_size}" if len(peers) < silo_size else "")
 
 
-def assign_leaves(tree: Tree, replica: int, num_replicas: int) -> dict[str, object]:
-    """Return the leaves that this replica writes of a tree which all hold: largest first, to the least loaded."""
-    loads = [0] * num_replicas
+def assign_leaves(tree: Tree, index: int, count: int) -> dict[str, object]:
+    """Return the leaves that one of some ranks writes of a tree which all hold: largest first, to the least loaded."""
+    loads = [0] * count
     mine = {}
     for name, leaf in sorted(iter_leaves(tree), key=lambda item: (-_num_bytes(item[1]), item[0])):
         least = loads.index(min(loads))
         loads[least] += _num_bytes(leaf) + 1
-        if least == replica:
+        if least == index:
             mine[name] = leaf
     return mine
 

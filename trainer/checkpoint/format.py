@@ -23,7 +23,7 @@ from trainer.checkpoint.direct_io import DirectFile
 from trainer.checkpoint.files import sync, write_text
 from trainer.utils.disk import naming_disk
 
-FORMAT = 4
+FORMAT = 5
 TENSORS, MANIFEST = ".safetensors", ".json"
 
 DTYPES = {
@@ -75,22 +75,36 @@ class SavedState:
     folder: Path
     shards: tuple[str, ...]
 
-    def load(self, section: str, is_wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
-        """Return the tree of a section, merged from all shards. Leaves that are not wanted are not read."""
+    def load(
+        self, section: str, is_wanted: Callable[[str], bool] = bool, part: int = 0, copy: bool = True
+    ) -> dict[str, Any]:
+        """Return the tree of a section, merged from all shards. Leaves that are not wanted are not read.
+
+        Args:
+            section: its name.
+            is_wanted: says of the name of a leaf whether it is.
+            part: of the model, if it was saved in parts.
+            copy: whether tensors are copied into memory; else they stay mapped, and are read where they are looked at.
+        """
         tree: dict[str, Any] = {}
-        for part in self.shards:
-            _load(self.folder / (part + TENSORS), f"{section}/", is_wanted, tree)
+        for shard in self.shards:
+            _load(self.folder / (shard + TENSORS), f"{part_name(part)}/{section}/", is_wanted, tree, copy)
         return tree
 
     def load_shard(self, shard: str, section: str, is_wanted: Callable[[str], bool] = bool) -> dict[str, Any]:
         """Return the tree of a section in one shard. Leaves that are not wanted are not read."""
         tree: dict[str, Any] = {}
-        _load(self.folder / (shard + TENSORS), f"{section}/", is_wanted, tree)
+        _load(self.folder / (shard + TENSORS), f"{section}/", is_wanted, tree, copy=True)
         return tree
 
     def errors(self, index: int = 0, count: int = 1) -> list[str]:
         """Verify this share of the shards, so that ranks may divide the work; return sentences about damage."""
         return [fault for part in self.shards[index::count] for fault in _errors(self.folder, part)]
+
+
+def part_name(part: int) -> str:
+    """Return the name under which the tree of a part of the model is saved."""
+    return f"part-{part}"
 
 
 def find_saved(folder: Path) -> SavedState | None:
@@ -187,7 +201,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _load(path: Path, prefix: str, is_wanted: Callable[[str], bool], tree: dict[str, Any]) -> None:
+def _load(path: Path, prefix: str, is_wanted: Callable[[str], bool], tree: dict[str, Any], copy: bool) -> None:
     with safe_open(path, framework="pt") as file:
         values = json.loads(file.metadata()["values"])
         for name in (*file.keys(), *values):
@@ -195,7 +209,8 @@ def _load(path: Path, prefix: str, is_wanted: Callable[[str], bool], tree: dict[
             if name.startswith(prefix) and is_wanted(leaf):
                 # Copied out of the file, which is mapped: matrix products of memory at other addresses than torch's own
                 # have other last bits.
-                _insert(tree, leaf, values[name] if name in values else file.get_tensor(name).clone())
+                value = values[name] if name in values else file.get_tensor(name)
+                _insert(tree, leaf, value.clone() if copy and isinstance(value, Tensor) else value)
 
 
 def _errors(folder: Path, part: str) -> list[str]:

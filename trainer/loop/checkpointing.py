@@ -17,9 +17,11 @@ from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
 from trainer.checkpoint.resume import step_number
 from trainer.distributed.silos import count_shards
+from trainer.distributed.topology import Topology
 from trainer.loggers import Metrics
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.progress import Progress
+from trainer.loop.resharding import CUT, SavedParts, model_cut
 from trainer.loop.round_metrics import RoundAccumulator
 from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run
@@ -83,7 +85,8 @@ def save_round_checkpoint(state: TrainState, checkpointer: Checkpointer, is_best
         replicated=_trees(sections, "all"),
         sharded=_trees(sections, "shard"),
         per_silo=_trees(sections, "silo"),
-        per_rank={"own": {**_trees(sections, "rank"), "local": local}, **_trees(sections, "unique")},
+        unique=_trees(sections, "unique"),
+        per_rank={"own": {**_trees(sections, "rank"), "local": local}},
         all_ranks_write=state.run.algorithm.keeps_client_state or state.transport.stateful or any_has_moved,
         is_best=is_best,
     )
@@ -146,20 +149,24 @@ def restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | Non
 def _restore(state: TrainState, resume_point: ResumePoint) -> RoundSnapshot | None:
     topology = state.run.topology.of_launch
     _check_frozen(state, resume_point)
-    saved = resume_point.mid_round.get(topology.silo)
-    if saved is None:
+    mid_round = resume_point.mid_round.get(topology.silo)
+    if mid_round is None:
         assert resume_point.round_checkpoint is not None
-        local = _restore_round(state, resume_point.round_checkpoint)
+        local = _restore_round(state, _saved_parts(state, resume_point.round_checkpoint))
         if _has_trained(state):
             state.trainer.warm_up_ddp()
         state.trainer.local_tensors.load_state_dict(local)
         return None
-    rank_states = [saved.load_shard(shard, "own") for shard in _shards_of_rank(saved, topology)]
-    snapshot = _restore_snapshot(state, saved, rank_states)
+    rank_states = [mid_round.load_shard(shard, "own") for shard in _shards_of_rank(mid_round, topology)]
+    snapshot = _restore_snapshot(state, _saved_parts(state, mid_round), rank_states)
     if _has_trained(state) or snapshot.steps:
         state.trainer.warm_up_ddp()
     _restore_after_warm_up(state, rank_states)
     return snapshot
+
+
+def _saved_parts(state: TrainState, saved: SavedState) -> SavedParts:
+    return SavedParts(saved, state.model, state.run.topology.part, state.trainer.step.optimizer_state)
 
 
 def _check_frozen(state: TrainState, resume_point: ResumePoint) -> None:
@@ -190,15 +197,16 @@ def validate_resume(run: Run, resume_point: ResumePoint | None, storage: SharedS
     if resume_point is None:
         return
     saved = resume_point.states[0].load("progress")
-    silos = json.loads(saved["json"])["silo_sizes"]
+    silos, dims = (json.loads(saved["json"])[name] for name in ("silo_sizes", "silo_dims"))
     has_states = run.algorithm.keeps_client_state or not run.update_compression.is_identity
     topology = run.topology.of_launch
-    is_divided = has_states or max(count_shards(silos), topology.num_shards) > 1
-    if is_divided and not storage.is_shared and silos != list(topology.silo_sizes):
+    is_divided = has_states or max(count_shards(silos), topology.num_shards, topology.num_parts, *dims) > 1
+    if is_divided and not storage.is_shared and (silos, dims) != (list(topology.silo_sizes), _dims(topology)):
         raise ValueError(
             f"algorithm={type(run.algorithm).__name__} with update_compression={run.update_compression.name} has left "
             "states on the disks of the nodes that trained:\n"
-            f"replicas in the silos were {silos}, and are {list(topology.silo_sizes)}.\n"
+            f"ranks in the silos were {silos}, and are {list(topology.silo_sizes)}; silo.shard and silo.tensor were "
+            f"{dims}, and are {_dims(topology)}.\n"
             "  start it on the same nodes, or put run_dir on a disk that all of them share"
         )
     if saved["data"] != run.data_fingerprint:
@@ -235,7 +243,8 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
         state.transport.bytes_sent = int(metrics.get("bytes_between_silos", 0))
 
     def progress() -> Tree:
-        state.progress.silo_sizes, state.progress.threads = list(topology.silo_sizes), state.threads
+        state.progress.silo_sizes, state.progress.silo_dims = list(topology.silo_sizes), _dims(topology)
+        state.progress.threads = state.threads
         text = json.dumps(asdict(state.progress))
         return {
             "json": text,
@@ -266,6 +275,7 @@ def _common_sections(state: TrainState, without: int | None = None) -> list[Sect
     reducer = state.trainer.step.gradient_reducer
     return [
         Section("progress", "all", progress, load_progress),
+        Section(CUT, "all", lambda: {"json": model_cut(state.model).to_json(), "parts": topology.num_parts}),
         *ema,
         Section("fresh", "all", initial_states, load_initial_states),
         Section("clients", "silo", lambda: clients.state_dict(without), clients.load_state_dict, is_home),
@@ -321,7 +331,7 @@ def _trees(sections: Sequence[Section], *scopes: Scope) -> dict[str, Any]:
     return {section.name: section.state() for section in sections if section.scope in scopes}
 
 
-def _restore_round(state: TrainState, saved: SavedState) -> Tree:
+def _restore_round(state: TrainState, saved: SavedParts) -> Tree:
     """Restore a checkpoint between two rounds, but for the local tensors, which are returned.
 
     Clients' states are found wherever their silos were.
@@ -329,9 +339,9 @@ def _restore_round(state: TrainState, saved: SavedState) -> Tree:
     topology = state.run.topology.of_launch
 
     def load_shards(name: str, wanted: Callable[[str], bool] = bool) -> list[Tree]:
-        own = f"silo-{topology.silo}.replica-{topology.replica}"
-        shards = [own] if _is_same_world(state) else saved.shards
-        return [saved.load_shard(shard, f"own/{name}", wanted) for shard in shards if shard in saved.shards]
+        there, own = saved.saved.shards, f"silo-{topology.silo}.replica-{topology.silo_rank}"
+        shards = [own] if _is_same_world(state) else there
+        return [saved.saved.load_shard(shard, f"own/{name}", wanted) for shard in shards if shard in there]
 
     for section in [*_common_sections(state)[:1], *_round_sections(state), *_common_sections(state)[1:]]:
         if section.load is None:
@@ -345,7 +355,7 @@ def _restore_round(state: TrainState, saved: SavedState) -> Tree:
     return next(iter(load_shards("local")), {})
 
 
-def _restore_snapshot(state: TrainState, saved: SavedState, rank_states: list[dict[str, Any]]) -> RoundSnapshot:
+def _restore_snapshot(state: TrainState, saved: SavedParts, rank_states: list[dict[str, Any]]) -> RoundSnapshot:
     """Restore the middle of a round, but for what the warm-up of DDP changes."""
     trainer, topology = state.trainer, state.run.topology
     for section in _common_sections(state):
@@ -389,15 +399,20 @@ def _restore_after_warm_up(state: TrainState, rank_states: list[dict[str, Any]])
 
 
 def _is_same_world(state: TrainState) -> bool:
-    return state.progress.silo_sizes == list(state.run.topology.of_launch.silo_sizes)
+    topology = state.run.topology.of_launch
+    return (state.progress.silo_sizes, state.progress.silo_dims) == (list(topology.silo_sizes), _dims(topology))
 
 
-def _shards_of_rank(saved: SavedState, topology: Any) -> Sequence[str]:
-    """Return the shard that this replica has written, or all of them if the number of replicas has changed."""
-    own = f"replica-{topology.replica}-of-{topology.num_replicas}"
+def _dims(topology: Topology) -> list[int]:
+    return [topology.dims.shard, topology.dims.tensor]
+
+
+def _shards_of_rank(saved: SavedState, topology: Topology) -> Sequence[str]:
+    """Return the shard that this rank has written, or all of them if the number of ranks has changed."""
+    own = f"replica-{topology.silo_rank}-of-{topology.silo_size}"
     if own in saved.shards:
         return [own]
-    return [saved.shards[topology.replica]] if len(saved.shards) == topology.num_replicas else saved.shards
+    return [saved.shards[topology.silo_rank]] if len(saved.shards) == topology.silo_size else saved.shards
 
 
 def _has_trained(state: TrainState) -> bool:

@@ -25,7 +25,8 @@ class Progress:
         micro_batch_size: the largest that fits, if it was searched for.
         stopped: the reason why the run ends with the last trained round, before all its rounds.
         skipped_windows: windows of batches that are left out.
-        silo_sizes: the number of replicas in each silo.
+        silo_sizes: the number of ranks in each silo.
+        silo_dims: the ranks over which a silo shards the model, and those over which it divides layers.
         threads: the number of CPU threads of each rank, by which sums are divided.
     """
 
@@ -46,6 +47,7 @@ class Progress:
     stopped: StopReason | None = None
     skipped_windows: list[BatchWindow] = field(default_factory=list)
     silo_sizes: list[int] = field(default_factory=list)
+    silo_dims: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
 
     def advance(self, metrics: Metrics, seconds: float) -> Metrics:

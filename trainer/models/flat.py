@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainer.models.boxes import PlacedBox
 from trainer.models.buffers import (
     BatchNormReduction,
     BufferStatistics,
@@ -89,6 +90,9 @@ class FlatModel:
 
     Attributes:
         boxes: the region of each trainable parameter that this rank holds, by name.
+        names: the name in `boxes` of each trainable parameter, by all its names; tied ones have several.
+        shared_layout: the boxes in `shared`.
+        personal_layout: the boxes in `personal`.
         named_trainable: the trainable parameters with their names, as views of this rank's regions.
         repeated: the stretch of `shared` that ranks with other parts of the same copy hold too. It is the last.
         repeated_names: the trainable parameters of which that is true, personal ones among them.
@@ -115,13 +119,15 @@ class FlatModel:
         self.personal_aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in personal}
         self.frozen_aliases = set(frozen_tensors(module))
         self._trained = {id(parameter) for parameter in trainable.values()}
-        places = {id(trainable[name]): place for place, name in enumerate(self.shared_names)}
+        first_names = {id(parameter): name for name, parameter in trainable.items()}
         named = module.named_parameters(remove_duplicate=False)
-        self._shared_places = {name: places[id(p)] for name, p in named if id(p) in places}
+        self.names = {name: first_names[id(p)] for name, p in named if id(p) in first_names}
         shared, own = ([trainable[name] for name in names] for names in (self.shared_names, self.personal_names))
-        self._starts, _ = _offsets(shared, storage)
-        repeated = [start for start, p in zip(self._starts, shared, strict=True) if storage.is_repeated(p)]
+        starts = _offsets(shared, storage)[0]
+        repeated = [start for start, p in zip(starts, shared, strict=True) if storage.is_repeated(p)]
         self.repeated_names = {name for name, p in trainable.items() if storage.is_repeated(p)}
+        self.shared_layout = self._layout(self.shared_names, starts)
+        self.personal_layout = self._layout(self.personal_names, _offsets(own, storage)[0])
         like = next(iter(trainable.values()))
         self.shared, self.shared_parameters = _bind(shared, storage, like, alignment)
         self.repeated = slice(repeated[0] if repeated else len(self.shared), len(self.shared))
@@ -146,13 +152,15 @@ class FlatModel:
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """Return a view into a vector like `shared` for each of the `shared_parameters`, in their shapes."""
-        located = zip(self.shared_parameters, self._starts, strict=True)
-        return [vector[start : start + p.numel()].view_as(p) for p, start in located]
+        return [placed.of(vector) for placed in self.shared_layout]
 
     def named_views(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the views into a vector like `shared` by parameter name; tied parameters have several names."""
-        views = self.views(vector)
-        return {name: views[place] for name, place in self._shared_places.items()}
+        views = {placed.name: placed.of(vector) for placed in self.shared_layout}
+        return {name: views[first] for name, first in self.names.items() if first in views}
+
+    def _layout(self, names: Sequence[str], starts: Sequence[int]) -> tuple[PlacedBox, ...]:
+        return tuple(PlacedBox(name, start, self.boxes[name]) for name, start in zip(names, starts, strict=True))
 
     def untrained_parameters(self) -> list[str]:
         """Return the names of parameters that require gradients, and were frozen or not there when this was made."""

@@ -19,6 +19,8 @@ State = dict[str, Any]
 # What an optimizer keeps besides the state of its parameters.
 GROUPS, COMMON, ADDED = "groups", "common", "added"
 
+PERMUTED = "permuted"  # the kind of a tensor whose memory has another order of dimensions
+
 PLAIN = (Tensor, bool, int, float, str, type(None))
 
 
@@ -113,10 +115,11 @@ def _encode_layout(tensor: Tensor) -> Any:
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
         return tensor
-    return {"permuted": {"tensor": tensor.permute(order), "order": json.dumps(order)}}
+    return {PERMUTED: {"tensor": tensor.permute(order), "order": json.dumps(order)}}
 
 
-def _decode_layout(items: Mapping[str, Any]) -> Tensor:
+def decode_permuted(items: Mapping[str, Any]) -> Tensor:
+    """Return the tensor that a state has as a contiguous view and the order of its dimensions in memory."""
     order = json.loads(items["order"])
     return items["tensor"].permute([order.index(dimension) for dimension in range(len(order))])
 
@@ -124,7 +127,7 @@ def _decode_layout(items: Mapping[str, Any]) -> Tensor:
 CONTAINERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "list": lambda items: [_decode(items[str(place)]) for place in range(len(items))],
     "tuple": lambda items: tuple(_decode(items[str(place)]) for place in range(len(items))),
-    "permuted": _decode_layout,
+    PERMUTED: decode_permuted,
     "dict": lambda items: {json.loads(key): _decode(item) for key, item in items.items()},
 }
 

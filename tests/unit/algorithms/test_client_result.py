@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.algorithms import client_result
 from trainer.algorithms.client_result import ClientResult, client_result_from_state, merge_client_results
-from trainer.checkpoint.format import Shard, find_saved, write_shard
+from trainer.checkpoint.format import Shard, find_saved, part_name, write_shard
 
 laws = settings(deadline=None)
 
@@ -76,7 +76,7 @@ def test_all_of_it_is_saved(tmp_path: Path):
     one = work_after([(8, torch.tensor(0.1), 8), (8, torch.tensor(0.2), 8)])
     one.gradient_norm, one.learning_rate = torch.tensor(1 / 3), 0.07
     one.seconds_data, one.seconds_compute = 0.25, math.pi
-    write_shard(tmp_path, Shard("a", ("a",), "first"), {"work": one.state_dict()})
+    write_shard(tmp_path, Shard("a", ("a",), "first"), {part_name(0): {"work": one.state_dict()}})
     saved = find_saved(tmp_path)
     assert saved is not None
     loaded = client_result_from_state(saved.load("work"))

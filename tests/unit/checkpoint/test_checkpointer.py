@@ -84,14 +84,14 @@ def test_all_silos_write_or_the_first_alone(tmp_path: Path):
     for name, all_write in (("round-000001", True), ("round-000002", False)):
         for one in writers(tmp_path, SIZES):
             clients = {"clients": {str(one.topology.silo): {"a": 1}}}
-            one.save_round(name, {"model": {"a": 1}}, {}, clients, {}, all_write)
+            one.save_round(name, {"model": {"a": 1}}, {}, clients, {}, {}, all_write)
             one.wait()
     every, first = (find_saved(path) for path in round_folders(tmp_path))
     assert every is not None and first is not None
     assert every.shards == ("silo-0.replica-0", "silo-0.replica-1", "silo-1.replica-0")
     assert first.shards == ("silo-0.replica-0", "silo-0.replica-1")
     assert set(first.load("clients")) == {"0"} and set(every.load("clients")) == {"0", "1"}
-    assert [len(every.load_shard(part, "model")) for part in every.shards] == [1, 0, 0]
+    assert [len(every.load_shard(part, "part-0/model")) for part in every.shards] == [1, 0, 0]
 
 
 def test_what_is_loaded_is_not_what_is_on_disk(tmp_path: Path):
@@ -212,7 +212,9 @@ def save_together(folder: Path) -> None:
     """Save a round checkpoint in two silos, and a mid-round checkpoint of each."""
     with distributed(2) as topology:
         mine = Checkpointer(folder, topology, lambda rounds: LAYOUT)
-        mine.save_round(round_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, all_ranks_write=True)
+        mine.save_round(
+            round_name(1), {}, {}, {"silo": {str(topology.silo): topology.rank}}, {}, {}, all_ranks_write=True
+        )
         mine.save_mid_round(1, 10 + topology.silo, {"silo": topology.silo}, {}, {})
         mine.wait()
 

@@ -22,6 +22,7 @@ from trainer.checkpoint.format import (
     Shard,
     find_saved,
     iter_leaves,
+    part_name,
     unflatten,
     unsavable,
     write_shard,
@@ -31,6 +32,8 @@ from trainer.checkpoint.format import (
 from trainer.distributed.topology import distributed
 
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+PART = part_name(0)  # of a model that is held whole
 
 TEXTS = ("a" * 60000, "b" * 50000)
 
@@ -50,7 +53,7 @@ trees = st.recursive(
 
 def write(folder: Path, tree: dict[str, Any]) -> SavedState:
     """Write a tree of one part."""
-    write_shard(folder, Shard("a", ("a",), "first"), tree)
+    write_shard(folder, Shard("a", ("a",), "first"), {PART: tree})
     saved = find_saved(folder)
     assert saved is not None and saved.errors() == []
     return saved
@@ -79,7 +82,9 @@ def test_tensors_are_written_block_by_block(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(direct_io, "BLOCK_BYTES", 4096)
     tree = {str(size): torch.arange(size).to(torch.uint8) for size in (0, 1, 4095, 4096, 4097, 40960, 50001)}
     assert_trees_equal(write(tmp_path, {"section": tree}).load("section"), tree)
-    assert_trees_equal(load_file(tmp_path / "a.safetensors"), {f"section/{size}": leaf for size, leaf in tree.items()})
+    assert_trees_equal(
+        load_file(tmp_path / "a.safetensors"), {f"{PART}/section/{size}": leaf for size, leaf in tree.items()}
+    )
 
 
 def test_numbers_that_are_none_go_round(tmp_path: Path):
@@ -121,7 +126,9 @@ def test_a_view_is_saved_without_what_it_looks_into(tmp_path: Path):
 def test_parts_are_merged(tmp_path: Path):
     """Divided leaves are one tree again; own leaves stay separate."""
     for name, value in (("a", 1), ("b", 2)):
-        write_shard(tmp_path, Shard(name, ("a", "b"), "first"), {"model": {name: value}, "own": {"value": value}})
+        write_shard(
+            tmp_path, Shard(name, ("a", "b"), "first"), {PART: {"model": {name: value}}, "own": {"value": value}}
+        )
     saved = find_saved(tmp_path)
     assert saved is not None and saved.shards == ("a", "b")
     assert saved.load("model") == {"a": 1, "b": 2}
@@ -138,7 +145,7 @@ def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFa
     """Two attempts may write in any order, some over the other's files: parts never mix."""
     folder = tmp_path_factory.mktemp("whole")
     for name, attempt in order:
-        write_shard(folder, Shard(name, three, attempt), {"section": {name: attempt}})
+        write_shard(folder, Shard(name, three, attempt), {PART: {"section": {name: attempt}}})
     last, saved = dict(order), find_saved(folder)
     assert (saved is not None) == (set(last) == set(three) and len(set(last.values())) == 1)
     assert saved is None or saved.load("section") == last
@@ -147,10 +154,10 @@ def test_a_whole_is_all_parts_of_one_attempt(tmp_path_factory: pytest.TempPathFa
 def test_other_parts_in_the_folder_are_left_alone(tmp_path: Path):
     """A run of three replicas has stopped here half-way; one of two is complete without the third."""
     for name in ("a", "c"):
-        write_shard(tmp_path, Shard(name, three, "first"), {"section": {name: 1}})
+        write_shard(tmp_path, Shard(name, three, "first"), {PART: {"section": {name: 1}}})
     for name in ("b", "a"):
         assert find_saved(tmp_path) is None
-        write_shard(tmp_path, Shard(name, ("a", "b"), "second"), {"section": {name: 2}})
+        write_shard(tmp_path, Shard(name, ("a", "b"), "second"), {PART: {"section": {name: 2}}})
     saved = find_saved(tmp_path)
     assert saved is not None and saved.load("section") == {"a": 2, "b": 2}
 
@@ -160,7 +167,7 @@ def saved(tmp_path: Path) -> SavedState:
     """A tree of two parts, to damage."""
     for name in ("a", "b"):
         tree = {"model": {name: torch.linspace(-1, 1, 20)}, "progress": {name: 3}}
-        write_shard(tmp_path, Shard(name, ("a", "b"), "first"), tree)
+        write_shard(tmp_path, Shard(name, ("a", "b"), "first"), {PART: tree})
     whole = find_saved(tmp_path)
     assert whole is not None
     return whole
@@ -233,7 +240,7 @@ def test_a_note_comes_last(saved: SavedState, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(checkpoint_format, "write_text", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_shard(saved.folder, Shard("a", ("a", "b"), "second"), {"model": {"a": 5}})
+        write_shard(saved.folder, Shard("a", ("a", "b"), "second"), {PART: {"model": {"a": 5}}})
     assert faults_of(saved.folder)
 
 

@@ -52,7 +52,7 @@ Save = Callable[[Checkpointer, int, dict[str, Any]], None]
 
 
 def save_a_round(mine: Checkpointer, rounds: int, tree: dict[str, Any]) -> None:
-    mine.save_round(round_name(rounds), tree, {}, {}, {"own": {"own": tree}}, all_ranks_write=True)
+    mine.save_round(round_name(rounds), tree, {}, {}, {}, {"own": {"own": tree}}, all_ranks_write=True)
 
 
 def save_a_mid_round(mine: Checkpointer, step: int, tree: dict[str, Any]) -> None:
@@ -75,7 +75,8 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path, slow: Disk,
     mine.wait()
     saved = find_saved(tmp_path / name)
     assert saved is not None
-    for loaded in (saved.load("model"), saved.load("own")["own"]["model"]):
+    (shard,) = saved.shards
+    for loaded in (saved.load("model"), saved.load_shard(shard, "own")["own"]["model"]):
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
@@ -118,7 +119,7 @@ def test_who_has_nothing_to_bring_waits_for_its_own_save(tmp_path: Path, slow: D
     mine = writers(tmp_path, (1, 1))[1]
     save_a_mid_round(mine, 5, {})
     Timer(SECONDS, slow.let.set).start()
-    mine.save_round(round_name(2), {}, {}, {}, {}, all_ranks_write=False)
+    mine.save_round(round_name(2), {}, {}, {}, {}, {}, all_ranks_write=False)
     assert slow.log == ["begins step-000005", "ends step-000005"]
     assert not (tmp_path / round_name(2)).exists()
 
