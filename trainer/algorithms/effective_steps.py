@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 from trainer.optim import GradientClipper, step
-from trainer.optim.optimizers import OptimizerFactory, enter_training, leave_training
+from trainer.optim.optimizers import OptimizerFactory, enter_training, leave_training, optimizer_name
 
 # Factors on the learning rate of the steps by which linearity is tested: RAdam's first five are plain momentum.
 PROBE_FACTORS = (1.0, 0.5, 0.25) * 4
@@ -83,16 +82,10 @@ def moving_momentum(name: str, moves_momentum: bool) -> list[str]:
 
 def _nonlinear_reason(optimizer: OptimizerFactory) -> str:
     """Return why the displacement is not linear in the gradient; empty if twice the gradient doubles it."""
-    kind = _name(optimizer)
+    kind = optimizer_name(optimizer)
     try:
         once, twice = (EffectiveSteps(optimizer).displacement(PROBE_FACTORS, gradient) for gradient in (1.0, 2.0))
     except Exception as error:
         return f"{kind} cannot step a single number ({str(error).splitlines()[0]})"
     same = abs(twice - 2 * once) <= 1e-9 * abs(twice)
     return "" if same else f"with {kind} twice the gradient is not twice the step"
-
-
-def _name(optimizer: Any) -> str:
-    make = getattr(optimizer, "make", optimizer)
-    made = getattr(make, "func", make)
-    return getattr(made, "__name__", str(made))

@@ -267,6 +267,7 @@ class FedAvgClient(ClientSession):
         update, norm = difference(round.start, local, share, into, run.transport.counted(len(local)))
         if run.options.has_personal and not torch.linalg.vector_norm(run.model.personal).isfinite():
             norm = math.nan
+        norm = run.transport.norm_over_parts(norm)
         if not math.isfinite(norm):
             return norm, {}
         limit = run.options.max_update_norm

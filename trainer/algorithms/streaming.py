@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Streaming(FederatedOptions):
 
     Attributes:
         server: makes the server optimizer, an elementwise torch optimizer, for each fragment of the global parameters.
-        fragments: P, of equal lengths.
+        fragments: P, each of whole parameters, and of about equal sizes.
         overlap_steps: 0: training waits for the sum.
         alpha: weight of a client's own fragment; 0 with one fragment and no overlap is FedAvg.
     """
@@ -94,6 +95,7 @@ class StreamingRun(FederatedRun):
 
     def __init__(self, options: Streaming, model: FlatModel, client_weights: Sequence[float], transport: Transport):
         self.options, self.transport, self.length = options, transport, len(model.shared)
+        self.edges = fragment_edges(model, options.fragments)
         fragments = map(self.fragment, range(options.fragments))
         parts = [part for fragment in fragments for part in self.parts_of(fragment)]
         super().__init__(options.server, model, client_weights, transport, parts)
@@ -102,10 +104,8 @@ class StreamingRun(FederatedRun):
 
     def fragment(self, round: int) -> slice:
         """Return the part of the parameters that the round of this index combines."""
-        unit = self.transport.alignment
-        width = -(-self.length // (self.options.fragments * unit)) * unit
-        start = min(round % self.options.fragments * width, self.length)
-        return slice(start, min(start + width, self.length))
+        first = round % self.options.fragments
+        return slice(*self.edges[first : first + 2])
 
     def parts_of(self, fragment: slice) -> list[slice]:
         """Return the parts of a fragment that this rank moves."""
@@ -218,7 +218,6 @@ class StreamingRound(FederatedRound):
         numbers = json.loads(state["json"])
         self.weights, self.norms = numbers["weights"], numbers["norms"]
         if "sum" in state:
-            # Fragments of another number of replicas begin elsewhere.
             entry = extract_range([(numbers["due"], {"sum": state["sum"]})], self.due)
             self.run.updates.load_state_dict(entry, self.due.stop - self.due.start)
 
@@ -252,6 +251,7 @@ class StreamingClient(ClientSession):
             norm = math.nan
         if not torch.linalg.vector_norm(local).isfinite():
             norm = math.nan
+        norm = run.transport.norm_over_parts(norm)
         if math.isfinite(norm):
             round.weights.append(weight)
             round.norms.append(norm)
@@ -269,3 +269,27 @@ class StreamingClient(ClientSession):
             local, moved = run.model.shared[fragment], run.global_model.parameters[fragment]
             local.lerp_(moved.to(local.dtype), 1 - run.options.alpha)
         self.is_merged = True
+
+
+def fragment_edges(model: FlatModel, fragments: int) -> list[int]:
+    """Cut the shared vector where parameters begin; return its edges, one more than there are fragments.
+
+    The sizes are those of whole parameters, so all parts of a model are cut alike, whatever their number.
+
+    Raises:
+        ValueError: there are fewer parameters than fragments.
+    """
+    layout = model.shared_layout
+    if 0 < len(layout) < fragments:
+        raise ValueError(
+            f"algorithm.fragments={fragments}: a fragment has one parameter or more, and the model has {len(layout)}.\n"
+            f"  valid: 1 to {len(layout)}"
+        )
+    sizes = [0, *accumulate(math.prod(placed.box.whole) for placed in layout)]
+    firsts = [0]
+    for index in range(1, fragments if layout else 1):
+        wanted = sizes[-1] * index / fragments
+        possible = range(firsts[-1] + 1, len(layout) - (fragments - index) + 1)
+        firsts.append(min(possible, key=lambda first: abs(sizes[first] - wanted)))
+    starts = [layout[first].start for first in firsts] if layout else [0] * fragments
+    return [*starts, len(model.shared)]

@@ -167,6 +167,12 @@ def _silo_errors(config: Config) -> Iterator[str]:
     site, silos = config.site, config.silos
     if (len(silos) if isinstance(silos, list) else config.launch.nodes if silos == "node" else silos) != 1:
         yield f"silos={format_value(config.silos)} with {_role(config)}: a site is one silo\n  set silos=1"
+    for key in ("shard", "tensor"):
+        if (given := getattr(config.silo, key)) != 1:
+            yield (
+                f"silo.{key}={given} with {_role(config)}: the leader of a site sends the model whole\n"
+                f"  set silo.{key}=1"
+            )
     members, folder = len(site.members) or None, config.run_dir and Path(config.run_dir).expanduser()
     saved = RunDir(folder).num_clients() if folder else None
     if config.clients not in ("auto", members, saved):

@@ -198,11 +198,16 @@ def all_reduce_max_in_silo_async(values: Tensor, topology: Topology) -> Work:
 
 def all_gather_shards(vector: Tensor, topology: Topology) -> Tensor:
     """Complete a vector, of which each copy in this silo holds its own shard, in place."""
-    if topology.num_shards > 1:
-        shard = vector[topology.shard_of(len(vector))]
-        all_gather(vector, shard, group=topology.copies_group)
-    elif topology.num_copies > 1:
-        dist.broadcast(vector, src=topology.first_copy, group=topology.copies_group)
+    if topology.num_shards == 1:
+        return _broadcast_to_copies(vector, topology)
+    shard = vector[topology.shard_of(len(vector))]
+    if missing := -len(vector) % topology.num_shards:  # in the last shards
+        whole = vector.new_zeros(len(vector) + missing)
+        own = whole.view(topology.num_shards, -1)[topology.copy]
+        own[: len(shard)] = shard
+        all_gather(whole, own, group=topology.copies_group)
+        return vector.copy_(whole[: len(vector)])
+    all_gather(vector, shard, group=topology.copies_group)
     return vector
 
 
@@ -291,35 +296,31 @@ def _one_ahead(items: Iterable[tuple[Task, Any]]) -> Iterator[tuple[Task, Any]]:
 
 
 def all_reduce_between_silos(vector: Tensor, topology: Topology) -> Tensor:
-    """Sum a small vector over the silos, in place; all ranks end with the same bits.
+    """Sum a small vector over the silos, in place; all ranks with the same part end with the same bits.
 
-    The replicas of a silo hold equal vectors, of which only the leader's counts.
+    The copies in a silo hold equal vectors, of which only the first one's counts.
     """
-    if topology.is_leader:
+    if topology.is_first_copy:
         dist.all_reduce(vector, group=topology.inter_silo_group)
-    if topology.num_replicas > 1:
-        dist.broadcast(vector, src=topology.leader, group=topology.silo_group)
-    return vector
+    return _broadcast_to_copies(vector, topology)
 
 
 def all_gather_between_silos(part: Tensor, topology: Topology) -> Tensor:
-    """Concatenate the parts [n] of the silos' leaders to [S n], in the order of silos, on all ranks."""
+    """Concatenate the parts [n] of the silos' first copies to [S n], in the order of silos, on all ranks."""
     joined = part.new_empty(topology.num_silos * len(part))
-    if topology.is_leader:
+    if topology.is_first_copy:
         all_gather(joined, part.contiguous(), group=topology.inter_silo_group)
-    if topology.num_replicas > 1:
-        dist.broadcast(joined, src=topology.leader, group=topology.silo_group)
-    return joined
+    return _broadcast_to_copies(joined, topology)
 
 
-def all_reduce_between_leaders(tensor: Tensor, topology: Topology) -> Tensor:
-    """Sum a tensor over the leaders of the silos, in place. For leaders alone."""
+def all_reduce_between_first_copies(tensor: Tensor, topology: Topology) -> Tensor:
+    """Sum a tensor over the first copies of the silos, in place. For first copies alone, each part by itself."""
     dist.all_reduce(tensor, group=topology.inter_silo_group)
     return tensor
 
 
-def all_to_all_between_leaders(parts: Tensor, counts: list[int], topology: Topology) -> Tensor:
-    """Exchange rows between the leaders of the silos. For leaders alone.
+def all_to_all_between_first_copies(parts: Tensor, counts: list[int], topology: Topology) -> Tensor:
+    """Exchange rows between the first copies of the silos. For first copies alone, each part by itself.
 
     Args:
         parts: rows [S, k, n], of which k go to each of the S silos
@@ -334,6 +335,13 @@ def all_to_all_between_leaders(parts: Tensor, counts: list[int], topology: Topol
     sizes = [count * width for count in counts]
     dist.all_to_all_single(received, parts.view(-1), sizes, group=topology.inter_silo_group)
     return received.view(-1, width)
+
+
+def _broadcast_to_copies(vector: Tensor, topology: Topology) -> Tensor:
+    """Broadcast a vector of this silo's first copy to the others, in place, each part by itself."""
+    if topology.num_copies > 1:
+        dist.broadcast(vector, src=topology.first_copy, group=topology.copies_group)
+    return vector
 
 
 # Errors

@@ -112,6 +112,11 @@ class Topology:
         return self.silo_rank // self.num_parts
 
     @property
+    def is_first_copy(self) -> bool:
+        """Whether this rank's part is of the first copy of the model in its silo."""
+        return self.copy == 0
+
+    @property
     def num_copies(self) -> int:
         """The number of copies of the model in this silo."""
         return self.silo_size // self.num_parts
@@ -145,10 +150,13 @@ class Topology:
         return self if sum(self.silo_sizes) == self.world_size else self.alone()
 
     def shard_of(self, length: int) -> slice:
-        """Return this copy's shard of a vector whose length is a multiple of their number; empty without a shard."""
-        width = length // self.num_shards
-        assert width * self.num_shards == length, (length, self.num_shards)
-        start = self.copy * width
+        """Return this copy's shard of a vector, of which the last ones may be shorter; empty without a shard."""
+        return self.shard_at(self.copy, length)
+
+    def shard_at(self, copy: int, length: int) -> slice:
+        """Return the shard of a copy in this silo."""
+        width = -(-length // self.num_shards)
+        start = copy * width
         return slice(min(start, length), min(start + width, length))
 
 

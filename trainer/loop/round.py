@@ -90,7 +90,7 @@ def _train_clients(
 
     def on_action(client: ClientTraining, action: Action) -> bool:
         steps = client.result.steps
-        if not run.algorithm.skips_nonfinite_clients and not torch.linalg.vector_norm(state.model.shared).isfinite():
+        if not run.algorithm.skips_nonfinite_clients and not math.isfinite(_parameter_norm(state)):
             where = f"step {steps} of round {round.index + 1}"
             window = (round.index, steps)
             raise DivergedError(f"The parameters are not finite after {where}", window, state.progress.skipped_windows)
@@ -117,6 +117,11 @@ def _train_clients(
         snapshot.client = None
         accumulator.add(training.result, _finish(state, training))
     return True
+
+
+def _parameter_norm(state: TrainState) -> float:
+    """Return the 2-norm of the shared parameters of the model. A collective of the parts of a copy."""
+    return state.transport.norm_over_parts(float(torch.linalg.vector_norm(state.model.shared)))
 
 
 def _log_round(state: TrainState, round: Round, snapshot: RoundSnapshot, seconds: float) -> None:

@@ -39,8 +39,9 @@ from trainer.loop.options import (
 from trainer.loop.stopping import StopCriteria
 from trainer.models.calling import call_model
 from trainer.optim import Constant, GradientClipper, Schedule
-from trainer.optim.optimizers import OptimizerFactory
+from trainer.optim.optimizers import OptimizerFactory, optimizer_name
 from trainer.optim.schedules import momentum_of
+from trainer.optim.validation import is_elementwise
 from trainer.tasks import Task
 from trainer.utils.errors import ErrorCollector, raise_errors
 from trainer.utils.seeding import derive_seed, seed_default_generators
@@ -126,6 +127,7 @@ class Run:
         errors.collect(self._check_patience)
         errors.collect(self._check_sync_rounds)
         errors.collect(self._check_samples)
+        errors.collect(self._check_parts)
         errors.raise_any()
 
     @cached_property
@@ -211,6 +213,35 @@ class Run:
                 f"round.sync_rounds={self.round.sync_rounds} with a cohort of some clients: their batches would be of "
                 "different rounds.\n  set client_sampling=all, or round.sync_rounds=0"
             )
+
+    def _check_parts(self) -> None:
+        """Check that a step can be made by ranks that each have a part of the model."""
+        dims = self.topology.dims
+        if dims.num_parts == 1:
+            return
+        counts = {f"silo.{key}": count for key, count in asdict(dims).items() if count > 1}
+        given, whole = (
+            " ".join(f"{key}={count}" for key, count in counts.items()),
+            " ".join(f"{key}=1" for key in counts),
+        )
+        errors: list[str] = []
+        if not is_elementwise(self.optimizer):
+            errors.append(
+                f"optimizer={optimizer_name(self.optimizer)} with {given}: its step depends on whole matrices, or on "
+                f"all gradients, and each rank has a part of them.\n  set optimizer=adamw, or {whole}"
+            )
+        if self.autocast == torch.float16:
+            errors.append(
+                f"precision=fp16 with {given}: a gradient that overflows on one rank would have to be known to the "
+                f"others, before they step.\n  set precision=bf16, or {whole}"
+            )
+        reducer = self.gradient_compression()
+        if not reducer.takes_parts:
+            errors.append(
+                f"gradient_compression={type(reducer).__name__} with {given}: it compresses the gradient of the whole "
+                f"model, and each rank gets the mean of a part.\n  set gradient_compression=bf16, or {whole}"
+            )
+        raise_errors(errors)
 
     @property
     def can_sample(self) -> bool:

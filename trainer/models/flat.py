@@ -8,6 +8,7 @@ of the model, the vectors are that part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -282,10 +283,13 @@ def pad_or_trim(vector: Tensor, length: int) -> Tensor:
 def parameter_layout(
     module: nn.Module, is_shared: Callable[[str], bool] = select_all, storage: ParameterStorage = WHOLE
 ) -> list[tuple[int, torch.Size]]:
-    """Return the offset in a FlatModel's shared vector and the shape of each shared parameter, as this rank has it."""
+    """Return the offset in a FlatModel's shared vector and the shape of each shared parameter.
+
+    Of a part of the parameter the shape is that of its room, which is equal on all ranks.
+    """
     trainable = trainable_parameters(module)
     parameters = [trainable[name] for name in _shared_names(trainable, is_shared, storage)]
-    shapes = (torch.Size(storage.box(parameter).shape) for parameter in parameters)
+    shapes = (_room_shape(storage.room(parameter), storage.box(parameter).shape) for parameter in parameters)
     return list(zip(_offsets(parameters, storage)[0], shapes, strict=True))
 
 
@@ -294,6 +298,11 @@ def _shared_names(
 ) -> list[str]:
     """Return the names of the shared parameters in the order of their vector, in which what is repeated is last."""
     return sorted(filter(is_shared, trainable), key=lambda name: storage.is_repeated(trainable[name]))
+
+
+def _room_shape(room: int, shape: Sequence[int]) -> torch.Size:
+    """Return the shape with as many rows as there is room for."""
+    return torch.Size((room // max(prod(shape[1:]), 1), *shape[1:]) if shape else ())
 
 
 def _offsets(parameters: list[nn.Parameter], storage: ParameterStorage) -> tuple[list[int], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 # Makes an optimizer of parameters: a class of torch, a partial of one, or a GroupedOptimizerFactory. A factory may have
 # `lr_multipliers`, which are not empty if learning rates differ, and `make`, the factory of the optimizer inside it.
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+def optimizer_name(make: Any) -> str:
+    """Return the name of the class of the optimizers that a factory makes."""
+    inner = getattr(make, "make", make)
+    made = getattr(inner, "func", inner)
+    return getattr(made, "__name__", str(made))
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:

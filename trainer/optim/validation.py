@@ -15,6 +15,7 @@ from trainer.utils.errors import InputError
 
 MATRIX_AND_VECTOR = ((3, 2), (3,))
 VECTOR = ((3,),)
+TRIAL_STEPS = 8
 
 
 def validate_optimizer(make: OptimizerFactory, shapes: Sequence[tuple[int, ...]] = MATRIX_AND_VECTOR) -> None:
@@ -56,6 +57,35 @@ def validate_optimizer(make: OptimizerFactory, shapes: Sequence[tuple[int, ...]]
             "restored from its saved state, it takes another step: some of what it knows is not in its state, which "
             "checkpoints and clients keep"
         )
+
+
+def is_elementwise(make: OptimizerFactory) -> bool:
+    """Return whether an optimizer moves the rows of a matrix as it would if others had the other rows.
+
+    So do SGD and Adam, but none that looks at a whole matrix, as Muon does, or at all gradients together.
+
+    Args:
+        make: makes it.
+    """
+    draw = torch.Generator().manual_seed(0)
+    start, *gradients = torch.rand(TRIAL_STEPS + 1, 4, 6, generator=draw, dtype=torch.float64)
+    whole = nn.Parameter(start.clone())
+    rows = [nn.Parameter(part.clone()) for part in start.split(2)]
+    optimizers = [make([whole]), *(make([part]) for part in rows)]
+    with torch.random.fork_rng(devices=[]):
+        for optimizer in optimizers:
+            enter_training(optimizer)
+        for number, gradient in enumerate(gradients):
+            torch.default_generator.manual_seed(number)
+            for parameter, part in zip((whole, *rows), (gradient, *gradient.split(2)), strict=True):
+                parameter.grad = part.clone()  # some change it in place
+            for optimizer in optimizers:
+                step(optimizer)
+        for optimizer in optimizers:
+            leave_training(optimizer)
+    # An optimizer that estimates its own rate begins with tiny steps.
+    moved, expected = torch.cat([part.detach() for part in rows]) - start, whole - start
+    return torch.allclose(moved, expected, rtol=1e-6, atol=0)
 
 
 def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], number: int) -> None:

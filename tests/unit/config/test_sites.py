@@ -41,6 +41,7 @@ REFUSED = {
     "clients of a site": ([*SITE, "clients=10"], ["clients=10", "a site is one client", "leave clients= out"]),
     "silos of a site": ([*SITE, "silos=2"], ["silos=2", "a site is one silo", "set silos=1"]),
     "sizes of the silos of a site": ([*SITE, "silos=[1,1]"], ["silos=[1,1]", "set silos=1"]),
+    "parts of a site": ([*SITE, "silo.shard=full"], ["silo.shard=full", "sends the model whole", "set silo.shard=1"]),
     "no algorithm of sites": ([*SITE, "algorithm=sync"], ["Sync", "one world", "set algorithm=fedavg"]),
     "an algorithm in mid-round": ([*SITE, "algorithm=streaming"], ["Streaming", "set algorithm=fedavg"]),
     "its other name": ([*SITE, "algorithm=delayed"], ["Streaming", "set algorithm=fedavg"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from trainer.config.instantiate import import_target
 from trainer.config.schema import read_config
 from trainer.distributed.topology import distributed
 from trainer.optim.optimizers import has_fused_step
+from trainer.optim.validation import is_elementwise
 
 
 def test_a_fused_step_is_the_same_step():
@@ -44,6 +46,12 @@ def test_the_faster_step_is_the_default(overrides: list[str], fused: bool | None
         run = build(read_config(compose_tree(overrides)), topology)
     groups = run.optimizer([("a", two_parameters()[0])]).param_groups
     assert groups[0].get("fused") == fused
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adafactor", "Muon"])
+def test_an_optimizer_says_whether_rows_move_by_themselves(kind: str):
+    make = partial(getattr(torch.optim, kind), lr=0.01, weight_decay=0.1)
+    assert is_elementwise(make) == (kind not in ("Adafactor", "Muon"))
 
 
 def test_fused_sgd_is_faster_only_on_gpus():

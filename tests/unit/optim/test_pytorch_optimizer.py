@@ -11,7 +11,7 @@ import torch
 from tests.unit.optim.test_state import through_a_file
 from trainer.optim.optimizers import enter_training, has_modes, leave_training
 from trainer.optim.state import OptimizerState
-from trainer.optim.validation import validate_optimizer
+from trainer.optim.validation import is_elementwise, validate_optimizer
 
 package = pytest.importorskip("pytorch_optimizer")
 
@@ -62,6 +62,12 @@ def test_it_continues_with_the_same_bits(kind: str, between: bool):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_passes_the_trial_of_a_run(kind: str):
     validate_optimizer(KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_says_whether_rows_move_by_themselves(kind: str):
+    """Not if it looks at matrices, or measures all gradients together."""
+    assert is_elementwise(KINDS[kind]) == (kind not in ("soap", "shampoo", "prodigy"))
 
 
 def test_what_is_learnt_is_the_mean_of_the_sequence():

@@ -62,6 +62,12 @@ class NullTransport(Transport):
     def all_reduce_in_silo(self, value: float) -> float:
         return value
 
+    def norm_over_parts(self, norm: float) -> float:
+        return norm
+
+    def counted(self, length: int, offset: int = 0) -> int:
+        return self.transport.counted(length, offset)
+
     def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
         return self.transport.all_reduce_columns_bytes(rows, count)
 

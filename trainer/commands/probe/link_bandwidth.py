@@ -54,7 +54,7 @@ def measure_links(silos: Topology, hosts: Topology) -> list[Link]:
             took = _measure(collectives.all_reduce_mean_in_silo, topology, replicas > 1)
             links.append(_gather_link(f"inside {kind}", took, replicas, len(sizes)))
         if len(sizes) > 1:
-            took = _measure(collectives.all_reduce_between_leaders, topology, topology.is_leader)
+            took = _measure(collectives.all_reduce_between_first_copies, topology, topology.is_leader)
             links.append(_gather_link(f"between {kind}", took, len(sizes), 1))
     return links
 

@@ -20,9 +20,11 @@ class GradientReducer(Protocol):
 
     Attributes:
         takes_sparse: whether gradients may be sparse tensors.
+        takes_parts: whether each rank may get the mean of a part of the model alone.
     """
 
     takes_sparse: bool = False
+    takes_parts: bool = False
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         """Register the reducer as the module's communication hook, with an empty state."""
@@ -53,6 +55,7 @@ class StatelessReducer:
     """Base of reducers without a state."""
 
     takes_sparse = False
+    takes_parts = True
 
     def rollback(self) -> None:
         pass

@@ -41,6 +41,7 @@ class Int8Reducer:
     """
 
     takes_sparse = False
+    takes_parts = False
 
     def __init__(self, block: int = 256):
         validate_block_size("gradient_compression", block)

@@ -41,6 +41,7 @@ class PowerSGDReducer:
     """
 
     takes_sparse = False
+    takes_parts = False
 
     def __init__(self, rank: int = 4, start: int = 10):
         errors = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []

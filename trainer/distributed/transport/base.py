@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -23,18 +24,19 @@ ReducedChunks = Iterator[tuple[slice, Tensor]]
 # From tags to the seed of a random stream in this round.
 SeedFor = Callable[..., int]
 
-SHARD_ALIGNMENT = 16  # numbers: shards start on cache lines
+SHARD_ALIGNMENT = 16  # numbers of a cache line
 CHUNK_SIZE = 1 << 22  # numbers of a collective: while one chunk travels, another is encoded or decoded
 
 
 class Transport:
     """Base of transports: combines one vector, or several rows, of each silo.
 
-    Methods that return a vector or a sum are collectives: all ranks call them, in the same order. If all silos are of
-    one size each replica sends its own shard of a vector, else the leaders send all. A subclass sums chunks of vectors;
-    rows are combined without compression.
+    Methods that return a vector or a sum are collectives: all ranks call them, in the same order. A vector is this
+    rank's part of the model, and travels between ranks with the same part. If all silos have as many copies, each sends
+    its own shard of the vector, else the first copies send all. A subclass sums chunks of vectors; rows are combined
+    without compression.
 
-    alignment              the lengths of vectors must be multiples of it
+    alignment              of the lengths of vectors: their shards are then of one length, and start on cache lines
     bytes_sent             between the silos, by all of them, since the start of the run
     wait_seconds           for which this rank has waited for sums
     stateful               whether ranks have a state between rounds
@@ -65,9 +67,7 @@ class Transport:
             length: of the vector
             offset: of the vector in a longer one, if it is a fragment
         """
-        if self.repeated_from is None or self.topology.tensor_rank == 0:
-            return length
-        return min(max(self.repeated_from - offset, 0), length)
+        return length if self.topology.tensor_rank == 0 else self._not_repeated(length, offset)
 
     def chunks(self, length: int, offset: int = 0) -> list[slice]:
         """Return the spans of a vector, or fragment at `offset`, that this rank sends, in order."""
@@ -75,7 +75,21 @@ class Transport:
         return chunks_of(slice(shard.start, min(shard.stop, self.counted(length, offset))))
 
     def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        """Return the bytes that all silos together send for the sum of such a vector, or fragment at `offset`."""
+        """Return the bytes that all silos send for the sum of such a vector in each part, or fragment at `offset`."""
+        copies, total = range(self.topology.num_shards), 0
+        shards = [shift_slice(self.topology.shard_at(copy, len(vector)), offset) for copy in copies]
+        for parts, counted in self._counted_by_parts(len(vector), offset):
+            sent = (slice(shard.start, min(shard.stop, offset + counted)) for shard in shards)
+            total += parts * self.chunk_bytes(list(chain.from_iterable(map(chunks_of, sent))), vector.element_size())
+        return total
+
+    def chunk_bytes(self, spans: Sequence[slice], element_size: int) -> int:
+        """Return the bytes that all silos send for the sums of some chunks.
+
+        Args:
+            spans: of the chunks, in the whole vector
+            element_size: of its numbers
+        """
         raise NotImplementedError
 
     def all_reduce_async(self, vector: Tensor, name: str, offset: int = 0) -> ReducedChunks:
@@ -125,29 +139,27 @@ class Transport:
         """Sum a number over the ranks of this silo."""
         return float(collectives.all_reduce_in_silo(torch.tensor(value, dtype=torch.float64), self.topology))
 
+    def norm_over_parts(self, norm: float) -> float:
+        """Return the 2-norm of a vector of the whole model from that of this rank's part, which may be no number."""
+        return float(collectives.norm_over_parts(torch.tensor(norm, dtype=torch.float64), 2, self.topology))
+
     def all_reduce_columns_bytes(self, rows: Tensor, count: int) -> int:
-        """Return the bytes that all silos together send to combine `count` such rows [., n] of all silos by columns."""
+        """Return the bytes that all silos send to combine `count` such rows [., n] of all silos, in each part."""
         # All but one of S parts of each row leave their silo, and each part of the result goes to all other silos.
         silos = self.topology.num_silos
-        return (count + silos) * (silos - 1) * columns_per_silo(rows.shape[1], silos) * rows.element_size()
+        by_parts = self._counted_by_parts(rows.shape[1])
+        width = sum(parts * columns_per_silo(counted, silos) for parts, counted in by_parts)
+        return (count + silos) * (silos - 1) * width * rows.element_size()
 
     def all_reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
-        """Combine the rows [k, n] of each silo, k of its own, to one row [n] with the same bits on all ranks.
+        """Combine the rows [k, n] of each silo, k of its own, to one row [n] with the same bits on all copies.
 
-        Each silo applies the rule to a part of the columns, so that no silo holds all rows.
+        Each silo applies the rule to some of the columns of each part, so that no rank holds all rows.
         """
-        silos = self.topology.num_silos
-        if silos == 1:
-            return rule(rows, lambda tensor: tensor)
-        counts = collectives.all_gather_silo_counts(len(rows), self.topology)
-        width = columns_per_silo(rows.shape[1], silos)
-        columns = rows.new_zeros(width)
-        self.bytes_sent += self.all_reduce_columns_bytes(rows, sum(counts))
-        if self.topology.is_leader:
-            parts = torch.nn.functional.pad(rows, (0, width * silos - rows.shape[1])).view(-1, silos, width)
-            received = collectives.all_to_all_between_leaders(parts.transpose(0, 1).contiguous(), counts, self.topology)
-            columns = rule(received, lambda tensor: collectives.all_reduce_between_leaders(tensor, self.topology))
-        return collectives.all_gather_between_silos(columns, self.topology)[: rows.shape[1]]
+        whole = rows.new_empty(rows.shape[1])
+        counted = self.counted(len(whole))
+        whole[:counted] = self._reduce_columns(rows[:, :counted], rule)
+        return self._repeat(whole)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank, as a tree of live tensors; no two ranks use the same names."""
@@ -161,6 +173,34 @@ class Transport:
             parts: the spans that this rank sends
             same_world: whether the sizes of the silos are those of the states
         """
+
+    def _reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+        """Combine the rows of each silo, of columns that this part alone counts."""
+        silos, topology = self.topology.num_silos, self.topology
+        if silos == 1:
+            return rule(rows, lambda tensor: collectives.sum_over_parts(tensor, topology))
+
+        def sum_columns(tensor: Tensor) -> Tensor:
+            return collectives.sum_over_parts(collectives.all_reduce_between_first_copies(tensor, topology), topology)
+
+        counts = collectives.all_gather_silo_counts(len(rows), topology)
+        width = columns_per_silo(rows.shape[1], silos)
+        columns = rows.new_zeros(width)
+        self.bytes_sent += self.all_reduce_columns_bytes(rows, sum(counts))
+        if topology.is_first_copy:
+            parts = torch.nn.functional.pad(rows, (0, width * silos - rows.shape[1])).view(-1, silos, width)
+            received = collectives.all_to_all_between_first_copies(parts.transpose(0, 1).contiguous(), counts, topology)
+            columns = rule(received, sum_columns)
+        return collectives.all_gather_between_silos(columns, topology)[: rows.shape[1]]
+
+    def _counted_by_parts(self, length: int, offset: int = 0) -> list[tuple[int, int]]:
+        """Return how many parts count the whole of a vector, and how many what no other part has; with the numbers."""
+        dims = self.topology.dims
+        return [(dims.shard, length), (dims.shard * (dims.tensor - 1), self._not_repeated(length, offset))]
+
+    def _not_repeated(self, length: int, offset: int) -> int:
+        """Return how many of the first numbers of a vector are held by one part alone."""
+        return length if self.repeated_from is None else min(max(self.repeated_from - offset, 0), length)
 
     def _repeat(self, vector: Tensor, offset: int = 0) -> Tensor:
         """Give the parts that hold the same numbers those of the first, in place."""
@@ -179,9 +219,9 @@ class Transport:
 class AllReduce(Transport):
     """Vectors without compression: an all-reduce of each chunk."""
 
-    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
+    def chunk_bytes(self, spans: Sequence[slice], element_size: int) -> int:
         # A ring all-reduce sends every byte 2 (S - 1) / S times from each of the S silos.
-        return 2 * (self.topology.num_silos - 1) * vector.nbytes
+        return 2 * (self.topology.num_silos - 1) * sum(span.stop - span.start for span in spans) * element_size
 
     def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
         yield span, (yield collectives.all_reduce_async(values, self.topology.inter_silo_group))

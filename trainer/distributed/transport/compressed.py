@@ -12,7 +12,6 @@ from torch import Tensor
 from trainer.distributed import collectives
 from trainer.distributed.compression import Codec
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import chunks_of
 from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport, ResidualKind
 
 MAX_DIRECT_SILOS = 3  # up to which each silo sums what all others send
@@ -55,11 +54,10 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         self.codec: Codec = codec  # pyright: ignore[reportIncompatibleVariableOverride] (nobody changes it)
         self.collectives_per_chunk = 2 if self._is_two_stage else 1
 
-    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
-        silos, shards = self.topology.num_silos, self.topology.num_shards
-        firsts = [self._encoded_spans(part)[0] for part in chunks_of(slice(0, len(vector) // shards))]
+    def chunk_bytes(self, spans: Sequence[slice], element_size: int) -> int:
+        silos, firsts = self.topology.num_silos, [self._encoded_spans(span)[0] for span in spans]
         rows = sum(self.codec.encoded_size(first.stop - first.start) for first in firsts)
-        return silos * (silos - 1) * shards * rows * (2 if self._is_two_stage else 1)
+        return silos * (silos - 1) * rows * (2 if self._is_two_stage else 1)
 
     def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
         chunk, group = Chunk(name, span, values), self.topology.inter_silo_group
@@ -89,6 +87,11 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         )
         for state in states:
             self.residuals.load(state, spans, sums, self.topology.device)
+
+    @property
+    def _sender(self) -> int:
+        """The index of this silo's part among all that encode: each has random numbers of its own."""
+        return self.topology.silo + self.topology.num_silos * self.topology.part
 
     @property
     def _is_two_stage(self) -> bool:
@@ -122,7 +125,7 @@ class CompressedAllReduce(ErrorFeedbackTransport):
         for row, span in zip(rows, spans, strict=True):
             values = chunk.values_at(span)
             residual = self.residuals.residual(chunk.name, value_type, span.start, values).add_(values)
-            seed = self.seed_for("uplink", chunk.name, value_type, self.topology.silo, span.start)
+            seed = self.seed_for("uplink", chunk.name, value_type, self._sender, span.start)
             self.codec.encode(residual, row[: self.codec.encoded_size(len(values))], seed)
             self._decode(row, values)
             residual.sub_(values)

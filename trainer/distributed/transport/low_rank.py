@@ -12,7 +12,6 @@ from torch import Tensor
 
 from trainer.distributed import collectives
 from trainer.distributed.topology import Topology
-from trainer.distributed.transport.base import chunks_of
 from trainer.distributed.transport.error_feedback import ErrorFeedbackTransport
 from trainer.utils.seeding import generator
 from trainer.utils.trees import flatten
@@ -60,8 +59,8 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
     residual is its own M - P (M^T P)^T.
 
     A parameter of several dimensions is a matrix with a row for each entry of the first. If a matrix is cut between
-    chunks, the rows in each chunk are a matrix of their own. Vectors, and matrices that are too small to gain by it,
-    are sent as they are.
+    chunks, or between the parts of a model, the rows in each are a matrix of their own, of this rank. Vectors, and
+    matrices that are too small to gain by it, are sent as they are.
 
     All ranks get the same bits. Matrix libraries differ in bits between machines, so silo 0 makes P orthonormal for
     all, and P Q^T is made by elementwise operations.
@@ -80,17 +79,16 @@ class PowerSGDAllReduce(ErrorFeedbackTransport):
         self.matrices = [MatrixRows(start, shape[0], shape[1:].numel()) for start, shape in layout if len(shape) > 1]
         self.q_factors: dict[tuple[str, int], Tensor] = {}  # of the last round
 
-    def all_reduce_bytes(self, vector: Tensor, offset: int = 0) -> int:
+    def chunk_bytes(self, spans: Sequence[slice], element_size: int) -> int:
         # An all-reduce of P and of uncompressed values, a broadcast of P, and an all-reduce of Q.
-        width, numbers = len(vector) // self.topology.num_shards, 0
-        shards = (slice(start, start + width) for start in range(offset, offset + len(vector), max(width, 1)))
-        for part in (part for shard in shards for part in chunks_of(shard)):
+        numbers = 0
+        for part in spans:
             blocks = matrices_in_chunk(part, self.matrices, self.rank)
             columns = self.rank * sum(block.rows for block in blocks)
             rows = self.rank * sum(block.columns for block in blocks)
             rest = part.stop - part.start - sum(block.stop - block.start for block in blocks)
             numbers += 2 * (columns + rest) + columns + 2 * rows
-        return (self.topology.num_silos - 1) * numbers * vector.element_size()
+        return (self.topology.num_silos - 1) * numbers * element_size
 
     def sum_chunk(self, name: str, span: slice, values: Tensor) -> collectives.Task:
         group, rank = self.topology.inter_silo_group, self.rank
