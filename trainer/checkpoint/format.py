@@ -49,6 +49,25 @@ Tree = Mapping[str, Any]  # names to trees, tensors, numbers and texts
 
 
 @dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when it is written.
+
+    Attributes:
+        dtype: of the tensor.
+        shape: likewise.
+        read: returns it.
+    """
+
+    dtype: torch.dtype
+    shape: torch.Size
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class Shard:
     """A shard to be written.
 
@@ -142,7 +161,7 @@ def write_shard(folder: Path, shard: Shard, tree: Tree) -> None:
             raise
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor]) -> None:
     """Write named tensors as one safetensors file, aside and renamed."""
     aside = path.with_name(f".{path.name}.partial")
     try:
@@ -248,9 +267,8 @@ def _write_leaves(path: Path, leaves: Mapping[str, Any]) -> tuple[int, int]:
     The format is the length of a JSON header, the header, and the bytes of the tensors. The library's own writer takes
     2.7 times as long: it copies every tensor once more, and the checksum would have to be made by reading back.
     """
-    given = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
-    tensors = {name: tensor.resolve_conj().resolve_neg().contiguous() for name, tensor in given.items()}
-    values = {name: leaf for name, leaf in leaves.items() if name not in given}
+    tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor | LazyTensor)}
+    values = {name: leaf for name, leaf in leaves.items() if name not in tensors}
     header: dict[str, Any] = {"__metadata__": {"values": json.dumps(values)}}
     end = 0
     for name, tensor in tensors.items():
@@ -264,8 +282,9 @@ def _write_leaves(path: Path, leaves: Mapping[str, Any]) -> tuple[int, int]:
     return file.size, file.crc32
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def _bytes_of(leaf: Tensor | LazyTensor) -> memoryview:
+    tensor = leaf if isinstance(leaf, Tensor) else leaf.read()
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _checksum(path: Path) -> tuple[int, int]:

@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from trainer.checkpoint.format import LazyTensor, SavedState
 from trainer.models.boxes import Box, PlacedBox, copy_overlap, whole_box
 from trainer.optim.state import PERMUTED, decode_permuted
+
+CUT = "cut"  # the section that says what each part of a checkpoint holds
 
 Tree = Mapping[str, Any]
 # From the trees of all parts, and how each was cut, to the tree for the regions of this rank.
@@ -41,14 +45,6 @@ class ModelCut:
         boxes = {placed.name: placed.box for placed in (*self.shared, *self.personal)}
         return boxes | {alias: boxes[name] for alias, name in self.aliases.items()}
 
-    def uncut(self) -> ModelCut:
-        """Return the cut with whole tensors in the place of their boxes; starts have no meaning in it."""
-        shared, personal = (
-            tuple(PlacedBox(placed.name, 0, whole_box(placed.box.whole)) for placed in layout)
-            for layout in (self.shared, self.personal)
-        )
-        return ModelCut(shared, personal, self.aliases)
-
     def to_json(self) -> str:
         """Return the cut as text."""
         rows = [
@@ -62,6 +58,28 @@ def cut_from_json(text: str) -> ModelCut:
     """Return the cut of which this is the `to_json`."""
     shared, personal, aliases = json.loads(text)
     return ModelCut(_layout(shared), _layout(personal), aliases)
+
+
+def saved_cuts(saved: SavedState) -> list[ModelCut]:
+    """Return how the model was cut in each part of a checkpoint."""
+    parts = range(saved.load(CUT)["parts"])
+    return [cut_from_json(saved.load(CUT, part=part)["json"]) for part in parts]
+
+
+def whole_tensors(saved: SavedState, section: str) -> dict[str, Tensor | LazyTensor]:
+    """Return the tensors of a section with a leaf for each name, put together from their parts where they are read."""
+    cuts = saved_cuts(saved)
+    boxes = [cut.boxes for cut in cuts]
+    trees = [saved.load(section, part=part, copy=False) for part in range(len(cuts))]
+
+    def whole(name: str, first: Tensor) -> Tensor | LazyTensor:
+        if name not in boxes[0] or boxes[0][name].is_whole:
+            return first
+        to = whole_box(boxes[0][name].whole)
+        pieces, of_pieces = [tree[name] for tree in trees], [of_part[name] for of_part in boxes]
+        return LazyTensor(first.dtype, torch.Size(to.shape), lambda: recut_tensor(pieces, of_pieces, to))
+
+    return {name: whole(name, first) for name, first in trees[0].items()}
 
 
 def first_part(trees: Sequence[Tree], cuts: Sequence[ModelCut], own: ModelCut) -> Tree:

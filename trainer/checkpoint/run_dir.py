@@ -47,7 +47,7 @@ from trainer.utils.trees import flatten
 if TYPE_CHECKING:  # the launcher does not import torch
     from torch import Tensor
 
-    from trainer.checkpoint.format import SavedState
+    from trainer.checkpoint.format import LazyTensor, SavedState
 
 Status = Literal["running", "preempted", "finished", "bad_input", "crashed"]
 
@@ -217,10 +217,11 @@ class RunDir:
 
     def best_so_far(self) -> tuple[int, Callable[[], dict[str, Tensor]]] | None:
         """Return the best round that is saved, and what loads its model without frozen parameters; None if none is."""
+        from trainer.checkpoint.model_files import read_all
         from trainer.checkpoint.resume import best_complete, round_order
 
         saved = best_complete(self.checkpoints)
-        return saved and (round_order(saved.folder)[0], lambda: _global_model(saved, {}))
+        return saved and (round_order(saved.folder)[0], lambda: read_all(_global_model(saved, {})))
 
     def write_transforms(self, statistics: Mapping[str, Tensor]) -> None:
         """Write transforms.safetensors, by which other examples are transformed as those of training were."""
@@ -308,7 +309,7 @@ class RunDir:
         return self.state().get("status", "")
 
     def write_models(
-        self, frozen: Mapping[str, Tensor], finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+        self, frozen: Mapping[str, Tensor], finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     ) -> None:
         """Write model.safetensors, the global model of the newest checkpoint, by the names of its tensors.
 
@@ -317,9 +318,10 @@ class RunDir:
 
         Args:
             frozen: the frozen parameters, which checkpoints do not contain, by all their names.
-            finish: makes the tensors to write of those of a model.
+            finish: makes the tensors to write of those of a model; None: they are written as they are.
         """
-        from trainer.checkpoint.format import write_tensors
+        from trainer.checkpoint.model_cut import whole_tensors
+        from trainer.checkpoint.model_files import read_all, write_model
         from trainer.checkpoint.resume import best_complete, newest_complete
 
         saved, best = newest_complete(self.checkpoints), best_complete(self.checkpoints)
@@ -327,12 +329,12 @@ class RunDir:
         models = {"last": _global_model(saved, frozen)}
         if best is not None:
             models["best"] = _global_model(best, frozen)
-        if average := saved.load("ema"):
+        if average := whole_tensors(saved, "ema"):
             models["ema"] = models["last"] | average
         for name, tensors in models.items():
             path = self.models[name]
             with naming_disk(path, "the model is in the newest checkpoint"):
-                write_tensors(path, finish(tensors))
+                write_model(path, finish(read_all(tensors)) if finish else tensors)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json; metrics that are not finite become null."""
@@ -368,10 +370,12 @@ class RunDir:
             write_text(path, text)
 
 
-def _global_model(saved: SavedState, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _global_model(saved: SavedState, frozen: Mapping[str, Tensor]) -> dict[str, Tensor | LazyTensor]:
     """Return the global model of a round checkpoint, with its frozen parameters."""
+    from trainer.checkpoint.model_cut import whole_tensors
+
     # Sorted: the file is the same whichever replicas wrote the checkpoint.
-    model = dict(sorted({**frozen, **saved.load("model")}.items()))
+    model = dict(sorted({**frozen, **whole_tensors(saved, "model")}.items()))
     # Tensors that belong to a rank are all those of the first one.
     local = saved.load_shard(saved.shards[0], "own/local")
     return model | {name: tensor for name, tensor in local.items() if name in model}

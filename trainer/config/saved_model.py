@@ -15,7 +15,7 @@ from trainer.config.adapter import adapt
 from trainer.config.instantiate import instantiate
 from trainer.config.targets import check_trusted
 from trainer.models.adapters import adapter_parameters, is_adapted
-from trainer.models.pretrained import load_pretrained, load_saved
+from trainer.models.pretrained import find_weights_file, load_pretrained, load_saved
 from trainer.utils.seeding import preserve_random_states, seed_default_generators
 
 Weights = Literal["best", "last", "ema"]
@@ -57,11 +57,11 @@ def load_model(run_dir: str | os.PathLike[str], weights: Weights = "last", trust
 
 def find_weights(folder: RunDir, weights: Weights) -> Path:
     """Return the file with these weights of a finished run; raise ValueError if there is none."""
-    path = folder.models[weights]
-    if not path.is_file():
-        there = [repr(name) for name, other in folder.models.items() if other.is_file()]
+    path = find_weights_file(folder.models[weights])
+    if path is None:
+        there = [repr(name) for name, other in folder.models.items() if find_weights_file(other)]
         raise ValueError(
-            f"{folder.path} has no {path.name}; its run is {folder.status() or 'unknown'}.\n"
+            f"{folder.path} has no {folder.models[weights].name}; its run is {folder.status() or 'unknown'}.\n"
             f"  valid: {', '.join(there) or 'none until the run has finished: the same command continues it'}"
         )
     return path

@@ -15,13 +15,14 @@ import torch
 from trainer.algorithms.client_result import client_result_from_state, merge_client_results
 from trainer.checkpoint import Checkpointer, ResumePoint, SharedStorage
 from trainer.checkpoint.format import SavedState
+from trainer.checkpoint.model_cut import CUT
 from trainer.checkpoint.resume import step_number
 from trainer.distributed.silos import count_shards
 from trainer.distributed.topology import Topology
 from trainer.loggers import Metrics
 from trainer.loop.local_trainer import ClientTraining
 from trainer.loop.progress import Progress
-from trainer.loop.resharding import CUT, SavedParts, model_cut
+from trainer.loop.resharding import SavedParts, model_cut
 from trainer.loop.round_metrics import RoundAccumulator
 from trainer.loop.round_snapshot import RoundSnapshot
 from trainer.loop.run import Run

@@ -15,17 +15,15 @@ from trainer.checkpoint.model_cut import (
     ModelCut,
     Recut,
     Tree,
-    cut_from_json,
     first_part,
     recut_by_place,
     recut_named,
     recut_personal,
     recut_vectors,
+    saved_cuts,
 )
 from trainer.models.flat import FlatModel
 from trainer.optim.state import OptimizerState, clone
-
-CUT = "cut"  # the section that says what each part of a checkpoint holds
 
 
 def model_cut(model: FlatModel) -> ModelCut:
@@ -48,9 +46,8 @@ class SavedParts:
 
     def __init__(self, saved: SavedState, model: FlatModel, part: int, optimizer: OptimizerState):
         self.saved, self.own, self.part = saved, model_cut(model), part
-        parts = saved.load(CUT)["parts"]
-        self.cuts = [cut_from_json(saved.load(CUT, part=index)["json"]) for index in range(parts)]
-        self.is_own_cut = part < parts and self.cuts[part] == self.own
+        self.cuts = saved_cuts(saved)
+        self.is_own_cut = part < len(self.cuts) and self.cuts[part] == self.own
         names = {id(parameter): name for name, parameter in model.named_trainable}
         by_place = partial(recut_by_place, named=[names[id(parameter)] for parameter in optimizer.parameters])
         self._recut: dict[str, Recut] = {
@@ -143,12 +140,3 @@ def _under(name: str, rule: Recut, trees: Sequence[Tree], cuts: Sequence[ModelCu
 
 def _without(tree: Tree, *names: str) -> Tree:
     return {name: value for name, value in tree.items() if name not in names}
-
-
-def whole_model(saved: SavedState) -> Tree:
-    """Return the tensors of the global model in a round checkpoint by name, each put together from its parts."""
-    parts = range(saved.load(CUT)["parts"])
-    cuts = [cut_from_json(saved.load(CUT, part=part)["json"]) for part in parts]
-    return clone(
-        dict(recut_named([saved.load("model", part=part, copy=False) for part in parts], cuts, cuts[0].uncut()))
-    )

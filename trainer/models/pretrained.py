@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from trainer.models.buffers import empty_buffers, load_buffers
 
 WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # of several files, in the layout of Hugging Face
+INDEX = ".index.json"  # after the name of a file: the list of the files in its place, as Hugging Face has it
 SET_ANOTHER = "\n  set the model that the file was saved from, or rename and remove tensors in a copy of the file"
 PERSONAL = "\n  with algorithm.shared_params the other parameters stay with the clients, and are in checkpoints alone"
 MAX_NAMED = 5  # tensors per kind of mismatch in an error
@@ -56,14 +56,14 @@ def load_saved(module: nn.Module, path: Path, base: Collection[str] = ()) -> Non
 
     Args:
         module: the model as it is made.
-        path: a safetensors file.
+        path: a safetensors file, or the index of several.
         base: names of tensors that are in the module already, and need not be in the file.
 
     Raises:
         ValueError: the file cannot be read, or lacks tensors of the module, or has others.
     """
     try:
-        tensors = load_file(path)
+        tensors = _read_index(path) if path.name.endswith(INDEX) else load_file(path)
     except Exception as error:  # the library does not document what it raises for a file of another format
         raise ValueError(f"{path} cannot be read: {error}") from error
     buffers = _buffers(module)
@@ -117,9 +117,18 @@ def freeze(module: nn.Module, pattern: str) -> None:
         named[name].requires_grad_(False)
 
 
+def find_weights_file(path: Path) -> Path | None:
+    """Return a safetensors file, or the index of the files in its place; None if there is neither."""
+    index = path.with_name(path.name + INDEX)
+    return path if path.is_file() else index if index.is_file() else None
+
+
 def _read(path: Path) -> Mapping[str, Tensor]:
     if path.is_dir():
-        return _read_folder(path)
+        path = find_weights_file(path / WEIGHTS) or path / WEIGHTS
+    path = find_weights_file(path) or path
+    if path.name.endswith(INDEX):
+        return _read_index(path)
     if not path.is_file():
         raise ValueError(
             f"model.init={path} is not a file.\n  valid: a safetensors file, a folder with model.safetensors, or a "
@@ -143,17 +152,17 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _read_folder(path: Path) -> Mapping[str, Tensor]:
-    """Read model.safetensors, or the files that its index lists, as Hugging Face names them."""
-    if not (path / INDEX).is_file():
-        return _read(path / WEIGHTS)
+def _read_index(path: Path) -> Mapping[str, Tensor]:
+    """Read the files that an index lists."""
     try:
-        files = {str(file) for file in json.loads((path / INDEX).read_bytes())["weight_map"].values()}
+        files = {str(file) for file in json.loads(path.read_bytes())["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"model.init={path / INDEX} is damaged\n  valid: a weight_map of tensors to files") from error
+        raise ValueError(f"model.init={path} is damaged\n  valid: a weight_map of tensors to files") from error
     if outside := sorted(file for file in files if Path(file).name != file):
-        raise ValueError(f"model.init={path / INDEX} names {outside[0]}\n  valid: files of the same folder")
-    return {name: tensor for file in sorted(files) for name, tensor in _read(path / file).items()}
+        raise ValueError(f"model.init={path} names {outside[0]}\n  valid: files of the same folder")
+    if missing := sorted(file for file in files if not (path.parent / file).is_file()):
+        raise ValueError(f"model.init={path} names {', '.join(missing)}, which the folder does not have")
+    return {name: tensor for file in sorted(files) for name, tensor in _read(path.parent / file).items()}
 
 
 def _aliases(module: nn.Module) -> dict[str, list[str]]:

@@ -64,9 +64,14 @@ def prune(module: nn.Module, sparsity: Sparsity) -> None:
     _keep(weights, masks)
 
 
+def is_pruned(module: nn.Module) -> bool:
+    """Return whether any weight of a model is pruned."""
+    return bool(_pruned_shapes(module))
+
+
 def unpruned(module: nn.Module) -> nn.Module:
     """Return a model as a dense one with the zeros in place: a copy, or itself if it is not pruned."""
-    if not _pruned_shapes(module):
+    if not is_pruned(module):
         return module
     module = deepcopy(module)
     layers = [(layer, _shapes(layer)) for layer in module.modules()]

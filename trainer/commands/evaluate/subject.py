@@ -16,6 +16,7 @@ from trainer.config.overrides import literal
 from trainer.config.preprocessing import Preprocessing
 from trainer.config.saved import reading_overrides
 from trainer.config.saved_model import Weights, find_weights, load_weights
+from trainer.models.pretrained import find_weights_file
 from trainer.service.version import CONFIG
 
 NO_ADAPTER = "trainer.models.no_adapter"
@@ -170,7 +171,7 @@ def find_subject(path: Path, weights: Weights, typed: Sequence[str] = ()) -> Sub
         run = FinishedRun(RunDir(path), weights)
         find_weights(run.folder, weights)
         return run
-    if path.is_file() or (path / "model.safetensors").is_file():
+    if path.is_file() or find_weights_file(path / "model.safetensors"):
         return WeightsFile(path)
     raise ValueError(
         f"{path}: there is no such model\n"

@@ -30,7 +30,7 @@ from trainer.export.library_layout import TOKENIZER_FILES
 from trainer.loggers import Metrics, iter_jsonl
 from trainer.models.adapters import is_adapted, merge_adapter
 from trainer.models.outputs import SelectOutput
-from trainer.models.pretrained import load_pretrained, load_tensors
+from trainer.models.pretrained import find_weights_file, load_pretrained, load_tensors
 from trainer.models.pruning import unpruned
 from trainer.service.version import COLUMNS, CONFIG
 from trainer.tasks import Task
@@ -109,7 +109,7 @@ class SourceRun:
     @property
     def preferred_weights(self) -> Weights:
         """The best, if the run has saved them."""
-        return "best" if self.folder.models["best"].is_file() else "last"
+        return "best" if find_weights_file(self.folder.models["best"]) else "last"
 
     @property
     def num_silos(self) -> int:

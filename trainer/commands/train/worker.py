@@ -32,6 +32,7 @@ from trainer.commands.train.banner import print_banner
 from trainer.commands.train.failures import exit_on_failure, log_thread_failure
 from trainer.commands.train.torch_settings import configure_torch, resume_threads
 from trainer.config.build import build, build_loggers, read_data
+from trainer.config.saved_model import find_weights, load_weights
 from trainer.config.schema import Config, read_config
 from trainer.config.targets import check_targets
 from trainer.data.sources.signature import DataSignature
@@ -40,6 +41,7 @@ from trainer.distributed.environment import ClusterEnvironment, check_ranks, det
 from trainer.distributed.launch.heartbeat import Heartbeat
 from trainer.distributed.launch.signals import handle_stop_signals, hard_exit
 from trainer.distributed.peers import Peers
+from trainer.distributed.sharding import whole_tensor
 from trainer.distributed.store import SignedStore, open_store, print_on_node
 from trainer.distributed.token import find_token, token_file
 from trainer.distributed.topology import Topology, distributed, restart_count
@@ -55,7 +57,7 @@ from trainer.loop.stopping import DivergedError, LeftBehind, Preempted
 from trainer.loop.train_state import TrainState
 from trainer.models.adapters import adapter_parameters, is_adapted
 from trainer.models.flat import frozen_tensors
-from trainer.models.pruning import dense_tensors, unpruned
+from trainer.models.pruning import dense_tensors, is_pruned, unpruned
 from trainer.utils.disk import DiskError, naming_disk
 from trainer.utils.hardware import system_load
 from trainer.utils.output import copied_output
@@ -335,24 +337,33 @@ class Worker:
             print_banner(state)
 
     def _write_result(self, run: Run, result: Result) -> None:
+        frozen = _kept_frozen(result.model)
         if not self.writes_to_storage:
             return
-        self.folder.write_models(_kept_frozen(result.model), partial(dense_tensors, result.model))
+        finish = partial(dense_tensors, result.model) if is_pruned(result.model) else None
+        self.folder.write_models(frozen, finish)
         if not run.has_personal(result.model):
-            self._export(unpruned(result.model))
+            self._export(run, result.model)
         self.folder.write_result(result.metrics)
 
-    def _export(self, module: nn.Module) -> None:
+    def _export(self, run: Run, trained: nn.Module) -> None:
         """Write the finished model as other tools read it. Where a library fails, the run is finished all the same."""
         tokenizer, merge = self.config.data.get("tokenizer"), self.config.adapter.get("merge", False)
         try:
             with naming_disk(self.folder.path, "the model is in model.safetensors"):
+                module = unpruned(trained) if run.topology.num_parts == 1 else self._whole_model(run)
                 write_library_layout(module, self.folder.path, merge, tokenizer and Path(tokenizer).expanduser())
         except DiskError:
             raise
         except Exception as error:
             log.exception("the model is in model.safetensors alone")
             print(f"the model is in model.safetensors alone: {error}", file=sys.stderr, flush=True)
+
+    def _whole_model(self, run: Run) -> nn.Module:
+        """Return the finished model on the CPU, whole, where this rank has trained a part of it."""
+        module = run.make_model()
+        load_weights(module, find_weights(self.folder, "last"))
+        return module
 
     def _external_resume_point(self, run: Run) -> ResumePoint | None:
         """Return the newest checkpoint of the run that resume= names, if it names one."""
@@ -400,10 +411,13 @@ class Worker:
 
 
 def _kept_frozen(module: nn.Module) -> dict[str, Tensor]:
-    """Return the frozen parameters that a finished model is written with: all but those of the base of an adapter."""
+    """Return the frozen parameters that a finished model is written with: all but those of the base of an adapter.
+
+    A collective of the silo where its ranks hold parts of them.
+    """
     frozen = frozen_tensors(module)
     names = adapter_parameters(module) if is_adapted(module) else frozen
-    return {name: tensor.cpu() for name, tensor in frozen.items() if name in names}
+    return {name: whole_tensor(tensor).cpu() for name, tensor in frozen.items() if name in names}
 
 
 def _ignore_step(done: float, examples: int, loss: Callable[[], float]) -> None:

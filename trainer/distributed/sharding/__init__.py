@@ -3,3 +3,4 @@
 from trainer.distributed.sharding.parallel_model import ParallelModel as ParallelModel
 from trainer.distributed.sharding.parallelize import parallelize as parallelize
 from trainer.distributed.sharding.parallelize import validate_plan as validate_plan
+from trainer.distributed.sharding.parallelize import whole_tensor as whole_tensor

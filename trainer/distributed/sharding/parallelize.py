@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.distributed.options import SiloOptions
 from trainer.distributed.sharding.parallel_model import ParallelModel, ReplicatedModel
@@ -30,3 +30,9 @@ def parallelize(module: nn.Module, topology: Topology, options: SiloOptions) -> 
     from trainer.distributed.sharding.fsdp import ShardedModel  # its import takes a second
 
     return ShardedModel(module, topology, options)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor of which ranks of the silo may hold parts; a collective of theirs if they do."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
