@@ -161,7 +161,8 @@ def recut_vector(vectors: Sequence[Tensor], layouts: Sequence[Sequence[PlacedBox
     into = vectors[0].new_zeros(max((placed.start + placed.box.numel for placed in to), default=0))
     by_name = [{placed.name: placed for placed in layout} for layout in layouts]
     for placed in to:
-        for vector, layout in zip(vectors, by_name, strict=True):
+        # The first part is the last to be copied: it alone has all of what several parts hold.
+        for vector, layout in zip(reversed(vectors), reversed(by_name), strict=True):
             source = layout[placed.name]
             if source.box.numel:
                 copy_overlap(source.of(vector), source.box, placed.of(into), placed.box)

@@ -373,11 +373,11 @@ def _restore_snapshot(state: TrainState, saved: SavedParts, rank_states: list[di
     if inner := saved.load("inner"):
         trainer.step.load_state_dict(inner)
     accumulator = RoundAccumulator(state.run, round, state.model.statistics)
-    accumulator.load_state_dicts([own["tally"] for own in rank_states], topology.replica)
+    accumulator.load_state_dicts([own["tally"] for own in rank_states], topology.silo_rank)
     snapshot = RoundSnapshot(session, accumulator, None, rank_states[0]["seconds"])
     results = [client_result_from_state(own["work"]) for own in rank_states if own["work"]]
     if results:
-        result = results[0] if len(results) == 1 else merge_client_results(results, topology.replica)
+        result = results[0] if len(results) == 1 else merge_client_results(results, topology.silo_rank)
         snapshot.client = ClientTraining(result, session.load_client(of_round))
     return snapshot
 

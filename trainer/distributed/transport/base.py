@@ -158,7 +158,9 @@ class Transport:
         """
         whole = rows.new_empty(rows.shape[1])
         counted = self.counted(len(whole))
-        whole[:counted] = self._reduce_columns(rows[:, :counted], rule)
+        counts = collectives.all_gather_silo_counts(len(rows), self.topology) if self.topology.num_silos > 1 else []
+        self.bytes_sent += self.all_reduce_columns_bytes(rows, sum(counts))
+        whole[:counted] = self._reduce_columns(rows[:, :counted], counts, rule)
         return self._repeat(whole)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,7 +176,7 @@ class Transport:
             same_world: whether the sizes of the silos are those of the states
         """
 
-    def _reduce_columns(self, rows: Tensor, rule: ColumnReduction) -> Tensor:
+    def _reduce_columns(self, rows: Tensor, counts: list[int], rule: ColumnReduction) -> Tensor:
         """Combine the rows of each silo, of columns that this part alone counts."""
         silos, topology = self.topology.num_silos, self.topology
         if silos == 1:
@@ -183,10 +185,8 @@ class Transport:
         def sum_columns(tensor: Tensor) -> Tensor:
             return collectives.sum_over_parts(collectives.all_reduce_between_first_copies(tensor, topology), topology)
 
-        counts = collectives.all_gather_silo_counts(len(rows), topology)
         width = columns_per_silo(rows.shape[1], silos)
         columns = rows.new_zeros(width)
-        self.bytes_sent += self.all_reduce_columns_bytes(rows, sum(counts))
         if topology.is_first_copy:
             parts = torch.nn.functional.pad(rows, (0, width * silos - rows.shape[1])).view(-1, silos, width)
             received = collectives.all_to_all_between_first_copies(parts.transpose(0, 1).contiguous(), counts, topology)
