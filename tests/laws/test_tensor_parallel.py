@@ -95,7 +95,7 @@ EXACT = [name for name in CASES if name not in (*LOSSY, *CUT_ELSEWHERE)]
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.quick_rows(6)
+@pytest.mark.quick_rows(3)
 def test_two_tensor_ranks_are_one_rank(ranks, name: str):
     """Two silos of two ranks are two silos of one: weights, norms and all figures."""
     size = 1 if name == "sync" else 2
@@ -170,7 +170,7 @@ def run_rounds(name: str, cut: Cut, choices: Mapping[str, Any], folder: Path, un
     ids=str,
 )
 @pytest.mark.parametrize("name", ["fedavg_adam", "diloco", "scaffold"])
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 def test_a_run_resumes_on_other_parts(ranks, name: str, first: Cut, then: Cut, tmp_path: Path):
     """Also what one part alone keeps of numbers that several have: the state of the server optimizer."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

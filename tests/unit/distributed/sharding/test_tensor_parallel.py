@@ -139,7 +139,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("name", "shard", "tensor"), ROWS)
-@pytest.mark.quick_rows(7)
+@pytest.mark.quick_rows(4)
 def test_divided_layers_train_as_the_whole_model(ranks, name: str, shard: int, tensor: int):
     """Also tied ends, which torch unties silently, and copies of the model with other examples."""
     results = ranks(max(shard * tensor, 2)).run(train, name, shard, tensor, torch.float64)
