@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import fields
 from functools import partial
@@ -43,6 +44,7 @@ from trainer.data.sources.selected import select_examples
 from trainer.data.sources.torch_datasets import DatasetSource
 from trainer.data.transforms import Compose, ComposeForTeacher, shift_clients
 from trainer.distributed import collectives
+from trainer.distributed.sharding import initial_device, is_without_values
 from trainer.distributed.topology import Topology
 from trainer.loggers import Logger
 from trainer.loop.dry_pass import dry_pass
@@ -81,7 +83,8 @@ def build(config: Config, topology: Topology, splits: DataSplits | None = None) 
         ValueError: lists every error in the configuration.
     """
     run, model = _assemble(config, topology, lambda: load_teacher(config, topology.device), splits=splits)
-    dry_pass(run, model.copy)
+    if topology.num_parts == 1:  # a rank need not have the memory for a step of the whole model
+        dry_pass(run, model.copy)
     return run
 
 
@@ -119,7 +122,7 @@ def _assemble(
     slots = {slot: errors.collect(partial(instantiate, slot, getattr(config, slot))) for slot in COMPONENTS}
     slots["gradient_compression"] = errors.collect(lambda: _gradient_reducer(config))
     optimizer = errors.collect(lambda: _inner_optimizer(config.optimizer, topology.device))
-    model = errors.collect(lambda: InitialModel(config, topology.device))
+    model = errors.collect(lambda: InitialModel(config, topology.device, initial_device(topology)))
     transforms = splits and errors.collect(lambda: _transforms(config, splits, preprocessing))
     partitioned = splits and errors.collect(lambda: _partitioned(config, splits, topology))
     weights = task and partitioned and errors.collect(lambda: apply_class_weights(task, *partitioned))
@@ -156,7 +159,7 @@ def _assemble(
             )
         )
     _check_together(errors, config, run, algorithm, optimizer, model and model.module, splits, task)
-    if teacher and model and splits:
+    if teacher and model and splits and not is_without_values(model.module):
         errors.collect(lambda: check_teacher_fits(teacher, model.module, splits, topology.device))
     errors.raise_any()
     assert run and model
@@ -172,7 +175,7 @@ def _check_together(errors: ErrorCollector, config: Config, run: Run | None, *pi
         errors.collect(lambda: check_shared_params(algorithm, module, config.algorithm))
     if optimizer and module:
         errors.collect(lambda: check_lr_multipliers(optimizer, module))
-    if splits and task and module:
+    if splits and task and module and not is_without_values(module):
         errors.collect(lambda: check_model_fits_data(module, task, splits, config.model))
     if run:
         errors.collect(lambda: annotate_errors("client_sampling", config.client_sampling, lambda: run.sample_round(0)))
@@ -184,10 +187,11 @@ class InitialModel:
     The module that was made to be checked is the one that the first call returns, because a large one takes long.
     """
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, place: AbstractContextManager[object] | None = None):
         self.config, self.device = config, device
         seed_default_generators(device, config.seed, "initial parameters")
-        self.module: nn.Module | None = _model(config)
+        with place or nullcontext():
+            self.module: nn.Module | None = _model(config)
 
     def __call__(self) -> nn.Module:
         module, self.module = self.module, None
@@ -417,7 +421,8 @@ def _model(config: Config) -> nn.Module:
     if (output := config.task["output"]) is not None:
         module.register_forward_hook(SelectOutput(output))
     errors = ErrorCollector()
-    if (path := config.model.get("init")) is not None:
+    path = config.model.get("init")
+    if path is not None and not is_without_values(module):
         errors.collect(lambda: load_pretrained(module, Path(path).expanduser()))
     errors.collect(lambda: adapt(module, config.adapter))
     if (pattern := config.model.get("freeze")) is not None:

@@ -139,6 +139,26 @@ def sum_over_parts(tensor: Tensor, topology: Topology) -> Tensor:
     return tensor
 
 
+def scatter_parts(memory: Tensor, pieces: list[Tensor], topology: Topology) -> None:
+    """Give each rank of the world the piece of its part of the model. A collective over the world.
+
+    The pieces go to the first copy in the first silo, from there to the first copies in the other silos, and to the
+    other copies at last. So about one model leaves rank 0.
+
+    Args:
+        memory: where the piece goes
+        pieces: of each part, on rank 0; none elsewhere
+        topology: of this rank
+    """
+    if topology.copy == 0:
+        if topology.silo == 0:
+            dist.scatter(memory, pieces or None, src=0, group=topology.parts_group)
+        if topology.num_silos > 1:
+            dist.broadcast(memory, group=topology.inter_silo_group, group_src=0)
+    if topology.num_copies > 1:
+        dist.broadcast(memory, src=topology.first_copy, group=topology.copies_group)
+
+
 def norm_over_parts(norm: Tensor, order: float, topology: Topology) -> Tensor:
     """Return the p-norm of a vector from the p-norm of this rank's part of it: (sum over parts of norm^p)^(1/p).
 

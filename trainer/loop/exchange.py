@@ -14,7 +14,7 @@ from trainer.algorithms.base import Metrics, RoundSession, RunSession
 from trainer.algorithms.round import Round
 from trainer.distributed import collectives
 from trainer.distributed.compression import UpdateCompression
-from trainer.distributed.sharding import ParallelModel
+from trainer.distributed.sharding import ParallelModel, is_without_values
 from trainer.distributed.topology import Topology
 from trainer.distributed.transport import Transport, make_transport
 from trainer.loop.local_tensors import digest
@@ -127,9 +127,10 @@ ExchangeFactory = Callable[[Topology, UpdateCompression, Sequence[tuple[int, tor
 
 
 def model_digests(module: nn.Module) -> tuple[int, int]:
-    """Return digests of the frozen parameters, and of the names and shapes of all parameters."""
+    """Return digests of the frozen parameters, 0 where another rank has them, and of all names and shapes."""
     shapes = [(name, list(parameter.shape)) for name, parameter in module.named_parameters()]
-    return digest(frozen_tensors(module)), derive_seed(str(shapes))
+    frozen = 0 if is_without_values(module) else digest(frozen_tensors(module))
+    return frozen, derive_seed(str(shapes))
 
 
 class InWorld:

@@ -159,6 +159,7 @@ class Run:
                 "no whole model.\n  start it without data.path, or set algorithm=fedavg"
             )
         sharding.validate_plan(module, self.topology)
+        sharding.validate_initial(module)
         names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         if any(map(self.algorithm.is_shared, names)):
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.algorithms.round import Round
 from trainer.data.transforms import Compose
 from trainer.distributed import collectives
-from trainer.distributed.sharding import parallelize
+from trainer.distributed.sharding import initial_device, parallelize
 from trainer.distributed.transport import Transport
 from trainer.loop.control import LoopControl
 from trainer.loop.exchange import ExchangeFactory, InWorld, model_digests
@@ -63,7 +63,8 @@ class TrainState:
             collectives.all_gather_rows(torch.tensor([torch.get_num_threads()])).flatten().tolist()
         )
         self.participations = torch.zeros(len(run.training_sets), dtype=torch.int64)
-        module, algorithm = run.make_model().to(run.topology.device), run.algorithm
+        with initial_device(run.topology):
+            module, algorithm = run.make_model(), run.algorithm
         run.validate_model(module)
         digests = model_digests(module)
         parallel = parallelize(module, run.topology, run.silo)

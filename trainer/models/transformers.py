@@ -69,6 +69,8 @@ def _load(package: Any, auto: str, path: Path, given: dict[str, Any]) -> nn.Modu
     settings = package.AutoConfig.from_pretrained(path, **options, **given)
     options |= {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}  # named below
     factory = _factory(package, auto, settings)
+    if torch.get_default_device().type == "meta":  # another rank reads the tensors
+        return _for_training(factory.from_config(settings, dtype=torch.float32, trust_remote_code=False))
     module, report = factory.from_pretrained(path, config=settings, output_loading_info=True, **options)
     if misshapen := sorted(report["mismatched_keys"]):
         named = [f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in misshapen]

@@ -62,7 +62,10 @@ def test_a_folder_of_hugging_face_is_loaded(parts: int, tmp_path: Path):
     [
         (None, "model.safetensors is not a file"),
         ({"weight_map": {"layers.1.weight": "../other.safetensors"}}, "valid: files of the same folder"),
-        ({"weight_map": {"layers.1.weight": "gone.safetensors"}}, "names gone.safetensors, which the folder does not have"),
+        (
+            {"weight_map": {"layers.1.weight": "gone.safetensors"}},
+            "which the folder does not have",
+        ),
         ({}, "index.json is damaged"),
         ([], "index.json is damaged"),
     ],

@@ -36,7 +36,8 @@ class ShardedModel:
     silo by a reduce-scatter of each unit, in every backward pass.
 
     Args:
-        module: on the device of the topology; its parameters are replaced.
+        module: whole on rank 0, which gives the initial values, and on the meta device elsewhere. Its tensors are
+            replaced, and have no values before `broadcast`.
         topology: of this rank.
         options: of the silo.
 
@@ -48,9 +49,7 @@ class ShardedModel:
 
     def __init__(self, module: nn.Module, topology: Topology, options: SiloOptions):
         self.module, self.topology = module, topology
-        first = topology.rank == 0
-        named = dict(module.named_parameters())
-        self._initial = {name: parameter.detach() for name, parameter in named.items()} if first else {}
+        self._initial = _take_tensors(module) if topology.rank == 0 else {}
         assert topology.mesh is not None and topology.mesh.mesh_dim_names is not None
         if topology.dims.tensor > 1:
             apply_tensor_parallel(module, topology.mesh["tp"])
@@ -58,28 +57,52 @@ class ShardedModel:
         mesh = topology.mesh[tuple(axis for axis in topology.mesh.mesh_dim_names if axis != "tp")]
         for unit in (*find_units(module, options.units), module):
             fully_shard(unit, mesh=mesh, reshard_after_forward=not options.keep_gathered)
+        for part in (part for group in _groups(module) for part in group.fsdp_params):
+            self._leave_meta(part)
         self._parts = {id(part.sharded_param): part for group in _groups(module) for part in group.fsdp_params}
         self._cuts = {id(parameter): cuts[name] for name, parameter in module.named_parameters()}
         self._bound: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for layer in module.modules():
+            for name, buffer in layer._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    layer._buffers[name] = torch.empty_like(buffer, device=topology.device)
         # A pass without gradients is not followed by a backward pass, which would free what it has gathered.
         module.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else self._reshard())
 
+    def _leave_meta(self, part: Any) -> None:
+        """Give a frozen parameter memory, and a trainable one a place that takes none until it is bound."""
+        old, device = part.sharded_param, self.topology.device
+        sizes = part.padded_sharded_param_size
+        if old.requires_grad:
+            padded = torch.empty(1, dtype=old.dtype, device=device).expand(sizes)
+        else:
+            padded = torch.zeros(sizes, dtype=old.dtype, device=device)
+            part._sharded_param_data = padded.view(-1)
+        local = padded[: part.sharded_size[0]]
+        part.sharded_param = nn.Parameter(part.to_sharded_dtensor(local), requires_grad=old.requires_grad)
+        part._setattr_on_modules(part.sharded_param)
+
     def box(self, parameter: nn.Parameter) -> Box:
-        assert isinstance(parameter, DTensor)
+        return self._box(parameter, self.topology.part)
+
+    def _box(self, parameter: nn.Parameter, part: int) -> Box:
+        """Return the region of a parameter that is in a part of the model."""
+        shard, tensor = divmod(part, self.topology.dims.tensor)
         whole, cut = tuple(parameter.shape), self._cuts[id(parameter)]
-        first, size = [0] * len(whole), list(whole)  # of this tensor rank's cut
+        first, size = [0] * len(whole), list(whole)  # of the cut of this tensor rank
         if cut is not None:
             size[cut] //= self.topology.dims.tensor
-            first[cut] = size[cut] * self.topology.tensor_rank
+            first[cut] = size[cut] * tensor
         rows = int(self._parts[id(parameter)].padded_sharded_param_size[0])
-        first[0] += min(rows * self.topology.shard_rank, size[0])
-        return Box(tuple(first), tuple(self.local(parameter).shape), whole)
+        begin = min(rows * shard, size[0])
+        first[0] += begin
+        return Box(tuple(first), (min(rows, size[0] - begin), *size[1:]), whole)
 
     def is_repeated(self, parameter: nn.Parameter) -> bool:
         return self.topology.dims.tensor > 1 and self._cuts[id(parameter)] is None
 
     def room(self, parameter: nn.Parameter) -> int:
-        return self._parts[id(parameter)]._sharded_param_data.numel()
+        return self._parts[id(parameter)].padded_sharded_param_size.numel()
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor._local_tensor.detach() if isinstance(tensor, DTensor) else tensor.detach()
@@ -88,7 +111,6 @@ class ShardedModel:
     def bind(self, parameter: nn.Parameter, memory: Tensor) -> nn.Parameter:
         assert isinstance(parameter, DTensor)
         part, local = self._parts[id(parameter)], self.local(parameter)
-        memory.copy_(part._sharded_param_data)
         view = memory[: local.numel()].view_as(local)
         part._sharded_param_data, parameter._local_tensor = memory, view
         bound = nn.Parameter(view)
@@ -99,13 +121,24 @@ class ShardedModel:
     def broadcast(self, is_sent: Callable[[nn.Parameter], bool]) -> None:
         for name, parameter in self.module.named_parameters():
             if is_sent(parameter):
-                box, local = self.box(parameter), self.local(parameter)
-                initial = self._initial.get(name)
-                whole = collectives.broadcast(local.new_empty(box.whole) if initial is None else initial)
-                local.copy_(whole[box.slices])
-        self._initial = {}
-        for buffer in self.module.buffers():
+                memory = self._parts[id(parameter)]._sharded_param_data
+                collectives.scatter_parts(memory, self._pieces(name, parameter, memory), self.topology)
+        for name, buffer in self.module.named_buffers():
+            if name in self._initial:
+                buffer.copy_(self._initial[name])
             collectives.broadcast(buffer)
+        self._initial = {}
+
+    def _pieces(self, name: str, parameter: nn.Parameter, like: Tensor) -> list[Tensor]:
+        """Return what each part of the model has of an initial parameter, padded, on the rank that has the values."""
+        if name not in self._initial:
+            return []
+        pieces = []
+        for part in range(self.topology.num_parts):
+            values = self._initial[name][self._box(parameter, part).slices]
+            pieces.append(torch.zeros_like(like))
+            pieces[-1][: values.numel()].view(values.shape).copy_(values)
+        return pieces
 
     def wrap(
         self, reducer: GradientReducer, scaler: LossScaler, allow_unused: bool
@@ -152,6 +185,22 @@ class _Silence:
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *_: Any, **__: Any) -> None:
         output_tensor.zero_()
+
+
+def _take_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name, and leave it without their memory."""
+    taken = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    empty: dict[int, nn.Parameter] = {}  # tied parameters stay tied
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and id(parameter) not in empty:
+                values = torch.empty_like(parameter, device="meta")
+                empty[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+            if parameter is not None:
+                layer._parameters[name] = empty[id(parameter)]
+        for name, buffer in layer._buffers.items():
+            layer._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="meta")
+    return taken
 
 
 def _groups(module: nn.Module) -> Iterator[Any]:
