@@ -30,8 +30,13 @@ def open_silo_groups(silos: Sequence[range], dims: ParallelDims, timeout: timede
         for grid in (_grid(ranks, dims) for ranks in silos):
             by_part = grid.flatten(1)
             lines = [*by_part, *by_part.T, *(line for axis in range(grid.ndim) for line in _lines(grid, axis))]
-            wanted += [tuple(line.tolist()) for line in lines]
-    return {ranks: new_group(ranks, timeout) for ranks in dict.fromkeys(wanted)}
+            wanted += [tuple(line.tolist()) for line in lines if len(line) > 1]
+    groups = {ranks: new_group(ranks, timeout) for ranks in dict.fromkeys(wanted)}
+    if dims.shard == 1 and dims.tensor > 1:
+        # FSDP2 wants an axis of shards. All ranks would wait for each of its groups of one, as many as there are ranks.
+        own = (dist.get_rank(),)
+        groups[own] = new_group(own, timeout, local=True)
+    return groups
 
 
 def open_mesh(ranks: range, rank: int, dims: ParallelDims, groups: Groups, device: torch.device) -> DeviceMesh:
@@ -57,10 +62,10 @@ def open_mesh(ranks: range, rank: int, dims: ParallelDims, groups: Groups, devic
 
 
 def new_group(
-    ranks: Sequence[int], timeout: timedelta | None = None, backend: str | None = None
+    ranks: Sequence[int], timeout: timedelta | None = None, backend: str | None = None, local: bool = False
 ) -> dist.ProcessGroup | None:
-    """Make a group; return it, or None if this rank is no member. A collective over the world."""
-    group = dist.new_group(list(ranks), timeout=timeout, backend=backend)
+    """Make a group; return it, or None if this rank is no member. A collective: over the world, or its members."""
+    group = dist.new_group(list(ranks), timeout=timeout, backend=backend, use_local_synchronization=local)
     return group if isinstance(group, dist.ProcessGroup) else None
 
 

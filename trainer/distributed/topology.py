@@ -43,7 +43,7 @@ class Topology:
     inter_silo_group  the ranks with the same shard of the same part in all silos; None on a rank without a shard
     ranks_on_device   the number of ranks on this rank's GPU, itself included
     dims              how the silos divide the model
-    copies_group      the ranks of this silo with the same part
+    copies_group      the ranks of this silo with the same part; None if this is the only one
     parts_group       the ranks of this silo with the other parts of the same copy; None if there is one part
     mesh              the ranks of this silo, with torch's names of axes; None if there is one part
     """
@@ -301,7 +301,7 @@ def _build_topology(
         between[silo_rank] if silo_rank < shards else None,
         count_ranks_on_device(device, environment),
         dims,
-        inside[tuple(copies)],
+        inside.get(tuple(copies)),
         inside[tuple(range(first, first + dims.num_parts))] if dims.num_parts > 1 else None,
         open_mesh(own, rank, dims, inside, device) if dims.num_parts > 1 else None,
     )
