@@ -231,6 +231,12 @@ class Run:
                 f"optimizer={optimizer_name(self.optimizer)} with {given}: its step depends on whole matrices, or on "
                 f"all gradients, and each rank has a part of them.\n  set optimizer=adamw, or {whole}"
             )
+        if dims.tensor > 1 and self.training.compile_backend:
+            errors.append(
+                f"compile_backend={self.training.compile_backend} with silo.tensor={dims.tensor}: torch does not "
+                "compile what tensor parallelism and FSDP2 do around a layer.\n"
+                "  set compile_backend=null, or silo.shard in the place of silo.tensor"
+            )
         if self.autocast == torch.float16:
             errors.append(
                 f"precision=fp16 with {given}: a gradient that overflows on one rank would have to be known to the "

@@ -51,6 +51,13 @@ def test_what_works_by_part_is_accepted(choices: dict[str, Any]):
         make_run(in_parts(topology), [8], **choices)
 
 
+def test_divided_layers_are_not_compiled():
+    with distributed(device="cpu") as topology:
+        divided = replace(topology, silo_sizes=(2,), dims=ParallelDims(tensor=2))
+        with pytest.raises(ValueError, match=r"compile_backend=inductor with silo\.tensor=2: torch does not compile"):
+            make_run(divided, [8], compile_backend="inductor")
+
+
 def test_all_errors_are_raised_at_once():
     with distributed(device="cpu") as topology, pytest.raises(ValueError, match=r"optimizer=Muon[\s\S]+precision=fp16"):
         make_run(in_parts(topology), [8], optimizer=partial(Muon, lr=0.01), autocast=torch.float16)
