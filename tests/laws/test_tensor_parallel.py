@@ -9,21 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.laws.cases import CASES, CLASSES, FEATURES, Records, assert_close, case_run, figures, silos_of
-from tests.laws.test_reshard import whole_model
+from tests.laws.test_midround import Orders, contact_of
+from tests.laws.test_reshard import LEAVING, LONG, whole_model
 from tests.laws.test_resume import ROUNDS, round_checkpoint, timeless
 from tests.support.runs import make_run
 from trainer.checkpoint import Checkpointer
 from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
+from trainer.loop import control
 from trainer.loop.consistency import check_consistency, model_fingerprint
 from trainer.loop.fit import fit
 from trainer.loop.options import ClipOptions
+from trainer.loop.stopping import Preempted
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT
 from trainer.models.boxes import Box
@@ -38,6 +42,12 @@ class Divisible(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
         self.tp_plan = {"0": "colwise", "2": "rowwise"}
+
+
+def make_module() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Divisible().double()
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,10 @@ class Held:
 
 def train(name: str, choices: Mapping[str, Any], silos: int, shard: int = 1, tensor: int = 1) -> Held:
     """Train a row of the table; each rank calls this."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = Divisible().double()
     states: list[TrainState] = []
     records = Records()
     with distributed(silos_of(name, silos), device="cpu", shard=shard, tensor=tensor) as topology:
-        fit(case_run(topology, name, {"module": module, **choices}), [records], on_start=states.append)
+        fit(case_run(topology, name, {"module": make_module(), **choices}), [records], on_start=states.append)
         model = states[0].model
         check_consistency(topology, model_fingerprint(model), model)
         views = model.named_views(model.shared)
@@ -153,11 +160,8 @@ Cut = tuple[int, int, int]  # silos, shards and tensor ranks
 def run_rounds(name: str, cut: Cut, choices: Mapping[str, Any], folder: Path, until: int, resume: bool) -> Records:
     """Train to round `until`, from the start or from the newest checkpoint in the folder; return the metrics."""
     silos, shard, tensor = cut
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = Divisible().double()
     with distributed(silos, device="cpu", shard=shard, tensor=tensor) as topology:
-        run = case_run(topology, name, {"rounds": ROUNDS, "module": module, **choices})
+        run = case_run(topology, name, {"rounds": ROUNDS, "module": make_module(), **choices})
         checkpoints = Checkpointer(folder, topology, run.assignment_digest)
         records = Records()
         fit(run, [records], checkpoints, checkpoints.latest() if resume else None, until=until)
@@ -180,4 +184,35 @@ def test_a_run_resumes_on_other_parts(ranks, name: str, first: Cut, then: Cut, t
     ours, theirs = (whole_model(round_checkpoint(path, ROUNDS)) for path in (parts, whole))
     assert_close(ours, theirs, 1e-10)
     for our_round, their_round in zip(resumed.rounds, expected.rounds[-2:], strict=True):
+        assert timeless(our_round) == pytest.approx(timeless(their_round), rel=1e-8, nan_ok=True)
+
+
+def run_part(name: str, cut: Cut, folder: Path, orders: Orders) -> Records | None:
+    """Train from the newest checkpoint to the end, or until silos leave in the middle of a round."""
+    silos, shard, tensor = cut
+    choices: dict[str, Any] = {"rounds": ROUNDS, "checkpoint.every_rounds": 1, "module": make_module()}
+    with (
+        distributed(silos, device="cpu", shard=shard, tensor=tensor) as topology,
+        patch.object(control, "CONSENSUS_INTERVAL_SECONDS", 0.0),
+    ):
+        run = case_run(topology, name, choices | LONG)
+        checkpoints, records = Checkpointer(folder, topology, run.assignment_digest), Records()
+        try:
+            fit(run, [records], checkpoints, checkpoints.latest(), control=contact_of(topology, orders))
+        except Preempted:
+            return None
+        return records
+
+
+@pytest.mark.parametrize(("first", "then"), [((2, 1, 2), (2, 1, 1)), ((2, 1, 1), (2, 1, 2))], ids=str)
+@pytest.mark.parametrize("name", ["diloco", "scaffold"])
+@pytest.mark.quick_rows(1)
+def test_a_round_resumes_on_other_parts(ranks, name: str, first: Cut, then: Cut, tmp_path: Path):
+    """In the middle: what one rank has counted of examples that two have seen is counted once."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = ranks(4).run(run_part, name, then, whole, {})[0]
+    assert ranks(4).run(run_part, name, first, parts, LEAVING)[0] is None
+    resumed = ranks(4).run(run_part, name, then, parts, {})[0]
+    assert_close(*(whole_model(round_checkpoint(path, ROUNDS)) for path in (parts, whole)), 1e-10)
+    for our_round, their_round in zip(resumed.rounds[::-1], expected.rounds[::-1], strict=False):
         assert timeless(our_round) == pytest.approx(timeless(their_round), rel=1e-8, nan_ok=True)
