@@ -213,6 +213,7 @@ def test_a_round_resumes_on_other_parts(ranks, name: str, first: Cut, then: Cut,
     expected = ranks(4).run(run_part, name, then, whole, {})[0]
     assert ranks(4).run(run_part, name, first, parts, LEAVING)[0] is None
     resumed = ranks(4).run(run_part, name, then, parts, {})[0]
-    assert_close(*(whole_model(round_checkpoint(path, ROUNDS)) for path in (parts, whole)), 1e-10)
+    ours, theirs = (whole_model(round_checkpoint(path, ROUNDS)) for path in (parts, whole))
+    assert_close(ours, theirs, 1e-10)
     for our_round, their_round in zip(resumed.rounds[::-1], expected.rounds[::-1], strict=False):
         assert timeless(our_round) == pytest.approx(timeless(their_round), rel=1e-8, nan_ok=True)
