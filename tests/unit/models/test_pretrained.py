@@ -150,4 +150,4 @@ def test_rows_of_attention_in_the_order_of_an_earlier_version_are_refused(
         read(GPT(width=8, heads=2, layers=1), tmp_path / "weights.safetensors")
     remedy = str(refusal.value).rsplit(": ", 1)[1]
     rows = earlier["blocks.0.attention.weight"]
-    assert torch.equal(eval(remedy, {"rows": rows, "heads": 2}), saved.blocks[0].attention_heads.weight)
+    assert torch.equal(eval(remedy, {"rows": rows, "heads": 2}), saved.get_parameter("blocks.0.attention_heads.weight"))
