@@ -2,6 +2,7 @@
 
     python -m scripts.chaos --kills 200
     python -m scripts.chaos --combinations 150
+    python -m scripts.chaos --shard --kills 50
     python -m scripts.chaos --sites --kills 300
 
 Every case is run once undisturbed, and then as often as the planned kills require. At the end its weights, states,
@@ -11,6 +12,8 @@ kind that was intended.
 
 With --combinations, algorithms, compressions, precisions and other choices are combined at random. Each run is stopped
 twice and killed once, at random steps of random ranks.
+
+With --shard, the ranks of a silo hold parts of the model.
 
 With --sites, the run is a coordinator and two or three sites, one of them with two ranks. Whole launches are killed,
 single ranks too, and some are preempted or paused beside that. Each is started again until it has finished.
@@ -89,6 +92,7 @@ def _end(errors: list[str], folder: Path) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", action="store_true", help="a coordinator and sites, instead of one world")
+    parser.add_argument("--shard", action="store_true", help="silos whose ranks hold parts of the model")
     parser.add_argument("--kills", type=int, default=20, help="the minimum number of kills, over all cases")
     parser.add_argument("--combinations", type=int, default=0, help="the number of random combinations, without kinds")
     parser.add_argument("--seed", type=int, default=0, help="of the combinations, victims, moments and order of kinds")
@@ -100,7 +104,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"--folder {options.folder} is there already: remove it, or choose another")
-    names = (site_cases if options.sites else cases).CASES
+    names = site_cases.CASES if options.sites else cases.SHARDED_CASES if options.shard else cases.CASES
     options.cases = options.cases or list(names)
     if unknown := set(options.cases) - set(names):
         parser.error(f"--cases {' '.join(sorted(unknown))}: valid are {', '.join(names)}")

@@ -33,6 +33,18 @@ CASES: dict[str, tuple[str, ...]] = {
     "diloco": ("algorithm=diloco", "silos=2", "clients=3", "optimizer.lr=0.001", "round.steps=100"),
 }
 
+# Silos whose ranks hold parts of the model. Workers are forked: four of them would import torch for half a minute.
+SHARDED_CASES: dict[str, tuple[str, ...]] = {
+    "parts": (
+        *("launch.nproc_per_node=4", "silos=2", "silo.shard=full", "algorithm=fedavg", "server=adam", "clients=3"),
+        *("partition=dirichlet", "optimizer=momentum", "optimizer.lr=0.05", "ema_decay=0.9", "round.steps=60"),
+    ),
+    "copies of parts": (
+        *("launch.nproc_per_node=4", "silos=1", "silo.shard=2", "algorithm=sync", "optimizer=adamw"),
+        *("optimizer.lr=0.001", "round.steps=60"),
+    ),
+}
+
 
 class Noisy(nn.Module):
     """A perceptron with dropout and batch statistics: images [B, 1, 8, 8] to [B, 10]; 574,570 parameters."""

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-import torch._dynamo  # noqa: F401 (as the first optimizer of a worker would)
+import torch._dynamo
+import torch.distributed.fsdp  # noqa: F401 (both, as the first optimizer of a worker and a model in parts would)
 
 import trainer.commands.train.worker  # noqa: F401 (once, for all workers)
 

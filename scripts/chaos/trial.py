@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from scripts.chaos.cases import CASES, COMMON
+from scripts.chaos.cases import CASES, COMMON, SHARDED_CASES
 from scripts.chaos.compare import differences
 from scripts.chaos.killer import Killer
 from scripts.chaos.kills import Hit, Kind
@@ -46,7 +46,8 @@ class Case:
     def __init__(self, name: str, rounds: int, folder: Path):
         self.name, self.folder, self.runs = name, folder, 0
         self.alone = folder / f"{name}-alone"
-        self.overrides = [*COMMON, *CASES[name], f"rounds={rounds}"]
+        self.overrides = [*COMMON, *(CASES | SHARDED_CASES)[name], f"rounds={rounds}"]
+        self.forked = name in SHARDED_CASES
         self.start_seconds = 0.0
 
     def run_until_done(self, planned: list[Kind], random: Random) -> list[Trial]:
@@ -60,7 +61,7 @@ class Case:
     def run_alone(self) -> None:
         """Run it undisturbed."""
         tree = self._tree(self.alone, "launch.max_restarts=0")
-        with under_way(tree, self.alone, tree["launch"]["nproc_per_node"]) as run:
+        with under_way(tree, self.alone, tree["launch"]["nproc_per_node"], self.forked) as run:
             run.wait(lambda: False)
         assert run.launcher.exitcode == 0, run.log.read_text()
         assert run.start_seconds is not None
@@ -74,7 +75,7 @@ class Case:
         folder = self.folder / f"{self.name}-{self.runs}"
         tree = self._tree(folder)
         sums = ("scalars",) if tree["silos"] == 1 else ("scalars", "vectors")
-        with under_way(tree, folder, tree["launch"]["nproc_per_node"]) as run:
+        with under_way(tree, folder, tree["launch"]["nproc_per_node"], self.forked) as run:
             killer = Killer(run, random, self.start_seconds, sums)
             for kill in killer.work_off(planned):
                 print(f"{self.name:<12} {kill}", flush=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.chaos.cases import CASES
+from scripts.chaos.cases import CASES, SHARDED_CASES
 from scripts.chaos.compare import differences
 from scripts.chaos.kills import IN_TWENTY, Kill, Kind, plan, shares
 from scripts.chaos.marks import Mark
@@ -37,6 +37,15 @@ def test_twenty_kills(shell: Shell) -> None:
     counts = kills_of(shell, "--kills", "20", within_seconds=1500)
     assert set(counts) == set(Kind)
     assert all(counts[kind] >= count for kind, count in IN_TWENTY.items()), counts
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_four_kills_of_models_in_parts(shell: Shell) -> None:
+    options = ("--shard", "--kills", "4", "--rounds", "4")
+    ended = shell.start("-m", "scripts.chaos", "--folder", "runs", *options).end(500)
+    assert ended.code == 0 and "NOT EQUAL" not in ended.out, ended.out + ended.err
+    assert ended.out.count("  pid ") >= 4 and all(f"{case}, run 1: " in ended.out for case in SHARDED_CASES)
 
 
 @pytest.mark.long

@@ -32,12 +32,8 @@ def whole_model(saved: SavedState) -> dict[str, Tensor]:
     return read_all(whole_tensors(saved, "model"))
 
 
-# Krum's distances and the factors of PowerSGD depend on the cut; streaming's fragments do too.
-ROWS = [
-    name
-    for name in CASES
-    if name not in ("sync", "krum", "powersgd", "streaming", "delayed", "int8", "int4_scaffold", "topk")
-]
+# What a codec loses depends on the cut.
+ROWS = [name for name in CASES if name not in ("sync", "powersgd", "int8", "int4_scaffold", "topk")]
 
 
 def run_rounds(name: str, cut: Cut, choices: dict[str, Any], folder: Path, until: int, resume: bool) -> Records:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.algorithms.server_optimizer import extract_range, sorted_by_offset
+from trainer.algorithms.server_optimizer import LENGTH, extract_range, sorted_by_offset
 from trainer.checkpoint.format import SavedState
 from trainer.checkpoint.model_cut import (
     ModelCut,
@@ -130,7 +130,8 @@ def _recut_blocks(trees: Sequence[Tree], cuts: Sequence[ModelCut], own: ModelCut
         return {}
     ends = [max(placed.start + placed.box.numel for placed in cut.shared) for cut in cuts]
     wholes = [extract_range(sorted_by_offset(tree), slice(0, end)) for tree, end in zip(trees, ends, strict=True)]
-    return {"0": recut_vectors(wholes, cuts, own)}
+    length = max(placed.start + placed.box.numel for placed in own.shared)
+    return {"0": {**recut_vectors(wholes, cuts, own), LENGTH: length}}
 
 
 def _under(name: str, rule: Recut, trees: Sequence[Tree], cuts: Sequence[ModelCut], own: ModelCut) -> Tree:

@@ -119,10 +119,9 @@ class ShardedModel:
 
     @torch.no_grad()
     def broadcast(self, is_sent: Callable[[nn.Parameter], bool]) -> None:
-        for name, parameter in self.module.named_parameters():
-            if is_sent(parameter):
-                memory = self._parts[id(parameter)]._sharded_param_data
-                collectives.scatter_parts(memory, self._pieces(name, parameter, memory), self.topology)
+        for name, parameter in self.module.named_parameters():  # all of them: other ranks have no values
+            memory = self._parts[id(parameter)]._sharded_param_data
+            collectives.scatter_parts(memory, self._pieces(name, parameter, memory), self.topology)
         for name, buffer in self.module.named_buffers():
             if name in self._initial:
                 buffer.copy_(self._initial[name])

@@ -39,7 +39,7 @@ class ParallelModel(ParameterStorage, Protocol):
         It comes after the storage is bound.
 
         Args:
-            is_sent: whether a parameter is sent.
+            is_sent: whether a parameter is sent to ranks that have values of their own.
         """
         ...
 

@@ -57,6 +57,7 @@ def sums_of_part(compression: UpdateCompression, part: int) -> tuple[list[Tensor
 
 
 @pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.quick_rows(3)
 def test_a_part_travels_by_itself(ranks: Any, choice: str):
     """Its sums are those of silos that have nothing else; the bytes are those of both parts."""
     compression = CHOICES[choice]
@@ -71,6 +72,7 @@ def test_a_part_travels_by_itself(ranks: Any, choice: str):
                 torch.testing.assert_close(ours, theirs, atol=2.0, rtol=0)
 
 
+@pytest.mark.long
 def test_silos_may_have_different_numbers_of_copies(ranks: Any):
     """Of four ranks and of two: two copies and one."""
     alone = [ranks(2).run(sums_of_part, Uncompressed(), part)[0][0] for part in range(PARTS)]
