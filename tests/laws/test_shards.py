@@ -22,6 +22,7 @@ from tests.laws.test_adapters import adapted, masked_data
 from tests.laws.test_sites import FEATURES, FLOATS, SMALL
 from tests.support.runs import make_clients, make_data
 from trainer.data import DataSplits
+from trainer.distributed.gradients import HalfPrecisionReducer
 from trainer.distributed.silos import SiloSpec
 from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
@@ -272,6 +273,17 @@ def test_one_silo_in_float32(ranks, optimizer: str):
     choices = FLOATS | {"sizes": SIZES[:5], "optimizer": OPTIMIZERS[optimizer], "rounds": 5, "ema_decay": 0.9}
     limits = {"tolerance": 1e-5} if optimizer == "fused adamw" else {"figures_tolerance": 1e-5}
     compare(ranks, "sync", choices, 2, 1, 2, **limits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.quick_rows(1)
+def test_gradients_travel_in_16_bits(ranks, dtype: Any):
+    """As in DDP, and other bits than in 32."""
+    choices = FLOATS | {"sizes": SIZES[:5], "rounds": 2}
+    compressed = choices | {"gradient_compression": partial(HalfPrecisionReducer, dtype)}
+    compare(ranks, "sync", compressed, 2, 1, 2, figures_tolerance=1e-5)
+    one, other = (assembled(ranks(2).run(train_part, "sync", each, 1, 2)) for each in (choices, compressed))
+    assert not torch.equal(one["model/shared/0.weight"], other["model/shared/0.weight"])
 
 
 def test_adapters_in_parts(ranks):

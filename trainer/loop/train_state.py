@@ -67,7 +67,7 @@ class TrainState:
             module, algorithm = run.make_model(), run.algorithm
         run.validate_model(module)
         digests = model_digests(module)
-        parallel = parallelize(module, run.topology, run.silo)
+        parallel = parallelize(module, run.topology, run.silo, run.gradient_compression)
         layout = parameter_layout(module, algorithm.is_shared, parallel)
         self.exchange = make_exchange(run.topology, run.update_compression, layout)
         self.transport: Transport = self.exchange.transport

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,10 +22,12 @@ class GradientReducer(Protocol):
     Attributes:
         takes_sparse: whether gradients may be sparse tensors.
         takes_parts: whether each rank may get the mean of a part of the model alone.
+        reduce_dtype: in which the gradients of a part are sent and summed; None: in their own.
     """
 
     takes_sparse: bool = False
     takes_parts: bool = False
+    reduce_dtype: torch.dtype | None = None
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         """Register the reducer as the module's communication hook, with an empty state."""
@@ -56,6 +59,7 @@ class StatelessReducer:
 
     takes_sparse = False
     takes_parts = True
+    reduce_dtype: torch.dtype | None = None
 
     def rollback(self) -> None:
         pass

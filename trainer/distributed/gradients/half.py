@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -31,7 +32,7 @@ class HalfPrecisionReducer(StatelessReducer):
     """
 
     def __init__(self, dtype: Literal["bfloat16", "float16"] = "bfloat16"):
-        self.hook = HOOKS[dtype]
+        self.hook, self.reduce_dtype = HOOKS[dtype], getattr(torch, dtype)
 
     def attach(self, ddp: DistributedDataParallel, topology: Topology, scaler: LossScaler) -> None:
         # torch refuses the bfloat16 hook itself without NCCL, although gloo supports it.

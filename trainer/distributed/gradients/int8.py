@@ -42,6 +42,7 @@ class Int8Reducer:
 
     takes_sparse = False
     takes_parts = False
+    reduce_dtype: torch.dtype | None = None
 
     def __init__(self, block: int = 256):
         validate_block_size("gradient_compression", block)

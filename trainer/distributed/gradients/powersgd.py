@@ -42,6 +42,7 @@ class PowerSGDReducer:
 
     takes_sparse = False
     takes_parts = False
+    reduce_dtype: torch.dtype | None = None
 
     def __init__(self, rank: int = 4, start: int = 10):
         errors = [f"gradient_compression.rank={rank}\n  valid: a whole number from 1"] if rank < 1 else []

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from trainer.distributed import collectives
-from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
+from trainer.distributed.gradients.base import GradientReducer
 from trainer.distributed.options import SiloOptions
 from trainer.distributed.sharding.tensor_parallel import apply_tensor_parallel, cut_dimension
 from trainer.distributed.sharding.units import find_units
@@ -40,6 +40,7 @@ class ShardedModel:
             replaced, and have no values before `broadcast`.
         topology: of this rank.
         options: of the silo.
+        reduce_dtype: of the gradients that are sent; None: their own.
 
     Raises:
         InputError: see `apply_tensor_parallel`.
@@ -47,7 +48,13 @@ class ShardedModel:
 
     forwards_together = True
 
-    def __init__(self, module: nn.Module, topology: Topology, options: SiloOptions):
+    def __init__(
+        self,
+        module: nn.Module,
+        topology: Topology,
+        options: SiloOptions,
+        reduce_dtype: torch.dtype | None = None,
+    ):
         self.module, self.topology = module, topology
         self._initial = _take_tensors(module) if topology.rank == 0 else {}
         assert topology.mesh is not None and topology.mesh.mesh_dim_names is not None
@@ -55,8 +62,9 @@ class ShardedModel:
             apply_tensor_parallel(module, topology.mesh["tp"])
         cuts = {name: cut_dimension(parameter) for name, parameter in module.named_parameters()}
         mesh = topology.mesh[tuple(axis for axis in topology.mesh.mesh_dim_names if axis != "tp")]
+        policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)
         for unit in (*find_units(module, options.units), module):
-            fully_shard(unit, mesh=mesh, reshard_after_forward=not options.keep_gathered)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=not options.keep_gathered, mp_policy=policy)
         for part in (part for group in _groups(module) for part in group.fsdp_params):
             self._leave_meta(part)
         self._parts = {id(part.sharded_param): part for group in _groups(module) for part in group.fsdp_params}
@@ -142,7 +150,7 @@ class ShardedModel:
     def wrap(
         self, reducer: GradientReducer, scaler: LossScaler, allow_unused: bool
     ) -> tuple[nn.Module, GradientReducer]:
-        return self.module, FullPrecisionReducer()
+        return self.module, reducer
 
     def no_sync(self) -> AbstractContextManager[None]:
         return nullcontext()  # whole gradients of all units would have to be kept until the last micro-batch

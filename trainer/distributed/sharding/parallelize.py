@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
 from trainer.distributed.options import SiloOptions
 from trainer.distributed.sharding.parallel_model import ParallelModel, ReplicatedModel
 from trainer.distributed.topology import Topology
@@ -50,19 +52,25 @@ def validate_initial(module: nn.Module) -> None:
         )
 
 
-def parallelize(module: nn.Module, topology: Topology, options: SiloOptions) -> ParallelModel:
+def parallelize(
+    module: nn.Module,
+    topology: Topology,
+    options: SiloOptions,
+    make_reducer: Callable[[], GradientReducer] = FullPrecisionReducer,
+) -> ParallelModel:
     """Return a module as the ranks of a silo hold it: each whole, or each a part of it.
 
     Args:
         module: with the same names and shapes on all ranks; see `initial_device`.
         topology: of this rank.
         options: of the silo.
+        make_reducer: makes what averages the gradients.
     """
     if topology.num_parts == 1:
         return ReplicatedModel(module.to(topology.device), topology)
     from trainer.distributed.sharding.fsdp import ShardedModel  # its import takes a second
 
-    return ShardedModel(module, topology, options)
+    return ShardedModel(module, topology, options, make_reducer().reduce_dtype)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
