@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import Work
 
 from trainer.distributed.topology import Topology
+from trainer.utils.errors import distinct_errors, raise_errors
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def on_all_ranks(make: Callable[[], T]) -> T:
     except ValueError as error:
         message = str(error)
     if errors := [text for text in all_gather_texts(message) if text]:
-        raise ValueError("\n".join(dict.fromkeys(errors)))
+        raise_errors(distinct_errors(errors))
     return made  # pyright: ignore[reportReturnType] (without an error it was made)
 
 

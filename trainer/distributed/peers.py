@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from trainer.distributed.environment import ClusterEnvironment
 from trainer.distributed.store import SignedStore
-from trainer.utils.errors import raise_errors
+from trainer.utils.errors import distinct_errors, raise_errors
 
 T = TypeVar("T")
 
@@ -65,5 +65,5 @@ def _answer(make: Callable[[], Any]) -> dict[str, Any]:
 
 def _values(answers: list[dict[str, Any]]) -> list[Any]:
     """Return the values of answers; raise a ValueError with their errors if there are any."""
-    raise_errors(list(dict.fromkeys(answer["error"] for answer in answers if "error" in answer)))
+    raise_errors(distinct_errors(answer["error"] for answer in answers if "error" in answer))
     return [answer["value"] for answer in answers]

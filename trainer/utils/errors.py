@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -27,6 +28,11 @@ class ErrorCollector:
     def raise_any(self) -> None:
         """Raise a ValueError with all messages, if there are any."""
         raise_errors(self.messages)
+
+
+def distinct_errors(texts: Iterable[str]) -> list[str]:
+    """Return the errors of several ranks, each once. The lines of an error after its first are indented."""
+    return list(dict.fromkeys(error for text in texts for error in re.split(r"\n(?! )", text)))
 
 
 def raise_errors(errors: Sequence[str]) -> None:
