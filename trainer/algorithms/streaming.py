@@ -23,6 +23,7 @@ from trainer.distributed.transport import Transport
 from trainer.distributed.transport.base import ReducedChunks, shift_slice
 from trainer.models.flat import FlatModel, difference, pad_or_trim
 from trainer.optim.optimizers import OptimizerFactory
+from trainer.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +278,11 @@ def fragment_edges(model: FlatModel, fragments: int) -> list[int]:
     The sizes are those of whole parameters, so all parts of a model are cut alike, whatever their number.
 
     Raises:
-        ValueError: there are fewer parameters than fragments.
+        InputError: there are fewer parameters than fragments.
     """
     layout = model.shared_layout
     if 0 < len(layout) < fragments:
-        raise ValueError(
+        raise InputError(
             f"algorithm.fragments={fragments}: a fragment has one parameter or more, and the model has {len(layout)}.\n"
             f"  valid: 1 to {len(layout)}"
         )

@@ -12,6 +12,7 @@ from torch import nn
 
 from trainer.algorithms.streaming import fragment_edges
 from trainer.models.flat import FlatModel
+from trainer.utils.errors import InputError
 
 
 def model_of(sizes: list[int], alignment: int = 1) -> FlatModel:
@@ -40,7 +41,7 @@ def test_equal_parameters_are_shared_equally():
 
 
 def test_more_fragments_than_parameters_are_refused():
-    with pytest.raises(ValueError, match=r"algorithm\.fragments=3: .* has 2\.\n  valid: 1 to 2"):
+    with pytest.raises(InputError, match=r"algorithm\.fragments=3: .* has 2\.\n  valid: 1 to 2"):
         fragment_edges(model_of([4, 4]), 3)
 
 
