@@ -184,7 +184,7 @@ WORDS: dict[str, str] = {
     "lora_target_modules": "adapter=lora adapter.targets={}",
     "num_labels": "model.classes={}",
     "num_classes": "model.classes={}",
-    "gradient_checkpointing": "model=gpt model.checkpointing=true",
+    "gradient_checkpointing": "silo.recompute=true",
     # Federated: Flower, NVFlare, papers
     "strategy": "algorithm={}",
     "aggregator": "algorithm={}",

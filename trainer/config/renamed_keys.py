@@ -52,6 +52,7 @@ RENAMED = {
     "algorithm.byzantine": "algorithm.rule.byzantine",
     "algorithm.selected": "algorithm.rule.selected",
     "task.auc_bins": "task.auc",
+    "model.checkpointing": "silo.recompute",
 }
 # Values that had another name too.
 VALUES = {

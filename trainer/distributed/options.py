@@ -22,8 +22,6 @@ class SiloOptions:
             members of the model's lists of layers.
         keep_gathered: whether a unit stays gathered between forward and backward.
         recompute: whether units keep only their inputs, and compute again in the backward pass.
-        offload: `outer` keeps global parameters, sums and the server optimizer's state in host memory, and `all` the
-            parts of the model too.
     """
 
     shard: PositiveInt | Literal["full", "node"] = 1
@@ -31,4 +29,3 @@ class SiloOptions:
     units: Literal["auto"] | re.Pattern[str] = "auto"
     keep_gathered: bool = False
     recompute: bool = False
-    offload: Literal["outer", "all", None] = None

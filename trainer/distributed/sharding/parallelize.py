@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from trainer.distributed.gradients.base import FullPrecisionReducer, GradientReducer
 from trainer.distributed.options import SiloOptions
 from trainer.distributed.sharding.parallel_model import ParallelModel, ReplicatedModel
+from trainer.distributed.sharding.recompute import recompute_activations
+from trainer.distributed.sharding.units import find_units
 from trainer.distributed.topology import Topology
 from trainer.utils.errors import InputError
 from trainer.utils.text import first_few
@@ -66,6 +68,8 @@ def parallelize(
         options: of the silo.
         make_reducer: makes what averages the gradients.
     """
+    if options.recompute:
+        recompute_activations(find_units(module, options.units))
     if topology.num_parts == 1:
         return ReplicatedModel(module.to(topology.device), topology)
     from trainer.distributed.sharding.fsdp import ShardedModel  # its import takes a second

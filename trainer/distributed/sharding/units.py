@@ -10,7 +10,7 @@ from torch import nn
 
 
 def find_units(module: nn.Module, choice: Literal["auto"] | re.Pattern[str]) -> list[nn.Module]:
-    """Return the units of a module, outermost first; what is in none of them is gathered by itself.
+    """Return the units of a module, inner ones before those around them. What is in none of them is a unit more.
 
     Args:
         module: the model.
@@ -25,8 +25,8 @@ def find_units(module: nn.Module, choice: Literal["auto"] | re.Pattern[str]) -> 
 
 
 def _automatic(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from (member for member in child.children() if any(True for _ in member.parameters()))
-        else:
+    if isinstance(module, nn.ModuleList | nn.Sequential):
+        yield from (member for member in module.children() if any(True for _ in member.parameters()))
+    else:
+        for child in module.children():
             yield from _automatic(child)

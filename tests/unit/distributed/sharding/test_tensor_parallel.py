@@ -49,7 +49,6 @@ def make_images(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "gpt": make_gpt,
     "gpt with a vocabulary that is not divided": partial(make_gpt, vocabulary=11),
-    "gpt that recomputes": partial(make_gpt, checkpointing=True),
     "vit": lambda: ViT(classes=12, size=8, patch=4, width=16, layers=2, heads=4),
     "llama": make_llama,
     "llama with tied ends": lambda: from_transformers(
