@@ -269,7 +269,8 @@ def _write_leaves(path: Path, leaves: Mapping[str, Any]) -> tuple[int, int]:
     """
     tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor | LazyTensor)}
     values = {name: leaf for name, leaf in leaves.items() if name not in tensors}
-    header: dict[str, Any] = {"__metadata__": {"values": json.dumps(values)}}
+    # Without "format" huggingface_hub refuses the file.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "values": json.dumps(values)}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes

@@ -20,7 +20,7 @@ Tensors = Mapping[str, Tensor | LazyTensor]
 def write_model(path: Path, tensors: Tensors) -> None:
     """Write the tensors of a model to a file, one after the other, or to several with an index if they are large.
 
-    The index is written last. An earlier model of the name is removed where it is of the other kind.
+    The index is written last, when the files of an earlier model of the name are removed.
 
     Args:
         path: such as model.safetensors; several files are model-00001-of-00002.safetensors and so on.
@@ -29,16 +29,19 @@ def write_model(path: Path, tensors: Tensors) -> None:
     groups = _groups(tensors)
     index = path.with_name(path.name + INDEX)
     index.unlink(missing_ok=True)  # until all its files are there it would name others
-    if len(groups) == 1:
-        write_tensors(path, tensors)
-        return
-    names = [f"{path.stem}-{place:05d}-of-{len(groups):05d}{path.suffix}" for place in range(1, len(groups) + 1)]
+    places = range(1, len(groups) + 1)
+    several = [f"{path.stem}-{place:05d}-of-{len(groups):05d}{path.suffix}" for place in places]
+    names = several if len(groups) > 1 else [path.name]
     for name, group in zip(names, groups, strict=True):
         write_tensors(path.with_name(name), group)
+    for earlier in (path, *path.parent.glob(f"{path.stem}-?????-of-?????{path.suffix}")):
+        if earlier.name not in names:
+            earlier.unlink(missing_ok=True)
+    if len(groups) == 1:
+        return
     total = sum(tensor.nbytes for tensor in tensors.values())
     weight_map = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
     write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
-    path.unlink(missing_ok=True)
 
 
 def read_all(tensors: Tensors) -> dict[str, Tensor]:

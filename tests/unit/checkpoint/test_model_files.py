@@ -20,11 +20,11 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_files, "MAX_FILE_BYTES", 1000)
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(20, 10), nn.BatchNorm1d(10), nn.Linear(10, 20))
 
 
-def written(path: Path) -> nn.Module:
+def written(path: Path) -> nn.Sequential:
     module = model()
     write_model(path, dict(module.state_dict()))
     return module
@@ -49,7 +49,7 @@ def test_a_large_one_is_several_that_transformers_reads(tmp_path: Path, small_fi
     path = tmp_path / "model.safetensors"
     module = written(path)
     index = find_weights_file(path)
-    assert index == tmp_path / "model.safetensors.index.json"
+    assert index and index == tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     assert content["metadata"]["total_size"] == sum(t.nbytes for t in module.state_dict().values())
     assert set(content["weight_map"].values()) == {f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
@@ -57,9 +57,12 @@ def test_a_large_one_is_several_that_transformers_reads(tmp_path: Path, small_fi
     assert_loads(index, module)
     other = model()
     load_pretrained(other, tmp_path)  # the folder
-    assert torch.equal(other[0].weight, module[0].weight)
+    assert torch.equal(other.get_parameter("0.weight"), module.get_parameter("0.weight"))
     files, _ = transformers.utils.hub.get_checkpoint_shard_files(tmp_path, index)
     assert sorted(Path(file).name for file in files) == sorted({*content["weight_map"].values()})
+    other = model()
+    pytest.importorskip("huggingface_hub").load_torch_model(other, tmp_path)
+    assert torch.equal(other.get_parameter("2.weight"), module.get_parameter("2.weight"))
 
 
 def test_another_model_of_the_name_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -70,6 +73,22 @@ def test_another_model_of_the_name_takes_its_place(tmp_path: Path, monkeypatch: 
         found = find_weights_file(path)
         assert found and (found == path) == (limit > 1000)
         assert_loads(found, module)
+        assert len(list(tmp_path.iterdir())) == (1 if limit > 1000 else 3)
+
+
+def test_a_save_that_is_killed_leaves_no_earlier_model_beside_the_index(
+    tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"earlier")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_files, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        written(path)
+    assert find_weights_file(path) is None
 
 
 def test_tensors_are_read_one_after_the_other(tmp_path: Path, small_files: None):

@@ -70,10 +70,7 @@ class ShardedModel:
         self._parts = {id(part.sharded_param): part for group in _groups(module) for part in group.fsdp_params}
         self._cuts = {id(parameter): cuts[name] for name, parameter in module.named_parameters()}
         self._bound: list[tuple[nn.Parameter, nn.Parameter]] = []
-        for layer in module.modules():
-            for name, buffer in layer._buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    layer._buffers[name] = torch.empty_like(buffer, device=topology.device)
+        _empty_buffers(module, topology.device)
         # A pass without gradients is not followed by a backward pass, which would free what it has gathered.
         module.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else self._reshard())
 
@@ -205,9 +202,19 @@ def _take_tensors(module: nn.Module) -> dict[str, Tensor]:
                 empty[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
             if parameter is not None:
                 layer._parameters[name] = empty[id(parameter)]
-        for name, buffer in layer._buffers.items():
-            layer._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="meta")
+    _empty_buffers(module, torch.device("meta"))
     return taken
+
+
+def _empty_buffers(module: nn.Module, device: torch.device) -> None:
+    """Replace the buffers of a module by others on a device, without values; one that has several names keeps them."""
+    empty: dict[int, Tensor] = {}
+    for layer in module.modules():
+        for name, buffer in layer._buffers.items():
+            if buffer is not None:
+                if id(buffer) not in empty:
+                    empty[id(buffer)] = torch.empty_like(buffer, device=device)
+                layer._buffers[name] = empty[id(buffer)]
 
 
 def _groups(module: nn.Module) -> Iterator[Any]:

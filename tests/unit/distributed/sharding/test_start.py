@@ -23,7 +23,7 @@ def tied_gpt() -> nn.Module:
 
 
 class Frozen(nn.Module):
-    """Frozen parameters, buffers of both kinds, a layer of fewer rows than ranks."""
+    """Frozen parameters, buffers of both kinds and one of two names, a layer of fewer rows than ranks."""
 
     def __init__(self):
         super().__init__()
@@ -32,6 +32,7 @@ class Frozen(nn.Module):
         self.norm = nn.BatchNorm1d(12)
         self.head = nn.Linear(12, 3)
         self.register_buffer("scale", torch.rand(12), persistent=False)
+        self.head.register_buffer("same_scale", self.get_buffer("scale"), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.norm(self.base(inputs)) * self.scale)
