@@ -52,7 +52,7 @@ def make_module() -> nn.Module:
 
 @dataclass(frozen=True)
 class Held:
-    """What a rank has after a run.
+    """The parts that a rank has after a run.
 
     Attributes:
         regions: of each shared parameter its box, and the values.

@@ -27,11 +27,11 @@ Recut = Callable[[Sequence[Tree], "Sequence[ModelCut]", "ModelCut"], Tree]
 
 @dataclass(frozen=True)
 class ModelCut:
-    """What a rank holds of a model.
+    """The boxes of a model that a rank holds.
 
     Attributes:
         shared: the boxes of the parameters that silos share, as they lie in vectors of them.
-        personal: likewise of those that are personal.
+        personal: likewise of the personal ones.
         aliases: the names of tied parameters by their other names.
     """
 

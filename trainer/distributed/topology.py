@@ -83,7 +83,7 @@ class Topology:
 
     @property
     def counts_examples(self) -> bool:
-        """Whether this rank is the one that counts its examples, of those that see the same ones."""
+        """Whether this rank counts its examples: one of the ranks that see the same ones does."""
         return self.tensor_rank == 0
 
     @property

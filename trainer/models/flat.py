@@ -258,7 +258,7 @@ def difference(
         b: a vector of the same length, dtype and device.
         factor: multiplies the difference, not the norm.
         out: where the scaled difference goes; may be `a` or `b`, or None for a new vector.
-        counted: the norm is that of so many numbers, the first; None: of all.
+        counted: how many numbers, from the first, the norm is of; None: all.
 
     Returns:
         The scaled difference, and the norm, which is not finite if any element of a - b is not.

@@ -75,7 +75,7 @@ def apply_tensor_parallel(module: nn.Module, mesh: DeviceMesh) -> None:
         mesh: of one axis.
 
     Raises:
-        InputError: the model has no plan, or cannot be divided over so many ranks.
+        InputError: the model has no plan, or cannot be divided over these ranks.
     """
     # Earlier groups of the same ranks may be closed, and DTensor remembers operations by the ranks of a mesh alone.
     _clear_sharding_prop_cache()

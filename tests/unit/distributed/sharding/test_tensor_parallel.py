@@ -67,7 +67,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank has after training.
+    """The parts that a rank has after training.
 
     Attributes:
         parameters: its region of each parameter, by name.
