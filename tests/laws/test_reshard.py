@@ -100,3 +100,31 @@ def test_a_round_resumes_on_other_parts(ranks, name: str, first: ShardSpec, then
     assert_close(whole_model(ours), whole_model(theirs), 1e-10)
     for our_round, their_round in zip(resumed.rounds[::-1], expected.rounds[::-1], strict=False):
         assert timeless(our_round) == pytest.approx(timeless(their_round), rel=1e-8, nan_ok=True)
+
+
+MOMENTUM = {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [((2, 2), (1, 1)), ((1, 1), (3, "full")), ((3, "full"), (2, 2)), ((2, 2), (3, "full"))], ids=str
+)
+@pytest.mark.parametrize("is_within", [False, True])
+@pytest.mark.parametrize("name", ["local", "fedavg_adam"])
+@pytest.mark.quick_rows(2)
+def test_a_run_resumes_on_other_ranks(
+    ranks, name: str, is_within: bool, first: tuple[int, ShardSpec], then: tuple[int, ShardSpec], tmp_path: Path
+):
+    """Two silos with other numbers of ranks and parts, uneven ones among them: between rounds, and within one."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    choices = MOMENTUM | LONG
+    (before, cut), (now, other) = first, then
+    if is_within:
+        ranks(4).run(run_part, name, (2, 1), choices, whole, {})
+        assert ranks(2 * before).run(run_part, name, (2, cut), choices, parts, LEAVING)[0] is None
+        ranks(2 * now).run(run_part, name, (2, other), choices, parts, {})
+    else:
+        ranks(4).run(run_rounds, name, (2, 1), choices, whole, ROUNDS, False)
+        ranks(2 * before).run(run_rounds, name, (2, cut), choices, parts, INTERRUPTED, False)
+        ranks(2 * now).run(run_rounds, name, (2, other), choices, parts, ROUNDS, True)
+    ours, theirs = (whole_model(round_checkpoint(path, ROUNDS)) for path in (parts, whole))
+    assert_close(ours, theirs, 1e-10)

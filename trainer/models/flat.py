@@ -187,9 +187,9 @@ class FlatModel:
 
     @torch.no_grad()
     def load_personal_state(self, state: dict[str, Tensor]) -> None:
-        """Load the personal state of a client."""
+        """Load the personal state of a client. Its vector may end with the last parameter, without padding."""
         if self.has_personal:
-            self.personal.copy_(state["parameters"])
+            self.personal.copy_(pad_or_trim(state["parameters"], len(self.personal)))
             load_buffers(self.module, {name: state[name] for name in self.personal_buffer_names})
 
     def _personal_tensors(self) -> dict[str, Tensor]:

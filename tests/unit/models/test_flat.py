@@ -94,6 +94,17 @@ def test_personal_state_is_saved_and_loaded():
     assert torch.equal(model.personal, kept["parameters"] + 1)
 
 
+def test_a_personal_vector_may_end_with_its_last_parameter():
+    """As one that was put together from parts does."""
+    model = FlatModel(small(), head_is_personal)
+    kept = model.personal_state()
+    end = max(placed.start + placed.box.numel for placed in model.personal_layout)
+    assert end < len(model.personal)
+    model.personal.zero_()
+    model.load_personal_state({**kept, "parameters": kept["parameters"][:end]})
+    assert torch.equal(model.personal, kept["parameters"])
+
+
 def test_shared_state_round_trips():
     """Another model gets buffers too, but no personal and no frozen parameters."""
     source, target = small(), small()
