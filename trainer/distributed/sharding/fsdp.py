@@ -2,8 +2,8 @@
 
 FSDP2 keeps a rank's part of each parameter in memory of its own, padded so that all ranks have as much. Here that
 memory is a stretch of the FlatModel's vector. So what is written into the vector is in the next forward pass, and
-optimizers and algorithms see plain tensors. Both halves of this were read in torch 2.11 and 2.13, and `_check` looks
-after the first forward pass whether they still hold.
+optimizers and algorithms see plain tensors. After the first backward pass it is checked that FSDP2 still works on that
+memory.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class ShardedModel:
         self._parts = {id(part.sharded_param): part for group in _groups(module) for part in group.fsdp_params}
         self._cuts = {id(parameter): cuts[name] for name, parameter in module.named_parameters()}
         self._bound: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._is_checked = False
         _empty_buffers(module, topology.device)
         # A pass without gradients is not followed by a backward pass, which would free what it has gathered.
         module.register_forward_hook(lambda *_: None if torch.is_grad_enabled() else self._reshard())
@@ -171,9 +172,21 @@ class ShardedModel:
                 parameter.grad = None
 
     def take_gradients(self) -> None:
+        if not self._is_checked:
+            self._check_memory()
         for parameter, bound in self._bound:
             bound.grad = None if parameter.grad is None else self.local(parameter.grad)
             parameter.grad = None
+
+    def _check_memory(self) -> None:
+        """Raise RuntimeError if FSDP2 has moved a part out of the vector in which it was bound."""
+        for parameter, bound in self._bound:
+            places = {self._parts[id(parameter)]._sharded_param_data.data_ptr(), self.local(parameter).data_ptr()}
+            if bound.numel() and places != {bound.data_ptr()}:
+                raise RuntimeError(
+                    f"torch {torch.__version__} keeps the parts of parameters elsewhere than silotrain expects"
+                )
+        self._is_checked = True
 
     def _reshard(self) -> None:
         for module in self.module.modules():

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from tests.support.runs import make_run
 from trainer.algorithms import FedAvg
+from trainer.distributed.options import SiloOptions
 from trainer.distributed.parallel_dims import ShardSpec
+from trainer.distributed.sharding import initial_device, parallelize
 from trainer.distributed.silos import SiloSpec
 from trainer.distributed.topology import distributed
 from trainer.loop.train_state import TrainState
 from trainer.models import GPT
 from trainer.models.boxes import Box
+from trainer.models.flat import FlatModel
 
 
 def tied_gpt() -> nn.Module:
@@ -84,8 +87,6 @@ def refused() -> str:
         if topology.rank == 0:
             return ""
         try:
-            from trainer.distributed.sharding import initial_device
-
             with initial_device(topology):
                 run.validate_model(run.make_model())
         except ValueError as error:
@@ -96,3 +97,24 @@ def refused() -> str:
 def test_tensors_that_would_have_no_values_are_named(ranks):
     _, message = ranks(2).run(refused)
     assert "mask, which are neither parameters nor buffers" in message and "register_buffer" in message
+
+
+def moved() -> str:
+    with distributed(1, shard=2, device="cpu") as topology:
+        parallel = parallelize(nn.Linear(8, 4), topology, SiloOptions())
+        FlatModel(parallel.module, storage=parallel)
+        parallel.take_gradients()  # all is where it was bound
+        other = parallelize(nn.Linear(8, 4), topology, SiloOptions())
+        FlatModel(other.module, storage=other)
+        for part in other._parts.values():
+            part._sharded_param_data = part._sharded_param_data.clone()
+        try:
+            other.take_gradients()
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+
+def test_parts_that_torch_keeps_elsewhere_are_noticed(ranks):
+    for message in ranks(2).run(moved):
+        assert f"torch {torch.__version__} keeps the parts of parameters elsewhere" in message
