@@ -14,6 +14,7 @@ from tests.laws.cases import Records, figures
 from tests.support.runs import make_run
 from trainer.algorithms import FedAvg
 from trainer.distributed.parallel_dims import ShardSpec
+from trainer.distributed.sharding import can_pass_alone
 from trainer.distributed.silos import SiloSpec
 from trainer.distributed.topology import distributed
 from trainer.loggers import Metrics
@@ -53,6 +54,8 @@ def trained(silos: SiloSpec, shard: ShardSpec, choices: dict[str, Any]) -> tuple
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.quick_rows(3)
 def test_unequal_shares_are_those_of_whole_replicas(ranks, case: str, cut: tuple[SiloSpec, ShardSpec]):
+    if CASES[case].get("micro_batch_size") == "auto" and not can_pass_alone():
+        pytest.skip("this torch cannot continue after a pass that did not fit; see test_refused_parts.py")
     whole = ranks(4).run(trained, cut[0], 1, CASES[case])
     for (parts, rounds), (expected, their_rounds) in zip(ranks(4).run(trained, *cut, CASES[case]), whole, strict=True):
         for name, (box, values) in parts.items():

@@ -242,6 +242,11 @@ class Run:
                 f"precision=fp16 with {given}: a gradient that overflows on one rank would have to be known to the "
                 f"others, before they step.\n  set precision=bf16, or {whole}"
             )
+        if self.training.micro_batch_size == "auto" and not sharding.can_pass_alone():
+            errors.append(
+                f"micro_batch_size=auto with {given}: torch {torch.__version__} cannot continue after a pass that did "
+                f"not fit into memory.\n  set a number, or install a newer torch; or set {whole}"
+            )
         reducer = self.gradient_compression()
         if not reducer.takes_parts:
             errors.append(

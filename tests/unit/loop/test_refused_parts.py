@@ -61,3 +61,11 @@ def test_divided_layers_are_not_compiled():
 def test_all_errors_are_raised_at_once():
     with distributed(device="cpu") as topology, pytest.raises(ValueError, match=r"optimizer=Muon[\s\S]+precision=fp16"):
         make_run(in_parts(topology), [8], optimizer=partial(Muon, lr=0.01), autocast=torch.float16)
+
+
+def test_an_older_torch_cannot_try_micro_batches(monkeypatch: pytest.MonkeyPatch):
+    from torch.distributed.fsdp import FSDPModule
+
+    monkeypatch.delattr(FSDPModule, "reset_iter_state", raising=False)
+    with distributed(device="cpu") as topology, pytest.raises(ValueError, match=r"micro_batch_size=auto with silo\.s"):
+        make_run(in_parts(topology), [8], micro_batch_size="auto")

@@ -77,6 +77,13 @@ def parallelize(
     return ShardedModel(module, topology, options, make_reducer().reduce_dtype)
 
 
+def can_pass_alone() -> bool:
+    """Return whether `ParallelModel.alone` works with this torch, where ranks hold parts of a model."""
+    from torch.distributed.fsdp import FSDPModule  # its import takes a second
+
+    return hasattr(FSDPModule, "reset_iter_state")  # not in torch 2.11
+
+
 def whole_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor of which ranks of the silo may hold parts; a collective of theirs if they do."""
     gather = getattr(tensor, "full_tensor", None)
